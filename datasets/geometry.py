@@ -1,0 +1,149 @@
+"""Where things stand: the voxel grid, the views, and the X-ray geometry that took them, all in millimetres.
+
+Two frames are used everywhere.
+
+* **Volume order**: tensors are N, C, D, H, W with D from superior to inferior, H from anterior to posterior and
+  W from the patient's right to left.
+* **Patient frame**: LPS coordinates in mm about the isocentre (x to the left, y posterior, z superior), the frame of
+  DICOM, ITK and NIfTI readers. The isocentre is the centre of the volume.
+
+Radiographs are stored as a reader hangs them: rows from superior to inferior; columns of a frontal image from the
+patient's right to left, of a lateral one from anterior to posterior (the patient faces the left edge).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from raylift.datasets.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A cube of isotropic voxels centred on the isocentre."""
+
+    size: int = 128
+    spacing_mm: float = 2.5
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.size <= 1024:
+            raise ConfigError(f"grid size {self.size} is outside 8 to 1024 voxels a side")
+        if not 0 < self.spacing_mm < 100:
+            raise ConfigError(f"voxel spacing {self.spacing_mm} mm is outside (0, 100)")
+
+    @property
+    def extent_mm(self) -> float:
+        """Edge of the cube in mm, from outer voxel face to outer voxel face."""
+        return self.size * self.spacing_mm
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(D, H, W)."""
+        return (self.size, self.size, self.size)
+
+
+@dataclass(frozen=True)
+class View:
+    """One pose of tube and detector about the isocentre.
+
+    Angles turn tube and detector together: `azimuth_deg` about the patient's long axis (0 is a PA frontal, 90 a left
+    lateral), `elevation_deg` tips the tube towards the head, `roll_deg` turns the detector in its plane.
+    `offset_mm` moves the point that is imaged at the detector's centre, in the patient frame.
+    """
+
+    name: str
+    azimuth_deg: float = 0.0
+    elevation_deg: float = 0.0
+    roll_deg: float = 0.0
+    offset_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def axes(self) -> Float[np.ndarray, "3 3"]:
+        """Unit vectors (rows: column direction, row direction, ray direction) in the patient frame."""
+        azimuth, elevation, roll = np.deg2rad([self.azimuth_deg, self.elevation_deg, self.roll_deg])
+        # A PA frontal: columns run to the patient's left, rows to the feet, rays from back to front.
+        column, row, ray = np.array([1.0, 0, 0]), np.array([0, 0, -1.0]), np.array([0, -1.0, 0])
+        row, ray = (
+            np.cos(elevation) * row - np.sin(elevation) * ray,
+            np.cos(elevation) * ray + np.sin(elevation) * row,
+        )
+        column, row = np.cos(roll) * column + np.sin(roll) * row, np.cos(roll) * row - np.sin(roll) * column
+        turn = np.array([[np.cos(azimuth), -np.sin(azimuth), 0], [np.sin(azimuth), np.cos(azimuth), 0], [0, 0, 1]])
+        axes = np.stack([column, row, ray]) @ turn.T
+        # Quarter turns must be exact: the projector takes its fast path only for exact axes.
+        return np.where(np.abs(axes) < 1e-12, 0.0, np.where(np.abs(np.abs(axes) - 1) < 1e-12, np.sign(axes), axes))
+
+
+FRONTAL = View("frontal")
+LATERAL = View("lateral", azimuth_deg=90.0)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a set of radiographs was taken: beam, distances, detector and views.
+
+    `source_axis_mm` (SAD) is the distance from the focal spot to the isocentre, `source_detector_mm` (SDD) to the
+    detector. With a parallel beam both are ignored and `detector_pitch_mm` is measured at the isocentre.
+    """
+
+    beam: Literal["cone", "parallel"]
+    source_axis_mm: float
+    source_detector_mm: float
+    detector_px: int
+    detector_pitch_mm: float
+    views: tuple[View, ...] = (FRONTAL, LATERAL)
+
+    def __post_init__(self) -> None:
+        if self.beam == "cone" and not 0 < self.source_axis_mm <= self.source_detector_mm:
+            raise ConfigError(
+                f"source-axis distance {self.source_axis_mm} mm must lie in (0, {self.source_detector_mm}], "
+                "the source-detector distance"
+            )
+        names = [view.name for view in self.views]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"two views share a name: {', '.join(names)}")
+
+    @property
+    def magnification(self) -> float:
+        """Detector size over object size at the isocentre."""
+        return self.source_detector_mm / self.source_axis_mm if self.beam == "cone" else 1.0
+
+    def view(self, name: str) -> View:
+        """The view of that name, or a ConfigError that lists the names there are."""
+        for view in self.views:
+            if view.name == name:
+                return view
+        raise ConfigError(f"no view '{name}' in this geometry: it has {', '.join(v.name for v in self.views)}")
+
+
+def chest(grid: Grid) -> Geometry:
+    """A chest stand: SAD 1650 mm, SDD 1800 mm, the detector just covering the volume's central plane.
+
+    Source: SDD of 1800 to 1830 mm in the headers of the Indiana collection; the axis stands half a thorax and a gap
+    before the detector.
+    """
+    return covering(grid, Geometry("cone", 1650.0, 1800.0, grid.size, 1.0))
+
+
+def x2ct(grid: Grid) -> Geometry:
+    """The geometry of X2CT-GAN's training data: SAD 541 mm, SDD 949 mm, a 500 mm detector.
+
+    The detector sees 285 mm at the isocentre, so the sides of a 320 mm volume are cut, as they are in their data.
+    """
+    return Geometry("cone", 541.0, 949.0, grid.size, 500.0 / grid.size)
+
+
+def parallel(grid: Grid) -> Geometry:
+    """Parallel rays: every pixel sums one line of voxels."""
+    return covering(grid, Geometry("parallel", 1.0, 1.0, grid.size, 1.0))
+
+
+def covering(grid: Grid, geometry: Geometry) -> Geometry:
+    """The same geometry with the pitch at which the detector covers the volume's central plane."""
+    return replace(geometry, detector_pitch_mm=grid.extent_mm * geometry.magnification / geometry.detector_px)
+
+
+GEOMETRIES = {"chest": chest, "x2ct": x2ct, "parallel": parallel}

@@ -1,0 +1,184 @@
+"""CT files, or phantoms, into an archive: what can be used is, what cannot is refused by name and counted."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int16
+
+from raylift.datasets import ct, segmentation
+from raylift.datasets.archive import ArchiveWriter, Entry, Manifest, Sample, latest_manifest
+from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile
+from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.intensity import attenuation
+from raylift.datasets.phantom import thorax
+from raylift.datasets.projector import project
+from raylift.datasets.splits import Split, SplitRule, balanced
+from raylift.datasets.store import Folder
+
+Progress = Callable[[int, int, str], None]
+"""Called with what is done, what there is in all, and the name of what comes next."""
+
+
+@dataclass
+class Outcome:
+    """What an ingest did."""
+
+    added: list[Entry] = field(default_factory=list)
+    already_there: int = 0
+    refused: list[RefusedFile] = field(default_factory=list)
+    passed_over: int = 0
+    """Files in searched folders that are neither volumes nor DICOM."""
+
+    def summary(self) -> str:
+        """One line for a person."""
+        splits = Counter(entry.split for entry in self.added)
+        parts = [f"{len(self.added)} added ({', '.join(f'{n} {split}' for split, n in sorted(splits.items()))})"]
+        parts[0] = parts[0].replace(" ()", "")
+        parts.append(f"{self.already_there} already there")
+        parts.append(f"{len(self.refused)} refused")
+        if self.passed_over:
+            parts.append(f"{self.passed_over} other files passed over")
+        return ", ".join(parts)
+
+
+def ingest(
+    sources: Sequence[Path],
+    url: str,
+    grid: Grid,
+    geometry: Geometry,
+    *,
+    limits: ct.Limits,
+    licence: str = "not stated",
+    subject_pattern: str = "",
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    assigned: Mapping[str, Split] | None = None,
+    require_whole_thorax: bool = False,
+    keep_table: bool = False,
+    per_part: int = 8,
+    progress: Progress = lambda *_: None,
+) -> Outcome:
+    """Bring every CT under `sources` into the archive at `url`, skipping those whose bytes are already in it.
+
+    A file's subject is its name without suffix, or what the first group of `subject_pattern` matches in it; a DICOM
+    series' is a pseudonym of its patient number. See `ct.resample` for what happens to a volume.
+    """
+    found = ct.find(sources)
+    subjects = [_subject(source, subject_pattern) for source in found.sources]
+    writer = _writer(url, grid, geometry, set(subjects), shares, assigned, per_part)
+    outcome = Outcome(refused=list(found.refused), passed_over=found.passed_over)
+    with writer:
+        for done, (source, subject) in enumerate(zip(found.sources, subjects, strict=True)):
+            progress(done, len(found.sources), source.name)
+            sha256 = source.digest()
+            if writer.holds(sha256):
+                outcome.already_there += 1
+                continue
+            try:
+                scan = ct.read(source, limits)
+                if require_whole_thorax:
+                    ct.check_whole_thorax(scan)
+                hu, record = ct.resample(scan, grid, keep_table)
+            except RefusedFile as error:
+                outcome.refused.append(error)
+                continue
+            entry = Entry(
+                id=subject,
+                subject=subject,
+                source=source.name,
+                source_sha256=sha256,
+                licence=licence,
+                label_method="threshold",
+                record=record,
+            )
+            labels = segmentation.labels(hu, grid.spacing_mm)
+            outcome.added.append(writer.add(entry, Sample(hu, radiographs(hu, grid, geometry), labels)))
+        progress(len(found.sources), len(found.sources), "")
+    return outcome
+
+
+def ingest_phantoms(
+    url: str,
+    grid: Grid,
+    geometry: Geometry,
+    *,
+    count: int,
+    seed: int,
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    per_part: int = 8,
+    progress: Progress = lambda *_: None,
+) -> Outcome:
+    """Bring `count` synthetic thoraces, drawn from `seed` onwards, into the archive at `url`."""
+    subjects = {f"phantom-{seed}-{number:04d}": number for number in range(count)}
+    writer = _writer(url, grid, geometry, set(subjects), shares, None, per_part)
+    outcome = Outcome()
+    with writer:
+        for done, (subject, number) in enumerate(subjects.items()):
+            progress(done, count, subject)
+            # A phantom's source is its name and grid: there is no file to digest.
+            sha256 = hashlib.sha256(f"{subject} on {grid}".encode()).hexdigest()
+            if writer.holds(sha256):
+                outcome.already_there += 1
+                continue
+            drawn = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+            hu, labels = thorax(drawn, grid)
+            entry = Entry(
+                id=subject,
+                subject=subject,
+                source=f"phantom seed {drawn}",
+                source_sha256=sha256,
+                licence="CC0-1.0",
+                label_method="phantom",
+                record={"phantom_seed": drawn},
+            )
+            outcome.added.append(writer.add(entry, Sample(hu, radiographs(hu, grid, geometry), labels)))
+        progress(count, count, "")
+    return outcome
+
+
+def radiographs(
+    hu: Int16[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
+) -> Float32[np.ndarray, "views rows columns"]:
+    """The line integrals of a volume in every view of the geometry."""
+    density = attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]
+    images = [project(density, grid.spacing_mm, geometry, view)[0, 0] for view in geometry.views]
+    return torch.stack(images).numpy()
+
+
+def _subject(source: ct.Source, pattern: str) -> str:
+    if not pattern or source.is_dicom:
+        return source.subject
+    match = re.search(pattern, source.subject)
+    if match is None or not match.groups():
+        raise ConfigError(f"subject pattern '{pattern}' has no group that matches '{source.subject}'")
+    return match.group(1)
+
+
+def _writer(
+    url: str,
+    grid: Grid,
+    geometry: Geometry,
+    subjects: set[str],
+    shares: tuple[float, float, float],
+    assigned: Mapping[str, Split] | None,
+    per_part: int,
+) -> ArchiveWriter:
+    manifest = _manifest(url)
+    rule: SplitRule | None = balanced(subjects, shares, assigned or {}) if manifest is None else None
+    if manifest is not None and assigned and dict(manifest.split_rule.assigned) != dict(assigned):
+        raise ConfigError(f"{url} was split by another assignment, which cannot change once it is published")
+    return ArchiveWriter(url, grid, geometry, split_rule=rule, per_part=per_part)
+
+
+def _manifest(url: str) -> Manifest | None:
+    try:
+        return latest_manifest(Folder(url))
+    except NoArchive:
+        return None

@@ -1,0 +1,68 @@
+"""Hounsfield units, linear attenuation, and the range a network sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from raylift.datasets.errors import ConfigError
+
+HU_MIN, HU_MAX = -1024, 3071
+"""What a stored volume may hold: air below the scale, 12 bits above it. Scanners pad with -2048 or -3024."""
+
+WATER_PER_MM = 0.02
+"""Linear attenuation of water in 1/mm at an effective energy of 60 to 70 keV."""
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The HU range that maps to [0, 1] for a network. The default is X2CT-GAN's, 2500 HU wide."""
+
+    low_hu: float = -1024.0
+    high_hu: float = 1476.0
+
+    def __post_init__(self) -> None:
+        if not self.low_hu < self.high_hu:
+            raise ConfigError(f"window [{self.low_hu}, {self.high_hu}] HU is empty")
+
+    @property
+    def width_hu(self) -> float:
+        """High minus low."""
+        return self.high_hu - self.low_hu
+
+    def to_unit(self, hu: Array) -> Array:
+        """HU to [0, 1], clipped."""
+        return ((hu - self.low_hu) / self.width_hu).clip(0.0, 1.0)
+
+    def to_hu(self, unit: Array) -> Array:
+        """[0, 1] to HU, clipped to the window."""
+        return unit.clip(0.0, 1.0) * self.width_hu + self.low_hu
+
+
+def attenuation(hu: Float[Tensor, "*shape"], water_per_mm: float = WATER_PER_MM) -> Float[Tensor, "*shape"]:
+    """HU to linear attenuation in 1/mm: `water * (1 + HU / 1000)`, never below zero."""
+    return (water_per_mm * (1.0 + hu / 1000.0)).clamp_min(0.0)
+
+
+def transmission(line_integral: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Beer-Lambert: the share of the beam that arrives, in (0, 1], from a dimensionless line integral."""
+    return torch.exp(-line_integral)
+
+
+def standardise(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
+    """A bone-bright radiograph to [0, 1] by its own 0.5 and 99.5 percentiles, as float32.
+
+    Training and serving share this one step: the scale of a real radiograph is unknown, so a projection must not keep
+    its own either. A constant image becomes zeros.
+    """
+    low, high = np.percentile(image, (0.5, 99.5))
+    if not high > low:
+        return np.zeros_like(image, dtype=np.float32)
+    return np.clip((image - low) / (high - low), 0.0, 1.0).astype(np.float32)

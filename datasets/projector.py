@@ -1,0 +1,150 @@
+"""X-ray projection that can be differentiated: line integrals of a volume, and their spread back along the rays.
+
+A pose whose rays run along an axis of the volume is projected slice by slice (Joseph's method): each plane of voxels
+is magnified onto the detector by one 2-D `grid_sample` and the planes are summed. Other poses sample a frustum of
+planes perpendicular to the central ray with one 3-D `grid_sample`. Both interpolate linearly, and both treat what lies
+outside the volume as vacuum.
+
+Frames and units are those of `geometry`; attenuation is in 1/mm, so a line integral has no unit.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from raylift.datasets.geometry import Geometry, View
+
+# Row k of a volume index (d, h, w) in the patient frame: d runs to the feet, h to the back, w to the left.
+INDEX_TO_PATIENT = torch.tensor([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+
+
+def project(
+    attenuation: Float[Tensor, "n 1 d h w"], spacing_mm: float, geometry: Geometry, view: View
+) -> Float[Tensor, "n 1 rows columns"]:
+    """Line integrals of `attenuation` (1/mm) seen by `view`, without unit.
+
+    Args:
+        attenuation: linear attenuation per voxel in volume order; any sizes.
+        spacing_mm: edge of a voxel.
+        geometry: beam, distances and detector; the detector is square.
+        view: the pose. Rays along an axis take the slice-wise path, others the frustum.
+    """
+    axes = _axes(view, attenuation)
+    if bool(((axes == 0) | (axes.abs() == 1)).all()) and not any(view.offset_mm):
+        return _project_slices(attenuation, spacing_mm, geometry, axes)
+    return _project_frustum(attenuation, spacing_mm, geometry, view, axes)
+
+
+def backproject(
+    image: Float[Tensor, "n c rows columns"],
+    shape: tuple[int, int, int],
+    spacing_mm: float,
+    geometry: Geometry,
+    view: View,
+) -> Float[Tensor, "n c d h w"]:
+    """Every voxel takes the value of the pixel its ray meets (bilinear; zero beside the detector), in volume order."""
+    axes = _axes(view, image)
+    points = _voxel_centres(shape, spacing_mm, image) - image.new_tensor(view.offset_mm)
+    column, row, depth = (points @ axes.T).unbind(-1)
+    scale = torch.ones_like(depth)
+    if geometry.beam == "cone":
+        scale = geometry.source_detector_mm / (depth + geometry.source_axis_mm)
+    half = geometry.detector_px * geometry.detector_pitch_mm / 2
+    grid = torch.stack([column * scale, row * scale], dim=-1) / half
+    grid = grid.reshape(1, shape[0] * shape[1], shape[2], 2).expand(image.shape[0], -1, -1, -1)
+    sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled.reshape(image.shape[0], image.shape[1], *shape)
+
+
+def _axes(view: View, like: Tensor) -> Float[Tensor, "3 3"]:
+    return torch.as_tensor(view.axes(), dtype=like.dtype, device=like.device)
+
+
+def _pixel_offsets(geometry: Geometry, like: Tensor) -> Float[Tensor, " px"]:
+    """Distances of pixel centres from the detector's centre along one side, in mm."""
+    index = torch.arange(geometry.detector_px, dtype=like.dtype, device=like.device)
+    return (index - (geometry.detector_px - 1) / 2) * geometry.detector_pitch_mm
+
+
+def _path_per_depth(geometry: Geometry, offsets: Float[Tensor, " px"]) -> Float[Tensor, "px px"]:
+    """Length of ray per mm travelled along the central ray, for each pixel: 1 / cos of the ray's angle."""
+    if geometry.beam == "parallel":
+        return torch.ones(len(offsets), len(offsets), dtype=offsets.dtype, device=offsets.device)
+    squared = offsets[:, None] ** 2 + offsets[None, :] ** 2
+    return torch.sqrt(squared + geometry.source_detector_mm**2) / geometry.source_detector_mm
+
+
+def _voxel_centres(shape: tuple[int, int, int], spacing_mm: float, like: Tensor) -> Float[Tensor, "d h w 3"]:
+    index = [torch.arange(n, dtype=like.dtype, device=like.device) - (n - 1) / 2 for n in shape]
+    return torch.stack(torch.meshgrid(*index, indexing="ij"), dim=-1) * spacing_mm @ INDEX_TO_PATIENT.to(like)
+
+
+def _project_slices(
+    attenuation: Float[Tensor, "n 1 d h w"], spacing_mm: float, geometry: Geometry, axes: Float[Tensor, "3 3"]
+) -> Float[Tensor, "n 1 rows columns"]:
+    # Bring the volume into (ray, row, column) order, each index increasing along its axis of the view.
+    in_index = axes @ INDEX_TO_PATIENT.to(axes).T
+    order = [int(in_index[k].abs().argmax()) for k in (2, 1, 0)]
+    signs = [float(in_index[k, axis]) for k, axis in zip((2, 1, 0), order, strict=True)]
+    volume = attenuation.permute(0, 1, *(2 + axis for axis in order))
+    volume = volume.flip([2 + k for k, sign in enumerate(signs) if sign < 0])
+    n, _, planes, rows, columns = volume.shape
+
+    offsets = _pixel_offsets(geometry, attenuation)
+    depth = (torch.arange(planes, dtype=offsets.dtype, device=offsets.device) - (planes - 1) / 2) * spacing_mm
+    shrink = torch.ones_like(depth)
+    if geometry.beam == "cone":
+        # The plane at this depth is magnified onto the detector by SDD / (SAD + depth).
+        shrink = (geometry.source_axis_mm + depth) / geometry.source_detector_mm
+    along = offsets[None, :] * shrink[:, None]
+    grid = torch.stack(
+        [
+            (along / (columns * spacing_mm / 2))[:, None, :].expand(-1, len(offsets), -1),
+            (along / (rows * spacing_mm / 2))[:, :, None].expand(-1, -1, len(offsets)),
+        ],
+        dim=-1,
+    )
+    sampled = F.grid_sample(
+        volume.reshape(n * planes, 1, rows, columns),
+        grid.repeat(n, 1, 1, 1),
+        mode="bilinear",
+        padding_mode="zeros",
+        align_corners=False,
+    )
+    summed = sampled.reshape(n, planes, len(offsets), len(offsets)).sum(dim=1, keepdim=True)
+    return summed * spacing_mm * _path_per_depth(geometry, offsets)
+
+
+def _project_frustum(
+    attenuation: Float[Tensor, "n 1 d h w"],
+    spacing_mm: float,
+    geometry: Geometry,
+    view: View,
+    axes: Float[Tensor, "3 3"],
+) -> Float[Tensor, "n 1 rows columns"]:
+    n, _, *shape = attenuation.shape
+    column, row, ray = axes
+    offsets = _pixel_offsets(geometry, attenuation)
+    sizes = torch.tensor([shape[2], shape[1], shape[0]], dtype=offsets.dtype, device=offsets.device) * spacing_mm
+    # Planes a voxel apart or less, over the depth that the volume's corners span.
+    reach = float((ray.abs() * sizes).sum()) / 2 + float(torch.tensor(view.offset_mm).norm())
+    planes = max(2, int(2 * reach / spacing_mm + 0.999))
+    step = 2 * reach / planes
+    depth = (torch.arange(planes, dtype=offsets.dtype, device=offsets.device) - (planes - 1) / 2) * step
+
+    shrink = torch.ones_like(depth)
+    if geometry.beam == "cone":
+        shrink = (geometry.source_axis_mm + depth) / geometry.source_detector_mm
+    along = offsets[None, :] * shrink[:, None]
+    points = (
+        along[:, None, :, None] * column + along[:, :, None, None] * row + depth[:, None, None, None] * ray
+    ) + offsets.new_tensor(view.offset_mm)
+    # Patient LPS to grid_sample's (w, h, d), each in [-1, 1] between the outer faces.
+    grid = points * offsets.new_tensor([1.0, 1.0, -1.0]) / (sizes / 2)
+    sampled = F.grid_sample(
+        attenuation, grid.expand(n, -1, -1, -1, -1), mode="bilinear", padding_mode="zeros", align_corners=False
+    )
+    return sampled.sum(dim=2) * step * _path_per_depth(geometry, offsets)

@@ -1,0 +1,61 @@
+"""Draw the figures of the documentation: `python docs/figures.py`. They show phantoms only, never a patient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from jaxtyping import Float, Int16
+
+from raylift.datasets import intensity
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.phantom import thorax
+from raylift.datasets.projector import project
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+IMAGES = Path(__file__).parent / "images"
+COLUMNS = ("axial", "coronal", "sagittal", "frontal X-ray", "lateral X-ray")
+LUNG_AND_TISSUE_HU = (-1000, 450)
+CAPTION = (
+    "Four procedural thoraxes at 128 voxels of 2.5 mm: three planes in Hounsfield units ({} to {} HU), and the "
+    "radiographs projected from them."
+)
+
+
+def radiographs(hu: Int16[np.ndarray, "d h w"], grid: Grid) -> list[Float[np.ndarray, "rows columns"]]:
+    """The views of a chest stand, bone bright, each scaled to its own range."""
+    attenuation = intensity.attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]
+    geometry = chest(grid)
+    images = (project(attenuation, grid.spacing_mm, geometry, view) for view in geometry.views)
+    return [intensity.standardise(image[0, 0].numpy()) for image in images]
+
+
+def phantom_sheet(path: Path, seeds: tuple[int, ...] = (12, 21, 5, 25), grid: Grid = Grid(128, 2.5)) -> None:  # noqa: B008
+    """A row a seed, a column a plane or projection."""
+    low, high = LUNG_AND_TISSUE_HU
+    side = 2.2
+    figure, axes = plt.subplots(
+        len(seeds), len(COLUMNS), figsize=(side * len(COLUMNS), side * len(seeds) + 0.7), facecolor="black"
+    )
+    for row, seed in zip(axes, seeds, strict=True):
+        hu, _ = thorax(seed, grid)
+        d, h, w = (round(share * grid.size) for share in (0.53, 0.47, 0.50))
+        planes = [(plane - low) / (high - low) for plane in (hu[d], hu[:, h], hu[:, :, w])]
+        for panel, image in zip(row, [*planes, *radiographs(hu, grid)], strict=True):
+            panel.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
+            panel.axis("off")
+    for panel, name in zip(axes[0], COLUMNS, strict=True):
+        panel.set_title(name, color="0.85", fontsize=11)
+    figure.text(0.5, 0.012, CAPTION.format(low, high), color="0.6", fontsize=8.5, ha="center")
+    figure.subplots_adjust(left=0.004, right=0.996, bottom=0.045, top=0.955, wspace=0.02, hspace=0.02)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, facecolor="black", metadata={"Software": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    phantom_sheet(IMAGES / "phantom.png")

@@ -1,0 +1,63 @@
+"""How a batch becomes losses: an objective is the players of a system in the order of their turns.
+
+A player owns one network and is a module whose `forward` takes a batch and gives that network's whole loss, so a turn
+is one engine forward and one backward on any ZeRO stage. Networks of other players are used raw and frozen; a player
+holds them in a tuple, which keeps them out of its own parameters.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from raylift.datasets.stream import Batch
+
+Logs = dict[str, Tensor]
+Carried = dict[str, Tensor]
+Turn = tuple[Tensor, Logs, Carried]
+"""The loss, detached values to log, and detached tensors that later turns on the same batch may use."""
+
+
+class Player(nn.Module):
+    """One network and its loss."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @abstractmethod
+    def forward(self, batch: Batch, carried: Carried) -> Turn:
+        """The player's loss on a batch, given what earlier turns carried over."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The players of a system by name, in the order of their turns; the first one's network makes volumes."""
+
+    players: dict[str, Player]
+
+    @property
+    def reconstructor(self) -> nn.Module:
+        """The network that takes radiographs (n, views, rows, columns) and gives volumes (n, 1, d, h, w)."""
+        return next(iter(self.players.values())).network
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Every player's network by the player's name."""
+        return {name: player.network for name, player in self.players.items()}
+
+
+@contextmanager
+def frozen(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Within this context the networks' parameters ask for no gradient."""
+    parameters = [parameter for network in networks for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

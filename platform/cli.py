@@ -1,0 +1,68 @@
+"""The `raylift` command: a table of verbs. Each is imported only when it is called, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+VERBS = {
+    "ingest": ("raylift.platform.commands:ingest", "CT files and folders to an archive"),
+    "phantom": ("raylift.platform.commands:phantom", "synthetic thorax volumes to an archive"),
+    "train": ("raylift.platform.commands:train", "train a preset on Ray, or go on with a run"),
+    "tune": ("raylift.platform.commands:tune", "search settings, or go on with a search"),
+    "evaluate": ("raylift.platform.commands:evaluate", "measure a checkpoint: table, JSON, figures, report"),
+    "export": ("raylift.platform.commands:export", "a checkpoint as safetensors, config and model card"),
+    "reconstruct": ("raylift.serve.commands:reconstruct", "radiographs to a CT volume as NIfTI"),
+    "serve": ("raylift.serve.commands:serve", "HTTP API and web page for a model"),
+    "systems": ("raylift.platform.commands:systems", "systems of the literature, and which of them are here"),
+    "doctor": ("raylift.platform.commands:doctor", "what is installed and reachable, and what is missing"),
+}
+"""Verb to function and a line of help. This table alone names rooms to the right of its own."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; returns the exit status: 0, 1 (nothing could be done), 2 (a mistake in what was asked)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if words[0] in ("-V", "--version"):
+        from raylift import __version__
+
+        print(f"raylift {__version__}")
+        return 0
+    if words[0] not in VERBS:
+        print(f"raylift: no verb '{words[0]}': use one of {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from raylift.datasets.errors import RayliftError
+
+    try:
+        return _verb(words[0])(words[1:])
+    except (RayliftError, FileNotFoundError, PermissionError) as error:
+        print(f"raylift: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("raylift: interrupted", file=sys.stderr)
+        return 130
+
+
+def _verb(name: str) -> Callable[[list[str]], int]:
+    module, function = VERBS[name][0].split(":")
+    verb: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+    return verb
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in VERBS.items())
+    return (
+        "usage: raylift VERB ...\n\n3-D CT volumes from one or two X-rays: training, search and serving on Ray.\n"
+        f"Research software, not a medical device.\n\n{verbs}\n\nraylift VERB --help shows a verb's options."
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

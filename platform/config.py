@@ -1,0 +1,179 @@
+"""Everything that defines a run, as one tree of frozen dataclasses. Units stand in the names."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.intensity import Window
+from raylift.datasets.plain import from_plain, to_plain
+from raylift.models.systems.x2ct_gan import X2CTGAN
+from raylift.models.zoo import System
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how."""
+
+    archive: str = "archive"
+    """Folder or URL of the archive."""
+    size: int = 128
+    """Voxels a side; must be the archive's."""
+    window: Window = field(default_factory=Window)
+    """The HU range the network sees as [0, 1]."""
+    threads: int = 2
+    """Reader threads a worker."""
+    batches_ahead: int = 2
+    """Global batches read before they are needed."""
+    cache_gib: float = 1.0
+    """Memory a worker may hold samples in, so that later epochs need not read them again."""
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Adam for every player: a constant rate, then a straight line to zero. The defaults are X2CT-GAN's."""
+
+    rate: float = 2e-4
+    beta_1: float = 0.5
+    beta_2: float = 0.99
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    constant_share: float = 0.5
+    """Share of all steps before the decay begins."""
+
+    def __post_init__(self) -> None:
+        if not (self.rate > 0 and 0 <= self.beta_1 < 1 and 0 <= self.beta_2 < 1 and 0 <= self.constant_share <= 1):
+            raise ConfigError(f"{self}: rate must be positive, betas in [0, 1), the constant share in [0, 1]")
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step, a function of the step alone, so that a resumed run goes on with it."""
+        begin = self.constant_share * steps
+        if step < begin:
+            return self.rate
+        return self.rate * max(0.0, (steps - step) / max(1.0, steps - begin))
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """DeepSpeed."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 computes convolutions and matrix products in bfloat16; weights and Adam stay in fp32."""
+    gradient_accumulation: int = 1
+    """Micro-batches a step."""
+    gradient_clip: float = 0.0
+    """Largest norm of a player's gradient; 0 does not clip."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """What a run asks of Ray."""
+
+    workers: int = 2
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    threads_per_worker: int = 1
+    """PyTorch threads; on small 3-D networks one can be faster than two."""
+    max_failures: int = 2
+    """Times a run starts again from its newest checkpoint after losing a worker."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at once, and what is kept."""
+
+    steps: int = 22_900
+    """Optimiser steps of each player."""
+    batch: int = 4
+    """Samples a step over all workers and micro-batches; keep it when the number of workers changes."""
+    seed: int = 0
+    log_every: int = 10
+    """Steps between log lines."""
+    validate_every: int = 500
+    """Steps between validations, which is also when a checkpoint is written."""
+    validation_samples: int = 16
+    """At most so many samples of the val split a validation."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept, beside the best one."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "log_every", "validate_every", "validation_samples", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}: give 1 or more")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run."""
+
+    system: System = field(default_factory=X2CTGAN)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        share = self.cluster.workers * self.engine.gradient_accumulation
+        if self.train.batch % share:
+            raise ConfigError(
+                f"train.batch {self.train.batch} cannot be shared by {self.cluster.workers} workers in "
+                f"{self.engine.gradient_accumulation} micro-batches: use a multiple of {share}"
+            )
+
+    def to_yaml(self) -> str:
+        """The whole tree; `--config` accepts it."""
+        return yaml.safe_dump(to_plain(self), sort_keys=False)
+
+    def sha256(self) -> str:
+        """A digest of the whole tree."""
+        return hashlib.sha256(json.dumps(to_plain(self), sort_keys=True).encode()).hexdigest()
+
+
+def from_yaml(text: str, where: str) -> RunConfig:
+    """The run of a YAML file; keys it leaves out have their defaults, unknown ones are errors."""
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {error}") from error
+    return from_plain(RunConfig, data, where)
+
+
+def overridden(run: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """The run with some values replaced, each named by its dotted key.
+
+    Raises:
+        ConfigError: a key names nothing, or its value has the wrong type.
+    """
+    tree = to_plain(run)
+    for key, value in values.items():
+        *path, last = key.split(".")
+        node = tree
+        for name in path:
+            node = node.get(name) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            raise ConfigError(f"'{key}' is not a setting: {_nearest(key, tree)}")
+        node[last] = value
+    return from_plain(RunConfig, tree, "run")
+
+
+def dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a plain tree by dotted key."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= dotted(value, f"{prefix}.{name}" if prefix else name)
+    return leaves
+
+
+def _nearest(key: str, tree: dict[str, Any]) -> str:
+    close = difflib.get_close_matches(key, dotted(tree), n=3)
+    return f"did you mean {' or '.join(close)}?" if close else "see raylift train PRESET --dry-run"

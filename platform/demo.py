@@ -1,0 +1,94 @@
+"""The main job from end to end on this machine, by the same verbs a person would type.
+
+`make demo` runs it: archive, training, search, evaluation, report, service. Each stage prints its command, how long it
+took and where its result lies; a second run finds what is there and goes on.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from raylift.datasets.errors import ConfigError
+from raylift.platform import cli, runs, tune
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Run raylift's main job: archive, training, search, evaluation, report, service."""
+
+    ct: Path | None = None
+    """Folder of CT scans; synthetic thoraces otherwise."""
+    folder: Path = Path("demo")
+    """Where everything goes."""
+    phantoms: int = 48
+    """Synthetic volumes, where no CT is given."""
+    steps: int = 240
+    """Training steps."""
+    trials: int = 4
+    """Trials of the search."""
+    trial_steps: int = 40
+    """Training steps of a trial."""
+    serve: bool = True
+    """Serve the best checkpoint at the end, until Ctrl-C."""
+    port: int = 8000
+
+
+def main() -> int:
+    """All stages in order."""
+    options = tyro.cli(DemoOptions, prog="python -m raylift.platform.demo")
+    home = options.folder / ("ct" if options.ct else "phantom")
+    archive, run, search, report = (str(home / name) for name in ("archive", "run", "search", "report"))
+    began = time.monotonic()
+    small = ["--size", "64", "--spacing-mm", "5"]
+    if options.ct:
+        _stage("archive", ["ingest", str(options.ct), "--archive", archive, *small], archive)
+    else:
+        _stage("archive", ["phantom", "--archive", archive, "--count", str(options.phantoms), *small], archive)
+    each = max(1, options.steps // 6)
+    fresh = ["x2ct-gan-slim", "--data.archive", archive, "--output", run, "--train.steps", str(options.steps)]
+    begun = ["--resume", run] if (home / "run" / runs.RUN_FILE).exists() else [*fresh, "--train.validate-every", str(each)]
+    _stage("training", ["train", *begun], run)
+    fresh = ["x2ct_gan", "--data.archive", archive, "--output", search, "--trials", str(options.trials)]
+    fresh += ["--train.steps", str(options.trial_steps), "--train.validate-every", str(max(1, options.trial_steps // 4))]
+    # One worker a trial, so that two trials run at once on two cores.
+    fresh += ["--cluster.workers", "1"]
+    begun = ["--resume", search] if (home / "search" / tune.SEARCH_FILE).exists() else fresh
+    _stage("search", ["tune", *begun], search)
+    best = _best(run, search)
+    _stage("evaluation", ["evaluate", best, "--archive", archive, "--output", report], f"{report}/report.html")
+    if not (home / "model" / "model.json").exists():
+        _stage("export", ["export", best, str(home / "model")], str(home / "model"))
+    print(f"\ndemo: done in {time.monotonic() - began:.0f} s; the report is {report}/report.html")
+    if options.serve:
+        _stage("service", ["serve", str(home / "model"), "--port", str(options.port)], f"http://127.0.0.1:{options.port}")
+    return 0
+
+
+def _stage(title: str, words: list[str], result: str) -> None:
+    print(f"\n== {title}\n$ raylift {shlex.join(words)}", flush=True)
+    started = time.monotonic()
+    status = cli.main(words)
+    if status:
+        raise SystemExit(status)
+    print(f"-- {title} took {time.monotonic() - started:.0f} s: {result}", flush=True)
+
+
+def _best(run: str, search: str) -> str:
+    """The checkpoint with the higher validation PSNR of the run's best and the search's best."""
+    own, summary = runs.best_checkpoint(run)
+    trials = [trial for trial in tune.fit(search) if trial.best is not None]
+    if not trials:
+        raise ConfigError(f"no trial of {search} reached a validation")
+    found = trials[0]
+    score = summary["metrics"]["val_psnr_db"]
+    print(f"\nbest of the run {score:.2f} dB, of the search {found.best:.2f} dB (validation PSNR, protocol volume)")
+    return own if found.best is None or score >= found.best else found.checkpoint
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

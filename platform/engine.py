@@ -1,0 +1,184 @@
+"""DeepSpeed, one engine for each player of an objective, and Adam's state in a form that belongs to no engine.
+
+DeepSpeed's own checkpoints can be read only by the ZeRO stage and world size that wrote them. Here weights and Adam's
+moments are gathered by parameter name and handed back the same way, so a run may go on with another stage, another
+number of workers, or none of DeepSpeed at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from raylift.models.objectives.turns import Objective, Player
+from raylift.platform.config import RunConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+STEP_KEY = "step"
+
+State = dict[str, Tensor]
+
+
+class Engine:
+    """A player under DeepSpeed."""
+
+    def __init__(self, player: Player, run: RunConfig, device: torch.device) -> None:
+        import deepspeed
+
+        self.player = player
+        optimiser = torch.optim.Adam(
+            player.parameters(),
+            lr=run.optimiser.rate,
+            betas=(run.optimiser.beta_1, run.optimiser.beta_2),
+            eps=run.optimiser.epsilon,
+        )
+        with _quiet():
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=player.to(device), optimizer=optimiser, config=_deepspeed_config(run)
+            )
+        self._stage = run.engine.zero_stage
+
+    def set_rate(self, rate: float) -> None:
+        """The learning rate of the next step."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = rate
+
+    def weights(self) -> State:
+        """The network's weights in fp32 on the CPU, by name. Every rank must call it; only rank 0 gets them."""
+        import deepspeed
+
+        state: State = {}
+        for name, parameter in self.player.network.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3):
+                if _rank() == 0:
+                    state[name] = parameter.detach().float().cpu().clone()
+        if _rank() == 0:
+            state |= {name: buffer.detach().cpu().clone() for name, buffer in self.player.network.named_buffers()}
+        return state
+
+    def adam(self) -> State:
+        """Adam's moments and step by `<parameter>/<moment>`. Every rank must call it; only rank 0 gets them."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        state: State = {}
+        inner = self._inner_optimiser()
+        for name, parameter in self.player.network.named_parameters():
+            for moment in MOMENTS:
+                if self._stage == 0:
+                    value = inner.state[parameter].get(moment) if parameter in inner.state else None
+                else:
+                    value = safe_get_full_optimizer_state(parameter, moment)
+                if _rank() == 0 and value is not None:
+                    state[f"{name}/{moment}"] = value.detach().float().cpu().reshape(parameter_shape(parameter)).clone()
+        if _rank() == 0:
+            state[STEP_KEY] = next(iter(inner.state.values()))[STEP_KEY].detach().cpu().clone()
+        return state
+
+    def restore_adam(self, state: State) -> None:
+        """Hand Adam's moments back, whatever stage and world size they came from."""
+        inner = self._inner_optimiser()
+        for tensor in self._owned_tensors():
+            inner.state[tensor] = {
+                STEP_KEY: state[STEP_KEY].clone(),
+                **{moment: torch.zeros_like(tensor, dtype=torch.float32) for moment in MOMENTS},
+            }
+        if self._stage in (1, 2):
+            self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self.player.network.named_parameters():
+            for moment in MOMENTS:
+                value = state.get(f"{name}/{moment}")
+                if value is not None:
+                    self._set_moment(parameter, moment, value)
+
+    def _set_moment(self, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        value = value.to(parameter.device)
+        if self._stage == 0:
+            self._inner_optimiser().state[parameter][moment].copy_(value)
+        elif self._stage in (1, 2):
+            safe_set_full_optimizer_state(parameter, value, moment)
+        else:
+            # Each rank owns an equal piece of the flattened parameter, padded at the end. DeepSpeed's full setter
+            # forgets the padding.
+            piece = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+            flat = torch.zeros(piece * torch.distributed.get_world_size(), device=value.device)
+            flat[: value.numel()] = value.flatten()
+            safe_set_local_optimizer_state(parameter, flat.narrow(0, piece * _rank(), piece), moment)
+
+    def _inner_optimiser(self) -> torch.optim.Optimizer:
+        outer = self.deepspeed.optimizer
+        inner: torch.optim.Optimizer = outer.optimizer if self._stage else outer
+        return inner
+
+    def _owned_tensors(self) -> list[Tensor]:
+        """The tensors Adam steps on: parameters at stage 0, this rank's flat pieces at the others."""
+        if self._stage == 0:
+            return list(self.player.network.parameters())
+        optimiser = self.deepspeed.optimizer
+        if self._stage in (1, 2):
+            return list(optimiser.single_partition_of_fp32_groups)
+        return list(optimiser.fp32_partitioned_groups_flat)
+
+
+def prepare(gpu: bool) -> torch.device:
+    """Make DeepSpeed ready in a process whose torch process group is up, and return the device to use."""
+    if not gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    if not gpu:
+        # The shared-memory collective would be compiled now, for minutes, and a killed build leaves a lock behind on
+        # which every later worker hangs.
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    with _quiet():
+        deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False)
+    return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+
+
+def start(objective: Objective, run: RunConfig, device: torch.device) -> dict[str, Engine]:
+    """An engine for every player, in the order of their turns."""
+    return {name: Engine(player, run, device) for name, player in objective.players.items()}
+
+
+def parameter_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of the whole parameter, also where ZeRO-3 holds only a piece of it."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _deepspeed_config(run: RunConfig) -> dict[str, Any]:
+    share = run.cluster.workers * run.engine.gradient_accumulation
+    return {
+        "train_micro_batch_size_per_gpu": run.train.batch // share,
+        "gradient_accumulation_steps": run.engine.gradient_accumulation,
+        # DeepSpeed clips at 1.0 unless told otherwise.
+        "gradient_clipping": run.engine.gradient_clip,
+        "zero_optimization": {"stage": run.engine.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "torch_autocast": {"enabled": run.engine.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 10**9,
+    }
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DeepSpeed calls functions that torch has renamed; nobody here can act on it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield

@@ -1,0 +1,210 @@
+"""A checkpoint on held-out scans, under named protocols, beside two predictors that know nothing.
+
+Every figure in the result names its protocol, and the result names its data, seed, command, versions and machine.
+"""
+
+from __future__ import annotations
+
+import platform as machine
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import fmean, pstdev
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import nn
+
+from raylift import __version__
+from raylift.datasets.archive import Archive, Entry
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.splits import Split
+from raylift.datasets.stream import Batch, load
+from raylift.models import baselines
+from raylift.models.metrics import PROTOCOLS, Figures, lung_dice
+from raylift.models.weights import Model
+
+MODEL = "model"
+ProtocolName = Literal["volume", "x2ct", "cvaa"]
+ScanPrediction = dict[str, Float32[np.ndarray, "d h w"]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One held-out scan: HU volumes by predictor, the truth among them, and figures by predictor and protocol."""
+
+    entry: Entry
+    truth: Float32[np.ndarray, "d h w"]
+    radiographs: Float32[np.ndarray, "views rows columns"]
+    predictions: ScanPrediction
+    figures: dict[str, dict[str, Figures]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and on what."""
+
+    cases: list[Case]
+    protocols: tuple[ProtocolName, ...]
+    split: Split
+    provenance: dict[str, Any]
+    seconds_a_volume: float
+
+    def mean(self, predictor: str, protocol: str) -> Figures:
+        """A predictor's figures averaged over the scans."""
+        rows = [case.figures[predictor][protocol] for case in self.cases]
+        return {name: fmean(row[name] for row in rows) for name in rows[0]}
+
+    def spread(self, predictor: str, protocol: str) -> Figures:
+        """Standard deviation over the scans; 0 where there is one."""
+        rows = [case.figures[predictor][protocol] for case in self.cases]
+        return {name: pstdev([row[name] for row in rows]) for name in rows[0]}
+
+    @property
+    def predictors(self) -> list[str]:
+        """The model first, then the baselines."""
+        return list(self.cases[0].figures)
+
+    def verdict(self) -> str:
+        """Whether the model beats the predictors that know nothing, in a sentence."""
+        protocol = "volume" if "volume" in self.protocols else self.protocols[0]
+        name = next(key for key in self.mean(MODEL, protocol) if key.startswith("psnr"))
+        scores = {predictor: self.mean(predictor, protocol)[name] for predictor in self.predictors}
+        own = scores.pop(MODEL)
+        best, score = max(scores.items(), key=lambda item: item[1])
+        where = f"{name} of protocol {protocol} on {len(self.cases)} scan(s) of the {self.split} split"
+        if own > score:
+            return f"The model beats both trivial predictors in {where}: {own:.2f} dB against {score:.2f} dB ({best})."
+        config = self.provenance["training"]
+        return (
+            f"The model does NOT beat the {best} in {where}: {own:.2f} dB against {score:.2f} dB. It was trained for "
+            f"{config['steps']} steps of {config['batch']} on {config['volumes']} volumes; the published X2CT-GAN took "
+            "22,900 steps of 4 on 916 volumes at 128 voxels a side, which is what such a comparison needs."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the voxels."""
+        return {
+            "verdict": self.verdict(),
+            "split": self.split,
+            "mean": {p: {q: self.mean(p, q) for q in self.protocols_and_extra} for p in self.predictors},
+            "standard_deviation": {
+                p: {q: self.spread(p, q) for q in self.protocols_and_extra} for p in self.predictors
+            },
+            "cases": {case.entry.id: case.figures for case in self.cases},
+            "seconds_a_volume": self.seconds_a_volume,
+            "provenance": self.provenance,
+        }
+
+    @property
+    def protocols_and_extra(self) -> tuple[str, ...]:
+        """The protocols, and the group of figures that belong to none."""
+        return (*self.protocols, "segmentation")
+
+
+def evaluate(
+    model: Model,
+    archive: Archive,
+    *,
+    split: Split = "test",
+    protocols: Sequence[ProtocolName] = ("volume", "x2ct", "cvaa"),
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> Evaluation:
+    """Reconstruct every scan of a split and measure it, with the baselines fitted to the train split.
+
+    Raises:
+        ConfigError: the archive's grid or geometry is not the model's, or the split is empty.
+    """
+    description = model.description
+    views = matching_views(model, archive)
+    entries = archive.entries(split)
+    if not entries:
+        raise ConfigError(f"{archive.url} has no sample in the {split} split")
+    torch.manual_seed(seed)
+    window = description.window
+    fitted = baselines.fit(_batches(archive, model, views), description.grid, description.geometry)
+    predictors: dict[str, nn.Module] = {MODEL: model.network, **fitted}
+    cases, seconds = [], 0.0
+    for done, entry in enumerate(entries):
+        progress(done, len(entries), entry.id)
+        sample = archive.read(entry)
+        batch = load(archive, [entry], window, views)
+        truth = sample.volume.astype(np.float32)
+        predictions: ScanPrediction = {}
+        for name, network in predictors.items():
+            started = time.perf_counter()
+            with torch.no_grad():
+                predictions[name] = window.to_hu(network(batch.views).float())[0, 0].numpy()
+            seconds += time.perf_counter() - started if name == MODEL else 0.0
+        figures = {
+            name: _figures(hu, truth, protocols, description.grid.spacing_mm) for name, hu in predictions.items()
+        }
+        cases.append(Case(entry, truth, batch.views[0].numpy(), predictions, figures))
+    progress(len(entries), len(entries), "")
+    return Evaluation(cases, tuple(protocols), split, _provenance(model, archive, seed), seconds / len(entries))
+
+
+def matching_views(model: Model, archive: Archive) -> list[int]:
+    """Where the model's views stand in the archive, if both were made by the same geometry.
+
+    Raises:
+        ConfigError: grid, distances, detector or views differ.
+    """
+    wanted, there = model.description, archive.manifest
+    if wanted.grid != there.grid:
+        raise ConfigError(f"the model was trained on {wanted.grid}, {archive.url} holds {there.grid}")
+    missing = [view for view in wanted.geometry.views if view not in there.geometry.views]
+    distances = {"source_axis_mm", "source_detector_mm", "detector_px", "detector_pitch_mm", "beam"}
+    differ = [name for name in sorted(distances) if getattr(wanted.geometry, name) != getattr(there.geometry, name)]
+    if missing or differ:
+        what = differ or [view.name for view in missing]
+        raise ConfigError(
+            f"{archive.url} was projected otherwise than the model's training data ({', '.join(what)} differ): "
+            "ingest it with the model's geometry"
+        )
+    return [there.geometry.views.index(view) for view in wanted.geometry.views]
+
+
+def _batches(archive: Archive, model: Model, views: list[int]) -> Iterator[Batch]:
+    for entry in archive.entries("train"):
+        yield load(archive, [entry], model.description.window, views)
+
+
+def _figures(
+    hu: Float32[np.ndarray, "d h w"],
+    truth: Float32[np.ndarray, "d h w"],
+    protocols: Sequence[ProtocolName],
+    spacing_mm: float,
+) -> dict[str, Figures]:
+    figures: dict[str, Figures] = {name: PROTOCOLS[name].evaluate(hu, truth) for name in protocols}
+    figures["segmentation"] = {"lung_dice": lung_dice(hu, truth, spacing_mm)}
+    return figures
+
+
+def _provenance(model: Model, archive: Archive, seed: int) -> dict[str, Any]:
+    training = model.description.provenance.get("config", {}).get("train", {})
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "system": model.description.system.name,
+        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        "model_sha256": model.sha256,
+        "config_sha256": model.description.provenance.get("config_sha256", ""),
+        "archive": archive.url,
+        "archive_generation": archive.manifest.generation,
+        "grid": f"{archive.manifest.grid.size}^3 at {archive.manifest.grid.spacing_mm:g} mm",
+        "training": {
+            "steps": model.description.provenance.get("step", training.get("steps", "?")),
+            "batch": training.get("batch", "?"),
+            "volumes": len(model.description.provenance.get("training_samples", [])),
+        },
+        "seed": seed,
+        "command": shlex.join(["raylift", *sys.argv[1:]]),
+        "versions": {"raylift": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        "machine": f"{machine.system()} {machine.machine()}, {torch.get_num_threads()} threads",
+    }

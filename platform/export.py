@@ -1,0 +1,90 @@
+"""A checkpoint as a folder to hand on: weights, description, and a model card that a stranger can read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from raylift.datasets.errors import ConfigError
+from raylift.models import weights
+from raylift.models.weights import Model
+from raylift.models.zoo import LITERATURE
+from raylift.platform.report import DISCLAIMER
+
+CARD_FILE = "README.md"
+
+
+def export(model: Model, folder: Path, metrics: dict[str, float]) -> str:
+    """Write the model with its card into an empty or new folder; returns the SHA-256 of the weights.
+
+    Raises:
+        ConfigError: the folder holds something already.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty: choose another folder")
+    sha256 = weights.save(folder, model.network.state_dict(), model.description)
+    (folder / CARD_FILE).write_text(card(model, sha256, metrics), encoding="utf-8")
+    return sha256
+
+
+def card(model: Model, sha256: str, metrics: dict[str, float]) -> str:
+    """The model card, in Markdown."""
+    description, geometry = model.description, model.description.geometry
+    provenance = description.provenance
+    papers = {published.paper for published in LITERATURE if published.name == description.system.name}
+    count = sum(parameter.numel() for parameter in model.network.parameters())
+    beam = (
+        f"cone beam, source-axis {geometry.source_axis_mm:g} mm, source-detector {geometry.source_detector_mm:g} mm"
+        if geometry.beam == "cone"
+        else "parallel beam"
+    )
+    measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items()))
+    samples = provenance.get("training_samples", [])
+    return f"""# {description.system.name}
+
+{DISCLAIMER}
+
+A network that makes a CT volume of the chest from {" and ".join(view.name for view in geometry.views)} radiographs.
+
+| | |
+| --- | --- |
+| system | {description.system.name} ({"; ".join(sorted(papers))}) |
+| parameters | {count:,} |
+| weights | `{weights.WEIGHTS_FILE}`, fp32, SHA-256 `{sha256}` |
+| output | {description.grid.size}^3 voxels of {description.grid.spacing_mm:g} mm, HU in \
+[{description.window.low_hu:g}, {description.window.high_hu:g}] |
+| input | {geometry.detector_px} x {geometry.detector_px}, bone bright; rows from superior to inferior; \
+frontal columns from the patient's right to left, lateral columns from anterior to posterior |
+| geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm |
+| trained on | {len(samples)} volumes of {provenance.get("archive", "an unknown archive")} |
+| config | SHA-256 `{provenance.get("config_sha256", "")}` |
+| versions | {", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())} |
+
+## Measured at this checkpoint, on the validation split (protocol `volume`)
+
+| metric | value |
+| --- | --- |
+{measured or "| none | |"}
+
+`raylift evaluate` measures it on held-out scans beside two trivial predictors.
+
+## Limits
+
+It was trained on radiographs projected from CT. Real radiographs differ in scatter, processing and pose, and nothing
+here corrects for that. Two views do not determine a volume: what the radiographs do not show is a likely guess, and
+small or faint structures may be missing or invented. HU are not calibrated. The training set is small and from few
+scanners; build, age, devices and disease outside it will be drawn wrongly without any sign of it.
+
+## Use
+
+```
+raylift reconstruct FOLDER --frontal frontal.png --lateral lateral.png -o ct.nii.gz
+raylift serve FOLDER
+```
+
+## Settings
+
+```json
+{json.dumps(provenance.get("config", {}), indent=1)}
+```
+"""

@@ -1,0 +1,94 @@
+"""What a run will hold in memory, worked out on tensors that have shapes and no storage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from raylift.datasets.stream import Batch
+from raylift.models.objectives.turns import frozen
+from raylift.platform.config import RunConfig
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes a worker holds: exact for parameters, gradients and Adam; activations are what autograd saves."""
+
+    parameters: dict[str, int]
+    """Trainable parameters by player."""
+    weights: int
+    gradients: int
+    adam: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it, without the allocator's and the convolutions' own work space."""
+        return self.weights + self.gradients + self.adam + self.activations
+
+    def lines(self) -> list[str]:
+        """A line for each part."""
+        parts = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "Adam": self.adam,
+            "activations": self.activations,
+            "total a worker": self.total,
+        }
+        counted = [f"{name}: {count:,} parameters" for name, count in self.parameters.items()]
+        return [*counted, *(f"{name}: {size / GIB:.2f} GiB" for name, size in parts.items())]
+
+
+def estimate(run: RunConfig) -> Estimate:
+    """Memory of one worker, with what the ZeRO stage shards divided among the workers."""
+    with FakeTensorMode():
+        objective = run.system.objective(run.data.size)
+        counts = {
+            name: sum(p.numel() for p in player.network.parameters()) for name, player in objective.players.items()
+        }
+        micro = run.train.batch // (run.cluster.workers * run.engine.gradient_accumulation)
+        size = run.data.size
+        batch = Batch(torch.rand(micro, 1, size, size, size), torch.rand(micro, len(run.system.views), size, size))
+        precision = torch.autocast("cpu", torch.bfloat16) if run.engine.precision == "bf16" else nullcontext()
+        carried: dict[str, Tensor] = {}
+        activations = 0
+        for name, player in objective.players.items():
+            others = [network for other, network in objective.networks().items() if other != name]
+            with frozen(others), _saved([*player.network.parameters()]) as saved, precision:
+                _, _, kept = player(batch, carried)
+            carried |= kept
+            activations = max(activations, sum(saved.values()))
+    count, stage, workers = sum(counts.values()), run.engine.zero_stage, run.cluster.workers
+    return Estimate(
+        parameters=counts,
+        weights=4 * count // (workers if stage >= 3 else 1),
+        gradients=4 * count // (workers if stage >= 2 else 1),
+        adam=8 * count // (workers if stage >= 1 else 1),
+        activations=activations,
+    )
+
+
+@contextmanager
+def _saved(parameters: list[torch.nn.Parameter]) -> Iterator[dict[int, int]]:
+    """Bytes by storage of every tensor autograd saves within the context, parameters left out."""
+    held: dict[int, int] = {}
+    keep: list[Tensor] = []
+    known = {parameter.untyped_storage()._cdata for parameter in parameters}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            held[storage._cdata] = storage.nbytes()
+            # Held on to, so that no address is counted for two tensors.
+            keep.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield held

@@ -1,0 +1,14 @@
+"""raylift: a 3-D CT volume from one or two X-rays, and the platform that trains, searches and serves such models.
+
+The package is spread over the top folders of the repository (datasets, models, platform, tune_spaces, serve). An
+installed wheel holds them inside this folder; in a checkout they stand beside it, and this file makes them importable
+as `raylift.<folder>`.
+"""
+
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+_here = Path(__file__).parent
+if not (_here / "models").is_dir():
+    __path__.append(str(_here.parent))

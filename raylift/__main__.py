@@ -1,0 +1,6 @@
+"""`python -m raylift VERB ...`, the same as the `raylift` command."""
+
+from raylift.platform.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,76 @@
+"""The verbs that use a model: `raylift reconstruct` and `raylift serve`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.radiograph import Inversion, RadiographLimits, read
+from raylift.serve.settings import ServeSettings
+
+
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """Make a CT volume in HU from radiographs and write it as NIfTI."""
+
+    model: tyro.conf.Positional[str]
+    """An exported folder or a checkpoint."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """The file to write: .nii.gz."""
+    frontal: Path | None = None
+    """Frontal radiograph (DICOM, PNG, JPEG, TIFF), the patient's right at its left."""
+    lateral: Path | None = None
+    """Lateral radiograph, the patient facing its left edge."""
+    invert: Inversion = "auto"
+    """Whether to invert images that show bone dark."""
+    flip_frontal: bool = False
+    """Mirror the frontal image."""
+    flip_lateral: bool = False
+    """Mirror the lateral image, for a patient facing right."""
+    threads: int = 0
+    """PyTorch threads; 0 leaves the choice to it."""
+
+
+def reconstruct(arguments: list[str]) -> int:
+    """Radiographs to a CT volume as NIfTI."""
+    import torch
+
+    from raylift.serve.reconstructor import Reconstructor, nifti
+
+    options = tyro.cli(ReconstructOptions, prog="raylift reconstruct", args=arguments)
+    if not options.output.name.endswith(".nii.gz"):
+        raise ConfigError(f"{options.output}: volumes are written as .nii.gz")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    reconstructor = Reconstructor.load(options.model)
+    given = {"frontal": (options.frontal, options.flip_frontal), "lateral": (options.lateral, options.flip_lateral)}
+    images = {
+        view: read(path.read_bytes(), path.name, RadiographLimits(), invert=options.invert, flip=flip)
+        for view, (path, flip) in given.items()
+        if path is not None
+    }
+    (hu,) = reconstructor.reconstruct([reconstructor.prepare(images)])
+    grid = reconstructor.description.grid
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_bytes(nifti(hu, grid, f"raylift {reconstructor.sha256[:12]}, research only"))
+    print(f"{options.output}: {grid.size}^3 voxels of {grid.spacing_mm:g} mm, {hu.min()} to {hu.max()} HU")
+    print("Research software, not a medical device: not for diagnosis.")
+    return 0
+
+
+def serve(arguments: list[str]) -> int:
+    """HTTP API and web page for a model."""
+    from raylift.datasets.store import absolute
+    from raylift.platform import cluster
+    from raylift.serve import app
+
+    settings = tyro.cli(ServeSettings, prog="raylift serve", args=arguments)
+    cluster.connect()
+    url = app.start(settings)
+    print(f"serving {absolute(settings.model)} on {url} (page /, API /docs); Ctrl-C ends it", flush=True)
+    app.wait()
+    return 0

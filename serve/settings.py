@@ -1,0 +1,38 @@
+"""What a service is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+
+from raylift.datasets.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Serve a model over HTTP, with an API and a web page, until Ctrl-C."""
+
+    model: tyro.conf.Positional[str]
+    """An exported folder or a checkpoint; a folder or a URL."""
+    host: str = "127.0.0.1"
+    """Address to listen on. There is no login: put a proxy with one in front before opening it to others."""
+    port: int = 8000
+    replicas: int = 1
+    """Copies of the model."""
+    cpus_per_replica: float = 1.0
+    gpus_per_replica: float = 0.0
+    threads_per_replica: int = 1
+    """PyTorch threads of a replica."""
+    max_batch: int = 4
+    """Requests a replica reconstructs together."""
+    batch_wait_s: float = 0.02
+    """How long a request waits for others to join it."""
+    max_upload_mib: int = 64
+    """Largest radiograph."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 65536:
+            raise ConfigError(f"port {self.port} is outside 1 to 65535")
+        if min(self.replicas, self.max_batch, self.max_upload_mib, self.threads_per_replica) < 1:
+            raise ConfigError("replicas, max_batch, max_upload_mib and threads_per_replica are 1 or more")

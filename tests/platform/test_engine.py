@@ -1,0 +1,204 @@
+"""Two players on DeepSpeed do what plain torch does, on every ZeRO stage, and go on from each other's checkpoints."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from processes import run_ranks
+from torch import nn
+
+from raylift.datasets.stream import Batch
+from raylift.models.lifting import repeat_along_rays
+from raylift.models.objectives.adversarial import DiscriminatorPlayer, reconstruction_objective
+from raylift.models.objectives.turns import Objective, frozen
+from raylift.platform import engine as engines
+from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
+from raylift.platform.presets import x2ct_gan_tiny
+from raylift.platform.tracking import Averages
+from raylift.platform.train import gather, take_turns
+
+WORLD, ACCUMULATION, STEPS, SIZE = 2, 2, 3, 8
+TINY = x2ct_gan_tiny()
+
+
+class SmoothGenerator(nn.Module):
+    """Small and smooth: instance norms of tiny volumes would blow rounding up until nothing could be compared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv3d(2, 5, 3, padding=1), nn.Tanh(), nn.Conv3d(5, 1, 3, padding=1))
+        self.never_used = nn.Linear(3, 1)
+
+    def forward(self, views: torch.Tensor) -> torch.Tensor:
+        lifted = [repeat_along_rays(views[:, k : k + 1], name) for k, name in enumerate(("frontal", "lateral"))]
+        return self.layers(torch.cat(lifted, dim=1))
+
+
+class SmoothDiscriminator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv3d(2, 3, 3), nn.Tanh(), nn.Conv3d(3, 1, 3))
+
+    def forward(self, volume: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        return self.layers(torch.cat([volume, repeat_along_rays(views[:, :1], "frontal")], dim=1))
+
+
+class PenalisedDiscriminatorPlayer(DiscriminatorPlayer):
+    """With R1, whose second derivative is wrong in every pattern but the loss inside one engine forward."""
+
+    def forward(self, batch, carried):
+        loss, logs, kept = super().forward(batch, carried)
+        real = batch.volume.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(self.network(real, batch.views).sum(), real, create_graph=True)
+        return loss + 10 * slope.square().mean(), logs, kept
+
+
+def settings(stage: int, precision: str = "fp32", workers: int = WORLD, clip: float = 0.0) -> RunConfig:
+    return replace(
+        TINY,
+        engine=EngineConfig(stage, precision, ACCUMULATION, clip),
+        cluster=replace(TINY.cluster, workers=workers),
+        optimiser=OptimiserConfig(rate=1e-2),
+        train=replace(TINY.train, batch=4),
+    )
+
+
+def micro_batch(step: int, index: int) -> Batch:
+    """The step's global batch has four samples; micro-batch `index` is one of them."""
+    generator = torch.Generator().manual_seed(100 * step + index)
+    return Batch(
+        torch.rand(1, 1, SIZE, SIZE, SIZE, generator=generator),
+        torch.rand(1, 2, SIZE, SIZE, generator=generator),
+        (f"{step}/{index}",),
+    )
+
+
+def fresh_objective(run: RunConfig) -> Objective:
+    torch.manual_seed(5)
+    objective = reconstruction_objective(SmoothGenerator(), SmoothDiscriminator(), run.system.loss)
+    critic = objective.networks()["discriminator"]
+    return Objective({**objective.players, "discriminator": PenalisedDiscriminatorPlayer(critic, run.system.loss)})
+
+
+def train_steps(objective_engines, run, rank, world, begin, end):
+    per_rank = 4 // world // ACCUMULATION
+    for step in range(begin, end):
+        for engine in objective_engines.values():
+            engine.set_rate(run.optimiser.rate_at(step, 100))
+        for micro in range(ACCUMULATION):
+            first = micro * world * per_rank + rank * per_rank
+            parts = [micro_batch(step, first + k) for k in range(per_rank)]
+            batch = Batch(torch.cat([p.volume for p in parts]), torch.cat([p.views for p in parts]), ("x",))
+            take_turns(objective_engines, batch, step, Averages())
+
+
+def reference(run: RunConfig, steps: int) -> dict[str, dict[str, torch.Tensor]]:
+    """One process, torch's own Adam, mean gradients over the global batch, players in turn after each micro-batch."""
+    objective = fresh_objective(run)
+    optimisers = {
+        name: torch.optim.Adam(player.network.parameters(), lr=1e-2, betas=(0.5, 0.99))
+        for name, player in objective.players.items()
+    }
+    for step in range(steps):
+        for optimiser in optimisers.values():
+            optimiser.zero_grad()
+            for group in optimiser.param_groups:
+                group["lr"] = run.optimiser.rate_at(step, 100)
+        for micro in range(ACCUMULATION):
+            carried = [{} for _ in range(WORLD)]
+            for name, player in objective.players.items():
+                others = [net for other, net in objective.networks().items() if other != name]
+                for rank in range(WORLD):
+                    with frozen(others):
+                        loss, _, kept = player(micro_batch(step, micro * WORLD + rank), carried[rank])
+                        (loss / (WORLD * ACCUMULATION)).backward()
+                    carried[rank] |= kept
+                if micro == ACCUMULATION - 1:
+                    optimisers[name].step()
+    return {name: dict(network.named_parameters()) for name, network in objective.networks().items()}
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict:
+    """All runs of two ranks, in one pair of processes: their start costs far more than the steps."""
+    wanted = {("fp32", stage): (settings(stage), STEPS) for stage in range(4)}
+    wanted |= {("half", stage): (settings(stage), 2) for stage in range(4)}
+    wanted |= {("bf16", stage): (settings(stage, "bf16"), STEPS) for stage in (0, 3)}
+    wanted |= {("one step", clip): (settings(1, clip=clip), 1) for clip in (0.0, 1e-3)}
+    return run_ranks(WORLD, on_deepspeed, wanted)[0]
+
+
+def on_deepspeed(rank, wanted):
+    device = engines.prepare(gpu=False)
+    results = {}
+    for key, (run, steps) in wanted.items():
+        started = engines.start(fresh_objective(run), run, device)
+        train_steps(started, run, rank, WORLD, 0, steps)
+        results[key] = gather(started)
+    return results
+
+
+def largest_difference(tensors, expected):
+    return max(
+        float((tensors.networks[player][name] - parameter.detach()).abs().max())
+        for player, parameters in expected.items()
+        for name, parameter in parameters.items()
+    )
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_players_with_accumulation_match_plain_torch(trained, stage):
+    run = settings(stage)
+    assert largest_difference(trained["fp32", stage], reference(run, STEPS)) < 1e-6
+    # What one step more or less would be.
+    assert largest_difference(trained["fp32", stage], reference(run, STEPS - 1)) > 1e-4
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_bf16_follows_fp32_with_weights_kept_in_fp32(trained, stage):
+    tensors = trained["bf16", stage]
+    expected, begin = reference(settings(stage), STEPS), reference(settings(stage), 0)
+    for player, parameters in expected.items():
+        wanted = torch.cat([(p - begin[player][name]).detach().flatten() for name, p in parameters.items()])
+        taken = torch.cat([(tensors.networks[player][n] - begin[player][n]).detach().flatten() for n in parameters])
+        assert torch.cosine_similarity(wanted, taken, dim=0) > 0.95
+        assert not torch.equal(wanted, taken)
+        # Values that bf16 could not hold.
+        weight = next(iter(tensors.networks[player].values()))
+        assert not torch.equal(weight, weight.bfloat16().float())
+
+
+def test_clipping_limits_the_gradient(trained):
+    def gradient_norm(tensors):
+        # After one step the first moment is half the gradient, with beta 1 of 0.5.
+        moments = [value for name, value in tensors.adam["generator"].items() if name.endswith("exp_avg")]
+        return 2 * float(torch.stack([moment.norm() for moment in moments]).norm())
+
+    assert gradient_norm(trained["one step", 0.0]) > 0.1
+    assert gradient_norm(trained["one step", 1e-3]) == pytest.approx(1e-3, rel=0.01)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_run_goes_on_with_another_stage_and_world_size_as_if_nothing_had_happened(trained, world):
+    pairs = [(0, 3), (1, 2), (3, 1), (2, 0)]
+    halves = {pair: trained["half", pair[0]] for pair in pairs}
+    done = run_ranks(world, go_on, halves, world)[0]
+    expected = reference(settings(0), 4)
+    for pair in pairs:
+        assert largest_difference(done[pair], expected) < 1e-6, f"from stage {pair[0]} to {pair[1]}"
+
+
+def go_on(rank, halves, world):
+    device = engines.prepare(gpu=False)
+    results = {}
+    for (before, after), half in halves.items():
+        run = settings(after, workers=world)
+        objective = fresh_objective(run)
+        for name, network in objective.networks().items():
+            network.load_state_dict(half.networks[name])
+        started = engines.start(objective, run, device)
+        for name, engine in started.items():
+            engine.restore_adam(half.adam[name])
+        train_steps(started, run, rank, world, 2, 4)
+        results[before, after] = gather(started)
+    return results
