@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int16, UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import Window, attenuation, standardise
-from raylift.datasets.projector import project
+from raylift.datasets.ingest import radiographs
+from raylift.datasets.intensity import Window, standardise
 
 Plane = Literal["axial", "coronal", "sagittal"]
-PLANES: dict[Plane, int] = {"axial": 0, "coronal": 1, "sagittal": 2}
-WINDOWS = {"lung": Window(-1000, 200), "soft tissue": Window(-160, 240), "wide": Window(-1000, 1000)}
+PLANES: tuple[Plane, ...] = get_args(Plane)
+"""In the order of a volume's axes: each plane is one index of its axis."""
+
+WINDOWS = {
+    "wide": Window(-1024, 1476),
+    "lung": Window(-1350, 150),
+    "soft tissue": Window(-160, 240),
+    "bone": Window(-500, 1300),
+}
 SIDE_PX = 448
+GAP_PX = 8
+
+MARKS = {
+    "axial": "RLAP",
+    "coronal": "RLSI",
+    "sagittal": "APSI",
+    "frontal": "RL",
+    "lateral": "AP",
+}
+"""Directions in the patient that a picture's left, right, upper and lower edge stand for."""
 
 
 def slice_picture(
     hu: Int16[np.ndarray, "d h w"], plane: Plane, index: int, window: str
 ) -> UInt8[np.ndarray, "rows columns"]:
     """One slice, enlarged, hung as a reader expects: axial seen from the feet, the patient's right at the left."""
-    index = min(max(index, 0), hu.shape[PLANES[plane]] - 1)
-    chosen = np.take(hu, index, axis=PLANES[plane]).astype(np.float32)
-    return enlarge(WINDOWS[window].to_unit(chosen))
+    axis = PLANES.index(plane)
+    index = min(max(index, 0), hu.shape[axis] - 1)
+    chosen = np.take(hu, index, axis=axis).astype(np.float32)
+    return marked(enlarge(WINDOWS[window].to_unit(chosen)), plane)
 
 
 def reprojections(
     hu: Int16[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
 ) -> list[UInt8[np.ndarray, "rows columns"]]:
     """The volume's own radiographs, one a view."""
-    density = attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]
-    images = [project(density, grid.spacing_mm, geometry, view)[0, 0].numpy() for view in geometry.views]
-    return [enlarge(standardise(image)) for image in images]
+    return [enlarge(standardise(image)) for image in radiographs(hu, grid, geometry)]
 
 
 def enlarge(unit: Float32[np.ndarray, "_ _"]) -> UInt8[np.ndarray, "rows columns"]:
@@ -43,3 +58,19 @@ def enlarge(unit: Float32[np.ndarray, "_ _"]) -> UInt8[np.ndarray, "rows columns
     scale = SIDE_PX / max(picture.size)
     size = (round(picture.width * scale), round(picture.height * scale))
     return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+
+
+def beside(left: UInt8[np.ndarray, "rows a"], right: UInt8[np.ndarray, "rows b"]) -> UInt8[np.ndarray, "rows _"]:
+    """Two pictures of the same height, a black gap between them."""
+    return np.hstack([left, np.zeros((left.shape[0], GAP_PX), np.uint8), right])
+
+
+def marked(picture: UInt8[np.ndarray, "rows columns"], name: str) -> UInt8[np.ndarray, "rows columns"]:
+    """The picture with the patient's directions at its edges, as `MARKS` has them for that plane or view."""
+    image = Image.fromarray(picture)
+    width, height = image.size
+    places = [(10, height / 2, "lm"), (width - 10, height / 2, "rm"), (width / 2, 8, "mt"), (width / 2, height - 8, "mb")]
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(22)
+    for letter, (x, y, anchor) in zip(MARKS.get(name, ""), places, strict=False):
+        draw.text((x, y), letter, fill=255, font=font, anchor=anchor, stroke_width=2, stroke_fill=0)
+    return np.asarray(image)

@@ -9,7 +9,7 @@ from torch import nn
 
 from raylift.datasets.stream import Batch
 from raylift.models.lifting import repeat_along_rays
-from raylift.models.objectives.adversarial import DiscriminatorPlayer, reconstruction_objective
+from raylift.models.objectives.adversarial import reconstruction_objective
 from raylift.models.objectives.turns import Objective, frozen
 from raylift.platform import engine as engines
 from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
@@ -43,16 +43,6 @@ class SmoothDiscriminator(nn.Module):
         return self.layers(torch.cat([volume, repeat_along_rays(views[:, :1], "frontal")], dim=1))
 
 
-class PenalisedDiscriminatorPlayer(DiscriminatorPlayer):
-    """With R1, whose second derivative is wrong in every pattern but the loss inside one engine forward."""
-
-    def forward(self, batch, carried):
-        loss, logs, kept = super().forward(batch, carried)
-        real = batch.volume.detach().requires_grad_(True)
-        (slope,) = torch.autograd.grad(self.network(real, batch.views).sum(), real, create_graph=True)
-        return loss + 10 * slope.square().mean(), logs, kept
-
-
 def settings(stage: int, precision: str = "fp32", workers: int = WORLD, clip: float = 0.0) -> RunConfig:
     return replace(
         TINY,
@@ -75,9 +65,7 @@ def micro_batch(step: int, index: int) -> Batch:
 
 def fresh_objective(run: RunConfig) -> Objective:
     torch.manual_seed(5)
-    objective = reconstruction_objective(SmoothGenerator(), SmoothDiscriminator(), run.system.loss)
-    critic = objective.networks()["discriminator"]
-    return Objective({**objective.players, "discriminator": PenalisedDiscriminatorPlayer(critic, run.system.loss)})
+    return reconstruction_objective(SmoothGenerator(), SmoothDiscriminator(), run.system.loss)
 
 
 def train_steps(objective_engines, run, rank, world, begin, end):
