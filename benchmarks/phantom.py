@@ -1,17 +1,25 @@
-"""Phantoms per second on one thread: `OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/phantom.py`."""
+"""Phantoms a second on one thread: `OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/phantom.py`."""
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 import time
-
-import numpy as np
-import scipy
+from pathlib import Path
 
 from raylift.datasets.geometry import Grid
 from raylift.datasets.phantom import thorax
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from conditions import header, table
+
+
+def main() -> None:
+    header("phantom")
+    rows = [
+        [f"{grid.size}^3 at {grid.spacing_mm:g} mm", f"{measure(grid, volumes):.2f}"]
+        for grid, volumes in ((Grid(64, 5.0), 20), (Grid(128, 2.5), 5))
+    ]
+    table("procedural thoraces", ["grid", "volumes/s"], rows)
 
 
 def measure(grid: Grid, volumes: int) -> float:
@@ -23,8 +31,4 @@ def measure(grid: Grid, volumes: int) -> float:
 
 
 if __name__ == "__main__":
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    print(f"{platform.processor() or platform.machine()}, {cores} core(s), python {sys.version.split()[0]}, ", end="")
-    print(f"numpy {np.__version__}, scipy {scipy.__version__}")
-    for grid, volumes in ((Grid(64, 5.0), 20), (Grid(128, 2.5), 5)):
-        print(f"{grid.size}^3 at {grid.spacing_mm} mm: {measure(grid, volumes):.2f} volumes/s")
+    main()

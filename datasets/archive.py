@@ -31,25 +31,32 @@ from jaxtyping import Float32, Int16, UInt8
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from raylift import __version__
-from raylift.datasets.errors import ArchiveError, ConfigError, CorruptSample, NoArchive
+from raylift.datasets.errors import ArchiveError, ConfigError, CorruptSample, NoArchive, StoreUnreachable
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.plain import from_plain, to_plain
 from raylift.datasets.splits import Split, SplitRule
-from raylift.datasets.store import Folder, absolute, join, zarr_store
+from raylift.datasets.store import Folder, absolute, join, reachable, zarr_store
 
 FORMAT, FORMAT_VERSION = "raylift-archive", 1
 MANIFESTS_KEPT = 5
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What an archive stores of one scan, in memory."""
+class Pair:
+    """A CT and its radiographs, in memory."""
 
     volume: Int16[np.ndarray, "d h w"]
     """HU in volume order."""
     radiographs: Float32[np.ndarray, "views rows columns"]
     """Line integrals, one image for each view of the archive's geometry."""
+
+
+@dataclass(frozen=True)
+class Sample(Pair):
+    """All that an archive stores of one scan."""
+
     labels: UInt8[np.ndarray, "d h w"]
+    """Values of `segmentation.Label`."""
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by the names they have in a part."""
@@ -96,11 +103,11 @@ class Manifest:
         try:
             data = json.loads(raw)
             written = (data["format"], data["version"])
+            if written == (FORMAT, FORMAT_VERSION):
+                return from_plain(cls, data["archive"], where)
         except (KeyError, TypeError, ValueError) as error:
             raise ArchiveError(f"{where} is not a raylift manifest: {error!r}") from error
-        if written != (FORMAT, FORMAT_VERSION):
-            raise ArchiveError(f"{where} is {written}; this raylift reads {(FORMAT, FORMAT_VERSION)}")
-        return from_plain(cls, data["archive"], where)
+        raise ArchiveError(f"{where} is {written}; this raylift reads {(FORMAT, FORMAT_VERSION)}")
 
 
 class Archive:
@@ -118,20 +125,29 @@ class Archive:
         return sorted(chosen, key=lambda entry: entry.id)
 
     def read(self, entry: Entry) -> Sample:
-        """The stored arrays of one sample, each checked against its digest.
+        """All stored arrays of one sample, each checked against its digest.
 
         Raises:
             CorruptSample: an array is missing or differs from what was written.
+            StoreUnreachable: the object store did not answer, after retries.
         """
-        arrays = {name: self.read_array(entry, name) for name in ("volumes", "radiographs", "labels")}
-        return Sample(arrays["volumes"], arrays["radiographs"], arrays["labels"])
+        pair = self.read_pair(entry)
+        return Sample(pair.volume, pair.radiographs, self.read_array(entry, "labels"))
+
+    def read_pair(self, entry: Entry) -> Pair:
+        """What training needs of a sample: `read` without the labels, a third of the time and of the requests."""
+        return Pair(self.read_array(entry, "volumes"), self.read_array(entry, "radiographs"))
 
     def read_array(self, entry: Entry, name: str) -> np.ndarray:
         """One of a sample's arrays (volumes, radiographs, labels), checked against its digest."""
         try:
-            array = np.asarray(self._array(entry.part, name)[entry.index])
-        except (KeyError, FileNotFoundError, ValueError) as error:
-            raise self._corrupt(entry, name, f"cannot be read: {error}") from error
+            with reachable(self.url):
+                array = np.asarray(self._array(entry.part, name)[entry.index])
+        except StoreUnreachable:
+            raise
+        except Exception as error:
+            # What a damaged chunk, index or header brings up is up to Zarr and its codecs, a MemoryError included.
+            raise self._corrupt(entry, name, f"cannot be read: {error!r}") from error
         if digest(array) != entry.sha256[name]:
             raise self._corrupt(entry, name, "is missing or is not what was written")
         return array
@@ -140,7 +156,7 @@ class Archive:
         with self._lock:
             if (part, name) not in self._arrays:
                 store = zarr_store(join(self.url, "parts", part, name), read_only=True)
-                self._arrays[part, name] = zarr.open_array(store, mode="r")
+                self._arrays[part, name] = zarr.open_array(store, mode="r", zarr_format=3)
             return self._arrays[part, name]
 
     def _corrupt(self, entry: Entry, name: str, what: str) -> CorruptSample:
@@ -167,8 +183,14 @@ class ArchiveWriter:
         split_rule: SplitRule | None = None,
         per_part: int = 8,
     ) -> None:
+        if per_part < 1:
+            raise ConfigError(f"{per_part} samples a part: a part holds one or more")
         self.url = absolute(url)
         self.per_part = per_part
+        self.published: list[Entry] = []
+        """What this writer has added to the archive so far."""
+        self.superseded = 0
+        """Samples given to this writer whose source was there already, or was published by another meanwhile."""
         self._folder = Folder(self.url)
         self._waiting: list[tuple[Entry, Sample]] = []
         try:
@@ -177,11 +199,7 @@ class ArchiveWriter:
             self.manifest = Manifest(grid, geometry, split_rule or SplitRule())
         if split_rule is not None and self.manifest.split_rule != split_rule:
             raise ConfigError(f"{self.url} was split by {self.manifest.split_rule}, which cannot change later")
-        if (self.manifest.grid, self.manifest.geometry) != (grid, geometry):
-            raise ConfigError(
-                f"{self.url} holds {self.manifest.grid} in {self.manifest.geometry}; asked for were {grid} in "
-                f"{geometry}: use the archive's own, or another URL"
-            )
+        self._require(grid, geometry)
 
     def __enter__(self) -> ArchiveWriter:
         return self
@@ -195,50 +213,62 @@ class ArchiveWriter:
         known = (*self.manifest.entries, *(entry for entry, _ in self._waiting))
         return any(entry.source_sha256 == source_sha256 for entry in known)
 
-    def add(self, entry: Entry, sample: Sample) -> Entry:
-        """Take a sample in; it is published with its part. Returns the entry with its split and unique id."""
-        taken = {other.id for other in (*self.manifest.entries, *(waiting for waiting, _ in self._waiting))}
-        unique, number = entry.id, 1
-        while unique in taken:
-            number += 1
-            unique = f"{entry.id}-{number}"
-        sha256 = {name: digest(array) for name, array in sample.arrays().items()}
-        entry = replace(entry, id=unique, split=self.manifest.split_rule.split(entry.subject), sha256=sha256)
+    def add(self, entry: Entry, sample: Sample) -> None:
+        """Take a sample in; its split and a unique id are given to it when it is published with its part."""
+        if self.holds(entry.source_sha256):
+            self.superseded += 1
+            return
         self._waiting.append((entry, sample))
         if len(self._waiting) >= self.per_part:
             self.publish()
-        return entry
 
     def publish(self) -> None:
         """Write the waiting samples as a part and publish the manifest that names them."""
         if not self._waiting:
             return
         part = uuid.uuid4().hex[:12]
-        self._write_part(part)
-        added = [replace(entry, part=part, index=k) for k, (entry, _) in enumerate(self._waiting)]
-        while True:
-            known = {entry.source_sha256 for entry in self.manifest.entries}
-            fresh = [entry for entry in added if entry.source_sha256 not in known]
+        with reachable(self.url):
+            self._write_part(part)
+        written = [
+            replace(entry, part=part, index=k, sha256={name: digest(array) for name, array in sample.arrays().items()})
+            for k, (entry, sample) in enumerate(self._waiting)
+        ]
+        while fresh := _named(self.manifest, written):
             manifest = replace(
                 self.manifest,
                 generation=self.manifest.generation + 1,
                 entries=(*self.manifest.entries, *fresh),
             )
             try:
-                self._folder.create(f"manifests/{manifest.generation:06d}.json", manifest.to_json())
+                self._folder.create(_manifest_name(manifest.generation), manifest.to_json())
+                self.manifest = manifest
                 break
             except FileExistsError:
                 # Another writer was faster: its samples are kept, and ours follow under the next number.
-                self.manifest = latest_manifest(self._folder)
-        self.manifest = manifest
+                mine, self.manifest = self.manifest, latest_manifest(self._folder)
+                self._require(mine.grid, mine.geometry)
+                if self.manifest.split_rule.assigned != mine.split_rule.assigned:
+                    raise ConfigError(
+                        f"{self.url} was just made by another writer with other subjects assigned to splits by hand: "
+                        "use another URL, or its assignment"
+                    ) from None
+        self.published += fresh
+        self.superseded += len(written) - len(fresh)
         self._waiting = []
-        for name in self._folder.names("manifests")[:-MANIFESTS_KEPT]:
+        for name in _manifests(self._folder)[:-MANIFESTS_KEPT]:
             self._folder.remove(f"manifests/{name}")
+
+    def _require(self, grid: Grid, geometry: Geometry) -> None:
+        if (self.manifest.grid, self.manifest.geometry) != (grid, geometry):
+            raise ConfigError(
+                f"{self.url} holds {self.manifest.grid} in {self.manifest.geometry}; asked for were {grid} in "
+                f"{geometry}: use the archive's own, or another URL"
+            )
 
     def _write_part(self, part: str) -> None:
         store = zarr_store(self.url, read_only=False)
-        zarr.open_group(store, mode="a").require_group("parts")
-        group = zarr.open_group(zarr_store(join(self.url, "parts", part), read_only=False), mode="w-")
+        zarr.open_group(store, mode="a", zarr_format=3).require_group("parts")
+        group = zarr.open_group(zarr_store(join(self.url, "parts", part), read_only=False), mode="w-", zarr_format=3)
         for name in self._waiting[0][1].arrays():
             stacked = np.stack([sample.arrays()[name] for _, sample in self._waiting])
             group.create_array(
@@ -257,16 +287,50 @@ class ArchiveWriter:
 
 def latest_manifest(folder: Folder) -> Manifest:
     """The archive's newest manifest, or NoArchive where nothing was published."""
+    pruned = ""
     while True:
-        names = [name for name in folder.names("manifests") if name.endswith(".json") and not name.startswith(".")]
+        names = _manifests(folder)
         if not names:
             raise NoArchive(f"{folder.url} holds no raylift archive: make one with raylift ingest or raylift phantom")
+        where = join(folder.url, "manifests", names[-1])
         try:
-            return Manifest.from_json(folder.read(f"manifests/{names[-1]}"), join(folder.url, "manifests", names[-1]))
-        except FileNotFoundError:
-            continue  # pruned by a writer between listing and reading: list again
+            return Manifest.from_json(folder.read(f"manifests/{names[-1]}"), where)
+        except FileNotFoundError as error:
+            # Pruned by a writer between listing and reading: list again.
+            if names[-1] == pruned:
+                raise ArchiveError(f"{where} is listed but cannot be read") from error
+            pruned = names[-1]
 
 
 def digest(array: np.ndarray) -> str:
-    """SHA-256 of an array's bytes in C order."""
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+    """SHA-256 of an array's type, shape and bytes in C order."""
+    total = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode())
+    total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
+
+
+def _manifest_name(generation: int) -> str:
+    return f"manifests/{generation:06d}.json"
+
+
+def _manifests(folder: Folder) -> list[str]:
+    """Published manifests, oldest first; what a writer has put beside them meanwhile is not among them."""
+    return [name for name in folder.names("manifests") if name.endswith(".json") and not name.startswith(".")]
+
+
+def _named(manifest: Manifest, written: list[Entry]) -> list[Entry]:
+    """The entries whose source the manifest lacks, with a split by its rule and ids that it does not have yet."""
+    known = {entry.source_sha256 for entry in manifest.entries}
+    taken = {entry.id for entry in manifest.entries}
+    fresh = []
+    for entry in written:
+        if entry.source_sha256 in known:
+            continue
+        unique, number = entry.id, 1
+        while unique in taken:
+            number += 1
+            unique = f"{entry.id}-{number}"
+        fresh.append(replace(entry, id=unique, split=manifest.split_rule.split(entry.subject)))
+        known.add(entry.source_sha256)
+        taken.add(unique)
+    return fresh

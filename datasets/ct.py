@@ -1,32 +1,54 @@
-"""CT files to volumes: find the scans, refuse what is not one, and bring each to the grid a model is trained on.
+"""CT files to scans in HU: find them, and refuse what is not one, not whole, or too large.
 
-Everything is read through SimpleITK, so orientation and spacing come from the file; DICOM headers are looked at with
-pydicom first, because a series with a hole reads without complaint. All limits are checked from the header, before a
-voxel is read.
+Everything is read through SimpleITK, so orientation and spacing come from the file. What it reads without complaint is
+looked at first: a DICOM series with a hole, and NIfTI and compressed files that end early or are damaged. All limits
+are checked from the header, before a voxel is read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import re
+import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
-from jaxtyping import Float, Int16
+from jaxtyping import Float
+from pydicom.uid import MediaStorageDirectoryStorage
 
-from raylift.datasets import segmentation
+from raylift.datasets import dicom
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.geometry import Grid
-from raylift.datasets.intensity import HU_MAX, HU_MIN
 
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-ORIENTATION = "LPI"
-"""Volume order in DICOM letters: x to the left, y posterior, z inferior."""
+IMAGE_IO = {
+    ".nii": "NiftiImageIO", ".nii.gz": "NiftiImageIO", ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO",
+    ".mha": "MetaImageIO", ".mhd": "MetaImageIO",
+}  # fmt: skip
+"""Which of ITK's readers opens a file of that suffix; no other is tried."""
+VOLUME_SUFFIXES = tuple(IMAGE_IO)
+
+LONGEST_MM, WIDEST_MM = 2500.0, 1000.0
+"""More than any scanner's table and bore: at most one side of a scan is over a metre."""
+
+BEHIND_HEADER = 0x0029_0000
+"""The first DICOM tag behind those that describe an image."""
+
+BYTES = {
+    sitk.sitkUInt8: 1, sitk.sitkInt8: 1, sitk.sitkUInt16: 2, sitk.sitkInt16: 2, sitk.sitkUInt32: 4, sitk.sitkInt32: 4,
+    sitk.sitkUInt64: 8, sitk.sitkInt64: 8, sitk.sitkFloat32: 4, sitk.sitkFloat64: 8,
+}  # fmt: skip
+"""Width of a voxel, for the types that a CT may have."""
+HEADER_END = {
+    "NrrdImageIO": re.compile(rb"\r?\n\r?\n|\Z"),
+    "MetaImageIO": re.compile(rb"^ElementDataFile *=.*(?:\n|\Z)", re.IGNORECASE | re.MULTILINE),
+}
+DATA_FILE = re.compile(rb"^(?:data ?file *:|ElementDataFile *=)[ \t]*(.*?)[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
+COMPRESSED = re.compile(rb"^(?:encoding *: *gz(?:ip)?|CompressedData *= *True)[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -47,6 +69,12 @@ class Source:
     subject: str
     files: tuple[Path, ...]
     is_dicom: bool = False
+
+    @property
+    def where(self) -> str:
+        """Its path, for messages; the name alone goes into archives."""
+        rest = len(self.files) - 1
+        return f"{self.files[0]} and {rest} more" if self.is_dicom and rest else str(self.files[0])
 
     def digest(self) -> str:
         """SHA-256 over the bytes of all files, in order of their names."""
@@ -86,34 +114,38 @@ def find(paths: Iterable[Path]) -> Found:
     """All candidate scans under files and folders, in order of name; DICOM files are grouped by series."""
     found = Found()
     series: dict[tuple[str, str], list[Path]] = defaultdict(list)
-    passed_over = 0
+    others: list[Path] = []
     for root in paths:
-        if not root.exists():
+        if not root.is_file() and not root.is_dir():  # nor a pipe, which would be waited for
             found.refused.append(RefusedFile(f"{root}: no such file or folder"))
             continue
         for path in sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]:
-            if path.name.lower().endswith(VOLUME_SUFFIXES):
-                found.sources.append(Source(path.name, _stem(path), (path,)))
-            elif _is_dicom(path):
-                header = pydicom.dcmread(
-                    path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID", "PatientID"]
-                )
-                uid = str(header.get("SeriesInstanceUID", path.parent))
-                series[uid, str(header.get("PatientID", "") or path.parent)].append(path)
-            elif root.is_dir():
-                passed_over += 1
-            else:
-                found.refused.append(
-                    RefusedFile(f"{path}: not a volume raylift reads ({', '.join(VOLUME_SUFFIXES)} or DICOM)")
-                )
+            try:
+                if path.name.lower().endswith(VOLUME_SUFFIXES):
+                    found.sources.append(
+                        Source(path.name, path.name[: -len(_suffix(path))], (path, *_data_files(path)))
+                    )
+                elif key := _series_key(path):
+                    series[key].append(path)
+                elif root.is_dir():
+                    others.append(path)
+                else:
+                    kinds = ", ".join(VOLUME_SUFFIXES)
+                    found.refused.append(RefusedFile(f"{path}: not a volume raylift reads ({kinds} or DICOM)"))
+            except RefusedFile as error:
+                found.refused.append(error)
+            except Exception as error:
+                # One unreadable file must not end the search; what pydicom raises on a damaged one is open.
+                found.refused.append(RefusedFile(f"{path}: cannot be read: {error!r}"))
+    data_files = {path for source in found.sources for path in source.files[1:]}
     for (_, patient), files in series.items():
         folder = files[0].parent
-        shared = sum(other[0].parent == folder for other in series.values()) > 1
+        shared = len(files) == 1 or sum(other[0].parent == folder for other in series.values()) > 1
         name = f"{folder.name}/{files[0].name}" if shared else folder.name
         # A patient's own number stays out of archives; the pseudonym is stable, so splits by subject still hold.
         pseudonym = "sub-" + hashlib.sha256(patient.encode()).hexdigest()[:12]
         found.sources.append(Source(name, pseudonym, tuple(files), is_dicom=True))
-    return Found(found.sources, found.refused, passed_over)
+    return Found(found.sources, found.refused, passed_over=len(set(others) - data_files))
 
 
 def read(source: Source, limits: Limits = Limits()) -> Scan:
@@ -122,109 +154,124 @@ def read(source: Source, limits: Limits = Limits()) -> Scan:
     Raises:
         RefusedFile: not a CT, missing or duplicate slices, not 3-D, not in HU, truncated, or over the limits.
     """
-    total = sum(path.stat().st_size for path in source.files)
+    total = _bytes(source)
     if total > limits.max_file_bytes:
         raise RefusedFile(
-            f"{source.name}: {total} bytes, over the limit of {limits.max_file_bytes} (--limits.max-file-bytes)"
+            f"{source.where}: {total} bytes, over the limit of {limits.max_file_bytes} (--limits.max-file-bytes)"
         )
     image = _read_series(source, limits) if source.is_dicom else _read_file(source, limits)
-    spacing = image.GetSpacing()
-    if not all(0.05 <= value <= 20 for value in spacing):
-        raise RefusedFile(f"{source.name}: spacing {spacing} mm is not that of a CT: correct it in the header")
-    _check_hu(source.name, sitk.GetArrayViewFromImage(image))
+    _check_hu(source.where, sitk.GetArrayViewFromImage(image))
     orientation = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(image.GetDirection())
     return Scan(source, image, orientation)
 
 
-def resample(scan: Scan, grid: Grid, keep_table: bool = False) -> tuple[Int16[np.ndarray, "d h w"], dict[str, Any]]:
-    """The scan on `grid`, in HU and volume order, centred on the body, with a record of what was done.
-
-    HU is clamped to [-1024, 3071]; axes that become coarser are smoothed first (a Gaussian of half the loss in
-    voxels, as scikit-image does); what lies outside the scan is air. Left-right and front-back the cube is centred on
-    the body. Along the body it is centred on the lungs, moved as far as needed to stay inside the scan. Unless
-    `keep_table`, everything outside the body becomes air.
-    """
-    clamped = sitk.Clamp(scan.image, sitk.sitkFloat32, HU_MIN, HU_MAX)
-    smooth = _smooth_for(clamped, grid.spacing_mm)
-    centre, lungs_found = _centre(clamped, grid)
-    origin = centre - (grid.size - 1) / 2 * grid.spacing_mm * np.array([1, 1, -1])
-    cube = _on_axes(smooth, origin, (grid.size,) * 3, grid.spacing_mm)
-    hu = np.rint(sitk.GetArrayFromImage(cube)).clip(HU_MIN, HU_MAX).astype(np.int16)
-    inside = segmentation.body(hu, grid.spacing_mm)
-    if not inside.any():
-        raise RefusedFile(
-            f"{scan.source.name}: no body found in the central {grid.extent_mm:.0f} mm: not a CT of a person"
-        )
-    if not keep_table:
-        hu[~inside] = HU_MIN
-    record = {
-        "source_size": list(scan.image.GetSize()),
-        "source_spacing_mm": list(scan.spacing_mm),
-        "source_orientation": scan.orientation,
-        "centre_lps_mm": [round(float(value), 2) for value in centre],
-        "centred_on": "lungs" if lungs_found else "scan",
-        "table_removed": not keep_table,
-    }
-    return hu, record
+def _suffix(path: Path) -> str:
+    return max((suffix for suffix in VOLUME_SUFFIXES if path.name.lower().endswith(suffix)), key=len)
 
 
-def check_whole_thorax(scan: Scan) -> None:
-    """Refuse a scan that does not hold two whole lungs.
-
-    Raises:
-        RefusedFile: a lung is missing, under 300 ml, or cut by the first or last slice.
-    """
-    coarse, spacing_mm = _coarse(sitk.Clamp(scan.image, sitk.sitkFloat32, HU_MIN, HU_MAX))
-    lung = segmentation.lungs(coarse, spacing_mm)
-    remedy = "ingest it without --require-whole-thorax, or leave it out"
-    if not lung.any():
-        raise RefusedFile(f"{scan.source.name}: no lungs inside the field of view: {remedy}")
-    body = segmentation.body(coarse, spacing_mm)
-    columns = np.flatnonzero(body.any(axis=(0, 1)))
-    middle = (columns[0] + columns[-1]) // 2
-    for side, half in (("right", lung[:, :, :middle]), ("left", lung[:, :, middle:])):
-        volume_ml = half.sum() * spacing_mm**3 / 1000
-        if volume_ml < 300:
-            raise RefusedFile(f"{scan.source.name}: {volume_ml:.0f} ml of {side} lung in the field of view: {remedy}")
-    area = lung.sum(axis=(1, 2))
-    for end, cut in (("first", area[0]), ("last", area[-1])):
-        if cut > 0.25 * area.max():
-            raise RefusedFile(f"{scan.source.name}: the lungs are cut by the {end} slice: {remedy}")
-
-
-def _stem(path: Path) -> str:
-    suffix = next(s for s in sorted(VOLUME_SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s))
-    return path.name[: -len(suffix)]
-
-
-def _is_dicom(path: Path) -> bool:
+def _text_header(path: Path) -> bytes:
+    """The lines at the head of a NRRD or MetaImage file, up to where its voxels begin."""
     with path.open("rb") as file:
-        head = file.read(132)
-    return head[128:] == b"DICM"
+        head = file.read(2**16)
+    end = HEADER_END[IMAGE_IO[_suffix(path)]].search(head)
+    if end is None or end.end() == 2**16:
+        raise RefusedFile(f"{path}: the header cannot be read: no end of it in the first {len(head)} bytes")
+    return head[: end.end()]
+
+
+def _data_files(path: Path) -> list[Path]:
+    """The file a NRRD or MetaImage header keeps its voxels in; none where they follow the header."""
+    named = None if IMAGE_IO[_suffix(path)] == "NiftiImageIO" else DATA_FILE.search(_text_header(path))
+    if named is None or named[1] == b"LOCAL":
+        return []
+    value = named[1].decode("latin-1")
+    # A header that names files elsewhere would have any file of this machine read as voxels.
+    if Path(value).name != value or not path.with_name(value).is_file():
+        raise RefusedFile(f"{path}: its voxels are in '{value}', which is not a file beside it: convert it to one file")
+    return [path.with_name(value)]
+
+
+def _series_key(path: Path) -> tuple[str, str] | None:
+    """What tells a DICOM file's series and patient apart; None for a file that is not DICOM, or an index of others."""
+    head = _head(path)
+    if not dicom.is_dicom(head):
+        return None
+    if dicom.meta(head).get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        return None
+    header = dicom.parse(head, str(path), until=BEHIND_HEADER)
+    # Without a number for the patient, the series of one study still belong together.
+    patient = header.get("PatientID") or header.get("StudyInstanceUID") or path.parent
+    return str(header.get("SeriesInstanceUID", path.parent)), str(patient)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2**18)
+
+
+def _bytes(source: Source) -> int:
+    return sum(path.stat().st_size for path in source.files)
 
 
 def _read_file(source: Source, limits: Limits) -> sitk.Image:
     path = source.files[0]
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    reader.SetImageIO(IMAGE_IO[_suffix(path)])
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise RefusedFile(f"{source.name}: the header cannot be read: {_last_line(error)}") from error
-    _check_size(source.name, reader.GetSize(), limits)
-    if reader.GetNumberOfComponents() != 1:
-        raise RefusedFile(f"{source.name}: {reader.GetNumberOfComponents()} values a voxel, a CT has one")
-    keys = reader.GetMetaDataKeys()
-    if "qform_code" in keys and int(reader.GetMetaData("qform_code")) == int(reader.GetMetaData("sform_code")) == 0:
-        raise RefusedFile(f"{source.name}: neither qform nor sform is set, so its orientation is unknown: set one")
+        raise RefusedFile(f"{source.where}: the header cannot be read: {_last_line(error)}") from error
+    _check_size(source.where, reader.GetSize(), limits)
+    _check_extent(source.where, reader.GetSize(), reader.GetSpacing())
+    if reader.GetNumberOfComponents() != 1 or reader.GetPixelID() not in BYTES:
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        raise RefusedFile(f"{source.where}: {kind} voxels, a CT has one number each")
+    _check_bytes(source, reader.GetSize(), reader.GetPixelID())
+    if reader.GetImageIO() == "NiftiImageIO":
+        header = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys()}
+        if int(header["qform_code"]) == int(header["sform_code"]) == 0:
+            raise RefusedFile(f"{source.where}: neither qform nor sform is set, so its orientation is unknown: set one")
+        voxels = math.prod(reader.GetSize()) * int(header["bitpix"]) // 8
+        _check_whole(path, int(float(header["vox_offset"])) + voxels, compressed=path.suffix.lower() == ".gz")
+    elif COMPRESSED.search(text := _text_header(path)):
+        voxels = math.prod(reader.GetSize()) * BYTES[reader.GetPixelID()]
+        _check_whole(source.files[-1], voxels, compressed=True, start=len(text) if len(source.files) == 1 else 0)
     # A size of 1 in a fourth dimension is a 3-D volume.
     reader.SetExtractSize([*reader.GetSize()[:3], *[0] * (reader.GetDimension() - 3)])
     try:
         return reader.Execute()
     except RuntimeError as error:
         raise RefusedFile(
-            f"{source.name}: the voxels cannot be read, the file may be truncated: {_last_line(error)}"
+            f"{source.where}: the voxels cannot be read, the file may be truncated: {_last_line(error)}"
         ) from error
+
+
+def _check_whole(path: Path, wanted: int, *, compressed: bool, start: int = 0) -> None:
+    """Refuse a file whose voxels end early or are damaged; most of ITK's readers make something up and go on."""
+    try:
+        held = _inflated(path, start, wanted) if compressed else path.stat().st_size
+    except zlib.error as error:
+        raise RefusedFile(f"{path}: the voxels are damaged: {error}") from error
+    if held < wanted:
+        raise RefusedFile(f"{path}: {held} bytes where its header promises {wanted}: it is truncated")
+
+
+def _inflated(path: Path, start: int, enough: int) -> int:
+    """How many bytes a gzip or zlib stream holds that ends properly; no more than a block beyond `enough`."""
+    held, inflate = 0, zlib.decompressobj(wbits=47)  # either kind
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read(2**20)
+        while data and held <= enough:
+            held += len(inflate.decompress(data, 2**20))
+            if inflate.eof:
+                # A gzip file may have several members, and zeros behind the last.
+                data = inflate.unused_data.lstrip(b"\0") or file.read(2**20).lstrip(b"\0")
+                inflate = zlib.decompressobj(wbits=47) if data else inflate
+            else:
+                data = inflate.unconsumed_tail or file.read(2**20)
+    return held if inflate.eof or held > enough else min(held, enough - 1)
 
 
 def _check_size(name: str, size: tuple[int, ...], limits: Limits) -> None:
@@ -239,33 +286,33 @@ def _check_size(name: str, size: tuple[int, ...], limits: Limits) -> None:
         raise RefusedFile(f"{name}: {shown} voxels, over the limit of {limits.max_voxels} (--limits.max-voxels)")
 
 
-TAGS = [
-    "Modality", "ImageOrientationPatient", "ImagePositionPatient", "Rows", "Columns", "NumberOfFrames",
-    "PixelSpacing",
-]  # fmt: skip
+def _check_extent(name: str, size: tuple[int, ...], spacing: tuple[float, ...]) -> None:
+    if not all(0.05 <= value <= 20 for value in spacing[:3]):
+        raise RefusedFile(f"{name}: spacing {spacing[:3]} mm is not that of a CT: correct it in the header")
+    extent = [n * value for n, value in zip(size[:3], spacing[:3], strict=True)]
+    if max(extent) > LONGEST_MM or sorted(extent)[1] > WIDEST_MM:
+        shown = " x ".join(f"{value:.0f}" for value in extent)
+        raise RefusedFile(f"{name}: {shown} mm is more than a scanner holds: correct the spacing in the header")
+
+
+def _check_bytes(source: Source, size: tuple[int, ...], pixel: int) -> None:
+    """Refuse a header that claims more voxels than any compression could have put into its file."""
+    claimed = math.prod(size) * BYTES[pixel]
+    stored = _bytes(source)
+    if claimed > 1032 * stored:  # the best that deflate can do
+        raise RefusedFile(f"{source.where}: {stored} bytes cannot hold its {math.prod(size)} voxels: it is truncated")
 
 
 def _read_series(source: Source, limits: Limits) -> sitk.Image:
-    name = source.name
-    headers = {path: pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS) for path in source.files}
-    first = headers[source.files[0]]
-    modality = first.get("Modality", "none")
-    if modality != "CT":
-        raise RefusedFile(f"{name}: DICOM modality {modality} is not CT")
-    if any(int(header.get("NumberOfFrames") or 1) > 1 for header in headers.values()):
-        raise RefusedFile(f"{name}: an enhanced multi-frame DICOM: convert it to NIfTI first")
-    if any("ImageOrientationPatient" not in h or "ImagePositionPatient" not in h for h in headers.values()):
-        raise RefusedFile(f"{name}: slices without position or orientation: not a volume")
-    _check_size(name, (int(first.Columns), int(first.Rows), len(headers)), limits)
-    if len({(int(h.Rows), int(h.Columns), tuple(h.PixelSpacing)) for h in headers.values()}) > 1:
-        raise RefusedFile(f"{name}: slices differ in size or pixel spacing: split the series")
-    directions = np.array([h.ImageOrientationPatient for h in headers.values()], dtype=float)
-    if np.abs(directions - directions[0]).max() > 1e-3:
-        raise RefusedFile(f"{name}: slices differ in orientation (a localizer among them?): split the series")
-    normal = np.cross(directions[0, :3], directions[0, 3:])
-    places = {path: np.array(h.ImagePositionPatient, dtype=float) for path, h in headers.items()}
-    ordered = sorted(source.files, key=lambda path: float(places[path] @ normal))
-    _check_slices(name, np.stack([places[path] for path in ordered]), normal)
+    name = source.where
+    try:
+        headers = {path: dicom.parse(_head(path), str(path), until=BEHIND_HEADER) for path in source.files}
+        ordered = _ordered(source, headers, limits)
+    except RefusedFile:
+        raise
+    except Exception as error:
+        # A missing tag, or one that holds something else: what pydicom raises on it is open.
+        raise RefusedFile(f"{name}: the DICOM header cannot be read: {error!r}") from error
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(path) for path in ordered])
     try:
@@ -274,7 +321,36 @@ def _read_series(source: Source, limits: Limits) -> sitk.Image:
         raise RefusedFile(f"{name}: the slices cannot be read, one may be truncated: {_last_line(error)}") from error
 
 
-def _check_slices(name: str, positions: Float[np.ndarray, "slices 3"], normal: Float[np.ndarray, " 3"]) -> None:
+def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Limits) -> list[Path]:
+    """The files from one end of the volume to the other, or a RefusedFile where they are none."""
+    name = source.where
+    first = headers[source.files[0]]
+    for header in headers.values():
+        if header.get("Modality", "none") != "CT":
+            raise RefusedFile(f"{name}: DICOM modality {header.get('Modality', 'none')} is not CT")
+        if int(header.get("NumberOfFrames") or 1) > 1 or int(header.get("SamplesPerPixel") or 1) > 1:
+            raise RefusedFile(f"{name}: an enhanced multi-frame or colour DICOM: convert it to NIfTI first")
+        if not header.get("ImageOrientationPatient") or not header.get("ImagePositionPatient"):
+            raise RefusedFile(f"{name}: slices without position or orientation: not a volume")
+    size = (int(first.Columns), int(first.Rows), len(headers))
+    _check_size(name, size, limits)
+    _check_bytes(source, size, sitk.sitkInt16)
+    if len({(int(h.Rows), int(h.Columns), tuple(h.PixelSpacing)) for h in headers.values()}) > 1:
+        raise RefusedFile(f"{name}: slices differ in size or pixel spacing: split the series")
+    directions = np.array([h.ImageOrientationPatient for h in headers.values()], dtype=float)
+    if np.abs(directions - directions[0]).max() > 1e-3:
+        raise RefusedFile(f"{name}: slices differ in orientation (a localizer among them?): split the series")
+    normal = np.cross(directions[0, :3], directions[0, 3:])
+    places = {path: np.array(h.ImagePositionPatient, dtype=float) for path, h in headers.items()}
+    ordered = sorted(source.files, key=lambda path: float(places[path] @ normal))
+    step = _check_slices(name, np.stack([places[path] for path in ordered]), normal)
+    rows, columns = (float(value) for value in first.PixelSpacing)
+    _check_extent(name, size, (columns, rows, step))
+    return ordered
+
+
+def _check_slices(name: str, positions: Float[np.ndarray, "slices 3"], normal: Float[np.ndarray, " 3"]) -> float:
+    """The distance between slices in mm, or a RefusedFile where it is not one."""
     along = positions @ normal
     steps = np.diff(along)
     step = float(np.median(steps))
@@ -290,72 +366,20 @@ def _check_slices(name: str, positions: Float[np.ndarray, "slices 3"], normal: F
     drift = (positions[-1] - positions[0]) - (along[-1] - along[0]) * normal
     if np.linalg.norm(drift) > 0.02 * (along[-1] - along[0]):
         raise RefusedFile(f"{name}: a tilted gantry, {np.linalg.norm(drift):.1f} mm of shear: straighten it first")
+    return step
 
 
 def _check_hu(name: str, voxels: np.ndarray) -> None:
+    if not all(np.isfinite(plane).all() for plane in voxels):
+        raise RefusedFile(f"{name}: NaN or infinite voxels: set them to -1024")
     sample = np.asarray(voxels[:: max(1, voxels.shape[0] // 64), ::4, ::4], dtype=np.float32)
-    if not np.isfinite(sample).all():
-        raise RefusedFile(f"{name}: NaN or infinite voxels")
-    air, tissue = float((sample < -500).mean()), float(((sample > -200) & (sample < 300)).mean())
+    # Padding of -2000 and less stands in files that are not in HU too, so it does not count as air.
+    air = float(((sample > -1200) & (sample < -500)).mean())
+    tissue = float(((sample > -200) & (sample < 300)).mean())
     low, high = float(sample.min()), float(sample.max())
     if air < 0.01 or tissue < 0.01:
         hint = "it looks like HU + 1024: subtract 1024" if low >= 0 and high > 1100 else "convert it to HU"
         raise RefusedFile(f"{name}: values {low:g} to {high:g} are not in HU (no air near -1000): {hint}")
-
-
-def _smooth_for(image: sitk.Image, spacing_mm: float) -> sitk.Image:
-    for axis, spacing in enumerate(image.GetSpacing()):
-        factor = spacing_mm / spacing
-        if factor > 1.05:
-            kernel = sitk.RecursiveGaussianImageFilter()
-            kernel.SetDirection(axis)
-            kernel.SetSigma((factor - 1) / 2 * spacing)
-            image = kernel.Execute(image)
-    return image
-
-
-def _on_axes(image: sitk.Image, origin: np.ndarray, size: tuple[int, int, int], spacing_mm: float) -> sitk.Image:
-    return sitk.Resample(
-        image, list(size), sitk.Transform(), sitk.sitkLinear, [float(value) for value in origin], [spacing_mm] * 3,
-        [1, 0, 0, 0, 1, 0, 0, 0, -1], float(HU_MIN), sitk.sitkFloat32,
-    )  # fmt: skip
-
-
-def _extent(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper corner of the scan's voxel centres in the patient frame, oblique scans by their box."""
-    ends = [(0, n - 1) for n in image.GetSize()]
-    corners = np.array(
-        [image.TransformIndexToPhysicalPoint((i, j, k)) for i in ends[0] for j in ends[1] for k in ends[2]]
-    )
-    return corners.min(axis=0), corners.max(axis=0)
-
-
-def _coarse(image: sitk.Image, spacing_mm: float = 4.0) -> tuple[Int16[np.ndarray, "d h w"], float]:
-    """The whole scan in volume order on voxels large enough to segment in no time."""
-    low, high = _extent(image)
-    size = [int(n) for n in np.ceil((high - low) / spacing_mm) + 1]
-    origin = np.array([low[0], low[1], high[2]])
-    coarse = _on_axes(image, origin, (size[0], size[1], size[2]), spacing_mm)
-    return np.rint(sitk.GetArrayFromImage(coarse)).astype(np.int16), spacing_mm
-
-
-def _centre(image: sitk.Image, grid: Grid) -> tuple[np.ndarray, bool]:
-    """Where the cube's centre goes, in the patient frame, and whether lungs decided its height."""
-    low, high = _extent(image)
-    hu, spacing_mm = _coarse(image)
-    body = segmentation.body(hu, spacing_mm)
-    lung = segmentation.lungs(hu, spacing_mm)
-    centre = (low + high) / 2
-    for axis, plane in ((0, (0, 1)), (1, (0, 2))):
-        where = np.flatnonzero(body.any(axis=plane))
-        if len(where):
-            centre[axis] = low[axis] + (where[0] + where[-1]) / 2 * spacing_mm
-    slices = np.flatnonzero(lung.any(axis=(1, 2)))
-    half = grid.extent_mm / 2
-    if len(slices) and high[2] - low[2] > grid.extent_mm:
-        middle = high[2] - (slices[0] + slices[-1]) / 2 * spacing_mm
-        centre[2] = np.clip(middle, low[2] + half, high[2] - half)
-    return centre, len(slices) > 0
 
 
 def _last_line(error: Exception) -> str:

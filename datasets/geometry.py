@@ -102,6 +102,10 @@ class Geometry:
                 f"source-axis distance {self.source_axis_mm} mm must lie in (0, {self.source_detector_mm}], "
                 "the source-detector distance"
             )
+        if self.detector_px < 1 or not self.detector_pitch_mm > 0:
+            raise ConfigError(f"a detector of {self.detector_px} px at {self.detector_pitch_mm} mm has no area")
+        if not self.views:
+            raise ConfigError("a geometry without views: name one or more")
         names = [view.name for view in self.views]
         if len(set(names)) != len(names):
             raise ConfigError(f"two views share a name: {', '.join(names)}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int16
 
-from raylift.datasets import ct, segmentation
+from raylift.datasets import ct, resample, segmentation
 from raylift.datasets.archive import ArchiveWriter, Entry, Manifest, Sample, latest_manifest
 from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile
 from raylift.datasets.geometry import Geometry, Grid
@@ -67,8 +67,8 @@ def ingest(
 ) -> Outcome:
     """Bring every CT under `sources` into the archive at `url`, skipping those whose bytes are already in it.
 
-    A file's subject is its name without suffix, or what the first group of `subject_pattern` matches in it; a DICOM
-    series' is a pseudonym of its patient number. See `ct.resample` for what happens to a volume.
+    A file's subject is its name without suffix, or what the first group of `subject_pattern` matches in its name, or
+    else in its path; a DICOM series' is a pseudonym of its patient number. See `resample` for what happens to a volume.
     """
     found = ct.find(sources)
     subjects = [_subject(source, subject_pattern) for source in found.sources]
@@ -77,17 +77,21 @@ def ingest(
     with writer:
         for done, (source, subject) in enumerate(zip(found.sources, subjects, strict=True)):
             progress(done, len(found.sources), source.name)
-            sha256 = source.digest()
-            if writer.holds(sha256):
-                outcome.already_there += 1
-                continue
             try:
+                sha256 = source.digest()
+                if writer.holds(sha256):
+                    outcome.already_there += 1
+                    continue
                 scan = ct.read(source, limits)
                 if require_whole_thorax:
-                    ct.check_whole_thorax(scan)
-                hu, record = ct.resample(scan, grid, keep_table)
+                    resample.check_whole_thorax(scan)
+                hu, record = resample.resample(scan, grid, keep_table)
             except RefusedFile as error:
                 outcome.refused.append(error)
+                continue
+            except (OSError, RuntimeError) as error:
+                # A file that vanished or a disk that fails; what ITK gives up on.
+                outcome.refused.append(RefusedFile(f"{source.where}: cannot be read: {error}"))
                 continue
             entry = Entry(
                 id=subject,
@@ -99,8 +103,10 @@ def ingest(
                 record=record,
             )
             labels = segmentation.labels(hu, grid.spacing_mm)
-            outcome.added.append(writer.add(entry, Sample(hu, radiographs(hu, grid, geometry), labels)))
+            writer.add(entry, Sample(hu, radiographs(hu, grid, geometry), labels))
         progress(len(found.sources), len(found.sources), "")
+    outcome.added = writer.published
+    outcome.already_there += writer.superseded
     return outcome
 
 
@@ -138,8 +144,10 @@ def ingest_phantoms(
                 label_method="phantom",
                 record={"phantom_seed": drawn},
             )
-            outcome.added.append(writer.add(entry, Sample(hu, radiographs(hu, grid, geometry), labels)))
+            writer.add(entry, Sample(hu, radiographs(hu, grid, geometry), labels))
         progress(count, count, "")
+    outcome.added = writer.published
+    outcome.already_there += writer.superseded
     return outcome
 
 
@@ -155,10 +163,15 @@ def radiographs(
 def _subject(source: ct.Source, pattern: str) -> str:
     if not pattern or source.is_dicom:
         return source.subject
-    match = re.search(pattern, source.subject)
-    if match is None or not match.groups():
-        raise ConfigError(f"subject pattern '{pattern}' has no group that matches '{source.subject}'")
-    return match.group(1)
+    try:
+        # By name, or else by folder: in many collections every file has the same name.
+        match = re.search(pattern, source.subject) or re.search(pattern, source.files[0].as_posix())
+    except re.error as error:
+        raise ConfigError(f"subject pattern '{pattern}' is not a regular expression: {error}") from error
+    if match is None or not match.groups() or not match[1]:
+        raise ConfigError(f"subject pattern '{pattern}' has no group that matches '{source.subject}' or its folder")
+    subject: str = match[1]
+    return subject
 
 
 def _writer(

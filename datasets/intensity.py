@@ -65,4 +65,5 @@ def standardise(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "
     low, high = np.percentile(image, (0.5, 99.5))
     if not high > low:
         return np.zeros_like(image, dtype=np.float32)
-    return np.clip((image - low) / (high - low), 0.0, 1.0).astype(np.float32)
+    scaled: Float[np.ndarray, "rows columns"] = np.clip((image - low) / (high - low), 0.0, 1.0).astype(np.float32)
+    return scaled

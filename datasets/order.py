@@ -27,6 +27,8 @@ class SampleOrder:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ConfigError("no samples to put in order: the split is empty")
+        if self.seed < 0:
+            raise ConfigError(f"seed {self.seed} is negative")
 
     def at(self, position: int) -> int:
         """The sample index at a global position."""
@@ -46,6 +48,10 @@ class Share:
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
             raise ConfigError(f"rank {self.rank} is outside 0 to {self.world - 1}")
+        if min(self.global_batch, self.accumulation) < 1:
+            raise ConfigError(
+                f"a global batch of {self.global_batch} in {self.accumulation} micro-batches: both must be 1 or more"
+            )
         if self.global_batch % (self.world * self.accumulation):
             raise ConfigError(
                 f"a global batch of {self.global_batch} cannot be shared by {self.world} workers in "
@@ -69,4 +75,5 @@ class Share:
 
 @lru_cache(maxsize=8)
 def _permutation(count: int, seed: int, epoch: int) -> Int64[np.ndarray, " count"]:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(count)
+    # NumPy keeps the raw numbers of a bit generator the same for good, but not what its Generator makes of them.
+    return np.argsort(np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(count), kind="stable")

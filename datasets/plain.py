@@ -77,6 +77,10 @@ def _no_word(factory: Callable[..., Any]) -> Callable[..., Any]:
     return hook_factory
 
 
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) is list
+
+
 def _is_open_tuple(kind: Any) -> bool:
     return get_origin(kind) is tuple and kind.__args__[-1] is Ellipsis
 
@@ -85,7 +89,5 @@ _converter.register_structure_hook(int, _exactly(int))
 _converter.register_structure_hook(bool, _exactly(bool))
 _converter.register_structure_hook(str, _exactly(str))
 _converter.register_structure_hook(float, _number)
-_converter.register_structure_hook_factory(
-    lambda kind: get_origin(kind) is list, _no_word(cattrs.cols.list_structure_factory)
-)
+_converter.register_structure_hook_factory(_is_list, _no_word(cattrs.cols.list_structure_factory))
 _converter.register_structure_hook_factory(_is_open_tuple, _no_word(cattrs.cols.homogenous_tuple_structure_factory))

@@ -10,11 +10,15 @@ Frames and units are those of `geometry`; attenuation is in 1/mm, so a line inte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, View
 
 # Row k of a volume index (d, h, w) in the patient frame: d runs to the feet, h to the back, w to the left.
@@ -31,7 +35,11 @@ def project(
         spacing_mm: edge of a voxel.
         geometry: beam, distances and detector; the detector is square.
         view: the pose. Rays along an axis take the slice-wise path, others the frustum.
+
+    Raises:
+        ConfigError: the source of a cone beam stands inside the volume.
     """
+    _require_source_outside(attenuation.shape[2:], spacing_mm, geometry, view)
     axes = _axes(view, attenuation)
     if bool(((axes == 0) | (axes.abs() == 1)).all()) and not any(view.offset_mm):
         return _project_slices(attenuation, spacing_mm, geometry, axes)
@@ -45,7 +53,12 @@ def backproject(
     geometry: Geometry,
     view: View,
 ) -> Float[Tensor, "n c d h w"]:
-    """Every voxel takes the value of the pixel its ray meets (bilinear; zero beside the detector), in volume order."""
+    """Every voxel takes the value of the pixel its ray meets (bilinear; zero beside the detector), in volume order.
+
+    Raises:
+        ConfigError: the source of a cone beam stands inside the volume.
+    """
+    _require_source_outside(shape, spacing_mm, geometry, view)
     axes = _axes(view, image)
     points = _voxel_centres(shape, spacing_mm, image) - image.new_tensor(view.offset_mm)
     column, row, depth = (points @ axes.T).unbind(-1)
@@ -57,6 +70,19 @@ def backproject(
     grid = grid.reshape(1, shape[0] * shape[1], shape[2], 2).expand(image.shape[0], -1, -1, -1)
     sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled.reshape(image.shape[0], image.shape[1], *shape)
+
+
+def _require_source_outside(shape: Sequence[int], spacing_mm: float, geometry: Geometry, view: View) -> None:
+    if geometry.beam == "parallel":
+        return
+    ray = view.axes()[2]
+    half_mm = np.array([shape[2], shape[1], shape[0]]) * spacing_mm / 2
+    reach_mm = float(np.abs(ray) @ half_mm + ray @ np.array(view.offset_mm))
+    if reach_mm >= geometry.source_axis_mm:
+        raise ConfigError(
+            f"view '{view.name}': the volume reaches {reach_mm:.0f} mm towards the source, which stands "
+            f"{geometry.source_axis_mm:.0f} mm from the isocentre: use a larger source-axis distance"
+        )
 
 
 def _axes(view: View, like: Tensor) -> Float[Tensor, "3 3"]:
@@ -130,7 +156,7 @@ def _project_frustum(
     offsets = _pixel_offsets(geometry, attenuation)
     sizes = torch.tensor([shape[2], shape[1], shape[0]], dtype=offsets.dtype, device=offsets.device) * spacing_mm
     # Planes a voxel apart or less, over the depth that the volume's corners span.
-    reach = float((ray.abs() * sizes).sum()) / 2 + float(torch.tensor(view.offset_mm).norm())
+    reach = float((ray.abs() * sizes).sum()) / 2 + float(np.linalg.norm(view.offset_mm))
     planes = max(2, int(2 * reach / spacing_mm + 0.999))
     step = 2 * reach / planes
     depth = (torch.arange(planes, dtype=offsets.dtype, device=offsets.device) - (planes - 1) / 2) * step

@@ -28,7 +28,8 @@ class SplitRule:
     assigned: Mapping[str, Split] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6:
+        # Written so that NaN fails too.
+        if not (min(self.shares) >= 0 and abs(sum(self.shares) - 1) <= 1e-6):
             raise ConfigError(f"split shares {self.shares} are not three positive numbers that sum to 1")
 
     def split(self, subject: str) -> Split:
@@ -66,12 +67,15 @@ def read_assignments(path: Path) -> dict[str, Split]:
         ConfigError: a column is missing, a split has another name than train, val or test, or a subject has two.
     """
     assigned: dict[str, Split] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    # Spreadsheets put a byte-order mark before the first column's name.
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         if not {"subject", "split"} <= set(rows.fieldnames or ()):
             raise ConfigError(f"{path}: columns {rows.fieldnames}, needed are subject and split")
         for row in rows:
             subject, split = row["subject"], row["split"]
+            if not subject:
+                raise ConfigError(f"{path}: a row without subject, with split '{split}'")
             if split not in SPLITS:
                 raise ConfigError(f"{path}: subject {subject} has split '{split}': use train, val or test")
             if assigned.setdefault(subject, split) != split:

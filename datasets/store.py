@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,7 +19,7 @@ import fsspec
 import zarr.storage
 from zarr.abc.store import Store
 
-from raylift.datasets.errors import ArchiveError, ConfigError, StoreUnreachable
+from raylift.datasets.errors import ArchiveError, ConfigError, RayliftError, StoreUnreachable
 
 S3_OPTIONS: dict[str, Any] = {
     # A store that restarts is away for seconds; the default gives up after four tries within one.
@@ -72,21 +72,21 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The whole object. Raises FileNotFoundError where there is none."""
-        with _reachable(self.url):
+        with reachable(self.url):
             data: bytes = self.fs.cat_file(self.key(name))
         return data
 
     def exists(self, name: str) -> bool:
         """Whether there is an object or folder of that name, asked of the store and not of a cache."""
         self.fs.invalidate_cache()
-        with _reachable(self.url):
+        with reachable(self.url):
             return bool(self.fs.exists(self.key(name)))
 
     def names(self, name: str = "") -> list[str]:
         """Names directly inside a folder, sorted; empty where there is no such folder."""
         self.fs.invalidate_cache()
         try:
-            with _reachable(self.url):
+            with reachable(self.url):
                 found = self.fs.ls(self.key(name).rstrip("/"), detail=False)
         except FileNotFoundError:
             return []
@@ -98,7 +98,7 @@ class Folder:
             aside = self._write_aside(name, data)
             aside.replace(self.key(name))
         else:
-            with _reachable(self.url):
+            with reachable(self.url):
                 self.fs.pipe_file(self.key(name), data)
 
     def create(self, name: str, data: bytes) -> None:
@@ -110,17 +110,17 @@ class Folder:
             finally:
                 aside.unlink()
             return
-        with _reachable(self.url):
+        with reachable(self.url):
             try:
                 self.fs.pipe_file(self.key(name), data, mode="create")
             except OSError as error:
+                # A retry after a lost answer is refused by what it wrote itself.
                 if not _refused(error):
                     raise
-                # A retry after a lost answer is refused by what it wrote itself.
-                if self.read(name) != data:
+                if not self._holds(name, data):
                     raise FileExistsError(f"{join(self.url, name)} exists") from error
             # Not every S3-compatible server checks and writes in one step, so the last word is what stands there.
-            if self.read(name) != data:
+            if not self._holds(name, data):
                 raise FileExistsError(f"{join(self.url, name)} was written by another at the same time")
 
     def put(self, source: Path, name: str) -> None:
@@ -132,19 +132,26 @@ class Folder:
             self.fs.get_file(str(source), str(aside))
             aside.replace(target)
         else:
-            with _reachable(self.url):
+            with reachable(self.url):
                 self.fs.put_file(str(source), self.key(name))
 
     def get(self, name: str, target: Path) -> None:
         """Copy an object to a local file."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _reachable(self.url):
+        with reachable(self.url):
             self.fs.get_file(self.key(name), str(target))
 
     def remove(self, name: str) -> None:
         """Remove an object or a whole folder; nothing happens where there is none."""
         if self.exists(name):
-            self.fs.rm(self.key(name), recursive=True)
+            # Another may remove it at the same time.
+            with reachable(self.url), suppress(FileNotFoundError):
+                self.fs.rm(self.key(name), recursive=True)
+
+    def _holds(self, name: str, data: bytes) -> bool:
+        with suppress(FileNotFoundError):
+            return self.read(name) == data
+        return False
 
     def _write_aside(self, name: str, data: bytes) -> Path:
         target = Path(self.key(name))
@@ -160,18 +167,34 @@ class Folder:
 def _refused(error: OSError) -> bool:
     """Whether a store declined to create what exists: s3fs turns most servers' 412 into a plain OSError."""
     response = getattr(error.__cause__, "response", {})
-    return isinstance(error, FileExistsError) or response.get("Error", {}).get("Code") == "PreconditionFailed"
+    code = response.get("Error", {}).get("Code")
+    return isinstance(error, FileExistsError) or code in ("PreconditionFailed", "ConditionalRequestConflict")
 
 
 @contextmanager
-def _reachable(url: str) -> Iterator[None]:
-    """Name the place in errors of botocore, which are no OSError and name only an address."""
+def reachable(url: str) -> Iterator[None]:
+    """Name the place in errors of an object store: half of them are no OSError, and most name only an address.
+
+    Raises:
+        StoreUnreachable: the store did not answer, or refused. What is merely absent stays a FileNotFoundError.
+    """
     try:
         yield
-    except Exception as error:
-        if type(error).__module__.startswith("botocore"):
-            raise StoreUnreachable(f"{url}: {error}: check AWS_ENDPOINT_URL_S3 and the credentials") from error
+    except RayliftError:
         raise
+    except Exception as error:
+        if is_local(url) or not _is_away(error):
+            raise
+        raise StoreUnreachable(
+            f"{url}: {error or type(error).__name__}: check AWS_ENDPOINT_URL_S3 and the credentials"
+        ) from error
+
+
+def _is_away(error: Exception) -> bool:
+    if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+        return True
+    status = getattr(error.__cause__, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return isinstance(error, PermissionError | ConnectionError | TimeoutError) or status >= 500 or status in (401, 429)
 
 
 def zarr_store(url: str, read_only: bool) -> Store:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raylift.datasets.archive import Entry, Sample
+from raylift.datasets.archive import Entry, Pair
 from raylift.datasets.intensity import Window, standardise
 from raylift.datasets.order import SampleOrder, Share
 
@@ -40,38 +40,44 @@ class Batch:
 
 @runtime_checkable
 class Reader(Protocol):
-    """What reads a sample: an archive, or something around one."""
+    """What reads a pair: an archive, or something around one."""
 
-    def read(self, entry: Entry) -> Sample:
-        """The sample of a manifest entry."""
+    def read_pair(self, entry: Entry) -> Pair:
+        """The volume and the radiographs of a manifest entry."""
         ...
 
 
 class Cache:
-    """A reader that keeps the samples read last, up to a number of bytes; threads may share it."""
+    """A reader that keeps the pairs read last, up to a number of bytes; threads may share it."""
 
     def __init__(self, inner: Reader, max_bytes: int) -> None:
         self._inner = inner
         self._max_bytes = max_bytes
-        self._held: OrderedDict[str, Sample] = OrderedDict()
+        self._held: OrderedDict[str, Pair] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def read(self, entry: Entry) -> Sample:
-        """The sample, from memory if it is there."""
+    @property
+    def bytes_held(self) -> int:
+        """What it keeps now; never more than its limit."""
+        with self._lock:
+            return self._bytes
+
+    def read_pair(self, entry: Entry) -> Pair:
+        """The pair, from memory if it is there."""
         with self._lock:
             if entry.id in self._held:
                 self._held.move_to_end(entry.id)
                 return self._held[entry.id]
-        sample = self._inner.read(entry)
+        pair = self._inner.read_pair(entry)
         with self._lock:
-            if entry.id not in self._held:
-                self._held[entry.id] = sample
-                self._bytes += _size(sample)
+            if entry.id not in self._held and _size(pair) <= self._max_bytes:
+                self._held[entry.id] = pair
+                self._bytes += _size(pair)
             while self._bytes > self._max_bytes:
                 _, dropped = self._held.popitem(last=False)
                 self._bytes -= _size(dropped)
-        return sample
+        return pair
 
 
 class Stream:
@@ -122,15 +128,15 @@ class Stream:
 
     def _load(self, position: int) -> tuple[Entry, Tensor, Tensor]:
         entry = self._entries[self._order.at(position)]
-        return entry, *to_tensors(self._reader.read(entry), self._window, self._views)
+        return entry, *to_tensors(self._reader.read_pair(entry), self._window, self._views)
 
 
 def to_tensors(
-    sample: Sample, window: Window, views: Sequence[int]
+    pair: Pair, window: Window, views: Sequence[int]
 ) -> tuple[Float[Tensor, "1 d h w"], Float[Tensor, "views rows columns"]]:
-    """A stored sample as a network sees it: the volume in the window's [0, 1], the chosen views standardised."""
-    volume = window.to_unit(torch.from_numpy(sample.volume.astype(np.float32)))[None]
-    images = np.stack([standardise(sample.radiographs[view]) for view in views])
+    """A stored pair as a network sees it: the volume in the window's [0, 1], the chosen views standardised."""
+    volume = window.to_unit(torch.from_numpy(pair.volume.astype(np.float32)))[None]
+    images = np.stack([standardise(pair.radiographs[view]) for view in views])
     return volume, torch.from_numpy(images)
 
 
@@ -142,8 +148,8 @@ def collate(loaded: list[tuple[Entry, Tensor, Tensor]]) -> Batch:
 
 def load(reader: Reader, entries: list[Entry], window: Window, views: Sequence[int]) -> Batch:
     """A batch of exactly these samples."""
-    return collate([(entry, *to_tensors(reader.read(entry), window, views)) for entry in entries])
+    return collate([(entry, *to_tensors(reader.read_pair(entry), window, views)) for entry in entries])
 
 
-def _size(sample: Sample) -> int:
-    return sum(array.nbytes for array in sample.arrays().values())
+def _size(pair: Pair) -> int:
+    return pair.volume.nbytes + pair.radiographs.nbytes

@@ -85,5 +85,5 @@ def _normalise(planes: list[Tensor], counts: tuple[int, ...], eps: float = 1e-5)
     total = sum(counts)
     mean = sum(p.mean(dim=(2, 3), keepdim=True) * (n / total) for p, n in zip(planes, counts, strict=True))
     spread = [(p - mean).square().mean(dim=(2, 3), keepdim=True) for p in planes]
-    variance = sum(s * (n / total) for s, n in zip(spread, counts, strict=True))
+    variance = torch.stack([s * (n / total) for s, n in zip(spread, counts, strict=True)]).sum(0)
     return [(p - mean) * torch.rsqrt(variance + eps) for p in planes]

@@ -8,16 +8,16 @@ import sys
 from collections.abc import Callable, Sequence
 
 VERBS = {
-    "ingest": ("raylift.platform.commands:ingest", "CT files and folders to an archive"),
-    "phantom": ("raylift.platform.commands:phantom", "synthetic thorax volumes to an archive"),
-    "train": ("raylift.platform.commands:train", "train a preset on Ray, or go on with a run"),
-    "tune": ("raylift.platform.commands:tune", "search settings, or go on with a search"),
-    "evaluate": ("raylift.platform.commands:evaluate", "measure a checkpoint: table, JSON, figures, report"),
-    "export": ("raylift.platform.commands:export", "a checkpoint as safetensors, config and model card"),
+    "ingest": ("raylift.platform.commands.archiving:ingest", "CT files and folders to an archive"),
+    "phantom": ("raylift.platform.commands.archiving:phantom", "synthetic thorax volumes to an archive"),
+    "train": ("raylift.platform.commands.training:train", "train a preset on Ray, or go on with a run"),
+    "tune": ("raylift.platform.commands.training:tune", "search settings, or go on with a search"),
+    "evaluate": ("raylift.platform.commands.results:evaluate", "measure a checkpoint: table, JSON, figures, report"),
+    "export": ("raylift.platform.commands.results:export", "a checkpoint as safetensors, config and model card"),
     "reconstruct": ("raylift.serve.commands:reconstruct", "radiographs to a CT volume as NIfTI"),
     "serve": ("raylift.serve.commands:serve", "HTTP API and web page for a model"),
-    "systems": ("raylift.platform.commands:systems", "systems of the literature, and which of them are here"),
-    "doctor": ("raylift.platform.commands:doctor", "what is installed and reachable, and what is missing"),
+    "systems": ("raylift.platform.commands.about:systems", "systems of the literature, and which of them are here"),
+    "doctor": ("raylift.platform.commands.about:doctor", "what is installed and reachable, and what is missing"),
 }
 """Verb to function and a line of help. This table alone names rooms to the right of its own."""
 

@@ -25,6 +25,8 @@ ENVIRONMENT = {
     # Workers find their own devices; Ray announces that it will stop hiding them.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Tune's own tables between our lines.
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
 TRIAL_DRIVER = {"CPU": 0.0, "node:__internal_head__": 0.001}
 """What the driver of a search's trial asks for. It must not be a CPU: drivers that hold all CPUs leave none to the

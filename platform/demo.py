@@ -49,24 +49,34 @@ def main() -> int:
         _stage("archive", ["ingest", str(options.ct), "--archive", archive, *small], archive)
     else:
         _stage("archive", ["phantom", "--archive", archive, "--count", str(options.phantoms), *small], archive)
-    each = max(1, options.steps // 6)
-    fresh = ["x2ct-gan-slim", "--data.archive", archive, "--output", run, "--train.steps", str(options.steps)]
-    begun = ["--resume", run] if (home / "run" / runs.RUN_FILE).exists() else [*fresh, "--train.validate-every", str(each)]
-    _stage("training", ["train", *begun], run)
-    fresh = ["x2ct_gan", "--data.archive", archive, "--output", search, "--trials", str(options.trials)]
-    fresh += ["--train.steps", str(options.trial_steps), "--train.validate-every", str(max(1, options.trial_steps // 4))]
-    # One worker a trial, so that two trials run at once on two cores.
-    fresh += ["--cluster.workers", "1"]
-    begun = ["--resume", search] if (home / "search" / tune.SEARCH_FILE).exists() else fresh
-    _stage("search", ["tune", *begun], search)
+    _stage("training", ["train", *_training(options, archive, run)], run)
+    _stage("search", ["tune", *_search(options, archive, search)], search)
     best = _best(run, search)
     _stage("evaluation", ["evaluate", best, "--archive", archive, "--output", report], f"{report}/report.html")
     if not (home / "model" / "model.json").exists():
         _stage("export", ["export", best, str(home / "model")], str(home / "model"))
     print(f"\ndemo: done in {time.monotonic() - began:.0f} s; the report is {report}/report.html")
     if options.serve:
-        _stage("service", ["serve", str(home / "model"), "--port", str(options.port)], f"http://127.0.0.1:{options.port}")
+        _stage(
+            "service", ["serve", str(home / "model"), "--port", str(options.port)], f"http://127.0.0.1:{options.port}"
+        )
     return 0
+
+
+def _training(options: DemoOptions, archive: str, run: str) -> list[str]:
+    if (Path(run) / runs.RUN_FILE).exists():
+        return ["--resume", run]
+    steps = ["--train.steps", str(options.steps), "--train.validate-every", str(max(1, options.steps // 6))]
+    return ["x2ct-gan-slim", "--data.archive", archive, "--output", run, *steps]
+
+
+def _search(options: DemoOptions, archive: str, search: str) -> list[str]:
+    if (Path(search) / tune.SEARCH_FILE).exists():
+        return ["--resume", search]
+    steps = ["--train.steps", str(options.trial_steps), "--train.validate-every", str(max(1, options.trial_steps // 4))]
+    # One worker a trial, so that two trials run at once on two cores.
+    each = ["--trials", str(options.trials), *steps, "--cluster.workers", "1"]
+    return ["x2ct_gan", "--data.archive", archive, "--output", search, *each]
 
 
 def _stage(title: str, words: list[str], result: str) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+from raylift.datasets.errors import ConfigError
 from raylift.models.discriminators import PatchDiscriminatorConfig
 from raylift.models.encoders import DenseEncoderConfig
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.systems.x2ct_gan import X2CTGAN
-from raylift.platform.config import ClusterConfig, DataConfig, EngineConfig, RunConfig, TrainConfig
+from raylift.platform.config import ClusterConfig, DataConfig, EngineConfig, RunConfig, TrainConfig, from_yaml
 
 
 def x2ct_gan() -> RunConfig:
@@ -66,3 +68,24 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "x2ct-gan-slim": x2ct_gan_slim,
     "x2ct-gan-tiny": x2ct_gan_tiny,
 }
+
+
+def named_run(name: str) -> RunConfig:
+    """A preset, or the configuration in a YAML file.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if name in PRESETS:
+        return PRESETS[name]()
+    if name.endswith((".yaml", ".yml")):
+        return from_yaml(Path(name).read_text(encoding="utf-8"), name)
+    raise ConfigError(f"no preset '{name}': use one of {', '.join(PRESETS)}, or a YAML file")
+
+
+def listing() -> str:
+    """A line for each preset."""
+    width = max(map(len, PRESETS))
+    return "presets:\n" + "\n".join(
+        f"  {name:<{width}}  {(make.__doc__ or '').splitlines()[0]}" for name, make in PRESETS.items()
+    )

@@ -57,9 +57,8 @@ def meter(title: str) -> Iterator[Meter]:
         yield Meter(title, bar)
 
 
-@ray.remote(num_cpus=0)
 class Board:
-    """Where workers leave lines for the driver."""
+    """Where workers leave lines for the driver; an actor."""
 
     def __init__(self) -> None:
         self._lines: list[tuple[int | None, int, str]] = []
@@ -77,7 +76,7 @@ class Board:
 @contextmanager
 def watched(title: str) -> Iterator[Any]:
     """A board whose lines are shown until the context ends."""
-    board: Any = Board.remote()  # type: ignore[attr-defined]
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
     stop = threading.Event()
     with meter(title) as shown:
 

@@ -160,7 +160,7 @@ def fit(url: str, say: Callable[[str], None] = print) -> list[Trial]:
     tuner = _tuner(search, url, space, concurrent, say)
     results = tuner.fit()
     for error in results.errors:
-        say(f"a trial failed: {error}")
+        say(f"a trial failed: {str(error).strip().splitlines()[-1]}")
     table = _table(url, space)
     if not results.errors:
         Folder(url).write(TABLE_FILE, json.dumps([to_plain(trial) for trial in table], indent=1).encode())

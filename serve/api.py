@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from jaxtyping import Float32, Int16
 from pydantic import BaseModel, Field
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from raylift import __version__
+from raylift.datasets.errors import RayliftError
 from raylift.datasets.radiograph import RadiographLimits, prepare
 from raylift.models.weights import Description
-from raylift.serve.intake import BadRequest, BodyLimit, radiographs
+from raylift.serve import manual
+from raylift.serve.gate import BodyLimit, KnownPaths
+from raylift.serve.intake import BadRequest, radiographs
 from raylift.serve.reconstructor import nifti
 
 DISCLAIMER = "Research software, not a medical device: not for diagnosis."
+HANGING = {"frontal": ", the patient's right at its left edge", "lateral": ", the patient facing its left edge"}
+DECODED_AT_ONCE = 4
+"""Requests whose images are in memory; others wait with their uploads on disk."""
+
+
+class Unavailable(RayliftError, RuntimeError):
+    """The model cannot answer now: too many requests wait for it, or it is being restarted."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """What the API needs of whatever holds the model."""
+    """What the API and the page need of whatever holds the model."""
 
     description: Description
     sha256: str
     reconstruct: Callable[[Float32[np.ndarray, "views rows columns"]], Awaitable[Int16[np.ndarray, "d h w"]]]
+    """Prepared radiographs to HU in volume order; raises Unavailable."""
     ready: Callable[[], Awaitable[bool]]
+
+    @property
+    def views(self) -> list[str]:
+        """Names of the views the model wants, in order."""
+        return [view.name for view in self.description.geometry.views]
+
+    def nifti(self, volume: Int16[np.ndarray, "d h w"]) -> bytes:
+        """One of its volumes as a file, with the model's digest in its notes."""
+        return nifti(volume, self.description.grid, f"raylift {self.sha256[:12]}, research only")
 
 
 class ModelInfo(BaseModel):
@@ -54,28 +76,54 @@ class Problem(BaseModel):
 
 def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
     """The application."""
-    app = FastAPI(title="raylift", version=__version__, description=f"CT volumes from radiographs. {DISCLAIMER}")
+    # FastAPI's own pages for the API load their scripts from a public server; `manual` needs nobody.
+    app = FastAPI(
+        title="raylift",
+        version=__version__,
+        description=f"CT volumes from radiographs. {DISCLAIMER}",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(KnownPaths)
     # Two images and their fields; the page's uploads come one at a time.
     app.add_middleware(BodyLimit, max_bytes=2 * limits.max_bytes + 2**16)
-    views = [view.name for view in backend.description.geometry.views]
+    views, decoders = backend.views, asyncio.Semaphore(DECODED_AT_ONCE)
 
     @app.exception_handler(BadRequest)
     async def refuse(_: Request, error: BadRequest) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, error.status)
 
-    @app.get("/healthz", tags=["service"])
+    @app.exception_handler(Unavailable)
+    async def postpone(_: Request, error: Unavailable) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "5"})
+
+    @app.exception_handler(Exception)
+    async def fail(_: Request, __: Exception) -> JSONResponse:
+        # Starlette raises it again, so that it is logged.
+        return JSONResponse({"detail": "the service failed: its log says why"}, 500)
+
+    @app.get("/healthz", tags=["service"], response_description="it does")
     async def healthz() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", tags=["service"], responses={503: {"model": Problem}})
+    @app.get(
+        "/readyz",
+        tags=["service"],
+        response_description="it does",
+        responses={503: {"model": Problem, "description": "it does not yet"}},
+    )
     async def readyz() -> Response:
         """The model answers."""
         if await backend.ready():
             return JSONResponse({"status": "ready"})
         return JSONResponse({"detail": "the model does not answer yet"}, 503)
 
-    @app.get("/v1/model", tags=["reconstruction"])
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        return HTMLResponse(manual.page(app.openapi(), views, str(request.base_url), DISCLAIMER))
+
+    @app.get("/v1/model", tags=["reconstruction"], response_description="views, size, spacing, window and digest")
     async def model() -> ModelInfo:
         """What is served and what it wants."""
         description = backend.description
@@ -95,24 +143,25 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
         response_class=Response,
         responses={
             200: {"content": {"application/gzip": {}}, "description": "the volume as gzipped NIfTI, int16 HU"},
-            413: {"model": Problem},
-            415: {"model": Problem},
-            422: {"model": Problem},
+            413: {"model": Problem, "description": "too large"},
+            415: {"model": Problem, "description": "not a form, or not a radiograph that can be read"},
+            422: {"model": Problem, "description": "a wrong, missing or surplus field"},
+            503: {"model": Problem, "description": "too many requests are waiting, or the model is being restarted"},
         },
         openapi_extra={"requestBody": _form(views)},
     )
     async def reconstruct(request: Request) -> Response:
-        """Reconstruct a volume from one radiograph of each view, as DICOM, PNG, JPEG or TIFF."""
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            raise BadRequest(415, "send the images as multipart/form-data, in the fields " + " and ".join(views))
+        """Reconstruct a volume from one radiograph of each view, as DICOM, PNG, JPEG, TIFF or BMP."""
+        form = await _read_form(request, views)
         try:
-            form = await request.form(max_files=4, max_fields=16)
-        except (HTTPException, MultiPartException) as error:
-            raise BadRequest(422, f"the form cannot be read: {getattr(error, 'detail', error)}") from error
-        images = await radiographs(form, views, limits)
-        size = backend.description.geometry.detector_px
-        volume = await backend.reconstruct(np.stack([prepare(images[view], size) for view in views]))
-        body = nifti(volume, backend.description.grid, f"raylift {backend.sha256[:12]}, research only")
+            async with decoders:
+                images = await radiographs(form, views, limits)
+                prepared = await asyncio.to_thread(_prepare, images, backend)
+                del images
+        finally:
+            await form.close()
+        volume = await backend.reconstruct(prepared)
+        body = await asyncio.to_thread(backend.nifti, volume)
         name = f"reconstruction-{uuid.uuid4().hex[:8]}.nii.gz"
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Raylift-Model": backend.sha256}
         return Response(body, media_type="application/gzip", headers=headers)
@@ -120,13 +169,43 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
     return app
 
 
+async def _read_form(request: Request, views: list[str]) -> FormData:
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise BadRequest(415, "send the images as multipart/form-data, in the fields " + " and ".join(views))
+    try:
+        return await request.form(max_files=4, max_fields=16)
+    except (HTTPException, MultiPartException) as error:
+        raise BadRequest(422, f"the form cannot be read: {getattr(error, 'detail', error)}") from error
+
+
+def _prepare(images: dict[str, Float32[np.ndarray, "_ _"]], backend: Backend) -> Float32[np.ndarray, "views px px"]:
+    return np.stack([prepare(images[view], backend.description.geometry.detector_px) for view in backend.views])
+
+
 def _form(views: list[str]) -> dict[str, object]:
     """The request body for the API's description: FastAPI cannot see it, since the form is read by hand."""
-    files = {view: {"type": "string", "format": "binary", "description": f"{view} radiograph"} for view in views}
-    flips = {
-        f"flip_{view}": {"type": "string", "enum": ["true", "false"], "default": "false", "description": "mirror"}
+    files = {
+        view: {
+            "type": "string",
+            "format": "binary",
+            "description": f"{view} radiograph{HANGING.get(view, '')}",
+        }
         for view in views
     }
-    invert = {"type": "string", "enum": ["auto", "yes", "no"], "default": "auto", "description": "make bone bright"}
+    invert = {
+        "type": "string",
+        "enum": ["auto", "yes", "no"],
+        "default": "auto",
+        "description": "invert an image that shows bone dark",
+    }
+    flips = {
+        f"flip_{view}": {
+            "type": "string",
+            "enum": ["true", "false"],
+            "default": "false",
+            "description": f"mirror the {view} image left to right",
+        }
+        for view in views
+    }
     schema = {"type": "object", "required": views, "properties": {**files, "invert": invert, **flips}}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}

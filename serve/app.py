@@ -2,121 +2,133 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import io
 import logging
-import os
+import signal
+import socket
+import threading
 import time
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import gradio as gr
-import numpy as np
-import torch
-from fastapi import FastAPI
-from jaxtyping import Float32, Int16
+import ray
 from ray import serve
+from ray.util import list_named_actors
 
-from raylift.datasets.radiograph import RadiographLimits
+from raylift.datasets.errors import ConfigError, RayliftError
+from raylift.datasets.plain import from_plain
+from raylift.datasets.store import absolute
 from raylift.models import weights
 from raylift.models.weights import Description
-from raylift.serve import api, page
-from raylift.serve.reconstructor import Reconstructor
+from raylift.serve.replica import ModelReplica
 from raylift.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 APP = "raylift"
 MODEL_DEPLOYMENT = "model"
+ANSWER_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 120.0
 
 
-class ModelReplica:
-    """One copy of the model, which reconstructs the requests that arrive together as one batch."""
-
-    def __init__(self, settings: ServeSettings) -> None:
-        torch.set_num_threads(settings.threads_per_replica)
-        self._reconstructor = Reconstructor.load(settings.model, "cuda" if settings.gpus_per_replica else "cpu")
-        self.reconstruct.set_max_batch_size(settings.max_batch)  # type: ignore[attr-defined]
-        self.reconstruct.set_batch_wait_timeout_s(settings.batch_wait_s)  # type: ignore[attr-defined]
-
-    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.02)
-    async def reconstruct(
-        self, radiographs: list[Float32[np.ndarray, "views rows columns"]]
-    ) -> list[Int16[np.ndarray, "d h w"]]:
-        """Volumes in HU for sets of prepared radiographs."""
-        return self._reconstructor.reconstruct(radiographs)
-
-    def ready(self) -> bool:
-        """That the model is loaded."""
-        return True
+class NotServing(RayliftError, RuntimeError):
+    """A service that was started and does not answer."""
 
 
 def application(settings: ServeSettings) -> serve.Application:
     """The Serve application; its entrance stays one replica, because the page's sessions live in its process."""
+    settings = replace(settings, model=absolute(settings.model))
     model = serve.deployment(
         name=MODEL_DEPLOYMENT,
         num_replicas=settings.replicas,
         max_ongoing_requests=4 * settings.max_batch,
+        max_queued_requests=settings.max_waiting,
+        graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
     )(ModelReplica)
     loaded = weights.load(settings.model)
-    builder = _Entrance(settings, loaded.description, loaded.sha256)
-
-    @serve.deployment(name="entrance", num_replicas=1, max_ongoing_requests=100, ray_actor_options={"num_cpus": 0.1})
-    @serve.ingress(builder)
-    class Entrance:
-        def __init__(self, handle: Any) -> None:
-            self._handle = handle
-
-    bound: serve.Application = Entrance.bind(model.bind(settings))  # type: ignore[attr-defined]
+    # Every open page holds one request for as long as it is open.
+    front = serve.deployment(
+        name="entrance",
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        graceful_shutdown_wait_loop_s=0.2,
+        ray_actor_options={"num_cpus": 0.1},
+    )(serve.ingress(lambda: _entrance(settings, loaded.description, loaded.sha256))())
+    bound: serve.Application = front.bind(model.bind(settings))
     return bound
 
 
-class _Entrance:
-    """Builds the FastAPI application with the page inside the replica: Gradio cannot be pickled."""
+def _entrance(settings: ServeSettings, description: Description, sha256: str) -> FastAPI:
+    # Serve calls this in the replica: Gradio cannot be pickled, and is wanted and imported only there.
+    from raylift.serve import entrance
 
-    def __init__(self, settings: ServeSettings, description: Description, sha256: str) -> None:
-        self._settings, self._description, self._sha256 = settings, description, sha256
+    return entrance.build(settings, description, sha256, MODEL_DEPLOYMENT)
 
-    def __call__(self) -> FastAPI:
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
-        async def reconstruct(radiographs: Float32[np.ndarray, "views rows columns"]) -> Int16[np.ndarray, "d h w"]:
-            handle = serve.get_deployment_handle(MODEL_DEPLOYMENT, APP)
-            volume: Int16[np.ndarray, "d h w"] = await handle.reconstruct.remote(radiographs)
-            return volume
-
-        async def ready() -> bool:
-            try:
-                return bool(await serve.get_deployment_handle(MODEL_DEPLOYMENT, APP).ready.remote())
-            except Exception:
-                logging.getLogger("ray.serve").exception("the model does not answer")
-                return False
-
-        limits = RadiographLimits(max_bytes=self._settings.max_upload_mib * 2**20)
-        app = api.build(api.Backend(self._description, self._sha256, reconstruct, ready), limits)
-        blocks = page.build(self._description, self._sha256, reconstruct, limits)
-        mounted: FastAPI = gr.mount_gradio_app(
-            app,
-            blocks,
-            path="/",
-            allowed_paths=[],
-            max_file_size=f"{self._settings.max_upload_mib}mb",
-            show_error=True,
-            run_history=False,
-            ssr_mode=False,
-            css=page.CSS,
-            theme=gr.themes.Soft(primary_hue="sky", neutral_hue="slate"),
-        )
-        return mounted
+def from_arguments(arguments: dict[str, Any]) -> serve.Application:
+    """The application from the arguments of a Serve config file, by the names of `ServeSettings`."""
+    return application(from_plain(ServeSettings, arguments, "args"))
 
 
 def start(settings: ServeSettings) -> str:
-    """Start the service on the Ray that is connected and return its URL once it answers."""
+    """Start the service on the Ray that is connected and return its URL once it answers.
+
+    Raises:
+        ConfigError: Serve already runs on this cluster, or the port is taken.
+        NotServing: it was deployed and does not answer.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if any(actor["name"] == "SERVE_CONTROLLER_ACTOR" for actor in list_named_actors(all_namespaces=True)):
+        raise ConfigError("Ray Serve already runs on this cluster: end it with `serve shutdown`, then start again")
+    _require_free(settings.host, settings.port)
+    deployed = application(settings)
     serve.start(http_options={"host": settings.host, "port": settings.port})
-    serve.run(application(settings), name=APP, route_prefix="/", logging_config={"log_level": "WARNING"})
+    serve.run(deployed, name=APP, route_prefix="/", logging_config={"log_level": "WARNING"})
+    _await_answer("127.0.0.1" if settings.host == "0.0.0.0" else settings.host, settings.port)  # noqa: S104
     return f"http://{settings.host}:{settings.port}"
 
 
 def wait() -> None:
-    """Until Ctrl-C, then shut Serve down."""
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
+    """Until Ctrl-C or SIGTERM, then leave Ray with nothing of the service on it."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+    # Ray prints that the task which ends Serve's controller was ended with it.
+    with contextlib.redirect_stdout(io.StringIO()):
         serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
+
+
+def _require_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+
+
+def _await_answer(host: str, port: int) -> None:
+    """Serve calls an application running before its proxy has its routes."""
+    until = time.monotonic() + START_TIMEOUT_S
+    while True:
+        connection = http.client.HTTPConnection(host, port, timeout=ANSWER_TIMEOUT_S)
+        try:
+            connection.request("GET", "/readyz")
+            status = connection.getresponse().status
+            problem = f"answers {status}"
+        except OSError as error:
+            status, problem = 0, f"does not answer: {error}"
+        finally:
+            connection.close()
+        if status == 200:
+            return
+        if time.monotonic() > until:
+            serve.shutdown()  # type: ignore[no-untyped-call]
+            raise NotServing(f"http://{host}:{port}/readyz {problem}; the logs of Ray Serve say more")
+        time.sleep(0.2)

@@ -48,15 +48,18 @@ def reconstruct(arguments: list[str]) -> int:
         torch.set_num_threads(options.threads)
     reconstructor = Reconstructor.load(options.model)
     given = {"frontal": (options.frontal, options.flip_frontal), "lateral": (options.lateral, options.flip_lateral)}
-    images = {
-        view: read(path.read_bytes(), path.name, RadiographLimits(), invert=options.invert, flip=flip)
-        for view, (path, flip) in given.items()
-        if path is not None
-    }
-    (hu,) = reconstructor.reconstruct([reconstructor.prepare(images)])
-    grid = reconstructor.description.grid
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_bytes(nifti(hu, grid, f"raylift {reconstructor.sha256[:12]}, research only"))
+    try:
+        images = {
+            view: read(path.read_bytes(), path.name, RadiographLimits(), invert=options.invert, flip=flip)
+            for view, (path, flip) in given.items()
+            if path is not None
+        }
+        (hu,) = reconstructor.reconstruct([reconstructor.prepare(images)])
+        grid = reconstructor.description.grid
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_bytes(nifti(hu, grid, f"raylift {reconstructor.sha256[:12]}, research only"))
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from error
     print(f"{options.output}: {grid.size}^3 voxels of {grid.spacing_mm:g} mm, {hu.min()} to {hu.max()} HU")
     print("Research software, not a medical device: not for diagnosis.")
     return 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 import numpy as np
+from jaxtyping import Float32
 from PIL import Image
 
 from raylift.datasets.ingest import radiographs
@@ -15,12 +16,14 @@ from raylift.models.weights import Description
 SEED = 7
 
 
-def write(description: Description, folder: Path) -> dict[str, Path]:
-    """16-bit PNG files by view, bone bright, as the model's geometry sees the phantom of `SEED`."""
+def files(description: Description) -> dict[str, bytes]:
+    """16-bit PNGs by view, bone bright, as the model's geometry sees the phantom of `SEED`."""
     hu, _ = thorax(SEED, description.grid)
-    paths = {}
     images = radiographs(hu, description.grid, description.geometry)
-    for view, image in zip(description.geometry.views, images, strict=True):
-        paths[view.name] = folder / f"synthetic-{view.name}.png"
-        Image.fromarray((standardise(image) * 65535).astype(np.uint16)).save(paths[view.name])
-    return paths
+    return {view.name: _png(image) for view, image in zip(description.geometry.views, images, strict=True)}
+
+
+def _png(image: Float32[np.ndarray, "rows columns"]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray((standardise(image) * 65535).astype(np.uint16)).save(file, "PNG")
+    return file.getvalue()

@@ -69,7 +69,12 @@ def marked(picture: UInt8[np.ndarray, "rows columns"], name: str) -> UInt8[np.nd
     """The picture with the patient's directions at its edges, as `MARKS` has them for that plane or view."""
     image = Image.fromarray(picture)
     width, height = image.size
-    places = [(10, height / 2, "lm"), (width - 10, height / 2, "rm"), (width / 2, 8, "mt"), (width / 2, height - 8, "mb")]
+    places = [
+        (10, height / 2, "lm"),
+        (width - 10, height / 2, "rm"),
+        (width / 2, 8, "mt"),
+        (width / 2, height - 8, "mb"),
+    ]
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(22)
     for letter, (x, y, anchor) in zip(MARKS.get(name, ""), places, strict=False):
         draw.text((x, y), letter, fill=255, font=font, anchor=anchor, stroke_width=2, stroke_fill=0)

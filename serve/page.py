@@ -2,184 +2,187 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
-import numpy as np
-from jaxtyping import Float32, Int16
 
-from raylift.datasets.errors import RayliftError
-from raylift.datasets.geometry import Grid
-from raylift.datasets.ingest import radiographs
-from raylift.datasets.phantom import thorax
-from raylift.datasets.radiograph import RadiographLimits, prepare, read
-from raylift.models.weights import Description
-from raylift.serve.figures import PLANES, WINDOWS, enlarge, reprojections, slice_picture
-from raylift.serve.reconstructor import nifti
+from raylift.datasets.radiograph import RadiographLimits
+from raylift.serve.actions import Actions
+from raylift.serve.api import DISCLAIMER, Backend
+from raylift.serve.blocks import Blocks
+from raylift.serve.figures import PLANES, WINDOWS
 
-Prepared = Float32[np.ndarray, "views rows columns"]
-Volume = Int16[np.ndarray, "d h w"]
-Reconstruct = Callable[[Prepared], Awaitable[Volume]]
-
-EXAMPLE_SEED = 7
-DISCLAIMER = (
-    "Research software, not a medical device: not for diagnosis. The network was trained on radiographs projected from "
-    "CT; on real ones it is outside what it learned, and says nothing when it is wrong."
+NOTICE = (
+    f"**{DISCLAIMER}** The network was trained on radiographs projected from CT. Real ones are outside what it "
+    "learned, two views do not determine a volume, and it says nothing when it is wrong."
 )
-CSS = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto; }
-footer { display: none !important; }
-#disclaimer { font-size: .9rem; opacity: .85; }
-.picture img { background: #000; }
-"""
-FILE_TYPES = [".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"]
+HANGING = {
+    "frontal": "The patient's right belongs at the left edge.",
+    "lateral": "The patient faces the left edge.",
+}
+DIRECTIONS = {
+    "axial": "superior to inferior",
+    "coronal": "anterior to posterior",
+    "sagittal": "right to left",
+}
+KEPT_S = 3600
+"""How long uploads, downloads and volumes are kept for an open page."""
+PEOPLE = 64
+"""Pages whose volumes are kept at once."""
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 16}
 
 
-def build(description: Description, sha256: str, reconstruct: Reconstruct, limits: RadiographLimits) -> gr.Blocks:
-    """The page for one model; `reconstruct` is awaited with prepared radiographs and gives HU in volume order."""
-    views = [view.name for view in description.geometry.views]
-    size, grid = description.geometry.detector_px, description.grid
-    middle = grid.size // 2
-
-    def look(view: str) -> Callable[[str | None, str, bool], tuple[Any, Any]]:
-        """What the network will see of an uploaded file, as an array and as a picture."""
-
-        def show(path: str | None, invert: str, flip: bool) -> tuple[Any, Any]:
-            if path is None:
-                return None, None
-            try:
-                image = read(Path(path).read_bytes(), view, limits, invert=invert, flip=flip)  # type: ignore[arg-type]
-            except RayliftError as error:
-                raise gr.Error(str(error), duration=None) from error
-            prepared = prepare(image, size)
-            return prepared, enlarge(prepared)
-
-        return show
-
-    def example() -> list[Any]:
-        """Both views of a synthetic thorax, and their pictures."""
-        images = radiographs(thorax(EXAMPLE_SEED, grid)[0], grid, description.geometry)
-        prepared = [prepare(image, size) for image in images]
-        return [*prepared, *(enlarge(image) for image in prepared)]
-
-    async def run(*prepared: Float32[np.ndarray, "rows columns"] | None) -> list[Any]:
-        missing = [view for view, image in zip(views, prepared, strict=True) if image is None]
-        if missing:
-            raise gr.Error(f"Give the {' and the '.join(missing)} radiograph first.", duration=None)
-        volume = await reconstruct(np.stack([image for image in prepared if image is not None]))
-        pictures = [enlarge(image) for image in prepared if image is not None]
-        pairs = [(picture, f"{view}: input") for picture, view in zip(pictures, views, strict=True)]
-        made = [
-            (p, f"{v}: of the volume")
-            for p, v in zip(reprojections(volume, grid, description.geometry), views, strict=True)
-        ]
-        both = [item for pair in zip(pairs, made, strict=True) for item in pair]
-        return [volume, both, _download(volume, grid, sha256)]
-
-    def cut(plane: str) -> Callable[[Volume | None, int, str], Any]:
-        def show(volume: Volume | None, index: int, window: str) -> Any:
-            return None if volume is None else slice_picture(volume, plane, int(index), window)  # type: ignore[arg-type]
-
-        return show
-
+def build(backend: Backend, limits: RadiographLimits) -> gr.Blocks:
+    """The page for one model."""
+    actions = Actions(backend, limits)
     page: gr.Blocks
-    with gr.Blocks(title="raylift", analytics_enabled=False) as page:
-        gr.Markdown("# raylift\nA CT volume of the chest from " + " and ".join(views) + " radiographs.")
-        gr.Markdown(DISCLAIMER, elem_id="disclaimer")
-        prepared_states, previews = [], []
+    with Blocks(title="raylift", analytics_enabled=False, delete_cache=(KEPT_S // 6, KEPT_S)) as page:
+        gr.Markdown(f"# raylift\nA CT volume of the chest from {' and '.join(backend.views)} radiographs.")
+        gr.Markdown(NOTICE, elem_id="notice")
+        given = _radiographs(actions, backend.views, limits)
         with gr.Row():
-            for view in views:
-                with gr.Column():
-                    upload = gr.File(
-                        label=f"{view.capitalize()} radiograph", file_types=FILE_TYPES, elem_id=f"{view}-file"
-                    )
-                    with gr.Row():
-                        invert = gr.Radio(
-                            ["auto", "yes", "no"],
-                            value="auto",
-                            label="Invert (bone must be bright)",
-                            elem_id=f"{view}-invert",
-                        )
-                        flip = gr.Checkbox(label="Flip left and right", elem_id=f"{view}-flip")
-                    preview = gr.Image(
-                        label=f"{view.capitalize()}, as the network sees it",
-                        interactive=False,
-                        format="png",
-                        height=300,
-                        elem_id=f"{view}-preview",
-                        elem_classes="picture",
-                        buttons=["fullscreen"],
-                    )
-                    state = gr.State()
-                    gr.on(
-                        [upload.change, invert.change, flip.change],
-                        look(view),
-                        [upload, invert, flip],
-                        [state, preview],
-                        show_progress="minimal",
-                    )
-                    prepared_states.append(state)
-                    previews.append(preview)
-        hint = "A frontal image has the patient's right at its left. "
-        if "lateral" in views:
-            hint += "A lateral one has the patient facing its left edge: flip it if it does not."
-        gr.Markdown(hint)
-        with gr.Row():
-            go = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct")
-            gr.Button("Use a synthetic example", elem_id="example").click(example, None, [*prepared_states, *previews])
-        volume = gr.State()
-        window = gr.Radio(list(WINDOWS), value="wide", label="HU window", elem_id="window")
-        with gr.Row():
-            slices = []
-            for plane in PLANES:
-                with gr.Column():
-                    picture = gr.Image(
-                        label=plane.capitalize(),
-                        interactive=False,
-                        format="png",
-                        elem_id=f"{plane}-slice",
-                        elem_classes="picture",
-                        buttons=["fullscreen"],
-                    )
-                    slider = gr.Slider(
-                        0, grid.size - 1, value=middle, step=1, label=f"{plane} slice", elem_id=f"{plane}-slider"
-                    )
-                    slices.append((plane, picture, slider))
-        gallery = gr.Gallery(
-            label="Input beside the projection of the volume",
-            columns=4,
-            height=300,
-            elem_id="projections",
-            format="png",
-        )
-        download = gr.DownloadButton("Download NIfTI", interactive=False, elem_id="download")
-        for plane, picture, slider in slices:
-            gr.on(
-                [slider.change, window.change, volume.change],
-                cut(plane),
-                [volume, slider, window],
-                picture,
-                show_progress="hidden",
-            )
-        go.click(run, prepared_states, [volume, gallery, download])
-        gr.Markdown(_about(description, sha256))
+            go = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct", scale=2)
+            example = gr.Button("Use a synthetic example", elem_id="example", scale=1)
+        example.click(actions.example, None, given, **PRIVATE)
+        shown, results = _results(actions, backend)
+        _on_reconstruct(go, actions, given, shown)
+        # A volume belongs to the radiographs above it.
+        gr.on([one.change for one in given], lambda: gr.Column(visible=False), None, results, queue=False, **PRIVATE)
+        gr.Markdown(_about(backend), elem_id="about")
+    page.state_session_capacity = PEOPLE
     return page
 
 
-def _download(volume: Volume, grid: Grid, sha256: str) -> Any:
-    path = Path(tempfile.mkdtemp(prefix="raylift-download-")) / "reconstruction.nii.gz"
-    path.write_bytes(nifti(volume, grid, f"raylift {sha256[:12]}, research only"))
-    return gr.DownloadButton(value=str(path), interactive=True)
+def _radiographs(actions: Actions, views: list[str], limits: RadiographLimits) -> list[Any]:
+    """The first step; returns file, inversion and flip of each view in turn."""
+    gr.Markdown(f"## 1. Radiographs\nDICOM, PNG, JPEG, TIFF or BMP, up to {limits.max_bytes >> 20} MB each.")
+    given: list[Any] = []
+    with gr.Row(equal_height=False):
+        for view in views:
+            with gr.Column(min_width=320), gr.Group():
+                given += _radiograph(actions, view)
+    return given
 
 
-def _about(description: Description, sha256: str) -> str:
-    geometry = description.geometry
-    distances = f"source-axis {geometry.source_axis_mm:g} mm, source-detector {geometry.source_detector_mm:g} mm"
+def _radiograph(actions: Actions, view: str) -> list[Any]:
+    upload = gr.File(label=f"{view.capitalize()} radiograph", height=132, elem_id=f"{view}-file")
+    problem = gr.Markdown(visible=False, elem_id=f"{view}-problem", elem_classes="problem")
+    preview = gr.Image(
+        label=f"{view.capitalize()}, as the network sees it",
+        alt_text=f"{view} radiograph as the network sees it",
+        interactive=False,
+        visible=False,
+        format="png",
+        elem_id=f"{view}-preview",
+        elem_classes=["picture", "preview"],
+        buttons=["fullscreen"],
+    )
+    with gr.Row(elem_classes="controls"):
+        invert = gr.Radio(
+            ["auto", "yes", "no"],
+            value="auto",
+            label="Invert",
+            info="Bone must be bright.",
+            elem_id=f"{view}-invert",
+            min_width=160,
+        )
+        flip = gr.Checkbox(label="Flip left and right", info=HANGING.get(view), elem_id=f"{view}-flip", min_width=160)
+    given = [upload, invert, flip]
+    gr.on(
+        [upload.change, invert.change, flip.change], partial(actions.look, view), given, [preview, problem], **PRIVATE
+    )
+    return given
+
+
+def _results(actions: Actions, backend: Backend) -> tuple[list[Any], Any]:
+    """The second step, hidden until there is a volume; returns what a reconstruction fills, and the whole."""
+    with gr.Column(visible=False, elem_id="results") as results:
+        gr.Markdown("## 2. Volume")
+        facts = gr.Markdown(elem_id="facts")
+        volume = gr.State(time_to_live=KEPT_S)
+        with gr.Row(equal_height=True):
+            window = gr.Radio(
+                [(f"{name} {w.width_hu:g} / {(w.low_hu + w.high_hu) / 2:g}", name) for name, w in WINDOWS.items()],
+                value="wide",
+                label="Window: width / level in HU",
+                elem_id="window",
+                scale=3,
+            )
+            download = gr.DownloadButton("Download NIfTI", elem_id="download", variant="primary", scale=1)
+        with gr.Row():
+            for plane in PLANES:
+                with gr.Column(min_width=280), gr.Group():
+                    _slice_viewer(plane, backend.description.grid.size, partial(actions.cut, plane), volume, window)
+        gr.Markdown(
+            "## 3. Does it fit the radiographs?\n"
+            "Each radiograph beside the projection of the volume along the same rays."
+        )
+        with gr.Row():
+            checks = [
+                gr.Image(
+                    label=f"{view.capitalize()}: given, and projected from the volume",
+                    alt_text=f"{view} radiograph beside the projection of the volume",
+                    interactive=False,
+                    format="png",
+                    min_width=320,
+                    elem_id=f"{view}-check",
+                    elem_classes="picture",
+                    buttons=["fullscreen"],
+                )
+                for view in backend.views
+            ]
+    return [volume, results, facts, *checks, download], results
+
+
+def _slice_viewer(plane: str, size: int, cut: Callable[..., Any], volume: Any, window: Any) -> None:
+    picture = gr.Image(
+        label=plane.capitalize(),
+        alt_text=f"{plane} slice",
+        interactive=False,
+        format="png",
+        elem_id=f"{plane}-slice",
+        elem_classes="picture",
+        buttons=["fullscreen"],
+    )
+    slider = gr.Slider(
+        0,
+        size - 1,
+        value=size // 2,
+        step=1,
+        label=f"Slice, {DIRECTIONS[plane]}",
+        elem_id=f"{plane}-slider",
+        buttons=[],
+    )
+    gr.on(
+        [slider.change, window.change, volume.change],
+        cut,
+        [volume, slider, window],
+        picture,
+        show_progress="hidden",
+        trigger_mode="always_last",
+        **PRIVATE,
+    )
+
+
+def _on_reconstruct(go: Any, actions: Actions, given: list[Any], shown: list[Any]) -> None:
+    """The button says that it works, and cannot be pressed meanwhile; then the page moves to the volume."""
+    at_once: dict[str, Any] = {"inputs": None, "outputs": go, "queue": False, "show_progress": "hidden", **PRIVATE}
+    busy = go.click(lambda: gr.Button("Reconstructing …", interactive=False), **at_once)
+    made = busy.then(actions.reconstruct, given, shown, show_progress="hidden", **PRIVATE)
+    # Not `then`, which Gradio 6 leaves out after a failure.
+    for ended in (made.success, made.failure):
+        ended(lambda: gr.Button("Reconstruct", interactive=True), **at_once)
+    made.success(None, js="() => document.getElementById('results').scrollIntoView({behavior: 'smooth'})")
+
+
+def _about(backend: Backend) -> str:
+    description, geometry = backend.description, backend.description.geometry
+    distances = f"source to axis {geometry.source_axis_mm:g} mm, source to detector {geometry.source_detector_mm:g} mm"
     return (
-        f"Model {description.system.name}, {description.grid.size}³ voxels of {description.grid.spacing_mm:g} mm, "
-        f"trained for {distances if geometry.beam == 'cone' else 'parallel rays'}. Weights SHA-256 `{sha256[:16]}…`. "
-        "The same service answers `POST /v1/reconstructions`; see [/docs](/docs)."
+        f"Model {description.system.name}: {description.grid.size}³ voxels of {description.grid.spacing_mm:g} mm, "
+        f"{description.window.low_hu:g} to {description.window.high_hu:g} HU, trained for "
+        f"{distances if geometry.beam == 'cone' else 'parallel rays'}. Weights SHA-256 `{backend.sha256[:16]}…`. "
+        "The same service answers `POST /v1/reconstructions`: see [the API's manual](/docs)."
     )

@@ -28,11 +28,23 @@ class ServeSettings:
     """Requests a replica reconstructs together."""
     batch_wait_s: float = 0.02
     """How long a request waits for others to join it."""
+    max_waiting: int = 64
+    """Requests that wait for a replica; more are answered 503."""
     max_upload_mib: int = 64
     """Largest radiograph."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise ConfigError(f"port {self.port} is outside 1 to 65535")
-        if min(self.replicas, self.max_batch, self.max_upload_mib, self.threads_per_replica) < 1:
-            raise ConfigError("replicas, max_batch, max_upload_mib and threads_per_replica are 1 or more")
+        counts = {
+            "replicas": self.replicas,
+            "threads-per-replica": self.threads_per_replica,
+            "max-batch": self.max_batch,
+            "max-waiting": self.max_waiting,
+            "max-upload-mib": self.max_upload_mib,
+        }
+        for name, count in counts.items():
+            if count < 1:
+                raise ConfigError(f"--{name} is {count}: give 1 or more")
+        if min(self.cpus_per_replica, self.gpus_per_replica, self.batch_wait_s) < 0:
+            raise ConfigError("CPUs, GPUs and waiting times are not negative")

@@ -10,19 +10,43 @@ THEME = gr.themes.Base(
     radius_size="md",
     font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
     font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+).set(
+    body_text_color_subdued="*neutral_500",
+    checkbox_border_color="*neutral_400",
+    checkbox_border_color_dark="*neutral_400",
 )
 
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 .gradio-container h1 { margin: .4rem 0 0; letter-spacing: -.02em; }
-.gradio-container h2 { margin: 1rem 0 0; font-size: 1.15rem; }
-.lead { color: var(--body-text-color-subdued); }
+.gradio-container h2 { margin: .6rem 0 .2rem; font-size: 1.2rem; }
+.gradio-container .prose p { margin: 0; }
 #notice { border-left: 4px solid #d97706; background: color-mix(in srgb, #d97706 10%, transparent);
-  border-radius: var(--radius-sm); padding: .6rem .9rem; font-size: .9rem; }
-#about { color: var(--body-text-color-subdued); font-size: .85rem; margin-top: 1rem; }
-.problem { border-left: 4px solid #dc2626; background: color-mix(in srgb, #dc2626 10%, transparent);
-  border-radius: var(--radius-sm); padding: .5rem .8rem; }
-.picture, .picture .image-container, .picture .image-frame, .picture button, .picture img { background: #000 !important; }
+  border-radius: var(--radius-sm); padding: .6rem .9rem; }
+#about { border-top: 1px solid var(--border-color-primary); padding-top: .8rem; margin-top: .6rem; }
+#about * { color: var(--body-text-color-subdued); font-size: .85rem; }
+.problem { border-left: 4px solid #dc2626 !important; background: color-mix(in srgb, #dc2626 12%, transparent);
+  padding: .6rem .9rem !important; }
+#download { align-self: end; min-height: 2.9rem; }
+
+/* Gradio gives the blocks of a group a border of the text's colour. */
+.gr-group .block { border-width: 0; }
+.gr-group .upload { border: 1px dashed var(--body-text-color-subdued) !important; }
+
+/* Pictures are read on black, in both themes. */
+.picture, .picture .image-container, .picture .image-frame, .picture button, .picture img {
+  background: #000 !important; }
+.picture > label { background: rgb(0 0 0 / .65); color: #e2e8f0; border: 0; box-shadow: none; }
+.picture > label > span { display: none; }
+.picture .icon-button-wrapper, .picture .icon-button {
+  background: rgb(0 0 0 / .65) !important; border: 0 !important; color: #e2e8f0 !important; }
 .picture img { width: 100%; object-fit: contain; }
 .preview img { height: 300px; }
+
+.controls .wrap, #window .wrap { gap: .3rem; }
+.controls .wrap label, #window .wrap label { padding: .3rem .45rem; }
+@media (max-width: 640px) {
+  .controls { flex-direction: column; }
+  .controls > * { width: 100%; }
+}
 """

@@ -111,7 +111,8 @@ class Generator(nn.Module):
         branches = [branch for branch in self.branches if isinstance(branch, ViewBranch)]
         lifted = [branch(radiographs[:, k : k + 1]) for k, branch in enumerate(branches)]
         if len(branches) == 1:
-            return branches[0].head(branches[0].decoder(lifted[0]))
+            alone: Tensor = branches[0].head(branches[0].decoder(lifted[0]))
+            return alone
         fused = self.fuse[0]([skips[0] for skips in lifted])
         volume = self.decoder.level(0).refine(fused)
         for index in range(1, len(self.decoder)):
@@ -122,4 +123,5 @@ class Generator(nn.Module):
             ]
             fused = self.fuse[index](joined)
             volume = self.decoder.level(index).refine(self.decoder.level(index).join(volume, fused))
-        return self.head(volume)
+        result: Tensor = self.head(volume)
+        return result

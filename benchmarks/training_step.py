@@ -1,0 +1,105 @@
+"""Time and peak memory of one whole training step (generator and discriminator) of the published X2CT-GAN.
+
+Each case runs in a process of its own, so that the peak is its own: resident memory on a CPU, the allocator's peak on
+a GPU. CPU seconds are user and system time, steadier than wall time on a shared machine. With --gpu every case runs in
+fp32, with bf16, and with bf16 and torch.compile, after a comparison of bf16 with fp32 on the same weights.
+
+    python benchmarks/training_step.py [--sizes 64 128] [--threads 2] [--steps 2] [--gpu]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from raylift.datasets.stream import Batch
+from raylift.models.objectives.turns import frozen
+from raylift.models.systems.x2ct_gan import X2CTGAN
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(case(json.loads(options.case))))
+        return
+    from conditions import header, table
+
+    header("training_step")
+    kinds = ["fp32", "bf16", "bf16 compiled"] if options.gpu else ["fp32", "bf16"]
+    rows = []
+    for size in options.sizes:
+        for kind in kinds:
+            asked = {"size": size, "kind": kind, **vars(options)}
+            asked.pop("case")
+            command = [sys.executable, __file__, "--case", json.dumps(asked)]
+            answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            got = json.loads(answer.strip().splitlines()[-1])
+            rows.append([f"{size}^3", kind, f"{got['wall_s']:.2f}", f"{got['cpu_s']:.1f}", f"{got['peak_gib']:.2f}"])
+    where = "GPU" if options.gpu else f"{options.threads} CPU threads"
+    columns = ["size", "precision", "wall s a step", "CPU s a step", "peak GiB"]
+    table(f"published X2CT-GAN, batch {options.batch}, {where}, mean of {options.steps} steps after one", columns, rows)
+
+
+def case(asked: dict) -> dict[str, float]:
+    """One size and precision: a step to warm up, then the mean of the counted ones."""
+    torch.set_num_threads(asked["threads"])
+    device = torch.device("cuda" if asked["gpu"] else "cpu")
+    torch.manual_seed(0)
+    size, batch = asked["size"], asked["batch"]
+    objective = X2CTGAN().objective(size)
+    players = {name: player.to(device) for name, player in objective.players.items()}
+    if asked["kind"].endswith("compiled"):
+        for player in players.values():
+            player.network.compile()
+    optimisers = {
+        name: torch.optim.Adam(player.parameters(), lr=2e-4, betas=(0.5, 0.99)) for name, player in players.items()
+    }
+    data = Batch(torch.rand(batch, 1, size, size, size, device=device), torch.rand(batch, 2, size, size, device=device))
+    precision = torch.autocast(device.type, torch.bfloat16) if "bf16" in asked["kind"] else nullcontext()
+
+    def step() -> None:
+        carried: dict[str, torch.Tensor] = {}
+        for name, player in players.items():
+            others = [network for other, network in objective.networks().items() if other != name]
+            optimisers[name].zero_grad()
+            with frozen(others):
+                with precision:
+                    loss, _, kept = player(data, carried)
+                loss.backward()
+            optimisers[name].step()
+            carried |= kept
+        if asked["gpu"]:
+            torch.cuda.synchronize()
+
+    step()
+    if asked["gpu"]:
+        torch.cuda.reset_peak_memory_stats()
+    began, cpu = time.perf_counter(), sum(os.times()[:2])
+    for _ in range(asked["steps"]):
+        step()
+    wall, cpu = time.perf_counter() - began, sum(os.times()[:2]) - cpu
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = torch.cuda.max_memory_allocated() / 2**30 if asked["gpu"] else kib / 2**20
+    return {"wall_s": wall / asked["steps"], "cpu_s": cpu / asked["steps"], "peak_gib": peak}
+
+
+if __name__ == "__main__":
+    main()

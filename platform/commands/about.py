@@ -1,0 +1,50 @@
+"""`raylift systems` and `raylift doctor`: what this version has, and what this machine lacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tyro
+
+from raylift.models.zoo import LITERATURE, SYSTEMS, parameters
+from raylift.platform.presets import listing
+from raylift.platform.progress import console
+
+
+def systems(arguments: list[str]) -> int:
+    """Systems of the literature, and which of them are here."""
+    tyro.cli(_Nothing, prog="raylift systems", args=arguments, description=systems.__doc__)
+    import torch
+    from rich.table import Table
+
+    table = Table("system", "here as", "kind", "views", "parameters", "paper")
+    for published in LITERATURE:
+        count = ""
+        if published.name:
+            with torch.device("meta"):
+                count = f"{parameters(SYSTEMS[published.name]().reconstructor(128)):,}"
+        name = published.name or "[dim]not in this version[/dim]"
+        table.add_row(published.title, name, published.kind, published.views, count, published.paper)
+    console.print(table)
+    print("parameters: generator at the published settings, two views, 128 voxels a side")
+    print(listing())
+    return 0
+
+
+def doctor(arguments: list[str]) -> int:
+    """What is installed and reachable, and what is missing."""
+    tyro.cli(_Nothing, prog="raylift doctor", args=arguments, description=doctor.__doc__)
+    from raylift.platform.doctor import examine
+
+    findings = examine()
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        print(f"{finding.mark:<4} {finding.name:<{width}}  {finding.text}")
+        if finding.remedy:
+            print(f"     {'':<{width}}  -> {finding.remedy}")
+    return 1 if any(finding.mark == "FAIL" for finding in findings) else 0
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    pass

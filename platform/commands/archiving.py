@@ -1,0 +1,134 @@
+"""`raylift ingest` and `raylift phantom`: scans into an archive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from raylift.datasets.archive import Archive
+from raylift.datasets.ct import Limits
+from raylift.datasets.errors import NoArchive
+from raylift.datasets.geometry import GEOMETRIES, Geometry, Grid
+from raylift.datasets.splits import read_assignments
+from raylift.datasets.store import absolute
+from raylift.platform.progress import meter
+
+GeometryName = Literal["chest", "x2ct", "parallel"]
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """The grid and geometry of a new archive; an archive that exists keeps its own."""
+
+    size: int | None = None
+    """Voxels a side; 128 for a new archive."""
+    spacing_mm: float | None = None
+    """Edge of a voxel; 2.5 for a new archive."""
+    geometry: GeometryName | None = None
+    """How radiographs are projected; chest (SAD 1650, SDD 1800 mm) for a new archive."""
+
+    def resolve(self, url: str) -> tuple[Grid, Geometry]:
+        """The archive's own grid and geometry where it exists and nothing else was asked for."""
+        try:
+            there = Archive(url).manifest
+        except NoArchive:
+            there = None
+        default = there.grid if there else Grid()
+        grid = Grid(self.size or default.size, self.spacing_mm or default.spacing_mm)
+        if self.geometry or there is None:
+            return grid, GEOMETRIES[self.geometry or "chest"](grid)
+        return grid, there.geometry
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """Bring CT scans (NIfTI, NRRD, MetaImage, DICOM series) into an archive, skipping those already in it."""
+
+    sources: tyro.conf.Positional[tuple[Path, ...]]
+    """Files and folders."""
+    archive: str
+    """Folder or URL of the archive."""
+    grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
+    limits: Limits = field(default_factory=Limits)
+    licence: str = "not stated"
+    """Licence of the scans, kept with every sample."""
+    subject_pattern: str = ""
+    """Regular expression whose first group is the subject in a file's name; the whole name otherwise."""
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of subjects that train, validate and test."""
+    splits: Path | None = None
+    """CSV with columns subject and split, for subjects whose split is given."""
+    require_whole_thorax: bool = False
+    """Refuse scans without two whole lungs."""
+    keep_table: bool = False
+    """Keep what lies around the body."""
+    per_part: int = 8
+    """Volumes a shard; each full shard is published at once."""
+
+
+def ingest(arguments: list[str]) -> int:
+    """CT files and folders to an archive."""
+    from raylift.datasets.ingest import ingest as run
+
+    options = tyro.cli(IngestOptions, prog="raylift ingest", args=arguments)
+    grid, geometry = options.grid.resolve(options.archive)
+    with meter("ingest") as shown:
+        outcome = run(
+            options.sources,
+            options.archive,
+            grid,
+            geometry,
+            limits=options.limits,
+            licence=options.licence,
+            subject_pattern=options.subject_pattern,
+            shares=options.shares,
+            assigned=read_assignments(options.splits) if options.splits else None,
+            require_whole_thorax=options.require_whole_thorax,
+            keep_table=options.keep_table,
+            per_part=options.per_part,
+            progress=shown.at,
+        )
+    for refusal in outcome.refused:
+        print(f"refused: {refusal}")
+    print(f"{absolute(options.archive)}: {outcome.summary()}")
+    return 0 if outcome.added or outcome.already_there else 1
+
+
+@dataclass(frozen=True)
+class PhantomOptions:
+    """Draw synthetic thoraces into an archive; the same seed draws the same people."""
+
+    archive: str
+    """Folder or URL of the archive."""
+    count: int = 32
+    """Volumes."""
+    seed: int = 0
+    grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares that train, validate and test."""
+    per_part: int = 8
+    """Volumes a shard."""
+
+
+def phantom(arguments: list[str]) -> int:
+    """Synthetic thorax volumes to an archive."""
+    from raylift.datasets.ingest import ingest_phantoms
+
+    options = tyro.cli(PhantomOptions, prog="raylift phantom", args=arguments)
+    grid, geometry = options.grid.resolve(options.archive)
+    with meter("phantom") as shown:
+        outcome = ingest_phantoms(
+            options.archive,
+            grid,
+            geometry,
+            count=options.count,
+            seed=options.seed,
+            shares=options.shares,
+            per_part=options.per_part,
+            progress=shown.at,
+        )
+    print(f"{absolute(options.archive)}: {outcome.summary()}")
+    return 0

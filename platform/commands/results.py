@@ -1,0 +1,79 @@
+"""`raylift evaluate` and `raylift export`: a checkpoint to a report, or to a folder that others load."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from raylift.datasets.archive import Archive
+from raylift.datasets.splits import Split
+from raylift.models import weights
+from raylift.platform.progress import console, meter
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Measure a checkpoint on held-out scans, beside the mean training volume and plain back-projection."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A checkpoint, a run (its best checkpoint) or an exported model."""
+    archive: str
+    """Folder or URL of the archive."""
+    split: Split = "test"
+    protocols: tuple[Literal["volume", "x2ct", "cvaa"], ...] = ("volume", "x2ct", "cvaa")
+    """How figures are computed; see raylift.models.metrics."""
+    output: Path = Path("evaluation")
+    """Folder for report.html, metrics.json and figures."""
+    seed: int = 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Measure a checkpoint: table, JSON, figures, report."""
+    from raylift.platform import evaluate as evaluation
+    from raylift.platform import report, runs
+
+    options = tyro.cli(EvaluateOptions, prog="raylift evaluate", args=arguments)
+    url = runs.checkpoint_of(options.checkpoint)
+    model = weights.load(url)
+    with meter("evaluate") as shown:
+        result = evaluation.evaluate(
+            model,
+            Archive(options.archive),
+            split=options.split,
+            protocols=options.protocols,
+            seed=options.seed,
+            progress=shown.at,
+        )
+    page = report.write(
+        result, options.output, model.description.grid, model.description.geometry, runs.history_of(url)
+    )
+    for table in report.terminal_tables(result):
+        console.print(table)
+    print(result.verdict())
+    print(f"report: {page}")
+    return 0
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a checkpoint as safetensors with its description and a model card."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """A checkpoint, or a run (its best checkpoint)."""
+    folder: tyro.conf.Positional[Path]
+    """A new or empty folder."""
+
+
+def export(arguments: list[str]) -> int:
+    """A checkpoint as safetensors, config and model card."""
+    from raylift.platform import export as exporting
+    from raylift.platform import runs
+
+    options = tyro.cli(ExportOptions, prog="raylift export", args=arguments)
+    url = runs.checkpoint_of(options.checkpoint)
+    sha256 = exporting.export(weights.load(url), options.folder, runs.metrics_of(url))
+    print(f"{options.folder}: weights SHA-256 {sha256}")
+    return 0

@@ -1,0 +1,119 @@
+"""What the page's buttons do, apart from how they look."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+import numpy as np
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
+from jaxtyping import Float32, Int16
+
+from raylift.datasets.errors import ConfigError, RayliftError
+from raylift.datasets.radiograph import Inversion, RadiographLimits, prepare, read
+from raylift.serve import example
+from raylift.serve.api import Backend
+from raylift.serve.figures import Plane, beside, enlarge, marked, reprojections, slice_picture
+
+Volume = Int16[np.ndarray, "d h w"]
+
+
+class Given(NamedTuple):
+    """What the page holds for one view."""
+
+    path: str | None
+    invert: Inversion
+    flip: bool
+
+
+class Actions:
+    """The page's answers for one model; nothing of a visitor is kept here, so many can use the page at once."""
+
+    def __init__(self, backend: Backend, limits: RadiographLimits) -> None:
+        self._backend, self._limits = backend, limits
+
+    def look(self, view: str, path: str | None, invert: Inversion, flip: bool) -> list[Any]:
+        """The preview of a radiograph, as the network will see it, and the message where there is none."""
+        if path is None:
+            return [gr.Image(value=None, visible=False), gr.Markdown(visible=False)]
+        try:
+            prepared = self._prepare(view, Given(path, invert, flip))
+        except RayliftError as error:
+            return [gr.Image(value=None, visible=False), gr.Markdown(sentence(error), visible=True)]
+        return [gr.Image(value=marked(enlarge(prepared), view), visible=True), gr.Markdown(visible=False)]
+
+    async def reconstruct(self, *values: Any) -> list[Any]:
+        """Everything that is shown of a volume, from path, inversion and flip of each view in turn."""
+        began = time.monotonic()
+        given = [Given(*values[k : k + 3]) for k in range(0, len(values), 3)]
+        try:
+            prepared = await asyncio.to_thread(self._prepare_all, given)
+            volume = await self._backend.reconstruct(prepared)
+        except RayliftError as error:
+            raise gr.Error(sentence(error), duration=None) from error
+        except Exception as error:
+            # Gradio would show an empty message.
+            raise gr.Error("The service failed: its log says why.", duration=None) from error
+        seconds = time.monotonic() - began
+        checks, download = await asyncio.gather(
+            asyncio.to_thread(self._checks, prepared, volume), asyncio.to_thread(self._download, volume)
+        )
+        grid = self._backend.description.grid
+        facts = (
+            f"{grid.size}³ voxels of {grid.spacing_mm:g} mm, {volume.min()} to {volume.max()} HU, in {seconds:.1f} s. "
+            "Letters are the patient's right, left, anterior, posterior, superior and inferior."
+        )
+        return [volume, gr.Column(visible=True), facts, *checks, download]
+
+    def cut(self, plane: Plane, volume: Volume | None, index: float, window: str) -> Any:
+        """One slice."""
+        return None if volume is None else slice_picture(volume, plane, int(index), window)
+
+    def example(self) -> list[Any]:
+        """The synthetic radiographs as if they had been uploaded: file, inversion and flip of each view in turn."""
+        return [
+            value
+            for view, data in self._example_files.items()
+            for value in (_keep(data, f"synthetic-{view}.png"), "no", False)
+        ]
+
+    @functools.cached_property
+    def _example_files(self) -> dict[str, bytes]:
+        return example.files(self._backend.description)
+
+    def _prepare(self, view: str, given: Given) -> Float32[np.ndarray, "px px"]:
+        if given.path is None:
+            raise ConfigError(f"the {view} radiograph is missing: choose a file for it")
+        try:
+            data = Path(given.path).read_bytes()
+        except FileNotFoundError as error:
+            raise ConfigError(f"the {view} radiograph is no longer here: choose its file again") from error
+        image = read(data, view, self._limits, invert=given.invert, flip=given.flip)
+        return prepare(image, self._backend.description.geometry.detector_px)
+
+    def _prepare_all(self, given: list[Given]) -> Float32[np.ndarray, "views px px"]:
+        return np.stack([self._prepare(view, one) for view, one in zip(self._backend.views, given, strict=True)])
+
+    def _checks(self, prepared: Float32[np.ndarray, "views px px"], volume: Volume) -> list[Any]:
+        description = self._backend.description
+        made = reprojections(volume, description.grid, description.geometry)
+        return [beside(enlarge(image), picture) for image, picture in zip(prepared, made, strict=True)]
+
+    def _download(self, volume: Volume) -> Any:
+        return gr.DownloadButton(value=_keep(self._backend.nifti(volume), "reconstruction.nii.gz"))
+
+
+def sentence(error: Exception) -> str:
+    """An error's message as a sentence."""
+    text = str(error)
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _keep(data: bytes, name: str) -> str:
+    """Write where Gradio may read it and deletes it in time; returns the path."""
+    return str(save_bytes_to_cache(data, name, get_upload_folder()))

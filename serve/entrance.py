@@ -1,0 +1,79 @@
+"""The application that a browser or a program meets: the API, and the page over it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from fastapi import FastAPI
+from jaxtyping import Float32, Int16
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from raylift.datasets.radiograph import RadiographLimits
+from raylift.models.weights import Description
+from raylift.serve import api, page, theme
+from raylift.serve.settings import ServeSettings
+
+READY_TIMEOUT_S = 5.0
+
+
+def build(settings: ServeSettings, description: Description, sha256: str, model: str) -> FastAPI:
+    """API and page in front of the deployment named `model`."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Uploads are for this user's eyes alone, and do not outlive the service.
+    uploads = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="raylift-page-")
+
+    async def reconstruct(radiographs: Float32[np.ndarray, "views rows columns"]) -> Int16[np.ndarray, "d h w"]:
+        try:
+            handle = serve.get_deployment_handle(model)
+            volume: Int16[np.ndarray, "d h w"] = await handle.reconstruct.remote(radiographs)
+        except BackPressureError as error:
+            raise api.Unavailable("too many reconstructions are waiting: try again in a few seconds") from error
+        except (RayActorError, DeploymentUnavailableError) as error:
+            raise api.Unavailable("the model is being restarted: try again in a few seconds") from error
+        return volume
+
+    async def ready() -> bool:
+        try:
+            answer = serve.get_deployment_handle(model).ready.remote()
+            return bool(await asyncio.wait_for(answer, READY_TIMEOUT_S))
+        except Exception:
+            logging.getLogger("ray.serve").exception("the model does not answer")
+            return False
+
+    limits = RadiographLimits(max_bytes=settings.max_upload_mib * 2**20)
+    backend = api.Backend(description, sha256, reconstruct, ready)
+    app = api.build(backend, limits)
+    gr.mount_gradio_app(
+        app,
+        page.build(backend, limits),
+        path="/",
+        allowed_paths=[],
+        max_file_size=f"{settings.max_upload_mib}mb",
+        show_error=False,
+        run_history=False,
+        ssr_mode=False,
+        footer_links=[],
+        css=theme.CSS,
+        theme=theme.THEME,
+    )
+    running = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        async with running(app) as state:
+            yield state
+        shutil.rmtree(uploads, ignore_errors=True)
+
+    app.router.lifespan_context = lifespan
+    return app

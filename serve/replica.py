@@ -1,0 +1,35 @@
+"""The deployment that holds the model."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int16
+from ray import serve
+
+from raylift.serve.reconstructor import Reconstructor
+from raylift.serve.settings import ServeSettings
+
+
+class ModelReplica:
+    """One copy of the model, which reconstructs the requests that arrive together as one batch."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        torch.set_num_threads(settings.threads_per_replica)
+        self._reconstructor = Reconstructor.load(settings.model, "cuda" if settings.gpus_per_replica else "cpu")
+        self.reconstruct.set_max_batch_size(settings.max_batch)  # type: ignore[attr-defined]
+        self.reconstruct.set_batch_wait_timeout_s(settings.batch_wait_s)  # type: ignore[attr-defined]
+
+    @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.02)
+    async def reconstruct(
+        self, radiographs: list[Float32[np.ndarray, "views rows columns"]]
+    ) -> list[Int16[np.ndarray, "d h w"]]:
+        """Volumes in HU for sets of prepared radiographs."""
+        # In a thread: a batch that outlasts Serve's health check would otherwise end the replica.
+        return await asyncio.to_thread(self._reconstructor.reconstruct, radiographs)
+
+    def ready(self) -> bool:
+        """That the model is loaded."""
+        return True

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.intensity import WATER_PER_MM, Window, attenuation, standardise, transmission
+
+
+def test_attenuation_is_zero_up_to_air_and_linear_from_there() -> None:
+    hu = torch.tensor([-3024.0, -1024.0, -1000.0, 0.0, 1000.0, 3071.0])
+    expected = WATER_PER_MM * torch.tensor([0, 0, 0, 1, 2, 4.071])
+    torch.testing.assert_close(attenuation(hu), expected)
+
+
+def test_transmission_follows_beer_and_lambert() -> None:
+    torch.testing.assert_close(transmission(torch.tensor([0.0, 1.0, 2.0])), torch.tensor([1.0, 0.367879, 0.135335]))
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_a_window_maps_its_ends_to_0_and_1_and_clips_beyond(make) -> None:
+    window = Window(-1000.0, 500.0)
+    assert window.to_unit(make([-2000.0, -1000.0, -250.0, 500.0, 3071.0])).tolist() == [0, 0, 0.5, 1, 1]
+    assert window.to_hu(make([-1.0, 0.0, 0.5, 1.0, 7.0])).tolist() == [-1000, -1000, -250, 500, 500]
+
+
+@given(st.floats(-1024, 3071), st.floats(-3000, 0), st.floats(1, 5000))
+def test_a_window_brings_hu_inside_it_back(hu: float, low: float, width: float) -> None:
+    window = Window(low, low + width)
+    clipped = min(max(hu, low), low + width)
+    assert window.to_hu(window.to_unit(np.array([hu])))[0] == pytest.approx(clipped, abs=1e-6)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 0), (5, -5), (float("nan"), 1), (0, float("nan"))])
+def test_an_empty_window_is_refused(low: float, high: float) -> None:
+    with pytest.raises(ConfigError, match="is empty"):
+        Window(low, high)
+
+
+images = arrays.arrays(np.float64, (12, 9), elements=st.floats(0, 1000, width=32))
+
+
+@given(images, st.floats(0.01, 100), st.floats(-1000, 1000))
+def test_standardising_forgets_scale_and_offset(image: np.ndarray, scale: float, offset: float) -> None:
+    # Where the percentiles all but coincide, rounding decides.
+    low, high = np.percentile(image, (0.5, 99.5))
+    if 0 < high - low < 1e-3:
+        return
+    assert standardise(image * scale + offset) == pytest.approx(standardise(image), abs=1e-4)
+
+
+@given(images)
+def test_standardised_images_are_float32_in_0_to_1_in_the_same_order(image: np.ndarray) -> None:
+    result = standardise(image)
+    assert result.dtype == np.float32
+    assert result.shape == image.shape
+    assert result.min() >= 0
+    assert result.max() <= 1
+    assert (np.diff(result.ravel()[np.argsort(image.ravel(), kind="stable")]) >= 0).all()
+
+
+def test_one_hot_pixel_does_not_darken_the_rest() -> None:
+    image = np.tile(np.linspace(0, 1, 100), (100, 1))
+    clean = standardise(image)
+    image[3, 4] = 1e6
+    assert np.abs(standardise(image) - clean)[image < 1e6].max() < 0.02
+
+
+def test_a_constant_image_becomes_zeros() -> None:
+    result = standardise(np.full((8, 8), 7.0))
+    assert result.dtype == np.float32
+    assert not result.any()

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from samples import thorax_hu
+
+from raylift.datasets import segmentation
+from raylift.datasets.segmentation import Label
+
+SPACING_MM = 4.0
+
+
+def thorax(shape: tuple[int, int, int] = (80, 70, 90)) -> np.ndarray:
+    """The thorax in volume order with a vessel in the right lung and a table behind the back."""
+    d, h, w = (((np.arange(n) - (n - 1) / 2) * SPACING_MM) for n in shape)
+    hu = thorax_hu(w[None, None], h[None, :, None], -d[:, None, None])
+    hu[20:60, 33:36, 26:29] = 30
+    hu[:, -4:-2, 5:-5] = 200
+    return hu.astype(np.int16)
+
+
+def lung_by_formula(shape: tuple[int, int, int] = (80, 70, 90)) -> np.ndarray:
+    d, h, w = (((np.arange(n) - (n - 1) / 2) * SPACING_MM) for n in shape)
+    x, y, z = w[None, None], h[None, :, None], -d[:, None, None]
+    right = ((x + 70) / 48) ** 2 + (y / 70) ** 2 + (z / 95) ** 2 < 1
+    left = ((x - 70) / 42) ** 2 + (y / 65) ** 2 + ((z - 10) / 85) ** 2 < 1
+    return (right | left) & (thorax_hu(x, y, z) < -400)
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+
+
+def test_the_body_is_the_patient_with_lungs_and_without_the_table() -> None:
+    hu = thorax()
+    inside = segmentation.body(hu, SPACING_MM)
+    assert inside[40, 35, 26], "the lung belongs to the body"
+    assert not inside[:, -4:-2].any(), "the table does not"
+    assert not inside[:, 0].any()
+    columns = np.flatnonzero(inside[40].any(axis=0))
+    assert (columns[-1] - columns[0] + 1) * SPACING_MM == pytest.approx(300, abs=12)
+
+
+def test_the_lungs_are_where_the_formula_has_them_with_their_vessels() -> None:
+    hu = thorax()
+    found = segmentation.lungs(hu, SPACING_MM)
+    assert dice(found, lung_by_formula()) > 0.95
+    assert found[40, 34, 27], "the vessel is inside"
+
+
+def test_air_around_the_body_and_in_small_pockets_is_no_lung() -> None:
+    hu = thorax()
+    hu[5:8, 35:38, 60:63] = -1000  # 1.7 ml, as gas in the stomach
+    found = segmentation.lungs(hu, SPACING_MM)
+    assert not found[5:8, 35:38, 60:63].any()
+    assert not found[:, 0].any()
+    assert not found[:, :, 0].any()
+
+
+@pytest.mark.parametrize("value", [-1024, -1000, 40, 3071])
+def test_a_volume_of_one_value_has_no_lungs_and_no_labels(value: int) -> None:
+    hu = np.full((20, 20, 20), value, dtype=np.int16)
+    assert not segmentation.lungs(hu, SPACING_MM).any()
+    assert not segmentation.labels(hu, SPACING_MM).any()
+    body = segmentation.body(hu, SPACING_MM)
+    assert body.mean() > 0.98 if value > segmentation.BODY_HU else not body.any()  # its corners are rounded
+
+
+def test_labels_say_lung_vessel_and_other_and_nothing_else() -> None:
+    hu = thorax()
+    labels = segmentation.labels(hu, SPACING_MM)
+    assert labels.dtype == np.uint8
+    assert set(np.unique(labels)) == {Label.OTHER, Label.LUNG, Label.VESSEL}
+    assert labels[40, 34, 27] == Label.VESSEL
+    assert labels[40, 50, 27] == Label.LUNG
+    assert labels[40, 35, 45] == Label.OTHER
+    assert np.array_equal(labels > 0, segmentation.lungs(hu, SPACING_MM))
+
+
+def test_the_wall_of_a_lung_is_no_vessel() -> None:
+    hu = thorax()
+    lung = segmentation.lungs(hu, SPACING_MM)
+    vessels = segmentation.vessels(hu, lung)
+    assert not vessels[~lung].any()
+    # The drawn vessel is all there is: 40 x 3 x 3 voxels, and what its soft edge adds.
+    assert 200 < vessels.sum() < 600
+
+
+@pytest.mark.parametrize("spacing_mm", [2.0, 4.0])
+def test_real_lungs_have_the_size_of_lungs_at_any_spacing(spacing_mm: float, real_data: Path) -> None:
+    image = sitk.DICOMOrient(sitk.ReadImage(str(real_data / "ct" / "lidc_idri_0006_2mm.nii.gz")), "LPI")
+    hu = sitk.GetArrayFromImage(image).clip(-1024, 3071).astype(np.int16)
+    step = int(spacing_mm / 2)
+    lung = segmentation.lungs(hu[::step, ::step, ::step], spacing_mm)
+    litres = lung.sum() * spacing_mm**3 / 1e6
+    assert 4.0 < litres < 7.5
+    half = lung.shape[2] // 2
+    for side in (lung[:, :, :half], lung[:, :, half:]):
+        assert side.sum() > 0.35 * lung.sum()

@@ -1,0 +1,97 @@
+"""Models on disk: they come back as they were, and what was altered or is not one is refused by name."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.intensity import Window
+from raylift.models import weights
+from raylift.models.weights import Description, WeightsError
+from raylift.platform.presets import x2ct_gan_tiny
+
+GRID = Grid(32, 10.0)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    system = x2ct_gan_tiny().system
+    network = system.reconstructor(32)
+    description = Description(system, GRID, chest(GRID), Window(), {"step": 3})
+    sha256 = weights.save(tmp_path / "model", network.state_dict(), description)
+    return tmp_path / "model", network.eval(), description, sha256
+
+
+def test_a_model_comes_back_as_it_was(saved):
+    folder, network, description, sha256 = saved
+    model = weights.load(folder)
+    views = torch.rand(1, 2, 32, 32)
+    torch.testing.assert_close(model.network(views), network(views), atol=1e-4, rtol=0)
+    states = model.network.state_dict(), network.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert (model.description, model.sha256) == (description, sha256)
+    assert not any(parameter.requires_grad for parameter in model.network.parameters())
+
+
+def test_a_checkpoint_folder_is_a_model_too(saved):
+    folder, *_ = saved
+    assert weights.load(folder.rename(folder.parent / "checkpoint").parent / "checkpoint").sha256
+    (folder.parent / "step").mkdir()
+    (folder.parent / "checkpoint").rename(folder.parent / "step/model")
+    assert weights.load(folder.parent / "step").sha256 == saved[3]
+
+
+def test_one_altered_byte_is_noticed(saved):
+    path = saved[0] / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="the file was altered or cut"):
+        weights.load(saved[0])
+
+
+def test_a_pickle_in_place_of_the_weights_is_never_opened(saved, tmp_path):
+    flag = tmp_path / "opened"
+
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(flag), "w"))
+
+    (saved[0] / "model.safetensors").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(WeightsError):
+        weights.load(saved[0])
+    # Nor when the digest says that it belongs there.
+    text = json.loads((saved[0] / "model.json").read_text())
+    text["sha256"] = weights.file_sha256(saved[0] / "model.safetensors")
+    (saved[0] / "model.json").write_text(json.dumps(text))
+    with pytest.raises(WeightsError, match=r"does not fit|cannot"):
+        weights.load(saved[0])
+    assert not flag.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.pop("sha256"), "sha256"),
+        (lambda text: text.update(version=2), "this raylift reads"),
+        (lambda text: text["model"].update(surprise=1), "surprise"),
+        (lambda text: text["model"]["system"].update(fusion="max"), "max not in literal"),
+        (lambda text: text["model"]["grid"].update(size=64), "does not fit"),
+    ],
+)
+def test_a_description_that_is_wrong_is_refused_with_what_is(saved, change, message):
+    path = saved[0] / "model.json"
+    text = json.loads(path.read_text())
+    change(text)
+    path.write_text(json.dumps(text))
+    with pytest.raises(WeightsError, match=message):
+        weights.load(saved[0])
+
+
+def test_a_folder_that_is_no_model_is_refused_with_what_to_give(tmp_path):
+    with pytest.raises(WeightsError, match="Give a checkpoint or an exported folder"):
+        weights.load(tmp_path)

@@ -1,0 +1,117 @@
+"""Checkpoints are whole or not there, on a folder and on a real object store."""
+
+import json
+
+import pytest
+import torch
+
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.intensity import Window
+from raylift.datasets.store import Folder, join
+from raylift.models.weights import Description
+from raylift.platform.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    State,
+    Tensors,
+    load_adam,
+    load_network,
+    load_state,
+    local_copy,
+)
+from raylift.platform.presets import x2ct_gan_tiny
+
+GRID = Grid(32, 10.0)
+
+
+class CheckpointSuite:
+    """What holds wherever a run lies."""
+
+    @pytest.fixture
+    def url(self, tmp_path):
+        raise NotImplementedError
+
+    def save(self, url, step, psnr=20.0):
+        torch.manual_seed(step)
+        system = x2ct_gan_tiny().system
+        networks = {name: dict(net.state_dict()) for name, net in system.objective(32).networks().items()}
+        adam = {name: {"a/exp_avg": torch.rand(3), "step": torch.tensor(float(step))} for name in networks}
+        state = State(step, 4 * step, {"val_psnr_db": psnr}, [{"step": 1.0, "generator/loss": 2.0}], {"k": 1}, "abc")
+        where = Checkpoints(url).save(state, Tensors(networks, adam), Description(system, GRID, chest(GRID), Window()))
+        return where, state, networks, adam
+
+    def test_what_is_saved_comes_back(self, url):
+        where, state, networks, adam = self.save(url, 7)
+        with local_copy(where) as local:
+            assert load_state(local) == state
+            for index, name in enumerate(networks):
+                back = load_network(local, name, first=index == 0)
+                assert back.keys() == networks[name].keys()
+                assert all(torch.equal(back[key], networks[name][key]) for key in back)
+                assert torch.equal(load_adam(local, name)["a/exp_avg"], adam[name]["a/exp_avg"])
+
+    def test_the_newest_and_the_best_are_found(self, url):
+        for step, psnr in ((10, 20.0), (20, 23.0), (30, 21.0)):
+            self.save(url, step, psnr)
+        checkpoints = Checkpoints(url)
+        assert checkpoints.newest() == (join(checkpoints.url, "step-00000030"), [])
+        assert checkpoints.best("val_psnr_db")[0].endswith("step-00000020")
+
+    def test_pruning_keeps_the_newest_and_the_best(self, url):
+        for step, psnr in ((10, 25.0), (20, 20.0), (30, 21.0), (40, 22.0)):
+            self.save(url, step, psnr)
+        Checkpoints(url).prune(2, "val_psnr_db")
+        assert [summary["step"] for _, summary in Checkpoints(url).published()] == [10, 30, 40]
+        assert Folder(join(url, "checkpoints")).names() == [f"step-{step:08d}" for step in (10, 30, 40)]
+
+    def test_a_checkpoint_that_was_not_published_is_none(self, url):
+        self.save(url, 10)
+        self.save(url, 20)
+        # What a run leaves that is cut just before it publishes.
+        Folder(url).remove("checkpoints/step-00000020/checkpoint.json")
+        assert Checkpoints(url).newest()[0].endswith("step-00000010")
+        with (
+            pytest.raises(CheckpointError, match="is not a published checkpoint"),
+            local_copy(join(url, "checkpoints/step-00000020")),
+        ):
+            pass
+
+    @pytest.mark.parametrize("damage", ["alter", "cut", "remove"])
+    @pytest.mark.parametrize("file", ["model/model.safetensors", "adam/discriminator.safetensors", "state.json"])
+    def test_a_damaged_file_is_named_and_the_checkpoint_before_is_taken(self, url, file, damage):
+        self.save(url, 10)
+        self.save(url, 20)
+        folder, name = Folder(url), f"checkpoints/step-00000020/{file}"
+        content = bytearray(folder.read(name))
+        content[len(content) // 2] ^= 1
+        if damage == "remove":
+            folder.remove(name)
+        else:
+            folder.write(name, bytes(content[: len(content) // 2] if damage == "cut" else content))
+        newest, passed_over = Checkpoints(url).newest()
+        assert newest.endswith("step-00000010")
+        assert file in passed_over[0]
+
+    def test_the_same_step_can_be_written_again(self, url):
+        self.save(url, 10)
+        where, *_ = self.save(url, 10)
+        with local_copy(where) as local:
+            assert load_state(local).step == 10
+
+
+class TestCheckpointsInAFolder(CheckpointSuite):
+    @pytest.fixture
+    def url(self, tmp_path):
+        return str(tmp_path / "run")
+
+    def test_the_list_of_digests_names_every_other_file(self, url, tmp_path):
+        where, *_ = self.save(url, 1)
+        listed = json.loads(Folder(where).read("checkpoint.json"))["sha256"].keys()
+        there = {p.relative_to(where).as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+        assert there - {"checkpoint.json"} == set(listed)
+
+
+class TestCheckpointsInABucket(CheckpointSuite):
+    @pytest.fixture
+    def url(self, s3_bucket_url, request):
+        return join(s3_bucket_url, "checkpoints", str(abs(hash(request.node.nodeid))))

@@ -1,0 +1,121 @@
+"""The command line: help answers at once, mistakes are one line and status 2."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from raylift.platform import cli
+
+VERBS = list(cli.VERBS)
+
+
+def raylift(*words):
+    return subprocess.run([sys.executable, "-m", "raylift", *words], capture_output=True, text=True, timeout=120)
+
+
+def test_help_names_every_verb_and_does_not_import_torch():
+    began = time.monotonic()
+    answer = raylift("--help")
+    assert time.monotonic() - began < 2
+    assert answer.returncode == 0
+    assert all(f"\n  {verb} " in answer.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("train", "tune")])
+def test_every_verb_has_help_with_its_defaults(verb, capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        cli.main([verb, "--help"])
+    assert exit_status.value.code == 0
+    said = capsys.readouterr().out
+    assert f"raylift {verb}" in said
+    if verb not in ("systems", "doctor", "export"):
+        assert "(default: " in said
+        assert "(required)" in said
+
+
+def test_the_help_of_a_preset_shows_every_setting_with_its_default_and_unit(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "x2ct-gan-slim", "--help"])
+    said = capsys.readouterr().out
+    for flag in ("--data.archive", "--data.window.low-hu", "--engine.zero-stage", "--data.cache-gib", "--train.steps"):
+        assert flag in said
+    assert "(default: 300)" in said
+
+
+def test_train_without_a_preset_lists_them(capsys):
+    assert cli.main(["train"]) == 2
+    assert "x2ct-gan-slim" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nonsense"], "no verb 'nonsense'"),
+        (["train", "x2ct-gna"], "no preset 'x2ct-gna'"),
+        (["train", "x2ct-gan-tiny", "--data.archive", "no/such/place"], "holds no raylift archive"),
+        (["train", "--resume", "no/such/run"], "is not a run"),
+        (["tune", "no_space"], "no search space 'no_space'"),
+        (["evaluate", "no/model", "--archive", "no/archive"], "is not a model"),
+        (["ingest", "no/such/file", "--archive", "s3://key:secret@bucket/a"], "set them in the environment"),
+    ],
+)
+def test_a_mistake_is_one_line_on_stderr_and_status_2(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err.strip()
+    assert said in err
+    assert "Traceback" not in err
+    assert "secret" not in err
+
+
+def test_a_dry_run_prints_the_whole_configuration_and_memory_and_starts_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "x2ct-gan", "--dry-run", "--train.batch", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "batch: 2" in said
+    assert "generator: 61,740,467 parameters" in said
+    assert "total a worker:" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_output_of_a_dry_run_is_a_configuration(capsys, tmp_path):
+    cli.main(["train", "x2ct-gan-tiny", "--dry-run", "--system.fusion", "sum"])
+    first = capsys.readouterr().out
+    path = tmp_path / "mine.yaml"
+    path.write_text(first)
+    cli.main(["train", str(path), "--dry-run"])
+    assert capsys.readouterr().out == first
+
+
+def test_systems_shows_what_is_here_and_what_is_not(capsys):
+    assert cli.main(["systems"]) == 0
+    said = capsys.readouterr().out
+    assert "61,740,467" in said
+    for name in ("DuoLift-GAN", "X-Recon", "CVAA-GAN", "TRCT-GAN", "DiffuX2CT", "u-X2CTGAN", "CycleGAN-B", "cGAN-128"):
+        assert name in said
+    assert "not in this version" in said
+
+
+def test_doctor_finds_what_is_installed(capsys):
+    assert cli.main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "ok   torch" in said
+    assert "FAIL" not in said
+
+
+def test_doctor_names_a_store_that_does_not_answer(capsys, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    assert cli.main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "http://127.0.0.1:9 does not answer" in said
+    assert "-> start it or correct the variable" in said
+
+
+def test_phantoms_and_a_second_run_of_the_same_command(capsys, tmp_path):
+    words = ["phantom", "--archive", str(tmp_path / "a"), "--count", "4", "--size", "32", "--spacing-mm", "10"]
+    assert cli.main(words) == 0
+    assert "4 added" in capsys.readouterr().out
+    assert cli.main(words) == 0
+    assert "0 added, 4 already there" in capsys.readouterr().out

@@ -1,0 +1,97 @@
+"""Evaluation, report and export of a trained checkpoint, by the verbs."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from raylift.datasets.archive import Archive
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Grid, x2ct
+from raylift.datasets.ingest import ingest_phantoms
+from raylift.models import weights
+from raylift.models.metrics import PROTOCOLS
+from raylift.platform import cli
+from raylift.platform.evaluate import MODEL, evaluate
+
+
+@pytest.fixture(scope="module")
+def report(finished_run, archive32, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    assert cli.main(["evaluate", str(finished_run), "--archive", str(archive32), "--output", str(folder)]) == 0
+    return folder
+
+
+def test_the_report_holds_every_predictor_under_every_protocol(report):
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert set(metrics["mean"]) == {"model", "mean volume", "back-projection"}
+    for figures in metrics["mean"].values():
+        assert {"volume", "x2ct", "cvaa", "segmentation"} == set(figures)
+        assert all(np.isfinite(value) for group in figures.values() for value in group.values())
+
+
+def test_the_report_says_where_its_numbers_come_from(report):
+    provenance = json.loads((report / "metrics.json").read_text())["provenance"]
+    assert {"date", "command", "seed", "versions", "machine", "archive", "model_sha256", "config_sha256"} <= set(
+        provenance
+    )
+    assert provenance["training"] == {"steps": 8, "batch": 4, "volumes": 10}
+
+
+def test_a_model_that_does_not_beat_the_mean_volume_says_so(report):
+    verdict = json.loads((report / "metrics.json").read_text())["verdict"]
+    # Eight steps of training cannot.
+    assert "does NOT beat the mean volume" in verdict
+    assert "22,900 steps" in verdict
+    assert verdict in (report / "report.html").read_text()
+
+
+def test_the_page_is_complete_in_itself_and_asks_nothing_of_the_network(report):
+    page = (report / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert not re.search(r"(src|href)=\"https?:", page)
+    assert "not a medical device" in page
+
+
+def test_the_figures_are_pictures_with_something_in_them(report):
+    figures = sorted((report / "figures").glob("*.png"))
+    assert len(figures) == 3
+    for path in figures:
+        pixels = np.asarray(Image.open(path).convert("L"))
+        assert min(pixels.shape) > 200
+        assert pixels.std() > 10
+
+
+def test_the_models_figures_are_those_of_its_own_reconstruction(finished_run, archive32):
+    model = weights.load(finished_run / "checkpoints/step-00000008")
+    archive = Archive(str(archive32))
+    result = evaluate(model, archive, protocols=["volume"])
+    case = result.cases[0]
+    truth = archive.read(case.entry).volume.astype(np.float32)
+    with torch.no_grad():
+        made = model.description.window.to_hu(model.network(torch.from_numpy(case.radiographs)[None]))[0, 0].numpy()
+    assert case.figures[MODEL]["volume"] == PROTOCOLS["volume"].evaluate(made, truth)
+
+
+def test_an_archive_projected_otherwise_is_refused(finished_run, tmp_path):
+    grid = Grid(32, 10.0)
+    ingest_phantoms(str(tmp_path / "other"), grid, x2ct(grid), count=6, seed=1)
+    model = weights.load(finished_run / "checkpoints/step-00000008")
+    with pytest.raises(ConfigError, match="projected otherwise"):
+        evaluate(model, Archive(str(tmp_path / "other")))
+
+
+def test_an_export_is_a_model_with_a_card_and_its_digest(finished_run, tmp_path, capsys):
+    folder = tmp_path / "model"
+    assert cli.main(["export", str(finished_run), str(folder)]) == 0
+    model = weights.load(folder)
+    card = (folder / "README.md").read_text()
+    assert model.sha256 in card
+    assert model.sha256 in capsys.readouterr().out
+    for said in ("not a medical device", "236,357", "10 mm", "source-detector 1800 mm", "val_psnr_db"):
+        assert said in card
+    assert cli.main(["export", str(finished_run), str(folder)]) == 2
+    assert "is not empty" in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""Runs under Ray Train with real DeepSpeed workers: what they leave, and how they go on."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import safetensors.torch
+import torch
+
+from raylift.datasets.errors import ConfigError
+from raylift.models import weights
+from raylift.platform import cluster, runs
+from raylift.platform.checkpoint import Checkpoints
+from raylift.platform.config import EngineConfig
+from raylift.platform.train import NonFiniteLoss
+
+
+def tensors_of(checkpoint):
+    return {
+        path.relative_to(checkpoint).as_posix(): safetensors.torch.load_file(path)
+        for path in sorted(checkpoint.rglob("*.safetensors"))
+    }
+
+
+def largest_difference(one, other):
+    ours, theirs = tensors_of(one), tensors_of(other)
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[file][name] - theirs[file][name]).abs().max()) for file in ours for name in ours[file])
+
+
+def test_a_finished_run_has_checkpoints_curves_and_its_whole_configuration(finished_run, tiny):
+    published = Checkpoints(str(finished_run)).published()
+    assert [summary["step"] for _, summary in published] == [4, 8]
+    state = json.loads((finished_run / "checkpoints/step-00000008/state.json").read_text())
+    assert state["samples_taken"] == 8 * tiny.train.batch
+    assert {"generator/loss", "discriminator/loss", "rate"} <= state["history"][0].keys()
+    assert [entry["step"] for entry in state["history"] if "val_psnr_db" in entry] == [4, 8]
+    assert list((finished_run / "tensorboard").glob("events*"))
+    assert runs.load_run(str(finished_run)).system == tiny.system
+
+
+def test_the_weights_of_a_checkpoint_are_a_model_without_deepspeed(finished_run):
+    model = weights.load(finished_run / "checkpoints/step-00000008")
+    assert model.network(torch.rand(1, 2, 32, 32)).shape == (1, 1, 32, 32, 32)
+    provenance = model.description.provenance
+    assert provenance["step"] == 8
+    assert len(provenance["training_samples"]) == 10
+    assert model.description.geometry.source_detector_mm == 1800
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(finished_run):
+    for path in (finished_run / "checkpoints").rglob("*"):
+        if path.is_file():
+            assert path.suffix in {".json", ".safetensors"}
+
+
+def test_a_run_cut_in_half_ends_in_exactly_the_weights_of_the_whole_one(finished_run, tiny, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(finished_run, half)
+    shutil.rmtree(half / "checkpoints/step-00000008")
+    runs.fit(tiny, str(half))
+    whole, again = (folder / "checkpoints/step-00000008" for folder in (finished_run, half))
+    assert largest_difference(whole, again) == 0
+    states = [json.loads((folder / "state.json").read_text()) for folder in (whole, again)]
+    assert states[0]["metrics"] == states[1]["metrics"]
+    assert [entry["step"] for entry in states[0]["history"]] == [entry["step"] for entry in states[1]["history"]]
+
+
+def test_a_run_goes_on_with_one_worker_on_another_zero_stage(finished_run, tiny, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(finished_run, half)
+    shutil.rmtree(half / "checkpoints/step-00000008")
+    changed = replace(tiny, engine=EngineConfig(zero_stage=3), cluster=replace(tiny.cluster, workers=1))
+    runs.fit(changed, str(half))
+    state = json.loads((half / "checkpoints/step-00000008/state.json").read_text())
+    assert state["samples_taken"] == 8 * tiny.train.batch
+    whole, again = (folder / "checkpoints/step-00000008" for folder in (finished_run, half))
+    moved = largest_difference(finished_run / "checkpoints/step-00000004", whole)
+    assert largest_difference(whole, again) < 1.5 * moved
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(finished_run, tmp_path):
+    run = tmp_path / "damaged"
+    shutil.copytree(finished_run, run)
+    path = run / "checkpoints/step-00000008/adam/generator.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    newest, passed_over = Checkpoints(str(run)).newest()
+    assert newest.endswith("step-00000004")
+    assert len(passed_over) == 1
+    assert "adam/generator.safetensors has SHA-256" in passed_over[0]
+
+
+def test_a_finished_run_is_not_trained_again(finished_run, tiny):
+    before = (finished_run / "checkpoints/step-00000008/checkpoint.json").stat().st_mtime_ns
+    metrics = runs.fit(tiny, str(finished_run))
+    assert (finished_run / "checkpoints/step-00000008/checkpoint.json").stat().st_mtime_ns == before
+    assert "val_psnr_db" in metrics
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_where_it_was_sound(tiny, ray_cluster, tmp_path):
+    # Weights of 1e30 after the first step make the next loss infinite.
+    broken = replace(tiny, optimiser=replace(tiny.optimiser, rate=1e30), train=replace(tiny.train, validate_every=1))
+    url = str(tmp_path / "broken")
+    with pytest.raises(NonFiniteLoss, match=r"loss at step \d is (nan|inf) on samples phantom-1-\d{4}"):
+        runs.fit(runs.start(broken, url), url)
+    newest, _ = Checkpoints(url).newest()
+    assert newest is None or "step-" in newest
+
+
+def test_a_run_folder_is_not_started_twice(finished_run, tiny):
+    with pytest.raises(ConfigError, match="go on with --resume"):
+        runs.start(tiny, str(finished_run))
+
+
+def test_a_run_that_can_never_be_scheduled_is_refused_at_once(tiny, ray_cluster, tmp_path):
+    greedy = replace(tiny, cluster=replace(tiny.cluster, workers=64), train=replace(tiny.train, batch=64))
+    url = str(tmp_path / "greedy")
+    with pytest.raises(cluster.ClusterTooSmall, match="needs 64 CPUs and this cluster has"):
+        runs.fit(runs.start(greedy, url), url)
+
+
+def test_an_archive_of_another_size_is_refused_before_anything_starts(tiny, tmp_path):
+    other = replace(tiny, data=replace(tiny.data, size=64))
+    with pytest.raises(ConfigError, match=r"pass --data\.size 32"):
+        runs.fit(runs.start(other, str(tmp_path / "other")), str(tmp_path / "other"))

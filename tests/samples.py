@@ -1,0 +1,154 @@
+"""What tests feed to `raylift.datasets`: a thorax given by a formula, files of every kind made from it, archives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from scipy.special import expit
+
+from raylift.datasets.archive import ArchiveWriter, Entry, Sample
+from raylift.datasets.geometry import Geometry, Grid, covering
+
+GRID = Grid(16, 20.0)
+GEOMETRY = covering(GRID, Geometry("cone", 1650.0, 1800.0, 8, 1.0))
+
+
+def thorax_hu(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """HU at points of the patient frame (LPS, mm): no two of its six sides look alike, and its edges are soft."""
+
+    def blob(cx: float, cy: float, cz: float, rx: float, ry: float, rz: float) -> np.ndarray:
+        radius = np.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2)
+        return expit((1 - radius) * min(rx, ry, rz) / 3)
+
+    hu = np.full(np.broadcast(x, y, z).shape, -1000.0)
+    for value, shape in (
+        (40, blob(0, 0, 0, 150, 105, 1e6)),  # body
+        (-850, blob(-70, 0, 0, 48, 70, 95)),  # right lung
+        (-850, blob(70, 0, 10, 42, 65, 85)),  # left lung
+        (60, blob(30, -35, -40, 40, 40, 45)),  # heart, to the left and front
+        (90, blob(-60, 0, -125, 70, 70, 35)),  # liver, to the right and below
+        (500, blob(0, 70, 0, 18, 18, 1e6)),  # spine, at the back
+    ):
+        hu = hu + (value - hu) * shape
+    return hu
+
+
+def thorax_image(
+    size: Sequence[int] = (80, 60, 80),
+    spacing: Sequence[float] = (4.5, 4.5, 4.5),
+    direction: np.ndarray | None = None,
+    hu: Callable[..., np.ndarray] = thorax_hu,
+    kind: type[Any] = np.int16,
+) -> sitk.Image:
+    """The thorax on a lattice centred on it; `direction` has the axes of the lattice as columns."""
+    axes = np.eye(3) if direction is None else direction
+    origin = -axes @ ((np.array(size) - 1) / 2 * spacing)
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in size), indexing="ij"), axis=-1)
+    points = index * spacing @ axes.T + origin
+    image = sitk.GetImageFromArray(np.rint(hu(*np.moveaxis(points, -1, 0))).astype(kind).transpose(2, 1, 0))
+    image.SetSpacing([float(value) for value in spacing])
+    image.SetOrigin(origin.tolist())
+    image.SetDirection(axes.ravel().tolist())
+    return image
+
+
+def turned(x_deg: float = 0, y_deg: float = 0, z_deg: float = 0) -> np.ndarray:
+    """A direction matrix: the patient's axes turned about x, then y, then z."""
+    turn = sitk.Euler3DTransform()
+    turn.SetRotation(*np.deg2rad([x_deg, y_deg, z_deg]).tolist())
+    return np.array(turn.GetMatrix()).reshape(3, 3)
+
+
+def write_image(image: sitk.Image, path: Path) -> Path:
+    """The image as a file of the kind that its suffix names."""
+    sitk.WriteImage(image, str(path), useCompression=not path.name.endswith((".nii", ".mhd", ".nhdr")))
+    return path
+
+
+def write_series(
+    folder: Path,
+    image: sitk.Image,
+    *,
+    patient: str = "patient-1",
+    series: str = "",
+    change: Callable[[int, Dataset], Dataset | None] = lambda _, slice_: slice_,
+) -> list[Path]:
+    """The image as a DICOM CT series; `change` edits a slice before it is written, or leaves it out with None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    uid, study = series or generate_uid(), generate_uid()
+    axes = np.array(image.GetDirection()).reshape(3, 3)
+    voxels = sitk.GetArrayFromImage(image)
+    paths = []
+    for k, plane in enumerate(voxels):
+        ds = Dataset()
+        ds.file_meta = FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, generate_uid()
+        ds.Modality, ds.PatientID, ds.StudyInstanceUID, ds.SeriesInstanceUID = "CT", patient, study, uid
+        ds.InstanceNumber = k + 1
+        place = image.TransformIndexToPhysicalPoint((0, 0, k))
+        ds.ImagePositionPatient = [round(value, 4) for value in place]
+        ds.ImageOrientationPatient = [round(float(value), 8) for value in (*axes[:, 0], *axes[:, 1])]
+        ds.PixelSpacing = [image.GetSpacing()[1], image.GetSpacing()[0]]
+        ds.SliceThickness = image.GetSpacing()[2]
+        ds.Rows, ds.Columns = plane.shape
+        ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+        ds.RescaleIntercept, ds.RescaleSlope = -1024, 1
+        ds.PixelData = (plane + 1024).astype("<i2").tobytes()
+        changed = change(k, ds)
+        if changed is not None:
+            # Names in an order that is not the order of the slices.
+            path = folder / f"{(k * 7919) % 1000:03d}.dcm"
+            pydicom.dcmwrite(path, changed, enforce_file_format=True)
+            paths.append(path)
+    return paths
+
+
+def sample(seed: int, grid: Grid = GRID, geometry: Geometry = GEOMETRY) -> Sample:
+    """A sample of noise: no two are alike, and none holds the fill value alone."""
+    rng = np.random.default_rng(seed)
+    views, px = len(geometry.views), geometry.detector_px
+    return Sample(
+        rng.integers(-1024, 3072, grid.shape, dtype=np.int16),
+        rng.random((views, px, px), dtype=np.float32),
+        rng.integers(0, 4, grid.shape, dtype=np.uint8),
+    )
+
+
+def entry(seed: int, subject: str = "") -> Entry:
+    """The entry that goes with `sample(seed)`."""
+    subject = subject or f"subject-{seed}"
+    return Entry(subject, subject, f"{seed}.nii.gz", f"{seed:064x}", "CC0-1.0", "threshold", {"seed": seed})
+
+
+def write_archive(url: str, seeds: Sequence[int], *, per_part: int = 4, subjects: Sequence[str] = ()) -> list[Entry]:
+    """The samples of these seeds in the archive at `url`; what it published."""
+    with ArchiveWriter(url, GRID, GEOMETRY, per_part=per_part) as writer:
+        for k, seed in enumerate(seeds):
+            writer.add(entry(seed, subjects[k] if subjects else ""), sample(seed))
+    return writer.published
+
+
+def seed_of(stored: Entry) -> int:
+    """The seed an entry was made from."""
+    return int(stored.record["seed"])
+
+
+def same(one: Sample, other: Sample) -> bool:
+    """Whether all arrays are equal, types included."""
+    pairs = [(a, other.arrays()[name]) for name, a in one.arrays().items()]
+    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
+
+
+def with_views(geometry: Geometry, *views: Any) -> Geometry:
+    """The geometry with other views."""
+    return replace(geometry, views=views)

@@ -1,0 +1,155 @@
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from playwright.sync_api import BrowserContext, sync_playwright
+
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.intensity import Window
+from raylift.models import weights
+from raylift.models.weights import Description
+from raylift.platform.presets import x2ct_gan_tiny
+from raylift.serve import example
+from raylift.serve.reconstructor import Reconstructor
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GRID = Grid(32, 10.0)
+SERVICE_OPTIONS = ["--max-batch", "4", "--batch-wait-s", "0.8", "--max-waiting", "4", "--max-upload-mib", "4"]
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@dataclass
+class Service:
+    """`raylift serve` as a person starts it: with a Ray of its own, a replica of the model, the API and the page."""
+
+    port: int
+    process: subprocess.Popen[str]
+    scratch: Path
+    """Its folder for temporary files."""
+    said_at_the_end: str = ""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @classmethod
+    def start(cls, model: Path, *options: str) -> "Service":
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        # Short: Ray's sockets lie below it.
+        scratch = Path(tempfile.mkdtemp(prefix="rl-"))
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        with (scratch / "stderr").open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "raylift", "serve", str(model), "--port", str(port), *options],
+                cwd=REPOSITORY,
+                env=environment | {"TMPDIR": str(scratch)},
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        if not said.startswith(f"serving {model} on http://127.0.0.1:{port} "):
+            process.kill()
+            pytest.fail(f"raylift serve did not start: {said}{(scratch / 'stderr').read_text()}")
+        return cls(port, process, scratch)
+
+    def stop(self) -> list[psutil.Process]:
+        """End it as a container does; returns the processes that it leaves behind."""
+        if self.process.poll() is not None:
+            return []
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGTERM)
+        self.said_at_the_end, _ = self.process.communicate(timeout=60)
+        left: list[psutil.Process] = psutil.wait_procs(family, timeout=15)[1]
+        for process in left:
+            process.kill()
+        return left
+
+
+@pytest.fixture(scope="session")
+def description() -> Description:
+    return Description(x2ct_gan_tiny().system, GRID, chest(GRID), Window())
+
+
+@pytest.fixture(scope="session")
+def model_folder(description: Description, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network: its answers differ from input to input, and reach past both ends of the window."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(5)
+    state = description.system.reconstructor(description.grid.size).state_dict()
+    weights.save(folder, state, description)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reconstructor(model_folder: Path) -> Reconstructor:
+    return Reconstructor.load(str(model_folder))
+
+
+@pytest.fixture(scope="session")
+def radiographs(description: Description) -> dict[str, bytes]:
+    """PNG files of a synthetic thorax by view."""
+    return example.files(description)
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[list[Service]]:
+    """All that were started; the last may run."""
+    started: list[Service] = []
+    yield started
+    for service in started:
+        service.stop()
+        shutil.rmtree(service.scratch, ignore_errors=True)
+
+
+@pytest.fixture
+def service(services: list[Service], model_folder: Path) -> Service:
+    """A running service, the same for all tests unless one of them ends it."""
+    if not services or services[-1].process.poll() is not None:
+        services.append(Service.start(model_folder, *SERVICE_OPTIONS))
+    return services[-1]
+
+
+@pytest.fixture
+def url(service: Service) -> str:
+    """Where the service answers."""
+    return service.url
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[BrowserContext]:
+    """Chromium with an empty profile."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium: apt install chromium")
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path / "profile",
+            executable_path=chromium,
+            args=CHROMIUM_FLAGS,
+            viewport={"width": 1280, "height": 900},
+            accept_downloads=True,
+        )
+        yield context
+        context.close()

@@ -1,0 +1,189 @@
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from fastapi.openapi.models import OpenAPI
+from fastapi.testclient import TestClient
+
+from raylift.datasets.geometry import FRONTAL
+from raylift.datasets.radiograph import RadiographLimits, prepare, read
+from raylift.models.weights import Description, Model
+from raylift.serve import api
+from raylift.serve.reconstructor import Reconstructor
+
+Volume = np.ndarray
+
+
+def client(description: Description, sha256: str, reconstruct: Callable[[np.ndarray], Volume]) -> TestClient:
+    async def answer(prepared: np.ndarray) -> Volume:
+        return await asyncio.to_thread(reconstruct, prepared)
+
+    async def ready() -> bool:
+        return True
+
+    return TestClient(api.build(api.Backend(description, sha256, answer, ready), RadiographLimits()))
+
+
+@pytest.fixture(scope="session")
+def service_client(reconstructor: Reconstructor) -> TestClient:
+    """The API with the real network behind it, in this process."""
+    return client(reconstructor.description, reconstructor.sha256, lambda one: reconstructor.reconstruct([one])[0])
+
+
+def opened(data: bytes, folder: Path) -> sitk.Image:
+    path = folder / "volume.nii.gz"
+    path.write_bytes(data)
+    return sitk.ReadImage(str(path))
+
+
+def test_radiographs_come_back_as_the_volume_the_network_makes_of_them(
+    service_client: TestClient, reconstructor: Reconstructor, radiographs: dict[str, bytes], tmp_path: Path
+) -> None:
+    answer = service_client.post("/v1/reconstructions", files=radiographs, data={"invert": "no"})
+    assert answer.status_code == 200
+    prepared = np.stack([prepare(read(data, view, invert="no"), 32) for view, data in radiographs.items()])
+    image = opened(answer.content, tmp_path)
+    assert (image.GetSize(), image.GetSpacing()) == ((32, 32, 32), (10.0, 10.0, 10.0))
+    hu = sitk.GetArrayFromImage(image)
+    np.testing.assert_array_equal(hu[::-1], reconstructor.reconstruct([prepared])[0])
+    assert (hu.min(), hu.max()) == (-1024, 1476)
+
+
+def test_real_radiographs_are_taken_as_they_come(service_client: TestClient, real_data: Path, tmp_path: Path) -> None:
+    files = {view: (real_data / "xray" / f"cc0_normal_{view}.jpg").read_bytes() for view in ("frontal", "lateral")}
+    answer = service_client.post("/v1/reconstructions", files=files)
+    assert answer.status_code == 200
+    assert opened(answer.content, tmp_path).GetSize() == (32, 32, 32)
+
+
+def test_an_answer_names_its_file_its_kind_and_its_weights(
+    service_client: TestClient, reconstructor: Reconstructor, radiographs: dict[str, bytes]
+) -> None:
+    headers = [service_client.post("/v1/reconstructions", files=radiographs).headers for _ in range(2)]
+    assert headers[0]["content-type"] == "application/gzip"
+    assert headers[0]["x-raylift-model"] == reconstructor.sha256
+    names = {one["content-disposition"] for one in headers}
+    assert len(names) == 2
+    assert all(name.startswith('attachment; filename="reconstruction-') for name in names)
+
+
+def test_what_is_high_anterior_and_right_in_the_volume_is_so_in_the_file(
+    description: Description, radiographs: dict[str, bytes], tmp_path: Path
+) -> None:
+    def box(_: np.ndarray) -> Volume:
+        hu = np.full((32, 32, 32), -1000, np.int16)
+        hu[2:6, 4:8, 3:9] = 900
+        return hu
+
+    answer = client(description, "0" * 64, box).post("/v1/reconstructions", files=radiographs)
+    image = opened(answer.content, tmp_path)
+    inside = np.argwhere(sitk.GetArrayFromImage(image) == 900)[:, ::-1]
+    points = np.array([image.TransformIndexToPhysicalPoint(index.tolist()) for index in inside])
+    # LPS in mm about the isocentre: x to the left, y to the back, z up; voxels of 10 mm, 32 a side.
+    np.testing.assert_allclose(points.min(0), [-125, -115, 105])
+    np.testing.assert_allclose(points.max(0), [-75, -85, 135])
+
+
+def test_a_flip_and_an_inversion_reach_the_image_they_name(
+    description: Description, radiographs: dict[str, bytes]
+) -> None:
+    seen: list[np.ndarray] = []
+
+    def keep(prepared: np.ndarray) -> Volume:
+        seen.append(prepared)
+        return np.zeros((32, 32, 32), np.int16)
+
+    there = client(description, "0" * 64, keep)
+    for fields in ({"invert": "no"}, {"invert": "no", "flip_lateral": "true"}, {"invert": "yes"}):
+        assert there.post("/v1/reconstructions", files=radiographs, data=fields).status_code == 200
+    plain, flipped, inverted = seen
+    np.testing.assert_array_equal(flipped[0], plain[0])
+    np.testing.assert_allclose(flipped[1], plain[1][:, ::-1], atol=1e-5)
+    np.testing.assert_allclose(inverted[0], 1 - plain[0], atol=0.02)
+
+
+def test_a_model_of_one_view_wants_one_radiograph(description: Description, radiographs: dict[str, bytes]) -> None:
+    system = replace(description.system, views=("frontal",))
+    geometry = replace(description.geometry, views=(FRONTAL,))
+    alone = replace(description, system=system, geometry=geometry)
+    network = system.reconstructor(32).eval().requires_grad_(False)
+    there = Reconstructor(Model(network, alone, "0" * 64))
+    service = client(alone, there.sha256, lambda one: there.reconstruct([one])[0])
+    frontal = {"frontal": radiographs["frontal"]}
+    assert service.post("/v1/reconstructions", files=frontal).status_code == 200
+    answer = service.post("/v1/reconstructions", files=radiographs)
+    assert answer.json() == {"detail": "this model wants frontal; sent were frontal and lateral"}
+    answer = service.post("/v1/reconstructions", files=frontal, data={"flip_lateral": "true"})
+    assert answer.json() == {"detail": "unknown field flip_lateral: send frontal, invert, flip_frontal"}
+
+
+def test_the_service_says_what_it_serves(service_client: TestClient, reconstructor: Reconstructor) -> None:
+    assert service_client.get("/healthz").json() == {"status": "ok"}
+    assert service_client.get("/readyz").json() == {"status": "ready"}
+    model = service_client.get("/v1/model").json()
+    assert model["sha256"] == reconstructor.sha256
+    assert model["views"] == ["frontal", "lateral"]
+    assert (model["size"], model["spacing_mm"], model["window_hu"]) == (32, 10.0, [-1024.0, 1476.0])
+    assert "not for diagnosis" in model["notice"]
+
+
+def test_a_model_that_does_not_answer_is_not_ready_and_a_busy_one_asks_for_patience(
+    description: Description, radiographs: dict[str, bytes]
+) -> None:
+    async def busy(_: np.ndarray) -> Volume:
+        raise api.Unavailable("too many reconstructions are waiting: try again in a few seconds")
+
+    async def ready() -> bool:
+        return False
+
+    there = TestClient(api.build(api.Backend(description, "0" * 64, busy, ready), RadiographLimits()))
+    assert there.get("/readyz").status_code == 503
+    answer = there.post("/v1/reconstructions", files=radiographs)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "try again" in answer.json()["detail"]
+
+
+def test_a_fault_of_the_service_is_told_without_its_inside(
+    description: Description, radiographs: dict[str, bytes]
+) -> None:
+    def broken(_: np.ndarray) -> Volume:
+        raise RuntimeError("CUDA error at /home/someone/secret.cu")
+
+    there = client(description, "0" * 64, broken)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        there.post("/v1/reconstructions", files=radiographs)
+    answer = TestClient(there.app, raise_server_exceptions=False).post("/v1/reconstructions", files=radiographs)
+    assert (answer.status_code, answer.json()) == (500, {"detail": "the service failed: its log says why"})
+
+
+def test_the_openapi_description_is_valid_and_names_every_field(service_client: TestClient) -> None:
+    schema = service_client.get("/openapi.json").json()
+    OpenAPI.model_validate(schema)
+    form = schema["paths"]["/v1/reconstructions"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["required"] == ["frontal", "lateral"]
+    assert set(form["properties"]) == {"frontal", "lateral", "invert", "flip_frontal", "flip_lateral"}
+    assert set(schema["paths"]) == {"/healthz", "/readyz", "/v1/model", "/v1/reconstructions"}
+
+
+def test_the_manual_shows_every_route_and_loads_nothing_from_elsewhere(service_client: TestClient) -> None:
+    page = service_client.get("/docs").text
+    for text in (
+        "POST /v1/reconstructions",
+        "GET /readyz",
+        "flip_lateral",
+        "curl --fail-with-body",
+        "not for diagnosis",
+    ):
+        assert text in page
+    assert "<script" not in page
+    assert "http://testserver/v1/reconstructions" in page
+    assert page.count("http") == page.count("http://testserver/") + page.count("httpx")
+
+
+def test_a_host_name_in_a_request_is_not_written_into_the_manual_as_markup(service_client: TestClient) -> None:
+    page = service_client.get("/docs", headers={"host": "<script>alert(1)</script>"}).text
+    assert "<script" not in page

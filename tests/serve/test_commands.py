@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from raylift.platform import cli
+
+
+@pytest.fixture
+def pair(radiographs: dict[str, bytes], tmp_path: Path) -> list[str]:
+    """Options that name both synthetic radiographs."""
+    options = []
+    for view, data in radiographs.items():
+        (tmp_path / f"{view}.png").write_bytes(data)
+        options += [f"--{view}", str(tmp_path / f"{view}.png")]
+    return options
+
+
+def test_real_radiographs_become_a_volume_on_disk(
+    real_data: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = [str(real_data / "xray" / f"cc0_normal_{view}.jpg") for view in ("frontal", "lateral")]
+    output = tmp_path / "new" / "volume.nii.gz"
+    options = ["--frontal", pair[0], "--lateral", pair[1], "-o", str(output)]
+    assert cli.main(["reconstruct", str(model_folder), *options]) == 0
+    image = sitk.ReadImage(str(output))
+    assert (image.GetSize(), image.GetSpacing()) == ((32, 32, 32), (10.0, 10.0, 10.0))
+    said = capsys.readouterr().out
+    assert f"{output}: 32^3 voxels of 10 mm" in said
+    assert "not for diagnosis" in said
+
+
+def test_a_flipped_image_gives_what_its_mirror_image_gives(
+    model_folder: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def volume(name: str, *options: str) -> np.ndarray:
+        output = tmp_path / f"{name}.nii.gz"
+        words = ["reconstruct", str(model_folder), "-o", str(output), "--invert", "no", *pair, *options]
+        assert cli.main(words) == 0, capsys.readouterr().err
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(output))).astype(np.int32)
+
+    plain, flipped = volume("plain"), volume("flipped", "--flip-frontal")
+    frontal = Path(pair[1])
+    Image.fromarray(np.asarray(Image.open(frontal))[:, ::-1]).save(frontal)
+    assert np.abs(volume("mirrored") - flipped).max() <= 1
+    assert np.abs(plain - flipped).mean() > 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--lateral": "nowhere.png"}, "nowhere.png: No such file or directory"),
+        ({"--lateral": "."}, ".: Is a directory"),
+        ({"--lateral": None}, "this model wants frontal and lateral, given were frontal"),
+        ({"--lateral": "text.png"}, "text.png: not an image raylift reads: give DICOM, PNG, JPEG, TIFF, BMP"),
+        ({"-o": "volume.nii"}, "volume.nii: volumes are written as .nii.gz"),
+        ({"-o": "text.png/volume.nii.gz"}, "text.png: File exists"),
+        ({"model": "nowhere"}, "nowhere is not a model"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_exit_status_2(
+    change: dict[str, str | None],
+    message: str,
+    model_folder: Path,
+    pair: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.png").write_text("this is no picture")
+    asked = {"-o": "volume.nii.gz", pair[0]: pair[1], pair[2]: pair[3], "model": str(model_folder)} | change
+    model = asked.pop("model")
+    options = [word for name, value in asked.items() if value is not None for word in (name, value)]
+    assert cli.main(["reconstruct", str(model), *options]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("raylift: ")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--port", "70000"], "port 70000 is outside 1 to 65535"),
+        (["--max-batch", "0"], "--max-batch is 0: give 1 or more"),
+        (["--batch-wait-s", "-1"], "not negative"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_starts(
+    options: list[str], message: str, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["serve", str(model_folder), *options])
+    assert message in capsys.readouterr().err

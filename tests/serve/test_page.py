@@ -1,0 +1,161 @@
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+from playwright.sync_api import BrowserContext, Locator, Page, expect
+
+
+class Visit:
+    """A page that notes what it asks for and what goes wrong."""
+
+    def __init__(self, browser: BrowserContext, url: str) -> None:
+        self.page: Page = browser.new_page()
+        self.page.set_default_timeout(20_000)
+        self.requests: list[str] = []
+        self.problems: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("response", lambda answer: answer.status >= 400 and self.problems.append(answer.url))
+        self.page.on("console", lambda said: said.type == "error" and self.problems.append(said.text))
+        self.page.goto(url)
+        expect(self.page.locator("#reconstruct")).to_be_visible()
+
+    def at(self, name: str) -> Locator:
+        return self.page.locator(f"#{name}")
+
+    def picture(self, name: str) -> np.ndarray:
+        """What an image shows."""
+        self.at(name).locator("img").scroll_into_view_if_needed()
+        source = self.at(name).locator("img").get_attribute("src")
+        return np.asarray(Image.open(io.BytesIO(self.page.request.get(source).body())).convert("L"), dtype=np.int32)
+
+    def changed(self, name: str, act: Callable[[], object]) -> np.ndarray:
+        """What an image shows once it shows something else than before."""
+        before = self.at(name).locator("img").get_attribute("src") or ""
+        act()
+        expect(self.at(name).locator("img")).not_to_have_attribute("src", before)
+        return self.picture(name)
+
+    def choose(self, name: str, value: str) -> None:
+        self.at(name).locator(f"input[value='{value}']").check()
+
+    def reconstruct(self) -> None:
+        self.at("reconstruct").click()
+        expect(self.at("sagittal-slice").locator("img")).to_be_visible()
+        expect(self.at("reconstruct")).to_have_text("Reconstruct")
+
+
+@pytest.fixture
+def visit(browser: BrowserContext, url: str) -> Iterator[Visit]:
+    visit = Visit(browser, url)
+    yield visit
+    strangers = {
+        one for one in visit.requests if urlsplit(one).scheme not in ("data", "blob") and not one.startswith(url)
+    }
+    assert strangers == set(), "the page asks someone else than the service"
+    assert visit.problems == []
+
+
+@pytest.fixture
+def files(request: pytest.FixtureRequest, radiographs: dict[str, bytes], tmp_path: Path) -> dict[str, Path]:
+    """Real radiographs where there are some, else synthetic ones."""
+    try:
+        folder: Path = request.getfixturevalue("real_data")
+        return {view: folder / "xray" / f"cc0_normal_{view}.jpg" for view in radiographs}
+    except pytest.skip.Exception:
+        paths = {view: tmp_path / f"{view}.png" for view in radiographs}
+        for view, path in paths.items():
+            path.write_bytes(radiographs[view])
+        return paths
+
+
+def test_radiographs_become_slices_projections_and_a_file(visit: Visit, files: dict[str, Path], tmp_path: Path) -> None:
+    for view, file in files.items():
+        visit.at(f"{view}-file").locator("input[type=file]").set_input_files(file)
+        expect(visit.at(f"{view}-preview").locator("img")).to_be_visible()
+    expect(visit.at("results")).to_be_hidden()
+    visit.reconstruct()
+
+    for plane in ("axial", "coronal", "sagittal"):
+        middle = visit.picture(f"{plane}-slice")
+        assert middle.shape == (448, 448)
+        assert middle.std() > 5
+        slider = visit.at(f"{plane}-slider").locator("input[type=number]")
+        other = visit.changed(f"{plane}-slice", lambda slider=slider: (slider.fill("9"), slider.press("Enter")))
+        assert np.abs(other - middle).mean() > 1
+    narrow = visit.changed("axial-slice", lambda: visit.choose("window", "soft tissue"))
+    assert ((narrow == 0) | (narrow == 255)).mean() > 0.3
+
+    for view in files:
+        pair, preview = visit.picture(f"{view}-check"), visit.picture(f"{view}-preview")
+        assert pair.shape == (448, 2 * 448 + 8)
+        np.testing.assert_array_equal(pair[:150, :448], preview[:150])
+        assert pair[:, -448:].std() > 5
+
+    with visit.page.expect_download() as download:
+        visit.at("download").click()
+    assert download.value.suggested_filename == "reconstruction.nii.gz"
+    download.value.save_as(tmp_path / "reconstruction.nii.gz")
+    image = sitk.ReadImage(str(tmp_path / "reconstruction.nii.gz"))
+    assert (image.GetSize(), image.GetSpacing()) == ((32, 32, 32), (10.0, 10.0, 10.0))
+    np.testing.assert_allclose(image.GetDirection(), np.eye(3).ravel())
+
+    visit.page.screenshot(path=tmp_path / "page.png", full_page=True)
+
+
+def test_inversion_and_flip_change_the_preview_as_they_say(visit: Visit, files: dict[str, Path]) -> None:
+    for view, file in files.items():
+        visit.at(f"{view}-file").locator("input[type=file]").set_input_files(file)
+        expect(visit.at(f"{view}-preview").locator("img")).to_be_visible()
+        plain = visit.picture(f"{view}-preview")
+        flipped = visit.changed(f"{view}-preview", visit.at(f"{view}-flip").locator("input").check)
+        # The letters stand at half height; resizing is symmetric to a fraction of a pixel.
+        assert np.abs(flipped - plain[:, ::-1])[:150].mean() < 2
+        assert np.abs(flipped - plain)[:150].mean() > 5
+        visit.changed(f"{view}-preview", visit.at(f"{view}-flip").locator("input").uncheck)
+        inverted = visit.changed(f"{view}-preview", lambda view=view: visit.choose(f"{view}-invert", "yes"))
+        inside = slice(150, 200), slice(180, 268)
+        assert np.corrcoef(inverted[inside].ravel(), plain[inside].ravel())[0, 1] < -0.9
+
+
+def test_the_example_needs_no_file_and_obeys_the_same_controls(visit: Visit) -> None:
+    visit.at("example").click()
+    expect(visit.at("lateral-preview").locator("img")).to_be_visible()
+    visit.reconstruct()
+    assert "32³ voxels of 10 mm" in (visit.at("facts").text_content() or "")
+    visit.changed("frontal-preview", visit.at("frontal-flip").locator("input").check)
+    expect(visit.at("results")).to_be_hidden()
+
+
+def test_a_file_that_is_no_image_is_refused_in_a_sentence_and_not_used(visit: Visit, tmp_path: Path) -> None:
+    visit.at("example").click()
+    expect(visit.at("frontal-preview").locator("img")).to_be_visible()
+    (tmp_path / "letter.pdf").write_bytes(b"%PDF-1.7")
+    visit.at("frontal-file").get_by_label("Clear").click()
+    expect(visit.at("frontal-preview")).to_be_hidden()
+    visit.at("frontal-file").locator("input[type=file]").set_input_files(tmp_path / "letter.pdf")
+    expect(visit.at("frontal-problem")).to_contain_text("Frontal: not an image raylift reads")
+    visit.at("reconstruct").click()
+    expect(visit.page.get_by_test_id("toast-body")).to_contain_text("Frontal: not an image raylift reads")
+    expect(visit.at("reconstruct")).to_have_text("Reconstruct")
+    expect(visit.at("results")).to_be_hidden()
+
+
+def test_reconstruct_without_radiographs_asks_for_them(visit: Visit) -> None:
+    visit.at("reconstruct").click()
+    expect(visit.page.get_by_text("The frontal radiograph is missing: choose a file for it.")).to_be_visible()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_on_a_phone_nothing_is_wider_than_the_screen(browser: BrowserContext, url: str, theme: str) -> None:
+    visit = Visit(browser, f"{url}/?__theme={theme}")
+    visit.page.set_viewport_size({"width": 390, "height": 844})
+    visit.at("example").click()
+    visit.reconstruct()
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
+    assert "not for diagnosis" in (visit.at("notice").text_content() or "")

@@ -1,0 +1,187 @@
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.radiograph import prepare, read
+from raylift.serve import app
+from raylift.serve.reconstructor import Reconstructor
+
+# As the service of these tests is started.
+BATCH, BATCH_WAIT_S, UPLOAD_MIB = 4, 0.8, 4
+
+
+@pytest.fixture
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        yield client
+
+
+def hu(data: bytes, path: Path) -> np.ndarray:
+    path.write_bytes(data)
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[::-1]
+
+
+def variants() -> list[dict[str, str]]:
+    """Fields of eight requests whose volumes are all different."""
+    return [
+        {"invert": invert, "flip_frontal": frontal, "flip_lateral": lateral}
+        for invert in ("yes", "no")
+        for frontal in ("true", "false")
+        for lateral in ("true", "false")
+    ]
+
+
+def expected(reconstructor: Reconstructor, radiographs: dict[str, bytes], fields: dict[str, str]) -> np.ndarray:
+    images = [
+        prepare(read(data, view, invert=fields["invert"], flip=fields[f"flip_{view}"] == "true"), 32)  # type: ignore[arg-type]
+        for view, data in radiographs.items()
+    ]
+    return reconstructor.reconstruct([np.stack(images)])[0]
+
+
+def test_eight_requests_at_once_each_get_their_own_volume(
+    http: httpx.Client, reconstructor: Reconstructor, radiographs: dict[str, bytes], tmp_path: Path
+) -> None:
+    asked = variants()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda one: http.post("/v1/reconstructions", files=radiographs, data=one), asked))
+    assert [answer.status_code for answer in answers] == [200] * 8
+    volumes = [hu(answer.content, tmp_path / f"{k}.nii.gz") for k, answer in enumerate(answers)]
+    for volume, fields in zip(volumes, asked, strict=True):
+        right = expected(reconstructor, radiographs, fields)
+        assert np.abs(np.subtract(volume, right, dtype=np.int32)).max() <= 1
+    assert len({volume.tobytes() for volume in volumes}) == 8
+
+
+def test_a_lone_request_waits_for_company_and_a_full_batch_leaves_at_once(
+    http: httpx.Client, radiographs: dict[str, bytes]
+) -> None:
+    def seconds(count: int) -> float:
+        began = time.monotonic()
+        with ThreadPoolExecutor(count) as pool:
+            answers = list(pool.map(lambda _: http.post("/v1/reconstructions", files=radiographs), range(count)))
+        assert {answer.status_code for answer in answers} == {200}
+        return time.monotonic() - began
+
+    assert seconds(1) >= BATCH_WAIT_S
+    assert min(seconds(BATCH) for _ in range(5)) < BATCH_WAIT_S
+
+
+def test_requests_beyond_those_that_may_wait_are_told_to_come_back(
+    http: httpx.Client, radiographs: dict[str, bytes]
+) -> None:
+    with ThreadPoolExecutor(60) as pool:
+        answers = list(pool.map(lambda _: http.post("/v1/reconstructions", files=radiographs), range(60)))
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {200, 503}
+    refused = answers[statuses.index(503)]
+    assert refused.headers["retry-after"] == "5"
+    assert refused.json() == {"detail": "too many reconstructions are waiting: try again in a few seconds"}
+    assert http.get("/readyz").status_code == 200
+
+
+def test_the_routes_of_the_api_come_before_the_page(http: httpx.Client, reconstructor: Reconstructor) -> None:
+    assert http.get("/healthz").json() == {"status": "ok"}
+    assert http.get("/readyz").json() == {"status": "ready"}
+    assert http.get("/v1/model").json()["sha256"] == reconstructor.sha256
+    assert "raylift API" in http.get("/docs").text
+    assert "/v1/reconstructions" in http.get("/openapi.json").json()["paths"]
+    assert '"title":"raylift"' in http.get("/").text
+
+
+def test_a_refusal_is_json_with_a_sentence_through_the_whole_service(
+    http: httpx.Client, radiographs: dict[str, bytes]
+) -> None:
+    answer = http.post("/v1/reconstructions", files={"frontal": radiographs["frontal"]})
+    assert answer.status_code == 422
+    assert answer.json() == {"detail": "this model wants frontal and lateral; sent were frontal"}
+    assert http.post("/v1/reconstructions", files={**radiographs, "lateral": b"%PDF-1.7"}).status_code == 415
+
+
+def test_a_body_of_unknown_length_is_cut_off_at_the_limit(http: httpx.Client) -> None:
+    async def endless() -> int:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b'--b\r\ncontent-disposition: form-data; name="frontal"; filename="a.png"\r\n\r\n'
+            for _ in range(1000):
+                yield bytes(2**16)
+
+        async with httpx.AsyncClient(base_url=http.base_url, timeout=60, trust_env=False) as client:
+            headers = {"content-type": "multipart/form-data; boundary=b"}
+            answer = await client.post("/v1/reconstructions", content=chunks(), headers=headers)
+            assert "over the limit" in answer.json()["detail"]
+            return answer.status_code
+
+    assert asyncio.run(endless()) == 413
+
+
+def test_the_page_takes_uploads_up_to_its_limit_and_no_larger_ones(http: httpx.Client) -> None:
+    limit = UPLOAD_MIB * 2**20
+    allowed = http.post("/gradio_api/upload", files={"files": ("a.dcm", bytes(limit - 4096))})
+    assert allowed.status_code == 200, allowed.text
+    assert http.post("/gradio_api/upload", files={"files": ("a.dcm", bytes(limit + 2**20))}).status_code == 413
+    assert http.post("/gradio_api/upload", files={"files": ("a.dcm", bytes(3 * limit))}).status_code == 413
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", "../../../../etc/passwd", __file__])
+def test_the_page_gives_no_file_of_the_machine_away(http: httpx.Client, path: str) -> None:
+    assert http.get(f"/gradio_api/file={path}").status_code in (403, 404)
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", __file__, "http://127.0.0.1/", "https://example.org/a.png"])
+def test_an_event_of_the_page_takes_no_file_that_was_not_uploaded(service: Any, http: httpx.Client, path: str) -> None:
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "a.png"}
+    event = {"data": [file, "auto", False], "fn_index": 0, "session_hash": "stranger", "trigger_id": 0}
+    assert http.post("/gradio_api/queue/join", json=event).status_code == 200
+    with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": "stranger"}) as answer:
+        ended = next(line for line in answer.iter_lines() if "process_completed" in line)
+    assert "was not uploaded here" in ended
+    assert not list(service.scratch.glob(f"raylift-page-*/*/{Path(path).name}"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio_api/file=http://127.0.0.1/",
+        "/gradio_api/proxy=https://someone.hf.space/a",
+        "/gradio_api/component_server",
+        "/gradio_api/info",
+        "/monitoring",
+        "/nothing",
+    ],
+)
+def test_what_gradio_serves_and_the_page_does_not_use_is_not_there(http: httpx.Client, path: str) -> None:
+    assert http.get(path).status_code == http.post(path).status_code == 404
+
+
+def test_a_port_that_is_taken_is_refused_by_its_number() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+            app._require_free("127.0.0.1", port)
+
+
+def test_the_arguments_of_a_serve_config_file_are_the_settings(model_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="modle"):
+        app.from_arguments({"modle": str(model_folder)})
+    assert app.from_arguments({"model": str(model_folder), "max_batch": 2})
+
+
+def test_ending_the_service_leaves_no_process_no_port_and_no_upload(service: Any) -> None:
+    httpx.post(f"{service.url}/gradio_api/upload", files={"files": ("a.dcm", b"radiograph")}, trust_env=False)
+    assert list(service.scratch.glob("raylift-page-*/*/a.dcm"))
+    assert service.stop() == []
+    assert service.process.returncode == 0
+    assert not list(service.scratch.glob("raylift-page-*"))
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", service.port)) != 0
+    assert (service.said_at_the_end, (service.scratch / "stderr").read_text()) == ("", "")

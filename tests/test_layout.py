@@ -1,0 +1,123 @@
+"""The house: who may import whom, names that would break Python, and what a wheel holds."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FLOW = ["datasets", "models", "platform", "serve"]
+"""Data flows one way: a folder imports itself and what stands to its left."""
+SERVE_MAY_TAKE = {"raylift.platform.config", "raylift.platform.cluster"}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((REPOSITORY / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("folder", FLOW)
+def test_a_folder_imports_only_itself_and_what_stands_to_its_left(folder):
+    right = FLOW[FLOW.index(folder) + 1 :]
+    for path in modules(folder):
+        for name in imports(path):
+            assert not name.startswith(tuple(f"raylift.{other}" for other in right)), f"{path} imports {name}"
+            assert name.split(".")[0] not in {"models", "serve", "tune_spaces"}, f"{path} imports {name}"
+
+
+def test_the_service_takes_the_configuration_and_the_cluster_and_never_the_training_loop():
+    for path in modules("serve"):
+        taken = {name for name in imports(path) if name.startswith("raylift.platform.")}
+        assert all(any(name == m or name.startswith(f"{m}.") for m in SERVE_MAY_TAKE) for name in taken), path
+
+
+def test_models_know_neither_ray_nor_deepspeed_nor_files():
+    for path in modules("models"):
+        top = {name.split(".")[0] for name in imports(path)}
+        assert not top & {"ray", "deepspeed", "fsspec", "zarr", "gradio"}, path
+
+
+def test_search_spaces_are_pure_data():
+    assert {path.suffix for path in (REPOSITORY / "tune_spaces").iterdir() if path.name != "__pycache__"} == {".yaml"}
+
+
+def test_no_module_is_named_like_a_standard_one():
+    for folder in (*FLOW, "raylift"):
+        for path in modules(folder):
+            assert path.stem.startswith("__") or path.stem not in sys.stdlib_module_names, path
+
+
+def test_no_file_is_longer_than_a_reader_bears():
+    for folder in FLOW:
+        for path in modules(folder):
+            assert len(path.read_text().splitlines()) <= 350, path
+
+
+def test_python_finds_its_own_platform_module_at_the_root():
+    code = "import platform, numpy, raylift.platform.config; print(platform.system())"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "Linux"
+
+
+def test_the_code_runs_from_a_checkout_that_is_not_installed():
+    # -S leaves out site-packages and with them the editable install; of what is imported nothing needs more.
+    code = "import raylift, raylift.platform.cli as cli; raise SystemExit(cli.main(['--help']))"
+    answer = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "raylift VERB" in answer.stdout
+
+
+def test_a_wheel_holds_exactly_the_tracked_files_of_the_six_folders(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        held = {name for name in opened.namelist() if ".dist-info/" not in name}
+    folders = [*FLOW, "tune_spaces", "raylift"]
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *folders],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    expected = {name if name.startswith("raylift/") else f"raylift/{name}" for name in tracked}
+    assert held == expected
+
+
+def test_the_types_see_all_five_folders():
+    for folder in (*FLOW, "tune_spaces"):
+        link = REPOSITORY / "typings/raylift" / folder
+        assert link.is_symlink()
+        assert link.resolve() == REPOSITORY / folder
+
+
+def test_no_machine_path_stands_in_the_project():
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.split()
+    marks = [f"/{name}/" for name in ("root", "opt")] + ["/wo" + "rk/"]
+    for name in listed:
+        path = REPOSITORY / name
+        if path.is_file() and path.suffix in {".py", ".md", ".toml", ".yaml", ".txt", ""}:
+            text = path.read_text(errors="ignore")
+            assert not [mark for mark in marks if mark in text], name

@@ -1,0 +1,50 @@
+"""One archive, one Ray and one finished run for all tests that train."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.ingest import ingest_phantoms
+from raylift.platform import cluster, runs
+from raylift.platform.config import RunConfig
+from raylift.platform.presets import x2ct_gan_tiny
+
+
+@pytest.fixture(scope="session")
+def archive32(tmp_path_factory) -> Path:
+    """Twelve phantoms at 32^3, in all three splits."""
+    url = tmp_path_factory.mktemp("archive32")
+    grid = Grid(32, 10.0)
+    ingest_phantoms(str(url), grid, chest(grid), count=12, seed=1, per_part=5)
+    return url
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """Ray on this machine, with two CPUs whatever it has."""
+    cluster.apply_environment()
+    cluster.connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny(archive32) -> RunConfig:
+    """Eight steps with a validation and a checkpoint every four."""
+    preset = x2ct_gan_tiny()
+    return replace(
+        preset,
+        data=replace(preset.data, archive=str(archive32)),
+        train=replace(preset.train, steps=8, validate_every=4, log_every=2, keep_checkpoints=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny, ray_cluster, tmp_path_factory) -> Path:
+    """A run to its end with two workers."""
+    url = tmp_path_factory.mktemp("runs") / "finished"
+    runs.fit(runs.start(tiny, str(url)), str(url))
+    return url
