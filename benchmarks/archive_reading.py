@@ -11,6 +11,8 @@ zoom: the same files already at 128. All readers give the same batch: volume in 
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import sys
 import tempfile
 import time
@@ -29,7 +31,7 @@ from raylift.datasets.ingest import ingest_phantoms
 from raylift.datasets.intensity import Window, standardise
 from raylift.datasets.order import SampleOrder, Share
 from raylift.datasets.store import Folder
-from raylift.datasets.stream import Stream
+from raylift.datasets.stream import Stream, load
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
@@ -49,8 +51,6 @@ def main() -> None:
         measure("folder", str(root / "archive"), str(root / "files"))
         if options.s3:
             sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-            import os
-
             from s3_server import S3Server
 
             with S3Server(root / "s3") as server:
@@ -64,14 +64,15 @@ def measure(where: str, archive_url: str, files_url: str) -> None:
     archive = Archive(archive_url)
     write_files(archive, files_url)
     entries = archive.entries()
-    stream = Stream(
-        archive, entries, SampleOrder(len(entries), 0), Share(0, 1, 1), Window(), threads=THREADS, batches_ahead=4
-    )
+    order, share = SampleOrder(len(entries), 0), Share(0, 1, 1)
+    batches = iter(Stream(archive, entries, order, share, Window(), threads=THREADS, batches_ahead=4))
+    rng = np.random.default_rng(0)
+    drawn = (int(rng.integers(VOLUMES)) for _ in itertools.count())
     rates = {
-        "raylift archive, 2 threads ahead": rate(lambda it=iter(stream): next(it)),
-        "raylift archive, one after another": rate(lambda: archive.read(entries[np.random.randint(len(entries))])),
-        "gzip HDF5 a volume at 320, zoomed to 128": rate(lambda: read_file(files_url, "320", zoom=True)),
-        "gzip HDF5 a volume at 128": rate(lambda: read_file(files_url, "128", zoom=False)),
+        "raylift archive, 2 threads ahead": rate(lambda: next(batches)),
+        "raylift archive, one after another": rate(lambda: load(archive, [entries[next(drawn)]], Window(), (0, 1))),
+        "gzip HDF5 a volume at 320, zoomed to 128": rate(lambda: read_file(files_url, 320, next(drawn))),
+        "gzip HDF5 a volume at 128": rate(lambda: read_file(files_url, 128, next(drawn))),
     }
     base = rates["gzip HDF5 a volume at 320, zoomed to 128"]
     rows = [[name, f"{value:.1f}", f"{value / base:.1f}"] for name, value in rates.items()]
@@ -91,7 +92,7 @@ def rate(step: Callable[[], object]) -> float:
 def write_files(archive: Archive, url: str) -> None:
     """The same volumes as HDF5 files with gzip, at 320 and at 128."""
     folder = Folder(url)
-    for entry in archive.entries():
+    for number, entry in enumerate(archive.entries()):
         sample = archive.read(entry)
         for size in (128, 320):
             factor = size / 128
@@ -100,23 +101,21 @@ def write_files(archive: Archive, url: str) -> None:
             with tempfile.NamedTemporaryFile(suffix=".h5") as temporary:
                 with h5py.File(temporary.name, "w") as file:
                     file.create_dataset("ct", data=ct, compression="gzip")
-                    for number, view in enumerate(views, 1):
-                        file.create_dataset(f"xray{number}", data=view, compression="gzip")
-                folder.put(Path(temporary.name), f"{size}/{entry.id}.h5")
+                    for place, view in enumerate(views, 1):
+                        file.create_dataset(f"xray{place}", data=view, compression="gzip")
+                folder.put(Path(temporary.name), f"{size}/{number}.h5")
 
 
-def read_file(url: str, size: str, zoom: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    folder = Folder(f"{url}/{size}")
-    name = folder.names()[np.random.randint(VOLUMES)]
-    with fsspec.open(f"{url}/{size}/{name}", "rb") as raw, h5py.File(raw, "r") as file:
+def read_file(url: str, size: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Volume and views as a network sees them, from the files of that size."""
+    with fsspec.open(f"{url}/{size}/{number}.h5", "rb") as raw, h5py.File(raw, "r") as file:
         ct = file["ct"][:].astype(np.float32)
-        views = [file[f"xray{number}"][:] for number in (1, 2)]
-    if zoom:
-        ct = ndimage.zoom(ct, 128 / 320, order=1)
-        views = [ndimage.zoom(view, 128 / 320, order=1) for view in views]
-    return torch.from_numpy(Window().to_unit(ct))[None, None], torch.from_numpy(
-        np.stack([standardise(v) for v in views])
-    )
+        views = [file[f"xray{view}"][:] for view in (1, 2)]
+    if size != GRID.size:
+        ct = ndimage.zoom(ct, GRID.size / size, order=1)
+        views = [ndimage.zoom(view, GRID.size / size, order=1) for view in views]
+    images = np.stack([standardise(view) for view in views])
+    return torch.from_numpy(Window().to_unit(ct))[None, None], torch.from_numpy(images)[None]
 
 
 if __name__ == "__main__":

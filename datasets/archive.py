@@ -50,6 +50,15 @@ class Pair:
     radiographs: Float32[np.ndarray, "views rows columns"]
     """Line integrals, one image for each view of the archive's geometry."""
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by the names they have in a part."""
+        return {"volumes": self.volume, "radiographs": self.radiographs}
+
+    @property
+    def nbytes(self) -> int:
+        """What the arrays take in memory."""
+        return sum(array.nbytes for array in self.arrays().values())
+
 
 @dataclass(frozen=True)
 class Sample(Pair):
@@ -60,7 +69,7 @@ class Sample(Pair):
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by the names they have in a part."""
-        return {"volumes": self.volume, "radiographs": self.radiographs, "labels": self.labels}
+        return {**super().arrays(), "labels": self.labels}
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ class Archive:
         return Sample(pair.volume, pair.radiographs, self.read_array(entry, "labels"))
 
     def read_pair(self, entry: Entry) -> Pair:
-        """What training needs of a sample: `read` without the labels, a third of the time and of the requests."""
+        """`read` without the labels, which saves a third of the requests: all that most training needs."""
         return Pair(self.read_array(entry, "volumes"), self.read_array(entry, "radiographs"))
 
     def read_array(self, entry: Entry, name: str) -> np.ndarray:

@@ -36,6 +36,8 @@ class Outcome:
     refused: list[RefusedFile] = field(default_factory=list)
     passed_over: int = 0
     """Files in searched folders that are neither volumes nor DICOM."""
+    absent: int = 0
+    """Subjects whose split was given by hand and of whom no scan was found: misspelt, or elsewhere."""
 
     def summary(self) -> str:
         """One line for a person."""
@@ -46,6 +48,8 @@ class Outcome:
         parts.append(f"{len(self.refused)} refused")
         if self.passed_over:
             parts.append(f"{self.passed_over} other files passed over")
+        if self.absent:
+            parts.append(f"{self.absent} subjects with a given split not found")
         return ", ".join(parts)
 
 
@@ -67,13 +71,34 @@ def ingest(
 ) -> Outcome:
     """Bring every CT under `sources` into the archive at `url`, skipping those whose bytes are already in it.
 
-    A file's subject is its name without suffix, or what the first group of `subject_pattern` matches in its name, or
-    else in its path; a DICOM series' is a pseudonym of its patient number. See `resample` for what happens to a volume.
+    A run that was cut goes on: what it published is skipped. A file's subject is its name without suffix, or what the
+    first group of `subject_pattern` matches in its name, or else in its path; a DICOM series' is a pseudonym of its
+    patient number. See `resample` for what happens to a volume.
+
+    Args:
+        sources: files and folders.
+        url: a folder or an object store; an archive that exists is added to.
+        grid: the archive's voxels.
+        geometry: the archive's views.
+        limits: what is refused for its size.
+        licence: of the scans, kept with every sample.
+        subject_pattern: a regular expression with a group.
+        shares: of subjects that train, validate and test, in a new archive; one that exists keeps its rule.
+        assigned: splits given by hand; an archive that exists takes no others than it was made with.
+        require_whole_thorax: refuse scans without two whole lungs.
+        keep_table: keep what lies around the body.
+        per_part: volumes a shard; each full shard is published at once.
+        progress: called before each scan and at the end.
+
+    Raises:
+        ConfigError: a pattern that fits no name, or a grid, geometry or assignment that is not the archive's.
+        StoreUnreachable: the object store did not answer, after retries.
     """
     found = ct.find(sources)
     subjects = [_subject(source, subject_pattern) for source in found.sources]
     writer = _writer(url, grid, geometry, set(subjects), shares, assigned, per_part)
-    outcome = Outcome(refused=list(found.refused), passed_over=found.passed_over)
+    absent = len(set(assigned or {}) - set(subjects))
+    outcome = Outcome(refused=list(found.refused), passed_over=found.passed_over, absent=absent)
     with writer:
         for done, (source, subject) in enumerate(zip(found.sources, subjects, strict=True)):
             progress(done, len(found.sources), source.name)
@@ -121,7 +146,12 @@ def ingest_phantoms(
     per_part: int = 8,
     progress: Progress = lambda *_: None,
 ) -> Outcome:
-    """Bring `count` synthetic thoraces, drawn from `seed` onwards, into the archive at `url`."""
+    """Bring `count` synthetic thoraces into the archive at `url`, skipping those already in it; see `ingest`.
+
+    Each person is drawn from `seed` and a number from 0, so a larger count adds to a smaller one.
+    """
+    if count < 1 or seed < 0:
+        raise ConfigError(f"{count} phantoms from seed {seed}: draw one or more, from a seed of 0 or more")
     subjects = {f"phantom-{seed}-{number:04d}": number for number in range(count)}
     writer = _writer(url, grid, geometry, set(subjects), shares, None, per_part)
     outcome = Outcome()

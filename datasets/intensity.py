@@ -60,9 +60,10 @@ def standardise(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "
     """A bone-bright radiograph to [0, 1] by its own 0.5 and 99.5 percentiles, as float32.
 
     Training and serving share this one step: the scale of a real radiograph is unknown, so a projection must not keep
-    its own either. A constant image becomes zeros.
+    its own either. The percentiles are pixels of the image, so a second time changes nothing. A constant image becomes
+    zeros.
     """
-    low, high = np.percentile(image, (0.5, 99.5))
+    low, high = np.percentile(image, 0.5, method="higher"), np.percentile(image, 99.5, method="lower")
     if not high > low:
         return np.zeros_like(image, dtype=np.float32)
     scaled: Float[np.ndarray, "rows columns"] = np.clip((image - low) / (high - low), 0.0, 1.0).astype(np.float32)

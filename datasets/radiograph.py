@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from torch.nn import functional as F
@@ -24,6 +24,8 @@ from raylift.datasets.intensity import standardise
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 NOT_PROJECTIONS = ("CT", "MR", "NM", "PT", "US")
+MOST = 1e30
+"""The range of values that float32 can still be computed with."""
 Inversion = Literal["auto", "yes", "no"]
 
 
@@ -43,18 +45,20 @@ def read(
     name: str,
     limits: RadiographLimits = RadiographLimits(),
     *,
+    view: str | None = None,
     invert: Inversion = "auto",
     flip: bool = False,
 ) -> Float32[np.ndarray, "rows columns"]:
     """A file's bytes as a bone-bright image of any size and scale.
 
     DICOM says by its photometric interpretation whether dark is dense, and brings its own display window; other files
-    do not, so with `auto` an image whose upper corners, which are air, are brighter than its middle is inverted.
+    do not, so with `auto` they are inverted where `shows_bone_dark` says so.
 
     Args:
         data: the file.
         name: what messages call it.
         limits: what is refused for its size.
+        view: "frontal", "lateral", or None where it is not known: what to look for with `auto`.
         invert: whether to invert an image that shows bone dark; DICOM needs it only if its header is wrong.
         flip: mirror left and right.
 
@@ -65,16 +69,23 @@ def read(
         raise RefusedFile(f"{name}: {len(data)} bytes, over the limit of {limits.max_bytes}")
     is_dicom = dicom.is_dicom(data)
     image = _read_dicom(data, name, limits) if is_dicom else _read_picture(data, name, limits)
-    if not np.isfinite(image).all() or image.max() == image.min():
-        raise RefusedFile(f"{name}: the image is constant or has no finite values")
-    if invert == "yes" or (invert == "auto" and not is_dicom and shows_bone_dark(image)):
-        image = image.max() + image.min() - image
+    low, high = float(image.min()), float(image.max())
+    if not 0 < high - low < MOST:
+        raise RefusedFile(f"{name}: the image is constant or has no finite values: {low:g} to {high:g}")
+    if invert == "yes" or (invert == "auto" and not is_dicom and shows_bone_dark(image, view)):
+        image = high + low - image
     return np.ascontiguousarray(image[:, ::-1] if flip else image, dtype=np.float32)
 
 
 def prepare(image: Float32[np.ndarray, "rows columns"], size: int) -> Float32[np.ndarray, "size size"]:
-    """The image in [0, 1] on a square of `size` pixels: plain borders cut, padded, resized with anti-aliasing."""
-    pixels = torch.from_numpy(standardise(_without_borders(image)))[None, None]
+    """The image in [0, 1] on a square of `size` pixels: bright frame cut, padded dark, resized with anti-aliasing.
+
+    The projections a network was trained on keep the air round the patient, and so does this: a dark margin stays,
+    because a collimator's cannot be told from air. Only a frame that cannot be air is cut: rows and columns at the
+    sides as bright as the densest bone, which a mask around an inverted image or the border of a scanned film leaves. A
+    projection at its own size comes out as `standardise` gives it to training.
+    """
+    pixels = torch.from_numpy(standardise(_without_bright_frame(image)))[None, None]
     # Whole pixels are averaged first, so that a large image is never padded at its full size.
     pixels = F.avg_pool2d(pixels, max(1, max(pixels.shape) // (8 * size)))
     rows, columns = pixels.shape[2:]
@@ -85,13 +96,28 @@ def prepare(image: Float32[np.ndarray, "rows columns"], size: int) -> Float32[np
     return standardise(resized[0, 0].numpy())
 
 
-def shows_bone_dark(image: Float32[np.ndarray, "rows columns"]) -> bool:
-    """Whether the upper corners, air beside the neck, are brighter than the middle of the image."""
-    rows, columns = image.shape
-    corner, height = max(1, columns // 12), max(1, rows // 12)
-    corners = np.median([np.median(image[:height, :corner]), np.median(image[:height, -corner:])])
-    middle = np.median(image[rows // 4 : 3 * rows // 4, columns // 4 : 3 * columns // 4])
-    return bool(corners > middle)
+def shows_bone_dark(image: Float32[np.ndarray, "rows columns"], view: str | None = None) -> bool:
+    """Whether the image shows dense tissue dark, judged by what is dense in every chest.
+
+    In a frontal image spine and mediastinum are denser than the lungs left and right of them. In a lateral one
+    shoulders and belly are denser than what lies in front of the chest and behind the back, wherever the patient faces.
+    Without a view both differences are added. Plain margins of any brightness are left out first.
+    """
+    step = max(1, max(image.shape) // 512)
+    pixels = standardise(_without_plain_margin(image[::step, ::step]))
+
+    def mean(top: float, bottom: float, left: float, right: float) -> float:
+        """Of a region given by shares of the height and the width; an edge takes one pixel at least."""
+        rows, columns = pixels.shape
+        first, last = int(rows * top), max(int(rows * bottom), int(rows * top) + 1)
+        start, end = int(columns * left), max(int(columns * right), int(columns * left) + 1)
+        return float(pixels[first:last, start:end].mean())
+
+    lungs = (mean(0.35, 0.75, 0.12, 0.32) + mean(0.35, 0.75, 0.68, 0.88)) / 2
+    frontal = mean(0.35, 0.75, 0.44, 0.56) - lungs
+    edges = (mean(0, 0.4, 0, 0.05) + mean(0, 0.4, 0.95, 1)) / 2
+    lateral = (mean(0.05, 0.2, 0.4, 0.6) + mean(0.85, 0.97, 0.4, 0.6)) / 2 - edges
+    return {"frontal": frontal, "lateral": lateral}.get(view or "", frontal + lateral) < 0
 
 
 def _read_picture(data: bytes, name: str, limits: RadiographLimits) -> Float32[np.ndarray, "rows columns"]:
@@ -161,11 +187,24 @@ def _check_size(name: str, rows: int, columns: int, limits: RadiographLimits) ->
         raise RefusedFile(f"{name}: {rows} x {columns} pixels, more than {limits.max_aspect:g} to 1: crop it")
 
 
-def _without_borders(image: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "_ _"]:
-    """Without the plain frame that collimation or scanning leaves, if what remains is most of the image."""
-    span = float(image.max() - image.min())
-    rows = np.flatnonzero(np.ptp(image, axis=1) > 0.05 * span)
-    columns = np.flatnonzero(np.ptp(image, axis=0) > 0.05 * span)
-    if len(rows) < image.shape[0] // 2 or len(columns) < image.shape[1] // 2:
+def _without_bright_frame(image: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "_ _"]:
+    """Without the rows and columns at the sides that lie wholly in the upper twentieth of the image's range."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    bright = high - 0.05 * (high - low)
+    return _trimmed(image, image.min(axis=1) < bright, image.min(axis=0) < bright)
+
+
+def _without_plain_margin(image: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "_ _"]:
+    """Without the rows and columns at the sides in which nothing is to be seen."""
+    span = 0.05 * float(image.max() - image.min())
+    return _trimmed(image, np.ptp(image, axis=1) > span, np.ptp(image, axis=0) > span)
+
+
+def _trimmed(
+    image: Float32[np.ndarray, "rows columns"], rows: Bool[np.ndarray, " rows"], columns: Bool[np.ndarray, " columns"]
+) -> Float32[np.ndarray, "_ _"]:
+    """From the first to the last row and column that count, or the image itself where they are under half of it."""
+    inner_rows, inner_columns = np.flatnonzero(rows), np.flatnonzero(columns)
+    if 2 * len(inner_rows) < len(rows) or 2 * len(inner_columns) < len(columns):
         return image
-    return image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return image[inner_rows[0] : inner_rows[-1] + 1, inner_columns[0] : inner_columns[-1] + 1]

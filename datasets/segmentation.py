@@ -1,11 +1,11 @@
 """Body, lungs and lung vessels by threshold: no weights, a fraction of a second at 128 voxels a side.
 
-The lung mask is air (below -500 HU) inside the body in 6-connected components that do not reach the sides of the
-volume and hold 50 ml or more, closed by one voxel and filled in each axial slice. Vessels are what is denser than
--500 HU inside the lungs eroded by a voxel, which keeps the partial volume of the pleura out. Consolidated lung is lost
-by any threshold: the masks are for weighting losses and for comparing a volume with its truth by the same rule, not
-for measuring disease. Bone has no threshold that a contrast-filled heart does not pass too, so a CT gets no bone
-label; phantoms know theirs.
+The lung mask is air (below -500 HU) inside the body in 6-connected components of 50 ml or more, closed by one voxel
+and filled in each axial slice. Inside is what the body encloses in a slice, so a lung is not found in slices where a
+side of the volume opens it. Vessels are what is denser than -500 HU inside the lungs eroded by a voxel, which keeps
+the partial volume of the pleura out. Consolidated lung is lost by any threshold: the masks are for weighting losses
+and for comparing a volume with its truth by the same rule, not for measuring disease. Bone has no threshold that a
+contrast-filled heart does not pass too, so a CT gets no bone label; phantoms know theirs.
 """
 
 from __future__ import annotations
@@ -31,10 +31,15 @@ class Label(IntEnum):
 
 
 def body(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> Bool[np.ndarray, "d h w"]:
-    """The patient with everything inside, without the table: largest component after an opening of 5 mm, filled."""
+    """The patient with everything inside, without the table: largest component after an opening of 5 mm, filled.
+
+    All False where nothing is dense. What lies beyond the volume neither erodes nor dilates, so a body that the field
+    of view cuts keeps its outermost slices and its flanks.
+    """
     radius = max(1, round(5.0 / spacing_mm))
     dense = np.asarray(hu > BODY_HU)
-    opened = ndimage.binary_opening(dense, iterations=radius)
+    eroded = ndimage.binary_erosion(dense, iterations=radius, border_value=1)
+    opened = ndimage.binary_dilation(eroded, iterations=radius)
     components, count = ndimage.label(opened)
     if count == 0:
         return np.zeros(hu.shape, dtype=bool)
@@ -53,15 +58,13 @@ def lungs(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> Bool[np.ndarray,
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     keep = sizes * spacing_mm**3 / 1000 >= SMALLEST_LUNG_ML
     keep[0] = False
-    for side in (components[:, 0], components[:, -1], components[:, :, 0], components[:, :, -1]):
-        keep[np.unique(side)] = False
     air = np.pad(keep[components], 1)
     return _fill_slices(ndimage.binary_closing(air)[1:-1, 1:-1, 1:-1])
 
 
 def vessels(hu: Int16[np.ndarray, "d h w"], lung: Bool[np.ndarray, "d h w"]) -> Bool[np.ndarray, "d h w"]:
-    """Voxels above -500 HU inside the lungs eroded by one voxel."""
-    return ndimage.binary_erosion(lung) & (hu > LUNG_AIR_HU)
+    """Voxels above -500 HU inside the lungs eroded by one voxel, though not where the volume cuts a lung."""
+    return ndimage.binary_erosion(lung, border_value=1) & (hu > LUNG_AIR_HU)
 
 
 def labels(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> UInt8[np.ndarray, "d h w"]:

@@ -64,20 +64,25 @@ def read_assignments(path: Path) -> dict[str, Split]:
     """Subjects and splits from a CSV with the columns `subject` and `split`.
 
     Raises:
-        ConfigError: a column is missing, a split has another name than train, val or test, or a subject has two.
+        ConfigError: no CSV in UTF-8, a column is missing, a split has another name than train, val or test, or a
+            subject has two.
     """
+    try:
+        # Spreadsheets put a byte-order mark before the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            columns, given = rows.fieldnames, list(rows)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: not a CSV in UTF-8: {error}") from error
+    if not {"subject", "split"} <= set(columns or ()):
+        raise ConfigError(f"{path}: columns {columns}, needed are subject and split")
     assigned: dict[str, Split] = {}
-    # Spreadsheets put a byte-order mark before the first column's name.
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {"subject", "split"} <= set(rows.fieldnames or ()):
-            raise ConfigError(f"{path}: columns {rows.fieldnames}, needed are subject and split")
-        for row in rows:
-            subject, split = row["subject"], row["split"]
-            if not subject:
-                raise ConfigError(f"{path}: a row without subject, with split '{split}'")
-            if split not in SPLITS:
-                raise ConfigError(f"{path}: subject {subject} has split '{split}': use train, val or test")
-            if assigned.setdefault(subject, split) != split:
-                raise ConfigError(f"{path}: subject {subject} stands in two splits, {assigned[subject]} and {split}")
+    for row in given:
+        subject, split = row["subject"], row["split"]
+        if not subject:
+            raise ConfigError(f"{path}: a row without subject, with split '{split}'")
+        if split not in SPLITS:
+            raise ConfigError(f"{path}: subject {subject} has split '{split}': use train, val or test")
+        if assigned.setdefault(subject, split) != split:
+            raise ConfigError(f"{path}: subject {subject} stands in two splits, {assigned[subject]} and {split}")
     return assigned

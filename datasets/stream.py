@@ -15,10 +15,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from raylift.datasets.archive import Entry, Pair
+from raylift.datasets.archive import Entry, Pair, Sample
 from raylift.datasets.intensity import Window, standardise
 from raylift.datasets.order import SampleOrder, Share
 
@@ -32,15 +32,23 @@ class Batch:
     views: Float[Tensor, "n views rows columns"]
     """Radiographs in [0, 1], bone bright, each standardised by its own percentiles."""
     ids: tuple[str, ...] = ()
+    labels: UInt8[Tensor, "n 1 d h w"] | None = None
+    """Values of `segmentation.Label`, for objectives that ask for them; they are not read otherwise."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        return Batch(self.volume.to(device, non_blocking=True), self.views.to(device, non_blocking=True), self.ids)
+        volume, views = (tensor.to(device, non_blocking=True) for tensor in (self.volume, self.views))
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return Batch(volume, views, self.ids, labels)
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """What reads a pair: an archive, or something around one."""
+    """What reads samples: an archive, or something around one."""
+
+    def read(self, entry: Entry) -> Sample:
+        """All that is stored of a manifest entry."""
+        ...
 
     def read_pair(self, entry: Entry) -> Pair:
         """The volume and the radiographs of a manifest entry."""
@@ -48,7 +56,7 @@ class Reader(Protocol):
 
 
 class Cache:
-    """A reader that keeps the pairs read last, up to a number of bytes; threads may share it."""
+    """A reader that keeps the samples read last, up to a number of bytes; threads may share it."""
 
     def __init__(self, inner: Reader, max_bytes: int) -> None:
         self._inner = inner
@@ -63,21 +71,41 @@ class Cache:
         with self._lock:
             return self._bytes
 
+    def read(self, entry: Entry) -> Sample:
+        """The sample, from memory if it is there with its labels."""
+        held = self._find(entry)
+        if isinstance(held, Sample):
+            return held
+        sample = self._inner.read(entry)
+        self._keep(entry, sample)
+        return sample
+
     def read_pair(self, entry: Entry) -> Pair:
         """The pair, from memory if it is there."""
+        held = self._find(entry)
+        if held is not None:
+            return held
+        pair = self._inner.read_pair(entry)
+        self._keep(entry, pair)
+        return pair
+
+    def _find(self, entry: Entry) -> Pair | None:
         with self._lock:
             if entry.id in self._held:
                 self._held.move_to_end(entry.id)
-                return self._held[entry.id]
-        pair = self._inner.read_pair(entry)
+            return self._held.get(entry.id)
+
+    def _keep(self, entry: Entry, pair: Pair) -> None:
         with self._lock:
-            if entry.id not in self._held and _size(pair) <= self._max_bytes:
-                self._held[entry.id] = pair
-                self._bytes += _size(pair)
+            known = self._held.get(entry.id)
+            if pair.nbytes > self._max_bytes or (known is not None and known.nbytes >= pair.nbytes):
+                return
+            self._bytes += pair.nbytes - (known.nbytes if known else 0)
+            self._held[entry.id] = pair
+            self._held.move_to_end(entry.id)
             while self._bytes > self._max_bytes:
                 _, dropped = self._held.popitem(last=False)
-                self._bytes -= _size(dropped)
-        return pair
+                self._bytes -= dropped.nbytes
 
 
 class Stream:
@@ -85,6 +113,17 @@ class Stream:
 
     Each item is the list of the worker's micro-batches in one global batch. `samples_taken` counts the samples of all
     workers up to the last item handed out; set it before iterating to go on from there.
+
+    Args:
+        reader: what samples are read from, in threads.
+        entries: the samples, in the order that `order` counts them.
+        order: which sample stands at which position.
+        share: which positions are this worker's.
+        window: the HU range that becomes [0, 1].
+        views: which radiographs, by their place in the archive's geometry.
+        labels: whether batches carry labels.
+        threads: readers at once.
+        batches_ahead: global batches that are read while one is used.
     """
 
     def __init__(
@@ -96,6 +135,7 @@ class Stream:
         window: Window,
         *,
         views: Sequence[int] = (0, 1),
+        labels: bool = False,
         threads: int = 2,
         batches_ahead: int = 2,
     ) -> None:
@@ -106,12 +146,13 @@ class Stream:
         self._share = share
         self._window = window
         self._views = views
+        self._labels = labels
         self._threads = threads
         self._batches_ahead = batches_ahead
 
     def __iter__(self) -> Iterator[list[Batch]]:
         start = self.samples_taken
-        queue: deque[list[list[Future[tuple[Entry, Tensor, Tensor]]]]] = deque()
+        queue: deque[list[list[Future[Batch]]]] = deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="raylift-read")
         try:
             while True:
@@ -120,36 +161,37 @@ class Stream:
                         [[pool.submit(self._load, p) for p in micro] for micro in self._share.positions(start)]
                     )
                     start += self._share.global_batch
-                batches = [collate([future.result() for future in micro]) for micro in queue.popleft()]
+                batches = [_joined([future.result() for future in micro]) for micro in queue.popleft()]
                 self.samples_taken += self._share.global_batch
                 yield batches
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _load(self, position: int) -> tuple[Entry, Tensor, Tensor]:
+    def _load(self, position: int) -> Batch:
         entry = self._entries[self._order.at(position)]
-        return entry, *to_tensors(self._reader.read_pair(entry), self._window, self._views)
+        return _single(self._reader, entry, self._window, self._views, self._labels)
 
 
-def to_tensors(
-    pair: Pair, window: Window, views: Sequence[int]
-) -> tuple[Float[Tensor, "1 d h w"], Float[Tensor, "views rows columns"]]:
-    """A stored pair as a network sees it: the volume in the window's [0, 1], the chosen views standardised."""
-    volume = window.to_unit(torch.from_numpy(pair.volume.astype(np.float32)))[None]
-    images = np.stack([standardise(pair.radiographs[view]) for view in views])
-    return volume, torch.from_numpy(images)
+def load(reader: Reader, entries: list[Entry], window: Window, views: Sequence[int], *, labels: bool = False) -> Batch:
+    """A batch of exactly these samples; see `Stream` for the arguments."""
+    return _joined([_single(reader, entry, window, views, labels) for entry in entries])
 
 
-def collate(loaded: list[tuple[Entry, Tensor, Tensor]]) -> Batch:
+def _single(reader: Reader, entry: Entry, window: Window, views: Sequence[int], labels: bool) -> Batch:
+    """One sample as a network sees it: volume in the window's [0, 1], the chosen views standardised."""
+    pair = reader.read(entry) if labels else reader.read_pair(entry)
+    volume = window.to_unit(torch.from_numpy(pair.volume.astype(np.float32)))
+    images = torch.from_numpy(np.stack([standardise(pair.radiographs[view]) for view in views]))
+    marks = torch.from_numpy(pair.labels)[None, None] if labels and isinstance(pair, Sample) else None
+    return Batch(volume[None, None], images[None], (entry.id,), marks)
+
+
+def _joined(singles: list[Batch]) -> Batch:
     """Samples as one batch, in order."""
-    entries, volumes, views = zip(*loaded, strict=True)
-    return Batch(torch.stack(volumes), torch.stack(views), tuple(entry.id for entry in entries))
-
-
-def load(reader: Reader, entries: list[Entry], window: Window, views: Sequence[int]) -> Batch:
-    """A batch of exactly these samples."""
-    return collate([(entry, *to_tensors(reader.read_pair(entry), window, views)) for entry in entries])
-
-
-def _size(pair: Pair) -> int:
-    return pair.volume.nbytes + pair.radiographs.nbytes
+    labels = [single.labels for single in singles if single.labels is not None]
+    return Batch(
+        torch.cat([single.volume for single in singles]),
+        torch.cat([single.views for single in singles]),
+        tuple(name for single in singles for name in single.ids),
+        torch.cat(labels) if labels else None,
+    )

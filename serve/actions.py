@@ -79,7 +79,7 @@ class Actions:
         return [
             value
             for view, data in self._example_files.items()
-            for value in (_keep(data, f"synthetic-{view}.png"), "no", False)
+            for value in (_keep(data, f"synthetic-{view}.png"), "auto", False)
         ]
 
     @functools.cached_property
@@ -93,7 +93,7 @@ class Actions:
             data = Path(given.path).read_bytes()
         except FileNotFoundError as error:
             raise ConfigError(f"the {view} radiograph is no longer here: choose its file again") from error
-        image = read(data, view, self._limits, invert=given.invert, flip=given.flip)
+        image = read(data, view, self._limits, view=view, invert=given.invert, flip=given.flip)
         return prepare(image, self._backend.description.geometry.detector_px)
 
     def _prepare_all(self, given: list[Given]) -> Float32[np.ndarray, "views px px"]:

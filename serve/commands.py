@@ -50,7 +50,7 @@ def reconstruct(arguments: list[str]) -> int:
     given = {"frontal": (options.frontal, options.flip_frontal), "lateral": (options.lateral, options.flip_lateral)}
     try:
         images = {
-            view: read(path.read_bytes(), path.name, RadiographLimits(), invert=options.invert, flip=flip)
+            view: read(path.read_bytes(), path.name, RadiographLimits(), view=view, invert=options.invert, flip=flip)
             for view, (path, flip) in given.items()
             if path is not None
         }

@@ -51,7 +51,7 @@ async def radiographs(
         if not data:
             raise BadRequest(422, f"field {view} is an empty file")
         try:
-            images[view] = await asyncio.to_thread(read, data, view, limits, invert=invert, flip=flip)
+            images[view] = await asyncio.to_thread(read, data, view, limits, view=view, invert=invert, flip=flip)
         except RefusedFile as error:
             raise BadRequest(415, str(error)) from error
     return images

@@ -30,7 +30,7 @@ from pydicom.uid import (
 )
 from samples import thorax_image, write_image, write_series
 
-from raylift.datasets import ct, radiograph
+from raylift.datasets import ct, radiograph, volume_file
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.radiograph import prepare
 
@@ -495,7 +495,7 @@ def test_a_damaged_radiograph_is_read_or_refused_and_nothing_else(kind: str) -> 
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("suffix", [*ct.VOLUME_SUFFIXES, ".dcm"])
+@pytest.mark.parametrize("suffix", [*volume_file.SUFFIXES, ".dcm"])
 def test_a_damaged_scan_is_read_or_refused_and_nothing_else(suffix: str, tmp_path: Path) -> None:
     image = thorax_image((30, 24, 12), (10.0, 10.0, 20.0))
     path = write_series(tmp_path, image)[5] if suffix == ".dcm" else write_image(image, tmp_path / f"scan{suffix}")

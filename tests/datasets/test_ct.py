@@ -13,14 +13,14 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from samples import thorax_hu, thorax_image, turned, write_image, write_series
 
-from raylift.datasets import ct, segmentation
+from raylift.datasets import ct, segmentation, volume_file
 from raylift.datasets.ct import Limits, Source
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.geometry import Grid
 from raylift.datasets.resample import check_whole_thorax, resample
 
 CUBE = Grid(64, 6.0)
-SUFFIXES = sorted(ct.VOLUME_SUFFIXES)
+SUFFIXES = sorted(volume_file.SUFFIXES)
 
 
 def only(path: Path) -> Source:
@@ -214,6 +214,16 @@ def test_a_folder_brings_up_every_series_and_counts_what_else_is_in_it(tmp_path:
     slices = {source.name: ct.read(source).image.GetSize()[2] for source in found.sources}
     assert sorted(slices.values()) == [10, 12, 14, 16, 18]
     assert len(slices) == 5, "no two have one name"
+
+
+def test_what_lies_under_two_of_the_paths_given_is_found_once(tmp_path: Path) -> None:
+    write_series(tmp_path / "a" / "b", thorax_image((12, 12, 9)))
+    write_image(thorax_image((12, 12, 9)), tmp_path / "a" / "person.nii")
+    (tmp_path / "a" / "notes.txt").touch()
+    found = ct.find([tmp_path, tmp_path / "a" / "b", tmp_path / "a" / "b" / ".." / "person.nii"])
+    assert sorted(source.name for source in found.sources) == ["b", "person.nii"]
+    assert [len(source.files) for source in found.sources if source.is_dicom] == [9]
+    assert found.passed_over == 1
 
 
 def test_one_patient_is_one_subject_in_every_series_and_is_not_named(tmp_path: Path) -> None:
@@ -528,6 +538,28 @@ def test_a_volume_without_a_body_in_its_middle_is_refused(tmp_path: Path) -> Non
         on_grid(path)
 
 
+def test_a_cube_that_cuts_the_flanks_keeps_the_lungs_behind_them(tmp_path: Path) -> None:
+    """Outside the cube's own body there is nothing to tell such a lung from the air around a patient."""
+    path = write_image(thorax_image(), tmp_path / "person.mha")
+    narrow = Grid(53, 4.0)  # 212 mm, where the lungs reach from -118 to 112 mm
+    hu, _ = on_grid(path, narrow)
+    kept, _ = on_grid(path, narrow, keep_table=True)
+    lung = (kept < -700) & (kept > -900)
+    lung[:, :13] = lung[:, -13:] = False  # the skin
+    assert lung[26, 26, 0]
+    assert lung.mean() > 0.15
+    assert np.array_equal(hu[lung], kept[lung])
+
+
+def test_outside_a_cube_that_is_wider_than_the_body_is_air_as_before(tmp_path: Path) -> None:
+    def on_a_table(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        return np.where(np.abs(y - 118) < 5, 100.0, thorax_hu(x, y, z))
+
+    hu, _ = on_grid(write_image(thorax_image(hu=on_a_table), tmp_path / "person.mha"), Grid(64, 6.0))
+    plain, _ = on_grid(write_image(thorax_image(), tmp_path / "alone.mha"), Grid(64, 6.0))
+    assert ((hu > -900) != (plain > -900)).mean() < 0.005
+
+
 # --- a whole thorax ---
 
 
@@ -553,6 +585,12 @@ def test_a_thorax_with_one_lung_is_refused_by_its_side(side: str, sign: int, tmp
 def test_lungs_cut_by_an_end_of_the_scan_are_refused_by_that_end(end: str, up_mm: float, tmp_path: Path) -> None:
     with pytest.raises(RefusedFile, match=rf"the lungs are cut by the {end} slice"):
         check(tmp_path, lambda x, y, z: thorax_hu(x, y, z - up_mm), size=(80, 60, 40))
+
+
+@pytest.mark.parametrize(("side", "left_mm"), [("right", -60), ("left", 60)])
+def test_lungs_cut_by_a_side_of_the_scan_are_refused_by_that_side(side: str, left_mm: float, tmp_path: Path) -> None:
+    with pytest.raises(RefusedFile, match=rf"the lungs are cut by the {side} side"):
+        check(tmp_path, lambda x, y, z: thorax_hu(x - left_mm, y, z), size=(70, 60, 80))
 
 
 def test_a_scan_without_lungs_is_refused(tmp_path: Path) -> None:

@@ -176,6 +176,14 @@ def test_assigned_subjects_go_where_they_were_put_and_stay_there(tmp_path: Path)
     assert run(folder, url, assigned=assigned).already_there == 3
 
 
+def test_assigned_subjects_of_whom_there_is_no_scan_are_counted(tmp_path: Path) -> None:
+    """A misspelt test subject would otherwise be trained on, and nobody told."""
+    person(tmp_path / "scans", "anna.nii.gz")
+    outcome = run(tmp_path / "scans", tmp_path / "archive", assigned={"anna": "train", "Bert": "test", "carl": "val"})
+    assert outcome.absent == 2
+    assert outcome.summary() == "1 added (1 train), 0 already there, 0 refused, 2 subjects with a given split not found"
+
+
 def test_only_whole_thoraces_are_taken_where_that_is_asked(tmp_path: Path) -> None:
     folder = tmp_path / "scans"
     person(folder, "whole.nii.gz")
@@ -218,6 +226,13 @@ def test_phantoms_are_drawn_once_and_more_of_them_later(tmp_path: Path) -> None:
     assert len({volume.tobytes() for volume in volumes}) == 4
     other = ingest_phantoms(str(tmp_path / "other"), grid, geometry, count=3, seed=0)
     assert [entry.sha256 for entry in other.added] == [entry.sha256 for entry in first.added]
+
+
+@pytest.mark.parametrize(("count", "seed"), [(0, 0), (-1, 0), (3, -1)])
+def test_no_phantoms_or_a_negative_seed_are_refused(count: int, seed: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{count} phantoms from seed {seed}: draw one or more"):
+        ingest_phantoms(str(tmp_path / "archive"), GRID, GEOMETRY, count=count, seed=seed)
+    assert not (tmp_path / "archive").exists()
 
 
 def test_radiographs_of_air_are_empty_and_of_a_body_are_not() -> None:

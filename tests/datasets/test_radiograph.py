@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,16 @@ from pydicom.uid import (
     RLELossless,
     generate_uid,
 )
+from scipy import ndimage
 
+from raylift.datasets import ct
 from raylift.datasets.errors import RefusedFile
+from raylift.datasets.geometry import GEOMETRIES, Grid
+from raylift.datasets.ingest import radiographs
+from raylift.datasets.intensity import standardise
+from raylift.datasets.phantom import thorax
 from raylift.datasets.radiograph import RadiographLimits, prepare, read, shows_bone_dark
+from raylift.datasets.resample import resample
 
 
 def chest(rows: int = 120, columns: int = 100, most: int = 200) -> np.ndarray:
@@ -203,9 +211,10 @@ def test_a_constant_image_is_refused(value: int) -> None:
         read(encoded(Image.new("L", (64, 64), value), "PNG"), "image")
 
 
-def test_an_image_with_values_that_are_no_numbers_is_refused() -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -3e38])
+def test_an_image_with_values_that_cannot_be_computed_with_is_refused(value: float) -> None:
     pixels = chest().astype(np.float32)
-    pixels[3, 3] = np.nan
+    pixels[3, 3] = value
     with pytest.raises(RefusedFile, match="no finite values"):
         read(encoded(Image.fromarray(pixels), "TIFF"), "image")
 
@@ -232,12 +241,30 @@ def test_preparing_forgets_the_scale_of_the_image(shape: tuple[int, int]) -> Non
     np.testing.assert_allclose(prepare(image * 4000 - 12, 64), prepare(image, 64), atol=1e-4)
 
 
-def test_a_plain_frame_is_cut_and_an_empty_half_is_not() -> None:
-    inside = chest(96, 96).astype(np.float32) + np.random.default_rng(0).random((96, 96), dtype=np.float32) * 40
-    framed = np.pad(inside, 20)
-    np.testing.assert_allclose(prepare(framed, 48), prepare(inside, 48), atol=1e-3)
-    mostly_empty = np.pad(inside, 60)
-    assert (prepare(mostly_empty, 48)[:10] == 0).all()
+def chest_with_grain() -> np.ndarray:
+    return chest(96, 96).astype(np.float32) + np.random.default_rng(0).random((96, 96), dtype=np.float32) * 40
+
+
+@pytest.mark.parametrize("sides", [((20, 20), (20, 20)), ((0, 0), (9, 30)), ((7, 0), (0, 0))])
+def test_a_frame_as_bright_as_bone_is_cut(sides: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    inside = chest_with_grain()
+    (top, bottom), (left, right) = sides
+    framed = 240 + np.random.default_rng(1).random((96 + top + bottom, 96 + left + right), dtype=np.float32) * 4
+    framed[top : top + 96, left : left + 96] = inside
+    np.testing.assert_allclose(prepare(framed, 48), prepare(inside, 48), atol=0.02)
+
+
+def test_a_dark_margin_is_kept_for_it_may_be_air() -> None:
+    inside = chest_with_grain()
+    result = prepare(np.pad(inside, 24), 48)
+    assert not result[:7].any()
+    assert not result[:, -7:].any()
+    assert np.corrcoef(result[8:40, 8:40].ravel(), prepare(inside, 32).ravel())[0, 1] > 0.99
+
+
+def test_a_bright_frame_that_leaves_under_half_of_the_image_is_none() -> None:
+    image = np.pad(chest_with_grain(), 100, constant_values=240)
+    assert prepare(image, 48)[:10].min() > 0.99
 
 
 def test_preparing_smooths_before_it_makes_smaller() -> None:
@@ -249,30 +276,125 @@ def test_preparing_smooths_before_it_makes_smaller() -> None:
     assert result[24:40, 24:40].mean() - result[2:10, 2:10].mean() > 0.5
 
 
+# --- projections, with which serving must do what training does ---
+
+RUNS = [(Grid(32, 10.0), range(12)), (Grid(64, 5.0), range(12, 30)), (Grid(128, 2.5), range(30, 34))]
+
+
+@pytest.fixture(scope="module")
+def phantom_views() -> list[tuple[str, str, np.ndarray]]:
+    """Name, view and image of many people as each geometry sees them."""
+    return [
+        (f"seed {seed} at {grid.size} in {name}", view, image)
+        for grid, seeds in RUNS
+        for seed in seeds
+        for name, view, image in projected(thorax(seed, grid)[0], grid)
+    ]
+
+
+@pytest.fixture(scope="module")
+def ct_views(real_data: Path) -> list[tuple[str, str, np.ndarray]]:
+    """The same of every real CT, without and with the table."""
+    grid = Grid(64, 5.0)
+    sources = ct.find([real_data / "ct", real_data / "raw" / "dicom_ct_lung_dx_a0002"]).sources
+    assert len(sources) == 9
+    return [
+        (f"{source.name} in {name}", view, image)
+        for source in sources
+        for keep_table in (False, True)
+        for name, view, image in projected(resample(ct.read(source), grid, keep_table)[0], grid)
+    ]
+
+
+def projected(hu: np.ndarray, grid: Grid) -> Iterator[tuple[str, str, np.ndarray]]:
+    for name, geometry in GEOMETRIES.items():
+        images = radiographs(hu, grid, geometry(grid))
+        yield from ((name, view, image) for view, image in zip(("frontal", "lateral"), images, strict=True))
+
+
+@pytest.mark.parametrize("views", ["phantom_views", "ct_views"])
+def test_a_projection_is_prepared_for_serving_as_it_is_for_training(views: str, request: pytest.FixtureRequest) -> None:
+    for name, view, image in request.getfixturevalue(views):
+        trained_on = standardise(image)
+        assert np.abs(prepare(image, len(image)) - trained_on).max() < 1e-6, (name, view)
+        picture = Image.fromarray((trained_on * 65535).round().astype(np.uint16))
+        served = prepare(read(encoded(picture, "PNG"), name, view=view), len(image))
+        assert np.abs(served - trained_on).max() < 2e-5, (name, view)
+
+
+@pytest.mark.parametrize("views", ["phantom_views", "ct_views"])
+def test_no_projection_is_taken_for_its_negative_nor_its_negative_for_it(
+    views: str, request: pytest.FixtureRequest
+) -> None:
+    for name, view, image in request.getfixturevalue(views):
+        for known in (view, None):
+            assert not shows_bone_dark(image, known), (name, view)
+            assert shows_bone_dark(image.max() - image, known), (name, view)
+
+
+def disturbed(image: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The image as others may have taken, cut, framed or developed it; values 0 to 1."""
+    image = standardise(image)
+    rows, columns = image.shape
+    for value in (0, 1):
+        yield (
+            f"frame of {value}",
+            np.pad(image, ((rows // 10, rows // 20), (columns // 10,) * 2), constant_values=value),
+        )
+        yield f"bands of {value}", np.pad(image, ((0, 0), (columns // 6,) * 2), constant_values=value)
+    yield "cut", image[rows // 20 : -rows // 20, columns // 20 : -columns // 20]
+    yield "soft", image**0.5
+    yield "hard", image**2
+    yield "moved", np.pad(image, ((0, 0), (columns // 20, 0)), mode="edge")[:, :columns]
+    yield "turned", ndimage.rotate(image, 7, reshape=False, order=1)
+
+
+@pytest.mark.parametrize("views", ["phantom_views", "ct_views"])
+def test_bone_is_seen_as_bright_or_dark_through_frames_cuts_and_tone_curves(
+    views: str, request: pytest.FixtureRequest
+) -> None:
+    for name, view, image in request.getfixturevalue(views)[::3]:
+        for what, other in disturbed(image):
+            assert not shows_bone_dark(other, view), (name, view, what)
+            assert shows_bone_dark(1 - other, view), (name, view, what)
+
+
 # --- real radiographs ---
 
 
-def test_real_radiographs_are_read_bone_bright_and_none_is_inverted_by_mistake(real_data: Path) -> None:
-    paths = sorted((real_data / "xray").glob("*.jpg"))
-    assert len(paths) == 6
-    for path in paths:
-        image = read(path.read_bytes(), path.name)
-        assert np.array_equal(image, read(path.read_bytes(), path.name, invert="no")), path.name
-        assert not shows_bone_dark(image)
-        assert prepare(image, 128).mean() > 0.2
+REAL = [
+    f"{case}_{view}" for case in ("cc0_normal", "eurorad_12325_d0", "rad_covid15") for view in ("frontal", "lateral")
+]
 
 
-def test_real_radiographs_shown_dark_are_recognised(real_data: Path) -> None:
-    for path in sorted((real_data / "xray").glob("*.jpg")):
-        picture = np.asarray(Image.open(path).convert("L"))
-        assert shows_bone_dark((255 - picture).astype(np.float32)), path.name
+@pytest.mark.parametrize("name", REAL)
+def test_a_real_radiograph_and_its_negative_come_out_bone_bright(name: str, real_data: Path) -> None:
+    data, view = (real_data / "xray" / f"{name}.jpg").read_bytes(), name.rpartition("_")[2]
+    image = read(data, name, invert="no")
+    negative = encoded(Image.fromarray((255 - image).astype(np.uint8)), "PNG")
+    for known in (view, None):
+        assert np.array_equal(read(data, name, view=known), image)
+        assert np.corrcoef(read(negative, name, view=known).ravel(), image.ravel())[0, 1] > 0.999
+    for what, other in disturbed(image[::8, ::8] if image.shape[0] > 1000 else image):
+        assert not shows_bone_dark(other, view), what
+        assert shows_bone_dark(1 - other, view), what
+    assert prepare(image, 128).mean() > 0.2
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_nothing_is_cut_from_a_real_radiograph(name: str, real_data: Path) -> None:
+    image = read((real_data / "xray" / f"{name}.jpg").read_bytes(), name)
+    seen = prepare(image, 64) > 0.02
+    rows, columns = (np.flatnonzero(seen.any(axis=axis)) for axis in (1, 0))
+    height, width = image.shape
+    assert abs((np.ptp(columns) + 1) / (np.ptp(rows) + 1) - width / height) < 0.08
 
 
 def test_a_real_dicom_radiograph_is_inverted_once(real_data: Path) -> None:
     data = (real_data / "raw" / "dx_pa_monochrome1_RG1_J2KI.dcm").read_bytes()
     image = read(data, "RG1")
     assert image.shape == (1955, 1841)
-    assert not shows_bone_dark(image)
+    assert not shows_bone_dark(image, "frontal")
     square = prepare(image, 128)
     assert square[90:, 54:74].mean() > square[30:60, 30:45].mean() + 0.2, "the spine is brighter than the lung"
 

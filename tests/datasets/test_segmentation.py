@@ -64,7 +64,37 @@ def test_a_volume_of_one_value_has_no_lungs_and_no_labels(value: int) -> None:
     assert not segmentation.lungs(hu, SPACING_MM).any()
     assert not segmentation.labels(hu, SPACING_MM).any()
     body = segmentation.body(hu, SPACING_MM)
-    assert body.mean() > 0.98 if value > segmentation.BODY_HU else not body.any()  # its corners are rounded
+    assert body.all() if value > segmentation.BODY_HU else not body.any()
+
+
+SIDES = {
+    "above": np.s_[25:], "below": np.s_[:50], "front": np.s_[:, 15:], "back": np.s_[:, :55],
+    "right": np.s_[:, :, 13:], "left": np.s_[:, :, :75],
+}  # fmt: skip
+"""Cuts through the body, those beside a lung two or three voxels from it."""
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_body_that_a_side_of_the_volume_cuts_is_what_it_was_up_to_that_side(side: str) -> None:
+    hu, cut = thorax(), SIDES[side]
+    assert np.array_equal(segmentation.body(hu[cut], SPACING_MM), segmentation.body(hu, SPACING_MM)[cut])
+
+
+@pytest.mark.parametrize("flank", [2, 3])
+def test_a_thin_flank_at_the_side_of_the_volume_keeps_the_lung_inside(flank: int) -> None:
+    hu = np.full((30, 60, 60), -1000, np.int16)
+    hu[:, 10:50] = 40
+    hu[:, 20:40, flank:30] = -850
+    inside = segmentation.body(hu, SPACING_MM)
+    assert inside[:, 10:50].all()
+    assert segmentation.lungs(hu, SPACING_MM)[:, 20:40, flank:30].all()
+
+
+def test_vessels_go_on_to_the_slice_that_cuts_a_lung() -> None:
+    hu = thorax()[25:]
+    found = segmentation.vessels(hu, segmentation.lungs(hu, SPACING_MM))
+    assert found[0, 34, 27]
+    assert np.array_equal(found[0], found[5])
 
 
 def test_labels_say_lung_vessel_and_other_and_nothing_else() -> None:

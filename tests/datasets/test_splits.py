@@ -102,3 +102,10 @@ def test_a_table_that_says_nothing_or_two_things_is_refused(text: str, message: 
     with pytest.raises(ConfigError, match=message) as caught:
         read_assignments(write(tmp_path, text))
     assert "splits.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize("data", ["subject,split\nMüller,test\n".encode("cp1252"), b"\xff\xfes\0u\0b\0"])
+def test_a_table_in_another_encoding_is_refused(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "splits.csv").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"splits\.csv: not a CSV in UTF-8"):
+        read_assignments(tmp_path / "splits.csv")

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from samples import GRID, sample, seed_of, write_archive
+from samples import GRID, same, sample, seed_of, write_archive
 
-from raylift.datasets.archive import Archive, Entry, Pair
+from raylift.datasets.archive import Archive, Entry, Pair, Sample
 from raylift.datasets.errors import CorruptSample
 from raylift.datasets.intensity import Window, standardise
 from raylift.datasets.order import SampleOrder, Share
@@ -39,11 +39,18 @@ class Counting:
         self.reads: Counter[str] = Counter()
         self.changed = threading.Condition()
 
+    def read(self, entry: Entry) -> Sample:
+        self.count(entry)
+        return self.inner.read(entry)
+
     def read_pair(self, entry: Entry) -> Pair:
+        self.count(entry)
+        return self.inner.read_pair(entry)
+
+    def count(self, entry: Entry) -> None:
         with self.changed:
             self.reads[entry.id] += 1
             self.changed.notify_all()
-        return self.inner.read_pair(entry)
 
     def wait_for(self, count: int, timeout_s: float = 20) -> bool:
         with self.changed:
@@ -55,6 +62,10 @@ class Gated:
 
     def __init__(self, inner: Reader, at: Callable[[Entry], None]) -> None:
         self.inner, self.at = inner, at
+
+    def read(self, entry: Entry) -> Sample:
+        self.at(entry)
+        return self.inner.read(entry)
 
     def read_pair(self, entry: Entry) -> Pair:
         self.at(entry)
@@ -99,6 +110,39 @@ def test_views_can_be_chosen_and_put_in_another_order(archive: Archive) -> None:
     other = Stream(archive, archive.entries(), SampleOrder(COUNT, 1), Share(0, 1, 4), WINDOW, views=(1,))
     [lateral] = next(iter(other))
     assert torch.equal(lateral.views, both.views[:, 1:])
+
+
+def test_labels_come_with_the_batches_that_ask_for_them(archive: Archive) -> None:
+    share = Share(0, 1, 4, accumulation=2)
+    asked = Stream(archive, archive.entries(), SampleOrder(COUNT, 1), share, WINDOW, labels=True)
+    plain = next(iter(stream(archive, archive, share)))
+    by_id = {entry.id: entry for entry in archive.entries()}
+    for batch, other in zip(next(iter(asked)), plain, strict=True):
+        assert batch.labels is not None
+        assert (batch.labels.dtype, batch.labels.shape) == (torch.uint8, (2, 1, *GRID.shape))
+        for name, labels in zip(batch.ids, batch.labels, strict=True):
+            np.testing.assert_array_equal(labels[0], sample(seed_of(by_id[name])).labels)
+        moved = batch.to(torch.device("cpu"))
+        assert moved.labels is not None
+        assert torch.equal(moved.labels, batch.labels)
+        assert torch.equal(batch.volume, other.volume)
+        assert torch.equal(batch.views, other.views)
+        assert other.labels is None
+
+
+def test_labels_that_nobody_asks_for_are_not_read(archive: Archive) -> None:
+    read: Counter[str] = Counter()
+
+    class Counted(Archive):
+        def read_array(self, entry: Entry, name: str) -> np.ndarray:
+            read[name] += 1
+            return super().read_array(entry, name)
+
+    counted = Counted(archive.url)
+    for labels in (False, True):
+        load(counted, counted.entries()[:3], WINDOW, (0, 1), labels=labels)
+        assert read == {"volumes": 3, "radiographs": 3, **({"labels": 3} if labels else {})}
+        read.clear()
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])
@@ -282,6 +326,21 @@ def test_a_full_cache_drops_what_was_used_longest_ago(archive: Archive) -> None:
     assert not reader.reads
     cache.read_pair(b)
     assert reader.reads == {b.id: 1}
+
+
+def test_a_cache_keeps_labels_only_where_they_are_asked_for(archive: Archive) -> None:
+    reader = Counting(archive)
+    cache = Cache(reader, max_bytes=COUNT * 2 * PAIR_BYTES)
+    entry = archive.entries()[0]
+    cache.read_pair(entry)
+    assert cache.bytes_held == PAIR_BYTES
+    whole = sample(seed_of(entry))
+    for _ in range(2):
+        assert same(cache.read(entry), whole)
+        assert cache.bytes_held == PAIR_BYTES + 16**3
+    np.testing.assert_array_equal(cache.read_pair(entry).volume, whole.volume)
+    assert reader.reads[entry.id] == 2, "the pair, and then the whole sample in its place"
+    assert load(cache, [entry], WINDOW, (0, 1)).labels is None
 
 
 @pytest.mark.parametrize("max_bytes", [0, PAIR_BYTES - 1])

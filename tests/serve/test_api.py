@@ -1,4 +1,5 @@
 import asyncio
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 from fastapi.openapi.models import OpenAPI
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from raylift.datasets.geometry import FRONTAL
 from raylift.datasets.radiograph import RadiographLimits, prepare, read
@@ -51,6 +53,26 @@ def test_radiographs_come_back_as_the_volume_the_network_makes_of_them(
     hu = sitk.GetArrayFromImage(image)
     np.testing.assert_array_equal(hu[::-1], reconstructor.reconstruct([prepared])[0])
     assert (hu.min(), hu.max()) == (-1024, 1476)
+
+
+def test_radiographs_and_their_negatives_give_one_volume_unless_told_otherwise(
+    service_client: TestClient, radiographs: dict[str, bytes], tmp_path: Path
+) -> None:
+    def negative(data: bytes) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(65535 - np.asarray(Image.open(io.BytesIO(data)))).save(file, "PNG")
+        return file.getvalue()
+
+    def volume(files: dict[str, bytes], **fields: str) -> np.ndarray:
+        answer = service_client.post("/v1/reconstructions", files=files, data=fields)
+        assert answer.status_code == 200
+        return sitk.GetArrayFromImage(opened(answer.content, tmp_path)).astype(np.int32)
+
+    negatives = {view: negative(data) for view, data in radiographs.items()}
+    plain = volume(radiographs, invert="no")
+    np.testing.assert_array_equal(volume(radiographs), plain)
+    assert np.abs(volume(negatives) - plain).max() <= 1
+    assert np.abs(volume(negatives, invert="no") - plain).mean() > 1
 
 
 def test_real_radiographs_are_taken_as_they_come(service_client: TestClient, real_data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,109 @@
+"""What the README shows, it shows as run: its commands and its Python, made small, in its own order."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from PIL import Image
+
+from raylift.datasets.archive import Archive
+from raylift.datasets.geometry import Grid
+from raylift.datasets.phantom import thorax
+from raylift.platform import cli
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL) for kind in ("sh", "python")}
+COMMANDS = [
+    shlex.split(line, comments=True)[1:]
+    for block in BLOCKS["sh"]
+    for line in block.splitlines()
+    if line.startswith("raylift ")
+]
+SMALLER = {"64": "32", "5": "10", "x2ct-gan-slim": "x2ct-gan-tiny"}
+FEWER = {
+    "ingest": ["--shares", "0.5", "0.25", "0.25"],
+    "train": ["--train.steps", "4", "--train.validate-every", "4"],
+    "tune": [
+        *("--preset", "x2ct-gan-tiny", "--trials", "2", "--train.steps", "2", "--train.validate-every", "1"),
+        *("--cluster.workers", "1"),
+    ],
+}
+
+
+def small(words: list[str]) -> list[str]:
+    words = [SMALLER.get(word, word) for word in words]
+    extra = FEWER.get(words[0], [])
+    for flag in ("--trials",):
+        if flag in extra and flag in words:
+            place = words.index(flag)
+            del words[place : place + 2]
+    return words + extra
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with CT files and radiographs, as a reader would have one."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "scans").mkdir()
+    for seed in range(8):
+        hu = thorax(seed, Grid(32, 10.0))[0]
+        image = sitk.GetImageFromArray(hu.astype(np.int16))
+        image.SetSpacing((10.0, 10.0, 10.0))
+        image.SetDirection((1, 0, 0, 0, 1, 0, 0, 0, -1))
+        sitk.WriteImage(image, str(folder / f"scans/subject-{seed}.nii.gz"))
+        for name in ("pa", "lateral"):
+            flat = hu.astype(float).mean(axis=1 if name == "pa" else 2)
+            Image.fromarray(np.uint8(255 * (flat - flat.min()) / np.ptp(flat))).resize((96, 96)).save(
+                folder / f"{name}.png"
+            )
+    return folder
+
+
+def test_the_commands_of_the_readme_do_what_it_says_in_their_order(place, ray_cluster, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert [words[0] for words in COMMANDS] == [
+        *("doctor", "ingest", "train", "tune", "evaluate", "export", "reconstruct", "serve")
+    ]
+    for words in COMMANDS:
+        if words[0] == "serve":  # runs until it is stopped; tests/serve has it
+            continue
+        assert cli.main(small(words)) == 0, words
+    assert len(Archive("data/chest").entries()) == 8
+    assert "PSNR" in Path("runs/first-report/report.html").read_text()
+    assert Path("models/first/model.safetensors").is_file()
+    volume = sitk.ReadImage("volume.nii.gz")
+    assert volume.GetSize() == (32, 32, 32)
+    assert volume.GetSpacing() == pytest.approx((10.0, 10.0, 10.0))
+
+
+def test_the_python_of_the_readme_runs(place, monkeypatch):
+    monkeypatch.chdir(place)
+    (block,) = BLOCKS["python"]
+    names: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), names)
+    assert tuple(names["volume"].shape) == (1, 1, 32, 32, 32)
+    assert tuple(names["radiograph"].shape) == (1, 1, 32, 32)
+
+
+def test_the_table_of_verbs_has_every_verb_and_no_other():
+    named = re.findall(r"^\| `raylift (\w+)", README, re.MULTILINE)
+    assert named == list(cli.VERBS)
+
+
+def test_every_link_of_the_documents_leads_somewhere():
+    for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_tree_of_the_readme_names_every_folder_of_the_repository():
+    tree = README.split("## The tree")[1].split("```")[1]
+    named = {line.split("/")[0] for line in tree.strip().splitlines() if not line.startswith(" ") and "/" in line}
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    tracked = {name.split("/")[0] for name in listed.splitlines() if "/" in name and not name.startswith(".")}
+    assert named == tracked
