@@ -27,11 +27,11 @@ class DemoOptions:
     """Where everything goes."""
     phantoms: int = 48
     """Synthetic volumes, where no CT is given."""
-    steps: int = 240
+    steps: int = 200
     """Training steps."""
     trials: int = 4
     """Trials of the search."""
-    trial_steps: int = 40
+    trial_steps: int = 32
     """Training steps of a trial."""
     serve: bool = True
     """Serve the best checkpoint at the end, until Ctrl-C."""
