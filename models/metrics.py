@@ -35,6 +35,8 @@ class Protocol:
     """A window and the metrics computed inside it."""
 
     name: str
+    definition: str
+    """How PSNR and SSIM are computed, in a sentence for a report."""
     window: Window
     figures: Callable[[Unit, Unit], Figures]
 
@@ -101,8 +103,10 @@ def _x2ct_figures(prediction: Unit, truth: Unit) -> Figures:
     }
 
 
+_VOLUME = "PSNR over the volume against the window's width; SSIM in 3-D with a Gaussian of 1.5 voxels"
+_X2CT = "PSNR against 4095 on a scale of 2500, over the volume and as a mean of slices; SSIM as a mean of slices, 7 x 7"
 PROTOCOLS = {
-    "volume": Protocol("volume", Window(-1024, 1476), _volume_figures),
-    "x2ct": Protocol("x2ct", Window(-1024, 1476), _x2ct_figures),
-    "cvaa": Protocol("cvaa", Window(-1000, 4096), _volume_figures),
+    "volume": Protocol("volume", _VOLUME, Window(-1024, 1476), _volume_figures),
+    "x2ct": Protocol("x2ct", _X2CT, Window(-1024, 1476), _x2ct_figures),
+    "cvaa": Protocol("cvaa", _VOLUME, Window(-1000, 4096), _volume_figures),
 }

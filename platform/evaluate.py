@@ -66,6 +66,11 @@ class Evaluation:
         return {name: pstdev([row[name] for row in rows]) for name in rows[0]}
 
     @property
+    def scans(self) -> str:
+        """How many there are, in words."""
+        return "one scan" if len(self.cases) == 1 else f"{len(self.cases)} scans"
+
+    @property
     def predictors(self) -> list[str]:
         """The model first, then the baselines."""
         return list(self.cases[0].figures)
@@ -77,7 +82,7 @@ class Evaluation:
         scores = {predictor: self.mean(predictor, protocol)[name] for predictor in self.predictors}
         own = scores.pop(MODEL)
         best, score = max(scores.items(), key=lambda item: item[1])
-        where = f"{name} of protocol {protocol} on {len(self.cases)} scan(s) of the {self.split} split"
+        where = f"PSNR (protocol {protocol}) on {self.scans} of the {self.split} split"
         if own > score:
             return f"The model beats both trivial predictors in {where}: {own:.2f} dB against {score:.2f} dB ({best})."
         config = self.provenance["training"]

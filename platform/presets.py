@@ -11,7 +11,15 @@ from raylift.models.discriminators import PatchDiscriminatorConfig
 from raylift.models.encoders import DenseEncoderConfig
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.systems.x2ct_gan import X2CTGAN
-from raylift.platform.config import ClusterConfig, DataConfig, EngineConfig, OptimiserConfig, RunConfig, TrainConfig, from_yaml
+from raylift.platform.config import (
+    ClusterConfig,
+    DataConfig,
+    EngineConfig,
+    OptimiserConfig,
+    RunConfig,
+    TrainConfig,
+    from_yaml,
+)
 
 
 def x2ct_gan() -> RunConfig:

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from raylift.datasets.geometry import Geometry, Grid
+from raylift.models.metrics import PROTOCOLS
 from raylift.platform.evaluate import Evaluation
 from raylift.platform.figures import draw_case, draw_history, draw_projections
 
@@ -93,11 +94,12 @@ def _cell(name: str, mean: float, spread: float, count: int) -> str:
 
 def _page(evaluation: Evaluation, pictures: list[tuple[str, Path]]) -> str:
     provenance = evaluation.provenance
-    head = f"{provenance['system']} on {len(evaluation.cases)} held-out scan(s)"
+    head = f"{provenance['system']} on {evaluation.scans} of the {evaluation.split} split"
     parts = [f"<h1>{_escape(head)}</h1>", f'<p class="verdict">{_escape(evaluation.verdict())}</p>']
     for protocol in evaluation.protocols_and_extra:
-        title = f"Protocol {protocol}" if protocol in evaluation.protocols else "Segmentation (lungs below -500 HU)"
-        parts += [f"<h2>{_escape(title)}</h2>", _table(*rows(evaluation, protocol))]
+        title = f"Protocol {protocol}" if protocol in evaluation.protocols else "Segmentation"
+        parts += [f"<h2>{_escape(title)}</h2>", f"<p>{_escape(_definition(protocol))}</p>"]
+        parts.append(_table(*rows(evaluation, protocol)))
     parts.append("<h2>Scan by scan</h2>")
     parts.append(_table(*_case_rows(evaluation)))
     for title, path in pictures:
@@ -111,6 +113,13 @@ def _page(evaluation: Evaluation, pictures: list[tuple[str, Path]]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_escape(head)}</title>'
         f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>"
     )
+
+
+def _definition(protocol: str) -> str:
+    if protocol not in PROTOCOLS:
+        return "Lungs of both volumes by the same threshold, -500 HU inside the body."
+    window = PROTOCOLS[protocol].window
+    return f"{window.low_hu:g} to {window.high_hu:g} HU. {PROTOCOLS[protocol].definition}."
 
 
 def _case_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
