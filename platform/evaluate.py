@@ -6,8 +6,6 @@ Every figure in the result names its protocol, and the result names its data, se
 from __future__ import annotations
 
 import platform as machine
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -119,6 +117,7 @@ def evaluate(
     split: Split = "test",
     protocols: Sequence[ProtocolName] = ("volume", "x2ct", "cvaa"),
     seed: int = 0,
+    command: str = "",
     progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Evaluation:
     """Reconstruct every scan of a split and measure it, with the baselines fitted to the train split.
@@ -152,7 +151,8 @@ def evaluate(
         }
         cases.append(Case(entry, truth, batch.views[0].numpy(), predictions, figures))
     progress(len(entries), len(entries), "")
-    return Evaluation(cases, tuple(protocols), split, _provenance(model, archive, seed), seconds / len(entries))
+    provenance = _provenance(model, archive, seed, command)
+    return Evaluation(cases, tuple(protocols), split, provenance, seconds / len(entries))
 
 
 def matching_views(model: Model, archive: Archive) -> list[int]:
@@ -192,7 +192,7 @@ def _figures(
     return figures
 
 
-def _provenance(model: Model, archive: Archive, seed: int) -> dict[str, Any]:
+def _provenance(model: Model, archive: Archive, seed: int, command: str) -> dict[str, Any]:
     training = model.description.provenance.get("config", {}).get("train", {})
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -209,7 +209,7 @@ def _provenance(model: Model, archive: Archive, seed: int) -> dict[str, Any]:
             "volumes": len(model.description.provenance.get("training_samples", [])),
         },
         "seed": seed,
-        "command": shlex.join(["raylift", *sys.argv[1:]]),
+        "command": command,
         "versions": {"raylift": __version__, "torch": torch.__version__, "numpy": np.__version__},
         "machine": f"{machine.system()} {machine.machine()}, {torch.get_num_threads()} threads",
     }

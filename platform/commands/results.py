@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,6 +46,7 @@ def evaluate(arguments: list[str]) -> int:
             split=options.split,
             protocols=options.protocols,
             seed=options.seed,
+            command=shlex.join(["raylift", "evaluate", *arguments]),
             progress=shown.at,
         )
     page = report.write(

@@ -38,6 +38,7 @@ def test_the_report_says_where_its_numbers_come_from(report):
     assert {"date", "command", "seed", "versions", "machine", "archive", "model_sha256", "config_sha256"} <= set(
         provenance
     )
+    assert provenance["command"].startswith("raylift evaluate ")
     assert provenance["training"] == {"steps": 8, "batch": 4, "volumes": 10}
 
 
