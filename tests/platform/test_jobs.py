@@ -58,6 +58,8 @@ def head(tmp_path):
     home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    # The nodes of a cluster have the environment with Ray first; here the tests' own may not be activated.
+    environment["PATH"] = os.pathsep.join([str(Path(RAY).parent), environment.get("PATH", os.defpath)])
     subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
     (home / ".ray/auth_token").chmod(0o600)
     gcs, dashboard, agent, client = free_ports(4)
