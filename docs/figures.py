@@ -1,7 +1,13 @@
-"""Draw the figures of the documentation: `python docs/figures.py`. They show phantoms only, never a patient."""
+"""Draw the figures of the documentation. They show phantoms only, never a patient.
+
+`python docs/figures.py` draws the sheet of phantoms; with `--page http://127.0.0.1:8000` it also takes a picture of a
+running service's page, on the page's own example.
+"""
 
 from __future__ import annotations
 
+import argparse
+import shutil
 from pathlib import Path
 
 import matplotlib as mpl
@@ -57,5 +63,28 @@ def phantom_sheet(path: Path, seeds: tuple[int, ...] = (12, 21, 5, 25), grid: Gr
     plt.close(figure)
 
 
+def page(url: str, path: Path, width_px: int = 1080) -> None:
+    """The service's page with its synthetic example reconstructed, in Chromium."""
+    from playwright.sync_api import expect, sync_playwright
+
+    with sync_playwright() as playwright:
+        # The sandbox wants rights that a container's root has not; the page is our own.
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        shown = browser.new_page(viewport={"width": width_px, "height": 900})
+        shown.goto(url)
+        shown.locator("#example").click()
+        expect(shown.locator("#lateral-preview img")).to_be_visible()
+        shown.locator("#reconstruct").click()
+        expect(shown.locator("#sagittal-slice img")).to_be_visible(timeout=60_000)
+        shown.wait_for_load_state("networkidle")
+        shown.screenshot(path=path, full_page=True)
+        browser.close()
+
+
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Draw the figures of the documentation.")
+    parser.add_argument("--page", metavar="URL", help="a running service, for a picture of its page")
+    options = parser.parse_args()
     phantom_sheet(IMAGES / "phantom.png")
+    if options.page:
+        page(options.page, IMAGES / "page.png")
