@@ -1,0 +1,68 @@
+"""Write docs/results.md from reports: `python docs/results.py "TITLE=FOLDER" ... > docs/results.md`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from raylift.platform.report import TITLES
+
+INTRODUCTION = """\
+# Results
+
+Written by `python docs/results.py` from the `metrics.json` of reports. Protocols are defined in
+[models/metrics.py](../models/metrics.py); figures of different protocols cannot be compared, and those of the
+literature do not stand here because they come from other data, geometry and definitions.
+"""
+COLUMNS = {
+    "volume": ("mae_hu", "psnr_db", "ssim"),
+    "x2ct": ("psnr_3d_db", "psnr_slices_db", "ssim_slices"),
+    "segmentation": ("lung_dice",),
+}
+DIGITS = {"mae_hu": 0, "psnr_db": 2, "psnr_3d_db": 2, "psnr_slices_db": 2}
+
+
+def section(title: str, report: Path) -> str:
+    """One evaluation: verdict, table, and where it comes from."""
+    metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+    head = [f"{TITLES[name]} ({protocol})" for protocol, names in COLUMNS.items() for name in names]
+    lines = [f"\n## {title}\n", metrics["verdict"] + "\n", row(["predictor", *head]), row(["---"] * (1 + len(head)))]
+    for predictor, mean in metrics["mean"].items():
+        spread = metrics["standard_deviation"][predictor]
+        cells = [
+            figure(name, mean[protocol][name], spread[protocol][name], len(metrics["cases"]))
+            for protocol, names in COLUMNS.items()
+            for name in names
+        ]
+        lines.append(row([predictor, *cells]))
+    return "\n".join([*lines, "", *conditions(metrics["provenance"], list(metrics["cases"]))])
+
+
+def figure(name: str, mean: float, spread: float, count: int) -> str:
+    """Mean and, over several scans, standard deviation."""
+    digits = DIGITS.get(name, 3)
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if count > 1 else "")
+
+
+def conditions(provenance: dict[str, Any], cases: list[str]) -> list[str]:
+    """What made the figures."""
+    training, versions = provenance["training"], provenance["versions"]
+    return [
+        f"* {provenance['date']}, {provenance['system']} with {provenance['parameters']:,} parameters, "
+        f"{provenance['grid']}, {training['steps']} steps of {training['batch']} on {training['volumes']} volumes, "
+        f"seed {provenance['seed']}; evaluated on {', '.join(cases)}",
+        f"* command: `{provenance['command']}`",
+        f"* {', '.join(f'{name} {number}' for name, number in versions.items())}; {provenance['machine']}",
+    ]
+
+
+def row(cells: list[str]) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    named = [argument.split("=", 1) for argument in sys.argv[1:]]
+    print(INTRODUCTION + "\n".join(section(title, Path(folder)) for title, folder in named))
