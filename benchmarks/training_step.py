@@ -21,9 +21,10 @@ from pathlib import Path
 
 import torch
 
+from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.stream import Batch
 from raylift.models.objectives.turns import frozen
-from raylift.models.systems.x2ct_gan import X2CTGAN
+from raylift.models.systems.x2ct import x2ct_gan
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -64,7 +65,7 @@ def case(asked: dict) -> dict[str, float]:
     device = torch.device("cuda" if asked["gpu"] else "cpu")
     torch.manual_seed(0)
     size, batch = asked["size"], asked["batch"]
-    objective = X2CTGAN().objective(size)
+    objective = x2ct_gan().objective(Grid(size), chest(Grid(size)))
     players = {name: player.to(device) for name, player in objective.players.items()}
     if asked["kind"].endswith("compiled"):
         for player in players.values():

@@ -59,9 +59,7 @@ def backproject(
         ConfigError: the source of a cone beam stands inside the volume.
     """
     _require_source_outside(shape, spacing_mm, geometry, view)
-    axes = _axes(view, image)
-    points = _voxel_centres(shape, spacing_mm, image) - image.new_tensor(view.offset_mm)
-    column, row, depth = (points @ axes.T).unbind(-1)
+    column, row, depth = in_view(shape, spacing_mm, view, image)
     scale = torch.ones_like(depth)
     if geometry.beam == "cone":
         scale = geometry.source_detector_mm / (depth + geometry.source_axis_mm)
@@ -70,6 +68,37 @@ def backproject(
     grid = grid.reshape(1, shape[0] * shape[1], shape[2], 2).expand(image.shape[0], -1, -1, -1)
     sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled.reshape(image.shape[0], image.shape[1], *shape)
+
+
+def in_view(
+    shape: tuple[int, int, int], spacing_mm: float, view: View, like: Tensor
+) -> tuple[Float[Tensor, "d h w"], Float[Tensor, "d h w"], Float[Tensor, "d h w"]]:
+    """Where voxel centres stand as a view sees them, in mm: along its columns, its rows and its central ray."""
+    points = _voxel_centres(shape, spacing_mm, like) - like.new_tensor(view.offset_mm)
+    column, row, depth = (points @ _axes(view, like).T).unbind(-1)
+    return column, row, depth
+
+
+def project_turned(
+    attenuation: Float[Tensor, "n 1 d h w"],
+    spacing_mm: float,
+    geometry: Geometry,
+    axes: Float[Tensor, "3 3"],
+    offset_mm: Float[Tensor, " 3"],
+) -> Float[Tensor, "n 1 rows columns"]:
+    """Line integrals from a pose that is itself tensors, as losses with random poses want it.
+
+    Args:
+        attenuation: per mm, in volume order; any sizes.
+        spacing_mm: edge of a voxel.
+        geometry: beam, distances and detector; its views are not looked at.
+        axes: unit vectors (rows: column, row and ray direction) in the patient frame.
+        offset_mm: the point imaged at the detector's centre. The planes that are sampled cover the volume's sphere
+            about this point, so what an offset moves out of it is cut.
+    """
+    sizes_mm = [n * spacing_mm for n in attenuation.shape[2:]]
+    reach_mm = float(np.linalg.norm(sizes_mm)) / 2
+    return _sample_frustum(attenuation, spacing_mm, geometry, axes, offset_mm, reach_mm)
 
 
 def _require_source_outside(shape: Sequence[int], spacing_mm: float, geometry: Geometry, view: View) -> None:
@@ -151,14 +180,28 @@ def _project_frustum(
     view: View,
     axes: Float[Tensor, "3 3"],
 ) -> Float[Tensor, "n 1 rows columns"]:
+    _, _, *shape = attenuation.shape
+    sizes = torch.tensor([shape[2], shape[1], shape[0]], dtype=axes.dtype, device=axes.device) * spacing_mm
+    # Planes over the depth that the volume's corners span.
+    reach = float((axes[2].abs() * sizes).sum()) / 2 + float(np.linalg.norm(view.offset_mm))
+    return _sample_frustum(attenuation, spacing_mm, geometry, axes, axes.new_tensor(view.offset_mm), reach)
+
+
+def _sample_frustum(
+    attenuation: Float[Tensor, "n 1 d h w"],
+    spacing_mm: float,
+    geometry: Geometry,
+    axes: Float[Tensor, "3 3"],
+    offset_mm: Float[Tensor, " 3"],
+    reach_mm: float,
+) -> Float[Tensor, "n 1 rows columns"]:
     n, _, *shape = attenuation.shape
     column, row, ray = axes
     offsets = _pixel_offsets(geometry, attenuation)
     sizes = torch.tensor([shape[2], shape[1], shape[0]], dtype=offsets.dtype, device=offsets.device) * spacing_mm
-    # Planes a voxel apart or less, over the depth that the volume's corners span.
-    reach = float((ray.abs() * sizes).sum()) / 2 + float(np.linalg.norm(view.offset_mm))
-    planes = max(2, int(2 * reach / spacing_mm + 0.999))
-    step = 2 * reach / planes
+    # Planes a voxel apart or less.
+    planes = max(2, int(2 * reach_mm / spacing_mm + 0.999))
+    step = 2 * reach_mm / planes
     depth = (torch.arange(planes, dtype=offsets.dtype, device=offsets.device) - (planes - 1) / 2) * step
 
     shrink = torch.ones_like(depth)
@@ -167,7 +210,7 @@ def _project_frustum(
     along = offsets[None, :] * shrink[:, None]
     points = (
         along[:, None, :, None] * column + along[:, :, None, None] * row + depth[:, None, None, None] * ray
-    ) + offsets.new_tensor(view.offset_mm)
+    ) + offset_mm
     # Patient LPS to grid_sample's (w, h, d), each in [-1, 1] between the outer faces.
     grid = points * offsets.new_tensor([1.0, 1.0, -1.0]) / (sizes / 2)
     sampled = F.grid_sample(

@@ -1,44 +1,95 @@
-"""From the coarsest volume to the finest: levels that join a skip, refine, and double the size."""
+"""From lifted volumes of several sizes to the reconstruction, each decoder by its name.
+
+A decoder takes, for each view, its lifted volumes from the coarsest up, fuses the views, and gives volumes: first the
+reconstruction, then auxiliary ones of the same size where it has any and deep supervision wants them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from raylift.models.blocks import convolve_3d, upsample_3d
+from raylift.datasets.errors import ConfigError
+from raylift.models.blocks import convolve_3d, run, upsample_3d
+from raylift.models.fusion import FusionConfig
+from raylift.models.heads import ActivationName, Head, Rendering
 
-ActivationName = Literal["relu", "leaky_relu", "linear"]
-ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "leaky_relu": F.leaky_relu,
-    "linear": lambda intensities: intensities,
-}
+DecoderName = Literal["growing", "unet", "unet++", "none"]
+HeadName = Literal["convolution", "rendering"]
+
+Lifted = list[list[Float[Tensor, "n _ _ _ _"]]]
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """How lifted volumes become the reconstruction; the defaults are X2CT-GAN's."""
+
+    kind: DecoderName = "growing"
+    """growing: from the coarsest volume up, the views fused at each size (X2CT-GAN, CVAA-GAN, X-Recon). unet: down
+    and up again in 3-D with residual blocks (3DCNN). unet++: the same with nested paths (DuoLift-GAN). none: the lifted
+    volume is the answer (PSR)."""
+    channels: tuple[int, ...] = (256, 128, 64, 32, 16, 16)
+    """From the coarsest volume to the finest."""
+    blocks: int = 1
+    """Convolutions (growing) or residual blocks (unet) at each size, after the one that joins."""
+    view_blocks: int = 2
+    """The same in the decoders that views have to themselves, and in that of a lone view."""
+    coarsest_blocks: int = 0
+    """Convolutions before the first step up of the growing decoder."""
+    head: HeadName = "convolution"
+    """rendering: X-Recon's, an intensity at each size, combined from coarse to fine; with the growing decoder only."""
+    head_kernel: int = 7
+    output: ActivationName = "relu"
+
+    def __post_init__(self) -> None:
+        if self.head == "rendering" and self.kind != "growing":
+            raise ConfigError(f"the rendering head grows with the volume: decoder '{self.kind}' wants convolution")
+
+    @property
+    def has_auxiliaries(self) -> bool:
+        """Whether deep supervision has something to supervise; the growing decoder's depends on fusion too."""
+        return self.kind == "unet++" or self.head == "rendering"
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a decoder must know of the rest of the network."""
+
+    views: int
+    auxiliaries: bool = False
+    """Whether deep supervision wants auxiliary volumes."""
+    recompute: bool = False
+    view_decoders: bool = False
+    """Whether views have decoders of their own."""
+    alone: bool = False
+    """Whether the one view there is decodes by itself, with the blocks that a view's own decoder has."""
 
 
 class DecoderLevel(nn.Module):
-    """One size of a decoder: join what comes from below with a skip, refine, and go up.
+    """One size of the growing decoder: join what comes from below with a skip, refine, and go up.
 
     `join` and `refine` are two steps because X2CT-GAN fuses the views between them.
     """
 
-    def __init__(self, channels: int, skip_channels: int, blocks: int, up_channels: int | None) -> None:
+    def __init__(self, channels: int, joined: int, blocks: int, up_channels: int | None) -> None:
         super().__init__()
-        self.compress = convolve_3d(channels + skip_channels, channels) if skip_channels else None
+        self.compress = convolve_3d(joined, channels) if joined else None
         self.blocks = nn.Sequential(*(convolve_3d(channels, channels) for _ in range(blocks)))
         self.up = upsample_3d(channels, up_channels) if up_channels else nn.Identity()
 
-    def join(
-        self, features: Float[Tensor, "n c d h w"], skip: Float[Tensor, "n skip d h w"]
-    ) -> Float[Tensor, "n c d h w"]:
-        """Concatenate and bring back to the level's width."""
-        assert self.compress is not None
-        joined: Tensor = self.compress(torch.cat([features, skip], dim=1))
+    def join(self, *volumes: Float[Tensor, "n _ d h w"]) -> Float[Tensor, "n c d h w"]:
+        """Concatenate and bring to the level's width."""
+        if self.compress is None:
+            (volume,) = volumes
+            return volume
+        joined: Tensor = self.compress(torch.cat(volumes, dim=1))
         return joined
 
     def refine(self, features: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n up d2 h2 w2"]:
@@ -47,13 +98,18 @@ class DecoderLevel(nn.Module):
         return refined
 
 
-class Decoder(nn.ModuleList):
-    """A level for each width, coarsest first: the first only goes up, the last only refines."""
+class Levels(nn.ModuleList):
+    """A level for each width, coarsest first; the last has one block at most and only refines."""
 
-    def __init__(self, channels: tuple[int, ...], blocks: int, last_blocks: int) -> None:
-        inner = [DecoderLevel(width, width, blocks, above) for width, above in pairwise(channels[1:])]
-        last = DecoderLevel(channels[-1], channels[-1], last_blocks, None)
-        super().__init__([DecoderLevel(channels[0], 0, 0, channels[1]), *inner, last])
+    def __init__(self, channels: Sequence[int], skips: Sequence[int], blocks: int, coarsest_blocks: int) -> None:
+        # The coarsest volume is joined with nothing, so it is only brought to its width where it has another.
+        first = DecoderLevel(channels[0], skips[0] if skips[0] != channels[0] else 0, coarsest_blocks, channels[1])
+        inner = [
+            DecoderLevel(width, width + skip, blocks, above)
+            for (width, above), skip in zip(pairwise(channels[1:]), skips[1:-1], strict=True)
+        ]
+        last = DecoderLevel(channels[-1], channels[-1] + skips[-1], min(blocks, 1), None)
+        super().__init__([first, *inner, last])
 
     def level(self, index: int) -> DecoderLevel:
         """One level, 0 the coarsest."""
@@ -61,35 +117,92 @@ class Decoder(nn.ModuleList):
         assert isinstance(level, DecoderLevel)
         return level
 
-    def forward(self, skips: list[Float[Tensor, "n _ _ _ _"]]) -> Float[Tensor, "n c d h w"]:
-        """Decode with a skip for each level; the first is where decoding starts."""
-        volume = self.level(0).refine(skips[0])
-        for index in range(1, len(self)):
-            volume = self.level(index).refine(self.level(index).join(volume, skips[index]))
-        return volume
 
+class ViewDecoder(nn.Module):
+    """A decoder that one view has to itself beside the fused one; X2CT-GAN's connection C feeds it.
 
-class Head(nn.Module):
-    """Features to intensities: a 7 x 7 x 7 convolution and an activation chosen by name.
-
-    X2CT-GAN publishes a ReLU, which is dead for good once all its inputs are negative, as happens to small networks
-    on volumes that are mostly air; X-Recon's leaky one lives.
-
-    A convolution to a single channel leaves most of a vector unit idle, so the depth taps are computed as channels of
-    their own and added up shifted: the same sum, seven times faster on a CPU.
+    Its own reconstruction, whose loss has no weight in the published system, is computed for deep supervision only.
     """
 
-    def __init__(self, channels: int, activation: ActivationName = "relu", kernel: int = 7) -> None:
+    def __init__(self, config: DecoderConfig, widths: Sequence[int]) -> None:
         super().__init__()
-        self.activation = activation
-        self.convolve = nn.Conv3d(channels, 1, kernel, padding=kernel // 2)
+        skips = (config.channels[0], *widths[1:])
+        self.levels = Levels(config.channels, skips, config.view_blocks, config.coarsest_blocks)
+        self.head = Head(config.channels[-1], config.output, config.head_kernel)
 
-    def forward(self, features: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n 1 d h w"]:
-        """One channel."""
-        weight, reach = self.convolve.weight, self.convolve.kernel_size[0] // 2
-        taps = F.conv3d(features, weight[0].transpose(0, 1).unsqueeze(2), padding=(0, reach, reach))
-        taps = F.pad(taps, (0, 0, 0, 0, reach, reach))
-        depth = features.shape[2]
-        summed = torch.stack([taps[:, k : k + 1, k : k + depth] for k in range(2 * reach + 1)]).sum(dim=0)
-        assert self.convolve.bias is not None
-        return ACTIVATIONS[self.activation](summed + self.convolve.bias)
+    def forward(
+        self, below: Float[Tensor, "n _ _ _ _"], skip: Float[Tensor, "n _ d h w"], index: int
+    ) -> Float[Tensor, "n c d h w"]:
+        """The level's skip joined with what the fused volume of the level below grows into."""
+        return self.levels.level(index).join(self.levels.level(index - 1).refine(below), skip)
+
+    def volume(self, fused: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n 1 d h w"]:
+        """The view's own reconstruction, from the finest fused volume."""
+        own: Tensor = self.head(self.levels.level(len(self.levels) - 1).refine(fused))
+        return own
+
+
+class GrowingDecoder(nn.Module):
+    """At each size: fuse the views, join the fusion with what has grown so far, refine, double.
+
+    With view decoders, what a view brings to the fusion is its lifted volume joined with what the fused volume of the
+    size below grew into.
+    """
+
+    def __init__(self, config: DecoderConfig, fusion: FusionConfig, widths: Sequence[int], build: Build) -> None:
+        super().__init__()
+        self.auxiliaries, self.recompute = build.auxiliaries, build.recompute
+        channels = config.channels
+        feeds = build.view_decoders
+        entering = (widths[0], *channels[1:]) if feeds else tuple(widths)
+        # The coarsest volume has nothing below it to attend by; CVAA-GAN sums there.
+        first = FusionConfig("sum") if fusion.kind == "alignment" else fusion
+        fuse = [
+            (fusion if index else first).build(width, build.views, channels[index] if index else 0, keep_width=feeds)
+            for index, width in enumerate(entering)
+        ]
+        self.fuse = nn.ModuleList(fuse)
+        skips = [one.out_channels for one in fuse]
+        self.levels = Levels(
+            channels, skips, config.view_blocks if build.alone else config.blocks, config.coarsest_blocks
+        )
+        self.head: nn.Module
+        if config.head == "rendering":
+            pairs = zip(channels[1:], skips[1:], strict=True)
+            self.head = Rendering([width + skip for width, skip in pairs], config.output)
+        else:
+            self.head = Head(channels[-1], config.output, config.head_kernel)
+
+    def forward(self, lifted: Lifted, decoders: Sequence[nn.Module] = ()) -> list[Float[Tensor, "n 1 d h w"]]:
+        """The reconstruction, then at will what it was at the sizes below, or the views' own."""
+        own = [decoder for decoder in decoders if isinstance(decoder, ViewDecoder)]
+        grown: tuple[Tensor, ...] = ()
+        renders = []
+        for index, views in enumerate(zip(*lifted, strict=True)):
+            *grown_now, render = run(partial(self._grow, index, own), *views, *grown, recompute=self.recompute)
+            grown = tuple(grown_now)
+            renders.append(render)
+        if isinstance(self.head, Rendering):
+            return self.head.combine([one for one in renders if one is not None], coarser=self.auxiliaries)
+        fused, volume = grown
+        made = [run(self.head, volume, recompute=self.recompute)]
+        if self.auxiliaries:
+            made += [run(decoder.volume, fused, recompute=self.recompute) for decoder in own]
+        return made
+
+    def _grow(self, index: int, decoders: list[ViewDecoder], *volumes: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The fused volume of a size, what grows out of it, and its rendering where the head is one."""
+        level, fuse = self.levels.level(index), self.fuse[index]
+        if index == 0:
+            fused = level.join(fuse(list(volumes)))
+            return fused, level.refine(fused), None
+        *views, before, below = volumes
+        if decoders:
+            views = [decoder(before, view, index) for decoder, view in zip(decoders, views, strict=True)]
+        fused = fuse(views, below)
+        if not isinstance(self.head, Rendering):
+            return fused, level.refine(level.join(below, fused)), None
+        render = self.head(torch.cat([fused, below], dim=1), index - 1)
+        # Nothing reads what the finest size would grow into.
+        finest = index == len(self.levels) - 1
+        return fused, below if finest else level.refine(level.join(below, fused)), render

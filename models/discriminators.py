@@ -1,37 +1,56 @@
-"""Networks that tell CT volumes from reconstructions, given the radiographs."""
+"""Networks that tell CT volumes from reconstructions, given the radiographs; each by its name."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raylift.models.blocks import initialise
-from raylift.models.lifting import repeat_along_rays
+from raylift.models.blocks import convolve_3d, initialise
+from raylift.models.rays import Rays
+
+DiscriminatorName = Literal["patch", "coordinate", "lifted", "cnn"]
 
 
 @dataclass(frozen=True)
-class PatchDiscriminatorConfig:
-    """X2CT-GAN's conditional 3-D patch discriminator: 11,055,169 parameters with two views at the defaults."""
+class DiscriminatorConfig:
+    """What judges volumes; the defaults are X2CT-GAN's, with two views 11,055,169 parameters."""
 
+    kind: DiscriminatorName = "patch"
+    """patch: X2CT-GAN's, a score for each patch. coordinate: the same, whose first layer also sees where it is
+    (X-Recon; 11,067,457 parameters). lifted: patch, with radiographs that a learned 3-D block prepares (CVAA-GAN).
+    cnn: one score for the whole volume (DuoLift-GAN)."""
     channels: tuple[int, ...] = (64, 128, 256, 512)
     conditional: bool = True
+    """Whether it sees the radiographs, spread along their rays, beside the volume."""
+    condition_channels: int = 16
+    """Channels a radiograph has after the learned block of `lifted`."""
+
+    def build(self, rays: Sequence[Rays]) -> nn.Module:
+        """The discriminator for views with these rays, with fresh weights."""
+        return Discriminator(self, rays)
 
 
-class PatchDiscriminator(nn.Module):
-    """Convolutions of 4 x 4 x 4 over the volume and the repeated radiographs; each output judges one patch.
+class Discriminator(nn.Module):
+    """Convolutions of 4 x 4 x 4 over the volume and what it is judged beside; all but the last halve the size.
 
-    All but the last of `channels` halve the size. Inner convolutions have no bias, which the instance norm after
-    them would take away.
+    Inner convolutions have no bias, which the instance norm after them would take away.
     """
 
-    def __init__(self, config: PatchDiscriminatorConfig, views: tuple[str, ...]) -> None:
+    def __init__(self, config: DiscriminatorConfig, rays: Sequence[Rays]) -> None:
         super().__init__()
-        self.views = views if config.conditional else ()
-        widths = (1 + len(self.views), *config.channels)
+        self.rays = list(rays) if config.conditional else []
+        self.knows_place = config.kind == "coordinate"
+        prepared = config.condition_channels if config.kind == "lifted" else 1
+        entering = 3 * self.knows_place + prepared * len(self.rays) + 1
+        if config.kind == "lifted":
+            self.prepare = nn.ModuleList(convolve_3d(1, prepared) for _ in self.rays)
+        widths = (entering, *config.channels)
         layers: list[nn.Module] = []
         for index, (width, next_width) in enumerate(pairwise(widths)):
             first, last = index == 0, index == len(config.channels) - 1
@@ -39,16 +58,39 @@ class PatchDiscriminator(nn.Module):
             if not first:
                 layers.append(nn.InstanceNorm3d(next_width))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
-        layers.append(nn.Conv3d(widths[-1], 1, 4, padding=2))
+        if config.kind == "cnn":
+            layers += [nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(widths[-1], 1)]
+        else:
+            layers.append(nn.Conv3d(widths[-1], 1, 4, padding=2))
         self.layers = nn.Sequential(*layers)
         initialise(self)
 
     def forward(
         self, volume: Float[Tensor, "n 1 d h w"], radiographs: Float[Tensor, "n views rows columns"]
-    ) -> Float[Tensor, "n 1 pd ph pw"]:
-        """A score for each patch, without a final activation."""
+    ) -> Float[Tensor, "*patches"]:
+        """A score for each patch, or one for all, without a final activation."""
         conditions = [
-            repeat_along_rays(radiographs[:, index : index + 1].detach(), view) for index, view in enumerate(self.views)
+            rays.spread(_at_size(radiographs[:, k : k + 1].detach(), volume.shape[-1]))
+            for k, rays in enumerate(self.rays)
         ]
-        scores: Tensor = self.layers(torch.cat([*conditions, volume], dim=1))
+        if hasattr(self, "prepare"):
+            conditions = [block(condition) for block, condition in zip(self.prepare, conditions, strict=True)]
+        places = _places(volume) if self.knows_place else []
+        scores: Tensor = self.layers(torch.cat([*places, *conditions, volume], dim=1))
         return scores
+
+
+def _at_size(radiograph: Float[Tensor, "n 1 rows columns"], size: int) -> Float[Tensor, "n 1 size size"]:
+    if radiograph.shape[-1] == size:
+        return radiograph
+    return torch.nn.functional.interpolate(radiograph, size=(size, size), mode="bilinear", antialias=True)
+
+
+def _places(volume: Float[Tensor, "n 1 d h w"]) -> list[Float[Tensor, "n 1 d h w"]]:
+    """Each axis's coordinate at every voxel, from -1 to 1: what a coordinate convolution (Liu et al. 2018) adds."""
+    places = []
+    for axis in (2, 3, 4):
+        line = torch.linspace(-1, 1, volume.shape[axis], dtype=volume.dtype, device=volume.device)
+        shape = [volume.shape[axis] if k == axis else 1 for k in range(5)]
+        places.append(line.reshape(shape).expand(volume.shape))
+    return places

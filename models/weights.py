@@ -121,7 +121,7 @@ def _load(folder: Path) -> Model:
     if found != sha256:
         raise WeightsError(f"{path} has SHA-256 {found}, its description says {sha256}: the file was altered or cut")
     with torch.device("meta"):
-        network = description.system.reconstructor(description.grid.size)
+        network = description.system.reconstructor(description.grid, description.geometry)
     try:
         state = safetensors.torch.load_file(path)
         network.load_state_dict(state, strict=True, assign=True)

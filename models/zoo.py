@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
-from raylift.models.systems.x2ct_gan import X2CTGAN
+from raylift.models.composition import Composition
+from raylift.models.systems.cnn3d import cnn3d
+from raylift.models.systems.cvaa import cvaa_gan
+from raylift.models.systems.duolift import duolift_cnn, duolift_gan
+from raylift.models.systems.psr import psr
+from raylift.models.systems.trct import trct_gan
+from raylift.models.systems.x2ct import x2ct_cnn, x2ct_gan
+from raylift.models.systems.x_recon import x_recon
 
-System = X2CTGAN
-"""The configuration of any system; a union once there are several."""
+System = Composition
+"""The configuration of any system; a union once there are several families."""
 
-SYSTEMS: dict[str, type[System]] = {"x2ct-gan": X2CTGAN}
+SYSTEMS: dict[str, Callable[[], System]] = {
+    "psr": psr,
+    "3dcnn": cnn3d,
+    "x2ct-gan": x2ct_gan,
+    "x2ct-cnn": x2ct_cnn,
+    "cvaa-gan": cvaa_gan,
+    "duolift-gan": duolift_gan,
+    "duolift-cnn": duolift_cnn,
+    "x-recon": x_recon,
+    "trct-gan": trct_gan,
+}
+"""The systems at their published settings."""
 
 
 @dataclass(frozen=True)
@@ -24,17 +43,21 @@ class Published:
     kind: str
     name: str = ""
     """Its name here, empty where this version does not have it."""
+    size: int = 128
+    """Voxels a side, of its published settings."""
+    spacing_mm: float = 2.5
 
 
 LITERATURE = (
+    Published("PSR", "Henzler et al. 2018, arXiv 1710.04867", "1", "regression", "psr"),
+    Published("3DCNN", "Kasten et al. 2020, arXiv 2004.00871", "2", "regression", "3dcnn"),
     Published("X2CT-GAN", "Ying et al. 2019, arXiv 1905.06902", "1 or 2", "GAN", "x2ct-gan"),
-    Published("X2CT-CNN", "Ying et al. 2019, arXiv 1905.06902", "1 or 2", "regression", "x2ct-gan"),
-    Published("PSR", "Henzler et al. 2018, arXiv 1710.04867", "1", "regression"),
-    Published("3DCNN", "Kasten et al. 2020, arXiv 2004.00871", "2", "regression"),
-    Published("CVAA-GAN", "arXiv 2408.09736", "2", "GAN"),
-    Published("DuoLift-GAN, DuoLift-CNN", "Zhang and Ying 2024, arXiv 2411.07941", "1 or 2", "GAN, regression"),
-    Published("X-Recon", "arXiv 2407.15356", "2", "GAN"),
-    Published("TRCT-GAN", "Wang et al. 2023, DSP 140:104123", "2", "GAN"),
+    Published("X2CT-CNN", "Ying et al. 2019, arXiv 1905.06902", "1 or 2", "regression", "x2ct-cnn"),
+    Published("CVAA-GAN", "Qiao et al. 2024, arXiv 2408.09736", "2", "GAN", "cvaa-gan"),
+    Published("DuoLift-GAN", "Zhang and Ying 2024, arXiv 2411.07941", "1 or 2", "GAN", "duolift-gan"),
+    Published("DuoLift-CNN", "Zhang and Ying 2024, arXiv 2411.07941", "1 or 2", "regression", "duolift-cnn"),
+    Published("X-Recon", "Wang et al. 2024, arXiv 2407.15356", "2", "GAN", "x-recon", size=224, spacing_mm=1.6),
+    Published("TRCT-GAN", "Wang et al. 2023, DSP 140:104123", "2", "GAN", "trct-gan"),
     Published("DiffuX2CT", "arXiv 2407.13545", "2", "diffusion"),
     Published("u-X2CTGAN", "unsupervised GANs for 2-D to 3-D", "2", "from X-rays alone"),
     Published("CycleGAN-B, CycleGAN-F", "unsupervised GANs for 2-D to 3-D", "2, 1", "from X-rays alone"),

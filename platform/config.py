@@ -13,7 +13,7 @@ import yaml
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import Window
 from raylift.datasets.plain import from_plain, to_plain
-from raylift.models.systems.x2ct_gan import X2CTGAN
+from raylift.models.composition import Composition
 from raylift.models.zoo import System
 
 
@@ -46,10 +46,20 @@ class OptimiserConfig:
     """Added to the root of the second moment."""
     constant_share: float = 0.5
     """Share of all steps before the decay begins."""
+    weight_decay: float = 0.0
+    """Times each weight, added to its gradient (Adam's L2 penalty)."""
 
     def __post_init__(self) -> None:
-        if not (self.rate > 0 and 0 <= self.beta_1 < 1 and 0 <= self.beta_2 < 1 and 0 <= self.constant_share <= 1):
-            raise ConfigError(f"{self}: rate must be positive, betas in [0, 1), the constant share in [0, 1]")
+        if not (
+            self.rate > 0
+            and 0 <= self.beta_1 < 1
+            and 0 <= self.beta_2 < 1
+            and 0 <= self.constant_share <= 1
+            and self.weight_decay >= 0
+        ):
+            raise ConfigError(
+                f"{self}: rate must be positive, betas in [0, 1), the constant share in [0, 1], decay not below 0"
+            )
 
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step, a function of the step alone, so that a resumed run goes on with it."""
@@ -113,7 +123,7 @@ class TrainConfig:
 class RunConfig:
     """A whole run."""
 
-    system: System = field(default_factory=X2CTGAN)
+    system: System = field(default_factory=Composition)
     data: DataConfig = field(default_factory=DataConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -39,6 +39,7 @@ class Engine:
             lr=run.optimiser.rate,
             betas=(run.optimiser.beta_1, run.optimiser.beta_2),
             eps=run.optimiser.epsilon,
+            weight_decay=run.optimiser.weight_decay,
         )
         with _quiet():
             self.deepspeed, *_ = deepspeed.initialize(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from raylift.datasets.geometry import Grid, View, chest
 from raylift.datasets.stream import Batch
 from raylift.models.objectives.turns import frozen
 from raylift.platform.config import RunConfig
@@ -48,14 +49,20 @@ class Estimate:
 
 def estimate(run: RunConfig) -> Estimate:
     """Memory of one worker, with what the ZeRO stage shards divided among the workers."""
+    # Neither the spacing nor the distances change a size.
+    grid = Grid(run.data.size)
+    poses = tuple(View(name, 90.0 * (name == "lateral")) for name in run.system.views)
+    geometry = replace(chest(grid), views=poses)
     with FakeTensorMode():
-        objective = run.system.objective(run.data.size)
+        objective = run.system.objective(grid, geometry)
         counts = {
             name: sum(p.numel() for p in player.network.parameters()) for name, player in objective.players.items()
         }
         micro = run.train.batch // (run.cluster.workers * run.engine.gradient_accumulation)
         size = run.data.size
-        batch = Batch(torch.rand(micro, 1, size, size, size), torch.rand(micro, len(run.system.views), size, size))
+        labels = torch.zeros(micro, 1, size, size, size, dtype=torch.uint8) if run.system.needs_labels else None
+        views = torch.rand(micro, len(run.system.views), size, size)
+        batch = Batch(torch.rand(micro, 1, size, size, size), views, labels=labels)
         precision = torch.autocast("cpu", torch.bfloat16) if run.engine.precision == "bf16" else nullcontext()
         carried: dict[str, Tensor] = {}
         activations = 0

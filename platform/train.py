@@ -62,7 +62,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
     checkpoints = Checkpoints(run_url)
 
     torch.manual_seed(run.train.seed)
-    objective = run.system.objective(run.data.size)
+    objective = run.system.objective(description.grid, description.geometry)
     resume_from = agree(checkpoints.newest() if rank == 0 else None)
     state, objective_engines = restore(resume_from, objective, run, device, reporter)
     stream = open_stream(archive, run, Share(rank, world, run.train.batch, run.engine.gradient_accumulation), state)
@@ -191,6 +191,7 @@ def open_stream(archive: Archive, run: RunConfig, share: Share, state: State) ->
         share,
         run.data.window,
         views=view_indices(archive, run),
+        labels=run.system.needs_labels,
         threads=run.data.threads,
         batches_ahead=run.data.batches_ahead,
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from raylift.datasets.stream import Batch
@@ -20,6 +21,18 @@ Logs = dict[str, Tensor]
 Carried = dict[str, Tensor]
 Turn = tuple[Tensor, Logs, Carried]
 """The loss, detached values to log, and detached tensors that later turns on the same batch may use."""
+
+
+class VolumeNetwork(nn.Module):
+    """A network that takes radiographs and gives volumes."""
+
+    @abstractmethod
+    def volumes(self, radiographs: Float[Tensor, "n views rows columns"]) -> list[Float[Tensor, "n 1 d h w"]]:
+        """The reconstruction, then auxiliary volumes that only deep supervision looks at."""
+
+    def forward(self, radiographs: Float[Tensor, "n views rows columns"]) -> Float[Tensor, "n 1 d h w"]:
+        """Volumes in the window's [0, 1]; values outside can occur and are clipped by whoever needs HU."""
+        return self.volumes(radiographs)[0]
 
 
 class Player(nn.Module):

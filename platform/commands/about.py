@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tyro
 
 from raylift.models.zoo import LITERATURE, SYSTEMS, parameters
-from raylift.platform.presets import listing
+from raylift.platform.presets import PRESETS, listing
 from raylift.platform.progress import console
 
 
@@ -17,16 +17,21 @@ def systems(arguments: list[str]) -> int:
     import torch
     from rich.table import Table
 
-    table = Table("system", "here as", "kind", "views", "parameters", "paper")
+    from raylift.datasets.geometry import Grid, chest
+    from raylift.platform.memory import GIB, estimate
+
+    table = Table("system", "here as", "kind", "views", "parameters", "GiB to train", "paper")
     for published in LITERATURE:
-        count = ""
+        count = memory = ""
         if published.name:
+            grid = Grid(published.size, published.spacing_mm)
             with torch.device("meta"):
-                count = f"{parameters(SYSTEMS[published.name]().reconstructor(128)):,}"
+                count = f"{parameters(SYSTEMS[published.name]().reconstructor(grid, chest(grid))):,}"
+            memory = f"{estimate(PRESETS[published.name]()).total / GIB:.1f}"
         name = published.name or "[dim]not in this version[/dim]"
-        table.add_row(published.title, name, published.kind, published.views, count, published.paper)
+        table.add_row(published.title, name, published.kind, published.views, count, memory, published.paper)
     console.print(table)
-    print("parameters: generator at the published settings, two views, 128 voxels a side")
+    print("parameters: generator at the published settings, with all views; GiB: estimate for the preset of that name")
     print(listing())
     return 0
 

@@ -33,7 +33,7 @@ def curve() -> dict[str, list[float]]:
     unit = [Window().to_unit(torch.from_numpy(volume.astype("float32")))[None] for volume in volumes]
     batch = Batch(torch.stack(unit), torch.stack(views))
     run = x2ct_gan_tiny()
-    objective = run.system.objective(32)
+    objective = run.system.objective(grid, chest(grid))
     for module in objective.reconstructor.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

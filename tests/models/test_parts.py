@@ -1,22 +1,40 @@
-"""The fast forms of lifting and head are the plain ones, term by term."""
+"""Parts of compositions: fast forms are the plain ones term by term, and every option does what its name says."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from raylift.models.decoders import Head
-from raylift.models.fusion import fusion
-from raylift.models.lifting import RepeatLift, repeat_along_rays
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import FRONTAL, LATERAL, Grid, View, chest, parallel, x2ct
+from raylift.models.attention import positions
+from raylift.models.blocks import DepthTapConvolution
+from raylift.models.discriminators import DiscriminatorConfig
+from raylift.models.encoders import EncoderConfig
+from raylift.models.fusion import FusionConfig
+from raylift.models.heads import Head, Rendering
+from raylift.models.lifting import LiftingConfig, RayLift, RepeatLift
+from raylift.models.rays import Rays, repeat_along_axis
+
+GRID = Grid(16, 20.0)
+OBLIQUE = View("oblique", azimuth_deg=35.0, elevation_deg=8.0)
 
 
-@pytest.mark.parametrize("view", ["frontal", "lateral"])
+def rays(view=FRONTAL, true=False, grid=GRID, geometry=chest):
+    return Rays(grid, replace(geometry(grid), views=(view,)), view, true)
+
+
+@pytest.mark.parametrize("view", [FRONTAL, LATERAL], ids=lambda view: view.name)
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_lifting_by_planes_equals_a_3d_convolution_of_repeated_features(view, size):
     torch.manual_seed(size)
-    lift = RepeatLift(6, 5, view).double()
+    lift = RepeatLift(6, 5).double()
+    along = rays(view)
     features = torch.randn(2, 6, size, size, dtype=torch.float64, requires_grad=True)
-    fast = lift(features)
-    plain = torch.relu(F.instance_norm(lift.mix(repeat_along_rays(lift.narrow(features), view))))
+    fast = lift(features, along)
+    repeated = repeat_along_axis(lift.narrow(features), along.axis)
+    plain = torch.relu(F.instance_norm(F.conv3d(repeated, lift.mix.weight, lift.mix.bias, padding=1)))
     torch.testing.assert_close(fast, plain, atol=1e-10, rtol=1e-10)
     weights = torch.randn_like(fast)
     gradients = [torch.autograd.grad((out * weights).sum(), [features, lift.mix.weight]) for out in (fast, plain)]
@@ -24,21 +42,231 @@ def test_lifting_by_planes_equals_a_3d_convolution_of_repeated_features(view, si
         torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-8)
 
 
-def test_the_head_by_depth_taps_equals_one_7x7x7_convolution():
+@pytest.mark.parametrize(("channels", "kernel"), [(1, 7), (2, 7), (3, 3), (1, 1)])
+def test_convolving_by_depth_taps_equals_one_3d_convolution(channels, kernel):
     torch.manual_seed(0)
-    head = Head(4).double()
+    taps = DepthTapConvolution(4, channels, kernel).double()
     features = torch.randn(2, 4, 9, 10, 11, dtype=torch.float64, requires_grad=True)
-    fast, plain = head(features), torch.relu(head.convolve(features))
+    fast, plain = taps(features), F.conv3d(features, taps.weight, taps.bias, padding=kernel // 2)
     torch.testing.assert_close(fast, plain, atol=1e-10, rtol=1e-10)
-    gradients = [torch.autograd.grad(out.square().sum(), [features, head.convolve.weight]) for out in (fast, plain)]
+    gradients = [torch.autograd.grad(out.square().sum(), [features, taps.weight]) for out in (fast, plain)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-8)
 
 
-def test_fusions_do_what_their_names_say():
+def test_a_head_ends_with_the_activation_of_its_name():
+    features = torch.randn(1, 3, 4, 4, 4)
+    made = {name: Head(3, name, kernel=1) for name in ("relu", "leaky_relu", "linear")}
+    for head in made.values():
+        head.load_state_dict(made["linear"].state_dict())
+    plain = made["linear"](features)
+    assert torch.equal(made["relu"](features), plain.clamp_min(0))
+    assert torch.equal(made["leaky_relu"](features), torch.where(plain < 0, 0.01 * plain, plain))
+
+
+def test_rendering_averages_each_size_with_what_was_rendered_below_it():
+    rendering = Rendering([1, 1, 1], "linear")
+    renders = [torch.full((1, 1, size, size, size), value) for size, value in ((2, 8.0), (4, 4.0), (8, 2.0))]
+    final, nearest, coarsest = rendering.combine(renders, coarser=True)
+    # ((8 / 2 + 4) / 2 + 2) / 2, and the coarser ones with their weights brought to one.
+    torch.testing.assert_close(final, torch.full((1, 1, 8, 8, 8), 3.0))
+    torch.testing.assert_close(nearest, torch.full((1, 1, 8, 8, 8), 4.0 / 0.75))
+    torch.testing.assert_close(coarsest, torch.full((1, 1, 8, 8, 8), 8.0))
+    assert len(rendering.combine(renders, coarser=False)) == 1
+
+
+def test_a_detail_lands_on_its_row_and_column_at_every_depth():
+    # A lone bright pixel, lifted, must be where its ray is: row = D, column = W of a frontal view, all of H.
+    image = torch.zeros(1, 1, 8, 8)
+    image[0, 0, 2, 5] = 1.0
+    assert rays(FRONTAL).spread(image).nonzero()[:, 2:].tolist() == [[2, depth, 5] for depth in range(8)]
+    assert rays(LATERAL).spread(image).nonzero()[:, 2:].tolist() == [[2, 5, depth] for depth in range(8)]
+
+
+@pytest.mark.parametrize("view", [FRONTAL, LATERAL], ids=lambda view: view.name)
+def test_with_parallel_rays_true_rays_are_the_axes(view):
+    image, maps = torch.rand(2, 3, 16, 16), torch.rand(2, 16, 16, 16)
+    straight, true = rays(view), rays(view, true=True, geometry=parallel)
+    torch.testing.assert_close(true.spread(image), straight.spread(image), atol=1e-5, rtol=0)
+    # Rays run from back to front and from the patient's left: against the order of the axes.
+    sign = torch.tensor(1.0) if torch.allclose(true.depth(16, image), straight.depth(16, image), atol=1e-5) else -1.0
+    torch.testing.assert_close(true.depth(16, image), sign * straight.depth(16, image), atol=1e-5, rtol=0)
+    stood = straight.stand_up(maps if sign == 1 else maps.flip(1))
+    torch.testing.assert_close(true.stand_up(maps), stood, atol=1e-4, rtol=0)
+
+
+def test_true_rays_of_a_cone_spread_towards_the_detector():
+    # A pixel off the centre: its voxels lie nearer to the axis the nearer they are to the source.
+    image = torch.zeros(1, 1, 16, 16)
+    image[0, 0, 7:9, 12] = 1.0
+    volume = rays(FRONTAL, true=True, geometry=x2ct).spread(image)[0, 0, 7]
+    depth = rays(FRONTAL, true=True, geometry=x2ct).depth(16, image)[0, 0, 7, :, 0]
+    columns = torch.arange(16.0)
+    place = (volume * columns).sum(1) / volume.sum(1).clamp_min(1e-6)
+    order = depth.argsort()
+    met = volume.sum(1)[order] > 0.5
+    towards_detector = place[order][met]
+    assert len(towards_detector) > 8
+    assert towards_detector[-1] - towards_detector[0] > 1
+    assert (towards_detector.diff() > -0.2).all()
+
+
+def test_only_true_rays_can_follow_an_oblique_view():
+    with pytest.raises(ConfigError, match=r"view 'oblique' .*use system\.lifting\.along rays"):
+        rays(OBLIQUE).check()
+    rays(OBLIQUE, true=True).check()
+
+
+@pytest.mark.parametrize("view", [FRONTAL, LATERAL, OBLIQUE], ids=lambda view: view.name)
+def test_lifted_along_true_rays_depths_can_be_told_apart(view):
+    torch.manual_seed(0)
+    lifted = RayLift(2, 3)(torch.rand(1, 2, 16, 16), rays(view, true=True))
+    assert lifted.shape == (1, 3, 16, 16, 16)
+    along = lifted.mean(dim=(0, 1, 2))
+    assert along.std(dim=0).mean() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["repeat", "plain", "duo", "attention"])
+@pytest.mark.parametrize("along", ["axes", "rays"])
+def test_every_lifting_gives_a_volume_for_every_size_and_the_radiograph_reaches_each(kind, along):
+    torch.manual_seed(0)
+    config = LiftingConfig(kind, along, coarsest="features", heads=1)
+    features = (3, 4, 5)
+    widths = config.widths(features, (9, 6, 4, 2))
+    assert widths == ((5, 4, 3) if kind == "plain" else (6, 4, 2))
+    lifting = config.build(features, widths, 16, recompute=False)
+    radiograph = torch.rand(2, 1, 16, 16, requires_grad=True)
+    pyramid = [
+        F.avg_pool2d(radiograph, 2**k).repeat(1, c, 1, 1) * torch.arange(1.0, c + 1).view(-1, 1, 1)
+        for k, c in enumerate(features)
+    ]
+    volumes = lifting(radiograph, pyramid, rays(true=along == "rays"))
+    assert [tuple(volume.shape) for volume in volumes] == [
+        (2, width, size, size, size) for width, size in zip(widths, (4, 8, 16), strict=True)
+    ]
+    for volume in volumes:
+        (gradient,) = torch.autograd.grad(volume.square().sum() + volume.pow(3).sum(), radiograph, retain_graph=True)
+        assert gradient.abs().sum() > 0
+
+
+def test_lifting_by_channels_wants_one_map():
+    with pytest.raises(ConfigError, match="use the hourglass encoder"):
+        LiftingConfig("channels").widths((64, 128), (8, 4))
+
+
+def test_the_transformer_mixes_what_dense_stages_keep_apart():
+    # Far corners of the image influence one another only through attention, once norms are held.
+    torch.manual_seed(0)
+    tokens = torch.rand(1, 16, 8)
+    from raylift.models.attention import TransformerBlock
+
+    block = TransformerBlock(8, 2)
+    changed = tokens.clone()
+    changed[0, 15, 0] += 1.0
+    assert not torch.allclose(block(tokens)[0, 0], block(changed)[0, 0], atol=1e-5)
+
+
+def test_positions_differ_from_place_to_place():
+    for axes in (2, 3):
+        places = positions(4, axes, 14, like=torch.zeros(1))
+        assert places.shape == (4**axes, 14)
+        assert len(torch.unique(places.round(decimals=4), dim=0)) == 4**axes
+
+
+@pytest.mark.parametrize("kind", ["dense", "transformer", "hourglass", "image"])
+def test_an_encoder_gives_the_channels_it_promises_at_halved_sizes(kind):
+    config = EncoderConfig(kind, stem=8, growth=4, bottleneck=8, layers=(1, 1, 1), transformer_blocks=1, heads=1)
+    features = config.build(recompute=False)(torch.rand(2, 1, 32, 32))
+    assert tuple(f.shape[1] for f in features) == config.channels()
+    assert [f.shape[-1] for f in features] == [32 >> k for k in range(len(features))]
+
+
+def test_plain_fusions_do_what_their_names_say():
     views = [torch.full((1, 3, 2, 2, 2), value) for value in (1.0, 3.0)]
-    assert torch.equal(fusion("average", 3, 2)(views), torch.full((1, 3, 2, 2, 2), 2.0))
-    assert torch.equal(fusion("sum", 3, 2)(views), torch.full((1, 3, 2, 2, 2), 4.0))
-    mixing = fusion("concatenate", 3, 2)
-    assert mixing(views).shape == (1, 3, 2, 2, 2)
-    assert mixing.mix.weight.shape == (3, 6, 1, 1, 1)
+    fused = {kind: FusionConfig(kind).build(3, 2)(views) for kind in ("average", "sum", "concatenate")}
+    assert torch.equal(fused["average"], torch.full((1, 3, 2, 2, 2), 2.0))
+    assert torch.equal(fused["sum"], torch.full((1, 3, 2, 2, 2), 4.0))
+    assert torch.equal(fused["concatenate"], torch.cat(views, dim=1))
+    narrowed = FusionConfig("concatenate").build(3, 2, keep_width=True)
+    assert narrowed(views).shape == (1, 3, 2, 2, 2)
+    assert narrowed.mix.weight.shape == (3, 6, 1, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["average", "sum", "concatenate", "attention", "alignment"])
+@pytest.mark.parametrize("views", [1, 2, 3])
+@pytest.mark.parametrize("below", [0, 2])
+def test_every_fusion_takes_one_view_and_more_with_and_without_what_grows_from_below(kind, views, below):
+    fusion = FusionConfig(kind).build(3, views, below)
+    came = torch.rand(2, below, 4, 4, 4) if below else None
+    fused = fusion([torch.rand(2, 3, 4, 4, 4) for _ in range(views)], came)
+    assert fused.shape == (2, fusion.out_channels, 4, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["average", "sum", "attention"])
+def test_fusions_that_take_any_number_of_views_do_so_with_the_same_weights_in_any_order(kind):
+    torch.manual_seed(0)
+    fusion = FusionConfig(kind).build(3, 2)
+    FusionConfig(kind).build(3, 5).load_state_dict(fusion.state_dict())
+    views = [torch.rand(1, 3, 4, 4, 4) for _ in range(3)]
+    torch.testing.assert_close(fusion(views), fusion(views[::-1]))
+
+
+def test_alignment_weighs_views_voxel_by_voxel_and_masks_what_it_weighed():
+    torch.manual_seed(0)
+    fusion = FusionConfig("alignment").build(3, 2, 2)
+    views, below = [torch.rand(1, 3, 4, 4, 4) for _ in range(2)], torch.rand(1, 2, 4, 4, 4)
+    coarse, fine, both = fusion(views, below).chunk(3, dim=1)
+    torch.testing.assert_close(both, views[0] + views[1])
+    low, high = torch.minimum(*views), torch.maximum(*views)
+    assert ((coarse >= low - 1e-6) & (coarse <= high + 1e-6)).all()
+    mask = fine / coarse
+    assert ((mask > 0) & (mask < 1)).all()
+    torch.testing.assert_close(mask, mask[:, :1].expand_as(mask))
+    # One weight a voxel, the same for all channels.
+    weight = (coarse - views[1]) / (views[0] - views[1])
+    torch.testing.assert_close(weight, weight[:, :1].expand_as(weight), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "views", "count"),
+    [
+        ("patch", (FRONTAL, LATERAL), 11_055_169),
+        ("patch", (FRONTAL,), 11_051_073),
+        ("coordinate", (FRONTAL, LATERAL), 11_067_457),
+    ],
+)
+def test_published_discriminators_have_the_published_number_of_parameters(kind, views, count):
+    with torch.device("meta"):
+        built = DiscriminatorConfig(kind).build([rays(view) for view in views])
+    assert sum(p.numel() for p in built.parameters()) == count
+
+
+def test_the_published_discriminator_judges_19_patches_a_side_at_128():
+    grid = Grid(128)
+    with torch.device("meta"):
+        discriminator = DiscriminatorConfig().build([rays(view, grid=grid) for view in (FRONTAL, LATERAL)])
+        scores = discriminator(torch.empty(1, 1, 128, 128, 128), torch.empty(1, 2, 128, 128))
+    assert scores.shape == (1, 1, 19, 19, 19)
+
+
+@pytest.mark.parametrize("kind", ["patch", "coordinate", "lifted", "cnn"])
+@pytest.mark.parametrize("conditional", [True, False])
+def test_every_discriminator_looks_at_the_volume_and_when_conditional_at_the_radiographs(kind, conditional):
+    torch.manual_seed(0)
+    config = DiscriminatorConfig(kind, (4, 4, 4), conditional, condition_channels=2)
+    discriminator = config.build([rays(FRONTAL), rays(OBLIQUE, true=True)])
+    volume, views = torch.rand(2, 1, 16, 16, 16), torch.rand(2, 2, 16, 16)
+    scores = discriminator(volume, views)
+    assert scores.shape == ((2, 1) if kind == "cnn" else (2, 1, 7, 7, 7))
+    assert not torch.allclose(scores, discriminator(volume.flip(2), views))
+    assert torch.allclose(scores, discriminator(volume, views.flip(2))) != conditional
+
+
+def test_a_coordinate_discriminator_knows_where_a_patch_is_and_a_patch_one_does_not():
+    torch.manual_seed(0)
+    volume, views = torch.full((1, 1, 16, 16, 16), 0.5), torch.zeros(1, 1, 16, 16)
+    for kind, knows in (("patch", False), ("coordinate", True)):
+        discriminator = DiscriminatorConfig(kind, (4, 4), conditional=False).build([])
+        discriminator.layers = discriminator.layers[:1]
+        inside = discriminator(volume, views)[..., 2:-2, 2:-2, 2:-2]
+        assert (inside.std(dim=(2, 3, 4)) > 1e-4).all() == knows

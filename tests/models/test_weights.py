@@ -19,7 +19,7 @@ GRID = Grid(32, 10.0)
 def saved(tmp_path):
     torch.manual_seed(0)
     system = x2ct_gan_tiny().system
-    network = system.reconstructor(32)
+    network = system.reconstructor(GRID, chest(GRID))
     description = Description(system, GRID, chest(GRID), Window(), {"step": 3})
     sha256 = weights.save(tmp_path / "model", network.state_dict(), description)
     return tmp_path / "model", network.eval(), description, sha256
@@ -79,7 +79,7 @@ def test_a_pickle_in_place_of_the_weights_is_never_opened(saved, tmp_path):
         (lambda text: text.pop("sha256"), "sha256"),
         (lambda text: text.update(version=2), "this raylift reads"),
         (lambda text: text["model"].update(surprise=1), "surprise"),
-        (lambda text: text["model"]["system"].update(fusion="max"), "max not in literal"),
+        (lambda text: text["model"]["system"]["fusion"].update(kind="max"), "max not in literal"),
         (lambda text: text["model"]["grid"].update(size=64), "does not fit"),
     ],
 )

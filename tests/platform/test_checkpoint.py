@@ -34,7 +34,9 @@ class CheckpointSuite:
     def save(self, url, step, psnr=20.0):
         torch.manual_seed(step)
         system = x2ct_gan_tiny().system
-        networks = {name: dict(net.state_dict()) for name, net in system.objective(32).networks().items()}
+        networks = {
+            name: dict(net.state_dict()) for name, net in system.objective(Grid(32), chest(Grid(32))).networks().items()
+        }
         adam = {name: {"a/exp_avg": torch.rand(3), "step": torch.tensor(float(step))} for name in networks}
         state = State(step, 4 * step, {"val_psnr_db": psnr}, [{"step": 1.0, "generator/loss": 2.0}], {"k": 1}, "abc")
         where = Checkpoints(url).save(state, Tensors(networks, adam), Description(system, GRID, chest(GRID), Window()))

@@ -81,7 +81,7 @@ def test_a_dry_run_prints_the_whole_configuration_and_memory_and_starts_nothing(
 
 
 def test_the_output_of_a_dry_run_is_a_configuration(capsys, tmp_path):
-    cli.main(["train", "x2ct-gan-tiny", "--dry-run", "--system.fusion", "sum"])
+    cli.main(["train", "x2ct-gan-tiny", "--dry-run", "--system.fusion.kind", "sum"])
     first = capsys.readouterr().out
     path = tmp_path / "mine.yaml"
     path.write_text(first)

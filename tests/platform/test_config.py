@@ -31,9 +31,9 @@ def test_the_published_preset_has_the_published_settings():
 
 def test_an_override_changes_its_key_and_nothing_else():
     run = PRESETS["x2ct-gan-tiny"]()
-    changed = overridden(run, {"system.loss.voxel": 3.0, "system.fusion": "sum"})
-    assert (changed.system.loss.voxel, changed.system.fusion) == (3.0, "sum")
-    assert overridden(changed, {"system.loss.voxel": run.system.loss.voxel, "system.fusion": "average"}) == run
+    changed = overridden(run, {"system.loss.voxel": 3.0, "system.fusion.kind": "sum"})
+    assert (changed.system.loss.voxel, changed.system.fusion.kind) == (3.0, "sum")
+    assert overridden(changed, {"system.loss.voxel": run.system.loss.voxel, "system.fusion.kind": "average"}) == run
     assert changed.sha256() != run.sha256()
 
 
@@ -43,7 +43,7 @@ def test_an_override_changes_its_key_and_nothing_else():
         ("system.loss.voxl", 1.0, "did you mean system.loss.voxel"),
         ("nonsense", 1.0, "'nonsense' is not a setting"),
         ("system.loss.voxel.deeper", 1.0, "is not a setting"),
-        ("system.fusion", "max", "max not in literal"),
+        ("system.fusion.kind", "max", "max not in literal"),
         ("train.batch", 3, "cannot be shared by 2 workers"),
         ("train.steps", "many", "expected int|invalid value"),
         ("engine.zero_stage", 4, "4 not in literal"),

@@ -8,9 +8,9 @@ from processes import run_ranks
 from torch import nn
 
 from raylift.datasets.stream import Batch
-from raylift.models.lifting import repeat_along_rays
 from raylift.models.objectives.adversarial import reconstruction_objective
-from raylift.models.objectives.turns import Objective, frozen
+from raylift.models.objectives.turns import Objective, VolumeNetwork, frozen
+from raylift.models.rays import repeat_along_axis
 from raylift.platform import engine as engines
 from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
 from raylift.platform.presets import x2ct_gan_tiny
@@ -21,7 +21,7 @@ WORLD, ACCUMULATION, STEPS, SIZE = 2, 2, 3, 8
 TINY = x2ct_gan_tiny()
 
 
-class SmoothGenerator(nn.Module):
+class SmoothGenerator(VolumeNetwork):
     """Small and smooth: instance norms of tiny volumes would blow rounding up until nothing could be compared."""
 
     def __init__(self) -> None:
@@ -29,9 +29,9 @@ class SmoothGenerator(nn.Module):
         self.layers = nn.Sequential(nn.Conv3d(2, 5, 3, padding=1), nn.Tanh(), nn.Conv3d(5, 1, 3, padding=1))
         self.never_used = nn.Linear(3, 1)
 
-    def forward(self, views: torch.Tensor) -> torch.Tensor:
-        lifted = [repeat_along_rays(views[:, k : k + 1], name) for k, name in enumerate(("frontal", "lateral"))]
-        return self.layers(torch.cat(lifted, dim=1))
+    def volumes(self, radiographs: torch.Tensor) -> list[torch.Tensor]:
+        lifted = [repeat_along_axis(radiographs[:, k : k + 1], axis) for k, axis in enumerate((3, 4))]
+        return [self.layers(torch.cat(lifted, dim=1))]
 
 
 class SmoothDiscriminator(nn.Module):
@@ -40,7 +40,7 @@ class SmoothDiscriminator(nn.Module):
         self.layers = nn.Sequential(nn.Conv3d(2, 3, 3), nn.Tanh(), nn.Conv3d(3, 1, 3))
 
     def forward(self, volume: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
-        return self.layers(torch.cat([volume, repeat_along_rays(views[:, :1], "frontal")], dim=1))
+        return self.layers(torch.cat([volume, repeat_along_axis(views[:, :1], 3)], dim=1))
 
 
 def settings(stage: int, precision: str = "fp32", workers: int = WORLD, clip: float = 0.0) -> RunConfig:

@@ -4,16 +4,21 @@ from dataclasses import replace
 
 import torch
 
+from raylift.datasets.geometry import Grid, chest
 from raylift.platform.config import EngineConfig
 from raylift.platform.memory import estimate
-from raylift.platform.presets import x2ct_gan, x2ct_gan_tiny
+from raylift.platform.presets import PRESETS, x2ct_gan_tiny
+
+GRID = Grid(32, 10.0)
 
 
 def test_parameters_and_adam_are_counted_exactly():
     run = x2ct_gan_tiny()
     one = estimate(replace(run, cluster=replace(run.cluster, workers=1), engine=EngineConfig(zero_stage=0)))
     count = sum(
-        parameter.numel() for net in run.system.objective(32).networks().values() for parameter in net.parameters()
+        parameter.numel()
+        for net in run.system.objective(GRID, chest(GRID)).networks().values()
+        for parameter in net.parameters()
     )
     assert (one.weights, one.gradients, one.adam) == (4 * count, 4 * count, 8 * count)
 
@@ -29,7 +34,7 @@ def test_zero_stages_shard_what_they_say():
 def test_activations_are_what_autograd_saves():
     run = x2ct_gan_tiny()
     saved = {}
-    objective = run.system.objective(32)
+    objective = run.system.objective(GRID, chest(GRID))
     known = {p.untyped_storage().data_ptr() for p in objective.reconstructor.parameters()}
     keep = []
 
@@ -50,4 +55,4 @@ def test_activations_are_what_autograd_saves():
 
 
 def test_the_published_run_at_batch_4_fits_a_24_gib_gpu_on_paper():
-    assert estimate(x2ct_gan()).total < 24 * 2**30
+    assert estimate(PRESETS["x2ct-gan"]()).total < 24 * 2**30

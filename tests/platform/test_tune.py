@@ -20,7 +20,7 @@ from raylift.platform.tune import Search, Space
 SPACE = Space(
     {
         "system.loss.voxel": {"log_uniform": [1.0, 100.0]},
-        "system.fusion": {"choice": ["average", "sum"]},
+        "system.fusion.kind": {"choice": ["average", "sum"]},
     }
 )
 
@@ -36,7 +36,7 @@ def test_every_space_that_comes_along_fits_its_preset(path):
     ("space", "message"),
     [
         ({"system.loss.voxl": {"uniform": [0.0, 1.0]}}, "did you mean system.loss.voxel"),
-        ({"system.fusion": {"choice": ["average", "max"]}}, "max not in literal"),
+        ({"system.fusion.kind": {"choice": ["average", "max"]}}, "max not in literal"),
         ({"optimiser.rate": {"uniform": [-1.0, 1.0]}}, "rate must be positive"),
         ({"optimiser.rate": {"uniform": [1.0]}}, r"wants \[low, high\]"),
         ({"optimiser.rate": {"uniform": [0.1, 1.0], "log_uniform": [0.1, 1.0]}}, "drawn in 2 ways"),
@@ -69,7 +69,7 @@ def test_a_killed_search_goes_on_and_repeats_no_finished_trial(tiny, tmp_path):
     search = tmp_path / "search"
     space = tmp_path / "space.yaml"
     space.write_text(
-        "space:\n  system.loss.voxel: {log_uniform: [1.0, 100.0]}\n  system.fusion: {choice: [average, sum]}\n"
+        "space:\n  system.loss.voxel: {log_uniform: [1.0, 100.0]}\n  system.fusion.kind: {choice: [average, sum]}\n"
     )
     run = tmp_path / "run.yaml"
     run.write_text(replace(tiny, cluster=replace(tiny.cluster, workers=1)).to_yaml())

@@ -97,7 +97,7 @@ def model_folder(description: Description, tmp_path_factory: pytest.TempPathFact
     """An untrained network: its answers differ from input to input, and reach past both ends of the window."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(5)
-    state = description.system.reconstructor(description.grid.size).state_dict()
+    state = description.system.reconstructor(description.grid, description.geometry).state_dict()
     weights.save(folder, state, description)
     return folder
 

@@ -132,7 +132,7 @@ def test_a_model_of_one_view_wants_one_radiograph(description: Description, radi
     system = replace(description.system, views=("frontal",))
     geometry = replace(description.geometry, views=(FRONTAL,))
     alone = replace(description, system=system, geometry=geometry)
-    network = system.reconstructor(32).eval().requires_grad_(False)
+    network = system.reconstructor(alone.grid, geometry).eval().requires_grad_(False)
     there = Reconstructor(Model(network, alone, "0" * 64))
     service = client(alone, there.sha256, lambda one: there.reconstruct([one])[0])
     frontal = {"frontal": radiographs["frontal"]}

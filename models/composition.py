@@ -1,0 +1,190 @@
+"""A system as five choices by name: how views are encoded, lifted and fused, how the volume is decoded, what teaches.
+
+Every CNN and GAN of the literature is a `Composition`, written down in `models/systems/`; a search may cross them.
+
+```
+radiograph k -> encoder -> lifting -+
+                                    +-> fusion and decoder -> head -> volume -> losses, discriminator
+radiograph l -> encoder -> lifting -+
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Geometry, Grid
+from raylift.models.blocks import initialise
+from raylift.models.decoders import Build, DecoderConfig, DecoderName, GrowingDecoder, ViewDecoder
+from raylift.models.discriminators import DiscriminatorConfig
+from raylift.models.encoders import EncoderConfig
+from raylift.models.fusion import FusionConfig
+from raylift.models.lifting import LiftingConfig
+from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
+from raylift.models.objectives.turns import Objective, VolumeNetwork
+from raylift.models.rays import Rays
+from raylift.models.unets import NoDecoder, UNet, UNetPlusPlus
+
+CompositionName = Literal[
+    "psr", "3dcnn", "x2ct-gan", "x2ct-cnn", "cvaa-gan", "duolift-gan", "duolift-cnn", "x-recon", "trct-gan"
+]
+
+DECODERS: dict[DecoderName, type[nn.Module]] = {
+    "growing": GrowingDecoder,
+    "unet": UNet,
+    "unet++": UNetPlusPlus,
+    "none": NoDecoder,
+}
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A system's settings; the defaults are X2CT-GAN as published."""
+
+    name: CompositionName = "x2ct-gan"
+    """The system of the literature this began as; choices below may have left it."""
+    views: tuple[str, ...] = ("frontal", "lateral")
+    """Names of views of the archive's geometry."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    lifting: LiftingConfig = field(default_factory=LiftingConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    loss: ReconstructionLoss = field(default_factory=ReconstructionLoss)
+    checkpointing: bool = False
+    """Whether activations are dropped after the forward pass and computed again in the backward pass: less than half
+    the memory for a third more time."""
+
+    def __post_init__(self) -> None:
+        if not self.views or len(set(self.views)) != len(self.views):
+            raise ConfigError(f"views {self.views}: name one or more, each once")
+        lifted, levels = len(self.lifted_widths), len(self.decoder.channels)
+        if levels < 2 and self.decoder.kind != "none":
+            raise ConfigError(f"decoder widths {self.decoder.channels}: give two or more")
+        if self.decoder.kind == "growing" and levels != lifted:
+            raise ConfigError(
+                f"{levels} decoder widths for {lifted - 1} encoder stages: the growing decoder wants {lifted}"
+            )
+        if self.decoder.kind == "none" and self.lifted_widths != (1,):
+            raise ConfigError(
+                f"without a decoder the lifted volume is the answer, and lifting '{self.lifting.kind}' gives "
+                f"{len(self.lifted_widths)} volumes: use system.lifting.kind channels, or a decoder"
+            )
+        if self.loss.deep_supervision and not (self.decoder.has_auxiliaries or self.has_view_decoders):
+            raise ConfigError(
+                f"decoder '{self.decoder.kind}' has no auxiliary volumes here: set system.loss.deep_supervision to 0, "
+                "or use unet++, the rendering head, or fusion with feedback"
+            )
+
+    @property
+    def lifted_widths(self) -> tuple[int, ...]:
+        """Channels of the lifted volumes, coarsest first."""
+        return self.lifting.widths(self.encoder.channels(), self.decoder.channels)
+
+    @property
+    def shares_encoder(self) -> bool:
+        """Whether all views have one encoder: along true rays nothing in it belongs to a pose."""
+        return self.lifting.along == "rays"
+
+    @property
+    def decodes_alone(self) -> bool:
+        """Whether a lone view uses the decoder it would have to itself, as X2CT-GAN's does."""
+        return self.fusion.feedback and len(self.views) == 1 and not self.shares_encoder
+
+    @property
+    def has_view_decoders(self) -> bool:
+        """Whether views have decoders of their own beside the fused one."""
+        return self.fusion.feedback and self.decoder.kind == "growing" and not self.decodes_alone
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether its loss looks at the archive's label volumes."""
+        return self.loss.lung > 0
+
+    def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
+        """The network that makes volumes on `grid` from radiographs taken as `geometry` says, with fresh weights.
+
+        Raises:
+            ConfigError: the geometry lacks a view, or the grid cannot be halved as often as the network wants.
+        """
+        return Reconstructor(self, grid, geometry)
+
+    def objective(self, grid: Grid, geometry: Geometry) -> Objective:
+        """The players that train it, with fresh weights."""
+        discriminator = self.discriminator.build(self.rays(grid, geometry)) if self.loss.adversarial else None
+        return reconstruction_objective(self.reconstructor(grid, geometry), discriminator, self.loss)
+
+    def rays(self, grid: Grid, geometry: Geometry) -> list[Rays]:
+        """How the views' rays cross the volume, in the views' order."""
+        rays = [Rays(grid, geometry, geometry.view(name), self.lifting.along == "rays") for name in self.views]
+        for ray in rays:
+            ray.check()
+        return rays
+
+
+class ViewBranch(nn.Module):
+    """What each view has to itself: an encoder, a lifting and, with feedback, a decoder."""
+
+    def __init__(self, system: Composition, size: int) -> None:
+        super().__init__()
+        features, widths = system.encoder.channels(), system.lifted_widths
+        self.encoder = system.encoder.build(system.checkpointing)
+        self.lifting = system.lifting.build(features, widths, size, system.checkpointing)
+        if system.has_view_decoders:
+            self.decoder = ViewDecoder(system.decoder, widths)
+
+    def forward(self, radiograph: Float[Tensor, "n 1 s s"], rays: Rays) -> list[Float[Tensor, "n _ _ _ _"]]:
+        """The lifted features, coarsest first."""
+        lifted: list[Tensor] = self.lifting(radiograph, self.encoder(radiograph), rays)
+        return lifted
+
+
+class Reconstructor(VolumeNetwork):
+    """Radiographs to a volume, as a composition says.
+
+    Along true rays all views go through one branch, and with a fusion that takes any number of views (average, sum,
+    attention) the same weights serve any number of views in any pose.
+    """
+
+    def __init__(self, system: Composition, grid: Grid, geometry: Geometry) -> None:
+        super().__init__()
+        levels = len(system.decoder.channels) - 1 if system.decoder.kind != "none" else 0
+        halvings = max(system.encoder.halvings(), levels)
+        if grid.size % 2**halvings or grid.size < 2 * 2**halvings:
+            raise ConfigError(
+                f"size {grid.size} cannot be halved {halvings} times to 2 or more: "
+                f"use a multiple of {2**halvings} from {2 * 2**halvings} up, or fewer encoder stages"
+            )
+        self.size, self.rays = grid.size, system.rays(grid, geometry)
+        count = 1 if system.shares_encoder else len(system.views)
+        self.branches = nn.ModuleList(ViewBranch(system, grid.size) for _ in range(count))
+        build = Build(
+            views=len(system.views),
+            auxiliaries=system.loss.deep_supervision > 0,
+            recompute=system.checkpointing,
+            view_decoders=system.has_view_decoders,
+            alone=system.decodes_alone,
+        )
+        self.decoder = DECODERS[system.decoder.kind](system.decoder, system.fusion, system.lifted_widths, build)
+        initialise(self)
+
+    def volumes(self, radiographs: Float[Tensor, "n views rows columns"]) -> list[Float[Tensor, "n 1 d h w"]]:
+        """The reconstruction, then auxiliary volumes if deep supervision has a weight."""
+        if radiographs.shape[-1] != self.size:
+            radiographs = nn.functional.interpolate(
+                radiographs, size=(self.size, self.size), mode="bilinear", antialias=True
+            )
+        branches = list(self.branches) * (len(self.rays) if len(self.branches) == 1 else 1)
+        lifted = [
+            branch(radiographs[:, k : k + 1], rays)
+            for k, (branch, rays) in enumerate(zip(branches, self.rays, strict=True))
+        ]
+        decoders = [branch.decoder for branch in branches if hasattr(branch, "decoder")]
+        volumes: list[Tensor] = self.decoder(lifted, decoders)
+        return volumes if torch.is_grad_enabled() else volumes[:1]

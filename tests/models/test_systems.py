@@ -1,0 +1,314 @@
+"""The systems of the literature: published counts, and that each one trains, overfits and tells inputs apart."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import FRONTAL, LATERAL, Grid, View, chest
+from raylift.datasets.stream import Batch
+from raylift.models.composition import Composition
+from raylift.models.decoders import DecoderConfig
+from raylift.models.encoders import EncoderConfig
+from raylift.models.fusion import FusionConfig
+from raylift.models.lifting import LiftingConfig
+from raylift.models.objectives.adversarial import ReconstructionLoss
+from raylift.models.objectives.turns import frozen
+from raylift.models.systems.psr import psr
+from raylift.models.systems.slim import slim, tiny
+from raylift.models.systems.trct import trct_gan
+from raylift.models.systems.x2ct import x2ct_gan
+from raylift.models.zoo import SYSTEMS, parameters
+
+GRID = Grid(32, 10.0)
+GEOMETRY = chest(GRID)
+FRONTAL_ALONE = ("frontal",)
+
+
+def batch(views=2, size=32, n=2):
+    generator = torch.Generator().manual_seed(1)
+    return Batch(
+        torch.rand(n, 1, size, size, size, generator=generator),
+        torch.rand(n, views, size, size, generator=generator),
+        tuple(f"sample-{k}" for k in range(n)),
+        torch.randint(0, 4, (n, 1, size, size, size), dtype=torch.uint8, generator=generator),
+    )
+
+
+@cache
+def two_boxes() -> Batch:
+    """Two volumes that differ, with their projections as radiographs; the boxes count as lung."""
+    volume = torch.zeros(2, 1, 32, 32, 32)
+    volume[0, :, 8:20, 6:18, 4:16] = 0.8
+    volume[1, :, 14:28, 12:26, 14:28] = 0.8
+    views = torch.stack([volume.mean(dim=3)[:, 0], volume.mean(dim=4)[:, 0]], dim=1)
+    return Batch(volume, views / views.max(), labels=(volume > 0).byte())
+
+
+def without_dropout(system: Composition) -> Composition:
+    return replace(system, lifting=replace(system.lifting, dropout=0.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "views", "size", "count"),
+    [
+        ("psr", FRONTAL_ALONE, 128, 9_068_480),
+        ("x2ct-gan", ("frontal", "lateral"), 128, 61_740_467),
+        ("x2ct-gan", FRONTAL_ALONE, 128, 29_384_481),
+        ("x2ct-cnn", ("frontal", "lateral"), 128, 61_740_467),
+        ("x-recon", ("frontal", "lateral"), 224, 98_799_735),
+        ("x-recon", ("frontal", "lateral"), 128, 37_517_943),
+    ],
+)
+def test_a_published_network_has_the_published_number_of_parameters(name, views, size, count):
+    with torch.device("meta"):
+        grid = Grid(size)
+        assert parameters(SYSTEMS[name](views=views).reconstructor(grid, chest(grid))) == count
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_slim_network_has_some_two_million_parameters_at_most(name):
+    grid = Grid(64)
+    with torch.device("meta"):
+        assert parameters(slim(SYSTEMS[name]()).reconstructor(grid, chest(grid))) < 2_200_000
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("size", [96, 128])
+def test_every_published_network_gives_cubes_of_its_grid(name, size):
+    system, grid = SYSTEMS[name](), Grid(size)
+    with torch.device("meta"):
+        made = system.reconstructor(grid, chest(grid))(torch.empty(1, len(system.views), size, size))
+    assert made.shape == (1, 1, size, size, size)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_player_of_every_system_gets_gradients_from_one_view_and_from_two(name, count):
+    torch.manual_seed(0)
+    objective = tiny(SYSTEMS[name](views=("frontal", "lateral")[:count])).objective(GRID, GEOMETRY)
+    assert list(objective.players) == (["generator", "discriminator"] if objective_is_gan(name) else ["generator"])
+    data, carried = batch(count), {}
+    for player_name, player in objective.players.items():
+        with frozen([net for other, net in objective.networks().items() if other != player_name]):
+            loss, logs, kept = player(data, carried)
+            loss.backward()
+        carried |= kept
+        assert torch.isfinite(loss)
+        assert all(torch.isfinite(value) and not value.requires_grad for value in logs.values())
+        without = {key for key, p in player.network.named_parameters() if p.grad is None}
+        # The views' own ends, which deep supervision alone looks at, and a finest size that rendering does not read.
+        known = {key for key in without if ".decoder.head." in key or ".levels.4." in key or "decoder.levels.4." in key}
+        assert without == known
+    assert carried["reconstruction"].shape == (2, 1, 32, 32, 32)
+
+
+def objective_is_gan(name: str) -> bool:
+    return name.endswith("gan") or name == "x-recon"
+
+
+STEPS_AND_FALL = {
+    "psr": (60, 50.0),
+    "3dcnn": (60, 10.0),
+    "x2ct-gan": (40, 10.0),
+    "cvaa-gan": (40, 10.0),
+    "duolift-gan": (40, 10.0),
+    "x-recon": (60, 10.0),
+    "trct-gan": (40, 10.0),
+}
+"""Steps of Adam at 1e-3, and what the loss falls by. Without the adversarial term: the CNNs are their GANs so."""
+
+
+@pytest.mark.parametrize("name", STEPS_AND_FALL)
+def test_a_system_overfits_two_volumes_and_does_not_answer_with_their_mean(name):
+    steps, fall = STEPS_AND_FALL[name]
+    torch.manual_seed(0)
+    system = without_dropout(tiny(SYSTEMS[name]()))
+    system = replace(system, loss=replace(system.loss, adversarial=0.0))
+    objective = system.objective(GRID, GEOMETRY)
+    data = two_boxes()
+    data = replace(data, views=data.views[:, : len(system.views)])
+    optimiser = torch.optim.Adam(objective.reconstructor.parameters(), lr=1e-3, betas=(0.5, 0.99))
+    losses = []
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss, _, _ = objective.players["generator"](data, {})
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] / fall
+    with torch.no_grad():
+        made = objective.reconstructor(data.views)
+    truth = data.volume
+    between = (truth[0] - truth[1]).square().mean()
+    assert (made[0] - made[1]).square().mean() > 0.25 * between
+    # Nearer to its own truth than the mean of both is.
+    assert (made - truth).square().mean() < 0.5 * (truth.mean(dim=0) - truth).square().mean()
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_each_view_reaches_the_volume(name):
+    torch.manual_seed(0)
+    # In training mode: a fresh batch norm that has seen nothing passes next to nothing on.
+    network = without_dropout(tiny(SYSTEMS[name](views=("frontal", "lateral")))).reconstructor(GRID, GEOMETRY)
+    views = torch.rand(1, 2, 32, 32)
+    with torch.no_grad():
+        for view in range(2):
+            changed = views.clone()
+            changed[:, view] = changed[:, view].flip(-1)
+            assert not torch.allclose(network(views), network(changed), atol=1e-6)
+
+
+CROSSED = [
+    ("repeat", "alignment", "growing", True, "axes"),
+    ("duo", "alignment", "growing", False, "axes"),
+    ("duo", "attention", "unet++", False, "rays"),
+    ("attention", "concatenate", "growing", True, "rays"),
+    ("plain", "average", "growing", True, "axes"),
+    ("plain", "sum", "unet", False, "rays"),
+    ("repeat", "alignment", "unet", False, "rays"),
+    ("attention", "alignment", "unet++", False, "axes"),
+]
+
+
+@pytest.mark.parametrize(("lifting", "fusion", "decoder", "feedback", "along"), CROSSED)
+def test_choices_can_be_crossed(lifting, fusion, decoder, feedback, along):
+    torch.manual_seed(0)
+    base = tiny(x2ct_gan())
+    system = replace(
+        base,
+        lifting=LiftingConfig(lifting, along, "features", heads=2),
+        fusion=FusionConfig(fusion, feedback),
+        decoder=replace(base.decoder, kind=decoder, head_kernel=3),
+        loss=ReconstructionLoss(deep_supervision=float(decoder == "unet++" or feedback)),
+    )
+    objective = system.objective(GRID, GEOMETRY)
+    loss, logs, carried = objective.players["generator"](batch(), {})
+    loss.backward()
+    assert carried["reconstruction"].shape == (2, 1, 32, 32, 32)
+    assert ("auxiliary" in logs) == (decoder == "unet++" or feedback)
+    without = [key for key, p in objective.reconstructor.named_parameters() if p.grad is None]
+    assert not [key for key in without if "view" in key or "fuse" in key or "lifting" in key]
+
+
+def test_psr_lifts_along_true_rays_too():
+    network = tiny(replace(psr(("frontal", "lateral")), lifting=LiftingConfig("channels", "rays")))
+    assert network.reconstructor(GRID, GEOMETRY)(batch().views).shape == (2, 1, 32, 32, 32)
+
+
+def test_along_true_rays_the_same_weights_serve_other_views_and_any_number_of_them():
+    torch.manual_seed(0)
+    oblique = View("oblique", azimuth_deg=40.0, elevation_deg=5.0)
+    geometry = replace(GEOMETRY, views=(FRONTAL, LATERAL, oblique))
+    base = tiny(x2ct_gan())
+    for fusion in ("average", "sum", "attention"):
+        system = replace(base, lifting=LiftingConfig(along="rays"), fusion=FusionConfig(fusion))
+        state = system.reconstructor(GRID, geometry).state_dict()
+        made = {}
+        for views in (("frontal",), ("oblique",), ("frontal", "oblique"), ("oblique", "frontal", "lateral")):
+            network = replace(system, views=views).reconstructor(GRID, geometry)
+            network.load_state_dict(state)
+            with torch.no_grad():
+                made[views] = network(batch(3).views[:, : len(views)])
+        assert not torch.allclose(made[("frontal",)], made[("oblique",)], atol=1e-4)
+
+
+def test_along_true_rays_views_may_come_in_any_order():
+    torch.manual_seed(0)
+    system = replace(tiny(x2ct_gan()), lifting=LiftingConfig(along="rays"), fusion=FusionConfig("attention"))
+    network = system.reconstructor(GRID, GEOMETRY).eval()
+    swapped = replace(system, views=("lateral", "frontal")).reconstructor(GRID, GEOMETRY).eval()
+    swapped.load_state_dict(network.state_dict())
+    views = batch().views
+    with torch.no_grad():
+        torch.testing.assert_close(swapped(views.flip(1)), network(views), atol=1e-4, rtol=1e-3)
+
+
+def test_in_trct_gan_a_pixel_moves_the_voxels_of_its_ray_most():
+    # A public attempt at this system broadcast a vector over the volume: every voxel would have moved alike.
+    torch.manual_seed(0)
+    network = tiny(trct_gan()).reconstructor(GRID, GEOMETRY)
+    views = torch.rand(1, 2, 32, 32)
+    changed = views.clone()
+    changed[0, 0, 10, 20] += 0.5
+    with torch.no_grad():
+        moved = (network(changed) - network(views)).abs()[0, 0].mean(dim=1)
+    # Frontal: rows are D, columns are W.
+    near = moved[8:13, 18:23].mean()
+    assert near > 3 * moved.median()
+    assert (moved == moved.max()).nonzero()[0].sub(torch.tensor([10, 20])).abs().max() <= 4
+
+
+@pytest.mark.parametrize("name", ["x2ct-gan", "duolift-gan", "3dcnn", "psr", "trct-gan", "x-recon"])
+def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        system = replace(without_dropout(tiny(SYSTEMS[name]())), checkpointing=checkpointing)
+        objective = system.objective(GRID, GEOMETRY)
+        torch.manual_seed(1)
+        loss, _, _ = objective.players["generator"](batch(len(system.views)), {})
+        loss.backward()
+        named = objective.reconstructor.named_parameters()
+        gradients.append({"loss": loss.detach(), **{key: p.grad for key, p in named if p.grad is not None}})
+    plain, recomputed = gradients
+    assert plain.keys() == recomputed.keys()
+    for key, gradient in plain.items():
+        torch.testing.assert_close(recomputed[key], gradient, atol=1e-6, rtol=1e-4, msg=key)
+
+
+def test_deep_supervision_looks_at_the_views_own_volumes_and_costs_nothing_without_gradients():
+    system = replace(tiny(x2ct_gan()), loss=ReconstructionLoss(deep_supervision=0.5))
+    network = system.reconstructor(GRID, GEOMETRY)
+    assert len(network.volumes(batch().views)) == 3
+    with torch.no_grad():
+        assert len(network.volumes(batch().views)) == 1
+    loss, _, _ = system.objective(GRID, GEOMETRY).players["generator"](batch(), {})
+    assert torch.isfinite(loss)
+
+
+def test_radiographs_of_another_size_are_brought_to_the_volumes():
+    network = tiny(x2ct_gan()).reconstructor(GRID, GEOMETRY)
+    assert network(torch.rand(1, 2, 50, 50)).shape == (1, 1, 32, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decoder": DecoderConfig(channels=(8, 8, 8, 8))}, "4 decoder widths for 5 encoder stages: give 6"),
+        ({"decoder": DecoderConfig(channels=(8,) * 7)}, "the growing decoder wants 6"),
+        ({"decoder": DecoderConfig("unet", channels=(8, 8))}, "2 decoder widths for 5 encoder stages: give 6 or more"),
+        ({"decoder": DecoderConfig("none")}, "without a decoder the lifted volume is the answer"),
+        ({"views": ("frontal", "frontal")}, "name one or more, each once"),
+        ({"views": ()}, "name one or more"),
+        (
+            {"fusion": FusionConfig(feedback=False), "loss": ReconstructionLoss(deep_supervision=1.0)},
+            "has no auxiliary volumes here",
+        ),
+    ],
+)
+def test_choices_that_do_not_fit_are_refused_with_the_remedy(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Composition(**settings)
+
+
+def test_a_size_that_cannot_be_halved_is_refused_with_those_that_can():
+    with pytest.raises(ConfigError, match="multiple of 32 from 64 up"):
+        x2ct_gan().reconstructor(Grid(48), chest(Grid(48)))
+
+
+def test_a_view_that_the_geometry_lacks_is_refused_by_its_name():
+    with pytest.raises(ConfigError, match="no view 'skyline' in this geometry"):
+        Composition(views=("skyline",)).reconstructor(Grid(64), chest(Grid(64)))
+
+
+def test_rendering_belongs_to_the_growing_decoder():
+    with pytest.raises(ConfigError, match="the rendering head grows with the volume"):
+        DecoderConfig("unet", head="rendering")
+
+
+def test_heads_must_share_the_transformers_channels():
+    with pytest.raises(ConfigError, match="3 heads cannot share"):
+        EncoderConfig("transformer", heads=3)
