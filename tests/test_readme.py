@@ -95,6 +95,15 @@ def test_the_table_of_verbs_has_every_verb_and_no_other():
     assert named == list(cli.VERBS)
 
 
+def test_every_figure_the_readme_quotes_stands_in_a_result():
+    results = [REPOSITORY / "docs/results.md", *(REPOSITORY / "benchmarks/results").glob("*.md")]
+    written = "\n".join(path.read_text(encoding="utf-8") for path in results)
+    quoted = re.findall(r"^> (.+)$", README, re.MULTILINE)
+    assert len(quoted) >= 4
+    for line in quoted:
+        assert line in written, line
+
+
 def test_every_link_of_the_documents_leads_somewhere():
     for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
