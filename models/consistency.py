@@ -45,6 +45,13 @@ class Fitted:
     """The relative L2 distance of each matched projection from its radiograph; 0 is agreement."""
     residual_after: Float[Tensor, "n views"]
 
+    def by_view(self, geometry: Geometry) -> list[dict[str, tuple[float, float]]]:
+        """For each sample the residuals before and after, by the names of the geometry's views."""
+        return [
+            {view.name: (float(b), float(a)) for view, b, a in zip(geometry.views, before, after, strict=True)}
+            for before, after in zip(self.residual_before, self.residual_after, strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class _State:
@@ -85,8 +92,9 @@ def fit(
     Raises:
         ConfigError: steps or strength are negative, or there is not one radiograph a view.
     """
-    if steps < 0 or not strength >= 0:
-        raise ConfigError(f"a consistency fit of {steps} steps and strength {strength}: give 0 or more of both")
+    require_steps(steps)
+    if not strength >= 0:
+        raise ConfigError(f"a consistency fit of strength {strength}: give 0 or more")
     if radiographs.shape[1] != len(geometry.views):
         raise ConfigError(f"{radiographs.shape[1]} radiographs for a geometry of {len(geometry.views)} views")
     start, radiographs = volume.detach().float(), radiographs.detach().float()
@@ -119,6 +127,12 @@ def fit(
     # What did not move keeps its HU, which for air may be less than its attenuation says.
     moved = torch.where(state.density == origin, start, window.to_unit(hu))
     return Fitted(moved.to(volume.dtype) if steps else volume, first.residual, state.residual)
+
+
+def require_steps(steps: int) -> None:
+    """Raise a ConfigError where steps are negative."""
+    if steps < 0:
+        raise ConfigError(f"a consistency fit of {steps} steps: give 0 for none, or more")
 
 
 def match(projections: Images, radiographs: Images) -> tuple[Tensor, Tensor, Tensor]:
