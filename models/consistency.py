@@ -139,7 +139,8 @@ def match(projections: Images, radiographs: Images) -> tuple[Tensor, Tensor, Ten
     """Gain and offset by view that bring projections closest to radiographs, and 1 for each pixel that counts.
 
     Standardising clips a radiograph at its percentiles. So where it is 0 or 1, a projection that is matched to less or
-    more agrees with it, and such pixels are left out. Gains are not negative.
+    more agrees with it, and such pixels are left out. Gains are not negative: a projection that shows the opposite of
+    its radiograph is matched by a constant, and the fit leaves it alone.
     """
     live = torch.ones_like(radiographs)
     for _ in range(MATCHES):

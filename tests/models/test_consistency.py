@@ -172,6 +172,13 @@ def test_a_radiograph_that_shows_nothing_moves_nothing(image: float) -> None:
     assert bool(fitted.residual_after.isfinite().all())
 
 
+def test_a_projection_that_shows_the_opposite_is_left_alone() -> None:
+    truth, images = pairs(1)
+    fitted = fit(wrong(truth), 1 - images, WINDOW, GRID, chest(GRID), 4)
+    assert torch.equal(fitted.volume, wrong(truth))
+    assert torch.equal(fitted.residual_after, fitted.residual_before)
+
+
 def test_the_network_behind_a_volume_gets_no_gradient_and_keeps_its_weights() -> None:
     truth, images = pairs(1)
     network = torch.nn.Conv3d(1, 1, 1)
