@@ -12,10 +12,14 @@ from rich.table import Table
 
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.models.metrics import PROTOCOLS
-from raylift.platform.evaluate import Evaluation
+from raylift.platform.evaluate import FITTED, Evaluation
 from raylift.platform.figures import draw_case, draw_history, draw_projections
 
 DISCLAIMER = "raylift is research software. It is not a medical device and must not be used for diagnosis."
+RESIDUAL = (
+    "Relative L2 distance of each projection, after the gain and offset that suit it best, from the radiograph; the "
+    "fit makes it small by design, so it says nothing about the volume."
+)
 CASES_DRAWN = 4
 
 TITLES = {
@@ -71,20 +75,30 @@ def rows(evaluation: Evaluation, protocol: str) -> tuple[list[str], list[list[st
     return ["predictor", *(TITLES.get(name, name) for name in names)], body
 
 
+def residual_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what the consistency fit did to the projections: a row a view."""
+    body = [[view, *(f"{value:.4f}" for value in pair)] for view, pair in evaluation.residuals().items()]
+    return ["view", "model", FITTED], body
+
+
 def terminal_tables(evaluation: Evaluation) -> list[Table]:
     """The same tables for a terminal."""
-    tables = []
-    for protocol in evaluation.protocols_and_extra:
-        header, body = rows(evaluation, protocol)
-        table = Table(
-            title=f"protocol {protocol}" if protocol in evaluation.protocols else protocol, title_justify="left"
-        )
-        for index, name in enumerate(header):
-            table.add_column(name, justify="right" if index else "left")
-        for row in body:
-            table.add_row(*row)
-        tables.append(table)
+    tables = [
+        _terminal_table(f"protocol {name}" if name in evaluation.protocols else name, *rows(evaluation, name))
+        for name in evaluation.protocols_and_extra
+    ]
+    if evaluation.residuals():
+        tables.append(_terminal_table("projection residual", *residual_rows(evaluation)))
     return tables
+
+
+def _terminal_table(title: str, header: list[str], body: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left")
+    for row in body:
+        table.add_row(*row)
+    return table
 
 
 def _cell(name: str, mean: float, spread: float, count: int) -> str:
@@ -100,6 +114,9 @@ def _page(evaluation: Evaluation, pictures: list[tuple[str, Path]]) -> str:
         title = f"Protocol {protocol}" if protocol in evaluation.protocols else "Segmentation"
         parts += [f"<h2>{_escape(title)}</h2>", f"<p>{_escape(_definition(protocol))}</p>"]
         parts.append(_table(*rows(evaluation, protocol)))
+    if evaluation.residuals():
+        parts += ["<h2>Projection residual</h2>", f"<p>{_escape(RESIDUAL)}</p>"]
+        parts.append(_table(*residual_rows(evaluation)))
     parts.append("<h2>Scan by scan</h2>")
     parts.append(_table(*_case_rows(evaluation)))
     for title, path in pictures:

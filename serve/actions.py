@@ -19,6 +19,7 @@ from raylift.datasets.radiograph import Inversion, RadiographLimits, prepare, re
 from raylift.serve import example
 from raylift.serve.api import Backend
 from raylift.serve.figures import Plane, beside, enlarge, marked, reprojections, slice_picture
+from raylift.serve.reconstructor import told
 
 Volume = Int16[np.ndarray, "d h w"]
 
@@ -53,13 +54,13 @@ class Actions:
         given = [Given(*values[k : k + 3]) for k in range(0, len(values), 3)]
         try:
             prepared = await asyncio.to_thread(self._prepare_all, given)
-            volume = await self._backend.reconstruct(prepared)
+            made = await self._backend.reconstruct(prepared)
         except RayliftError as error:
             raise gr.Error(sentence(error), duration=None) from error
         except Exception as error:
             # Gradio would show an empty message.
             raise gr.Error("The service failed: its log says why.", duration=None) from error
-        seconds = time.monotonic() - began
+        seconds, volume = time.monotonic() - began, made.hu
         checks, download = await asyncio.gather(
             asyncio.to_thread(self._checks, prepared, volume), asyncio.to_thread(self._download, volume)
         )
@@ -68,6 +69,8 @@ class Actions:
             f"{grid.size}³ voxels of {grid.spacing_mm:g} mm, {volume.min()} to {volume.max()} HU, in {seconds:.1f} s. "
             "Letters are the patient's right, left, anterior, posterior, superior and inferior."
         )
+        if made.residuals:
+            facts += f" Fitted to the radiographs; projection residual: {told(made.residuals)}."
         return [volume, gr.Column(visible=True), facts, *checks, download]
 
     def cut(self, plane: Plane, volume: Volume | None, index: float, window: str) -> Any:

@@ -23,12 +23,15 @@ from raylift.models.weights import Description
 from raylift.serve import manual
 from raylift.serve.gate import BodyLimit, KnownPaths
 from raylift.serve.intake import BadRequest, radiographs
-from raylift.serve.reconstructor import nifti
+from raylift.serve.reconstructor import Reconstruction, nifti
 
 DISCLAIMER = "Research software, not a medical device: not for diagnosis."
 HANGING = {"frontal": ", the patient's right at its left edge", "lateral": ", the patient facing its left edge"}
 DECODED_AT_ONCE = 4
 """Requests whose images are in memory; others wait with their uploads on disk."""
+
+RESIDUALS = {"X-Raylift-Residual-Before": 0, "X-Raylift-Residual-After": 1}
+"""Headers of an answer whose volume was fitted to its radiographs, and what they hold of a view's residuals."""
 
 
 class Unavailable(RayliftError, RuntimeError):
@@ -41,9 +44,11 @@ class Backend:
 
     description: Description
     sha256: str
-    reconstruct: Callable[[Float32[np.ndarray, "views rows columns"]], Awaitable[Int16[np.ndarray, "d h w"]]]
-    """Prepared radiographs to HU in volume order; raises Unavailable."""
+    reconstruct: Callable[[Float32[np.ndarray, "views rows columns"]], Awaitable[Reconstruction]]
+    """Prepared radiographs to a volume in HU; raises Unavailable."""
     ready: Callable[[], Awaitable[bool]]
+    consistency_steps: int = 0
+    """Steps by which volumes are fitted to their radiographs."""
 
     @property
     def views(self) -> list[str]:
@@ -64,6 +69,7 @@ class ModelInfo(BaseModel):
     spacing_mm: float
     window_hu: tuple[float, float] = Field(description="lowest and highest HU it can give")
     sha256: str = Field(description="of the weights")
+    consistency_steps: int = Field(description="steps that fit a volume to its radiographs after the network; 0: none")
     raylift: str = Field(description="version")
     notice: str = DISCLAIMER
 
@@ -134,6 +140,7 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
             spacing_mm=description.grid.spacing_mm,
             window_hu=(description.window.low_hu, description.window.high_hu),
             sha256=backend.sha256,
+            consistency_steps=backend.consistency_steps,
             raylift=__version__,
         )
 
@@ -142,7 +149,11 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
         tags=["reconstruction"],
         response_class=Response,
         responses={
-            200: {"content": {"application/gzip": {}}, "description": "the volume as gzipped NIfTI, int16 HU"},
+            200: {
+                "content": {"application/gzip": {}},
+                "description": "the volume as gzipped NIfTI, int16 HU",
+                "headers": {"X-Raylift-Model": _header("SHA-256 of the weights"), **_residual_headers(backend)},
+            },
             413: {"model": Problem, "description": "too large"},
             415: {"model": Problem, "description": "not a form, or not a radiograph that can be read"},
             422: {"model": Problem, "description": "a wrong, missing or surplus field"},
@@ -160,10 +171,13 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
                 del images
         finally:
             await form.close()
-        volume = await backend.reconstruct(prepared)
-        body = await asyncio.to_thread(backend.nifti, volume)
+        made = await backend.reconstruct(prepared)
+        body = await asyncio.to_thread(backend.nifti, made.hu)
         name = f"reconstruction-{uuid.uuid4().hex[:8]}.nii.gz"
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Raylift-Model": backend.sha256}
+        for name, place in RESIDUALS.items() if made.residuals else ():
+            # A dictionary of RFC 8941: frontal=0.0812, lateral=0.0675.
+            headers[name] = ", ".join(f"{view}={pair[place]:.4f}" for view, pair in made.residuals.items())
         return Response(body, media_type="application/gzip", headers=headers)
 
     return app
@@ -180,6 +194,17 @@ async def _read_form(request: Request, views: list[str]) -> FormData:
 
 def _prepare(images: dict[str, Float32[np.ndarray, "_ _"]], backend: Backend) -> Float32[np.ndarray, "views px px"]:
     return np.stack([prepare(images[view], backend.description.geometry.detector_px) for view in backend.views])
+
+
+def _residual_headers(backend: Backend) -> dict[str, object]:
+    """What the API's description says of the headers that tell of a fit."""
+    about = "how far the projections are from the radiographs, by view, {} the fit (relative L2)"
+    told = zip(RESIDUALS, ("before", "after"), strict=True)
+    return {name: _header(about.format(when)) for name, when in told} if backend.consistency_steps else {}
+
+
+def _header(description: str) -> dict[str, object]:
+    return {"description": description, "schema": {"type": "string"}}
 
 
 def _form(views: list[str]) -> dict[str, object]:

@@ -31,6 +31,8 @@ class ReconstructOptions:
     """Mirror the frontal image."""
     flip_lateral: bool = False
     """Mirror the lateral image, for a patient facing right."""
+    consistency_steps: int = 0
+    """Steps that fit the volume to the radiographs after the network; 0 leaves it as the network made it."""
     threads: int = 0
     """PyTorch threads; 0 leaves the choice to it."""
 
@@ -39,14 +41,14 @@ def reconstruct(arguments: list[str]) -> int:
     """Radiographs to a CT volume as NIfTI."""
     import torch
 
-    from raylift.serve.reconstructor import Reconstructor, nifti
+    from raylift.serve.reconstructor import Reconstructor, nifti, told
 
     options = tyro.cli(ReconstructOptions, prog="raylift reconstruct", args=arguments)
     if not options.output.name.endswith(".nii.gz"):
         raise ConfigError(f"{options.output}: volumes are written as .nii.gz")
     if options.threads:
         torch.set_num_threads(options.threads)
-    reconstructor = Reconstructor.load(options.model)
+    reconstructor = Reconstructor.load(options.model, consistency_steps=options.consistency_steps)
     given = {"frontal": (options.frontal, options.flip_frontal), "lateral": (options.lateral, options.flip_lateral)}
     try:
         images = {
@@ -54,13 +56,15 @@ def reconstruct(arguments: list[str]) -> int:
             for view, (path, flip) in given.items()
             if path is not None
         }
-        (hu,) = reconstructor.reconstruct([reconstructor.prepare(images)])
+        (made,) = reconstructor.reconstruct([reconstructor.prepare(images)])
         grid = reconstructor.description.grid
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_bytes(nifti(hu, grid, f"raylift {reconstructor.sha256[:12]}, research only"))
+        options.output.write_bytes(nifti(made.hu, grid, f"raylift {reconstructor.sha256[:12]}, research only"))
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from error
-    print(f"{options.output}: {grid.size}^3 voxels of {grid.spacing_mm:g} mm, {hu.min()} to {hu.max()} HU")
+    print(f"{options.output}: {grid.size}^3 voxels of {grid.spacing_mm:g} mm, {made.hu.min()} to {made.hu.max()} HU")
+    if made.residuals:
+        print(f"projection residual before and after the fit: {told(made.residuals)}")
     print("Research software, not a medical device: not for diagnosis.")
     return 0
 

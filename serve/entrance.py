@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from fastapi import FastAPI
-from jaxtyping import Float32, Int16
+from jaxtyping import Float32
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -22,6 +22,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from raylift.datasets.radiograph import RadiographLimits
 from raylift.models.weights import Description
 from raylift.serve import api, page, theme
+from raylift.serve.reconstructor import Reconstruction
 from raylift.serve.settings import ServeSettings
 
 READY_TIMEOUT_S = 5.0
@@ -33,15 +34,15 @@ def build(settings: ServeSettings, description: Description, sha256: str, model:
     # Uploads are for this user's eyes alone, and do not outlive the service.
     uploads = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="raylift-page-")
 
-    async def reconstruct(radiographs: Float32[np.ndarray, "views rows columns"]) -> Int16[np.ndarray, "d h w"]:
+    async def reconstruct(radiographs: Float32[np.ndarray, "views rows columns"]) -> Reconstruction:
         try:
             handle = serve.get_deployment_handle(model)
-            volume: Int16[np.ndarray, "d h w"] = await handle.reconstruct.remote(radiographs)
+            made: Reconstruction = await handle.reconstruct.remote(radiographs)
         except BackPressureError as error:
             raise api.Unavailable("too many reconstructions are waiting: try again in a few seconds") from error
         except (RayActorError, DeploymentUnavailableError) as error:
             raise api.Unavailable("the model is being restarted: try again in a few seconds") from error
-        return volume
+        return made
 
     async def ready() -> bool:
         try:
@@ -52,7 +53,7 @@ def build(settings: ServeSettings, description: Description, sha256: str, model:
             return False
 
     limits = RadiographLimits(max_bytes=settings.max_upload_mib * 2**20)
-    backend = api.Backend(description, sha256, reconstruct, ready)
+    backend = api.Backend(description, sha256, reconstruct, ready, settings.consistency_steps)
     app = api.build(backend, limits)
     gr.mount_gradio_app(
         app,

@@ -179,10 +179,13 @@ def _on_reconstruct(go: Any, actions: Actions, given: list[Any], shown: list[Any
 
 def _about(backend: Backend) -> str:
     description, geometry = backend.description, backend.description.geometry
+    steps = backend.consistency_steps
+    fitted = f", fitted to the radiographs in up to {steps} steps" if steps else ""
     distances = f"source to axis {geometry.source_axis_mm:g} mm, source to detector {geometry.source_detector_mm:g} mm"
     return (
         f"Model {description.system.name}: {description.grid.size}³ voxels of {description.grid.spacing_mm:g} mm, "
         f"{description.window.low_hu:g} to {description.window.high_hu:g} HU, trained for "
-        f"{distances if geometry.beam == 'cone' else 'parallel rays'}. Weights SHA-256 `{backend.sha256[:16]}…`. "
+        f"{distances if geometry.beam == 'cone' else 'parallel rays'}{fitted}. "
+        f"Weights SHA-256 `{backend.sha256[:16]}…`. "
         "The same service answers `POST /v1/reconstructions`: see [the API's manual](/docs)."
     )

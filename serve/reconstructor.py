@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +14,35 @@ from jaxtyping import Float32, Int16
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
 from raylift.datasets.radiograph import prepare
-from raylift.models import weights
+from raylift.models import consistency, weights
 from raylift.models.weights import Model
 
 
-class Reconstructor:
-    """A model that takes prepared radiographs."""
+@dataclass(frozen=True)
+class Reconstruction:
+    """A volume, and how well it explains the radiographs it was made of."""
 
-    def __init__(self, model: Model, device: str = "cpu") -> None:
+    hu: Int16[np.ndarray, "d h w"]
+    """In volume order."""
+    residuals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """By view, before and after the consistency fit; empty where there was none."""
+
+
+class Reconstructor:
+    """A model that takes prepared radiographs, and fits its volumes to them in `consistency_steps` steps."""
+
+    def __init__(self, model: Model, device: str = "cpu", consistency_steps: int = 0) -> None:
+        consistency.require_steps(consistency_steps)
         self.description = model.description
         self.sha256 = model.sha256
+        self._steps = consistency_steps
         self._device = torch.device(device)
         self._network = model.network.to(self._device)
 
     @classmethod
-    def load(cls, url: str, device: str = "cpu") -> Reconstructor:
+    def load(cls, url: str, device: str = "cpu", consistency_steps: int = 0) -> Reconstructor:
         """From an exported folder or a checkpoint."""
-        return cls(weights.load(url), device)
+        return cls(weights.load(url), device, consistency_steps)
 
     @property
     def views(self) -> list[str]:
@@ -50,13 +63,22 @@ class Reconstructor:
         return np.stack([prepare(images[view], size) for view in self.views])
 
     @torch.no_grad()
-    def reconstruct(
-        self, radiographs: list[Float32[np.ndarray, "views rows columns"]]
-    ) -> list[Int16[np.ndarray, "d h w"]]:
-        """Volumes in HU and volume order, one for each set of prepared radiographs."""
+    def reconstruct(self, radiographs: list[Float32[np.ndarray, "views rows columns"]]) -> list[Reconstruction]:
+        """A volume in HU for each set of prepared radiographs."""
         batch = torch.from_numpy(np.stack(radiographs)).to(self._device)
-        hu = self.description.window.to_hu(self._network(batch).float())
-        return list(hu[:, 0].round().cpu().numpy().astype(np.int16))
+        unit = self._network(batch).float()
+        residuals: list[dict[str, tuple[float, float]]] = [{} for _ in radiographs]
+        if self._steps:
+            made = self.description
+            fit = consistency.fit(unit, batch, made.window, made.grid, made.geometry, self._steps)
+            unit, residuals = fit.volume, fit.by_view(made.geometry)
+        hu = self.description.window.to_hu(unit)[:, 0].round().cpu().numpy().astype(np.int16)
+        return [Reconstruction(*one) for one in zip(hu, residuals, strict=True)]
+
+
+def told(residuals: dict[str, tuple[float, float]]) -> str:
+    """What the fit did, for a person: each view's residual before and after it."""
+    return ", ".join(f"{view} {before:.3f} -> {after:.3f}" for view, (before, after) in residuals.items())
 
 
 def nifti(hu: Int16[np.ndarray, "d h w"], grid: Grid, note: str = "") -> bytes:

@@ -6,10 +6,10 @@ import asyncio
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int16
+from jaxtyping import Float32
 from ray import serve
 
-from raylift.serve.reconstructor import Reconstructor
+from raylift.serve.reconstructor import Reconstruction, Reconstructor
 from raylift.serve.settings import ServeSettings
 
 
@@ -18,14 +18,13 @@ class ModelReplica:
 
     def __init__(self, settings: ServeSettings) -> None:
         torch.set_num_threads(settings.threads_per_replica)
-        self._reconstructor = Reconstructor.load(settings.model, "cuda" if settings.gpus_per_replica else "cpu")
+        device = "cuda" if settings.gpus_per_replica else "cpu"
+        self._reconstructor = Reconstructor.load(settings.model, device, settings.consistency_steps)
         self.reconstruct.set_max_batch_size(settings.max_batch)  # type: ignore[attr-defined]
         self.reconstruct.set_batch_wait_timeout_s(settings.batch_wait_s)  # type: ignore[attr-defined]
 
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.02)
-    async def reconstruct(
-        self, radiographs: list[Float32[np.ndarray, "views rows columns"]]
-    ) -> list[Int16[np.ndarray, "d h w"]]:
+    async def reconstruct(self, radiographs: list[Float32[np.ndarray, "views rows columns"]]) -> list[Reconstruction]:
         """Volumes in HU for sets of prepared radiographs."""
         # In a thread: a batch that outlasts Serve's health check would otherwise end the replica.
         return await asyncio.to_thread(self._reconstructor.reconstruct, radiographs)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import tyro
 
 from raylift.datasets.errors import ConfigError
+from raylift.models.consistency import require_steps
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class ServeSettings:
     """Requests that wait for a replica; more are answered 503."""
     max_upload_mib: int = 64
     """Largest radiograph."""
+    consistency_steps: int = 0
+    """Steps that fit a volume to its radiographs after the network; 0 leaves it as the network made it, 10 will do."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
@@ -46,5 +49,6 @@ class ServeSettings:
         for name, count in counts.items():
             if count < 1:
                 raise ConfigError(f"--{name} is {count}: give 1 or more")
+        require_steps(self.consistency_steps)
         if min(self.cpus_per_replica, self.gpus_per_replica, self.batch_wait_s) < 0:
             raise ConfigError("CPUs, GPUs and waiting times are not negative")

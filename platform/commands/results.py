@@ -28,6 +28,8 @@ class EvaluateOptions:
     """How figures are computed; see raylift.models.metrics."""
     output: Path = Path("evaluation")
     """Folder for report.html, metrics.json and figures."""
+    consistency_steps: int = 0
+    """Measure the model a second time, after so many steps that fit its volumes to the radiographs; 10 will do."""
     seed: int = 0
 
 
@@ -47,6 +49,7 @@ def evaluate(arguments: list[str]) -> int:
             protocols=options.protocols,
             seed=options.seed,
             command=shlex.join(["raylift", "evaluate", *arguments]),
+            consistency_steps=options.consistency_steps,
             progress=shown.at,
         )
     page = report.write(

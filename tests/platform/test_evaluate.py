@@ -77,6 +77,43 @@ def test_the_models_figures_are_those_of_its_own_reconstruction(finished_run, ar
     assert case.figures[MODEL]["volume"] == PROTOCOLS["volume"].evaluate(made, truth)
 
 
+def test_a_fit_to_the_radiographs_is_measured_beside_the_model_and_its_effect_reported(
+    finished_run, archive32, tmp_path, capsys
+):
+    options = ["--archive", str(archive32), "--output", str(tmp_path), "--consistency-steps", "4"]
+    assert cli.main(["evaluate", str(finished_run), *options]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(metrics["mean"]) == ["model", "model, fitted", "mean volume", "back-projection"]
+    assert set(metrics["mean"]["model, fitted"]) == set(metrics["mean"]["model"])
+    assert metrics["mean"]["model, fitted"]["volume"] != metrics["mean"]["model"]["volume"]
+    residuals = metrics["projection_residuals"]["mean"]
+    assert list(residuals) == ["frontal", "lateral"]
+    assert all(after < before for before, after in residuals.values())
+    assert metrics["projection_residuals"]["cases"].keys() == metrics["cases"].keys()
+    assert metrics["provenance"]["consistency"] == {"steps": 4, "strength": 1.0}
+    said, page = capsys.readouterr().out, (tmp_path / "report.html").read_text()
+    for text in ("model, fitted", f"{residuals['frontal'][0]:.4f}", f"{residuals['lateral'][1]:.4f}"):
+        assert text in said
+        assert text in page
+    fitted = metrics["mean"]["model, fitted"]["volume"]["psnr_db"]
+    assert metrics["verdict"].endswith(f" Fitted to the radiographs it reaches {fitted:.2f} dB.")
+    assert "does NOT beat the mean volume" in metrics["verdict"]
+
+
+def test_without_a_fit_a_report_says_nothing_of_one(report):
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert metrics["projection_residuals"]["mean"] == {}
+    assert "consistency" not in metrics["provenance"]
+    assert "fitted" not in metrics["verdict"].lower()
+    assert "residual" not in (report / "report.html").read_text()
+
+
+def test_a_fit_of_fewer_than_no_steps_is_refused(finished_run, archive32, capsys):
+    options = ["--archive", str(archive32), "--consistency-steps", "-1"]
+    assert cli.main(["evaluate", str(finished_run), *options]) == 2
+    assert "a consistency fit of -1 steps" in capsys.readouterr().err
+
+
 def test_an_archive_projected_otherwise_is_refused(finished_run, tmp_path):
     grid = Grid(32, 10.0)
     ingest_phantoms(str(tmp_path / "other"), grid, x2ct(grid), count=6, seed=1)

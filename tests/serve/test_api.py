@@ -15,19 +15,19 @@ from raylift.datasets.geometry import FRONTAL
 from raylift.datasets.radiograph import RadiographLimits, prepare, read
 from raylift.models.weights import Description, Model
 from raylift.serve import api
-from raylift.serve.reconstructor import Reconstructor
-
-Volume = np.ndarray
+from raylift.serve.reconstructor import Reconstruction, Reconstructor
 
 
-def client(description: Description, sha256: str, reconstruct: Callable[[np.ndarray], Volume]) -> TestClient:
-    async def answer(prepared: np.ndarray) -> Volume:
+def client(
+    description: Description, sha256: str, reconstruct: Callable[[np.ndarray], Reconstruction], steps: int = 0
+) -> TestClient:
+    async def answer(prepared: np.ndarray) -> Reconstruction:
         return await asyncio.to_thread(reconstruct, prepared)
 
     async def ready() -> bool:
         return True
 
-    return TestClient(api.build(api.Backend(description, sha256, answer, ready), RadiographLimits()))
+    return TestClient(api.build(api.Backend(description, sha256, answer, ready, steps), RadiographLimits()))
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def test_radiographs_come_back_as_the_volume_the_network_makes_of_them(
     image = opened(answer.content, tmp_path)
     assert (image.GetSize(), image.GetSpacing()) == ((32, 32, 32), (10.0, 10.0, 10.0))
     hu = sitk.GetArrayFromImage(image)
-    np.testing.assert_array_equal(hu[::-1], reconstructor.reconstruct([prepared])[0])
+    np.testing.assert_array_equal(hu[::-1], reconstructor.reconstruct([prepared])[0].hu)
     assert (hu.min(), hu.max()) == (-1024, 1476)
 
 
@@ -93,13 +93,34 @@ def test_an_answer_names_its_file_its_kind_and_its_weights(
     assert all(name.startswith('attachment; filename="reconstruction-') for name in names)
 
 
+def test_an_answer_that_was_fitted_tells_in_its_headers_how_far_the_projections_were_and_are(
+    service_client: TestClient, model_folder: Path, radiographs: dict[str, bytes]
+) -> None:
+    fitting = Reconstructor.load(str(model_folder), consistency_steps=3)
+    there = client(fitting.description, fitting.sha256, lambda one: fitting.reconstruct([one])[0], 3)
+    plain, fitted = (one.post("/v1/reconstructions", files=radiographs) for one in (service_client, there))
+    assert not [name for name in plain.headers if "residual" in name]
+    before, after = (
+        {view: float(value) for view, value in (part.split("=") for part in fitted.headers[name].split(", "))}
+        for name in ("x-raylift-residual-before", "x-raylift-residual-after")
+    )
+    assert list(before) == list(after) == ["frontal", "lateral"]
+    assert all(0 < after[view] < before[view] < 2 for view in before)
+    assert fitted.content != plain.content
+    assert [one.get("/v1/model").json()["consistency_steps"] for one in (service_client, there)] == [0, 3]
+    schema = there.get("/openapi.json").json()
+    OpenAPI.model_validate(schema)
+    told = schema["paths"]["/v1/reconstructions"]["post"]["responses"]["200"]["headers"]
+    assert set(told) == {"X-Raylift-Model", "X-Raylift-Residual-Before", "X-Raylift-Residual-After"}
+
+
 def test_what_is_high_anterior_and_right_in_the_volume_is_so_in_the_file(
     description: Description, radiographs: dict[str, bytes], tmp_path: Path
 ) -> None:
-    def box(_: np.ndarray) -> Volume:
+    def box(_: np.ndarray) -> Reconstruction:
         hu = np.full((32, 32, 32), -1000, np.int16)
         hu[2:6, 4:8, 3:9] = 900
-        return hu
+        return Reconstruction(hu)
 
     answer = client(description, "0" * 64, box).post("/v1/reconstructions", files=radiographs)
     image = opened(answer.content, tmp_path)
@@ -115,9 +136,9 @@ def test_a_flip_and_an_inversion_reach_the_image_they_name(
 ) -> None:
     seen: list[np.ndarray] = []
 
-    def keep(prepared: np.ndarray) -> Volume:
+    def keep(prepared: np.ndarray) -> Reconstruction:
         seen.append(prepared)
-        return np.zeros((32, 32, 32), np.int16)
+        return Reconstruction(np.zeros((32, 32, 32), np.int16))
 
     there = client(description, "0" * 64, keep)
     for fields in ({"invert": "no"}, {"invert": "no", "flip_lateral": "true"}, {"invert": "yes"}):
@@ -156,7 +177,7 @@ def test_the_service_says_what_it_serves(service_client: TestClient, reconstruct
 def test_a_model_that_does_not_answer_is_not_ready_and_a_busy_one_asks_for_patience(
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
-    async def busy(_: np.ndarray) -> Volume:
+    async def busy(_: np.ndarray) -> Reconstruction:
         raise api.Unavailable("too many reconstructions are waiting: try again in a few seconds")
 
     async def ready() -> bool:
@@ -172,7 +193,7 @@ def test_a_model_that_does_not_answer_is_not_ready_and_a_busy_one_asks_for_patie
 def test_a_fault_of_the_service_is_told_without_its_inside(
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
-    def broken(_: np.ndarray) -> Volume:
+    def broken(_: np.ndarray) -> Reconstruction:
         raise RuntimeError("CUDA error at /home/someone/secret.cu")
 
     there = client(description, "0" * 64, broken)

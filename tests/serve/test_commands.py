@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,27 @@ def test_a_flipped_image_gives_what_its_mirror_image_gives(
     assert np.abs(plain - flipped).mean() > 1
 
 
+def test_a_fit_says_how_far_the_projections_were_from_the_radiographs_and_are(
+    model_folder: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*options: str) -> str:
+        words = ["reconstruct", str(model_folder), "-o", str(tmp_path / "volume.nii.gz"), *pair, *options]
+        assert cli.main(words) == 0
+        return capsys.readouterr().out
+
+    assert "residual" not in said()
+    told = re.search(
+        r"^projection residual before and after the fit: "
+        r"frontal (\d\.\d{3}) -> (\d\.\d{3}), lateral (\d\.\d{3}) -> (\d\.\d{3})$",
+        said("--consistency-steps", "3"),
+        re.MULTILINE,
+    )
+    assert told is not None
+    frontal, frontal_after, lateral, lateral_after = map(float, told.groups())
+    assert frontal_after < frontal
+    assert lateral_after < lateral
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -88,6 +110,7 @@ def test_a_mistake_is_told_in_one_line_and_exit_status_2(
         (["--port", "70000"], "port 70000 is outside 1 to 65535"),
         (["--max-batch", "0"], "--max-batch is 0: give 1 or more"),
         (["--batch-wait-s", "-1"], "not negative"),
+        (["--consistency-steps", "-1"], "a consistency fit of -1 steps"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_starts(

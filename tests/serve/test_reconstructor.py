@@ -6,6 +6,7 @@ import SimpleITK as sitk
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
+from raylift.datasets.radiograph import read
 from raylift.serve.reconstructor import Reconstructor, nifti
 
 
@@ -20,16 +21,41 @@ def opened(data: bytes, folder: Path) -> sitk.Image:
 
 
 def test_a_batch_of_four_gives_what_four_batches_of_one_give(reconstructor: Reconstructor) -> None:
-    together = reconstructor.reconstruct(inputs(4))
-    alone = [reconstructor.reconstruct([one])[0] for one in inputs(4)]
+    together = [one.hu for one in reconstructor.reconstruct(inputs(4))]
+    alone = [reconstructor.reconstruct([one])[0].hu for one in inputs(4)]
     assert np.abs(np.subtract(together, alone, dtype=np.int32)).max() <= 1
     assert np.abs(np.subtract(alone[0], alone[1], dtype=np.int32)).mean() > 10
 
 
 def test_values_are_clipped_to_the_window_of_the_model(reconstructor: Reconstructor) -> None:
-    hu = np.stack(reconstructor.reconstruct(inputs(2)))
+    hu = np.stack([one.hu for one in reconstructor.reconstruct(inputs(2))])
     assert hu.dtype == np.int16
     assert (hu.min(), hu.max()) == (-1024, 1476)
+
+
+def test_a_fit_lowers_the_residual_of_each_request_as_if_it_were_alone(
+    model_folder: Path, radiographs: dict[str, bytes]
+) -> None:
+    fitting = Reconstructor.load(str(model_folder), consistency_steps=3)
+    plain = fitting.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
+    asked = [plain, plain[..., ::-1].copy(), np.sqrt(plain)]
+    together = fitting.reconstruct(asked)
+    alone = [fitting.reconstruct([one])[0] for one in asked]
+    for one, other in zip(together, alone, strict=True):
+        assert np.abs(np.subtract(one.hu, other.hu, dtype=np.int32)).max() <= 1
+        assert list(one.residuals) == ["frontal", "lateral"]
+        for view, (before, after) in one.residuals.items():
+            assert after < before
+            assert (before, after) == pytest.approx(other.residuals[view], abs=1e-4)
+
+
+def test_without_a_fit_there_is_no_residual(reconstructor: Reconstructor) -> None:
+    assert reconstructor.reconstruct(inputs(1))[0].residuals == {}
+
+
+def test_a_fit_of_fewer_than_no_steps_is_refused(model_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="a consistency fit of -2 steps"):
+        Reconstructor.load(str(model_folder), consistency_steps=-2)
 
 
 def test_other_views_than_the_models_are_refused(reconstructor: Reconstructor) -> None:

@@ -46,7 +46,7 @@ def expected(reconstructor: Reconstructor, radiographs: dict[str, bytes], fields
         prepare(read(data, view, invert=fields["invert"], flip=fields[f"flip_{view}"] == "true"), 32)  # type: ignore[arg-type]
         for view, data in radiographs.items()
     ]
-    return reconstructor.reconstruct([np.stack(images)])[0]
+    return reconstructor.reconstruct([np.stack(images)])[0].hu
 
 
 def test_eight_requests_at_once_each_get_their_own_volume(
