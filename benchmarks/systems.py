@@ -1,0 +1,72 @@
+"""Every system with the same small budget on the same archive, measured on the same held-out scans.
+
+The slim presets train one after another for the same number of steps of the same batch, by the same verbs a person
+would type; a run that is there already goes on. The table says what a system makes of minutes on two cores, not what
+it makes of its published schedule.
+
+    python benchmarks/systems.py --archive data/mixed --steps 200 --output runs/systems
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from statistics import median
+
+from raylift.models import weights
+from raylift.models.zoo import parameters
+from raylift.platform import cli, runs
+from raylift.platform.presets import PRESETS
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from conditions import header, table
+
+COLUMNS = {"MAE, HU": "mae_hu", "PSNR, dB": "psnr_db", "SSIM": "ssim"}
+SLIM = [name for name in PRESETS if name.endswith("-slim")]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--archive", required=True)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("runs/systems"))
+    parser.add_argument("--presets", nargs="+", default=SLIM)
+    options = parser.parse_args()
+    rows = []
+    reports: dict[str, dict] = {}
+    for name in options.presets:
+        run, report = options.output / name, options.output / f"{name}-report"
+        fresh = [name, "--data.archive", options.archive, "--output", str(run), "--train.steps", str(options.steps)]
+        fresh += ["--train.batch", str(options.batch), "--train.validate-every", str(max(1, options.steps // 4))]
+        begun = ["--resume", str(run)] if (run / runs.RUN_FILE).exists() else fresh
+        evaluate = ["evaluate", str(run), "--archive", options.archive, "--output", str(report)]
+        for words in (["train", *begun], evaluate):
+            if status := cli.main(words):
+                return status
+        reports[name] = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+        url = runs.checkpoint_of(str(run))
+        steps = [entry["seconds_a_step"] for entry in runs.history_of(url) or [] if "seconds_a_step" in entry]
+        count = parameters(weights.load(url).network.requires_grad_())
+        rows.append([name, f"{count:,}", f"{median(steps):.2f}", *figures(reports[name], "model")])
+    first = reports[options.presets[0]]
+    rows += [[name, "", "", *figures(first, name)] for name in first["mean"] if name != "model"]
+    header("systems")
+    scans = ", ".join(first["cases"])
+    title = f"{options.steps} steps of {options.batch} each; protocol volume, mean over the test scans {scans}"
+    table(title, ["preset", "parameters", "seconds a step", *COLUMNS, "lung Dice"], rows)
+    return 0
+
+
+def figures(report: dict, predictor: str) -> list[str]:
+    mean = report["mean"][predictor]
+    cells = [
+        f"{mean['volume'][key]:.{0 if key == 'mae_hu' else 2 if key == 'psnr_db' else 3}f}" for key in COLUMNS.values()
+    ]
+    return [*cells, f"{mean['segmentation']['lung_dice']:.3f}"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
