@@ -76,7 +76,8 @@ def page(url: str, path: Path, width_px: int = 1080) -> None:
         expect(shown.locator("#lateral-preview img")).to_be_visible()
         shown.locator("#reconstruct").click()
         expect(shown.locator("#sagittal-slice img")).to_be_visible(timeout=60_000)
-        shown.wait_for_load_state("networkidle")
+        expect(shown.locator("#reconstruct")).to_have_text("Reconstruct")
+        shown.wait_for_timeout(1000)  # pictures fade in
         shown.screenshot(path=path, full_page=True)
         browser.close()
 

@@ -64,5 +64,5 @@ def row(cells: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    named = [argument.split("=", 1) for argument in sys.argv[1:]]
+    named = [argument.rsplit("=", 1) for argument in sys.argv[1:]]
     print(INTRODUCTION + "\n".join(section(title, Path(folder)) for title, folder in named))

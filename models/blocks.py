@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,11 +14,14 @@ from torch.utils.checkpoint import checkpoint
 
 T = TypeVar("T")
 
+recomputed: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
+"""Calls a part so that its activations are computed again in the backward pass; an estimate of memory measures here."""
+
 
 def run(part: Callable[..., T], *inputs: Tensor, recompute: bool) -> T:
     """The part's answer; with `recompute` its activations are dropped and computed again in the backward pass."""
     if recompute and torch.is_grad_enabled():
-        answer: T = checkpoint(part, *inputs, use_reentrant=False)
+        answer: T = recomputed(part, *inputs)
         return answer
     return part(*inputs)
 

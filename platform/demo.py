@@ -6,6 +6,7 @@ took and where its result lies; a second run finds what is there and goes on.
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def main() -> int:
         _stage("archive", ["phantom", "--archive", archive, "--count", str(options.phantoms), *small], archive)
     _stage("training", ["train", *_training(options, archive, run)], run)
     _stage("search", ["tune", *_search(options, archive, search)], search)
-    best = _best(run, search)
+    best = os.path.relpath(_best(run, search))
     _stage("evaluation", ["evaluate", best, "--archive", archive, "--output", report], f"{report}/report.html")
     if not (home / "model" / "model.json").exists():
         _stage("export", ["export", best, str(home / "model")], str(home / "model"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from raylift.datasets.geometry import Grid, View, chest
 from raylift.datasets.stream import Batch
+from raylift.models import blocks
 from raylift.models.objectives.turns import frozen
 from raylift.platform.config import RunConfig
 
@@ -71,7 +73,7 @@ def estimate(run: RunConfig) -> Estimate:
             with frozen(others), _saved([*player.network.parameters()]) as saved, precision:
                 _, _, kept = player(batch, carried)
             carried |= kept
-            activations = max(activations, sum(saved.values()))
+            activations = max(activations, saved())
     count, stage, workers = sum(counts.values()), run.engine.zero_stage, run.cluster.workers
     return Estimate(
         parameters=counts,
@@ -82,20 +84,50 @@ def estimate(run: RunConfig) -> Estimate:
     )
 
 
-@contextmanager
-def _saved(parameters: list[torch.nn.Parameter]) -> Iterator[dict[int, int]]:
-    """Bytes by storage of every tensor autograd saves within the context, parameters left out."""
-    held: dict[int, int] = {}
-    keep: list[Tensor] = []
-    known = {parameter.untyped_storage()._cdata for parameter in parameters}
+class _Tally:
+    """Bytes by storage of tensors that autograd saves, parameters left out."""
 
-    def pack(tensor: Tensor) -> Tensor:
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self._known = {parameter.untyped_storage()._cdata for parameter in parameters}
+        self._held: dict[int, int] = {}
+        # Held on to, so that no address is counted for two tensors.
+        self._keep: list[Tensor] = []
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(self._held.values())
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Count a tensor once."""
         storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            held[storage._cdata] = storage.nbytes()
-            # Held on to, so that no address is counted for two tensors.
-            keep.append(tensor)
+        if storage._cdata not in self._known:
+            self._held[storage._cdata] = storage.nbytes()
+            self._keep.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield held
+
+@contextmanager
+def _saved(parameters: list[torch.nn.Parameter]) -> Iterator[Callable[[], int]]:
+    """What autograd saves within the context.
+
+    Of a part that checkpointing computes again that is its inputs; what the largest such part saves when its turn
+    comes is added.
+    """
+    outer, parts = _Tally(parameters), [0]
+
+    def measured(part: Callable[..., Any], *inputs: Tensor) -> Any:
+        inner = _Tally(parameters)
+        for tensor in inputs:
+            outer.pack(tensor)
+        with torch.autograd.graph.saved_tensors_hooks(inner.pack, lambda tensor: tensor):
+            answer = part(*inputs)
+        parts.append(inner.total)
+        return answer
+
+    recomputed, blocks.recomputed = blocks.recomputed, measured
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(outer.pack, lambda tensor: tensor):
+            yield lambda: outer.total + max(parts)
+    finally:
+        blocks.recomputed = recomputed

@@ -64,15 +64,22 @@ def place(tmp_path_factory):
     return folder
 
 
-def test_the_commands_of_the_readme_do_what_it_says_in_their_order(place, ray_cluster, monkeypatch, capsys):
-    monkeypatch.chdir(place)
-    assert [words[0] for words in COMMANDS] == [
-        *("doctor", "ingest", "train", "tune", "evaluate", "export", "reconstruct", "serve")
-    ]
-    for words in COMMANDS:
-        if words[0] == "serve":  # runs until it is stopped; tests/serve has it
-            continue
-        assert cli.main(small(words)) == 0, words
+@pytest.fixture(scope="module")
+def commanded(place, ray_cluster):
+    """The folder after every command of the README but the last, which serves until it is stopped."""
+    *before, last = COMMANDS
+    assert last[0] == "serve"  # tests/serve has it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for words in before:
+            assert cli.main(small(words)) == 0, words
+    return place
+
+
+def test_the_commands_of_the_readme_do_what_it_says_in_their_order(commanded, monkeypatch):
+    monkeypatch.chdir(commanded)
+    verbs = ["doctor", "ingest", "train", "tune", "evaluate", "export", "reconstruct", "serve"]
+    assert [words[0] for words in COMMANDS] == verbs
     assert len(Archive("data/chest").entries()) == 8
     assert "PSNR" in Path("runs/first-report/report.html").read_text()
     assert Path("models/first/model.safetensors").is_file()
@@ -81,8 +88,8 @@ def test_the_commands_of_the_readme_do_what_it_says_in_their_order(place, ray_cl
     assert volume.GetSpacing() == pytest.approx((10.0, 10.0, 10.0))
 
 
-def test_the_python_of_the_readme_runs(place, monkeypatch):
-    monkeypatch.chdir(place)
+def test_the_python_of_the_readme_runs(commanded, monkeypatch):
+    monkeypatch.chdir(commanded)
     (block,) = BLOCKS["python"]
     names: dict[str, object] = {}
     exec(compile(block, "README.md", "exec"), names)
@@ -93,6 +100,15 @@ def test_the_python_of_the_readme_runs(place, monkeypatch):
 def test_the_table_of_verbs_has_every_verb_and_no_other():
     named = re.findall(r"^\| `raylift (\w+)", README, re.MULTILINE)
     assert named == list(cli.VERBS)
+
+
+def test_every_figure_the_readme_quotes_stands_in_a_result():
+    results = [REPOSITORY / "docs/results.md", *(REPOSITORY / "benchmarks/results").glob("*.md")]
+    written = "\n".join(path.read_text(encoding="utf-8") for path in results)
+    quoted = re.findall(r"^> (.+)$", README, re.MULTILINE)
+    assert len(quoted) >= 4
+    for line in quoted:
+        assert line in written, line
 
 
 def test_every_link_of_the_documents_leads_somewhere():

@@ -1,8 +1,34 @@
 """Losses against figures worked out by hand."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
-from raylift.models.losses import least_squares, orthogonal_projection_l1, voxel_mse
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.segmentation import Label
+from raylift.datasets.stream import Batch
+from raylift.models.losses import (
+    cone_projection_l1,
+    least_squares,
+    masked_mse,
+    orthogonal_projection_l1,
+    voxel_l1,
+    voxel_mse,
+)
+from raylift.models.objectives.adversarial import ReconstructionLoss
+from raylift.models.objectives.turns import frozen
+from raylift.models.systems.slim import tiny
+from raylift.models.systems.x2ct import x2ct_gan
+
+GRID = Grid(32, 10.0)
+
+
+def batch(size=32, n=2):
+    generator = torch.Generator().manual_seed(1)
+    cube = torch.rand(n, 1, size, size, size, generator=generator)
+    return Batch(cube, torch.rand(n, 2, size, size, generator=generator))
 
 
 def test_least_squares_is_zero_for_the_wanted_score_and_one_for_the_other():
@@ -10,9 +36,19 @@ def test_least_squares_is_zero_for_the_wanted_score_and_one_for_the_other():
     assert least_squares(torch.ones(2, 3), real=False) == 1
 
 
-def test_voxel_mse_of_a_constant_difference_is_its_square():
+def test_voxel_errors_of_a_constant_difference_are_it_and_its_square():
     truth = torch.zeros(1, 1, 4, 4, 4)
     assert torch.isclose(voxel_mse(truth + 0.5, truth), torch.tensor(0.25))
+    assert torch.isclose(voxel_l1(truth - 0.5, truth), torch.tensor(0.5))
+
+
+def test_a_masked_error_counts_what_is_inside_alone():
+    truth, volume = torch.zeros(1, 1, 4, 4, 4), torch.full((1, 1, 4, 4, 4), 100.0)
+    mask = torch.zeros(1, 1, 4, 4, 4, dtype=torch.bool)
+    assert masked_mse(volume, truth, mask) == 0
+    mask[..., :2] = True
+    volume[..., :2] = 0.5
+    assert masked_mse(volume, truth, mask) == 0.25
 
 
 def test_orthogonal_projections_see_a_shift_of_mass_only_across_their_axis():
@@ -26,3 +62,101 @@ def test_orthogonal_projections_see_a_shift_of_mass_only_across_their_axis():
 def test_orthogonal_projections_do_not_see_what_they_average_away():
     truth = torch.rand(2, 1, 4, 4, 4)
     assert orthogonal_projection_l1(truth, truth) == 0
+
+
+def test_a_cone_projection_sums_samples_along_the_ray():
+    # The central ray of a cube of 128 units of value 1 is 128 long: 128 / 1.75 samples. Beside the cube it is 0.
+    cube, nothing = torch.ones(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16)
+    inside = float(cone_projection_l1(cube, nothing, 0.0, 0.0))
+    # Of the detector of 374 units the cube's middle plane covers 299: 64 percent of its area, shorter at its rim.
+    assert 0.45 * 128 / 1.75 < inside < 0.7 * 128 / 1.75
+
+
+def test_a_cone_projection_means_the_same_at_every_resolution():
+    blob = torch.zeros(1, 1, 16, 16, 16)
+    blob[..., 4:10, 5:12, 6:9] = 1.0
+    coarse = cone_projection_l1(blob, torch.zeros_like(blob), 0.0, 0.0)
+    fine = torch.nn.functional.interpolate(blob, scale_factor=2, mode="nearest")
+    torch.testing.assert_close(cone_projection_l1(fine, torch.zeros_like(fine), 0.0, 0.0), coarse, rtol=0.05, atol=0)
+
+
+def test_poses_are_drawn_from_the_global_generator_and_no_jitter_draws_the_same_pose():
+    volume, truth = torch.rand(1, 1, 16, 16, 16), torch.rand(1, 1, 16, 16, 16)
+    torch.manual_seed(0)
+    first, second = cone_projection_l1(volume, truth), cone_projection_l1(volume, truth)
+    torch.manual_seed(0)
+    assert cone_projection_l1(volume, truth) == first
+    assert first != second
+    assert cone_projection_l1(volume, truth, 0.0, 0.0) == cone_projection_l1(volume, truth, 0.0, 0.0)
+
+
+def test_a_cone_projection_has_a_gradient_at_every_voxel_inside_the_cone():
+    volume = torch.rand(1, 1, 16, 16, 16, requires_grad=True)
+    cone_projection_l1(volume, torch.zeros(1, 1, 16, 16, 16), 0.0, 0.0).backward()
+    assert (volume.grad > 0).float().mean() > 0.95
+
+
+def test_the_generators_loss_is_the_weighted_sum_of_its_terms():
+    weights = ReconstructionLoss(0.1, 10.0, 2.0, 5.0, 0.1, lung=3.0)
+    data = replace(batch(), labels=torch.full((2, 1, 32, 32, 32), Label.VESSEL, dtype=torch.uint8))
+    objective = replace(tiny(x2ct_gan()), loss=weights).objective(GRID, chest(GRID))
+    torch.manual_seed(0)
+    loss, logs, _ = objective.players["generator"](data, {})
+    expected = {
+        "adversarial": 0.1,
+        "voxel_mse": 10,
+        "voxel_l1": 2,
+        "projection_l1": 5,
+        "cone_projection_l1": 0.1,
+        "lung_mse": 3,
+    }
+    assert logs.keys() == expected.keys()
+    assert torch.isclose(loss, sum(weight * logs[name] for name, weight in expected.items()))
+    # The lungs are everywhere here.
+    assert torch.isclose(logs["lung_mse"], logs["voxel_mse"])
+
+
+def test_a_weight_of_zero_leaves_its_term_out_and_the_discriminator_too():
+    system = replace(tiny(x2ct_gan()), loss=ReconstructionLoss(0.0, 0.0, 1.0, 0.0))
+    objective = system.objective(GRID, chest(GRID))
+    assert list(objective.players) == ["generator"]
+    _, logs, _ = objective.players["generator"](batch(), {})
+    assert list(logs) == ["voxel_l1"]
+
+
+def test_a_lung_loss_without_labels_says_what_is_missing():
+    objective = replace(tiny(x2ct_gan()), loss=ReconstructionLoss(lung=1.0)).objective(GRID, chest(GRID))
+    with pytest.raises(ConfigError, match=r"came without labels: .* set system\.loss\.lung to 0"):
+        objective.players["generator"](batch(), {})
+
+
+def test_vessels_are_lung_and_bone_is_not():
+    from raylift.models.objectives.adversarial import lungs
+
+    labels = torch.tensor([Label.OTHER, Label.LUNG, Label.VESSEL, Label.BONE], dtype=torch.uint8).reshape(1, 1, 1, 1, 4)
+    found = lungs(Batch(torch.zeros(1, 1, 1, 1, 4), torch.zeros(1, 1, 2, 2), labels=labels))
+    assert found.flatten().tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(("weights", "message"), [({"voxel": -1.0}, "below 0: voxel"), ({"lung": -0.1}, "lung")])
+def test_a_negative_weight_is_refused(weights, message):
+    with pytest.raises(ConfigError, match=message):
+        ReconstructionLoss(**weights)
+
+
+def test_the_generators_turn_leaves_no_gradient_in_the_discriminator_and_the_other_way_round():
+    objective = tiny(x2ct_gan()).objective(GRID, chest(GRID))
+    generator, discriminator = objective.players.values()
+    data = batch()
+    with frozen([discriminator.network]):
+        loss, _, carried = generator(data, {})
+        loss.backward()
+    assert all(parameter.grad is None for parameter in discriminator.network.parameters())
+    assert all(parameter.requires_grad for parameter in discriminator.network.parameters())
+    before = [None if p.grad is None else p.grad.clone() for p in generator.network.parameters()]
+    with frozen([generator.network]):
+        loss, _, _ = discriminator(data, carried)
+        loss.backward()
+    after = [p.grad for p in generator.network.parameters()]
+    assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert any(parameter.grad.abs().sum() > 0 for parameter in discriminator.network.parameters())

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from functools import cache
+from itertools import product
+from typing import get_args
 
 import pytest
 import torch
@@ -12,8 +14,8 @@ from raylift.datasets.stream import Batch
 from raylift.models.composition import Composition
 from raylift.models.decoders import DecoderConfig
 from raylift.models.encoders import EncoderConfig
-from raylift.models.fusion import FusionConfig
-from raylift.models.lifting import LiftingConfig
+from raylift.models.fusion import FusionConfig, FusionName
+from raylift.models.lifting import LiftingConfig, LiftingName
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.objectives.turns import frozen
 from raylift.models.systems.psr import psr
@@ -312,3 +314,21 @@ def test_rendering_belongs_to_the_growing_decoder():
 def test_heads_must_share_the_transformers_channels():
     with pytest.raises(ConfigError, match="3 heads cannot share"):
         EncoderConfig("transformer", heads=3)
+
+
+def test_every_crossing_of_lifting_fusion_and_decoder_builds():
+    slimmed = slim(x2ct_gan())
+    grid = Grid(64)
+    with torch.device("meta"):
+        for lifting, along, fusion, feedback, decoder in product(
+            get_args(LiftingName), ("axes", "rays"), get_args(FusionName), (True, False), ("growing", "unet", "unet++")
+        ):
+            if lifting == "channels":
+                continue
+            choices = {"fusion": FusionConfig(fusion, feedback), "decoder": replace(slimmed.decoder, kind=decoder)}
+            system = replace(slimmed, lifting=LiftingConfig(lifting, along, heads=2), **choices)
+            if along == "rays":
+                assert parameters(system.reconstructor(grid, chest(grid))) > 10_000
+            else:
+                made = system.reconstructor(grid, chest(grid))(torch.empty(1, 2, 64, 64))
+                assert made.shape == (1, 1, 64, 64, 64)

@@ -1,0 +1,108 @@
+"""Every part of every composition trains where ZeRO-3 has taken its parameters apart, checkpointing or not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from processes import run_ranks
+
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.stream import Batch
+from raylift.models.composition import Composition
+from raylift.models.fusion import FusionConfig
+from raylift.models.lifting import LiftingConfig
+from raylift.models.objectives.adversarial import ReconstructionLoss
+from raylift.models.systems.slim import tiny
+from raylift.models.zoo import SYSTEMS
+from raylift.platform import engine as engines
+from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
+from raylift.platform.presets import x2ct_gan_tiny
+from raylift.platform.tracking import Averages
+from raylift.platform.train import take_turns
+
+GRID = Grid(32, 10.0)
+STEPS = 2
+
+
+def systems() -> dict[str, Composition]:
+    """Every published system, and what none of them has."""
+    found = {name: tiny(make()) for name, make in SYSTEMS.items() if not name.endswith("-cnn")}
+    x2ct = tiny(SYSTEMS["x2ct-gan"]())
+    found["along rays"] = replace(x2ct, lifting=LiftingConfig("duo", "rays"), fusion=FusionConfig("attention"))
+    found["auxiliaries"] = replace(x2ct, loss=ReconstructionLoss(deep_supervision=1.0))
+    # Nothing random: runs are compared.
+    return {
+        name: replace(
+            system,
+            lifting=replace(system.lifting, dropout=0.0),
+            loss=replace(system.loss, cone_jitter_deg=0.0, cone_jitter_voxels=0.0),
+        )
+        for name, system in found.items()
+    }
+
+
+def settings(system: Composition, stage: int) -> RunConfig:
+    run = x2ct_gan_tiny()
+    return replace(
+        run,
+        system=system,
+        engine=EngineConfig(stage),
+        cluster=replace(run.cluster, workers=1),
+        optimiser=OptimiserConfig(rate=1e-4),
+        train=replace(run.train, batch=1),
+    )
+
+
+def batch(views: int) -> Batch:
+    generator = torch.Generator().manual_seed(3)
+    cube = torch.rand(1, 1, 32, 32, 32, generator=generator)
+    return Batch(cube, torch.rand(1, views, 32, 32, generator=generator), ("x",), (cube > 0.5).byte())
+
+
+def losses(rank, wanted):
+    device = engines.prepare(gpu=False)
+    results, plain_config = {}, engines._deepspeed_config
+
+    def nothing_persists(run):
+        """Small parameters would be left whole, and none given back before the step is over."""
+        config = plain_config(run)
+        limits = ("param_persistence_threshold", "max_reuse_distance", "max_live_parameters")
+        config["zero_optimization"] |= {f"stage3_{name}": 0 for name in limits} if run.engine.zero_stage == 3 else {}
+        return config
+
+    engines._deepspeed_config = nothing_persists
+    for key, run in wanted.items():
+        torch.manual_seed(0)
+        started = engines.start(run.system.objective(GRID, chest(GRID)), run, device)
+        seen = []
+        for step in range(STEPS):
+            averages = Averages()
+            take_turns(started, batch(len(run.system.views)), step, averages)
+            seen.append(averages.take())
+        held = [p.numel() for engine in started.values() for p in engine.player.parameters()]
+        assert all(held) if run.engine.zero_stage == 0 else not any(held), f"{key}: the injection did not fire"
+        results[key] = seen
+    return results
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict:
+    """All runs in one process: its start costs more than the steps."""
+    wanted = {}
+    for name, system in systems().items():
+        wanted[name, 0, False] = settings(replace(system, checkpointing=False), 0)
+        for checkpointing in (False, True):
+            wanted[name, 3, checkpointing] = settings(replace(system, checkpointing=checkpointing), 3)
+    return run_ranks(1, losses, wanted)[0]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("name", systems())
+def test_losses_under_zero_3_are_those_without(trained, name, checkpointing):
+    plain, apart = trained[name, 0, False], trained[name, 3, checkpointing]
+    assert plain[0].keys() == apart[0].keys()
+    for step in range(STEPS):
+        for key, value in plain[step].items():
+            assert apart[step][key] == pytest.approx(value, rel=1e-3 if step == 0 else 0.02, abs=1e-5), (step, key)
+    # The step in between was one.
+    assert plain[0]["generator/loss"] != pytest.approx(plain[1]["generator/loss"], rel=1e-4)
