@@ -132,6 +132,16 @@ def service(services: list[Service], model_folder: Path) -> Service:
 
 
 @pytest.fixture
+def fitting_url(services: list[Service], model_folder: Path) -> Iterator[str]:
+    """Where a service answers that fits its volumes to their radiographs, for one test."""
+    for running in services:
+        running.stop()
+    services.append(Service.start(model_folder, "--consistency-steps", "3"))
+    yield services[-1].url
+    services[-1].stop()
+
+
+@pytest.fixture
 def url(service: Service) -> str:
     """Where the service answers."""
     return service.url
