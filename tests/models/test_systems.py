@@ -317,18 +317,17 @@ def test_heads_must_share_the_transformers_channels():
 
 
 def test_every_crossing_of_lifting_fusion_and_decoder_builds():
-    slimmed = slim(x2ct_gan())
-    grid = Grid(64)
+    base = tiny(x2ct_gan())
     with torch.device("meta"):
         for lifting, along, fusion, feedback, decoder in product(
             get_args(LiftingName), ("axes", "rays"), get_args(FusionName), (True, False), ("growing", "unet", "unet++")
         ):
-            if lifting == "channels":
+            if lifting == "channels" or fusion == "sum" or (feedback and decoder != "growing"):
                 continue
-            choices = {"fusion": FusionConfig(fusion, feedback), "decoder": replace(slimmed.decoder, kind=decoder)}
-            system = replace(slimmed, lifting=LiftingConfig(lifting, along, heads=2), **choices)
+            choices = {"fusion": FusionConfig(fusion, feedback), "decoder": replace(base.decoder, kind=decoder)}
+            system = replace(base, lifting=LiftingConfig(lifting, along, heads=2), **choices)
             if along == "rays":
-                assert parameters(system.reconstructor(grid, chest(grid))) > 10_000
+                assert parameters(system.reconstructor(GRID, GEOMETRY)) > 10_000
             else:
-                made = system.reconstructor(grid, chest(grid))(torch.empty(1, 2, 64, 64))
-                assert made.shape == (1, 1, 64, 64, 64)
+                made = system.reconstructor(GRID, GEOMETRY)(torch.empty(1, 2, 32, 32))
+                assert made.shape == (1, 1, 32, 32, 32)
