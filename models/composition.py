@@ -58,8 +58,8 @@ class Composition:
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     loss: ReconstructionLoss = field(default_factory=ReconstructionLoss)
     checkpointing: bool = False
-    """Whether activations are dropped after the forward pass and computed again in the backward pass: less than half
-    the memory for a third more time."""
+    """Whether activations are dropped after the forward pass and computed again in the backward pass: about half the
+    memory for about a third more time."""
 
     def __post_init__(self) -> None:
         if not self.views or len(set(self.views)) != len(self.views):

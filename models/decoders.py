@@ -176,33 +176,37 @@ class GrowingDecoder(nn.Module):
     def forward(self, lifted: Lifted, decoders: Sequence[nn.Module] = ()) -> list[Float[Tensor, "n 1 d h w"]]:
         """The reconstruction, then at will what it was at the sizes below, or the views' own."""
         own = [decoder for decoder in decoders if isinstance(decoder, ViewDecoder)]
-        grown: tuple[Tensor, ...] = ()
+        again = partial(run, recompute=self.recompute)
+        by_size = [list(views) for views in zip(*lifted, strict=True)]
+        fused = self.levels.level(0).join(self.fuse[0](by_size[0]))
+        volume = again(self.levels.level(0).refine, fused)
         renders = []
-        for index, views in enumerate(zip(*lifted, strict=True)):
-            *grown_now, render = run(partial(self._grow, index, own), *views, *grown, recompute=self.recompute)
-            grown = tuple(grown_now)
-            renders.append(render)
+        for index in range(1, len(by_size)):
+            views = by_size[index]
+            if own:
+                pairs = zip(own, views, strict=True)
+                views = [again(partial(decoder, index=index), fused, view) for decoder, view in pairs]
+            fused = again(partial(self._fuse, index), volume, *views)
+            if isinstance(self.head, Rendering):
+                renders.append(again(partial(self._render, index), fused, volume))
+            # Nothing reads what a finest size with a rendering would grow into.
+            if not renders or index < len(by_size) - 1:
+                volume = again(partial(self._grow, index), volume, fused)
         if isinstance(self.head, Rendering):
-            return self.head.combine([one for one in renders if one is not None], coarser=self.auxiliaries)
-        fused, volume = grown
-        made = [run(self.head, volume, recompute=self.recompute)]
+            return self.head.combine(renders, coarser=self.auxiliaries)
+        made = [again(self.head, volume)]
         if self.auxiliaries:
-            made += [run(decoder.volume, fused, recompute=self.recompute) for decoder in own]
+            made += [again(decoder.volume, fused) for decoder in own]
         return made
 
-    def _grow(self, index: int, decoders: list[ViewDecoder], *volumes: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The fused volume of a size, what grows out of it, and its rendering where the head is one."""
-        level, fuse = self.levels.level(index), self.fuse[index]
-        if index == 0:
-            fused = level.join(fuse(list(volumes)))
-            return fused, level.refine(fused), None
-        *views, before, below = volumes
-        if decoders:
-            views = [decoder(before, view, index) for decoder, view in zip(decoders, views, strict=True)]
-        fused = fuse(views, below)
-        if not isinstance(self.head, Rendering):
-            return fused, level.refine(level.join(below, fused)), None
-        render = self.head(torch.cat([fused, below], dim=1), index - 1)
-        # Nothing reads what the finest size would grow into.
-        finest = index == len(self.levels) - 1
-        return fused, below if finest else level.refine(level.join(below, fused)), render
+    def _fuse(self, index: int, below: Tensor, *views: Tensor) -> Tensor:
+        fused: Tensor = self.fuse[index](list(views), below)
+        return fused
+
+    def _grow(self, index: int, below: Tensor, fused: Tensor) -> Tensor:
+        level = self.levels.level(index)
+        return level.refine(level.join(below, fused))
+
+    def _render(self, index: int, fused: Tensor, below: Tensor) -> Tensor:
+        rendered: Tensor = self.head(torch.cat([fused, below], dim=1), index - 1)
+        return rendered

@@ -3,8 +3,11 @@
 import pytest
 
 from raylift.datasets.errors import ConfigError
-from raylift.platform.config import OptimiserConfig, TrainConfig, from_yaml, overridden
+from raylift.datasets.plain import to_plain
+from raylift.models.zoo import SYSTEMS
+from raylift.platform.config import OptimiserConfig, TrainConfig, dotted, from_yaml, overridden
 from raylift.platform.presets import PRESETS
+from raylift.platform.tune import spaces_folder
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -62,6 +65,40 @@ def test_an_unknown_key_in_yaml_is_refused_by_its_path():
 def test_yaml_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="is not YAML"):
         from_yaml("a: [", "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("psr", {"optimiser.weight_decay": 1e-4, "system.loss.voxel": 1.0, "system.views": ["frontal"]}),
+        (
+            "cvaa-gan",
+            {"optimiser.rate": 2e-4, "train.batch": 4, "train.steps": 200 * 53, "data.window.high_hu": 4096.0},
+        ),
+        (
+            "x-recon",
+            {
+                "optimiser.rate": 5e-5,
+                "train.batch": 1,
+                "data.size": 224,
+                "system.loss.adversarial": 1.0,
+                "system.loss.voxel": 10.0,
+                "system.loss.cone_projection": 0.1,
+                "system.encoder.layers": [4, 8, 16, 8, 4],
+            },
+        ),
+    ],
+)
+def test_other_published_presets_have_their_published_settings(name, settings):
+    tree = dotted(to_plain(PRESETS[name]()))
+    assert {key: list(tree[key]) if isinstance(tree[key], tuple) else tree[key] for key in settings} == settings
+
+
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if not name.endswith("x2ct-cnn")])
+def test_every_system_has_a_published_preset_a_slim_one_and_a_space(name):
+    assert PRESETS[name]().system.name == PRESETS[f"{name}-slim"]().system.name == name
+    space = name.replace("duolift-cnn", "duolift-gan").replace("-", "_")
+    assert (spaces_folder() / f"{space}.yaml").is_file()
 
 
 def test_the_rate_is_constant_then_falls_to_zero_and_never_below():

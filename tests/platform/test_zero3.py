@@ -106,3 +106,14 @@ def test_losses_under_zero_3_are_those_without(trained, name, checkpointing):
             assert apart[step][key] == pytest.approx(value, rel=1e-3 if step == 0 else 0.02, abs=1e-5), (step, key)
     # The step in between was one.
     assert plain[0]["generator/loss"] != pytest.approx(plain[1]["generator/loss"], rel=1e-4)
+
+
+def test_weight_decay_reaches_adam():
+    run = replace(settings(systems()["psr"], 0), optimiser=OptimiserConfig(rate=1e-3, weight_decay=0.5))
+    assert run_ranks(1, decays, run)[0] == [0.5]
+
+
+def decays(rank, run):
+    device = engines.prepare(gpu=False)
+    started = engines.start(run.system.objective(GRID, chest(GRID)), run, device)
+    return [group["weight_decay"] for engine in started.values() for group in engine.deepspeed.optimizer.param_groups]
