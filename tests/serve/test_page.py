@@ -10,6 +10,10 @@ from PIL import Image
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 
+# The five seconds of the default are short on a machine with other work.
+expect.set_options(timeout=30_000)
+
+
 class Visit:
     """A page that notes what it asks for and what goes wrong."""
 
@@ -114,9 +118,10 @@ def test_inversion_and_flip_change_the_preview_as_they_say(visit: Visit, files: 
         expect(visit.at(f"{view}-preview").locator("img")).to_be_visible()
         plain = visit.picture(f"{view}-preview")
         flipped = visit.changed(f"{view}-preview", visit.at(f"{view}-flip").locator("input").check)
-        # The letters stand at half height; resizing is symmetric to a fraction of a pixel.
-        assert np.abs(flipped - plain[:, ::-1])[:150].mean() < 2
-        assert np.abs(flipped - plain)[:150].mean() > 5
+        # The letters stand at half height; resizing is symmetric to a fraction of a pixel; a thorax almost is.
+        off = np.abs(flipped - plain[:, ::-1])[:150].mean()
+        assert off < 2
+        assert np.abs(flipped - plain)[:150].mean() > 1 + 1.5 * off
         visit.changed(f"{view}-preview", visit.at(f"{view}-flip").locator("input").uncheck)
         inverted = visit.changed(f"{view}-preview", lambda view=view: visit.choose(f"{view}-invert", "yes"))
         inside = slice(150, 200), slice(180, 268)
