@@ -161,6 +161,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser: BrowserContext, ur
     visit = Visit(browser, f"{url}/?__theme={theme}")
     visit.page.set_viewport_size({"width": 390, "height": 844})
     visit.at("example").click()
+    expect(visit.at("lateral-preview").locator("img")).to_be_visible()
     visit.reconstruct()
     assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
     assert "not for diagnosis" in (visit.at("notice").text_content() or "")
