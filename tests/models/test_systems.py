@@ -334,3 +334,21 @@ def test_every_crossing_of_lifting_fusion_and_decoder_builds():
             else:
                 made = system.reconstructor(GRID, GEOMETRY)(torch.empty(1, 2, 32, 32))
                 assert made.shape == (1, 1, 32, 32, 32)
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, "along rays"])
+def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32(name):
+    system = (
+        tiny(SYSTEMS[name]()) if name in SYSTEMS else replace(tiny(x2ct_gan()), lifting=LiftingConfig(along="rays"))
+    )
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        objective = without_dropout(system).objective(GRID, GEOMETRY)
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _, _ = objective.players["generator"](batch(len(system.views)), {})
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)

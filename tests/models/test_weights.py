@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,11 @@ import torch
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
+from raylift.models.lifting import LiftingConfig
+from raylift.models.systems.duolift import duolift_gan
+from raylift.models.systems.psr import psr
+from raylift.models.systems.slim import tiny
+from raylift.models.systems.x2ct import x2ct_gan
 from raylift.models.weights import Description, WeightsError
 from raylift.platform.presets import x2ct_gan_tiny
 
@@ -95,3 +101,18 @@ def test_a_description_that_is_wrong_is_refused_with_what_is(saved, change, mess
 def test_a_folder_that_is_no_model_is_refused_with_what_to_give(tmp_path):
     with pytest.raises(WeightsError, match="Give a checkpoint or an exported folder"):
         weights.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "system",
+    [tiny(psr()), tiny(duolift_gan()), replace(tiny(x2ct_gan()), lifting=LiftingConfig(along="rays"))],
+    ids=["batch norm", "nested", "along rays"],
+)
+def test_a_network_of_any_parts_comes_back_from_meta_tensors_whole(tmp_path, system):
+    torch.manual_seed(0)
+    network = system.reconstructor(GRID, chest(GRID))
+    views = torch.rand(1, len(system.views), 32, 32)
+    network(views)
+    weights.save(tmp_path / "model", network.state_dict(), Description(system, GRID, chest(GRID), Window()))
+    again = weights.load(tmp_path / "model").network
+    torch.testing.assert_close(again(views), network.eval()(views), atol=1e-5, rtol=0)
