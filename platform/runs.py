@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.tune
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raylift import __version__
@@ -73,6 +74,9 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
     done = Checkpoints(run_url).published()
     if done and done[-1][1]["step"] >= run.train.steps:
         finished: dict[str, Any] = done[-1][1]["metrics"]
+        if to_tune:
+            # A search that was killed may not have heard of its trial's last validation.
+            ray.tune.report({**finished, "step": run.train.steps})
         return finished
     if to_tune:
         return _fit(run, run_url, None, to_tune=True)

@@ -161,7 +161,7 @@ def fit(url: str, say: Callable[[str], None] = print) -> list[Trial]:
     results = tuner.fit()
     for error in results.errors:
         say(f"a trial failed: {str(error).strip().splitlines()[-1]}")
-    table = _table(url, space)
+    table = _table(url, space, [results[index].path for index in range(len(results))])
     if not results.errors:
         Folder(url).write(TABLE_FILE, json.dumps([to_plain(trial) for trial in table], indent=1).encode())
     return table
@@ -210,9 +210,12 @@ def _tuner(search: Search, url: str, space: dict[str, Any], concurrent: int, say
     )
 
 
-def _table(url: str, space: dict[str, Any]) -> list[Trial]:
+def _table(url: str, space: dict[str, Any], paths: list[str]) -> list[Trial]:
+    """The trials that Tune knows, whose ids stand in its paths; one that began just before a kill it may not."""
     trials = []
     for name in Folder(join(url, "trials")).names():
+        if not any(name in path for path in paths):
+            continue
         run_url = join(url, "trials", name)
         tree = to_plain(runs.load_run(run_url))
         settings = {key: _at(tree, key) for key in space}

@@ -9,7 +9,6 @@ import SimpleITK as sitk
 from PIL import Image
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
-
 # The five seconds of the default are short on a machine with other work.
 expect.set_options(timeout=30_000)
 
