@@ -18,7 +18,7 @@ from statistics import median
 from raylift.models import weights
 from raylift.models.zoo import parameters
 from raylift.platform import cli, runs
-from raylift.platform.presets import PRESETS
+from raylift.platform.presets.catalogue import PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import cattrs
 import cattrs.cols
@@ -33,6 +33,25 @@ def from_plain(kind: type[T], data: Any, where: str) -> T:
         raise ConfigError("; ".join(cattrs.transform_error(error, path=where, format_exception=_explain))) from error
     except (AttributeError, TypeError) as error:
         raise ConfigError(f"expected keys and values, not {data!r:.80} @ {where}") from error
+
+
+def register_union(union: Any, tag: str, otherwise: type) -> None:
+    """Let `from_plain` tell the dataclasses of a union apart by a field that is a `Literal` in each of them.
+
+    Data without the field are of the type `otherwise`.
+    """
+    members = get_args(union)
+    if not members:
+        return
+    kinds = {name: kind for kind in members for name in get_args(get_type_hints(kind)[tag])}
+
+    def structure(value: Any, _: Any) -> Any:
+        name = value.get(tag) if isinstance(value, dict) else None
+        if name is not None and name not in kinds:
+            raise ConfigError(f"no {tag} {name!r:.80}: use one of {', '.join(kinds)}")
+        return _converter.structure(value, kinds.get(name, otherwise))
+
+    _converter.register_structure_hook(union, structure)
 
 
 def _explain(error: BaseException, kind: Any) -> str:

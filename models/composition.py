@@ -29,6 +29,7 @@ from raylift.models.lifting import LiftingConfig
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
 from raylift.models.objectives.turns import Objective, VolumeNetwork
 from raylift.models.rays import Rays
+from raylift.models.system import SystemConfig
 from raylift.models.unets import NoDecoder, UNet, UNetPlusPlus
 
 CompositionName = Literal[
@@ -44,8 +45,8 @@ DECODERS: dict[DecoderName, type[nn.Module]] = {
 
 
 @dataclass(frozen=True)
-class Composition:
-    """A system's settings; the defaults are X2CT-GAN as published."""
+class Composition(SystemConfig):
+    """A CNN's or GAN's settings; the defaults are X2CT-GAN as published."""
 
     name: CompositionName = "x2ct-gan"
     """The system of the literature this began as; choices below may have left it."""
@@ -108,15 +109,11 @@ class Composition:
         return self.loss.lung > 0
 
     def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
-        """The network that makes volumes on `grid` from radiographs taken as `geometry` says, with fresh weights.
-
-        Raises:
-            ConfigError: the geometry lacks a view, or the grid cannot be halved as often as the network wants.
-        """
+        """An encoder and a lifting a view, the fusion and the decoder."""
         return Reconstructor(self, grid, geometry)
 
     def objective(self, grid: Grid, geometry: Geometry) -> Objective:
-        """The players that train it, with fresh weights."""
+        """The reconstructor, and a discriminator if the adversarial term has a weight."""
         discriminator = self.discriminator.build(self.rays(grid, geometry)) if self.loss.adversarial else None
         return reconstruction_objective(self.reconstructor(grid, geometry), discriminator, self.loss)
 

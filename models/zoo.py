@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from raylift.datasets.plain import register_union
 from raylift.models.composition import Composition
 from raylift.models.systems.cnn3d import cnn3d
 from raylift.models.systems.cvaa import cvaa_gan
@@ -17,7 +18,9 @@ from raylift.models.systems.x2ct import x2ct_cnn, x2ct_gan
 from raylift.models.systems.x_recon import x_recon
 
 System = Composition
-"""The configuration of any system; a union once there are several families."""
+"""The settings of any system: a union of its families, told apart by their names."""
+
+register_union(System, tag="name", otherwise=Composition)
 
 SYSTEMS: dict[str, Callable[[], System]] = {
     "psr": psr,

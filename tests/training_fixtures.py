@@ -10,7 +10,7 @@ from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest import ingest_phantoms
 from raylift.platform import cluster, runs
 from raylift.platform.config import RunConfig
-from raylift.platform.presets import x2ct_gan_tiny
+from raylift.platform.presets.compositions import x2ct_gan_tiny
 
 
 @pytest.fixture(scope="session")

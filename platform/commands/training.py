@@ -12,7 +12,7 @@ import tyro
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.store import absolute
 from raylift.platform.config import RunConfig
-from raylift.platform.presets import listing, named_run
+from raylift.platform.presets.catalogue import listing, named_run
 from raylift.platform.progress import console
 
 
@@ -41,7 +41,13 @@ def train(arguments: list[str]) -> int:
     else:
         print(f"usage: raylift train PRESET [options]\n       raylift train --resume RUN [options]\n\n{listing()}")
         return 0 if {"-h", "--help"} & set(rest) else 2
-    options = tyro.cli(TrainOptions, prog=f"raylift train {name}", args=rest, default=TrainOptions(base))
+    options = tyro.cli(
+        TrainOptions,
+        prog=f"raylift train {name}",
+        args=rest,
+        default=TrainOptions(base),
+        config=(tyro.conf.AvoidSubcommands,),
+    )
     if options.dry_run:
         return _dry_run(options.run)
     from raylift.platform import cluster, runs
@@ -93,7 +99,13 @@ def tune(arguments: list[str]) -> int:
     preset, rest = _option(rest, "--preset")
     space = search.load_space(name) if name else search.Space({})
     base = named_run(preset or space.preset or "x2ct-gan-slim")
-    options = tyro.cli(TuneOptions, prog=f"raylift tune {name}", args=rest, default=TuneOptions(base))
+    options = tyro.cli(
+        TuneOptions,
+        prog=f"raylift tune {name}",
+        args=rest,
+        default=TuneOptions(base),
+        config=(tyro.conf.AvoidSubcommands,),
+    )
     url = absolute(options.resume or options.output or runs.new_run_url("runs", f"search-{Path(name).stem}"))
     if not options.resume:
         asked = search.Search(

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.plain import from_plain, to_plain
+from raylift.datasets.plain import from_plain, register_union, to_plain
 
 
 @dataclass(frozen=True)
@@ -100,3 +100,50 @@ def test_a_refusal_of_the_dataclass_itself_keeps_its_words() -> None:
 
     with pytest.raises(ConfigError, match="grid size 4 is outside 8 to 1024"):
         from_plain(Grid, {"size": 4}, "grid")
+
+
+@dataclass(frozen=True)
+class Circle:
+    name: Literal["circle"] = "circle"
+    radius: float = 1.0
+
+
+@dataclass(frozen=True)
+class Box:
+    name: Literal["square", "oblong"] = "square"
+    sides: tuple[float, ...] = (1.0,)
+
+
+Shape = Circle | Box
+register_union(Shape, tag="name", otherwise=Circle)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    shape: Shape = field(default_factory=Circle)
+
+
+@pytest.mark.parametrize(
+    ("data", "shape"),
+    [
+        ({"name": "oblong", "sides": [1, 2]}, Box("oblong", (1.0, 2.0))),
+        ({"name": "circle", "radius": 3}, Circle(radius=3.0)),
+        ({"radius": 3}, Circle(radius=3.0)),
+    ],
+)
+def test_members_of_a_union_are_told_apart_by_their_name(data, shape):
+    assert from_plain(Drawing, {"shape": data}, "drawing") == Drawing(shape)
+    assert from_plain(Drawing, to_plain(Drawing(shape)), "drawing") == Drawing(shape)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"name": "hexagon"}, "no name 'hexagon': use one of circle, square, oblong @ drawing.shape"),
+        ({"name": "square", "radius": 3}, "radius.*drawing.shape"),
+        ("square", "drawing.shape"),
+    ],
+)
+def test_what_fits_no_member_of_a_union_is_refused(data, told):
+    with pytest.raises(ConfigError, match=told):
+        from_plain(Drawing, {"shape": data}, "drawing")

@@ -15,7 +15,7 @@ from raylift.datasets.intensity import Window, standardise
 from raylift.datasets.phantom import thorax
 from raylift.datasets.stream import Batch
 from raylift.models.objectives.turns import frozen
-from raylift.platform.presets import x2ct_gan_tiny
+from raylift.platform.presets.compositions import x2ct_gan_tiny
 
 CURVE = Path(__file__).with_name("x2ct_gan_tiny.json")
 STEPS = 12

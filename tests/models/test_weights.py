@@ -16,7 +16,7 @@ from raylift.models.systems.psr import psr
 from raylift.models.systems.slim import tiny
 from raylift.models.systems.x2ct import x2ct_gan
 from raylift.models.weights import Description, WeightsError
-from raylift.platform.presets import x2ct_gan_tiny
+from raylift.platform.presets.compositions import x2ct_gan_tiny
 
 GRID = Grid(32, 10.0)
 

@@ -19,7 +19,7 @@ from raylift.platform.checkpoint import (
     load_state,
     local_copy,
 )
-from raylift.platform.presets import x2ct_gan_tiny
+from raylift.platform.presets.compositions import x2ct_gan_tiny
 
 GRID = Grid(32, 10.0)
 

@@ -6,7 +6,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.plain import to_plain
 from raylift.models.zoo import SYSTEMS
 from raylift.platform.config import OptimiserConfig, TrainConfig, dotted, from_yaml, overridden
-from raylift.platform.presets import PRESETS
+from raylift.platform.presets.catalogue import PRESETS
 from raylift.platform.tune import spaces_folder
 
 

@@ -13,7 +13,7 @@ from raylift.models.objectives.turns import Objective, VolumeNetwork, frozen
 from raylift.models.rays import repeat_along_axis
 from raylift.platform import engine as engines
 from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
-from raylift.platform.presets import x2ct_gan_tiny
+from raylift.platform.presets.compositions import x2ct_gan_tiny
 from raylift.platform.tracking import Averages
 from raylift.platform.train import gather, take_turns
 

@@ -8,7 +8,8 @@ import torch
 from raylift.datasets.geometry import Grid, chest
 from raylift.platform.config import EngineConfig
 from raylift.platform.memory import estimate
-from raylift.platform.presets import PRESETS, x2ct_gan_tiny
+from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.presets.compositions import x2ct_gan_tiny
 
 GRID = Grid(32, 10.0)
 

@@ -14,7 +14,7 @@ import pytest
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
 from raylift.platform import cluster, tune
-from raylift.platform.presets import PRESETS
+from raylift.platform.presets.catalogue import PRESETS
 from raylift.platform.tune import Search, Space
 
 SPACE = Space(

@@ -16,7 +16,7 @@ from raylift.models.systems.slim import tiny
 from raylift.models.zoo import SYSTEMS
 from raylift.platform import engine as engines
 from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
-from raylift.platform.presets import x2ct_gan_tiny
+from raylift.platform.presets.compositions import x2ct_gan_tiny
 from raylift.platform.tracking import Averages
 from raylift.platform.train import take_turns
 

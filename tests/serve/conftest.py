@@ -18,7 +18,7 @@ from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
 from raylift.models.weights import Description
-from raylift.platform.presets import x2ct_gan_tiny
+from raylift.platform.presets.compositions import x2ct_gan_tiny
 from raylift.serve import example
 from raylift.serve.reconstructor import Reconstructor
 

@@ -1,14 +1,10 @@
-"""Whole runs by name. A preset is a function that returns a configuration; a variant replaces parts of another."""
+"""Runs of the CNN and GAN systems: as published for a GPU, and slim for two CPU cores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
-from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import Window
-from raylift.models.composition import Composition
 from raylift.models.systems.cnn3d import cnn3d
 from raylift.models.systems.cvaa import cvaa_gan
 from raylift.models.systems.duolift import duolift_cnn, duolift_gan
@@ -17,33 +13,10 @@ from raylift.models.systems.slim import slim, tiny
 from raylift.models.systems.trct import trct_gan
 from raylift.models.systems.x2ct import x2ct_cnn, x2ct_gan
 from raylift.models.systems.x_recon import x_recon
-from raylift.platform.config import (
-    ClusterConfig,
-    DataConfig,
-    EngineConfig,
-    OptimiserConfig,
-    RunConfig,
-    TrainConfig,
-    from_yaml,
-)
+from raylift.platform.config import OptimiserConfig, RunConfig
+from raylift.platform.presets.budgets import on_gpu, on_two_cores
 
 FRONTAL = ("frontal",)
-
-
-def on_gpu(system: Composition) -> RunConfig:
-    """X2CT-GAN's data and schedule on one GPU: 128^3, batch 4, 100 epochs of 916 volumes, constant, then to zero."""
-    return RunConfig(system, cluster=ClusterConfig(workers=1, gpus_per_worker=1.0), engine=EngineConfig(zero_stage=0))
-
-
-def on_two_cores(system: Composition) -> RunConfig:
-    """A system made slim, at 64^3, for minutes on two CPU cores."""
-    return RunConfig(
-        slim(system),
-        data=DataConfig(size=64),
-        # Of 2e-4, 5e-4 and 1e-3 the fastest in the first 100 steps; at 2e-3 it does not learn.
-        optimiser=OptimiserConfig(rate=1e-3),
-        train=TrainConfig(steps=300, batch=2, validate_every=50, log_every=10, validation_samples=4),
-    )
 
 
 def psr_frontal() -> RunConfig:
@@ -113,110 +86,63 @@ def trct_gan_biplanar() -> RunConfig:
 
 def psr_slim() -> RunConfig:
     """PSR with 0.3 million parameters at 64^3, for two CPU cores."""
-    run = on_two_cores(psr())
+    run = on_two_cores(slim(psr()))
     return replace(run, optimiser=replace(run.optimiser, weight_decay=1e-4))
 
 
 def cnn3d_slim() -> RunConfig:
     """3DCNN with 0.5 million parameters at 64^3, for two CPU cores."""
-    return on_two_cores(cnn3d())
+    return on_two_cores(slim(cnn3d()))
 
 
 def x2ct_gan_slim() -> RunConfig:
     """X2CT-GAN with 1.2 million parameters at 64^3: trains on two CPU cores in minutes, for demos and trials."""
-    return on_two_cores(x2ct_gan())
+    return on_two_cores(slim(x2ct_gan()))
 
 
 def x2ct_gan_single_slim() -> RunConfig:
     """X2CT-GAN from the frontal view with 0.5 million parameters at 64^3, for two CPU cores."""
-    return on_two_cores(x2ct_gan(FRONTAL))
+    return on_two_cores(slim(x2ct_gan(FRONTAL)))
 
 
 def x2ct_cnn_slim() -> RunConfig:
     """X2CT-CNN with 1.2 million parameters at 64^3, for two CPU cores."""
-    return on_two_cores(x2ct_cnn())
+    return on_two_cores(slim(x2ct_cnn()))
 
 
 def cvaa_gan_slim() -> RunConfig:
     """CVAA-GAN with 1.2 million parameters at 64^3, for two CPU cores."""
-    run = on_two_cores(cvaa_gan())
+    run = on_two_cores(slim(cvaa_gan()))
     return replace(run, data=replace(run.data, window=Window(-1000.0, 4096.0)))
 
 
 def duolift_gan_slim() -> RunConfig:
     """DuoLift-GAN with 2.1 million parameters at 64^3, for two CPU cores."""
-    return on_two_cores(duolift_gan())
+    return on_two_cores(slim(duolift_gan()))
 
 
 def duolift_cnn_slim() -> RunConfig:
     """DuoLift-CNN with 2.1 million parameters at 64^3, for two CPU cores."""
-    return on_two_cores(duolift_cnn())
+    return on_two_cores(slim(duolift_cnn()))
 
 
 def x_recon_slim() -> RunConfig:
     """X-Recon with 1.2 million parameters at 64^3, for two CPU cores."""
-    return on_two_cores(x_recon())
+    return on_two_cores(slim(x_recon()))
 
 
 def trct_gan_slim() -> RunConfig:
     """TRCT-GAN with 1.1 million parameters at 64^3, for two CPU cores."""
-    return on_two_cores(trct_gan())
+    return on_two_cores(slim(trct_gan()))
 
 
 def x2ct_gan_tiny() -> RunConfig:
     """X2CT-GAN at 32^3 with four halvings: seconds a run, for tests and for trying a cluster."""
-    run = on_two_cores(x2ct_gan())
+    run = on_two_cores(slim(x2ct_gan()))
     return replace(
         run,
         system=tiny(x2ct_gan()),
         data=replace(run.data, size=32),
         optimiser=OptimiserConfig(),
         train=replace(run.train, steps=20, batch=4, validate_every=10, log_every=5, validation_samples=2),
-    )
-
-
-PRESETS: dict[str, Callable[[], RunConfig]] = {
-    "psr": psr_frontal,
-    "3dcnn": cnn3d_biplanar,
-    "x2ct-gan": x2ct_gan_biplanar,
-    "x2ct-gan-single": x2ct_gan_single,
-    "x2ct-cnn": x2ct_cnn_biplanar,
-    "cvaa-gan": cvaa_gan_biplanar,
-    "duolift-gan": duolift_gan_biplanar,
-    "duolift-gan-single": duolift_gan_single,
-    "duolift-cnn": duolift_cnn_biplanar,
-    "x-recon": x_recon_biplanar,
-    "trct-gan": trct_gan_biplanar,
-    "psr-slim": psr_slim,
-    "3dcnn-slim": cnn3d_slim,
-    "x2ct-gan-slim": x2ct_gan_slim,
-    "x2ct-gan-single-slim": x2ct_gan_single_slim,
-    "x2ct-cnn-slim": x2ct_cnn_slim,
-    "cvaa-gan-slim": cvaa_gan_slim,
-    "duolift-gan-slim": duolift_gan_slim,
-    "duolift-cnn-slim": duolift_cnn_slim,
-    "x-recon-slim": x_recon_slim,
-    "trct-gan-slim": trct_gan_slim,
-    "x2ct-gan-tiny": x2ct_gan_tiny,
-}
-
-
-def named_run(name: str) -> RunConfig:
-    """A preset, or the configuration in a YAML file.
-
-    Raises:
-        ConfigError: neither.
-    """
-    if name in PRESETS:
-        return PRESETS[name]()
-    if name.endswith((".yaml", ".yml")):
-        return from_yaml(Path(name).read_text(encoding="utf-8"), name)
-    raise ConfigError(f"no preset '{name}': use one of {', '.join(PRESETS)}, or a YAML file")
-
-
-def listing() -> str:
-    """A line for each preset."""
-    width = max(map(len, PRESETS))
-    return "presets:\n" + "\n".join(
-        f"  {name:<{width}}  {(make.__doc__ or '').splitlines()[0]}" for name, make in PRESETS.items()
     )

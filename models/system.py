@@ -1,0 +1,38 @@
+"""What every system's settings can do, whatever its family: say what it reads, build its network and its objective.
+
+A family is a frozen dataclass of settings that inherits from `SystemConfig`; its `name` is a `Literal` of its systems,
+by which plain data find their way back to it (`models.zoo.System`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from raylift.datasets.geometry import Geometry, Grid
+from raylift.models.objectives.turns import Objective, VolumeNetwork
+
+
+class SystemConfig(ABC):
+    """Settings of a system."""
+
+    name: str
+    """The system of the literature this began as."""
+    views: tuple[str, ...]
+    """Names of views of the archive's geometry, in the order of the network's inputs."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether its loss looks at the archive's label volumes."""
+        return False
+
+    @abstractmethod
+    def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
+        """The network that makes volumes on `grid` from radiographs taken as `geometry` says, with fresh weights.
+
+        Raises:
+            ConfigError: the geometry lacks a view, or the grid cannot be halved as often as the network wants.
+        """
+
+    @abstractmethod
+    def objective(self, grid: Grid, geometry: Geometry) -> Objective:
+        """The players that train it, with fresh weights."""
