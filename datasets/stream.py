@@ -34,12 +34,15 @@ class Batch:
     ids: tuple[str, ...] = ()
     labels: UInt8[Tensor, "n 1 d h w"] | None = None
     """Values of `segmentation.Label`, for objectives that ask for them; they are not read otherwise."""
+    unpaired: Float[Tensor, "n 1 d h w"] | None = None
+    """CT of other people, in the window's [0, 1], for objectives that know volumes only as a kind."""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         volume, views = (tensor.to(device, non_blocking=True) for tensor in (self.volume, self.views))
         labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return Batch(volume, views, self.ids, labels)
+        unpaired = None if self.unpaired is None else self.unpaired.to(device, non_blocking=True)
+        return Batch(volume, views, self.ids, labels, unpaired)
 
 
 @runtime_checkable
