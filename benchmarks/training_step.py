@@ -1,10 +1,11 @@
 """Time and peak memory of one whole training step (generator and discriminator) of the published X2CT-GAN.
 
 Each case runs in a process of its own, so that the peak is its own: resident memory on a CPU, the allocator's peak on
-a GPU. CPU seconds are user and system time, steadier than wall time on a shared machine. With --gpu every case runs in
-fp32, with bf16, and with bf16 and torch.compile, after a comparison of bf16 with fp32 on the same weights.
+a GPU. CPU seconds are user and system time, steadier than wall time on a shared machine. "finest" computes the
+decoder's activations at full size again in the backward pass. With --gpu bf16 also runs through torch.compile. The
+profile says which operators the time of an fp32 step at the last size goes to.
 
-    python benchmarks/training_step.py [--sizes 64 128] [--threads 2] [--steps 2] [--gpu]
+    python benchmarks/training_step.py [--sizes 64 128] [--threads 2] [--steps 2] [--gpu] [--profile]
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +39,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
@@ -44,28 +48,37 @@ def main() -> None:
     from conditions import header, table
 
     header("training_step")
-    kinds = ["fp32", "bf16", "bf16 compiled"] if options.gpu else ["fp32", "bf16"]
+    kinds = ["fp32", "fp32 finest", "bf16", "bf16 finest", *(["bf16 compiled"] if options.gpu else [])]
     rows = []
     for size in options.sizes:
         for kind in kinds:
-            asked = {"size": size, "kind": kind, **vars(options)}
-            asked.pop("case")
-            command = [sys.executable, __file__, "--case", json.dumps(asked)]
-            answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            got = json.loads(answer.strip().splitlines()[-1])
+            got = apart({**vars(options), "size": size, "kind": kind, "profile": False})
             rows.append([f"{size}^3", kind, f"{got['wall_s']:.2f}", f"{got['cpu_s']:.1f}", f"{got['peak_gib']:.2f}"])
     where = "GPU" if options.gpu else f"{options.threads} CPU threads"
     columns = ["size", "precision", "wall s a step", "CPU s a step", "peak GiB"]
     table(f"published X2CT-GAN, batch {options.batch}, {where}, mean of {options.steps} steps after one", columns, rows)
+    if options.profile:
+        size = options.sizes[-1]
+        got = apart({**vars(options), "size": size, "kind": "fp32"})
+        rows = [[name, str(calls), f"{seconds:.2f}", f"{share:.0%}"] for name, calls, seconds, share in got["profile"]]
+        table(f"where an fp32 step at {size}^3 goes", ["operator", "calls", "self s", "share"], rows)
 
 
-def case(asked: dict) -> dict[str, float]:
+def apart(asked: dict) -> dict:
+    """A case in a process of its own."""
+    command = [sys.executable, __file__, "--case", json.dumps(asked)]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(answer.strip().splitlines()[-1])
+
+
+def case(asked: dict) -> dict:
     """One size and precision: a step to warm up, then the mean of the counted ones."""
     torch.set_num_threads(asked["threads"])
     device = torch.device("cuda" if asked["gpu"] else "cpu")
     torch.manual_seed(0)
     size, batch = asked["size"], asked["batch"]
-    objective = x2ct_gan().objective(Grid(size), chest(Grid(size)))
+    system = replace(x2ct_gan(), checkpointing="finest" if "finest" in asked["kind"] else "none")
+    objective = system.objective(Grid(size), chest(Grid(size)))
     players = {name: player.to(device) for name, player in objective.players.items()}
     if asked["kind"].endswith("compiled"):
         for player in players.values():
@@ -93,6 +106,8 @@ def case(asked: dict) -> dict[str, float]:
     step()
     if asked["gpu"]:
         torch.cuda.reset_peak_memory_stats()
+    if asked["profile"]:
+        return {"profile": profiled(step, asked["gpu"])}
     began, cpu = time.perf_counter(), sum(os.times()[:2])
     for _ in range(asked["steps"]):
         step()
@@ -100,6 +115,19 @@ def case(asked: dict) -> dict[str, float]:
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = torch.cuda.max_memory_allocated() / 2**30 if asked["gpu"] else kib / 2**20
     return {"wall_s": wall / asked["steps"], "cpu_s": cpu / asked["steps"], "peak_gib": peak}
+
+
+def profiled(step: Callable[[], None], gpu: bool) -> list[tuple[str, int, float, float]]:
+    """The ten operators that take the most time by themselves: name, calls, seconds, share of all."""
+    activities = [torch.profiler.ProfilerActivity.CUDA if gpu else torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        step()
+    events = profile.key_averages()
+    spent = {e.key: (e.self_device_time_total if gpu else e.self_cpu_time_total) / 1e6 for e in events}
+    counts = {e.key: e.count for e in events}
+    whole = sum(spent.values())
+    longest = sorted(spent, key=lambda name: -spent[name])[:10]
+    return [(name, counts[name], spent[name], spent[name] / whole) for name in longest]
 
 
 if __name__ == "__main__":

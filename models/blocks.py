@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 T = TypeVar("T")
+Checkpointing = Literal["none", "finest", "all"]
+"""Which activations are dropped after the forward pass and computed again in the backward pass."""
 
 recomputed: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
 """Calls a part so that its activations are computed again in the backward pass; an estimate of memory measures here."""
@@ -42,6 +44,42 @@ def convolve_3d(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Sequ
         nn.InstanceNorm3d(out_channels),
         nn.ReLU(inplace=True),
     )
+
+
+class JoiningConvolution(nn.Conv3d):
+    """A 3 x 3 x 3 convolution of volumes side by side that never puts them side by side.
+
+    Each volume meets its own part of the kernel, and the answers are added up, so that nothing as large as all of them
+    together is made or kept for the backward pass.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, *volumes: Float[Tensor, "n _ d h w"]) -> Float[Tensor, "n out d h w"]:
+        """The same size; the channels of all volumes together are `in_channels`."""
+        first, *others = volumes
+        part, *parts = self.weight.split_with_sizes([volume.shape[1] for volume in volumes], dim=1)
+        made = F.conv3d(first, part, self.bias, padding=1)
+        for volume, weight in zip(others, parts, strict=True):
+            made += F.conv3d(volume, weight, padding=1)
+        return made
+
+
+class Join(nn.Sequential):
+    """Volumes side by side through a convolution, instance norm, ReLU, and what else follows."""
+
+    def __init__(self, in_channels: int, out_channels: int, *then: nn.Module) -> None:
+        norm, rectify = nn.InstanceNorm3d(out_channels), nn.ReLU(inplace=True)
+        super().__init__(JoiningConvolution(in_channels, out_channels), norm, rectify, *then)
+
+    def forward(self, *volumes: Float[Tensor, "n _ d h w"]) -> Float[Tensor, "n out d h w"]:
+        """The same size; the channels of all volumes together are `in_channels`."""
+        convolve, *then = self
+        features: Tensor = convolve(*volumes)
+        for part in then:
+            features = part(features)
+        return features
 
 
 def upsample_3d(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.models.blocks import initialise
+from raylift.models.blocks import Checkpointing, initialise
 from raylift.models.decoders import Build, DecoderConfig, DecoderName, GrowingDecoder, ViewDecoder
 from raylift.models.discriminators import DiscriminatorConfig
 from raylift.models.encoders import EncoderConfig
@@ -58,9 +58,9 @@ class Composition(SystemConfig):
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     loss: ReconstructionLoss = field(default_factory=ReconstructionLoss)
-    checkpointing: bool = False
-    """Whether activations are dropped after the forward pass and computed again in the backward pass: about half the
-    memory for about a third more time."""
+    checkpointing: Checkpointing = "none"
+    """Which activations are dropped after the forward pass and computed again in the backward pass: finest, those of
+    the decoder at full size, which take most of the memory."""
 
     def __post_init__(self) -> None:
         if not self.views or len(set(self.views)) != len(self.views):
@@ -131,8 +131,8 @@ class ViewBranch(nn.Module):
     def __init__(self, system: Composition, size: int) -> None:
         super().__init__()
         features, widths = system.encoder.channels(), system.lifted_widths
-        self.encoder = system.encoder.build(system.checkpointing)
-        self.lifting = system.lifting.build(features, widths, size, system.checkpointing)
+        self.encoder = system.encoder.build(system.checkpointing == "all")
+        self.lifting = system.lifting.build(features, widths, size, system.checkpointing == "all")
         if system.has_view_decoders:
             self.decoder = ViewDecoder(system.decoder, widths)
 
@@ -164,7 +164,7 @@ class Reconstructor(VolumeNetwork):
         build = Build(
             views=len(system.views),
             auxiliaries=system.loss.deep_supervision > 0,
-            recompute=system.checkpointing,
+            checkpointing=system.checkpointing,
             view_decoders=system.has_view_decoders,
             alone=system.decodes_alone,
         )

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raylift.datasets.errors import ConfigError
-from raylift.models.blocks import convolve_3d, run, upsample_3d
+from raylift.models.blocks import Checkpointing, Join, convolve_3d, run, upsample_3d
 from raylift.models.fusion import FusionConfig
 from raylift.models.heads import ActivationName, Head, Rendering
 
@@ -65,11 +65,15 @@ class Build:
     views: int
     auxiliaries: bool = False
     """Whether deep supervision wants auxiliary volumes."""
-    recompute: bool = False
+    checkpointing: Checkpointing = "none"
     view_decoders: bool = False
     """Whether views have decoders of their own."""
     alone: bool = False
     """Whether the one view there is decodes by itself, with the blocks that a view's own decoder has."""
+
+    def recompute(self, finest: bool) -> bool:
+        """Whether a part of the decoder is computed again in the backward pass."""
+        return self.checkpointing == "all" or (finest and self.checkpointing == "finest")
 
 
 class DecoderLevel(nn.Module):
@@ -80,7 +84,7 @@ class DecoderLevel(nn.Module):
 
     def __init__(self, channels: int, joined: int, blocks: int, up_channels: int | None) -> None:
         super().__init__()
-        self.compress = convolve_3d(joined, channels) if joined else None
+        self.compress = Join(joined, channels) if joined else None
         self.blocks = nn.Sequential(*(convolve_3d(channels, channels) for _ in range(blocks)))
         self.up = upsample_3d(channels, up_channels) if up_channels else nn.Identity()
 
@@ -89,7 +93,7 @@ class DecoderLevel(nn.Module):
         if self.compress is None:
             (volume,) = volumes
             return volume
-        joined: Tensor = self.compress(torch.cat(volumes, dim=1))
+        joined: Tensor = self.compress(*volumes)
         return joined
 
     def refine(self, features: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n up d2 h2 w2"]:
@@ -151,7 +155,7 @@ class GrowingDecoder(nn.Module):
 
     def __init__(self, config: DecoderConfig, fusion: FusionConfig, widths: Sequence[int], build: Build) -> None:
         super().__init__()
-        self.auxiliaries, self.recompute = build.auxiliaries, build.recompute
+        self.auxiliaries, self.build = build.auxiliaries, build
         channels = config.channels
         feeds = build.view_decoders
         entering = (widths[0], *channels[1:]) if feeds else tuple(widths)
@@ -176,22 +180,20 @@ class GrowingDecoder(nn.Module):
     def forward(self, lifted: Lifted, decoders: Sequence[nn.Module] = ()) -> list[Float[Tensor, "n 1 d h w"]]:
         """The reconstruction, then at will what it was at the sizes below, or the views' own."""
         own = [decoder for decoder in decoders if isinstance(decoder, ViewDecoder)]
-        again = partial(run, recompute=self.recompute)
         by_size = [list(views) for views in zip(*lifted, strict=True)]
         fused = self.levels.level(0).join(self.fuse[0](by_size[0]))
-        volume = again(self.levels.level(0).refine, fused)
+        volume = run(self.levels.level(0).refine, fused, recompute=self.build.recompute(finest=False))
         renders = []
         for index in range(1, len(by_size)):
             views = by_size[index]
+            again = partial(run, recompute=self.build.recompute(finest=index == len(by_size) - 1))
             if own:
                 pairs = zip(own, views, strict=True)
                 views = [again(partial(decoder, index=index), fused, view) for decoder, view in pairs]
-            fused = again(partial(self._fuse, index), volume, *views)
+            fused, *made = again(partial(self._level, index), volume, *views)
             if isinstance(self.head, Rendering):
-                renders.append(again(partial(self._render, index), fused, volume))
-            # Nothing reads what a finest size with a rendering would grow into.
-            if not renders or index < len(by_size) - 1:
-                volume = again(partial(self._grow, index), volume, fused)
+                renders.append(made.pop(0))
+            volume = made[0] if made else fused
         if isinstance(self.head, Rendering):
             return self.head.combine(renders, coarser=self.auxiliaries)
         made = [again(self.head, volume)]
@@ -199,14 +201,14 @@ class GrowingDecoder(nn.Module):
             made += [again(decoder.volume, fused) for decoder in own]
         return made
 
-    def _fuse(self, index: int, below: Tensor, *views: Tensor) -> Tensor:
+    def _level(self, index: int, below: Tensor, *views: Tensor) -> tuple[Tensor, ...]:
+        """One size: the fused views, their rendering where there is one, and what they grow into with what is below."""
         fused: Tensor = self.fuse[index](list(views), below)
-        return fused
-
-    def _grow(self, index: int, below: Tensor, fused: Tensor) -> Tensor:
+        made = [fused]
+        if isinstance(self.head, Rendering):
+            made.append(self.head(torch.cat([fused, below], dim=1), index - 1))
+            if index == len(self.fuse) - 1:
+                # Nothing reads what a finest size with a rendering would grow into.
+                return tuple(made)
         level = self.levels.level(index)
-        return level.refine(level.join(below, fused))
-
-    def _render(self, index: int, fused: Tensor, below: Tensor) -> Tensor:
-        rendered: Tensor = self.head(torch.cat([fused, below], dim=1), index - 1)
-        return rendered
+        return (*made, level.refine(level.join(below, fused)))

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raylift.models.blocks import Residual, convolve_3d, run, upsample_3d
+from raylift.models.blocks import Join, Residual, convolve_3d, run, upsample_3d
 from raylift.models.decoders import Build, DecoderConfig, Lifted
 from raylift.models.fusion import FusionConfig
 from raylift.models.heads import ACTIVATIONS, Head
@@ -51,7 +51,7 @@ class UNet(nn.Module):
 
     def __init__(self, config: DecoderConfig, fusion: FusionConfig, widths: Sequence[int], build: Build) -> None:
         super().__init__()
-        self.recompute = build.recompute
+        self.build = build
         self.fused = fused = Fused(fusion, widths, build.views)
         channels = list(reversed(config.channels))
         entering = [*fused.widths, *[0] * (len(channels) - len(fused.widths))]
@@ -71,12 +71,13 @@ class UNet(nn.Module):
         entering = self.fused(lifted)
         for index in range(len(self.down)):
             volumes = [*([self.pool(skips[-1])] if skips else []), *entering[index : index + 1]]
-            skips.append(run(partial(_joined, self.down[index]), *volumes, recompute=self.recompute))
+            skips.append(run(partial(_joined, self.down[index]), *volumes, recompute=self.build.recompute(not skips)))
         volume = skips.pop()
         while skips:
             index = len(skips) - 1
-            volume = run(partial(self._rise, index), volume, skips.pop(), recompute=self.recompute)
-        return [run(self.head, volume, recompute=self.recompute)]
+            again = self.build.recompute(finest=index == 0)
+            volume = run(partial(self._rise, index), volume, skips.pop(), recompute=again)
+        return [run(self.head, volume, recompute=self.build.recompute(finest=True))]
 
     def _rise(self, index: int, volume: Tensor, skip: Tensor) -> Tensor:
         return _joined(self.up[index], self.grow[index](volume), skip)
@@ -92,7 +93,7 @@ class UNetPlusPlus(nn.Module):
 
     def __init__(self, config: DecoderConfig, fusion: FusionConfig, widths: Sequence[int], build: Build) -> None:
         super().__init__()
-        self.auxiliaries, self.recompute = build.auxiliaries, build.recompute
+        self.auxiliaries, self.build = build.auxiliaries, build
         self.fused = fused = Fused(fusion, widths, build.views)
         channels = list(reversed(config.channels))
         self.depth = len(channels) - 1
@@ -116,16 +117,19 @@ class UNetPlusPlus(nn.Module):
         made: list[list[Tensor]] = []
         for i in range(self.depth + 1):
             volumes = [*([self.pool(made[-1][0])] if made else []), *entering[i : i + 1]]
-            made.append([run(partial(_joined, self.down[i]), *volumes, recompute=self.recompute)])
+            made.append([run(self.down[i], *volumes, recompute=self.build.recompute(finest=i == 0))])
             # All nodes that this one makes possible.
             for j in range(1, i + 1):
                 node = partial(self._node, f"{i - j},{j}")
-                made[i - j].append(run(node, made[i - j + 1][j - 1], *made[i - j], recompute=self.recompute))
+                again = self.build.recompute(finest=i == j)
+                made[i - j].append(run(node, made[i - j + 1][j - 1], *made[i - j], recompute=again))
         finest = made[0][:0:-1]
-        return [run(head, volume, recompute=self.recompute) for head, volume in zip(self.heads, finest, strict=False)]
+        again = self.build.recompute(finest=True)
+        return [run(head, volume, recompute=again) for head, volume in zip(self.heads, finest, strict=False)]
 
     def _node(self, name: str, below: Tensor, *before: Tensor) -> Tensor:
-        return _joined(self.nodes[name], *before, self.grow[name](below))
+        node: Tensor = self.nodes[name](*before, self.grow[name](below))
+        return node
 
 
 def _joined(block: nn.Module, *volumes: Tensor) -> Tensor:
@@ -138,4 +142,4 @@ def _residuals(in_channels: int, channels: int, count: int) -> nn.Sequential:
 
 
 def _plain(in_channels: int, channels: int) -> nn.Sequential:
-    return nn.Sequential(*convolve_3d(in_channels, channels), *convolve_3d(channels, channels))
+    return Join(in_channels, channels, *convolve_3d(channels, channels))

@@ -48,5 +48,5 @@ def shrunk(
         lifting=replace(system.lifting, heads=2),
         decoder=decoder,
         discriminator=replace(system.discriminator, channels=judging, condition_channels=4),
-        checkpointing=False,
+        checkpointing="none",
     )

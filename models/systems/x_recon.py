@@ -33,5 +33,5 @@ def x_recon(views: tuple[str, ...] = ("frontal", "lateral")) -> Composition:
         decoder=DecoderConfig(head="rendering", output="leaky_relu"),
         discriminator=DiscriminatorConfig(kind="coordinate"),
         loss=ReconstructionLoss(adversarial=1.0, projection=0.0, cone_projection=0.1),
-        checkpointing=True,
+        checkpointing="all",
     )

@@ -54,17 +54,17 @@ def cvaa_gan_biplanar() -> RunConfig:
 
 def duolift_gan_biplanar() -> RunConfig:
     """DuoLift-GAN: features and images lifted side by side, U-Net++, a loss inside the lungs; with checkpointing."""
-    return on_gpu(replace(duolift_gan(), checkpointing=True))
+    return on_gpu(replace(duolift_gan(), checkpointing="all"))
 
 
 def duolift_gan_single() -> RunConfig:
     """DuoLift-GAN from the frontal view alone."""
-    return on_gpu(replace(duolift_gan(FRONTAL), checkpointing=True))
+    return on_gpu(replace(duolift_gan(FRONTAL), checkpointing="all"))
 
 
 def duolift_cnn_biplanar() -> RunConfig:
     """DuoLift-CNN: the same without the adversarial term."""
-    return on_gpu(replace(duolift_cnn(), checkpointing=True))
+    return on_gpu(replace(duolift_cnn(), checkpointing="all"))
 
 
 def x_recon_biplanar() -> RunConfig:

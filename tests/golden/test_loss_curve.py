@@ -18,11 +18,11 @@ from raylift.models.objectives.turns import frozen
 from raylift.platform.presets.compositions import x2ct_gan_tiny
 
 CURVE = Path(__file__).with_name("x2ct_gan_tiny.json")
-STEPS = 12
+STEPS = 8
 
 
 def curve() -> dict[str, list[float]]:
-    """Losses of both players over twelve steps of Adam on two phantoms, on one thread, without dropout."""
+    """Losses of both players over a few steps of Adam on two phantoms, on one thread, without dropout."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     grid = Grid(32, 10.0)
