@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +49,19 @@ def connect() -> None:
         return
     apply_environment()
     loud = os.environ.get("RAYLIFT_RAY_LOGS") == "1"
-    options: dict[str, Any] = {
-        "log_to_driver": loud,
-        "logging_level": "INFO" if loud else "ERROR",
-        "runtime_env": {"env_vars": {name: os.environ[name] for name in ENVIRONMENT}},
-    }
+    options: dict[str, Any] = {"log_to_driver": loud, "logging_level": "INFO" if loud else "ERROR"}
+    variables = {name: os.environ[name] for name in (*ENVIRONMENT, "RAY_ADDRESS") if name in os.environ}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        ray.init(**options)
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(runtime_env={"env_vars": variables}, **options)
+        else:
+            # Ray's own helpers look for their cluster on the machine and give up where a second one runs beside it,
+            # as the one does that frees what a stopped trial had reserved: tell them which is theirs.
+            port = _free_port()
+            variables["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
+            with _set("RAY_GCS_SERVER_PORT", str(port)):
+                ray.init("local", runtime_env={"env_vars": variables}, **options)
     protect_token()
 
 
@@ -107,6 +115,25 @@ def protect_token() -> None:
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if path.is_file() and path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
         path.chmod(0o600)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _set(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def _resources() -> dict[str, float]:

@@ -1,0 +1,33 @@
+import subprocess
+import sys
+
+import pytest
+import ray
+
+NEIGHBOUR = "import ray; ray.init('local', num_cpus=1, include_dashboard=False); print('up', flush=True); input()"
+
+
+@pytest.fixture
+def neighbour():
+    """Somebody else's Ray on the same machine."""
+    process = subprocess.Popen([sys.executable, "-c", NEIGHBOUR], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline().strip() == b"up"
+        yield
+    finally:
+        process.communicate(b"\n", timeout=60)
+
+
+@ray.remote(num_cpus=0)
+class Known:
+    def actors(self) -> list[str]:
+        from ray.util.state import list_actors
+
+        return [actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])]
+
+
+def test_workers_find_their_own_cluster_beside_another(ray_cluster, neighbour):
+    """By this way Ray learns that a stopped trial is gone, and frees what it had reserved."""
+    actor = Known.remote()
+    assert "Known" in ray.get(actor.actors.remote(), timeout=60)
+    ray.kill(actor)
