@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 from raylift.models import weights
 from raylift.models.zoo import parameters
@@ -54,18 +54,30 @@ def main() -> int:
     first = reports[options.presets[0]]
     rows += [[name, "", "", *figures(first, name)] for name in first["mean"] if name != "model"]
     header("systems")
-    scans = ", ".join(first["cases"])
-    title = f"{options.steps} steps of {options.batch} each; protocol volume, mean over the test scans {scans}"
-    table(title, ["preset", "parameters", "seconds a step", *COLUMNS, "lung Dice"], rows)
+    groups = ", ".join(f"{len(cases)} {group}" for group, cases in grouped(first).items())
+    title = f"{options.steps} steps of {options.batch} each; protocol volume, means over the test scans ({groups})"
+    measured = [f"{name}, {group}" for group in grouped(first) for name in (*COLUMNS, "lung Dice")]
+    table(title, ["preset", "parameters", "seconds a step", *measured], rows)
+    print("Test scans: " + ", ".join(first["cases"]))
     return 0
 
 
+def grouped(report: dict) -> dict[str, list[dict]]:
+    """The cases by where they come from."""
+    groups: dict[str, list[dict]] = {"real": [], "synthetic": []}
+    for name, case in report["cases"].items():
+        groups["synthetic" if name.startswith("phantom") else "real"].append(case)
+    return {group: cases for group, cases in groups.items() if cases}
+
+
 def figures(report: dict, predictor: str) -> list[str]:
-    mean = report["mean"][predictor]
-    cells = [
-        f"{mean['volume'][key]:.{0 if key == 'mae_hu' else 2 if key == 'psnr_db' else 3}f}" for key in COLUMNS.values()
-    ]
-    return [*cells, f"{mean['segmentation']['lung_dice']:.3f}"]
+    cells = []
+    for cases in grouped(report).values():
+        for key in COLUMNS.values():
+            digits = {"mae_hu": 0, "psnr_db": 2}.get(key, 3)
+            cells.append(f"{fmean(case[predictor]['volume'][key] for case in cases):.{digits}f}")
+        cells.append(f"{fmean(case[predictor]['segmentation']['lung_dice'] for case in cases):.3f}")
+    return cells
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Write docs/results.md from reports: `python docs/results.py "TITLE=FOLDER" ... > docs/results.md`."""
+"""Write docs/results.md from reports and from what benchmarks printed.
+
+python docs/results.py "TITLE=FOLDER" ... "TITLE=benchmarks/results/FILE.md" ... > docs/results.md
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,15 @@ COLUMNS = {
 DIGITS = {"mae_hu": 0, "psnr_db": 2, "psnr_3d_db": 2, "psnr_slices_db": 2}
 
 
-def section(title: str, report: Path) -> str:
+def section(title: str, source: Path) -> str:
+    """A report, or a benchmark's table under a title of its own."""
+    if source.suffix != ".md":
+        return evaluation(title, source)
+    _, printed = source.read_text(encoding="utf-8").split("\n", 1)
+    return f"\n## {title}\n{printed.rstrip()}"
+
+
+def evaluation(title: str, report: Path) -> str:
     """One evaluation: verdict, table, and where it comes from."""
     metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
     head = [f"{TITLES[name]} ({protocol})" for protocol, names in COLUMNS.items() for name in names]
