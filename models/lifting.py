@@ -108,11 +108,7 @@ class RepeatLift(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.narrow = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1),
-            nn.InstanceNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        )
+        self.narrow = _narrow(in_channels, out_channels)
         self.mix = PlaneConvolution(out_channels)
 
     def forward(self, features: Float[Tensor, "n c s s"], rays: Rays) -> Float[Tensor, "n out s s s"]:
@@ -138,11 +134,7 @@ class RayLift(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.narrow = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1),
-            nn.InstanceNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        )
+        self.narrow = _narrow(in_channels, out_channels)
         self.mix = nn.Sequential(
             nn.Conv3d(out_channels + 1, out_channels, 3, padding=1),
             nn.InstanceNorm3d(out_channels),
@@ -284,6 +276,12 @@ class ChannelLifting(nn.Module):
         """One volume of one channel."""
         (flat,) = features
         return [rays.stand_up(self.depths(flat))]
+
+
+def _narrow(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1), nn.InstanceNorm2d(out_channels), nn.ReLU(inplace=True)
+    )
 
 
 def _cube(size: int, axis: int, count: int) -> tuple[int, ...]:
