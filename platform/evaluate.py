@@ -162,9 +162,8 @@ def evaluate(
     cases, seconds = [], 0.0
     for done, entry in enumerate(entries):
         progress(done, len(entries), entry.id)
-        sample = archive.read(entry)
         batch = load(archive, [entry], window, views)
-        truth = sample.volume.astype(np.float32)
+        truth = archive.read_array(entry, "volumes").astype(np.float32)
         predictions: ScanPrediction = {}
         residuals: dict[str, tuple[float, float]] = {}
         for name, network in predictors.items():
