@@ -11,8 +11,9 @@ each of 1,548 times; that is few people, and `tests/datasets/test_facing.py` mea
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -32,6 +33,40 @@ BODY = 0.2
 RETROSTERNAL = slice(8, 19), slice(4, 11)
 HEART = slice(17, 25), slice(9, 15)
 """Rows from the top and columns from the front of the body, of 32."""
+
+
+@dataclass(frozen=True)
+class Hung:
+    """A radiograph as the view projects it, and how it came."""
+
+    image: Float32[np.ndarray, "rows columns"]
+    facing: Facing | None
+    """Where the patient of the file faced; None if the view is no lateral one."""
+    detected: bool
+    """Whether that was told from the image, not asked."""
+    mirrored: bool
+
+    def record(self) -> dict[str, Any]:
+        """What an archive keeps of it; nothing of a view that is no lateral one."""
+        if self.facing is None:
+            return {}
+        return {"facing": self.facing, "facing_detected": self.detected, "mirrored": self.mirrored}
+
+
+def hang(image: Float32[np.ndarray, "rows columns"], view: View, asked: AskedFacing) -> Hung | None:
+    """The image, mirrored if it is a lateral one and its patient faces otherwise than in projections of the view.
+
+    None where the facing is to be told from the image and the image does not say it.
+    """
+    wanted = projected(view)
+    if wanted is None:
+        return Hung(image, None, detected=False, mirrored=False)
+    found = detect(image) if asked == "auto" else asked
+    if found is None:
+        return None
+    mirrored = found != wanted
+    shown = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
+    return Hung(shown, found, detected=asked == "auto", mirrored=mirrored)
 
 
 def lean(image: Float32[np.ndarray, "rows columns"]) -> float:

@@ -60,11 +60,11 @@ def _by_projection(table: Path, rows: Iterable[Mapping[str, str]], files: Iterab
         if view not in get_args(ViewName) or not row["uid"]:
             raise ConfigError(f"{table}: uid '{row['uid']}' has projection '{row['projection']}': Frontal or Lateral?")
         group = groups.setdefault(row["uid"], Group(f"indiana-{row['uid']}"))
-        path = there.get(same_image(row["filename"]))
-        if path is None:
+        image = there.get(same_image(row["filename"]))
+        if image is None:
             group.missing.append(row["filename"])
         else:
-            group.add("frontal" if view == "frontal" else "lateral", path)
+            group.add("frontal" if view == "frontal" else "lateral", image)
     return list(groups.values())
 
 
@@ -86,9 +86,9 @@ def _by_row(
             )
         group = Group(row["subject"], facing=facing)
         for view in get_args(ViewName):
-            path = _file(row[view], roots, by_name)
-            if path is not None:
-                group.add(view, path)
+            image = _file(row[view], roots, by_name)
+            if image is not None:
+                group.add(view, image)
             elif row[view]:
                 group.missing.append(row[view])
         groups.append(group)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -79,6 +80,20 @@ def read(
     if invert == "yes" or (invert == "auto" and not is_dicom and shows_bone_dark(image, view)):
         image = high + low - image
     return np.ascontiguousarray(image[:, ::-1] if flip else image, dtype=np.float32)
+
+
+def read_file(
+    path: Path,
+    limits: RadiographLimits = RadiographLimits(),
+    *,
+    view: str | None = None,
+    invert: Inversion = "auto",
+) -> Float32[np.ndarray, "rows columns"]:
+    """`read` of a file, whose size is looked at before its bytes; messages name its path."""
+    size = path.stat().st_size
+    if size > limits.max_bytes:
+        raise RefusedFile(f"{path}: {size} bytes, over the limit of {limits.max_bytes}")
+    return read(path.read_bytes(), str(path), limits, view=view, invert=invert)
 
 
 def prepare(
