@@ -15,7 +15,9 @@ better volume: `docs/architecture.md` has figures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from jaxtyping import Bool, Float
@@ -127,6 +129,14 @@ def fit(
     # What did not move keeps its HU, which for air may be less than its attenuation says.
     moved = torch.where(state.density == origin, start, window.to_unit(hu))
     return Fitted(moved.to(volume.dtype) if steps else volume, first.residual, state.residual)
+
+
+def mean_residuals(residuals: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """By view the mean residual before and after the fit; empty where there are none."""
+    return {
+        view: (fmean(one[view][0] for one in residuals), fmean(one[view][1] for one in residuals))
+        for view in (residuals[0] if residuals else {})
+    }
 
 
 def require_steps(steps: int) -> None:

@@ -16,14 +16,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float32
-from torch import nn
+from torch import Tensor
 
 from raylift import __version__
 from raylift.datasets.archive import Archive, Entry
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.splits import Split
 from raylift.datasets.stream import Batch, load
-from raylift.models import baselines, consistency
+from raylift.models import baselines, consistency, drawing
+from raylift.models.drawing import Draw, DrawFlags, Spread
 from raylift.models.metrics import PROTOCOLS, Figures, lung_dice
 from raylift.models.weights import Model
 
@@ -98,13 +99,7 @@ class Evaluation:
 
     def residuals(self) -> dict[str, tuple[float, float]]:
         """By view, how far projections are from radiographs before and after the fit, averaged over the scans."""
-        return {
-            view: (
-                fmean(case.residuals[view][0] for case in self.cases),
-                fmean(case.residuals[view][1] for case in self.cases),
-            )
-            for view in self.cases[0].residuals
-        }
+        return consistency.mean_residuals([case.residuals for case in self.cases])
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the voxels."""
@@ -136,57 +131,80 @@ def evaluate(
     *,
     split: Split = "test",
     protocols: Sequence[ProtocolName] = ("volume", "x2ct", "cvaa"),
-    seed: int = 0,
     command: str = "",
     consistency_steps: int = 0,
+    draw: DrawFlags | None = None,
+    samples: int = 1,
     progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Evaluation:
     """Reconstruct every scan of a split and measure it, with the baselines fitted to the train split.
 
     With `consistency_steps` the model's volumes are measured a second time, after so many steps of a fit to the
-    radiographs (`raylift.models.consistency`).
+    radiographs (`raylift.models.consistency`). Of a model that draws, the mean of `samples` draws is measured, each of
+    them fitted by itself; residuals are the mean of theirs.
 
     Raises:
-        ConfigError: the archive's grid or geometry is not the model's, the split is empty, or steps are negative.
+        ConfigError: the archive's grid or geometry is not the model's, the split is empty, steps are negative, or
+            something was asked of the drawing that the model cannot do.
     """
     consistency.require_steps(consistency_steps)
+    settings = (draw or DrawFlags()).settled(model.network, samples)
     description = model.description
     views = matching_views(model, archive)
     entries = archive.entries(split)
     if not entries:
         raise ConfigError(f"{archive.url} has no sample in the {split} split")
-    torch.manual_seed(seed)
     window = description.window
     fitted = baselines.fit(_batches(archive, model, views), description.grid, description.geometry)
-    predictors: dict[str, nn.Module] = {MODEL: model.network, **fitted}
     cases, seconds = [], 0.0
     for done, entry in enumerate(entries):
         progress(done, len(entries), entry.id)
         batch = load(archive, [entry], window, views)
         truth = archive.read_array(entry, "volumes").astype(np.float32)
-        predictions: ScanPrediction = {}
-        residuals: dict[str, tuple[float, float]] = {}
-        for name, network in predictors.items():
-            started = time.perf_counter()
-            with torch.no_grad():
-                unit = network(batch.views).float()
-            predictions[name] = window.to_hu(unit)[0, 0].numpy()
-            seconds += time.perf_counter() - started if name == MODEL else 0.0
-            if name == MODEL and consistency_steps:
-                fit = consistency.fit(
-                    unit, batch.views, window, description.grid, description.geometry, consistency_steps
-                )
-                predictions[FITTED] = window.to_hu(fit.volume)[0, 0].numpy()
-                residuals = fit.by_view(description.geometry)[0]
+        own = _reconstruct(model, batch, settings, samples, consistency_steps)
+        seconds += own.seconds
+        with torch.no_grad():
+            unit = own.volumes | {name: network(batch.views).float() for name, network in fitted.items()}
+        predictions: ScanPrediction = {name: window.to_hu(one)[0, 0].numpy() for name, one in unit.items()}
         figures = {
             name: _figures(hu, truth, protocols, description.grid.spacing_mm) for name, hu in predictions.items()
         }
-        cases.append(Case(entry, truth, batch.views[0].numpy(), predictions, figures, residuals))
+        cases.append(Case(entry, truth, batch.views[0].numpy(), predictions, figures, own.residuals))
     progress(len(entries), len(entries), "")
-    provenance = _provenance(model, archive, seed, command)
+    provenance = _provenance(model, archive, command)
+    if settings:
+        provenance["drawing"] = {**vars(settings), "samples": samples}
     if consistency_steps:
         provenance["consistency"] = {"steps": consistency_steps, "strength": consistency.STRENGTH}
     return Evaluation(cases, tuple(protocols), split, provenance, seconds / len(entries))
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What the model makes of one scan, in [0, 1]: as it is, and fitted to the radiographs if that was asked for."""
+
+    volumes: dict[str, Tensor]
+    residuals: dict[str, tuple[float, float]]
+    seconds: float
+    """For the volume, all its draws, without the fit."""
+
+
+@torch.no_grad()
+def _reconstruct(model: Model, batch: Batch, settings: Draw | None, samples: int, steps: int) -> _Own:
+    made, moved = Spread(), Spread()
+    residuals: list[dict[str, tuple[float, float]]] = []
+    seconds, of = 0.0, model.description
+    for k in range(samples):
+        started = time.perf_counter()
+        unit = drawing.volume(model.network, batch.views, settings, k)
+        seconds += time.perf_counter() - started
+        made.add(unit)
+        if steps:
+            fit = consistency.fit(unit, batch.views, of.window, of.grid, of.geometry, steps)
+            moved.add(fit.volume)
+            residuals += fit.by_view(of.geometry)
+    volumes = {MODEL: made.mean, **({FITTED: moved.mean} if steps else {})}
+    return _Own(volumes, consistency.mean_residuals(residuals), seconds)
 
 
 def matching_views(model: Model, archive: Archive) -> list[int]:
@@ -226,7 +244,7 @@ def _figures(
     return figures
 
 
-def _provenance(model: Model, archive: Archive, seed: int, command: str) -> dict[str, Any]:
+def _provenance(model: Model, archive: Archive, command: str) -> dict[str, Any]:
     training = model.description.provenance.get("config", {}).get("train", {})
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -242,7 +260,7 @@ def _provenance(model: Model, archive: Archive, seed: int, command: str) -> dict
             "batch": training.get("batch", "?"),
             "volumes": len(model.description.provenance.get("training_samples", [])),
         },
-        "seed": seed,
+        "seed": training.get("seed", "?"),
         "command": command,
         "versions": {"raylift": __version__, "torch": torch.__version__, "numpy": np.__version__},
         "machine": f"{machine.system()} {machine.machine()}, {torch.get_num_threads()} threads",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,7 @@ import tyro
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.radiograph import Inversion, RadiographLimits, read
+from raylift.models.drawing import DrawFlags
 from raylift.serve.settings import ServeSettings
 
 
@@ -33,6 +34,10 @@ class ReconstructOptions:
     """Mirror the lateral image, for a patient facing right."""
     consistency_steps: int = 0
     """Steps that fit the volume to the radiographs after the network; 0 leaves it as the network made it."""
+    draw: Annotated[DrawFlags, tyro.conf.arg(name="")] = field(default_factory=DrawFlags)
+    samples: int = 1
+    """Of a model that draws its volume: write the mean of so many draws, and beside it their standard deviation in HU,
+    OUT-std.nii.gz."""
     threads: int = 0
     """PyTorch threads; 0 leaves the choice to it."""
 
@@ -41,6 +46,7 @@ def reconstruct(arguments: list[str]) -> int:
     """Radiographs to a CT volume as NIfTI."""
     import torch
 
+    from raylift.models import weights
     from raylift.serve.reconstructor import Reconstructor, nifti, told
 
     options = tyro.cli(ReconstructOptions, prog="raylift reconstruct", args=arguments)
@@ -48,7 +54,9 @@ def reconstruct(arguments: list[str]) -> int:
         raise ConfigError(f"{options.output}: volumes are written as .nii.gz")
     if options.threads:
         torch.set_num_threads(options.threads)
-    reconstructor = Reconstructor.load(options.model, consistency_steps=options.consistency_steps)
+    model = weights.load(options.model)
+    options.draw.settled(model.network, options.samples)
+    reconstructor = Reconstructor(model, consistency_steps=options.consistency_steps, draw=options.draw)
     given = {"frontal": (options.frontal, options.flip_frontal), "lateral": (options.lateral, options.flip_lateral)}
     try:
         images = {
@@ -56,13 +64,18 @@ def reconstruct(arguments: list[str]) -> int:
             for view, (path, flip) in given.items()
             if path is not None
         }
-        (made,) = reconstructor.reconstruct([reconstructor.prepare(images)])
-        grid = reconstructor.description.grid
+        (made,) = reconstructor.reconstruct([reconstructor.prepare(images)], [options.samples])
+        grid, note = reconstructor.description.grid, f"raylift {reconstructor.sha256[:12]}, research only"
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_bytes(nifti(made.hu, grid, f"raylift {reconstructor.sha256[:12]}, research only"))
+        options.output.write_bytes(nifti(made.hu, grid, note))
+        if made.deviation is not None:
+            beside = options.output.with_name(options.output.name.removesuffix(".nii.gz") + "-std.nii.gz")
+            beside.write_bytes(nifti(made.deviation, grid, note))
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from error
     print(f"{options.output}: {grid.size}^3 voxels of {grid.spacing_mm:g} mm, {made.hu.min()} to {made.hu.max()} HU")
+    if made.deviation is not None:
+        print(f"{beside}: standard deviation over {options.samples} draws, {made.deviation.mean():.0f} HU on average")
     if made.residuals:
         print(f"projection residual before and after the fit: {told(made.residuals)}")
     print("Research software, not a medical device: not for diagnosis.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TypeVar, get_args
 
 import numpy as np
@@ -25,18 +26,19 @@ class BadRequest(RayliftError, ValueError):
 
 
 async def radiographs(
-    form: FormData, wanted: list[str], limits: RadiographLimits
+    form: FormData, wanted: list[str], limits: RadiographLimits, max_samples: int = 1
 ) -> dict[str, Float32[np.ndarray, "_ _"]]:
     """The images of a form by view, bone bright.
 
     Fields: `frontal` and `lateral` are files; `invert` is auto, yes or no for both; `flip_frontal` and `flip_lateral`
-    are true or false.
+    are true or false. Where more than one sample may be asked for, `samples` and `spread` may be there too.
 
     Raises:
         BadRequest: 422 for a wrong, missing, surplus or repeated field; 415 for what is no image that can be used; 413
             for one that is too large.
     """
     known = [*wanted, "invert", *(f"flip_{view}" for view in wanted)]
+    known += ["samples", "spread"] if max_samples > 1 else []
     _check_fields(form, known, wanted)
     invert = _choice(form, "invert", get_args(Inversion), "auto")
     images = {}
@@ -57,6 +59,20 @@ async def radiographs(
     return images
 
 
+def asked_draws(form: FormData, max_samples: int) -> tuple[int, bool]:
+    """How many draws the field `samples` asks for, and whether `spread` asks for their standard deviation too.
+
+    Raises:
+        BadRequest: 422 for a number outside 1 to `max_samples`, or the spread of a single draw.
+    """
+    counts = [str(count) for count in range(1, max_samples + 1)]
+    samples = int(_choice(form, "samples", counts, "1"))
+    spread = _choice(form, "spread", ("true", "false"), "false") == "true"
+    if spread and samples == 1:
+        raise BadRequest(422, "field spread is true, and a single draw has none: send samples from 2 up with it")
+    return samples, spread
+
+
 def _check_fields(form: FormData, known: list[str], wanted: list[str]) -> None:
     given = [view for view in VIEWS if view in form]
     if set(given) != set(wanted):
@@ -71,7 +87,7 @@ def _check_fields(form: FormData, known: list[str], wanted: list[str]) -> None:
         raise BadRequest(422, f"field {', '.join(repeated)} was sent more than once")
 
 
-def _choice(form: FormData, name: str, choices: tuple[Choice, ...], default: Choice) -> Choice:
+def _choice(form: FormData, name: str, choices: Sequence[Choice], default: Choice) -> Choice:
     value = form.get(name, default)
     for choice in choices:
         if value == choice:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from raylift.datasets.archive import Archive
 from raylift.datasets.splits import Split
 from raylift.models import weights
+from raylift.models.drawing import DrawFlags
 from raylift.platform.progress import console, meter
 
 
@@ -30,7 +31,9 @@ class EvaluateOptions:
     """Folder for report.html, metrics.json and figures."""
     consistency_steps: int = 0
     """Measure the model a second time, after so many steps that fit its volumes to the radiographs; 10 will do."""
-    seed: int = 0
+    draw: Annotated[DrawFlags, tyro.conf.arg(name="")] = field(default_factory=DrawFlags)
+    samples: int = 1
+    """Measure the mean of so many draws of a drawing model, with seeds from the first one on."""
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -47,9 +50,10 @@ def evaluate(arguments: list[str]) -> int:
             Archive(options.archive),
             split=options.split,
             protocols=options.protocols,
-            seed=options.seed,
             command=shlex.join(["raylift", "evaluate", *arguments]),
             consistency_steps=options.consistency_steps,
+            draw=options.draw,
+            samples=options.samples,
             progress=shown.at,
         )
     page = report.write(

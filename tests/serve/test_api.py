@@ -21,7 +21,7 @@ from raylift.serve.reconstructor import Reconstruction, Reconstructor
 def client(
     description: Description, sha256: str, reconstruct: Callable[[np.ndarray], Reconstruction], steps: int = 0
 ) -> TestClient:
-    async def answer(prepared: np.ndarray) -> Reconstruction:
+    async def answer(prepared: np.ndarray, samples: int) -> Reconstruction:
         return await asyncio.to_thread(reconstruct, prepared)
 
     async def ready() -> bool:
@@ -177,7 +177,7 @@ def test_the_service_says_what_it_serves(service_client: TestClient, reconstruct
 def test_a_model_that_does_not_answer_is_not_ready_and_a_busy_one_asks_for_patience(
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
-    async def busy(_: np.ndarray) -> Reconstruction:
+    async def busy(_: np.ndarray, __: int) -> Reconstruction:
         raise api.Unavailable("too many reconstructions are waiting: try again in a few seconds")
 
     async def ready() -> bool:

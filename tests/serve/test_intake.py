@@ -30,7 +30,7 @@ URL = "/v1/reconstructions"
 def there(description: Description) -> TestClient:
     """The API with small limits; behind it, what must never be reached."""
 
-    async def reconstruct(_: np.ndarray) -> np.ndarray:
+    async def reconstruct(_: np.ndarray, __: int) -> np.ndarray:
         raise AssertionError("a request that had to be refused was served")
 
     async def ready() -> bool:
