@@ -69,6 +69,12 @@ def hang(image: Float32[np.ndarray, "rows columns"], view: View, asked: AskedFac
     return Hung(shown, found, detected=asked == "auto", mirrored=mirrored)
 
 
+def as_projected(image: Float32[np.ndarray, "rows columns"], view: View) -> Float32[np.ndarray, "rows columns"]:
+    """The image, mirrored where it shows clearly that its patient faces otherwise than in projections of the view."""
+    hung = hang(image, view, "auto")
+    return image if hung is None else hung.image
+
+
 def lean(image: Float32[np.ndarray, "rows columns"]) -> float:
     """How clearly the patient of a bone-bright lateral image faces left; negative for right."""
     step = max(1, max(image.shape) // 512)

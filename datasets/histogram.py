@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Float, Float32
 
+from raylift.datasets.intensity import standardise
+
 Quantiles = tuple[float, ...]
 Reference = Mapping[str, Quantiles]
 """Quantiles by the name of a view."""
@@ -20,6 +22,14 @@ Reference = Mapping[str, Quantiles]
 LEVELS = 65
 AIR = 0.01
 """Standardised values up to this are air round the patient or margin: how much of it there is says nothing."""
+
+
+def finish(
+    image: Float32[np.ndarray, "rows columns"], wanted: Quantiles | None = None
+) -> Float32[np.ndarray, "rows columns"]:
+    """A bone-bright image as a network sees it: standardised, and matched where quantiles are wanted."""
+    standard = standardise(image)
+    return standard if wanted is None else matched(standard, wanted)
 
 
 def quantiles(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, " levels"]:

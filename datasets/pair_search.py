@@ -61,9 +61,10 @@ def told_by_name(path: Path, roots: Sequence[Path]) -> tuple[ViewName | None, tu
     root = next((root for root in roots if path.is_relative_to(root) and path != root), path.parent)
     views, rest = set(), []
     for part in path.relative_to(root).with_suffix("").parts:
-        words = [word for word in re.split(r"[^A-Za-z0-9]+", part) if word]
+        words = re.split(r"([^A-Za-z0-9]+)", part)
         views |= {WORDS[word.lower()] for word in words if word.lower() in WORDS}
-        rest.append("_".join(word for word in words if word.lower() not in WORDS))
+        left = "".join(word for word in words if word.lower() not in WORDS)
+        rest.append(re.sub(r"([^A-Za-z0-9])[^A-Za-z0-9]+", r"\1", left).strip(" -_."))
     return (views.pop() if len(views) == 1 else None), (str(root), *rest)
 
 

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from raylift.datasets import dicom
 from raylift.datasets.annotations import without_annotations
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.histogram import Quantiles, matched
+from raylift.datasets.histogram import Quantiles, finish
 from raylift.datasets.intensity import standardise
 from raylift.datasets.margins import without_bright_frame, without_plain_margin
 
@@ -118,14 +118,6 @@ def prepare(
     square = F.pad(pixels, (left, side - columns - left, top, side - rows - top))
     resized = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     return finish(resized[0, 0].numpy(), wanted)
-
-
-def finish(
-    image: Float32[np.ndarray, "rows columns"], wanted: Quantiles | None = None
-) -> Float32[np.ndarray, "rows columns"]:
-    """The last steps of `prepare`, which stored images and projections take too on their way to a network."""
-    standard = standardise(image)
-    return standard if wanted is None else matched(standard, wanted)
 
 
 def shows_bone_dark(image: Float32[np.ndarray, "rows columns"], view: str | None = None) -> bool:

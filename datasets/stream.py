@@ -19,7 +19,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.intensity import Window, standardise
+from raylift.datasets.histogram import Quantiles, finish
+from raylift.datasets.intensity import Window
 from raylift.datasets.manifest import Entry
 from raylift.datasets.order import SampleOrder, Share
 
@@ -31,7 +32,7 @@ class Batch:
     truth: Float[Tensor, "n 1 d h w"] | None
     """CT in the window's [0, 1], of the people in the views; None for systems that learn from radiographs."""
     views: Float[Tensor, "n views rows columns"]
-    """Radiographs in [0, 1], bone bright, each standardised by its own percentiles."""
+    """Radiographs in [0, 1], bone bright, each standardised by its own percentiles and, for some models, matched."""
     ids: tuple[str, ...] = ()
     labels: UInt8[Tensor, "n 1 d h w"] | None = None
     """Values of `segmentation.Label`, for objectives that ask for them; they are not read otherwise."""
@@ -135,6 +136,7 @@ class Stream:
         views: which radiographs, by their place in the archive's geometry.
         volumes: whether batches carry the CT of the views.
         labels: whether batches carry labels.
+        wanted: quantiles that each view is matched to; none if they are not.
         unpaired: CT of other people, one for each sample.
         threads: readers at once.
         batches_ahead: global batches that are read while one is used.
@@ -151,6 +153,7 @@ class Stream:
         views: Sequence[int] = (0, 1),
         volumes: bool = True,
         labels: bool = False,
+        wanted: Sequence[Quantiles] = (),
         unpaired: Unpaired | None = None,
         threads: int = 2,
         batches_ahead: int = 2,
@@ -164,6 +167,7 @@ class Stream:
         self._views = views
         self._volumes = volumes
         self._labels = labels
+        self._wanted = wanted
         self._unpaired = unpaired
         self._threads = threads
         self._batches_ahead = batches_ahead
@@ -187,7 +191,7 @@ class Stream:
 
     def _load(self, position: int) -> Batch:
         entry = self._entries[self._order.at(position)]
-        single = _single(self._reader, entry, self._window, self._views, self._volumes, self._labels)
+        single = _single(self._reader, entry, self._window, self._views, self._volumes, self._labels, self._wanted)
         if self._unpaired is None:
             return single
         return replace(single, unpaired=self._unpaired.read(position, entry.subject, self._window))
@@ -201,16 +205,30 @@ def load(
     *,
     volumes: bool = True,
     labels: bool = False,
+    wanted: Sequence[Quantiles] = (),
 ) -> Batch:
     """A batch of exactly these samples; see `Stream` for the arguments."""
-    return _joined([_single(reader, entry, window, views, volumes, labels) for entry in entries])
+    return _joined([_single(reader, entry, window, views, volumes, labels, wanted) for entry in entries])
 
 
-def _single(reader: Reader, entry: Entry, window: Window, views: Sequence[int], volumes: bool, labels: bool) -> Batch:
-    """One sample as a network sees it: volume in the window's [0, 1], the chosen views standardised."""
+def _single(
+    reader: Reader,
+    entry: Entry,
+    window: Window,
+    views: Sequence[int],
+    volumes: bool,
+    labels: bool,
+    wanted: Sequence[Quantiles],
+) -> Batch:
+    """One sample as a network sees it: volume in the window's [0, 1], the chosen views finished (see `histogram`).
+
+    Stored radiographs are standardised already; a second time changes nothing.
+    """
     truth = _volume(reader, entry, window) if volumes else None
     stored = reader.read_array(entry, "radiographs")
-    images = torch.from_numpy(np.stack([standardise(stored[view]) for view in views]))
+    levels: Sequence[Quantiles | None] = wanted or [None] * len(views)
+    finished = [finish(stored[view], quantiles) for view, quantiles in zip(views, levels, strict=True)]
+    images = torch.from_numpy(np.stack(finished))
     marks = torch.from_numpy(reader.read_array(entry, "labels"))[None, None] if labels else None
     return Batch(truth, images[None], (entry.id,), marks)
 

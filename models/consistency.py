@@ -139,6 +139,28 @@ def mean_residuals(residuals: Sequence[dict[str, tuple[float, float]]]) -> dict[
     }
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How well projections of volumes agree with radiographs, by view, after the gain and offset that suit each."""
+
+    residual: Float[Tensor, "n views"]
+    """Relative L2 distance of the projection from the radiograph; 0 is agreement."""
+    psnr_db: Float[Tensor, "n views"]
+    """Against the radiograph's own range, 1."""
+
+
+def agreement(
+    volume: Float[Tensor, "n 1 d h w"],
+    radiographs: Float[Tensor, "n views rows columns"],
+    window: Window,
+    grid: Grid,
+    geometry: Geometry,
+) -> Agreement:
+    """How volumes in the window's [0, 1] agree with standardised radiographs; see `fit` for the arguments."""
+    state = _compare(attenuation(window.to_hu(volume.float())), radiographs.float(), grid, geometry)
+    return Agreement(state.residual, -10 * state.error.square().mean(dim=(2, 3)).clamp_min(1e-12).log10())
+
+
 def require_steps(steps: int) -> None:
     """Raise a ConfigError where steps are negative."""
     if steps < 0:

@@ -31,16 +31,19 @@ from raylift.models.weights import Model
 MODEL = "model"
 FITTED = "model, fitted"
 """The model's volumes after a consistency fit."""
-ProtocolName = Literal["volume", "x2ct", "cvaa"]
+ProtocolName = Literal["volume", "x2ct", "cvaa", "reprojection"]
+REPROJECTION: ProtocolName = "reprojection"
+"""Compares projections with radiographs, and so needs no CT."""
+OF_VOLUMES: tuple[ProtocolName, ...] = ("volume", "x2ct", "cvaa")
 ScanPrediction = dict[str, Float32[np.ndarray, "d h w"]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One held-out scan: HU volumes by predictor, the truth among them, and figures by predictor and protocol."""
+    """One held-out scan or pair: HU volumes by predictor, the truth if it is known, and figures by predictor."""
 
     entry: Entry
-    truth: Float32[np.ndarray, "d h w"]
+    truth: Float32[np.ndarray, "d h w"] | None
     radiographs: Float32[np.ndarray, "views rows columns"]
     predictions: ScanPrediction
     figures: dict[str, dict[str, Figures]]
@@ -71,7 +74,13 @@ class Evaluation:
     @property
     def scans(self) -> str:
         """How many there are, in words."""
-        return "one scan" if len(self.cases) == 1 else f"{len(self.cases)} scans"
+        kind = "scan" if self.has_truth else "pair"
+        return f"one {kind}" if len(self.cases) == 1 else f"{len(self.cases)} {kind}s"
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether there was CT to compare with."""
+        return self.cases[0].truth is not None
 
     @property
     def predictors(self) -> list[str]:
@@ -85,8 +94,14 @@ class Evaluation:
         scores = {predictor: self.mean(predictor, protocol)[name] for predictor in self.predictors}
         own, fitted = scores.pop(MODEL), scores.pop(FITTED, None)
         best, score = max(scores.items(), key=lambda item: item[1])
-        where = f"PSNR (protocol {protocol}) on {self.scans} of the {self.split} split"
         after = f" Fitted to the radiographs it reaches {fitted:.2f} dB." if fitted is not None else ""
+        if not self.has_truth:
+            return (
+                f"No volume was compared: {self.provenance['archive']} holds radiographs without CT. PSNR of "
+                f"projections (protocol {protocol}) on {self.scans} of the {self.split} split: {own:.2f} dB, against "
+                f"{score:.2f} dB ({best}), which says nothing of what lies along the rays.{after}"
+            )
+        where = f"PSNR (protocol {protocol}) on {self.scans} of the {self.split} split"
         if own > score:
             beaten = f"{own:.2f} dB against {score:.2f} dB ({best})"
             return f"The model beats both trivial predictors in {where}: {beaten}.{after}"
@@ -122,7 +137,7 @@ class Evaluation:
     @property
     def protocols_and_extra(self) -> tuple[str, ...]:
         """The protocols, and the group of figures that belong to none."""
-        return (*self.protocols, "segmentation")
+        return (*self.protocols, "segmentation") if self.has_truth else self.protocols
 
 
 def evaluate(
@@ -130,7 +145,7 @@ def evaluate(
     archive: Archive,
     *,
     split: Split = "test",
-    protocols: Sequence[ProtocolName] = ("volume", "x2ct", "cvaa"),
+    protocols: Sequence[ProtocolName] = (),
     command: str = "",
     consistency_steps: int = 0,
     draw: DrawFlags | None = None,
@@ -143,9 +158,11 @@ def evaluate(
     radiographs (`raylift.models.consistency`). Of a model that draws, the mean of `samples` draws is measured, each of
     them fitted by itself; residuals are the mean of theirs.
 
+    Without protocols all that compare volumes are reported, or of an archive without CT the re-projection.
+
     Raises:
-        ConfigError: the archive's grid or geometry is not the model's, the split is empty, steps are negative, or
-            something was asked of the drawing that the model cannot do.
+        ConfigError: the archive's grid or geometry is not the model's, it has no CT and a protocol needs it, the split
+            is empty, steps are negative, or something was asked of the drawing that the model cannot do.
     """
     consistency.require_steps(consistency_steps)
     settings = (draw or DrawFlags()).settled(model.network, samples)
@@ -154,21 +171,24 @@ def evaluate(
     entries = archive.entries(split)
     if not entries:
         raise ConfigError(f"{archive.url} has no sample in the {split} split")
-    window = description.window
-    fitted = baselines.fit(_batches(archive, model, views), description.grid, description.geometry)
+    has_truth = archive.manifest.holds == "volumes"
+    protocols = tuple(protocols) or (OF_VOLUMES if has_truth else (REPROJECTION,))
+    for name in protocols:
+        if name != REPROJECTION:
+            archive.require_volumes(f"protocol {name}")
+    window, frame = description.window, (description.grid, description.geometry)
+    fitted = baselines.fit(_batches(archive, model, views), *frame) if has_truth else baselines.unfitted(*frame)
     cases, seconds = [], 0.0
     for done, entry in enumerate(entries):
         progress(done, len(entries), entry.id)
-        batch = load(archive, [entry], window, views)
-        truth = archive.read_array(entry, "volumes").astype(np.float32)
+        batch = load(archive, [entry], window, views, volumes=has_truth, wanted=description.wanted)
+        truth = archive.read_array(entry, "volumes").astype(np.float32) if has_truth else None
         own = _reconstruct(model, batch, settings, samples, consistency_steps)
         seconds += own.seconds
         with torch.no_grad():
             unit = own.volumes | {name: network(batch.views).float() for name, network in fitted.items()}
         predictions: ScanPrediction = {name: window.to_hu(one)[0, 0].numpy() for name, one in unit.items()}
-        figures = {
-            name: _figures(hu, truth, protocols, description.grid.spacing_mm) for name, hu in predictions.items()
-        }
+        figures = {name: _figures(one, truth, batch, protocols, model) for name, one in unit.items()}
         cases.append(Case(entry, truth, batch.views[0].numpy(), predictions, figures, own.residuals))
     progress(len(entries), len(entries), "")
     provenance = _provenance(model, archive, command)
@@ -176,7 +196,7 @@ def evaluate(
         provenance["drawing"] = {**vars(settings), "samples": samples}
     if consistency_steps:
         provenance["consistency"] = {"steps": consistency_steps, "strength": consistency.STRENGTH}
-    return Evaluation(cases, tuple(protocols), split, provenance, seconds / len(entries))
+    return Evaluation(cases, protocols, split, provenance, seconds / len(entries))
 
 
 @dataclass(frozen=True)
@@ -230,17 +250,30 @@ def matching_views(model: Model, archive: Archive) -> list[int]:
 
 def _batches(archive: Archive, model: Model, views: list[int]) -> Iterator[Batch]:
     for entry in archive.entries("train"):
-        yield load(archive, [entry], model.description.window, views)
+        yield load(archive, [entry], model.description.window, views, wanted=model.description.wanted)
 
 
 def _figures(
-    hu: Float32[np.ndarray, "d h w"],
-    truth: Float32[np.ndarray, "d h w"],
+    unit: Tensor,
+    truth: Float32[np.ndarray, "d h w"] | None,
+    batch: Batch,
     protocols: Sequence[ProtocolName],
-    spacing_mm: float,
+    model: Model,
 ) -> dict[str, Figures]:
-    figures: dict[str, Figures] = {name: PROTOCOLS[name].evaluate(hu, truth) for name in protocols}
-    figures["segmentation"] = {"lung_dice": lung_dice(hu, truth, spacing_mm)}
+    """Figures of one volume in the window's [0, 1], by protocol."""
+    of = model.description
+    hu = of.window.to_hu(unit)[0, 0].numpy()
+    figures: dict[str, Figures] = {}
+    for name in protocols:
+        if truth is None or name == REPROJECTION:
+            found = consistency.agreement(unit, batch.views, of.window, of.grid, of.geometry)
+            by_view = zip(of.geometry.views, found.residual[0].tolist(), strict=True)
+            figures[name] = {"psnr_db": float(found.psnr_db.mean()), "residual": float(found.residual.mean())}
+            figures[name] |= {f"residual_{view.name}": value for view, value in by_view}
+        else:
+            figures[name] = PROTOCOLS[name].evaluate(hu, truth)
+    if truth is not None:
+        figures["segmentation"] = {"lung_dice": lung_dice(hu, truth, of.grid.spacing_mm)}
     return figures
 
 

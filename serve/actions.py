@@ -15,13 +15,20 @@ from gradio.utils import get_upload_folder
 from jaxtyping import Float32, Int16
 
 from raylift.datasets.errors import ConfigError, RayliftError
-from raylift.datasets.radiograph import Inversion, RadiographLimits, prepare, read
+from raylift.datasets.facing import hang
+from raylift.datasets.radiograph import Inversion, RadiographLimits, read
 from raylift.serve import example, spread
 from raylift.serve.api import Backend
 from raylift.serve.figures import Plane, beside, enlarge, marked, reprojections, slice_picture
-from raylift.serve.reconstructor import told
+from raylift.serve.reconstructor import prepared_one, told
 
 Volume = Int16[np.ndarray, "d h w"]
+
+
+HANGING = {
+    "frontal": "The patient's right belongs at the left edge.",
+    "lateral": "The patient faces the left edge.",
+}
 
 
 class Given(NamedTuple):
@@ -47,6 +54,20 @@ class Actions:
         except RayliftError as error:
             return [gr.Image(value=None, visible=False), gr.Markdown(sentence(error), visible=True)]
         return [gr.Image(value=marked(enlarge(prepared), view), visible=True), gr.Markdown(visible=False)]
+
+    def face(self, view: str, path: str | None, invert: Inversion) -> Any:
+        """The flip control for a lateral radiograph that was just chosen, set where its facing is clear."""
+        pose = self._backend.description.geometry.view(view)
+        try:
+            data = Path(path).read_bytes() if path else b""
+            image = read(data, view, self._limits, view=view, invert=invert) if data else None
+        except (RayliftError, FileNotFoundError):
+            image = None  # the preview says what is wrong
+        hung = None if image is None else hang(image, pose, "auto")
+        if hung is None:
+            return gr.Checkbox(value=False, info=HANGING[view] + ("" if image is None else " Here it is not clear."))
+        faced = "faced" if hung.mirrored else "faces"
+        return gr.Checkbox(value=hung.mirrored, info=f"{HANGING[view]} This one {faced} {hung.facing}.")
 
     async def reconstruct(self, *values: Any) -> list[Any]:
         """Everything that is shown of a volume, from path, inversion and flip of each view in turn.
@@ -126,7 +147,7 @@ class Actions:
         except FileNotFoundError as error:
             raise ConfigError(f"the {view} radiograph is no longer here: choose its file again") from error
         image = read(data, view, self._limits, view=view, invert=given.invert, flip=given.flip)
-        return prepare(image, self._backend.description.geometry.detector_px)
+        return prepared_one(image, view, self._backend.description)
 
     def _prepare_all(self, given: list[Given]) -> Float32[np.ndarray, "views px px"]:
         return np.stack([self._prepare(view, one) for view, one in zip(self._backend.views, given, strict=True)])

@@ -6,7 +6,7 @@ import asyncio
 import io
 import uuid
 import zipfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,13 +20,15 @@ from starlette.formparsers import MultiPartException
 
 from raylift import __version__
 from raylift.datasets.errors import RayliftError
-from raylift.datasets.radiograph import RadiographLimits, prepare
+from raylift.datasets.geometry import View
+from raylift.datasets.radiograph import RadiographLimits
 from raylift.models.drawing import Draw, SamplerName
 from raylift.models.weights import Description
 from raylift.serve import manual
 from raylift.serve.gate import BodyLimit, KnownPaths
-from raylift.serve.intake import BadRequest, asked_draws, radiographs
+from raylift.serve.intake import BadRequest, asked_draws, flip_choices, radiographs
 from raylift.serve.reconstructor import Reconstruction, nifti
+from raylift.serve.reconstructor import prepared as prepared_for
 
 DISCLAIMER = "Research software, not a medical device: not for diagnosis."
 HANGING = {"frontal": ", the patient's right at its left edge", "lateral": ", the patient facing its left edge"}
@@ -119,6 +121,7 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
     # Two images and their fields; the page's uploads come one at a time.
     app.add_middleware(BodyLimit, max_bytes=2 * limits.max_bytes + 2**16)
     views, decoders, draws = backend.views, asyncio.Semaphore(DECODED_AT_ONCE), backend.draws
+    poses = backend.description.geometry.views
 
     @app.exception_handler(BadRequest)
     async def refuse(_: Request, error: BadRequest) -> JSONResponse:
@@ -185,16 +188,16 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
             422: {"model": Problem, "description": "a wrong, missing or surplus field"},
             503: {"model": Problem, "description": "too many requests are waiting, or the model is being restarted"},
         },
-        openapi_extra={"requestBody": _form(views, backend.max_samples)},
+        openapi_extra={"requestBody": _form(poses, backend.max_samples)},
     )
     async def reconstruct(request: Request) -> Response:
         """Reconstruct a volume from one radiograph of each view, as DICOM, PNG, JPEG, TIFF or BMP."""
         form = await _read_form(request, views)
         try:
             async with decoders:
-                images = await radiographs(form, views, limits, backend.max_samples)
+                images = await radiographs(form, poses, limits, backend.max_samples)
                 samples, spread = asked_draws(form, backend.max_samples)
-                prepared = await asyncio.to_thread(_prepare, images, backend)
+                prepared = await asyncio.to_thread(prepared_for, images, backend.description)
                 del images
         finally:
             await form.close()
@@ -218,10 +221,6 @@ async def _read_form(request: Request, views: list[str]) -> FormData:
         return await request.form(max_files=4, max_fields=16)
     except (HTTPException, MultiPartException) as error:
         raise BadRequest(422, f"the form cannot be read: {getattr(error, 'detail', error)}") from error
-
-
-def _prepare(images: dict[str, Float32[np.ndarray, "_ _"]], backend: Backend) -> Float32[np.ndarray, "views px px"]:
-    return np.stack([prepare(images[view], backend.description.geometry.detector_px) for view in backend.views])
 
 
 def _volume(made: Reconstruction, _: str, backend: Backend) -> bytes:
@@ -249,8 +248,9 @@ def _header(description: str) -> dict[str, object]:
     return {"description": description, "schema": {"type": "string"}}
 
 
-def _form(views: list[str], max_samples: int) -> dict[str, object]:
+def _form(poses: Sequence[View], max_samples: int) -> dict[str, object]:
     """The request body for the API's description: FastAPI cannot see it, since the form is read by hand."""
+    views = [pose.name for pose in poses]
     files = {
         view: {
             "type": "string",
@@ -266,13 +266,14 @@ def _form(views: list[str], max_samples: int) -> dict[str, object]:
         "description": "invert an image that shows bone dark",
     }
     flips = {
-        f"flip_{view}": {
+        f"flip_{pose.name}": {
             "type": "string",
-            "enum": ["true", "false"],
-            "default": "false",
-            "description": f"mirror the {view} image left to right",
+            "enum": list(flip_choices(pose)),
+            "default": flip_choices(pose)[0],
+            "description": f"mirror the {pose.name} image left to right"
+            + ("; auto does where the patient clearly faces the other edge" if "auto" in flip_choices(pose) else ""),
         }
-        for view in views
+        for pose in poses
     }
     draws = {
         "samples": {

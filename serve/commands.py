@@ -6,10 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
+from jaxtyping import Float32
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.radiograph import Inversion, RadiographLimits, read
+from raylift.datasets.facing import AskedFacing, hang, projected
+from raylift.datasets.geometry import View
+from raylift.datasets.radiograph import Inversion, read_file
 from raylift.models.drawing import DrawFlags
 from raylift.serve.settings import ServeSettings
 
@@ -25,13 +29,13 @@ class ReconstructOptions:
     frontal: Path | None = None
     """Frontal radiograph (DICOM, PNG, JPEG, TIFF), the patient's right at its left."""
     lateral: Path | None = None
-    """Lateral radiograph, the patient facing its left edge."""
+    """Lateral radiograph; --facing says where the patient faces."""
     invert: Inversion = "auto"
     """Whether to invert images that show bone dark."""
     flip_frontal: bool = False
     """Mirror the frontal image."""
-    flip_lateral: bool = False
-    """Mirror the lateral image, for a patient facing right."""
+    facing: AskedFacing = "auto"
+    """Where the patient of the lateral image faces; auto mirrors it where the image clearly shows the other edge."""
     consistency_steps: int = 0
     """Steps that fit the volume to the radiographs after the network; 0 leaves it as the network made it."""
     draw: Annotated[DrawFlags, tyro.conf.arg(name="")] = field(default_factory=DrawFlags)
@@ -57,13 +61,16 @@ def reconstruct(arguments: list[str]) -> int:
     model = weights.load(options.model)
     options.draw.settled(model.network, options.samples)
     reconstructor = Reconstructor(model, consistency_steps=options.consistency_steps, draw=options.draw)
-    given = {"frontal": (options.frontal, options.flip_frontal), "lateral": (options.lateral, options.flip_lateral)}
+    given = {"frontal": options.frontal, "lateral": options.lateral}
     try:
         images = {
-            view: read(path.read_bytes(), path.name, RadiographLimits(), view=view, invert=options.invert, flip=flip)
-            for view, (path, flip) in given.items()
-            if path is not None
+            view: read_file(path, view=view, invert=options.invert) for view, path in given.items() if path is not None
         }
+        if "frontal" in images and options.flip_frontal:
+            images["frontal"] = np.ascontiguousarray(images["frontal"][:, ::-1])
+        for pose in reconstructor.description.geometry.views:
+            if pose.name in images:
+                images[pose.name] = _hung(images[pose.name], pose, options.facing)
         (made,) = reconstructor.reconstruct([reconstructor.prepare(images)], [options.samples])
         grid, note = reconstructor.description.grid, f"raylift {reconstructor.sha256[:12]}, research only"
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -80,6 +87,17 @@ def reconstruct(arguments: list[str]) -> int:
         print(f"projection residual before and after the fit: {told(made.residuals)}")
     print("Research software, not a medical device: not for diagnosis.")
     return 0
+
+
+def _hung(image: Float32[np.ndarray, "_ _"], pose: View, facing: AskedFacing) -> Float32[np.ndarray, "_ _"]:
+    """The image as the pose projects it, with a line for a person where that was a judgement."""
+    hung = hang(image, pose, facing)
+    if hung is None:
+        print(f"{pose.name}: it is not clear where the patient faces, {projected(pose)} is assumed: pass --facing")
+        return image
+    if hung.detected and hung.mirrored:
+        print(f"{pose.name}: the patient faces {hung.facing} and is mirrored; --facing says otherwise")
+    return hung.image
 
 
 def serve(arguments: list[str]) -> int:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from raylift.datasets.facing import projected
+from raylift.datasets.geometry import View
 from raylift.datasets.radiograph import RadiographLimits
-from raylift.serve.actions import Actions
+from raylift.serve.actions import HANGING, Actions
 from raylift.serve.api import DISCLAIMER, Backend
 from raylift.serve.blocks import Blocks
 from raylift.serve.figures import PLANES, WINDOWS
 from raylift.serve.spread import MEANING
 
-NOTICE = (
-    f"**{DISCLAIMER}** The network was trained on radiographs projected from CT. Real ones are outside what it "
-    "learned, two views do not determine a volume, and it says nothing when it is wrong."
-)
-HANGING = {
-    "frontal": "The patient's right belongs at the left edge.",
-    "lateral": "The patient faces the left edge.",
-}
+NOTICE = "two views do not determine a volume, and it says nothing when it is wrong."
+PROJECTED = "The network was trained on radiographs projected from CT. Real ones are outside what it learned, "
+TAKEN = "The network was trained on radiographs alone, and its volumes were never compared with CT of their people; "
 DIRECTIONS = {
     "axial": "superior to inferior",
     "coronal": "anterior to posterior",
@@ -43,8 +40,8 @@ def build(backend: Backend, limits: RadiographLimits) -> gr.Blocks:
     page: gr.Blocks
     with Blocks(title="raylift", analytics_enabled=False, delete_cache=(KEPT_S // 6, KEPT_S)) as page:
         gr.Markdown(f"# raylift\nA CT volume of the chest from {' and '.join(backend.views)} radiographs.")
-        gr.Markdown(NOTICE, elem_id="notice")
-        given = _radiographs(actions, backend.views, limits)
+        gr.Markdown(_notice(backend), elem_id="notice")
+        given = _radiographs(actions, backend.description.geometry.views, limits)
         with gr.Row():
             go = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct", scale=2)
             example = gr.Button("Use a synthetic example", elem_id="example", scale=1)
@@ -60,18 +57,18 @@ def build(backend: Backend, limits: RadiographLimits) -> gr.Blocks:
     return page
 
 
-def _radiographs(actions: Actions, views: list[str], limits: RadiographLimits) -> list[Any]:
+def _radiographs(actions: Actions, views: Sequence[View], limits: RadiographLimits) -> list[Any]:
     """The first step; returns file, inversion and flip of each view in turn."""
     gr.Markdown(f"## 1. Radiographs\nDICOM, PNG, JPEG, TIFF or BMP, up to {limits.max_bytes >> 20} MB each.")
     given: list[Any] = []
     with gr.Row(equal_height=False):
         for view in views:
             with gr.Column(min_width=320), gr.Group():
-                given += _radiograph(actions, view)
+                given += _radiograph(actions, view.name, projected(view) is not None)
     return given
 
 
-def _radiograph(actions: Actions, view: str) -> list[Any]:
+def _radiograph(actions: Actions, view: str, is_lateral: bool) -> list[Any]:
     upload = gr.File(label=f"{view.capitalize()} radiograph", height=132, elem_id=f"{view}-file")
     problem = gr.Markdown(visible=False, elem_id=f"{view}-problem", elem_classes="problem")
     preview = gr.Image(
@@ -95,9 +92,18 @@ def _radiograph(actions: Actions, view: str) -> list[Any]:
         )
         flip = gr.Checkbox(label="Flip left and right", info=HANGING.get(view), elem_id=f"{view}-flip", min_width=160)
     given = [upload, invert, flip]
-    gr.on(
-        [upload.change, invert.change, flip.change], partial(actions.look, view), given, [preview, problem], **PRIVATE
-    )
+    look: dict[str, Any] = {
+        "fn": partial(actions.look, view),
+        "inputs": given,
+        "outputs": [preview, problem],
+        **PRIVATE,
+    }
+    gr.on([invert.change, flip.change], **look)
+    if is_lateral:
+        # What the new file shows first, so that the preview is of the image as it will be used.
+        upload.change(partial(actions.face, view), [upload, invert], flip, **PRIVATE).then(**look)
+    else:
+        upload.change(**look)
     return given
 
 
@@ -217,6 +223,11 @@ def _on_reconstruct(go: Any, actions: Actions, given: list[Any], shown: list[Any
     for ended in (made.success, made.failure):
         ended(lambda: gr.Button("Reconstruct", interactive=True), **at_once)
     made.success(None, js="() => document.getElementById('results').scrollIntoView({behavior: 'smooth'})")
+
+
+def _notice(backend: Backend) -> str:
+    taken = backend.description.provenance.get("archive_holds") == "radiographs"
+    return f"**{DISCLAIMER}** {TAKEN if taken else PROJECTED}{NOTICE}"
 
 
 def _about(backend: Backend) -> str:

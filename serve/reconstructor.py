@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,21 @@ from raylift.datasets.geometry import Grid
 from raylift.datasets.radiograph import prepare
 from raylift.models import consistency, drawing, weights
 from raylift.models.drawing import DrawFlags, Spread
-from raylift.models.weights import Model
+from raylift.models.weights import Description, Model
+
+
+def prepared(
+    images: Mapping[str, Float32[np.ndarray, "_ _"]], description: Description
+) -> Float32[np.ndarray, "views rows columns"]:
+    """Bone-bright radiographs of any size, one for each of the model's views, as it was trained on them."""
+    return np.stack([prepared_one(images[view.name], view.name, description) for view in description.geometry.views])
+
+
+def prepared_one(
+    image: Float32[np.ndarray, "_ _"], view: str, description: Description
+) -> Float32[np.ndarray, "rows columns"]:
+    """The same of one view."""
+    return prepare(image, description.geometry.detector_px, description.histograms.get(view))
 
 
 @dataclass(frozen=True)
@@ -75,8 +90,7 @@ class Reconstructor:
             raise ConfigError(
                 f"this model wants {' and '.join(self.views)}, given were {' and '.join(images) or 'none'}"
             )
-        size = self.description.geometry.detector_px
-        return np.stack([prepare(images[view], size) for view in self.views])
+        return prepared(images, self.description)
 
     @torch.no_grad()
     def reconstruct(

@@ -18,15 +18,19 @@ from raylift.platform.progress import console, meter
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Measure a checkpoint on held-out scans, beside the mean training volume and plain back-projection."""
+    """Measure a checkpoint on held-out scans, beside the mean training volume and plain back-projection.
+
+    On an archive of radiographs without CT, projections of the volumes are compared with the radiographs.
+    """
 
     checkpoint: tyro.conf.Positional[str]
     """A checkpoint, a run (its best checkpoint) or an exported model."""
     archive: str
     """Folder or URL of the archive."""
     split: Split = "test"
-    protocols: tuple[Literal["volume", "x2ct", "cvaa"], ...] = ("volume", "x2ct", "cvaa")
-    """How figures are computed; see raylift.models.metrics."""
+    protocols: tuple[Literal["volume", "x2ct", "cvaa", "reprojection"], ...] = ()
+    """How figures are computed (see raylift.models.metrics); otherwise all that compare volumes or, where the archive
+    holds no CT, the re-projection."""
     output: Path = Path("evaluation")
     """Folder for report.html, metrics.json and figures."""
     consistency_steps: int = 0

@@ -33,6 +33,7 @@ def pairs(found: FoundPairs, folder: Path) -> dict[str, tuple[str, ...]]:
     [
         ("anna_frontal.png", "anna_lateral.jpg", "anna"),
         ("anna-PA.jpg", "anna-LAT.jpeg", "anna"),
+        ("covid-19-15-PA-2.jpg", "covid-19-15-LAT-2.jpg", "covid-19-15-2"),
         ("AP anna.tif", "Lateral anna.tiff", "anna"),
         ("anna/pa.png", "anna/lat.png", "anna"),
         ("frontal/anna.png", "lateral/anna.png", "anna"),
