@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import SimpleITK as sitk
 
 from raylift.datasets import series, volume_file
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.source import DEFAULT_LIMITS, Limits, Source
+from raylift.datasets.source import DEFAULT_LIMITS, Limits, Source, walk
 
 __all__ = ["Found", "Limits", "Scan", "Source", "find", "read"]
 
@@ -53,7 +53,7 @@ def find(paths: Iterable[Path]) -> Found:
     found = Found()
     slices: dict[tuple[str, str], list[Path]] = defaultdict(list)
     others: list[Path] = []
-    for path, searched in _files(paths, found.refused):
+    for path, searched in walk(paths, found.refused):
         try:
             if suffix := volume_file.suffix(path):
                 files = (path, *volume_file.data_files(path))
@@ -96,19 +96,6 @@ def read(source: Source, limits: Limits = DEFAULT_LIMITS) -> Scan:
     _check_hu(source.where, sitk.GetArrayViewFromImage(image))
     orientation = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(image.GetDirection())
     return Scan(source, image, orientation)
-
-
-def _files(roots: Iterable[Path], refused: list[RefusedFile]) -> Iterator[tuple[Path, bool]]:
-    """Every file once, and whether it was searched for in a folder; what is neither file nor folder is refused."""
-    seen: set[Path] = set()
-    for root in roots:
-        if not root.is_file() and not root.is_dir():  # nor a pipe, which would be waited for
-            refused.append(RefusedFile(f"{root}: no such file or folder"))
-            continue
-        for path in sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]:
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
-                yield path, root.is_dir()
 
 
 def _check_hu(name: str, voxels: np.ndarray) -> None:

@@ -6,20 +6,22 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int16
 
 from raylift.datasets import ct, resample, segmentation
-from raylift.datasets.archive import ArchiveWriter, Entry, Manifest, Sample, latest_manifest
+from raylift.datasets.archive import ArchiveWriter, Entry, Holds, Manifest, Radiographs, Sample, latest_manifest
 from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import attenuation
 from raylift.datasets.phantom import thorax
 from raylift.datasets.projector import project
+from raylift.datasets.source import Source
 from raylift.datasets.splits import Split, SplitRule, balanced
 from raylift.datasets.store import Folder
 
@@ -37,7 +39,13 @@ class Outcome:
     passed_over: int = 0
     """Files in searched folders that are neither volumes nor DICOM."""
     absent: int = 0
-    """Subjects whose split was given by hand and of whom no scan was found: misspelt, or elsewhere."""
+    """Subjects whose split was given by hand and of whom nothing was found: misspelt, or elsewhere."""
+    alone: int = 0
+    """Persons or studies with a frontal or a lateral radiograph only."""
+    inexact: int = 0
+    """Those with several radiographs of a view, where exact pairs were asked for."""
+    missing: list[str] = field(default_factory=list)
+    """Files that a table of pairs names and that are not there."""
 
     def summary(self) -> str:
         """One line for a person."""
@@ -50,6 +58,13 @@ class Outcome:
             parts.append(f"{self.passed_over} other files passed over")
         if self.absent:
             parts.append(f"{self.absent} subjects with a given split not found")
+        if self.alone:
+            parts.append(f"{self.alone} with one of the two views only")
+        if self.inexact:
+            parts.append(f"{self.inexact} with several of a view left out")
+        if self.missing:
+            shown = ", ".join(self.missing[:3]) + (" ..." if len(self.missing) > 3 else "")
+            parts.append(f"{len(self.missing)} listed files missing ({shown})")
         return ", ".join(parts)
 
 
@@ -95,44 +110,62 @@ def ingest(
         StoreUnreachable: the object store did not answer, after retries.
     """
     found = ct.find(sources)
-    subjects = [_subject(source, subject_pattern) for source in found.sources]
-    writer = _writer(url, grid, geometry, set(subjects), shares, assigned, per_part)
-    absent = len(set(assigned or {}) - set(subjects))
+    scans = [replace(source, subject=subject_of(source, subject_pattern)) for source in found.sources]
+    subjects = {scan.subject for scan in scans}
+    writer = open_writer(url, grid, geometry, subjects, shares, assigned, per_part)
+    absent = len(set(assigned or {}) - subjects)
     outcome = Outcome(refused=list(found.refused), passed_over=found.passed_over, absent=absent)
+
+    def make(source: Source, sha256: str) -> tuple[Entry, Sample]:
+        scan = ct.read(source, limits)
+        if require_whole_thorax:
+            resample.check_whole_thorax(scan)
+        hu, record = resample.resample(scan, grid, keep_table)
+        entry = Entry(
+            id=source.subject,
+            subject=source.subject,
+            source=source.name,
+            source_sha256=sha256,
+            licence=licence,
+            label_method="threshold",
+            record=record,
+        )
+        return entry, Sample(hu, radiographs(hu, grid, geometry), segmentation.labels(hu, grid.spacing_mm))
+
+    fill(writer, scans, make, outcome, progress)
+    return outcome
+
+
+Made = TypeVar("Made", bound=Source)
+
+
+def fill(
+    writer: ArchiveWriter,
+    sources: Sequence[Made],
+    make: Callable[[Made, str], tuple[Entry, Sample | Radiographs]],
+    outcome: Outcome,
+    progress: Progress,
+) -> None:
+    """Make a sample of every source that the archive lacks, given it and its digest; what is refused is counted."""
     with writer:
-        for done, (source, subject) in enumerate(zip(found.sources, subjects, strict=True)):
-            progress(done, len(found.sources), source.name)
+        for done, source in enumerate(sources):
+            progress(done, len(sources), source.name)
             try:
                 sha256 = source.digest()
                 if writer.holds(sha256):
                     outcome.already_there += 1
                     continue
-                scan = ct.read(source, limits)
-                if require_whole_thorax:
-                    resample.check_whole_thorax(scan)
-                hu, record = resample.resample(scan, grid, keep_table)
+                entry, sample = make(source, sha256)
             except RefusedFile as error:
                 outcome.refused.append(error)
-                continue
             except (OSError, RuntimeError) as error:
                 # A file that vanished or a disk that fails; what ITK gives up on.
                 outcome.refused.append(RefusedFile(f"{source.where}: cannot be read: {error}"))
-                continue
-            entry = Entry(
-                id=subject,
-                subject=subject,
-                source=source.name,
-                source_sha256=sha256,
-                licence=licence,
-                label_method="threshold",
-                record=record,
-            )
-            labels = segmentation.labels(hu, grid.spacing_mm)
-            writer.add(entry, Sample(hu, radiographs(hu, grid, geometry), labels))
-        progress(len(found.sources), len(found.sources), "")
+            else:
+                writer.add(entry, sample)
+        progress(len(sources), len(sources), "")
     outcome.added = writer.published
     outcome.already_there += writer.superseded
-    return outcome
 
 
 def ingest_phantoms(
@@ -153,7 +186,7 @@ def ingest_phantoms(
     if count < 1 or seed < 0:
         raise ConfigError(f"{count} phantoms from seed {seed}: draw one or more, from a seed of 0 or more")
     subjects = {f"phantom-{seed}-{number:04d}": number for number in range(count)}
-    writer = _writer(url, grid, geometry, set(subjects), shares, None, per_part)
+    writer = open_writer(url, grid, geometry, set(subjects), shares, None, per_part)
     outcome = Outcome()
     with writer:
         for done, (subject, number) in enumerate(subjects.items()):
@@ -190,7 +223,12 @@ def radiographs(
     return torch.stack(images).numpy()
 
 
-def _subject(source: ct.Source, pattern: str) -> str:
+def subject_of(source: Source, pattern: str) -> str:
+    """Who a source is of: what the first group of the pattern matches in its name or path, or its own subject.
+
+    Raises:
+        ConfigError: the pattern is none, or matches nothing.
+    """
     if not pattern or source.is_dicom:
         return source.subject
     try:
@@ -204,7 +242,7 @@ def _subject(source: ct.Source, pattern: str) -> str:
     return subject
 
 
-def _writer(
+def open_writer(
     url: str,
     grid: Grid,
     geometry: Geometry,
@@ -212,12 +250,18 @@ def _writer(
     shares: tuple[float, float, float],
     assigned: Mapping[str, Split] | None,
     per_part: int,
+    holds: Holds = "volumes",
 ) -> ArchiveWriter:
+    """A writer whose split rule is the archive's own, or for a new archive suits these subjects.
+
+    Raises:
+        ConfigError: what is asked for is not what the archive is.
+    """
     manifest = _manifest(url)
     rule: SplitRule | None = balanced(subjects, shares, assigned or {}) if manifest is None else None
     if manifest is not None and assigned and dict(manifest.split_rule.assigned) != dict(assigned):
         raise ConfigError(f"{url} was split by another assignment, which cannot change once it is published")
-    return ArchiveWriter(url, grid, geometry, split_rule=rule, per_part=per_part)
+    return ArchiveWriter(url, grid, geometry, split_rule=rule, per_part=per_part, holds=holds)
 
 
 def _manifest(url: str) -> Manifest | None:

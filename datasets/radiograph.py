@@ -9,18 +9,23 @@ from __future__ import annotations
 import io
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pydicom
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Float32
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from torch.nn import functional as F
 
 from raylift.datasets import dicom
+from raylift.datasets.annotations import without_annotations
 from raylift.datasets.errors import RefusedFile
+from raylift.datasets.histogram import Quantiles, finish
 from raylift.datasets.intensity import standardise
+from raylift.datasets.margins import without_bright_frame, without_plain_margin
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 NOT_PROJECTIONS = ("CT", "MR", "NM", "PT", "US")
@@ -77,15 +82,34 @@ def read(
     return np.ascontiguousarray(image[:, ::-1] if flip else image, dtype=np.float32)
 
 
-def prepare(image: Float32[np.ndarray, "rows columns"], size: int) -> Float32[np.ndarray, "size size"]:
-    """The image in [0, 1] on a square of `size` pixels: bright frame cut, padded dark, resized with anti-aliasing.
+def read_file(
+    path: Path,
+    limits: RadiographLimits = RadiographLimits(),
+    *,
+    view: str | None = None,
+    invert: Inversion = "auto",
+) -> Float32[np.ndarray, "rows columns"]:
+    """`read` of a file, whose size is looked at before its bytes; messages name its path."""
+    size = path.stat().st_size
+    if size > limits.max_bytes:
+        raise RefusedFile(f"{path}: {size} bytes, over the limit of {limits.max_bytes}")
+    return read(path.read_bytes(), str(path), limits, view=view, invert=invert)
+
+
+def prepare(
+    image: Float32[np.ndarray, "rows columns"], size: int, wanted: Quantiles | None = None
+) -> Float32[np.ndarray, "size size"]:
+    """The image in [0, 1] on a square of `size` pixels, as archives hold it and networks see it.
+
+    In this order: bright frame cut, written marks filled, padded dark to a square, resized with anti-aliasing,
+    standardised by its own percentiles, and, where a model asks for it, its histogram matched to projections.
 
     The projections a network was trained on keep the air round the patient, and so does this: a dark margin stays,
-    because a collimator's cannot be told from air. Only a frame that cannot be air is cut: rows and columns at the
-    sides as bright as the densest bone, which a mask around an inverted image or the border of a scanned film leaves. A
-    projection at its own size comes out as `standardise` gives it to training.
+    because a collimator's cannot be told from air, nor from where a CT ended. Only a frame that cannot be air is cut:
+    rows and columns at the sides as bright as the densest bone, which a mask around an inverted image or the border of
+    a scanned film leaves. A projection at its own size comes out as `standardise` gives it to training.
     """
-    pixels = torch.from_numpy(standardise(_without_bright_frame(image)))[None, None]
+    pixels = torch.from_numpy(standardise(without_annotations(without_bright_frame(image))))[None, None]
     # Whole pixels are averaged first, so that a large image is never padded at its full size.
     pixels = F.avg_pool2d(pixels, max(1, max(pixels.shape) // (8 * size)))
     rows, columns = pixels.shape[2:]
@@ -93,7 +117,7 @@ def prepare(image: Float32[np.ndarray, "rows columns"], size: int) -> Float32[np
     top, left = (side - rows) // 2, (side - columns) // 2
     square = F.pad(pixels, (left, side - columns - left, top, side - rows - top))
     resized = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    return standardise(resized[0, 0].numpy())
+    return finish(resized[0, 0].numpy(), wanted)
 
 
 def shows_bone_dark(image: Float32[np.ndarray, "rows columns"], view: str | None = None) -> bool:
@@ -104,7 +128,7 @@ def shows_bone_dark(image: Float32[np.ndarray, "rows columns"], view: str | None
     Without a view both differences are added. Plain margins of any brightness are left out first.
     """
     step = max(1, max(image.shape) // 512)
-    pixels = standardise(_without_plain_margin(image[::step, ::step]))
+    pixels = standardise(without_plain_margin(image[::step, ::step]))
 
     def mean(top: float, bottom: float, left: float, right: float) -> float:
         """Of a region given by shares of the height and the width; an edge takes one pixel at least."""
@@ -165,11 +189,27 @@ def _read_dicom(data: bytes, name: str, limits: RadiographLimits) -> Float32[np.
     # A display window without width, or a table that is none, is left out: percentiles serve later.
     with suppress(Exception):
         pixels = apply_voi_lut(pixels, dataset)
-    image = np.asarray(pixels, dtype=np.float32)
+    image = _within_shutter(np.asarray(pixels, dtype=np.float32), dataset)
     # By the photometric interpretation alone: the presentation LUT says the same again in some files and nothing in
     # others, so following both would invert twice.
     if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
         image = image.max() + image.min() - image
+    return image
+
+
+def _within_shutter(image: Float32[np.ndarray, "rows columns"], dataset: pydicom.Dataset) -> Float32[np.ndarray, "_ _"]:
+    """What a rectangular display shutter or, without one, collimator leaves free, if the header names one."""
+    for kind in ("Shutter", "Collimator"):
+        with suppress(AttributeError, KeyError, TypeError, ValueError):
+            shapes = dataset[f"{kind}Shape"].value
+            if "RECTANGULAR" not in ([shapes] if isinstance(shapes, str) else shapes):
+                continue
+            top, bottom = (int(dataset[f"{kind}{side}HorizontalEdge"].value) for side in ("Upper", "Lower"))
+            left, right = (int(dataset[f"{kind}{side}VerticalEdge"].value) for side in ("Left", "Right"))
+            # Edges are rows and columns counted from 1, and covered themselves; some lie outside the image.
+            inside = image[max(top, 0) : max(bottom - 1, 0), max(left, 0) : max(right - 1, 0)]
+            if 2 * inside.shape[0] >= image.shape[0] and 2 * inside.shape[1] >= image.shape[1]:
+                return inside
     return image
 
 
@@ -185,26 +225,3 @@ def _check_size(name: str, rows: int, columns: int, limits: RadiographLimits) ->
         raise RefusedFile(f"{name}: {rows} x {columns} pixels, a side is under {limits.min_side}")
     if max(rows, columns) > limits.max_aspect * min(rows, columns):
         raise RefusedFile(f"{name}: {rows} x {columns} pixels, more than {limits.max_aspect:g} to 1: crop it")
-
-
-def _without_bright_frame(image: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "_ _"]:
-    """Without the rows and columns at the sides that lie wholly in the upper twentieth of the image's range."""
-    low, high = np.percentile(image, (0.5, 99.5))
-    bright = high - 0.05 * (high - low)
-    return _trimmed(image, image.min(axis=1) < bright, image.min(axis=0) < bright)
-
-
-def _without_plain_margin(image: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "_ _"]:
-    """Without the rows and columns at the sides in which nothing is to be seen."""
-    span = 0.05 * float(image.max() - image.min())
-    return _trimmed(image, np.ptp(image, axis=1) > span, np.ptp(image, axis=0) > span)
-
-
-def _trimmed(
-    image: Float32[np.ndarray, "rows columns"], rows: Bool[np.ndarray, " rows"], columns: Bool[np.ndarray, " columns"]
-) -> Float32[np.ndarray, "_ _"]:
-    """From the first to the last row and column that count, or the image itself where they are under half of it."""
-    inner_rows, inner_columns = np.flatnonzero(rows), np.flatnonzero(columns)
-    if 2 * len(inner_rows) < len(rows) or 2 * len(inner_columns) < len(columns):
-        return image
-    return image[inner_rows[0] : inner_rows[-1] + 1, inner_columns[0] : inner_columns[-1] + 1]

@@ -23,8 +23,8 @@ BEHIND_HEADER = 0x0029_0000
 """The first DICOM tag behind those that describe an image."""
 
 
-def key(path: Path) -> tuple[str, str] | None:
-    """What tells a DICOM file's series and patient apart; None for a file that is not DICOM, or an index of others.
+def header(path: Path) -> pydicom.Dataset | None:
+    """What stands before the image in a DICOM file; None for a file that is not DICOM, or an index of others.
 
     Raises:
         RefusedFile: see `dicom.parse`. What pydicom raises on a damaged file is open.
@@ -34,10 +34,17 @@ def key(path: Path) -> tuple[str, str] | None:
         return None
     if dicom.meta(head).get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return None
-    header = dicom.parse(head, str(path), until=BEHIND_HEADER)
+    return dicom.parse(head, str(path), until=BEHIND_HEADER)
+
+
+def key(path: Path) -> tuple[str, str] | None:
+    """What tells a DICOM file's series and patient apart; None and errors are those of `header`."""
+    said = header(path)
+    if said is None:
+        return None
     # Without a number for the patient, the series of one study still belong together.
-    patient = header.get("PatientID") or header.get("StudyInstanceUID") or path.parent
-    return str(header.get("SeriesInstanceUID", path.parent)), str(patient)
+    patient = said.get("PatientID") or said.get("StudyInstanceUID") or path.parent
+    return str(said.get("SeriesInstanceUID", path.parent)), str(patient)
 
 
 def read(source: Source, limits: Limits) -> sitk.Image:

@@ -1,10 +1,10 @@
-"""One candidate scan, and what its header may claim: all of it is checked before a voxel is read."""
+"""Files that may become samples, and what a scan's header may claim: all of it is checked before a voxel is read."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ DEFAULT_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Source:
-    """One candidate scan: a volume file, or the files of one DICOM series."""
+    """One candidate: a volume file, the files of one DICOM series, or the radiographs of one person."""
 
     name: str
     subject: str
@@ -64,6 +64,19 @@ class Source:
                 for block in iter(lambda: file.read(2**20), b""):
                     total.update(block)
         return total.hexdigest()
+
+
+def walk(roots: Iterable[Path], refused: list[RefusedFile]) -> Iterator[tuple[Path, bool]]:
+    """Every file once, and whether it was searched for in a folder; what is neither file nor folder is refused."""
+    seen: set[Path] = set()
+    for root in roots:
+        if not root.is_file() and not root.is_dir():  # nor a pipe, which would be waited for
+            refused.append(RefusedFile(f"{root}: no such file or folder"))
+            continue
+        for path in sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]:
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                yield path, root.is_dir()
 
 
 def check_size(name: str, size: Sequence[int], limits: Limits) -> None:

@@ -6,7 +6,6 @@ entering training, and two archives made with one rule agree.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.table import read_rows
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -67,14 +67,8 @@ def read_assignments(path: Path) -> dict[str, Split]:
         ConfigError: no CSV in UTF-8, a column is missing, a split has another name than train, val or test, or a
             subject has two.
     """
-    try:
-        # Spreadsheets put a byte-order mark before the first column's name.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            columns, given = rows.fieldnames, list(rows)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: not a CSV in UTF-8: {error}") from error
-    if not {"subject", "split"} <= set(columns or ()):
+    columns, given = read_rows(path)
+    if not {"subject", "split"} <= set(columns):
         raise ConfigError(f"{path}: columns {columns}, needed are subject and split")
     assigned: dict[str, Split] = {}
     for row in given:

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -18,8 +18,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from raylift.datasets.archive import Entry, Pair, Sample
-from raylift.datasets.intensity import Window, standardise
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.histogram import Quantiles, finish
+from raylift.datasets.intensity import Window
+from raylift.datasets.manifest import Entry
 from raylift.datasets.order import SampleOrder, Share
 
 
@@ -27,44 +29,53 @@ from raylift.datasets.order import SampleOrder, Share
 class Batch:
     """What a network trains on."""
 
-    volume: Float[Tensor, "n 1 d h w"]
-    """CT in the window's [0, 1]."""
+    truth: Float[Tensor, "n 1 d h w"] | None
+    """CT in the window's [0, 1], of the people in the views; None for systems that learn from radiographs."""
     views: Float[Tensor, "n views rows columns"]
-    """Radiographs in [0, 1], bone bright, each standardised by its own percentiles."""
+    """Radiographs in [0, 1], bone bright, each standardised by its own percentiles and, for some models, matched."""
     ids: tuple[str, ...] = ()
     labels: UInt8[Tensor, "n 1 d h w"] | None = None
     """Values of `segmentation.Label`, for objectives that ask for them; they are not read otherwise."""
     unpaired: Float[Tensor, "n 1 d h w"] | None = None
     """CT of other people, in the window's [0, 1], for objectives that know volumes only as a kind."""
 
+    @property
+    def volume(self) -> Float[Tensor, "n 1 d h w"]:
+        """`truth`, for objectives that compare with it.
+
+        Raises:
+            ConfigError: the batch has none.
+        """
+        if self.truth is None:
+            raise ConfigError("a batch of radiographs without CT: only systems that learn from volumes are given it")
+        return self.truth
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
-        volume, views = (tensor.to(device, non_blocking=True) for tensor in (self.volume, self.views))
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        unpaired = None if self.unpaired is None else self.unpaired.to(device, non_blocking=True)
-        return Batch(volume, views, self.ids, labels, unpaired)
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        views = self.views.to(device, non_blocking=True)
+        return Batch(moved(self.truth), views, self.ids, moved(self.labels), moved(self.unpaired))
 
 
 @runtime_checkable
 class Reader(Protocol):
     """What reads samples: an archive, or something around one."""
 
-    def read(self, entry: Entry) -> Sample:
-        """All that is stored of a manifest entry."""
-        ...
-
-    def read_pair(self, entry: Entry) -> Pair:
-        """The volume and the radiographs of a manifest entry."""
+    def read_array(self, entry: Entry, name: str) -> np.ndarray:
+        """One of the arrays stored of a manifest entry: volumes, radiographs or labels."""
         ...
 
 
 class Cache:
-    """A reader that keeps the samples read last, up to a number of bytes; threads may share it."""
+    """A reader that keeps the arrays read last, up to a number of bytes; threads may share it."""
 
     def __init__(self, inner: Reader, max_bytes: int) -> None:
         self._inner = inner
         self._max_bytes = max_bytes
-        self._held: OrderedDict[str, Pair] = OrderedDict()
+        self._held: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -74,41 +85,40 @@ class Cache:
         with self._lock:
             return self._bytes
 
-    def read(self, entry: Entry) -> Sample:
-        """The sample, from memory if it is there with its labels."""
-        held = self._find(entry)
-        if isinstance(held, Sample):
-            return held
-        sample = self._inner.read(entry)
-        self._keep(entry, sample)
-        return sample
-
-    def read_pair(self, entry: Entry) -> Pair:
-        """The pair, from memory if it is there."""
-        held = self._find(entry)
-        if held is not None:
-            return held
-        pair = self._inner.read_pair(entry)
-        self._keep(entry, pair)
-        return pair
-
-    def _find(self, entry: Entry) -> Pair | None:
+    def read_array(self, entry: Entry, name: str) -> np.ndarray:
+        """The array, from memory if it is there."""
+        key = entry.id, name
         with self._lock:
-            if entry.id in self._held:
-                self._held.move_to_end(entry.id)
-            return self._held.get(entry.id)
-
-    def _keep(self, entry: Entry, pair: Pair) -> None:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+        array = self._inner.read_array(entry, name)
         with self._lock:
-            known = self._held.get(entry.id)
-            if pair.nbytes > self._max_bytes or (known is not None and known.nbytes >= pair.nbytes):
-                return
-            self._bytes += pair.nbytes - (known.nbytes if known else 0)
-            self._held[entry.id] = pair
-            self._held.move_to_end(entry.id)
-            while self._bytes > self._max_bytes:
-                _, dropped = self._held.popitem(last=False)
-                self._bytes -= dropped.nbytes
+            if array.nbytes <= self._max_bytes and key not in self._held:
+                self._held[key] = array
+                self._bytes += array.nbytes
+                while self._bytes > self._max_bytes:
+                    _, dropped = self._held.popitem(last=False)
+                    self._bytes -= dropped.nbytes
+        return array
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """CT of other people, in an order of its own that follows from the position in the stream alone."""
+
+    reader: Reader
+    entries: list[Entry]
+    order: SampleOrder
+
+    def read(self, position: int, subject: str, window: Window) -> Float[Tensor, "1 1 d h w"]:
+        """The volume that goes with a position, or the next one that is not the subject's own."""
+        first = self.order.at(position)
+        turned = self.entries[first:] + self.entries[:first]
+        entry = next((entry for entry in turned if entry.subject != subject), None)
+        if entry is None:
+            raise ConfigError(f"all unpaired volumes are of {subject}, whose radiographs are in the batch: ingest more")
+        return _volume(self.reader, entry, window)
 
 
 class Stream:
@@ -124,7 +134,10 @@ class Stream:
         share: which positions are this worker's.
         window: the HU range that becomes [0, 1].
         views: which radiographs, by their place in the archive's geometry.
+        volumes: whether batches carry the CT of the views.
         labels: whether batches carry labels.
+        wanted: quantiles that each view is matched to; none if they are not.
+        unpaired: CT of other people, one for each sample.
         threads: readers at once.
         batches_ahead: global batches that are read while one is used.
     """
@@ -138,7 +151,10 @@ class Stream:
         window: Window,
         *,
         views: Sequence[int] = (0, 1),
+        volumes: bool = True,
         labels: bool = False,
+        wanted: Sequence[Quantiles] = (),
+        unpaired: Unpaired | None = None,
         threads: int = 2,
         batches_ahead: int = 2,
     ) -> None:
@@ -149,7 +165,10 @@ class Stream:
         self._share = share
         self._window = window
         self._views = views
+        self._volumes = volumes
         self._labels = labels
+        self._wanted = wanted
+        self._unpaired = unpaired
         self._threads = threads
         self._batches_ahead = batches_ahead
 
@@ -172,29 +191,63 @@ class Stream:
 
     def _load(self, position: int) -> Batch:
         entry = self._entries[self._order.at(position)]
-        return _single(self._reader, entry, self._window, self._views, self._labels)
+        single = _single(self._reader, entry, self._window, self._views, self._volumes, self._labels, self._wanted)
+        if self._unpaired is None:
+            return single
+        return replace(single, unpaired=self._unpaired.read(position, entry.subject, self._window))
 
 
-def load(reader: Reader, entries: list[Entry], window: Window, views: Sequence[int], *, labels: bool = False) -> Batch:
+def load(
+    reader: Reader,
+    entries: list[Entry],
+    window: Window,
+    views: Sequence[int],
+    *,
+    volumes: bool = True,
+    labels: bool = False,
+    wanted: Sequence[Quantiles] = (),
+) -> Batch:
     """A batch of exactly these samples; see `Stream` for the arguments."""
-    return _joined([_single(reader, entry, window, views, labels) for entry in entries])
+    return _joined([_single(reader, entry, window, views, volumes, labels, wanted) for entry in entries])
 
 
-def _single(reader: Reader, entry: Entry, window: Window, views: Sequence[int], labels: bool) -> Batch:
-    """One sample as a network sees it: volume in the window's [0, 1], the chosen views standardised."""
-    pair = reader.read(entry) if labels else reader.read_pair(entry)
-    volume = window.to_unit(torch.from_numpy(pair.volume.astype(np.float32)))
-    images = torch.from_numpy(np.stack([standardise(pair.radiographs[view]) for view in views]))
-    marks = torch.from_numpy(pair.labels)[None, None] if labels and isinstance(pair, Sample) else None
-    return Batch(volume[None, None], images[None], (entry.id,), marks)
+def _single(
+    reader: Reader,
+    entry: Entry,
+    window: Window,
+    views: Sequence[int],
+    volumes: bool,
+    labels: bool,
+    wanted: Sequence[Quantiles],
+) -> Batch:
+    """One sample as a network sees it: volume in the window's [0, 1], the chosen views finished (see `histogram`).
+
+    Stored radiographs are standardised already; a second time changes nothing.
+    """
+    truth = _volume(reader, entry, window) if volumes else None
+    stored = reader.read_array(entry, "radiographs")
+    levels: Sequence[Quantiles | None] = wanted or [None] * len(views)
+    finished = [finish(stored[view], quantiles) for view, quantiles in zip(views, levels, strict=True)]
+    images = torch.from_numpy(np.stack(finished))
+    marks = torch.from_numpy(reader.read_array(entry, "labels"))[None, None] if labels else None
+    return Batch(truth, images[None], (entry.id,), marks)
+
+
+def _volume(reader: Reader, entry: Entry, window: Window) -> Float[Tensor, "1 1 d h w"]:
+    return window.to_unit(torch.from_numpy(reader.read_array(entry, "volumes").astype(np.float32)))[None, None]
 
 
 def _joined(singles: list[Batch]) -> Batch:
     """Samples as one batch, in order."""
-    labels = [single.labels for single in singles if single.labels is not None]
+
+    def together(tensors: list[Tensor | None]) -> Tensor | None:
+        there = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(there) if there else None
+
     return Batch(
-        torch.cat([single.volume for single in singles]),
+        together([single.truth for single in singles]),
         torch.cat([single.views for single in singles]),
         tuple(name for single in singles for name in single.ids),
-        torch.cat(labels) if labels else None,
+        together([single.labels for single in singles]),
+        together([single.unpaired for single in singles]),
     )

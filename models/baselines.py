@@ -1,4 +1,4 @@
-"""Two predictors that know nothing of networks. A model that does not beat them has learned nothing worth serving.
+"""Predictors that know nothing of networks. A model that does not beat them has learned nothing worth serving.
 
 `MeanVolume` answers every radiograph with the mean of the training volumes. `BackProjection` spreads each radiograph
 back along its rays, averages the views, and maps the result to intensities by the straight line that fits the training
@@ -74,3 +74,11 @@ def fit(batches: Iterable[Batch], grid: Grid, geometry: Geometry) -> dict[str, n
     scale = (n * xy - x * y) / max(n * xx - x * x, 1e-12)
     fitted = BackProjection(grid, geometry, scale, (y - scale * x) / n)
     return {"mean volume": MeanVolume((total / count).float()), "back-projection": fitted}
+
+
+def unfitted(grid: Grid, geometry: Geometry) -> dict[str, nn.Module]:
+    """Predictors for want of training volumes: the same grey everywhere, and plain back-projection."""
+    return {
+        "uniform volume": MeanVolume(torch.full((1, 1, *grid.shape), 0.5)),
+        "back-projection": BackProjection(grid, geometry),
+    }

@@ -15,7 +15,9 @@ better volume: `docs/architecture.md` has figures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from jaxtyping import Bool, Float
@@ -127,6 +129,36 @@ def fit(
     # What did not move keeps its HU, which for air may be less than its attenuation says.
     moved = torch.where(state.density == origin, start, window.to_unit(hu))
     return Fitted(moved.to(volume.dtype) if steps else volume, first.residual, state.residual)
+
+
+def mean_residuals(residuals: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """By view the mean residual before and after the fit; empty where there are none."""
+    return {
+        view: (fmean(one[view][0] for one in residuals), fmean(one[view][1] for one in residuals))
+        for view in (residuals[0] if residuals else {})
+    }
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well projections of volumes agree with radiographs, by view, after the gain and offset that suit each."""
+
+    residual: Float[Tensor, "n views"]
+    """Relative L2 distance of the projection from the radiograph; 0 is agreement."""
+    psnr_db: Float[Tensor, "n views"]
+    """Against the radiograph's own range, 1."""
+
+
+def agreement(
+    volume: Float[Tensor, "n 1 d h w"],
+    radiographs: Float[Tensor, "n views rows columns"],
+    window: Window,
+    grid: Grid,
+    geometry: Geometry,
+) -> Agreement:
+    """How volumes in the window's [0, 1] agree with standardised radiographs; see `fit` for the arguments."""
+    state = _compare(attenuation(window.to_hu(volume.float())), radiographs.float(), grid, geometry)
+    return Agreement(state.residual, -10 * state.error.square().mean(dim=(2, 3)).clamp_min(1e-12).log10())
 
 
 def require_steps(steps: int) -> None:

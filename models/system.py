@@ -7,9 +7,12 @@ by which plain data find their way back to it (`models.zoo.System`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.models.objectives.turns import Objective, VolumeNetwork
+
+LearnsFrom = Literal["volumes", "radiographs"]
 
 
 class SystemConfig(ABC):
@@ -19,6 +22,14 @@ class SystemConfig(ABC):
     """The system of the literature this began as."""
     views: tuple[str, ...]
     """Names of views of the archive's geometry, in the order of the network's inputs."""
+
+    @property
+    def learns_from(self) -> LearnsFrom:
+        """Whether its objective compares with the CT of the views, or is given none.
+
+        One that learns from radiographs trains on archives of both kinds and may look at CT of other people.
+        """
+        return "volumes"
 
     @property
     def needs_labels(self) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 VERBS = {
     "ingest": ("raylift.platform.commands.archiving:ingest", "CT files and folders to an archive"),
+    "ingest-xray": ("raylift.platform.commands.archiving:ingest_xray", "pairs of radiographs to an archive"),
     "phantom": ("raylift.platform.commands.archiving:phantom", "synthetic thorax volumes to an archive"),
     "train": ("raylift.platform.commands.training:train", "train a preset on Ray, or go on with a run"),
     "tune": ("raylift.platform.commands.training:tune", "search settings, or go on with a search"),

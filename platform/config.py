@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import yaml
@@ -13,6 +13,7 @@ import yaml
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import Window
 from raylift.datasets.plain import from_plain, to_plain
+from raylift.datasets.store import absolute
 from raylift.models.composition import Composition
 from raylift.models.zoo import System
 
@@ -23,6 +24,12 @@ class DataConfig:
 
     archive: str = "archive"
     """Folder or URL of the archive."""
+    unpaired: str = ""
+    """Folder or URL of an archive of CT, whose train split a system that learns from radiographs sees as volumes of
+    other people; empty: none."""
+    match_histograms: bool = False
+    """Whether every radiograph is mapped to the grey values of projections, of the archive's CT or else of the unpaired
+    one's, when the model is trained, measured and used."""
     size: int = 128
     """Voxels a side; must be the archive's."""
     window: Window = field(default_factory=Window)
@@ -145,6 +152,13 @@ class RunConfig:
     def sha256(self) -> str:
         """A digest of the whole tree."""
         return hashlib.sha256(json.dumps(to_plain(self), sort_keys=True).encode()).hexdigest()
+
+
+def located(run: RunConfig) -> RunConfig:
+    """The run with absolute places: workers do not share the caller's working directory."""
+    data = run.data
+    unpaired = absolute(data.unpaired) if data.unpaired else ""
+    return replace(run, data=replace(data, archive=absolute(data.archive), unpaired=unpaired))
 
 
 def from_yaml(text: str, where: str) -> RunConfig:

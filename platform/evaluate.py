@@ -16,30 +16,34 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float32
-from torch import nn
+from torch import Tensor
 
 from raylift import __version__
 from raylift.datasets.archive import Archive, Entry
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.splits import Split
 from raylift.datasets.stream import Batch, load
-from raylift.models import baselines, consistency
+from raylift.models import baselines, consistency, drawing
+from raylift.models.drawing import Draw, DrawFlags, Spread
 from raylift.models.metrics import PROTOCOLS, Figures, lung_dice
 from raylift.models.weights import Model
 
 MODEL = "model"
 FITTED = "model, fitted"
 """The model's volumes after a consistency fit."""
-ProtocolName = Literal["volume", "x2ct", "cvaa"]
+ProtocolName = Literal["volume", "x2ct", "cvaa", "reprojection"]
+REPROJECTION: ProtocolName = "reprojection"
+"""Compares projections with radiographs, and so needs no CT."""
+OF_VOLUMES: tuple[ProtocolName, ...] = ("volume", "x2ct", "cvaa")
 ScanPrediction = dict[str, Float32[np.ndarray, "d h w"]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One held-out scan: HU volumes by predictor, the truth among them, and figures by predictor and protocol."""
+    """One held-out scan or pair: HU volumes by predictor, the truth if it is known, and figures by predictor."""
 
     entry: Entry
-    truth: Float32[np.ndarray, "d h w"]
+    truth: Float32[np.ndarray, "d h w"] | None
     radiographs: Float32[np.ndarray, "views rows columns"]
     predictions: ScanPrediction
     figures: dict[str, dict[str, Figures]]
@@ -70,7 +74,13 @@ class Evaluation:
     @property
     def scans(self) -> str:
         """How many there are, in words."""
-        return "one scan" if len(self.cases) == 1 else f"{len(self.cases)} scans"
+        kind = "scan" if self.has_truth else "pair"
+        return f"one {kind}" if len(self.cases) == 1 else f"{len(self.cases)} {kind}s"
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether there was CT to compare with."""
+        return self.cases[0].truth is not None
 
     @property
     def predictors(self) -> list[str]:
@@ -84,8 +94,14 @@ class Evaluation:
         scores = {predictor: self.mean(predictor, protocol)[name] for predictor in self.predictors}
         own, fitted = scores.pop(MODEL), scores.pop(FITTED, None)
         best, score = max(scores.items(), key=lambda item: item[1])
-        where = f"PSNR (protocol {protocol}) on {self.scans} of the {self.split} split"
         after = f" Fitted to the radiographs it reaches {fitted:.2f} dB." if fitted is not None else ""
+        if not self.has_truth:
+            return (
+                f"No volume was compared: {self.provenance['archive']} holds radiographs without CT. PSNR of "
+                f"projections (protocol {protocol}) on {self.scans} of the {self.split} split: {own:.2f} dB, against "
+                f"{score:.2f} dB ({best}), which says nothing of what lies along the rays.{after}"
+            )
+        where = f"PSNR (protocol {protocol}) on {self.scans} of the {self.split} split"
         if own > score:
             beaten = f"{own:.2f} dB against {score:.2f} dB ({best})"
             return f"The model beats both trivial predictors in {where}: {beaten}.{after}"
@@ -98,13 +114,7 @@ class Evaluation:
 
     def residuals(self) -> dict[str, tuple[float, float]]:
         """By view, how far projections are from radiographs before and after the fit, averaged over the scans."""
-        return {
-            view: (
-                fmean(case.residuals[view][0] for case in self.cases),
-                fmean(case.residuals[view][1] for case in self.cases),
-            )
-            for view in self.cases[0].residuals
-        }
+        return consistency.mean_residuals([case.residuals for case in self.cases])
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the voxels."""
@@ -127,7 +137,7 @@ class Evaluation:
     @property
     def protocols_and_extra(self) -> tuple[str, ...]:
         """The protocols, and the group of figures that belong to none."""
-        return (*self.protocols, "segmentation")
+        return (*self.protocols, "segmentation") if self.has_truth else self.protocols
 
 
 def evaluate(
@@ -135,59 +145,86 @@ def evaluate(
     archive: Archive,
     *,
     split: Split = "test",
-    protocols: Sequence[ProtocolName] = ("volume", "x2ct", "cvaa"),
-    seed: int = 0,
+    protocols: Sequence[ProtocolName] = (),
     command: str = "",
     consistency_steps: int = 0,
+    draw: DrawFlags | None = None,
+    samples: int = 1,
     progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Evaluation:
     """Reconstruct every scan of a split and measure it, with the baselines fitted to the train split.
 
     With `consistency_steps` the model's volumes are measured a second time, after so many steps of a fit to the
-    radiographs (`raylift.models.consistency`).
+    radiographs (`raylift.models.consistency`). Of a model that draws, the mean of `samples` draws is measured, each of
+    them fitted by itself; residuals are the mean of theirs.
+
+    Without protocols all that compare volumes are reported, or of an archive without CT the re-projection.
 
     Raises:
-        ConfigError: the archive's grid or geometry is not the model's, the split is empty, or steps are negative.
+        ConfigError: the archive's grid or geometry is not the model's, it has no CT and a protocol needs it, the split
+            is empty, steps are negative, or something was asked of the drawing that the model cannot do.
     """
     consistency.require_steps(consistency_steps)
+    settings = (draw or DrawFlags()).settled(model.network, samples)
     description = model.description
     views = matching_views(model, archive)
     entries = archive.entries(split)
     if not entries:
         raise ConfigError(f"{archive.url} has no sample in the {split} split")
-    torch.manual_seed(seed)
-    window = description.window
-    fitted = baselines.fit(_batches(archive, model, views), description.grid, description.geometry)
-    predictors: dict[str, nn.Module] = {MODEL: model.network, **fitted}
+    has_truth = archive.manifest.holds == "volumes"
+    protocols = tuple(protocols) or (OF_VOLUMES if has_truth else (REPROJECTION,))
+    for name in protocols:
+        if name != REPROJECTION:
+            archive.require_volumes(f"protocol {name}")
+    window, frame = description.window, (description.grid, description.geometry)
+    fitted = baselines.fit(_batches(archive, model, views), *frame) if has_truth else baselines.unfitted(*frame)
     cases, seconds = [], 0.0
     for done, entry in enumerate(entries):
         progress(done, len(entries), entry.id)
-        sample = archive.read(entry)
-        batch = load(archive, [entry], window, views)
-        truth = sample.volume.astype(np.float32)
-        predictions: ScanPrediction = {}
-        residuals: dict[str, tuple[float, float]] = {}
-        for name, network in predictors.items():
-            started = time.perf_counter()
-            with torch.no_grad():
-                unit = network(batch.views).float()
-            predictions[name] = window.to_hu(unit)[0, 0].numpy()
-            seconds += time.perf_counter() - started if name == MODEL else 0.0
-            if name == MODEL and consistency_steps:
-                fit = consistency.fit(
-                    unit, batch.views, window, description.grid, description.geometry, consistency_steps
-                )
-                predictions[FITTED] = window.to_hu(fit.volume)[0, 0].numpy()
-                residuals = fit.by_view(description.geometry)[0]
-        figures = {
-            name: _figures(hu, truth, protocols, description.grid.spacing_mm) for name, hu in predictions.items()
-        }
-        cases.append(Case(entry, truth, batch.views[0].numpy(), predictions, figures, residuals))
+        batch = load(archive, [entry], window, views, volumes=has_truth, wanted=description.wanted)
+        truth = archive.read_array(entry, "volumes").astype(np.float32) if has_truth else None
+        own = _reconstruct(model, batch, settings, samples, consistency_steps)
+        seconds += own.seconds
+        with torch.no_grad():
+            unit = own.volumes | {name: network(batch.views).float() for name, network in fitted.items()}
+        predictions: ScanPrediction = {name: window.to_hu(one)[0, 0].numpy() for name, one in unit.items()}
+        figures = {name: _figures(one, truth, batch, protocols, model) for name, one in unit.items()}
+        cases.append(Case(entry, truth, batch.views[0].numpy(), predictions, figures, own.residuals))
     progress(len(entries), len(entries), "")
-    provenance = _provenance(model, archive, seed, command)
+    provenance = _provenance(model, archive, command)
+    if settings:
+        provenance["drawing"] = {**vars(settings), "samples": samples}
     if consistency_steps:
         provenance["consistency"] = {"steps": consistency_steps, "strength": consistency.STRENGTH}
-    return Evaluation(cases, tuple(protocols), split, provenance, seconds / len(entries))
+    return Evaluation(cases, protocols, split, provenance, seconds / len(entries))
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What the model makes of one scan, in [0, 1]: as it is, and fitted to the radiographs if that was asked for."""
+
+    volumes: dict[str, Tensor]
+    residuals: dict[str, tuple[float, float]]
+    seconds: float
+    """For the volume, all its draws, without the fit."""
+
+
+@torch.no_grad()
+def _reconstruct(model: Model, batch: Batch, settings: Draw | None, samples: int, steps: int) -> _Own:
+    made, moved = Spread(), Spread()
+    residuals: list[dict[str, tuple[float, float]]] = []
+    seconds, of = 0.0, model.description
+    for k in range(samples):
+        started = time.perf_counter()
+        unit = drawing.volume(model.network, batch.views, settings, k)
+        seconds += time.perf_counter() - started
+        made.add(unit)
+        if steps:
+            fit = consistency.fit(unit, batch.views, of.window, of.grid, of.geometry, steps)
+            moved.add(fit.volume)
+            residuals += fit.by_view(of.geometry)
+    volumes = {MODEL: made.mean, **({FITTED: moved.mean} if steps else {})}
+    return _Own(volumes, consistency.mean_residuals(residuals), seconds)
 
 
 def matching_views(model: Model, archive: Archive) -> list[int]:
@@ -213,21 +250,34 @@ def matching_views(model: Model, archive: Archive) -> list[int]:
 
 def _batches(archive: Archive, model: Model, views: list[int]) -> Iterator[Batch]:
     for entry in archive.entries("train"):
-        yield load(archive, [entry], model.description.window, views)
+        yield load(archive, [entry], model.description.window, views, wanted=model.description.wanted)
 
 
 def _figures(
-    hu: Float32[np.ndarray, "d h w"],
-    truth: Float32[np.ndarray, "d h w"],
+    unit: Tensor,
+    truth: Float32[np.ndarray, "d h w"] | None,
+    batch: Batch,
     protocols: Sequence[ProtocolName],
-    spacing_mm: float,
+    model: Model,
 ) -> dict[str, Figures]:
-    figures: dict[str, Figures] = {name: PROTOCOLS[name].evaluate(hu, truth) for name in protocols}
-    figures["segmentation"] = {"lung_dice": lung_dice(hu, truth, spacing_mm)}
+    """Figures of one volume in the window's [0, 1], by protocol."""
+    of = model.description
+    hu = of.window.to_hu(unit)[0, 0].numpy()
+    figures: dict[str, Figures] = {}
+    for name in protocols:
+        if truth is None or name == REPROJECTION:
+            found = consistency.agreement(unit, batch.views, of.window, of.grid, of.geometry)
+            by_view = zip(of.geometry.views, found.residual[0].tolist(), strict=True)
+            figures[name] = {"psnr_db": float(found.psnr_db.mean()), "residual": float(found.residual.mean())}
+            figures[name] |= {f"residual_{view.name}": value for view, value in by_view}
+        else:
+            figures[name] = PROTOCOLS[name].evaluate(hu, truth)
+    if truth is not None:
+        figures["segmentation"] = {"lung_dice": lung_dice(hu, truth, of.grid.spacing_mm)}
     return figures
 
 
-def _provenance(model: Model, archive: Archive, seed: int, command: str) -> dict[str, Any]:
+def _provenance(model: Model, archive: Archive, command: str) -> dict[str, Any]:
     training = model.description.provenance.get("config", {}).get("train", {})
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
@@ -243,7 +293,7 @@ def _provenance(model: Model, archive: Archive, seed: int, command: str) -> dict
             "batch": training.get("batch", "?"),
             "volumes": len(model.description.provenance.get("training_samples", [])),
         },
-        "seed": seed,
+        "seed": training.get("seed", "?"),
         "command": command,
         "versions": {"raylift": __version__, "torch": torch.__version__, "numpy": np.__version__},
         "machine": f"{machine.system()} {machine.machine()}, {torch.get_num_threads()} threads",

@@ -9,9 +9,14 @@ from raylift.datasets.errors import ConfigError
 from raylift.models import weights
 from raylift.models.weights import Model
 from raylift.models.zoo import LITERATURE
+from raylift.platform.metric import METRICS, deciding
 from raylift.platform.report import DISCLAIMER
 
 CARD_FILE = "README.md"
+PROJECTED = """It was trained on radiographs projected from CT. Real radiographs differ in scatter, processing and pose;
+nothing here corrects for that, unless histograms are matched (above)."""
+TAKEN = """It was trained on radiographs that were taken, whose pose, scale and processing nobody knows, and its answers
+were never compared with volumes of these people."""
 
 
 def export(model: Model, folder: Path, metrics: dict[str, float]) -> str:
@@ -39,7 +44,8 @@ def card(model: Model, sha256: str, metrics: dict[str, float]) -> str:
         else "parallel beam"
     )
     measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items()))
-    samples = provenance.get("training_samples", [])
+    taken = provenance.get("archive_holds") == "radiographs"
+    samples = f"{len(provenance.get('training_samples', []))} {'pairs of radiographs' if taken else 'volumes'}"
     return f"""# {description.system.name}
 
 {DISCLAIMER}
@@ -55,12 +61,13 @@ A network that makes a CT volume of the chest from {" and ".join(view.name for v
 [{description.window.low_hu:g}, {description.window.high_hu:g}] |
 | input | {geometry.detector_px} x {geometry.detector_px}, bone bright; rows from superior to inferior; \
 frontal columns from the patient's right to left, lateral columns from anterior to posterior |
+| histograms | {"matched to projections" if description.histograms else "as they are"} |
 | geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm |
-| trained on | {len(samples)} volumes of {provenance.get("archive", "an unknown archive")} |
+| trained on | {samples} of {provenance.get("archive", "an unknown archive")} |
 | config | SHA-256 `{provenance.get("config_sha256", "")}` |
 | versions | {", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())} |
 
-## Measured at this checkpoint, on the validation split (protocol `volume`)
+## Measured at this checkpoint, on the validation split (protocol `{METRICS[deciding(metrics)]}`)
 
 | metric | value |
 | --- | --- |
@@ -70,10 +77,10 @@ frontal columns from the patient's right to left, lateral columns from anterior 
 
 ## Limits
 
-It was trained on radiographs projected from CT. Real radiographs differ in scatter, processing and pose, and nothing
-here corrects for that. Two views do not determine a volume: what the radiographs do not show is a likely guess, and
-small or faint structures may be missing or invented. HU are not calibrated. The training set is small and from few
-scanners; build, age, devices and disease outside it will be drawn wrongly without any sign of it.
+{TAKEN if taken else PROJECTED}
+Two views do not determine a volume: what the radiographs do not show is a likely guess, and small or faint structures
+may be missing or invented. HU are not calibrated. The training set is small and from few scanners; build, age, devices
+and disease outside it will be drawn wrongly without any sign of it.
 
 ## Use
 

@@ -15,6 +15,7 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import attenuation, standardise
 from raylift.datasets.projector import project
 from raylift.platform.evaluate import MODEL, Case
+from raylift.platform.metric import METRICS, deciding
 
 DISPLAY_HU = (-1000.0, 500.0)
 """Shows lung and soft tissue at once; bone and contrast are white."""
@@ -24,21 +25,24 @@ mpl.rcParams.update({"font.size": 9, "figure.dpi": 110, "savefig.bbox": "tight"}
 
 
 def draw_case(case: Case, path: Path) -> None:
-    """Axial, coronal and sagittal slices through the middle: truth, model, baselines, and the model's error."""
-    names = list(case.predictions)
-    columns = [("CT", case.truth), *((name, case.predictions[name]) for name in names)]
-    error = case.predictions[MODEL] - case.truth
-    figure = Figure(figsize=(2.1 * (len(columns) + 1), 6.6), layout="constrained")
-    grid = figure.subplots(3, len(columns) + 1)
+    """Axial, coronal and sagittal slices through the middle: truth, model, baselines, and the model's error.
+
+    Where no CT is known there is neither truth nor error.
+    """
+    columns = [*([] if case.truth is None else [("CT", case.truth)]), *case.predictions.items()]
+    width = len(columns) + (case.truth is not None)
+    figure = Figure(figsize=(2.1 * width, 6.6), layout="constrained")
+    grid = figure.subplots(3, width)
     for column, (title, volume) in enumerate(columns):
         for row, plane in enumerate(_middle(volume)):
             _show(grid[row, column], plane, *DISPLAY_HU)
         grid[0, column].set_title(title)
-    for row, plane in enumerate(_middle(error)):
-        shown = grid[row, -1].imshow(plane, cmap="RdBu_r", vmin=-ERROR_HU, vmax=ERROR_HU, interpolation="nearest")
-        _bare(grid[row, -1])
-    grid[0, -1].set_title("model - CT")
-    figure.colorbar(shown, ax=list(grid[:, -1]), label="HU", shrink=0.6)
+    if case.truth is not None:
+        for row, plane in enumerate(_middle(case.predictions[MODEL] - case.truth)):
+            shown = grid[row, -1].imshow(plane, cmap="RdBu_r", vmin=-ERROR_HU, vmax=ERROR_HU, interpolation="nearest")
+            _bare(grid[row, -1])
+        grid[0, -1].set_title("model - CT")
+        figure.colorbar(shown, ax=list(grid[:, -1]), label="HU", shrink=0.6)
     for row, name in enumerate(("axial", "coronal", "sagittal")):
         grid[row, 0].set_ylabel(name)
     figure.suptitle(f"{case.entry.id}   (grey: {DISPLAY_HU[0]:g} to {DISPLAY_HU[1]:g} HU)")
@@ -69,10 +73,11 @@ def draw_history(history: list[dict[str, float]], path: Path) -> None:
         left.plot(*zip(*points, strict=True), label=name.removesuffix("/loss"))
     left.set(yscale="log", xlabel="step", ylabel="loss")
     left.legend(frameon=False)
-    points = [(entry["step"], entry["val_psnr_db"]) for entry in history if "val_psnr_db" in entry]
+    metric = deciding(name for entry in history for name in entry)
+    points = [(entry["step"], entry[metric]) for entry in history if metric in entry]
     if points:
         right.plot(*zip(*points, strict=True), marker="o", markersize=3, color="tab:green")
-    right.set(xlabel="step", ylabel="validation PSNR, dB\n(protocol volume)")
+    right.set(xlabel="step", ylabel=f"validation PSNR, dB\n(protocol {METRICS[metric]})")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)

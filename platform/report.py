@@ -12,7 +12,7 @@ from rich.table import Table
 
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.models.metrics import PROTOCOLS
-from raylift.platform.evaluate import FITTED, Evaluation
+from raylift.platform.evaluate import FITTED, REPROJECTION, Evaluation
 from raylift.platform.figures import draw_case, draw_history, draw_projections
 
 DISCLAIMER = "raylift is research software. It is not a medical device and must not be used for diagnosis."
@@ -133,6 +133,11 @@ def _page(evaluation: Evaluation, pictures: list[tuple[str, Path]]) -> str:
 
 
 def _definition(protocol: str) -> str:
+    if protocol == REPROJECTION:
+        return (
+            "Projections of the volumes against the radiographs they were made of, each after the gain and offset that "
+            "suit it best: PSNR against the radiograph's own range, and relative L2 distance. No volume is compared."
+        )
     if protocol not in PROTOCOLS:
         return "Lungs of both volumes by the same threshold, -500 HU inside the body."
     window = PROTOCOLS[protocol].window

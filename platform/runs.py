@@ -6,7 +6,6 @@ import json
 import platform as machine
 import tempfile
 import uuid
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,11 @@ from raylift.datasets.plain import from_plain, to_plain
 from raylift.datasets.store import Folder, absolute, join
 from raylift.platform import cluster
 from raylift.platform.checkpoint import STATE, Checkpoints
-from raylift.platform.config import RunConfig
+from raylift.platform.config import RunConfig, located
+from raylift.platform.inputs import check
+from raylift.platform.metric import deciding
 from raylift.platform.progress import watched
-from raylift.platform.train import BEST_METRIC, NonFiniteLoss, check, train_worker
+from raylift.platform.train import NonFiniteLoss, train_worker
 
 RUN_FILE = "run.json"
 
@@ -48,7 +49,7 @@ def load_run(url: str) -> RunConfig:
 
 def start(run: RunConfig, run_url: str) -> RunConfig:
     """Write down a new run: its configuration with absolute places, its digest and versions."""
-    run = replace(run, data=replace(run.data, archive=absolute(run.data.archive)))
+    run = located(run)
     versions = {"raylift": __version__, "ray": ray.__version__, "python": machine.python_version()}
     record = {
         "config": to_plain(run),
@@ -85,8 +86,10 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
 
 
 def best_checkpoint(run_url: str) -> tuple[str, dict[str, Any]]:
-    """URL and summary of a run's best checkpoint by validation PSNR."""
-    return Checkpoints(run_url).best(BEST_METRIC)
+    """URL and summary of a run's best checkpoint by the metric that decides."""
+    checkpoints = Checkpoints(run_url)
+    metrics = [name for _, summary in checkpoints.published() for name in summary["metrics"]]
+    return checkpoints.best(deciding(metrics))
 
 
 def _fit(run: RunConfig, run_url: str, board: Any, to_tune: bool) -> dict[str, Any]:

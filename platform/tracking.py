@@ -15,6 +15,7 @@ from tensorboardX import SummaryWriter
 from torch import Tensor
 
 from raylift.datasets.store import Folder, is_local, join
+from raylift.platform.metric import told
 
 
 class Averages:
@@ -88,7 +89,7 @@ class Reporter:
 
     def validated(self, step: int, metrics: dict[str, float]) -> None:
         """A validation. Every rank must call it: to Ray a report is a barrier."""
-        self._tell(step, f"validation: PSNR {metrics['val_psnr_db']:.2f} dB, MAE {metrics['val_mae_hu']:.0f} HU")
+        self._tell(step, f"validation: {told(metrics)}")
         if self._to_tune:
             import ray.train
 

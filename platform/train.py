@@ -7,19 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import ray.train
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from raylift import __version__
 from raylift.datasets.archive import Archive
-from raylift.datasets.errors import ConfigError, RayliftError
-from raylift.datasets.order import SampleOrder, Share
+from raylift.datasets.errors import RayliftError
+from raylift.datasets.order import Share
 from raylift.datasets.plain import from_plain, to_plain
-from raylift.datasets.stream import Batch, Cache, Stream
+from raylift.datasets.stream import Batch
 from raylift.models.objectives.turns import Objective, frozen
-from raylift.models.weights import Description
 from raylift.platform import engine as engines
 from raylift.platform.checkpoint import (
     Checkpoints,
@@ -32,10 +29,10 @@ from raylift.platform.checkpoint import (
 )
 from raylift.platform.config import RunConfig
 from raylift.platform.engine import Engine
+from raylift.platform.inputs import describe, open_stream
+from raylift.platform.metric import deciding
 from raylift.platform.tracking import Averages, Reporter, TensorBoard
 from raylift.platform.validation import Validation
-
-BEST_METRIC = "val_psnr_db"
 
 
 class NonFiniteLoss(RayliftError, ArithmeticError):
@@ -65,7 +62,8 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
     objective = run.system.objective(description.grid, description.geometry)
     resume_from = agree(checkpoints.newest() if rank == 0 else None)
     state, objective_engines = restore(resume_from, objective, run, device, reporter)
-    stream = open_stream(archive, run, Share(rank, world, run.train.batch, run.engine.gradient_accumulation), state)
+    share = Share(rank, world, run.train.batch, run.engine.gradient_accumulation)
+    stream = open_stream(archive, run, description, share, state.samples_taken)
     validation = Validation(archive, run, description, rank, world, device)
     board = TensorBoard(run_url, state.history) if rank == 0 else None
     averages, history, metrics = Averages(), list(state.history), dict(state.metrics)
@@ -99,7 +97,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
                 written = State(done, stream.samples_taken, metrics, history, to_plain(run), run.sha256())
                 here = replace(description, provenance={**description.provenance, "step": done})
                 checkpoints.save(written, tensors, here)
-                checkpoints.prune(run.train.keep_checkpoints, BEST_METRIC)
+                checkpoints.prune(run.train.keep_checkpoints, deciding(metrics))
                 board.validation(done, metrics, picture)
             dist.barrier()
             reporter.validated(done, metrics)
@@ -179,73 +177,3 @@ def agree(newest: tuple[str | None, list[str]] | None) -> str | None:
         for reason in passed_over:
             print(f"raylift: checkpoint passed over: {reason}", flush=True)
     return None if url is None else str(url)
-
-
-def open_stream(archive: Archive, run: RunConfig, share: Share, state: State) -> Stream:
-    """This worker's stream, at the position the state says."""
-    entries = archive.entries("train")
-    stream = Stream(
-        Cache(archive, int(run.data.cache_gib * 2**30)),
-        entries,
-        SampleOrder(len(entries), run.train.seed),
-        share,
-        run.data.window,
-        views=view_indices(archive, run),
-        labels=run.system.needs_labels,
-        threads=run.data.threads,
-        batches_ahead=run.data.batches_ahead,
-    )
-    stream.samples_taken = state.samples_taken
-    return stream
-
-
-def view_indices(archive: Archive, run: RunConfig) -> list[int]:
-    """Where the system's views stand among the archive's."""
-    names = [view.name for view in archive.manifest.geometry.views]
-    missing = [view for view in run.system.views if view not in names]
-    if missing:
-        raise ConfigError(f"{archive.url} has the views {', '.join(names)}, not {', '.join(missing)}")
-    return [names.index(view) for view in run.system.views]
-
-
-def describe(run: RunConfig, archive: Archive) -> Description:
-    """What the trained network is for, as it will stand beside its weights."""
-    import deepspeed
-
-    geometry = archive.manifest.geometry
-    chosen = tuple(geometry.views[index] for index in view_indices(archive, run))
-    versions = {"raylift": __version__, "torch": torch.__version__, "ray": ray.__version__}
-    return Description(
-        system=run.system,
-        grid=archive.manifest.grid,
-        geometry=replace(geometry, views=chosen),
-        window=run.data.window,
-        provenance={
-            "archive": archive.url,
-            "archive_generation": archive.manifest.generation,
-            "training_samples": [entry.id for entry in archive.entries("train")],
-            "config": to_plain(run),
-            "config_sha256": run.sha256(),
-            "versions": {**versions, "deepspeed": deepspeed.__version__},
-        },
-    )
-
-
-def check(run: RunConfig) -> Archive:
-    """Everything about a run that can be known before it starts.
-
-    Raises:
-        ConfigError: the archive does not fit the run, or has nothing to train or validate on.
-    """
-    archive = Archive(run.data.archive)
-    grid = archive.manifest.grid
-    if grid.size != run.data.size:
-        raise ConfigError(
-            f"{archive.url} holds volumes of {grid.size} voxels a side, the run wants {run.data.size}: "
-            f"pass --data.size {grid.size} or use another archive"
-        )
-    view_indices(archive, run)
-    for split in ("train", "val"):
-        if not archive.entries(split):
-            raise ConfigError(f"{archive.url} has no sample in the {split} split: ingest more subjects")
-    return archive

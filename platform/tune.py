@@ -28,8 +28,9 @@ from raylift.datasets.plain import from_plain, to_plain
 from raylift.datasets.store import Folder, absolute, join
 from raylift.platform import cluster, runs
 from raylift.platform.checkpoint import CheckpointError
-from raylift.platform.config import RunConfig, overridden
-from raylift.platform.train import BEST_METRIC, check
+from raylift.platform.config import RunConfig, located, overridden
+from raylift.platform.inputs import check
+from raylift.platform.metric import DECIDING, deciding, told
 
 SEARCH_FILE, TABLE_FILE, RAY_FOLDER = "search.json", "trials.json", "ray"
 
@@ -68,7 +69,7 @@ class Trial:
     id: str
     settings: dict[str, Any]
     best: float | None
-    """Highest validation PSNR in dB."""
+    """Highest validation PSNR in dB, of the volume or of its projections."""
     step: int
     """The step that reached it."""
     checkpoint: str
@@ -123,8 +124,7 @@ def validate(search: Search) -> dict[str, Any]:
 
 def start(search: Search, url: str) -> None:
     """Write down a new search."""
-    run = replace(search.run, data=replace(search.run.data, archive=absolute(search.run.data.archive)))
-    text = json.dumps(to_plain(replace(search, run=run)), indent=1)
+    text = json.dumps(to_plain(replace(search, run=located(search.run))), indent=1)
     try:
         Folder(url).create(SEARCH_FILE, text.encode())
     except FileExistsError as error:
@@ -150,14 +150,14 @@ def fit(url: str, say: Callable[[str], None] = print) -> list[Trial]:
     if Folder(url).exists(TABLE_FILE):
         return from_plain(list[Trial], json.loads(Folder(url).read(TABLE_FILE)), TABLE_FILE)
     space = validate(search)
-    check(search.run)
+    metric = DECIDING[check(search.run).manifest.holds]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shape = search.run.cluster
     cpus, gpus = shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker
     cluster.require(cpus, gpus, "a trial")
     concurrent = min(filter(None, (cluster.fits(cpus, gpus), search.concurrent, search.trials)))
     say(f"{search.trials} trials, {concurrent} at a time: each takes {cpus:g} CPUs and {gpus:g} GPUs")
-    tuner = _tuner(search, url, space, concurrent, say)
+    tuner = _tuner(search, url, space, concurrent, metric, say)
     results = tuner.fit()
     for error in results.errors:
         say(f"a trial failed: {str(error).strip().splitlines()[-1]}")
@@ -177,7 +177,9 @@ def run_trial(settings: dict[str, Any], search: dict[str, Any], url: str) -> Non
     runs.fit(run, trial_url, to_tune=True)
 
 
-def _tuner(search: Search, url: str, space: dict[str, Any], concurrent: int, say: Callable[[str], None]) -> tune.Tuner:
+def _tuner(
+    search: Search, url: str, space: dict[str, Any], concurrent: int, metric: str, say: Callable[[str], None]
+) -> tune.Tuner:
     path, filesystem = cluster.storage(url)
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, search=to_plain(search), url=url), cluster.TRIAL_DRIVER
@@ -192,7 +194,7 @@ def _tuner(search: Search, url: str, space: dict[str, Any], concurrent: int, say
         trainable,
         param_space=space,
         tune_config=tune.TuneConfig(
-            metric=BEST_METRIC,
+            metric=metric,
             mode="max",
             num_samples=search.trials,
             max_concurrent_trials=concurrent,
@@ -221,7 +223,8 @@ def _table(url: str, space: dict[str, Any], paths: list[str]) -> list[Trial]:
         settings = {key: _at(tree, key) for key in space}
         try:
             checkpoint, summary = runs.best_checkpoint(run_url)
-            trials.append(Trial(name, settings, summary["metrics"][BEST_METRIC], summary["step"], checkpoint))
+            best = summary["metrics"][deciding(summary["metrics"])]
+            trials.append(Trial(name, settings, best, summary["step"], checkpoint))
         except CheckpointError as error:
             trials.append(Trial(name, settings, None, 0, "", str(error)))
     return sorted(trials, key=lambda trial: (trial.best is None, -(trial.best or 0.0), trial.id))
@@ -234,7 +237,7 @@ class _Telling(tune.Callback):
         self._say = say
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:  # type: ignore[override]
-        self._say(f"trial {trial.trial_id} step {result.get('step')}: PSNR {result[BEST_METRIC]:.2f} dB")
+        self._say(f"trial {trial.trial_id} step {result.get('step')}: {told(result)}")
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]
         self._say(f"trial {trial.trial_id} failed")

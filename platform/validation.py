@@ -1,4 +1,8 @@
-"""How good the reconstructor is during training, by the `volume` protocol, shared among the workers."""
+"""How good the reconstructor is during training, shared among the workers.
+
+By the `volume` protocol where the archive has CT; else by how its volumes project onto the radiographs they were made
+of, which says nothing of depth but is all that can be known.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raylift.datasets.archive import Archive
-from raylift.datasets.stream import load
+from raylift.datasets.stream import Batch, load
+from raylift.models.consistency import agreement
 from raylift.models.weights import Description
 from raylift.platform.config import RunConfig
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+VOLUME_METRICS = ("val_psnr_db", "val_mae_hu")
+REPROJECTION_METRICS = ("val_reprojection_psnr_db", "val_reprojection_residual")
 
 
 class Validation:
@@ -26,7 +35,8 @@ class Validation:
     ) -> None:
         entries = archive.entries("val")[: run.train.validation_samples]
         names = [view.name for view in archive.manifest.geometry.views]
-        self._archive, self._device, self._window = archive, device, run.data.window
+        self._archive, self._device, self._description = archive, device, description
+        self._volumes = archive.manifest.holds == "volumes"
         self._views = [names.index(view.name) for view in description.geometry.views]
         # With ZeRO-3 a forward is a collective: every rank takes equally many, some again and without weight.
         turns = -(-len(entries) // world)
@@ -35,27 +45,43 @@ class Validation:
 
     @torch.no_grad()
     def run(self, network: nn.Module) -> tuple[dict[str, float], Float[np.ndarray, "h w"] | None]:
-        """Mean PSNR and MAE over all ranks, and a coronal slice of truth and reconstruction of this rank's first."""
+        """Means over all ranks, and a coronal slice of truth, if there is any, and reconstruction of this rank's first.
+
+        The first metric is the one that decides (see `metric`).
+        """
         training = network.training
         network.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+        of = self._description
+        names = VOLUME_METRICS if self._volumes else REPROJECTION_METRICS
+        sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=self._device)
         picture = None
         for entry, counts in self._mine:
-            batch = load(self._archive, [entry], self._window, self._views).to(self._device)
+            batch = load(self._archive, [entry], of.window, self._views, volumes=self._volumes, wanted=of.wanted)
+            batch = batch.to(self._device)
             made = network(batch.views).float().clip(0.0, 1.0)
             if counts:
-                error = made - batch.volume
-                psnr = -10 * error.square().mean().clamp_min(1e-12).log10()
-                sums += torch.stack([psnr, error.abs().mean() * self._window.width_hu, psnr.new_ones(())]).double()
+                figures = self._against_truth(made, batch) if self._volumes else self._against_views(made, batch)
+                sums += torch.stack([*figures, made.new_ones(())]).double()
             if picture is None:
-                picture = _coronal(batch.volume, made)
+                picture = _coronal(batch.truth, made)
         network.train(training)
         dist.all_reduce(sums)
-        psnr_sum, mae_sum, count = sums.tolist()
-        return {"val_psnr_db": psnr_sum / count, "val_mae_hu": mae_sum / count}, picture
+        *totals, count = sums.tolist()
+        return {name: total / count for name, total in zip(names, totals, strict=True)}, picture
+
+    def _against_truth(self, made: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        error = made - batch.volume
+        psnr = -10 * error.square().mean().clamp_min(1e-12).log10()
+        return psnr, error.abs().mean() * self._description.window.width_hu
+
+    def _against_views(self, made: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        of = self._description
+        found = agreement(made, batch.views, of.window, of.grid, of.geometry)
+        return found.psnr_db.mean(), found.residual.mean()
 
 
-def _coronal(truth: Tensor, made: Tensor) -> Float[np.ndarray, "h w"]:
-    middle = truth.shape[3] // 2
-    picture: Float[np.ndarray, "h w"] = torch.cat([truth[0, 0, :, middle], made[0, 0, :, middle]], dim=1).cpu().numpy()
+def _coronal(truth: Tensor | None, made: Tensor) -> Float[np.ndarray, "h w"]:
+    middle = made.shape[3] // 2
+    shown = [made] if truth is None else [truth, made]
+    picture: Float[np.ndarray, "h w"] = torch.cat([volume[0, 0, :, middle] for volume in shown], dim=1).cpu().numpy()
     return picture

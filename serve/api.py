@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import uuid
-from collections.abc import Awaitable, Callable
+import zipfile
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +20,15 @@ from starlette.formparsers import MultiPartException
 
 from raylift import __version__
 from raylift.datasets.errors import RayliftError
-from raylift.datasets.radiograph import RadiographLimits, prepare
+from raylift.datasets.geometry import View
+from raylift.datasets.radiograph import RadiographLimits
+from raylift.models.drawing import Draw, SamplerName
 from raylift.models.weights import Description
 from raylift.serve import manual
 from raylift.serve.gate import BodyLimit, KnownPaths
-from raylift.serve.intake import BadRequest, radiographs
+from raylift.serve.intake import BadRequest, asked_draws, flip_choices, radiographs
 from raylift.serve.reconstructor import Reconstruction, nifti
+from raylift.serve.reconstructor import prepared as prepared_for
 
 DISCLAIMER = "Research software, not a medical device: not for diagnosis."
 HANGING = {"frontal": ", the patient's right at its left edge", "lateral": ", the patient facing its left edge"}
@@ -32,6 +37,9 @@ DECODED_AT_ONCE = 4
 
 RESIDUALS = {"X-Raylift-Residual-Before": 0, "X-Raylift-Residual-After": 1}
 """Headers of an answer whose volume was fitted to its radiographs, and what they hold of a view's residuals."""
+
+
+SPREAD = "; with spread, a zip of it (the mean of the draws) and of their standard deviation, -std.nii.gz, in HU"
 
 
 class Unavailable(RayliftError, RuntimeError):
@@ -44,11 +52,20 @@ class Backend:
 
     description: Description
     sha256: str
-    reconstruct: Callable[[Float32[np.ndarray, "views rows columns"]], Awaitable[Reconstruction]]
-    """Prepared radiographs to a volume in HU; raises Unavailable."""
+    reconstruct: Callable[[Float32[np.ndarray, "views rows columns"], int], Awaitable[Reconstruction]]
+    """Prepared radiographs and a number of draws to a volume in HU; raises Unavailable."""
     ready: Callable[[], Awaitable[bool]]
     consistency_steps: int = 0
     """Steps by which volumes are fitted to their radiographs."""
+    draw: Draw | None = None
+    """How the model draws; None if it computes its volume."""
+    max_samples: int = 1
+    """Draws that a request may ask for at most."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether a request may ask for more than one draw."""
+        return self.draw is not None and self.max_samples > 1
 
     @property
     def views(self) -> list[str]:
@@ -58,6 +75,15 @@ class Backend:
     def nifti(self, volume: Int16[np.ndarray, "d h w"]) -> bytes:
         """One of its volumes as a file, with the model's digest in its notes."""
         return nifti(volume, self.description.grid, f"raylift {self.sha256[:12]}, research only")
+
+
+class DrawingInfo(BaseModel):
+    """How a model draws that draws."""
+
+    sampler: SamplerName
+    steps: int = Field(description="evaluations of the denoiser")
+    seed: int = Field(description="of the first draw; the next ones count on from it")
+    max_samples: int = Field(description="draws that a request may ask for")
 
 
 class ModelInfo(BaseModel):
@@ -70,6 +96,7 @@ class ModelInfo(BaseModel):
     window_hu: tuple[float, float] = Field(description="lowest and highest HU it can give")
     sha256: str = Field(description="of the weights")
     consistency_steps: int = Field(description="steps that fit a volume to its radiographs after the network; 0: none")
+    drawing: DrawingInfo | None = Field(description="how volumes are drawn; null for a model that computes them")
     raylift: str = Field(description="version")
     notice: str = DISCLAIMER
 
@@ -93,7 +120,8 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
     app.add_middleware(KnownPaths)
     # Two images and their fields; the page's uploads come one at a time.
     app.add_middleware(BodyLimit, max_bytes=2 * limits.max_bytes + 2**16)
-    views, decoders = backend.views, asyncio.Semaphore(DECODED_AT_ONCE)
+    views, decoders, draws = backend.views, asyncio.Semaphore(DECODED_AT_ONCE), backend.draws
+    poses = backend.description.geometry.views
 
     @app.exception_handler(BadRequest)
     async def refuse(_: Request, error: BadRequest) -> JSONResponse:
@@ -141,6 +169,7 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
             window_hu=(description.window.low_hu, description.window.high_hu),
             sha256=backend.sha256,
             consistency_steps=backend.consistency_steps,
+            drawing=DrawingInfo(**vars(backend.draw), max_samples=backend.max_samples) if backend.draw else None,
             raylift=__version__,
         )
 
@@ -150,8 +179,8 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
         response_class=Response,
         responses={
             200: {
-                "content": {"application/gzip": {}},
-                "description": "the volume as gzipped NIfTI, int16 HU",
+                "content": {kind: {} for kind in ("application/gzip", "application/zip")[: 1 + draws]},
+                "description": "the volume as gzipped NIfTI, int16 HU" + (SPREAD if draws else ""),
                 "headers": {"X-Raylift-Model": _header("SHA-256 of the weights"), **_residual_headers(backend)},
             },
             413: {"model": Problem, "description": "too large"},
@@ -159,26 +188,28 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
             422: {"model": Problem, "description": "a wrong, missing or surplus field"},
             503: {"model": Problem, "description": "too many requests are waiting, or the model is being restarted"},
         },
-        openapi_extra={"requestBody": _form(views)},
+        openapi_extra={"requestBody": _form(poses, backend.max_samples)},
     )
     async def reconstruct(request: Request) -> Response:
         """Reconstruct a volume from one radiograph of each view, as DICOM, PNG, JPEG, TIFF or BMP."""
         form = await _read_form(request, views)
         try:
             async with decoders:
-                images = await radiographs(form, views, limits)
-                prepared = await asyncio.to_thread(_prepare, images, backend)
+                images = await radiographs(form, poses, limits, backend.max_samples)
+                samples, spread = asked_draws(form, backend.max_samples)
+                prepared = await asyncio.to_thread(prepared_for, images, backend.description)
                 del images
         finally:
             await form.close()
-        made = await backend.reconstruct(prepared)
-        body = await asyncio.to_thread(backend.nifti, made.hu)
-        name = f"reconstruction-{uuid.uuid4().hex[:8]}.nii.gz"
-        headers = {"Content-Disposition": f'attachment; filename="{name}"', "X-Raylift-Model": backend.sha256}
-        for name, place in RESIDUALS.items() if made.residuals else ():
+        made = await backend.reconstruct(prepared, samples)
+        name = f"reconstruction-{uuid.uuid4().hex[:8]}"
+        body = await asyncio.to_thread(_both if spread else _volume, made, name, backend)
+        kind, suffix = ("application/zip", ".zip") if spread else ("application/gzip", ".nii.gz")
+        headers = {"Content-Disposition": f'attachment; filename="{name}{suffix}"', "X-Raylift-Model": backend.sha256}
+        for header, place in RESIDUALS.items() if made.residuals else ():
             # A dictionary of RFC 8941: frontal=0.0812, lateral=0.0675.
-            headers[name] = ", ".join(f"{view}={pair[place]:.4f}" for view, pair in made.residuals.items())
-        return Response(body, media_type="application/gzip", headers=headers)
+            headers[header] = ", ".join(f"{view}={pair[place]:.4f}" for view, pair in made.residuals.items())
+        return Response(body, media_type=kind, headers=headers)
 
     return app
 
@@ -192,8 +223,18 @@ async def _read_form(request: Request, views: list[str]) -> FormData:
         raise BadRequest(422, f"the form cannot be read: {getattr(error, 'detail', error)}") from error
 
 
-def _prepare(images: dict[str, Float32[np.ndarray, "_ _"]], backend: Backend) -> Float32[np.ndarray, "views px px"]:
-    return np.stack([prepare(images[view], backend.description.geometry.detector_px) for view in backend.views])
+def _volume(made: Reconstruction, _: str, backend: Backend) -> bytes:
+    return backend.nifti(made.hu)
+
+
+def _both(made: Reconstruction, name: str, backend: Backend) -> bytes:
+    """A zip of the mean volume and the standard deviation over draws."""
+    assert made.deviation is not None
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(f"{name}.nii.gz", backend.nifti(made.hu))
+        archive.writestr(f"{name}-std.nii.gz", backend.nifti(made.deviation))
+    return file.getvalue()
 
 
 def _residual_headers(backend: Backend) -> dict[str, object]:
@@ -207,8 +248,9 @@ def _header(description: str) -> dict[str, object]:
     return {"description": description, "schema": {"type": "string"}}
 
 
-def _form(views: list[str]) -> dict[str, object]:
+def _form(poses: Sequence[View], max_samples: int) -> dict[str, object]:
     """The request body for the API's description: FastAPI cannot see it, since the form is read by hand."""
+    views = [pose.name for pose in poses]
     files = {
         view: {
             "type": "string",
@@ -224,13 +266,30 @@ def _form(views: list[str]) -> dict[str, object]:
         "description": "invert an image that shows bone dark",
     }
     flips = {
-        f"flip_{view}": {
+        f"flip_{pose.name}": {
+            "type": "string",
+            "enum": list(flip_choices(pose)),
+            "default": flip_choices(pose)[0],
+            "description": f"mirror the {pose.name} image left to right"
+            + ("; auto does where the patient clearly faces the other edge" if "auto" in flip_choices(pose) else ""),
+        }
+        for pose in poses
+    }
+    draws = {
+        "samples": {
+            "type": "integer",
+            "minimum": 1,
+            "maximum": max_samples,
+            "default": 1,
+            "description": f"answer with the mean of so many draws of the model, up to {max_samples}",
+        },
+        "spread": {
             "type": "string",
             "enum": ["true", "false"],
             "default": "false",
-            "description": f"mirror the {view} image left to right",
-        }
-        for view in views
+            "description": "answer with a zip that also holds the standard deviation over the draws",
+        },
     }
-    schema = {"type": "object", "required": views, "properties": {**files, "invert": invert, **flips}}
+    properties = {**files, "invert": invert, **flips, **(draws if max_samples > 1 else {})}
+    schema = {"type": "object", "required": views, "properties": properties}
     return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}

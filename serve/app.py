@@ -21,6 +21,7 @@ from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.plain import from_plain
 from raylift.datasets.store import absolute
 from raylift.models import weights
+from raylift.models.drawing import Draw
 from raylift.models.weights import Description
 from raylift.serve.replica import ModelReplica
 from raylift.serve.settings import ServeSettings
@@ -50,6 +51,7 @@ def application(settings: ServeSettings) -> serve.Application:
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
     )(ModelReplica)
     loaded = weights.load(settings.model)
+    draw = settings.draw.settled(loaded.network)
     # Every open page holds one request for as long as it is open.
     front = serve.deployment(
         name="entrance",
@@ -57,16 +59,16 @@ def application(settings: ServeSettings) -> serve.Application:
         max_ongoing_requests=1000,
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": 0.1},
-    )(serve.ingress(lambda: _entrance(settings, loaded.description, loaded.sha256))())
+    )(serve.ingress(lambda: _entrance(settings, loaded.description, loaded.sha256, draw))())
     bound: serve.Application = front.bind(model.bind(settings))
     return bound
 
 
-def _entrance(settings: ServeSettings, description: Description, sha256: str) -> FastAPI:
+def _entrance(settings: ServeSettings, description: Description, sha256: str, draw: Draw | None) -> FastAPI:
     # Serve calls this in the replica: Gradio cannot be pickled, and is wanted and imported only there.
     from raylift.serve import entrance
 
-    return entrance.build(settings, description, sha256, MODEL_DEPLOYMENT)
+    return entrance.build(settings, description, sha256, draw, MODEL_DEPLOYMENT)
 
 
 def from_arguments(arguments: dict[str, Any]) -> serve.Application:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import tyro
+from jaxtyping import Float32
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.radiograph import Inversion, RadiographLimits, read
+from raylift.datasets.facing import AskedFacing, hang, projected
+from raylift.datasets.geometry import View
+from raylift.datasets.radiograph import Inversion, read_file
+from raylift.models.drawing import DrawFlags
 from raylift.serve.settings import ServeSettings
 
 
@@ -24,15 +29,19 @@ class ReconstructOptions:
     frontal: Path | None = None
     """Frontal radiograph (DICOM, PNG, JPEG, TIFF), the patient's right at its left."""
     lateral: Path | None = None
-    """Lateral radiograph, the patient facing its left edge."""
+    """Lateral radiograph; --facing says where the patient faces."""
     invert: Inversion = "auto"
     """Whether to invert images that show bone dark."""
     flip_frontal: bool = False
     """Mirror the frontal image."""
-    flip_lateral: bool = False
-    """Mirror the lateral image, for a patient facing right."""
+    facing: AskedFacing = "auto"
+    """Where the patient of the lateral image faces; auto mirrors it where the image clearly shows the other edge."""
     consistency_steps: int = 0
     """Steps that fit the volume to the radiographs after the network; 0 leaves it as the network made it."""
+    draw: Annotated[DrawFlags, tyro.conf.arg(name="")] = field(default_factory=DrawFlags)
+    samples: int = 1
+    """Of a model that draws its volume: write the mean of so many draws, and beside it their standard deviation in HU,
+    OUT-std.nii.gz."""
     threads: int = 0
     """PyTorch threads; 0 leaves the choice to it."""
 
@@ -41,6 +50,7 @@ def reconstruct(arguments: list[str]) -> int:
     """Radiographs to a CT volume as NIfTI."""
     import torch
 
+    from raylift.models import weights
     from raylift.serve.reconstructor import Reconstructor, nifti, told
 
     options = tyro.cli(ReconstructOptions, prog="raylift reconstruct", args=arguments)
@@ -48,25 +58,46 @@ def reconstruct(arguments: list[str]) -> int:
         raise ConfigError(f"{options.output}: volumes are written as .nii.gz")
     if options.threads:
         torch.set_num_threads(options.threads)
-    reconstructor = Reconstructor.load(options.model, consistency_steps=options.consistency_steps)
-    given = {"frontal": (options.frontal, options.flip_frontal), "lateral": (options.lateral, options.flip_lateral)}
+    model = weights.load(options.model)
+    options.draw.settled(model.network, options.samples)
+    reconstructor = Reconstructor(model, consistency_steps=options.consistency_steps, draw=options.draw)
+    given = {"frontal": options.frontal, "lateral": options.lateral}
     try:
         images = {
-            view: read(path.read_bytes(), path.name, RadiographLimits(), view=view, invert=options.invert, flip=flip)
-            for view, (path, flip) in given.items()
-            if path is not None
+            view: read_file(path, view=view, invert=options.invert) for view, path in given.items() if path is not None
         }
-        (made,) = reconstructor.reconstruct([reconstructor.prepare(images)])
-        grid = reconstructor.description.grid
+        if "frontal" in images and options.flip_frontal:
+            images["frontal"] = np.ascontiguousarray(images["frontal"][:, ::-1])
+        for pose in reconstructor.description.geometry.views:
+            if pose.name in images:
+                images[pose.name] = _hung(images[pose.name], pose, options.facing)
+        (made,) = reconstructor.reconstruct([reconstructor.prepare(images)], [options.samples])
+        grid, note = reconstructor.description.grid, f"raylift {reconstructor.sha256[:12]}, research only"
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_bytes(nifti(made.hu, grid, f"raylift {reconstructor.sha256[:12]}, research only"))
+        options.output.write_bytes(nifti(made.hu, grid, note))
+        if made.deviation is not None:
+            beside = options.output.with_name(options.output.name.removesuffix(".nii.gz") + "-std.nii.gz")
+            beside.write_bytes(nifti(made.deviation, grid, note))
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from error
     print(f"{options.output}: {grid.size}^3 voxels of {grid.spacing_mm:g} mm, {made.hu.min()} to {made.hu.max()} HU")
+    if made.deviation is not None:
+        print(f"{beside}: standard deviation over {options.samples} draws, {made.deviation.mean():.0f} HU on average")
     if made.residuals:
         print(f"projection residual before and after the fit: {told(made.residuals)}")
     print("Research software, not a medical device: not for diagnosis.")
     return 0
+
+
+def _hung(image: Float32[np.ndarray, "_ _"], pose: View, facing: AskedFacing) -> Float32[np.ndarray, "_ _"]:
+    """The image as the pose projects it, with a line for a person where that was a judgement."""
+    hung = hang(image, pose, facing)
+    if hung is None:
+        print(f"{pose.name}: it is not clear where the patient faces, {projected(pose)} is assumed: pass --facing")
+        return image
+    if hung.detected and hung.mirrored:
+        print(f"{pose.name}: the patient faces {hung.facing} and is mirrored; --facing says otherwise")
+    return hung.image
 
 
 def serve(arguments: list[str]) -> int:

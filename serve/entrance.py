@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from raylift.datasets.radiograph import RadiographLimits
+from raylift.models.drawing import Draw
 from raylift.models.weights import Description
 from raylift.serve import api, page, theme
 from raylift.serve.reconstructor import Reconstruction
@@ -28,16 +29,16 @@ from raylift.serve.settings import ServeSettings
 READY_TIMEOUT_S = 5.0
 
 
-def build(settings: ServeSettings, description: Description, sha256: str, model: str) -> FastAPI:
-    """API and page in front of the deployment named `model`."""
+def build(settings: ServeSettings, description: Description, sha256: str, draw: Draw | None, model: str) -> FastAPI:
+    """API and page in front of the deployment named `model`, which draws as `draw` says or computes."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Uploads are for this user's eyes alone, and do not outlive the service.
     uploads = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="raylift-page-")
 
-    async def reconstruct(radiographs: Float32[np.ndarray, "views rows columns"]) -> Reconstruction:
+    async def reconstruct(radiographs: Float32[np.ndarray, "views rows columns"], samples: int) -> Reconstruction:
         try:
             handle = serve.get_deployment_handle(model)
-            made: Reconstruction = await handle.reconstruct.remote(radiographs)
+            made: Reconstruction = await handle.reconstruct.remote((radiographs, samples))
         except BackPressureError as error:
             raise api.Unavailable("too many reconstructions are waiting: try again in a few seconds") from error
         except (RayActorError, DeploymentUnavailableError) as error:
@@ -53,7 +54,9 @@ def build(settings: ServeSettings, description: Description, sha256: str, model:
             return False
 
     limits = RadiographLimits(max_bytes=settings.max_upload_mib * 2**20)
-    backend = api.Backend(description, sha256, reconstruct, ready, settings.consistency_steps)
+    backend = api.Backend(
+        description, sha256, reconstruct, ready, settings.consistency_steps, draw, settings.max_samples if draw else 1
+    )
     app = api.build(backend, limits)
     gr.mount_gradio_app(
         app,

@@ -65,7 +65,9 @@ def beside(left: UInt8[np.ndarray, "rows a"], right: UInt8[np.ndarray, "rows b"]
     return np.hstack([left, np.zeros((left.shape[0], GAP_PX), np.uint8), right])
 
 
-def marked(picture: UInt8[np.ndarray, "rows columns"], name: str) -> UInt8[np.ndarray, "rows columns"]:
+def marked(
+    picture: UInt8[np.ndarray, "rows columns *colours"], name: str
+) -> UInt8[np.ndarray, "rows columns *colours"]:
     """The picture with the patient's directions at its edges, as `MARKS` has them for that plane or view."""
     image = Image.fromarray(picture)
     width, height = image.size
@@ -77,5 +79,5 @@ def marked(picture: UInt8[np.ndarray, "rows columns"], name: str) -> UInt8[np.nd
     ]
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(22)
     for letter, (x, y, anchor) in zip(MARKS.get(name, ""), places, strict=False):
-        draw.text((x, y), letter, fill=255, font=font, anchor=anchor, stroke_width=2, stroke_fill=0)
+        draw.text((x, y), letter, fill="white", font=font, anchor=anchor, stroke_width=2, stroke_fill="black")
     return np.asarray(image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TypeVar, get_args
 
 import numpy as np
@@ -10,6 +11,8 @@ from jaxtyping import Float32
 from starlette.datastructures import FormData, UploadFile
 
 from raylift.datasets.errors import RayliftError, RefusedFile
+from raylift.datasets.facing import as_projected, projected
+from raylift.datasets.geometry import View
 from raylift.datasets.radiograph import Inversion, RadiographLimits, read
 
 VIEWS = ("frontal", "lateral")
@@ -25,36 +28,61 @@ class BadRequest(RayliftError, ValueError):
 
 
 async def radiographs(
-    form: FormData, wanted: list[str], limits: RadiographLimits
+    form: FormData, poses: Sequence[View], limits: RadiographLimits, max_samples: int = 1
 ) -> dict[str, Float32[np.ndarray, "_ _"]]:
-    """The images of a form by view, bone bright.
+    """The images of a form by view, bone bright, for a model that was trained on these poses.
 
     Fields: `frontal` and `lateral` are files; `invert` is auto, yes or no for both; `flip_frontal` and `flip_lateral`
-    are true or false.
+    are true or false, and of a lateral view auto, which mirrors it where the patient clearly faces otherwise than in
+    projections. Where more than one sample may be asked for, `samples` and `spread` may be there too.
 
     Raises:
         BadRequest: 422 for a wrong, missing, surplus or repeated field; 415 for what is no image that can be used; 413
             for one that is too large.
     """
+    wanted = [pose.name for pose in poses]
     known = [*wanted, "invert", *(f"flip_{view}" for view in wanted)]
+    known += ["samples", "spread"] if max_samples > 1 else []
     _check_fields(form, known, wanted)
     invert = _choice(form, "invert", get_args(Inversion), "auto")
     images = {}
-    for view in wanted:
+    for pose in poses:
+        view = pose.name
         upload = form[view]
         if not isinstance(upload, UploadFile):
             raise BadRequest(422, f"field {view} is text: send a file")
-        flip = _choice(form, f"flip_{view}", ("true", "false"), "false") == "true"
+        flips = flip_choices(pose)
+        flip = _choice(form, f"flip_{view}", flips, flips[0])
         if (upload.size or 0) > limits.max_bytes:
             raise BadRequest(413, f"{view}: {upload.size} bytes, over the limit of {limits.max_bytes}")
         data = await upload.read()
         if not data:
             raise BadRequest(422, f"field {view} is an empty file")
         try:
-            images[view] = await asyncio.to_thread(read, data, view, limits, view=view, invert=invert, flip=flip)
+            image = await asyncio.to_thread(read, data, view, limits, view=view, invert=invert, flip=flip == "true")
         except RefusedFile as error:
             raise BadRequest(415, str(error)) from error
+        images[view] = as_projected(image, pose) if flip == "auto" else image
     return images
+
+
+def flip_choices(pose: View) -> tuple[str, ...]:
+    """What the field that mirrors a view may say, what it says by itself first."""
+    return ("false", "true") if projected(pose) is None else ("auto", "true", "false")
+
+
+def asked_draws(form: FormData, max_samples: int) -> tuple[int, bool]:
+    """How many draws the field `samples` asks for, and whether `spread` asks for their standard deviation too.
+
+    Raises:
+        BadRequest: 422 for a number outside 1 to `max_samples`, or the spread of a single draw.
+    """
+    counts = [str(count) for count in range(1, max_samples + 1)]
+    samples = int(_choice(form, "samples", counts, "1"))
+    spread = _choice(form, "spread", ("true", "false"), "false") == "true"
+    if spread and samples == 1:
+        raise BadRequest(422, "field spread is true, and a single draw has none: send samples from 2 up with it")
+    return samples, spread
 
 
 def _check_fields(form: FormData, known: list[str], wanted: list[str]) -> None:
@@ -71,7 +99,7 @@ def _check_fields(form: FormData, known: list[str], wanted: list[str]) -> None:
         raise BadRequest(422, f"field {', '.join(repeated)} was sent more than once")
 
 
-def _choice(form: FormData, name: str, choices: tuple[Choice, ...], default: Choice) -> Choice:
+def _choice(form: FormData, name: str, choices: Sequence[Choice], default: Choice) -> Choice:
     value = form.get(name, default)
     for choice in choices:
         if value == choice:

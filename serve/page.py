@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from raylift.datasets.facing import projected
+from raylift.datasets.geometry import View
 from raylift.datasets.radiograph import RadiographLimits
-from raylift.serve.actions import Actions
+from raylift.serve.actions import HANGING, Actions
 from raylift.serve.api import DISCLAIMER, Backend
 from raylift.serve.blocks import Blocks
 from raylift.serve.figures import PLANES, WINDOWS
+from raylift.serve.spread import MEANING
 
-NOTICE = (
-    f"**{DISCLAIMER}** The network was trained on radiographs projected from CT. Real ones are outside what it "
-    "learned, two views do not determine a volume, and it says nothing when it is wrong."
-)
-HANGING = {
-    "frontal": "The patient's right belongs at the left edge.",
-    "lateral": "The patient faces the left edge.",
-}
+NOTICE = "two views do not determine a volume, and it says nothing when it is wrong."
+PROJECTED = "The network was trained on radiographs projected from CT. Real ones are outside what it learned, "
+TAKEN = "The network was trained on radiographs alone, and its volumes were never compared with CT of their people; "
 DIRECTIONS = {
     "axial": "superior to inferior",
     "coronal": "anterior to posterior",
@@ -29,6 +27,8 @@ DIRECTIONS = {
 }
 KEPT_S = 3600
 """How long uploads, downloads and volumes are kept for an open page."""
+DRAWS = 4
+"""Asked for unless the visitor wants another number."""
 PEOPLE = 64
 """Pages whose volumes are kept at once."""
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 16}
@@ -40,12 +40,14 @@ def build(backend: Backend, limits: RadiographLimits) -> gr.Blocks:
     page: gr.Blocks
     with Blocks(title="raylift", analytics_enabled=False, delete_cache=(KEPT_S // 6, KEPT_S)) as page:
         gr.Markdown(f"# raylift\nA CT volume of the chest from {' and '.join(backend.views)} radiographs.")
-        gr.Markdown(NOTICE, elem_id="notice")
-        given = _radiographs(actions, backend.views, limits)
+        gr.Markdown(_notice(backend), elem_id="notice")
+        given = _radiographs(actions, backend.description.geometry.views, limits)
         with gr.Row():
             go = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct", scale=2)
             example = gr.Button("Use a synthetic example", elem_id="example", scale=1)
         example.click(actions.example, None, given, **PRIVATE)
+        if backend.draws:
+            given = [*given, _samples(backend.max_samples)]
         shown, results = _results(actions, backend)
         _on_reconstruct(go, actions, given, shown)
         # A volume belongs to the radiographs above it.
@@ -55,18 +57,18 @@ def build(backend: Backend, limits: RadiographLimits) -> gr.Blocks:
     return page
 
 
-def _radiographs(actions: Actions, views: list[str], limits: RadiographLimits) -> list[Any]:
+def _radiographs(actions: Actions, views: Sequence[View], limits: RadiographLimits) -> list[Any]:
     """The first step; returns file, inversion and flip of each view in turn."""
     gr.Markdown(f"## 1. Radiographs\nDICOM, PNG, JPEG, TIFF or BMP, up to {limits.max_bytes >> 20} MB each.")
     given: list[Any] = []
     with gr.Row(equal_height=False):
         for view in views:
             with gr.Column(min_width=320), gr.Group():
-                given += _radiograph(actions, view)
+                given += _radiograph(actions, view.name, projected(view) is not None)
     return given
 
 
-def _radiograph(actions: Actions, view: str) -> list[Any]:
+def _radiograph(actions: Actions, view: str, is_lateral: bool) -> list[Any]:
     upload = gr.File(label=f"{view.capitalize()} radiograph", height=132, elem_id=f"{view}-file")
     problem = gr.Markdown(visible=False, elem_id=f"{view}-problem", elem_classes="problem")
     preview = gr.Image(
@@ -90,10 +92,33 @@ def _radiograph(actions: Actions, view: str) -> list[Any]:
         )
         flip = gr.Checkbox(label="Flip left and right", info=HANGING.get(view), elem_id=f"{view}-flip", min_width=160)
     given = [upload, invert, flip]
-    gr.on(
-        [upload.change, invert.change, flip.change], partial(actions.look, view), given, [preview, problem], **PRIVATE
-    )
+    look: dict[str, Any] = {
+        "fn": partial(actions.look, view),
+        "inputs": given,
+        "outputs": [preview, problem],
+        **PRIVATE,
+    }
+    gr.on([invert.change, flip.change], **look)
+    if is_lateral:
+        # What the new file shows first, so that the preview is of the image as it will be used.
+        upload.change(partial(actions.face, view), [upload, invert], flip, **PRIVATE).then(**look)
+    else:
+        upload.change(**look)
     return given
+
+
+def _samples(most: int) -> Any:
+    """How many draws a volume is the mean of."""
+    return gr.Slider(
+        1,
+        most,
+        value=min(DRAWS, most),
+        step=1,
+        label="Draws",
+        info="The volume is their mean. From two draws on, the page shows where they differ. Each takes its time.",
+        elem_id="samples",
+        buttons=[],
+    )
 
 
 def _results(actions: Actions, backend: Backend) -> tuple[list[Any], Any]:
@@ -111,10 +136,12 @@ def _results(actions: Actions, backend: Backend) -> tuple[list[Any], Any]:
                 scale=3,
             )
             download = gr.DownloadButton("Download NIfTI", elem_id="download", variant="primary", scale=1)
+        spread, choice = _spread() if backend.draws else ([], [])
         with gr.Row():
             for plane in PLANES:
                 with gr.Column(min_width=280), gr.Group():
-                    _slice_viewer(plane, backend.description.grid.size, partial(actions.cut, plane), volume, window)
+                    cut = partial(actions.cut, plane)
+                    _slice_viewer(plane, backend.description.grid.size, cut, volume, [window, *choice])
         gr.Markdown(
             "## 3. Does it fit the radiographs?\n"
             "Each radiograph beside the projection of the volume along the same rays."
@@ -133,10 +160,31 @@ def _results(actions: Actions, backend: Backend) -> tuple[list[Any], Any]:
                 )
                 for view in backend.views
             ]
-    return [volume, results, facts, *checks, download], results
+    return [volume, results, facts, *checks, download, *spread], results
 
 
-def _slice_viewer(plane: str, size: int, cut: Callable[..., Any], volume: Any, window: Any) -> None:
+def _spread() -> tuple[list[Any], list[Any]]:
+    """The switch between volume and spread; returns what a reconstruction fills, and what slices depend on."""
+    deviation = gr.State(time_to_live=KEPT_S)
+    with gr.Row(equal_height=True):
+        what = gr.Radio(
+            [("Volume", "volume"), ("Spread of the draws", "spread")],
+            value="volume",
+            label="Slices show",
+            visible=False,
+            elem_id="what",
+            scale=3,
+        )
+        download = gr.DownloadButton("Download spread", visible=False, elem_id="download-spread", scale=1)
+    with gr.Column(visible=False, elem_id="spread") as key:
+        bar = gr.HTML(elem_id="bar")
+        gr.Markdown(MEANING, elem_id="meaning")
+    what.change(lambda name: gr.Column(visible=name == "spread"), what, key, queue=False, **PRIVATE)
+    return [deviation, what, bar, download], [deviation, what]
+
+
+def _slice_viewer(plane: str, size: int, cut: Callable[..., Any], volume: Any, choices: list[Any]) -> None:
+    """A slice and its slider; drawn anew when the volume or one of the choices changes."""
     picture = gr.Image(
         label=plane.capitalize(),
         alt_text=f"{plane} slice",
@@ -156,9 +204,9 @@ def _slice_viewer(plane: str, size: int, cut: Callable[..., Any], volume: Any, w
         buttons=[],
     )
     gr.on(
-        [slider.change, window.change, volume.change],
+        [slider.change, volume.change, *(choice.change for choice in choices)],
         cut,
-        [volume, slider, window],
+        [volume, slider, *choices],
         picture,
         show_progress="hidden",
         trigger_mode="always_last",
@@ -177,15 +225,22 @@ def _on_reconstruct(go: Any, actions: Actions, given: list[Any], shown: list[Any
     made.success(None, js="() => document.getElementById('results').scrollIntoView({behavior: 'smooth'})")
 
 
+def _notice(backend: Backend) -> str:
+    taken = backend.description.provenance.get("archive_holds") == "radiographs"
+    return f"**{DISCLAIMER}** {TAKEN if taken else PROJECTED}{NOTICE}"
+
+
 def _about(backend: Backend) -> str:
     description, geometry = backend.description, backend.description.geometry
     steps = backend.consistency_steps
+    draw = backend.draw
+    drawn = f", drawn by {draw.sampler} in {draw.steps} steps from seed {draw.seed}" if draw else ""
     fitted = f", fitted to the radiographs in up to {steps} steps" if steps else ""
     distances = f"source to axis {geometry.source_axis_mm:g} mm, source to detector {geometry.source_detector_mm:g} mm"
     return (
         f"Model {description.system.name}: {description.grid.size}³ voxels of {description.grid.spacing_mm:g} mm, "
         f"{description.window.low_hu:g} to {description.window.high_hu:g} HU, trained for "
-        f"{distances if geometry.beam == 'cone' else 'parallel rays'}{fitted}. "
+        f"{distances if geometry.beam == 'cone' else 'parallel rays'}{drawn}{fitted}. "
         f"Weights SHA-256 `{backend.sha256[:16]}…`. "
         "The same service answers `POST /v1/reconstructions`: see [the API's manual](/docs)."
     )

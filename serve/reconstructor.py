@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 import torch
-from jaxtyping import Float32, Int16
+from jaxtyping import Float, Float32, Int16
+from torch import Tensor
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
 from raylift.datasets.radiograph import prepare
-from raylift.models import consistency, weights
-from raylift.models.weights import Model
+from raylift.models import consistency, drawing, weights
+from raylift.models.drawing import DrawFlags, Spread
+from raylift.models.weights import Description, Model
+
+
+def prepared(
+    images: Mapping[str, Float32[np.ndarray, "_ _"]], description: Description
+) -> Float32[np.ndarray, "views rows columns"]:
+    """Bone-bright radiographs of any size, one for each of the model's views, as it was trained on them."""
+    return np.stack([prepared_one(images[view.name], view.name, description) for view in description.geometry.views])
+
+
+def prepared_one(
+    image: Float32[np.ndarray, "_ _"], view: str, description: Description
+) -> Float32[np.ndarray, "rows columns"]:
+    """The same of one view."""
+    return prepare(image, description.geometry.detector_px, description.histograms.get(view))
 
 
 @dataclass(frozen=True)
@@ -23,16 +40,28 @@ class Reconstruction:
     """A volume, and how well it explains the radiographs it was made of."""
 
     hu: Int16[np.ndarray, "d h w"]
-    """In volume order."""
+    """In volume order; the mean where several were drawn."""
+    deviation: Int16[np.ndarray, "d h w"] | None = None
+    """The standard deviation over draws in HU, voxel by voxel; None where there was one volume."""
     residuals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """By view, before and after the consistency fit; empty where there was none."""
+    """By view, before and after the consistency fit, averaged over draws; empty where there was none."""
 
 
 class Reconstructor:
-    """A model that takes prepared radiographs, and fits its volumes to them in `consistency_steps` steps."""
+    """A model that takes prepared radiographs, and fits its volumes to them in `consistency_steps` steps.
 
-    def __init__(self, model: Model, device: str = "cpu", consistency_steps: int = 0) -> None:
+    Attributes:
+        draw: how the model draws; None if it computes its volume.
+
+    Raises:
+        ConfigError: steps are negative, or something was asked of the drawing that the model cannot do.
+    """
+
+    def __init__(
+        self, model: Model, device: str = "cpu", consistency_steps: int = 0, draw: DrawFlags | None = None
+    ) -> None:
         consistency.require_steps(consistency_steps)
+        self.draw = (draw or DrawFlags()).settled(model.network)
         self.description = model.description
         self.sha256 = model.sha256
         self._steps = consistency_steps
@@ -40,9 +69,11 @@ class Reconstructor:
         self._network = model.network.to(self._device)
 
     @classmethod
-    def load(cls, url: str, device: str = "cpu", consistency_steps: int = 0) -> Reconstructor:
+    def load(
+        cls, url: str, device: str = "cpu", consistency_steps: int = 0, draw: DrawFlags | None = None
+    ) -> Reconstructor:
         """From an exported folder or a checkpoint."""
-        return cls(weights.load(url), device, consistency_steps)
+        return cls(weights.load(url), device, consistency_steps, draw)
 
     @property
     def views(self) -> list[str]:
@@ -59,21 +90,57 @@ class Reconstructor:
             raise ConfigError(
                 f"this model wants {' and '.join(self.views)}, given were {' and '.join(images) or 'none'}"
             )
-        size = self.description.geometry.detector_px
-        return np.stack([prepare(images[view], size) for view in self.views])
+        return prepared(images, self.description)
 
     @torch.no_grad()
-    def reconstruct(self, radiographs: list[Float32[np.ndarray, "views rows columns"]]) -> list[Reconstruction]:
-        """A volume in HU for each set of prepared radiographs."""
+    def reconstruct(
+        self, radiographs: list[Float32[np.ndarray, "views rows columns"]], samples: list[int] | None = None
+    ) -> list[Reconstruction]:
+        """A volume in HU for each set of prepared radiographs.
+
+        With more than one sample it is the mean of so many draws, each fitted by itself, and their standard deviation
+        comes with it. The seeds of the draws count from the settings' seed on.
+
+        Raises:
+            ConfigError: samples are fewer than one, or more of a model that computes its volume.
+        """
+        counts = samples or [1] * len(radiographs)
+        for count in set(counts):
+            DrawFlags().settled(self._network, count)
         batch = torch.from_numpy(np.stack(radiographs)).to(self._device)
-        unit = self._network(batch).float()
-        residuals: list[dict[str, tuple[float, float]]] = [{} for _ in radiographs]
-        if self._steps:
-            made = self.description
-            fit = consistency.fit(unit, batch, made.window, made.grid, made.geometry, self._steps)
-            unit, residuals = fit.volume, fit.by_view(made.geometry)
-        hu = self.description.window.to_hu(unit)[:, 0].round().cpu().numpy().astype(np.int16)
-        return [Reconstruction(*one) for one in zip(hu, residuals, strict=True)]
+        spreads = [Spread() for _ in counts]
+        residuals: list[list[dict[str, tuple[float, float]]]] = [[] for _ in counts]
+        for k in range(max(counts)):
+            wanted = [place for place, count in enumerate(counts) if count > k]
+            unit, told = self._draw(batch[wanted], k)
+            for place, one, pairs in zip(wanted, unit, told, strict=True):
+                spreads[place].add(one)
+                residuals[place].append(pairs)
+        return [
+            self._reconstruction(spread, consistency.mean_residuals(told))
+            for spread, told in zip(spreads, residuals, strict=True)
+        ]
+
+    def _draw(self, batch: Tensor, k: int) -> tuple[Tensor, list[dict[str, tuple[float, float]]]]:
+        """The k-th volumes of a batch, fitted if that was asked for, and their residuals."""
+        unit = drawing.volume(self._network, batch, self.draw, k)
+        if not self._steps:
+            return unit, [{} for _ in unit]
+        made = self.description
+        fit = consistency.fit(unit, batch, made.window, made.grid, made.geometry, self._steps)
+        return fit.volume, fit.by_view(made.geometry)
+
+    def _reconstruction(self, spread: Spread, residuals: dict[str, tuple[float, float]]) -> Reconstruction:
+        window, deviation = self.description.window, spread.deviation
+        return Reconstruction(
+            _int16(window.to_hu(spread.mean)),
+            None if deviation is None else _int16(deviation * window.width_hu),
+            residuals,
+        )
+
+
+def _int16(volume: Float[Tensor, "1 d h w"]) -> Int16[np.ndarray, "d h w"]:
+    return volume[0].round().cpu().numpy().astype(np.int16)
 
 
 def told(residuals: dict[str, tuple[float, float]]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import tyro
 
 from raylift.datasets.errors import ConfigError
 from raylift.models.consistency import require_steps
+from raylift.models.drawing import DrawFlags
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class ServeSettings:
     """Largest radiograph."""
     consistency_steps: int = 0
     """Steps that fit a volume to its radiographs after the network; 0 leaves it as the network made it, 10 will do."""
+    draw: Annotated[DrawFlags, tyro.conf.arg(name="")] = field(default_factory=DrawFlags)
+    max_samples: int = 8
+    """Draws that a request may ask for at most, of a model that draws its volume; each takes as long as one alone."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
@@ -45,6 +50,7 @@ class ServeSettings:
             "max-batch": self.max_batch,
             "max-waiting": self.max_waiting,
             "max-upload-mib": self.max_upload_mib,
+            "max-samples": self.max_samples,
         }
         for name, count in counts.items():
             if count < 1:

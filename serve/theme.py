@@ -43,6 +43,9 @@ CSS = """
 .picture img { width: 100%; object-fit: contain; }
 .preview img { height: 300px; }
 
+.bar i { display: block; height: .8rem; border-radius: var(--radius-sm); }
+.bar div { display: flex; justify-content: space-between; font-size: .85rem; }
+
 .controls .wrap, #window .wrap { gap: .3rem; }
 .controls .wrap label, #window .wrap label { padding: .3rem .45rem; }
 @media (max-width: 640px) {

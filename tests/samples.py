@@ -14,8 +14,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy.special import expit
 
-from raylift.datasets.archive import ArchiveWriter, Entry, Sample
+from raylift.datasets.archive import ArchiveWriter, Entry, Radiographs, Sample
 from raylift.datasets.geometry import Geometry, Grid, covering
+from raylift.datasets.intensity import standardise
 
 GRID = Grid(16, 20.0)
 GEOMETRY = covering(GRID, Geometry("cone", 1650.0, 1800.0, 8, 1.0))
@@ -124,6 +125,14 @@ def sample(seed: int, grid: Grid = GRID, geometry: Geometry = GEOMETRY) -> Sampl
     )
 
 
+def radiographs(seed: int, geometry: Geometry = GEOMETRY) -> Radiographs:
+    """Radiographs of noise without CT, standardised as an archive holds them."""
+    rng = np.random.default_rng(seed)
+    px = geometry.detector_px
+    images = [standardise(rng.random((px, px), dtype=np.float32)) for _ in geometry.views]
+    return Radiographs(np.stack(images))
+
+
 def entry(seed: int, subject: str = "") -> Entry:
     """The entry that goes with `sample(seed)`."""
     subject = subject or f"subject-{seed}"
@@ -143,7 +152,7 @@ def seed_of(stored: Entry) -> int:
     return int(stored.record["seed"])
 
 
-def same(one: Sample, other: Sample) -> bool:
+def same(one: Sample | Radiographs, other: Sample | Radiographs) -> bool:
     """Whether all arrays are equal, types included."""
     pairs = [(a, other.arrays()[name]) for name, a in one.arrays().items()]
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)

@@ -98,7 +98,7 @@ def test_the_python_of_the_readme_runs(commanded, monkeypatch):
 
 
 def test_the_table_of_verbs_has_every_verb_and_no_other():
-    named = re.findall(r"^\| `raylift (\w+)", README, re.MULTILINE)
+    named = re.findall(r"^\| `raylift ([\w-]+)", README, re.MULTILINE)
     assert named == list(cli.VERBS)
 
 

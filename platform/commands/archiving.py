@@ -1,20 +1,25 @@
-"""`raylift ingest` and `raylift phantom`: scans into an archive."""
+"""`raylift ingest`, `raylift ingest-xray` and `raylift phantom`: scans or radiographs into an archive."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from raylift.datasets.archive import Archive
 from raylift.datasets.ct import Limits
 from raylift.datasets.errors import NoArchive
+from raylift.datasets.facing import AskedFacing
 from raylift.datasets.geometry import GEOMETRIES, Geometry, Grid
+from raylift.datasets.radiograph import Inversion, RadiographLimits
 from raylift.datasets.splits import read_assignments
 from raylift.datasets.store import absolute
 from raylift.platform.progress import meter
+
+if TYPE_CHECKING:
+    from raylift.datasets.ingest import Outcome
 
 GeometryName = Literal["chest", "x2ct", "parallel"]
 
@@ -91,9 +96,75 @@ def ingest(arguments: list[str]) -> int:
             per_part=options.per_part,
             progress=shown.at,
         )
+    return _told(options.archive, outcome)
+
+
+@dataclass(frozen=True)
+class IngestXrayOptions:
+    """Bring pairs of a frontal and a lateral radiograph (PNG, JPEG, TIFF, BMP, DICOM) into an archive without CT.
+
+    Without a table DICOM files are paired by study and ViewPosition, others by the words frontal, pa or ap and lateral
+    or lat in their names.
+    """
+
+    sources: tyro.conf.Positional[tuple[Path, ...]]
+    """Files and folders."""
+    archive: str
+    """Folder or URL of the archive."""
+    pairs: Path | None = None
+    """CSV with columns subject, frontal, lateral and perhaps facing; or Indiana's indiana_projections.csv."""
+    exact: bool = False
+    """Leave out people with more than one radiograph of a view; otherwise the first of each is taken."""
+    facing: AskedFacing = "auto"
+    """Where the patients of the lateral radiographs face; auto looks at each and refuses what is not clear."""
+    invert: Inversion = "auto"
+    """Whether to invert images that show bone dark."""
+    grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
+    limits: RadiographLimits = field(default_factory=RadiographLimits)
+    licence: str = "not stated"
+    """Licence of the radiographs, kept with every sample."""
+    subject_pattern: str = ""
+    """Regular expression whose first group is the subject in a pair's name or path."""
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of subjects that train, validate and test."""
+    splits: Path | None = None
+    """CSV with columns subject and split, for subjects whose split is given."""
+    per_part: int = 64
+    """Pairs a shard; each full shard is published at once."""
+
+
+def ingest_xray(arguments: list[str]) -> int:
+    """Pairs of radiographs to an archive."""
+    from raylift.datasets.ingest_radiographs import ingest_radiographs
+
+    options = tyro.cli(IngestXrayOptions, prog="raylift ingest-xray", args=arguments)
+    grid, geometry = options.grid.resolve(options.archive)
+    with meter("ingest-xray") as shown:
+        outcome = ingest_radiographs(
+            options.sources,
+            options.archive,
+            grid,
+            geometry,
+            pairs=options.pairs,
+            exact=options.exact,
+            facing=options.facing,
+            invert=options.invert,
+            limits=options.limits,
+            licence=options.licence,
+            subject_pattern=options.subject_pattern,
+            shares=options.shares,
+            assigned=read_assignments(options.splits) if options.splits else None,
+            per_part=options.per_part,
+            progress=shown.at,
+        )
+    return _told(options.archive, outcome)
+
+
+def _told(archive: str, outcome: Outcome) -> int:
+    """What an ingest did, in lines; the exit status."""
     for refusal in outcome.refused:
         print(f"refused: {refusal}")
-    print(f"{absolute(options.archive)}: {outcome.summary()}")
+    print(f"{absolute(archive)}: {outcome.summary()}")
     return 0 if outcome.added or outcome.already_there else 1
 
 

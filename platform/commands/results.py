@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from raylift.datasets.archive import Archive
 from raylift.datasets.splits import Split
 from raylift.models import weights
+from raylift.models.drawing import DrawFlags
 from raylift.platform.progress import console, meter
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Measure a checkpoint on held-out scans, beside the mean training volume and plain back-projection."""
+    """Measure a checkpoint on held-out scans, beside the mean training volume and plain back-projection.
+
+    On an archive of radiographs without CT, projections of the volumes are compared with the radiographs.
+    """
 
     checkpoint: tyro.conf.Positional[str]
     """A checkpoint, a run (its best checkpoint) or an exported model."""
     archive: str
     """Folder or URL of the archive."""
     split: Split = "test"
-    protocols: tuple[Literal["volume", "x2ct", "cvaa"], ...] = ("volume", "x2ct", "cvaa")
-    """How figures are computed; see raylift.models.metrics."""
+    protocols: tuple[Literal["volume", "x2ct", "cvaa", "reprojection"], ...] = ()
+    """How figures are computed (see raylift.models.metrics); otherwise all that compare volumes or, where the archive
+    holds no CT, the re-projection."""
     output: Path = Path("evaluation")
     """Folder for report.html, metrics.json and figures."""
     consistency_steps: int = 0
     """Measure the model a second time, after so many steps that fit its volumes to the radiographs; 10 will do."""
-    seed: int = 0
+    draw: Annotated[DrawFlags, tyro.conf.arg(name="")] = field(default_factory=DrawFlags)
+    samples: int = 1
+    """Measure the mean of so many draws of a drawing model, with seeds from the first one on."""
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -47,9 +54,10 @@ def evaluate(arguments: list[str]) -> int:
             Archive(options.archive),
             split=options.split,
             protocols=options.protocols,
-            seed=options.seed,
             command=shlex.join(["raylift", "evaluate", *arguments]),
             consistency_steps=options.consistency_steps,
+            draw=options.draw,
+            samples=options.samples,
             progress=shown.at,
         )
     page = report.write(

@@ -12,6 +12,7 @@ import tyro
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.store import absolute
 from raylift.platform.config import RunConfig
+from raylift.platform.metric import deciding, told
 from raylift.platform.presets.catalogue import listing, named_run
 from raylift.platform.progress import console
 
@@ -60,8 +61,9 @@ def train(arguments: list[str]) -> int:
     cluster.connect()
     metrics = runs.fit(run, url)
     best, summary = runs.best_checkpoint(url)
-    print(f"trained in {time.monotonic() - started:.0f} s: validation PSNR {metrics['val_psnr_db']:.2f} dB at the end")
-    print(f"best checkpoint ({summary['metrics']['val_psnr_db']:.2f} dB, step {summary['step']}): {best}")
+    print(f"trained in {time.monotonic() - started:.0f} s: validation {told(metrics)} at the end")
+    score = summary["metrics"][deciding(summary["metrics"])]
+    print(f"best checkpoint ({score:.2f} dB, step {summary['step']}): {best}")
     print(f"curves: tensorboard --logdir {url}/tensorboard")
     return 0
 

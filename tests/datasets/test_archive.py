@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from samples import GEOMETRY, GRID, entry, same, sample, seed_of, with_views, write_archive
+from samples import GEOMETRY, GRID, entry, radiographs, same, sample, seed_of, with_views, write_archive
 
-from raylift.datasets import archive as module
+from raylift.datasets import manifest as module
 from raylift.datasets.archive import Archive, ArchiveWriter, Manifest, digest, latest_manifest
 from raylift.datasets.errors import ArchiveError, ConfigError, NoArchive
 from raylift.datasets.geometry import FRONTAL, Grid
@@ -303,6 +303,37 @@ class ArchiveSuite:
             assert join(url, "manifests", "000002.json") in str(caught.value)
         with pytest.raises(ArchiveError):
             ArchiveWriter(url, GRID, GEOMETRY)
+
+    def test_an_archive_of_radiographs_says_what_it_holds_and_has_no_ct(self, url: str) -> None:
+        with ArchiveWriter(url, GRID, GEOMETRY, holds="radiographs", per_part=2) as writer:
+            for seed in range(3):
+                writer.add(entry(seed), radiographs(seed))
+        archive = Archive(url)
+        assert archive.manifest.holds == "radiographs"
+        for stored in archive.entries():
+            assert list(stored.sha256) == ["radiographs"]
+            made = radiographs(seed_of(stored)).radiographs
+            np.testing.assert_array_equal(archive.read_array(stored, "radiographs"), made)
+        for read in (archive.read, archive.read_pair, lambda one: archive.read_array(one, "labels")):
+            with pytest.raises(ConfigError, match=f"{url} holds radiographs without CT, and .* needs CT: give"):
+                read(archive.entries()[0])
+        assert not [name for name in objects(Folder(url)) if "volumes" in name or "labels" in name]
+
+    @pytest.mark.parametrize("there", ["volumes", "radiographs"])
+    def test_an_archive_keeps_to_one_kind_of_sample(self, url: str, there: Any) -> None:
+        other: Any = {"volumes": "radiographs", "radiographs": "volumes"}[there]
+        samples: dict[str, Any] = {"volumes": sample, "radiographs": radiographs}
+        racing = ArchiveWriter(url, GRID, GEOMETRY, holds=other)
+        racing.add(entry(5), samples[other](5))
+        with ArchiveWriter(url, GRID, GEOMETRY, holds=there) as writer:
+            with pytest.raises(ConfigError, match=f"holds {there}, and subject-1 is another kind of sample"):
+                writer.add(entry(1), samples[other](1))
+            writer.add(entry(0), samples[there](0))
+        with pytest.raises(ConfigError, match=f"{url} holds {there}, not {other}: use another URL"):
+            ArchiveWriter(url, GRID, GEOMETRY, holds=other)
+        with pytest.raises(ConfigError, match=f"{url} holds {there}, not {other}"):
+            racing.publish()
+        assert len(Archive(url).entries()) == 1
 
     def test_a_part_holds_one_sample_or_more(self, url: str) -> None:
         with pytest.raises(ConfigError, match="0 samples a part"):

@@ -6,18 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
-    ComputedRadiographyImageStorage,
-    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     RLELossless,
-    generate_uid,
 )
-from scipy import ndimage
+from radiograph_samples import REAL, chest, dicom, disturbed, encoded
 
 from raylift.datasets import ct
 from raylift.datasets.errors import RefusedFile
@@ -27,47 +22,6 @@ from raylift.datasets.intensity import standardise
 from raylift.datasets.phantom import thorax
 from raylift.datasets.radiograph import RadiographLimits, prepare, read, shows_bone_dark
 from raylift.datasets.resample import resample
-
-
-def chest(rows: int = 120, columns: int = 100, most: int = 200) -> np.ndarray:
-    """A bone-bright image with dark upper corners, unlike its mirror image; values 0 to `most`."""
-    y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
-    body = np.clip(1.6 - 1.6 * (x**2 + 0.5 * (y - 0.5) ** 2), 0, 1)
-    lungs = 0.5 * (np.hypot((abs(x) - 0.4) / 0.25, y / 0.6) < 1)
-    marker = 0.3 * (np.hypot(x + 0.6, y - 0.7) < 0.1)
-    return np.rint(np.clip(body - lungs + marker, 0, 1) * 200) * (most // 200)
-
-
-def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, kind, **options)
-    return file.getvalue()
-
-
-def dicom(pixels: np.ndarray | None = None, *, syntax: str = ExplicitVRLittleEndian, **tags: Any) -> bytes:
-    """A computed radiograph; a tag given as None is left out."""
-    pixels = chest(most=4000).astype("<u2") if pixels is None else pixels
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = syntax
-    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = ComputedRadiographyImageStorage, generate_uid(), "CR"
-    ds.PhotometricInterpretation, ds.SamplesPerPixel = "MONOCHROME2", 1
-    ds.Rows, ds.Columns = pixels.shape
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit = pixels.itemsize * 8, pixels.itemsize * 8, pixels.itemsize * 8 - 1
-    ds.PixelRepresentation = int(pixels.dtype.kind == "i")
-    ds.PixelData = pixels.tobytes()
-    for name, value in tags.items():
-        if value is None:
-            delattr(ds, name)
-        else:
-            setattr(ds, name, value)
-    if syntax == RLELossless:
-        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        ds.compress(RLELossless)
-    file = io.BytesIO()
-    pydicom.dcmwrite(file, ds, enforce_file_format=True)
-    return file.getvalue()
-
 
 GREY = Image.fromarray(chest().astype(np.uint8))
 SIXTEEN = Image.fromarray(chest(most=40000).astype(np.uint16))
@@ -219,6 +173,42 @@ def test_an_image_with_values_that_cannot_be_computed_with_is_refused(value: flo
         read(encoded(Image.fromarray(pixels), "TIFF"), "image")
 
 
+SHUTTER = {"UpperHorizontalEdge": 10, "LowerHorizontalEdge": 111, "LeftVerticalEdge": 5, "RightVerticalEdge": 96}
+
+
+def behind(kind: str, **edges: Any) -> dict[str, Any]:
+    """The tags of a rectangular shutter or collimator, edges counted from 1 and covered themselves."""
+    return {f"{kind}Shape": "RECTANGULAR", **{f"{kind}{name}": value for name, value in (SHUTTER | edges).items()}}
+
+
+@pytest.mark.parametrize("kind", ["Shutter", "Collimator"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_what_a_collimator_covers_by_the_header_is_cut(kind: str, photometric: str) -> None:
+    """Whatever stands behind it, and before an inversion would take its values for the densest."""
+    pixels = chest(most=4000).astype("<u2") if photometric == "MONOCHROME2" else DARK.copy()
+    free = pixels[10:110, 5:95].copy()
+    pixels[:10], pixels[110:], pixels[:, :5], pixels[:, 95:] = 60000, 60000, 0, 60000
+    image = read(dicom(pixels, PhotometricInterpretation=photometric, **behind(kind)), "image")
+    expected = read(dicom(free, PhotometricInterpretation=photometric), "image")
+    assert np.array_equal(image, expected)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        behind("Shutter", LowerHorizontalEdge=40),
+        behind("Shutter", RightVerticalEdge=None),
+        {**behind("Shutter"), "ShutterShape": "CIRCULAR"},
+        {"ShutterShape": "RECTANGULAR"},
+    ],
+    ids=["leaves under half", "an edge is empty", "no rectangle", "no edges"],
+)
+def test_a_shutter_that_cannot_be_one_covers_nothing(tags: dict[str, Any]) -> None:
+    assert np.array_equal(
+        read(dicom(**{k: v for k, v in tags.items() if v is not None}), "image"), read(dicom(), "image")
+    )
+
+
 # --- the square that a network sees ---
 
 
@@ -332,23 +322,6 @@ def test_no_projection_is_taken_for_its_negative_nor_its_negative_for_it(
             assert shows_bone_dark(image.max() - image, known), (name, view)
 
 
-def disturbed(image: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The image as others may have taken, cut, framed or developed it; values 0 to 1."""
-    image = standardise(image)
-    rows, columns = image.shape
-    for value in (0, 1):
-        yield (
-            f"frame of {value}",
-            np.pad(image, ((rows // 10, rows // 20), (columns // 10,) * 2), constant_values=value),
-        )
-        yield f"bands of {value}", np.pad(image, ((0, 0), (columns // 6,) * 2), constant_values=value)
-    yield "cut", image[rows // 20 : -rows // 20, columns // 20 : -columns // 20]
-    yield "soft", image**0.5
-    yield "hard", image**2
-    yield "moved", np.pad(image, ((0, 0), (columns // 20, 0)), mode="edge")[:, :columns]
-    yield "turned", ndimage.rotate(image, 7, reshape=False, order=1)
-
-
 @pytest.mark.parametrize("views", ["phantom_views", "ct_views"])
 def test_bone_is_seen_as_bright_or_dark_through_frames_cuts_and_tone_curves(
     views: str, request: pytest.FixtureRequest
@@ -360,11 +333,6 @@ def test_bone_is_seen_as_bright_or_dark_through_frames_cuts_and_tone_curves(
 
 
 # --- real radiographs ---
-
-
-REAL = [
-    f"{case}_{view}" for case in ("cc0_normal", "eurorad_12325_d0", "rad_covid15") for view in ("frontal", "lateral")
-]
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import samples
 import torch
-from samples import GRID, same, sample, seed_of, write_archive
+from samples import GEOMETRY, GRID, radiographs, sample, seed_of, write_archive
 
-from raylift.datasets.archive import Archive, Entry, Pair, Sample
-from raylift.datasets.errors import CorruptSample
+from raylift.datasets.archive import Archive, ArchiveWriter, Entry
+from raylift.datasets.errors import ConfigError, CorruptSample
 from raylift.datasets.intensity import Window, standardise
 from raylift.datasets.order import SampleOrder, Share
-from raylift.datasets.stream import Batch, Cache, Reader, Stream, load
+from raylift.datasets.stream import Batch, Cache, Reader, Stream, Unpaired, load
 
 COUNT = 11
 WINDOW = Window()
@@ -32,20 +34,17 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
 
 
 class Counting:
-    """A reader that counts what is read through it."""
+    """A reader that counts the samples read through it, by their radiographs."""
 
     def __init__(self, inner: Reader) -> None:
         self.inner = inner
         self.reads: Counter[str] = Counter()
         self.changed = threading.Condition()
 
-    def read(self, entry: Entry) -> Sample:
-        self.count(entry)
-        return self.inner.read(entry)
-
-    def read_pair(self, entry: Entry) -> Pair:
-        self.count(entry)
-        return self.inner.read_pair(entry)
+    def read_array(self, entry: Entry, name: str) -> np.ndarray:
+        if name == "radiographs":
+            self.count(entry)
+        return self.inner.read_array(entry, name)
 
     def count(self, entry: Entry) -> None:
         with self.changed:
@@ -63,17 +62,13 @@ class Gated:
     def __init__(self, inner: Reader, at: Callable[[Entry], None]) -> None:
         self.inner, self.at = inner, at
 
-    def read(self, entry: Entry) -> Sample:
+    def read_array(self, entry: Entry, name: str) -> np.ndarray:
         self.at(entry)
-        return self.inner.read(entry)
-
-    def read_pair(self, entry: Entry) -> Pair:
-        self.at(entry)
-        return self.inner.read_pair(entry)
+        return self.inner.read_array(entry, name)
 
 
-def stream(reader: Reader, archive: Archive, share: Share, taken: int = 0, **options: int) -> Stream:
-    result = Stream(reader, archive.entries(), SampleOrder(COUNT, seed=1), share, WINDOW, **options)
+def stream(reader: Reader, archive: Archive, share: Share, taken: int = 0, **options: Any) -> Stream:
+    result = Stream(reader, archive.entries(), SampleOrder(len(archive.entries()), seed=1), share, WINDOW, **options)
     result.samples_taken = taken
     return result
 
@@ -305,12 +300,19 @@ def test_exactly_the_samples_asked_for_are_loaded(archive: Archive) -> None:
 PAIR_BYTES = 16**3 * 2 + 2 * 8 * 8 * 4
 
 
+def read_pair(reader: Reader, entry: Entry) -> np.ndarray:
+    """The volume, after both arrays of the pair were read."""
+    volume = reader.read_array(entry, "volumes")
+    reader.read_array(entry, "radiographs")
+    return volume
+
+
 def test_a_cache_reads_each_sample_once(archive: Archive) -> None:
     reader = Counting(archive)
     cache = Cache(reader, max_bytes=COUNT * PAIR_BYTES)
     for _ in range(3):
         for entry in archive.entries():
-            np.testing.assert_array_equal(cache.read_pair(entry).volume, sample(seed_of(entry)).volume)
+            np.testing.assert_array_equal(read_pair(cache, entry), sample(seed_of(entry)).volume)
     assert set(reader.reads.values()) == {1}
 
 
@@ -319,43 +321,42 @@ def test_a_full_cache_drops_what_was_used_longest_ago(archive: Archive) -> None:
     cache = Cache(reader, max_bytes=3 * PAIR_BYTES)
     a, b, c, d, *_ = archive.entries()
     for entry in (a, b, c, a, d):  # d drops b
-        cache.read_pair(entry)
+        read_pair(cache, entry)
     reader.reads.clear()
     for entry in (a, c, d):
-        cache.read_pair(entry)
+        read_pair(cache, entry)
     assert not reader.reads
-    cache.read_pair(b)
+    read_pair(cache, b)
     assert reader.reads == {b.id: 1}
 
 
-def test_a_cache_keeps_labels_only_where_they_are_asked_for(archive: Archive) -> None:
-    reader = Counting(archive)
-    cache = Cache(reader, max_bytes=COUNT * 2 * PAIR_BYTES)
+def test_a_cache_keeps_the_arrays_that_are_asked_for_and_no_others(archive: Archive) -> None:
+    cache = Cache(archive, max_bytes=COUNT * 2 * PAIR_BYTES)
     entry = archive.entries()[0]
-    cache.read_pair(entry)
-    assert cache.bytes_held == PAIR_BYTES
-    whole = sample(seed_of(entry))
-    for _ in range(2):
-        assert same(cache.read(entry), whole)
-        assert cache.bytes_held == PAIR_BYTES + 16**3
-    np.testing.assert_array_equal(cache.read_pair(entry).volume, whole.volume)
-    assert reader.reads[entry.id] == 2, "the pair, and then the whole sample in its place"
+    whole = sample(seed_of(entry)).arrays()
+    held = 0
+    for name, array in whole.items():
+        for _ in range(2):
+            np.testing.assert_array_equal(cache.read_array(entry, name), array)
+            assert cache.bytes_held == held + array.nbytes
+        held += array.nbytes
     assert load(cache, [entry], WINDOW, (0, 1)).labels is None
 
 
-@pytest.mark.parametrize("max_bytes", [0, PAIR_BYTES - 1])
-def test_a_sample_that_does_not_fit_is_read_and_not_kept(archive: Archive, max_bytes: int) -> None:
+@pytest.mark.parametrize("max_bytes", [0, 2 * 8 * 8 * 4 - 1])
+def test_an_array_that_does_not_fit_is_read_and_not_kept(archive: Archive, max_bytes: int) -> None:
     reader = Counting(archive)
     cache = Cache(reader, max_bytes)
     entry = archive.entries()[0]
     for _ in range(2):
-        cache.read_pair(entry)
+        read_pair(cache, entry)
     assert reader.reads[entry.id] == 2
     assert cache.bytes_held == 0
 
 
 def test_a_cache_keeps_to_its_bytes_and_to_the_truth_under_threads(archive: Archive) -> None:
-    cache = Cache(archive, max_bytes=4 * PAIR_BYTES + 100)
+    limit = 4 * PAIR_BYTES + 100
+    cache = Cache(archive, limit)
     entries = archive.entries()
     most = 0
 
@@ -363,14 +364,14 @@ def test_a_cache_keeps_to_its_bytes_and_to_the_truth_under_threads(archive: Arch
         nonlocal most
         rng = np.random.default_rng(seed)
         for k in rng.integers(0, COUNT, 150):
-            pair = cache.read_pair(entries[k])
+            volume = read_pair(cache, entries[k])
             most = max(most, cache.bytes_held)
-            assert np.array_equal(pair.volume, sample(seed_of(entries[k])).volume)
+            assert np.array_equal(volume, sample(seed_of(entries[k])).volume)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(hammer, range(8)))
-    assert most == 4 * PAIR_BYTES
-    assert cache.bytes_held == sum(pair.volume.nbytes + pair.radiographs.nbytes for pair in cache._held.values())
+    assert limit - PAIR_BYTES < most <= limit
+    assert cache.bytes_held == sum(array.nbytes for array in cache._held.values())
 
 
 def test_the_first_epoch_of_a_cached_stream_reads_and_the_second_does_not(archive: Archive, tmp_path: Path) -> None:
@@ -381,3 +382,98 @@ def test_the_first_epoch_of_a_cached_stream_reads_and_the_second_does_not(archiv
         pass
     assert set(reader.reads.values()) == {1}
     assert len(reader.reads) == COUNT
+
+
+# --- radiographs without CT, and CT of other people ---
+
+
+def write_radiographs(url: str, count: int) -> Archive:
+    with ArchiveWriter(url, GRID, GEOMETRY, holds="radiographs") as writer:
+        for seed in range(count):
+            writer.add(samples.entry(seed), radiographs(seed))
+    return Archive(url)
+
+
+def test_radiographs_without_ct_make_batches_without_a_volume(tmp_path: Path) -> None:
+    archive = write_radiographs(str(tmp_path), COUNT)
+    [batch] = next(iter(stream(archive, archive, Share(0, 1, 4), volumes=False)))
+    assert batch.truth is None
+    for name, views in zip(batch.ids, batch.views, strict=True):
+        np.testing.assert_array_equal(views, radiographs(int(name.partition("-")[2])).radiographs)
+    assert batch.to(torch.device("cpu")).truth is None
+    with pytest.raises(ConfigError, match="a batch of radiographs without CT"):
+        _ = batch.volume
+    with pytest.raises(ConfigError, match="holds radiographs without CT, and whoever reads volumes needs CT"):
+        load(archive, archive.entries()[:1], WINDOW, (0, 1))
+
+
+def test_a_stream_without_volumes_reads_none_from_an_archive_that_has_them(archive: Archive) -> None:
+    read: Counter[str] = Counter()
+
+    class Counted(Archive):
+        def read_array(self, entry: Entry, name: str) -> np.ndarray:
+            read[name] += 1
+            return super().read_array(entry, name)
+
+    batch = load(Counted(archive.url), archive.entries()[:3], WINDOW, (0, 1), volumes=False)
+    assert batch.truth is None
+    assert torch.equal(batch.views, load(archive, archive.entries()[:3], WINDOW, (0, 1)).views)
+    assert read == {"radiographs": 3}
+
+
+def unpaired_batches(
+    pairs: Archive, archive: Archive, world: int, steps: int, taken: int = 0
+) -> list[list[tuple[str, bytes]]]:
+    """Names and unpaired volumes of each global batch of 6, over all workers in the order of their positions."""
+    others = Unpaired(archive, archive.entries(), SampleOrder(COUNT, seed=2))
+    workers = [
+        iter(stream(pairs, pairs, Share(rank, world, 6), taken, volumes=False, unpaired=others))
+        for rank in range(world)
+    ]
+    found = []
+    for _ in range(steps):
+        together = []
+        for worker in workers:
+            for batch in next(worker):
+                assert batch.unpaired is not None
+                assert batch.unpaired.shape == (len(batch.ids), 1, *GRID.shape)
+                together += [
+                    (name, bytes(volume.numpy())) for name, volume in zip(batch.ids, batch.unpaired, strict=True)
+                ]
+        found.append(together)
+    return found
+
+
+def test_unpaired_volumes_follow_the_position_whatever_the_workers_and_after_a_resume(
+    archive: Archive, tmp_path: Path
+) -> None:
+    pairs = write_radiographs(str(tmp_path), 5)
+    whole = unpaired_batches(pairs, archive, 1, steps=6)
+    for world in (2, 3):
+        assert unpaired_batches(pairs, archive, world, steps=6) == whole
+        assert unpaired_batches(pairs, archive, world, steps=4, taken=12) == whole[2:]
+    # All are used, as often as one another but for those whose subject is in the batch, in an order of their own.
+    volumes = {bytes(WINDOW.to_unit(sample(k).volume.astype(np.float32))): k for k in range(COUNT)}
+    drawn = [(int(name.partition("-")[2]), volumes[volume]) for step in whole for name, volume in step]
+    assert {k for _, k in drawn} == set(range(COUNT))
+    assert [k for _, k in drawn[:COUNT]] != [k for _, k in drawn[COUNT : 2 * COUNT]]
+
+
+def test_an_unpaired_volume_is_never_of_the_person_in_the_radiographs(archive: Archive) -> None:
+    others = Unpaired(archive, archive.entries(), SampleOrder(COUNT, seed=2))
+    own = {bytes(WINDOW.to_unit(sample(k).volume.astype(np.float32))): f"subject-{k}" for k in range(COUNT)}
+    skipped = 0
+    for position in range(COUNT):
+        at = archive.entries()[others.order.at(position)].subject
+        for name in archive.entries():
+            volume = others.read(position, name.subject, WINDOW)
+            assert own[bytes(volume.numpy())] != name.subject
+            skipped += own[bytes(volume.numpy())] != at
+    assert skipped == COUNT, "each position had to pass over its own volume for one of the subjects"
+
+
+def test_volumes_of_one_person_cannot_be_unpaired_for_that_person(archive: Archive) -> None:
+    [first, *_] = archive.entries()
+    alone = Unpaired(archive, [first], SampleOrder(1, seed=0))
+    with pytest.raises(ConfigError, match=f"all unpaired volumes are of {first.subject}"):
+        alone.read(0, first.subject, WINDOW)

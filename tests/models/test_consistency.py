@@ -15,7 +15,7 @@ from raylift.datasets.intensity import Window, attenuation, standardise
 from raylift.datasets.phantom import thorax
 from raylift.datasets.projector import project
 from raylift.datasets.radiograph import prepare, read
-from raylift.models.consistency import Fitted, fit, match
+from raylift.models.consistency import Fitted, agreement, fit, match
 
 GRID = Grid(32, 10.0)
 WINDOW = Window()
@@ -52,6 +52,20 @@ def test_the_residual_falls_to_a_tenth_in_ten_steps_and_the_volume_comes_nearer_
     assert (total(fitted.residual_after) < total(fitted.residual_before) / 10).all()
     errors = [(volume - truth).square().mean(dim=(1, 2, 3, 4)) for volume in (start, fitted.volume)]
     assert (errors[1] < 0.8 * errors[0]).all()
+
+
+def test_projections_of_the_volume_itself_agree_whatever_their_gain_and_offset() -> None:
+    truth, images = pairs()
+    own = agreement(truth, images, WINDOW, GRID, chest(GRID))
+    assert (own.residual < 0.01).all()
+    assert (own.psnr_db > 40).all()
+    printed = agreement(truth, images * 0.6 + 0.2, WINDOW, GRID, chest(GRID))
+    assert (printed.residual < 0.01).all()
+    other = agreement(truth.flip(0), images, WINDOW, GRID, chest(GRID))
+    assert (other.residual > 5 * own.residual).all()
+    # By definition: the error over all pixels against a range of 1, and over the radiograph's own length.
+    errors = other.residual.square() * images.square().mean(dim=(2, 3))
+    torch.testing.assert_close(other.psnr_db, -10 * errors.log10())
 
 
 def test_more_steps_never_leave_a_larger_residual() -> None:

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from raylift.datasets.geometry import FRONTAL
+from raylift.datasets.histogram import finish
 from raylift.datasets.radiograph import RadiographLimits, prepare, read
 from raylift.models.weights import Description, Model
 from raylift.serve import api
@@ -21,7 +22,7 @@ from raylift.serve.reconstructor import Reconstruction, Reconstructor
 def client(
     description: Description, sha256: str, reconstruct: Callable[[np.ndarray], Reconstruction], steps: int = 0
 ) -> TestClient:
-    async def answer(prepared: np.ndarray) -> Reconstruction:
+    async def answer(prepared: np.ndarray, samples: int) -> Reconstruction:
         return await asyncio.to_thread(reconstruct, prepared)
 
     async def ready() -> bool:
@@ -149,6 +150,46 @@ def test_a_flip_and_an_inversion_reach_the_image_they_name(
     np.testing.assert_allclose(inverted[0], 1 - plain[0], atol=0.02)
 
 
+def test_a_lateral_that_clearly_faces_the_other_edge_is_mirrored_unless_told_otherwise(
+    description: Description, radiographs: dict[str, bytes]
+) -> None:
+    seen: list[np.ndarray] = []
+
+    def keep(prepared: np.ndarray) -> Reconstruction:
+        seen.append(prepared)
+        return Reconstruction(np.zeros((32, 32, 32), np.int16))
+
+    there = client(description, "0" * 64, keep)
+    file = io.BytesIO()
+    Image.open(io.BytesIO(radiographs["lateral"])).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file, "PNG")
+    mirrored = {**radiographs, "lateral": file.getvalue()}
+    for files, fields in ((radiographs, {}), (mirrored, {}), (mirrored, {"flip_lateral": "auto"})):
+        assert there.post("/v1/reconstructions", files=files, data=fields).status_code == 200
+    np.testing.assert_allclose(seen[1], seen[0], atol=1e-5)
+    np.testing.assert_array_equal(seen[2], seen[1])
+    assert there.post("/v1/reconstructions", files=mirrored, data={"flip_lateral": "false"}).status_code == 200
+    np.testing.assert_allclose(seen[3][1], seen[0][1][:, ::-1], atol=1e-5)
+
+
+def test_a_model_of_matched_histograms_is_given_matched_radiographs(
+    description: Description, radiographs: dict[str, bytes]
+) -> None:
+    seen: list[np.ndarray] = []
+
+    def keep(prepared: np.ndarray) -> Reconstruction:
+        seen.append(prepared)
+        return Reconstruction(np.zeros((32, 32, 32), np.int16))
+
+    levels = tuple(float(value) for value in np.linspace(0.2, 1, 65))
+    matching = replace(description, histograms={"frontal": levels, "lateral": levels})
+    for described in (description, matching):
+        there = client(described, "0" * 64, keep)
+        assert there.post("/v1/reconstructions", files=radiographs).status_code == 200
+    plain, matched = seen
+    np.testing.assert_array_equal(matched, np.stack([finish(image, levels) for image in plain]))
+    assert np.abs(matched - plain).mean() > 0.02
+
+
 def test_a_model_of_one_view_wants_one_radiograph(description: Description, radiographs: dict[str, bytes]) -> None:
     system = replace(description.system, views=("frontal",))
     geometry = replace(description.geometry, views=(FRONTAL,))
@@ -177,7 +218,7 @@ def test_the_service_says_what_it_serves(service_client: TestClient, reconstruct
 def test_a_model_that_does_not_answer_is_not_ready_and_a_busy_one_asks_for_patience(
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
-    async def busy(_: np.ndarray) -> Reconstruction:
+    async def busy(_: np.ndarray, __: int) -> Reconstruction:
         raise api.Unavailable("too many reconstructions are waiting: try again in a few seconds")
 
     async def ready() -> bool:

@@ -49,6 +49,30 @@ def test_a_flipped_image_gives_what_its_mirror_image_gives(
     assert np.abs(plain - flipped).mean() > 1
 
 
+def test_a_lateral_is_mirrored_where_its_patient_clearly_faces_right_or_is_said_to(
+    model_folder: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def volume(*options: str) -> tuple[np.ndarray, str]:
+        output = tmp_path / "volume.nii.gz"
+        assert cli.main(["reconstruct", str(model_folder), "-o", str(output), *pair, *options]) == 0
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(output))).astype(np.int32), capsys.readouterr().out
+
+    plain, said = volume()
+    assert "faces" not in said
+    assert np.array_equal(volume("--facing", "left")[0], plain)
+    lateral = Path(pair[3])
+    picture = np.asarray(Image.open(lateral))
+    Image.fromarray(np.ascontiguousarray(picture[:, ::-1])).save(lateral)
+    mirrored, said = volume()
+    assert "lateral: the patient faces right and is mirrored; --facing says otherwise" in said
+    assert np.abs(mirrored - plain).max() <= 1
+    assert np.array_equal(volume("--facing", "right")[0], mirrored)
+    assert np.abs(volume("--facing", "left")[0] - plain).mean() > 1
+    Image.fromarray(np.maximum(picture, picture[:, ::-1])).save(lateral)
+    _, said = volume()
+    assert "lateral: it is not clear where the patient faces, left is assumed: pass --facing" in said
+
+
 def test_a_fit_says_how_far_the_projections_were_from_the_radiographs_and_are(
     model_folder: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

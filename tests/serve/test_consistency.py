@@ -21,8 +21,8 @@ def fitting(model_folder: Path) -> Reconstructor:
 
 
 def backend(reconstructor: Reconstructor, steps: int) -> api.Backend:
-    async def answer(prepared: np.ndarray) -> Reconstruction:
-        return reconstructor.reconstruct([prepared])[0]
+    async def answer(prepared: np.ndarray, samples: int) -> Reconstruction:
+        return reconstructor.reconstruct([prepared], [samples])[0]
 
     async def ready() -> bool:
         return True

@@ -30,7 +30,7 @@ URL = "/v1/reconstructions"
 def there(description: Description) -> TestClient:
     """The API with small limits; behind it, what must never be reached."""
 
-    async def reconstruct(_: np.ndarray) -> np.ndarray:
+    async def reconstruct(_: np.ndarray, __: int) -> np.ndarray:
         raise AssertionError("a request that had to be refused was served")
 
     async def ready() -> bool:
@@ -124,7 +124,7 @@ def test_a_file_that_is_no_radiograph_is_refused_with_a_sentence(
         pytest.param(["frontal"], {"lateral": "a.png"}, ["field lateral is text: send a file"], id="text"),
         pytest.param(["frontal", "lateral"], {"invert": "maybe"}, ["'maybe'", "auto, yes or no"], id="invert"),
         pytest.param(
-            ["frontal", "lateral"], {"flip_lateral": "1"}, ["flip_lateral is '1'", "true or false"], id="flip"
+            ["frontal", "lateral"], {"flip_lateral": "1"}, ["flip_lateral is '1'", "auto, true or false"], id="flip"
         ),
         pytest.param(["frontal", "lateral", "invert"], {}, ["invert is a file"], id="a file for a word"),
         pytest.param(["frontal", "lateral"], {"x" * 500: "1"}, ["unknown field xxx"], id="long name"),

@@ -127,6 +127,27 @@ def test_inversion_and_flip_change_the_preview_as_they_say(visit: Visit, files: 
         assert np.corrcoef(inverted[inside].ravel(), plain[inside].ravel())[0, 1] < -0.9
 
 
+def test_a_lateral_that_clearly_faces_right_is_shown_flipped_and_the_visitor_may_undo_it(
+    visit: Visit, files: dict[str, Path], tmp_path: Path
+) -> None:
+    chosen, control = visit.at("lateral-file").locator("input[type=file]"), visit.at("lateral-flip")
+    chosen.set_input_files(files["lateral"])
+    expect(visit.at("lateral-preview").locator("img")).to_be_visible()
+    expect(control).to_contain_text("The patient faces the left edge. This one faces left.")
+    expect(control.locator("input")).not_to_be_checked()
+    plain = visit.picture("lateral-preview")
+    visit.at("lateral-file").get_by_label("Clear").click()
+    expect(visit.at("lateral-preview")).to_be_hidden()
+    Image.open(files["lateral"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
+    chosen.set_input_files(tmp_path / "mirrored.png")
+    expect(control).to_contain_text("This one faced right.")
+    expect(control.locator("input")).to_be_checked()
+    expect(visit.at("lateral-preview").locator("img")).to_be_visible()
+    assert np.abs(visit.picture("lateral-preview") - plain)[:150].mean() < 2
+    undone = visit.changed("lateral-preview", control.locator("input").uncheck)
+    assert np.abs(undone - plain)[:150].mean() > 4
+
+
 def test_the_example_needs_no_file_and_obeys_the_same_controls(visit: Visit) -> None:
     visit.at("example").click()
     expect(visit.at("lateral-preview").locator("img")).to_be_visible()

@@ -1,0 +1,29 @@
+"""The sides of a radiograph that are none of it: frames as bright as bone, margins in which nothing is to be seen."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+
+def without_bright_frame(image: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "_ _"]:
+    """Without the rows and columns at the sides that lie wholly in the upper twentieth of the image's range."""
+    low, high = np.percentile(image, (0.5, 99.5))
+    bright = high - 0.05 * (high - low)
+    return _trimmed(image, image.min(axis=1) < bright, image.min(axis=0) < bright)
+
+
+def without_plain_margin(image: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "_ _"]:
+    """Without the rows and columns at the sides in which nothing is to be seen."""
+    span = 0.05 * float(image.max() - image.min())
+    return _trimmed(image, np.ptp(image, axis=1) > span, np.ptp(image, axis=0) > span)
+
+
+def _trimmed(
+    image: Float32[np.ndarray, "rows columns"], rows: Bool[np.ndarray, " rows"], columns: Bool[np.ndarray, " columns"]
+) -> Float32[np.ndarray, "_ _"]:
+    """From the first to the last row and column that count, or the image itself where they are under half of it."""
+    inner_rows, inner_columns = np.flatnonzero(rows), np.flatnonzero(columns)
+    if 2 * len(inner_rows) < len(rows) or 2 * len(inner_columns) < len(columns):
+        return image
+    return image[inner_rows[0] : inner_rows[-1] + 1, inner_columns[0] : inner_columns[-1] + 1]

@@ -1,0 +1,313 @@
+"""What a run reads follows from its system and its archive, and what does not suit them is refused before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from processes import run_ranks
+from torch import nn
+
+from raylift.datasets.archive import Archive, ArchiveWriter, Entry, Radiographs
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Grid, chest, parallel
+from raylift.datasets.ingest import ingest_phantoms, radiographs
+from raylift.datasets.ingest_radiographs import ingest_radiographs
+from raylift.datasets.intensity import standardise
+from raylift.datasets.order import Share
+from raylift.datasets.phantom import thorax
+from raylift.datasets.radiograph import RadiographLimits, read
+from raylift.datasets.splits import SplitRule
+from raylift.models.baselines import BackProjection
+from raylift.models.composition import Composition
+from raylift.models.consistency import agreement
+from raylift.models.system import LearnsFrom
+from raylift.platform.config import RunConfig, located
+from raylift.platform.inputs import check, describe, open_stream
+from raylift.platform.metric import deciding, told
+from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.validation import Validation
+from raylift.serve.reconstructor import prepared
+
+GRID = Grid(32, 10.0)
+
+
+@dataclass(frozen=True)
+class FromRadiographs(Composition):
+    """A composition that is given no volumes."""
+
+    @property
+    def learns_from(self) -> LearnsFrom:
+        return "radiographs"
+
+
+def from_radiographs(run: RunConfig, **data: Any) -> RunConfig:
+    """The run with a system that learns from radiographs, and other data."""
+    system = FromRadiographs(**vars(run.system))
+    return replace(run, system=system, data=replace(run.data, **{name: str(value) for name, value in data.items()}))
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Radiographs of ten phantoms that no archive of CT here has, printed harder than they were projected."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for seed in range(100, 110):
+        images = radiographs(thorax(seed, GRID)[0], GRID, chest(GRID))
+        for image, view in zip(images, ("pa", "lat"), strict=True):
+            printed = standardise(image) ** 1.5 * 65535
+            Image.fromarray(printed.astype(np.uint16)).save(folder / f"person-{seed}_{view}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs32(pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of them."""
+    url = tmp_path_factory.mktemp("pairs32")
+    limits = RadiographLimits()
+    made = ingest_radiographs([pairs_folder], str(url), GRID, chest(GRID), limits=limits, shares=(0.6, 0.2, 0.2))
+    assert len(made.added) == 10
+    return url
+
+
+@pytest.mark.parametrize("lung", [0.0, 10.0])
+def test_labels_are_read_for_a_loss_inside_the_lungs_and_only_then(
+    tiny: RunConfig, archive32: Path, lung: float
+) -> None:
+    system = tiny.system
+    assert isinstance(system, Composition)
+    run = replace(tiny, system=replace(system, loss=replace(system.loss, lung=lung)))
+    archive = Archive(str(archive32))
+    stream = open_stream(archive, run, describe(run, archive), Share(0, 1, 4, 1))
+    (batch,) = next(iter(stream))
+    assert (batch.labels is not None) == (lung > 0)
+    if batch.labels is not None:
+        assert batch.labels.shape == batch.volume.shape
+        assert batch.labels.any()
+
+
+@pytest.mark.parametrize("kind", ["volumes", "radiographs"])
+def test_a_system_that_learns_from_radiographs_never_sees_a_volume_of_theirs(
+    kind: str, tiny: RunConfig, archive32: Path, pairs32: Path
+) -> None:
+    run = from_radiographs(tiny, archive=archive32 if kind == "volumes" else pairs32, unpaired=archive32)
+    archive = check(run)
+    assert archive.manifest.holds == kind
+    subjects = {entry.id: entry for entry in archive.entries()}
+    others = Archive(str(archive32))
+    own = {bytes(run.data.window.to_unit(others.read(e).volume.astype(np.float32))): e for e in others.entries()}
+    stream = iter(open_stream(archive, run, describe(run, archive), Share(0, 1, 4, 2)))
+    seen = set()
+    for _ in range(6):
+        for batch in next(stream):
+            assert batch.truth is None
+            assert batch.labels is None
+            assert batch.views.shape == (2, 2, 32, 32)
+            assert batch.unpaired is not None
+            for name, volume in zip(batch.ids, batch.unpaired, strict=True):
+                person = own[bytes(volume.numpy())]
+                assert person.split == "train", "who is held out stays so"
+                assert person.subject != subjects[name].subject
+                seen.add(person.subject)
+            with pytest.raises(ConfigError, match="only systems that learn from volumes"):
+                _ = batch.volume
+    assert len(seen) == len(others.entries("train"))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_resumed_run_goes_on_with_the_same_radiographs_and_the_same_other_people(
+    world: int, tiny: RunConfig, archive32: Path, pairs32: Path
+) -> None:
+    run = from_radiographs(tiny, archive=pairs32, unpaired=archive32)
+    archive = check(run)
+    description = describe(run, archive)
+
+    def taken(workers: int, begin: int, steps: int) -> list[list[tuple[str, bytes]]]:
+        streams = [iter(open_stream(archive, run, description, Share(k, workers, 4), begin)) for k in range(workers)]
+        found = []
+        for _ in range(steps):
+            batches = [batch for stream in streams for batch in next(stream)]
+            found.append(
+                [
+                    (name, bytes(volume.numpy()))
+                    for batch in batches
+                    for name, volume in zip(batch.ids, batch.unpaired, strict=True)
+                ]
+            )
+        return found
+
+    whole = taken(1, 0, 5)
+    assert taken(world, 8, 3) == whole[2:]
+
+
+def test_what_a_model_was_trained_beside_stands_in_its_description(
+    tiny: RunConfig, archive32: Path, pairs32: Path
+) -> None:
+    run = from_radiographs(tiny, archive=pairs32, unpaired=archive32)
+    archive = check(run)
+    provenance = describe(run, archive).provenance
+    assert provenance["archive_holds"] == "radiographs"
+    assert provenance["unpaired"]["archive"] == str(archive32)
+    assert provenance["unpaired"]["samples"] == [entry.id for entry in Archive(str(archive32)).entries("train")]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"archive": "pairs32"}, "holds radiographs without CT, and system x2ct-gan learns from volumes and needs CT"),
+        ({"unpaired": "archive32"}, "system x2ct-gan learns from the volumes of .* looks at no others: leave data.unp"),
+    ],
+)
+def test_a_system_that_learns_from_volumes_takes_them_from_its_archive(
+    change: dict[str, str], message: str, tiny: RunConfig, request: pytest.FixtureRequest
+) -> None:
+    data = {name: str(request.getfixturevalue(fixture)) for name, fixture in change.items()}
+    with pytest.raises(ConfigError, match=message):
+        check(replace(tiny, data=replace(tiny.data, **data)))
+
+
+def test_unpaired_volumes_that_do_not_fit_are_refused(tiny: RunConfig, pairs32: Path, tmp_path: Path) -> None:
+    other, held_out = tmp_path / "other", tmp_path / "held-out"
+    ingest_phantoms(str(other), Grid(32, 8.0), chest(Grid(32, 8.0)), count=1, seed=0)
+    ingest_phantoms(str(held_out), GRID, chest(GRID), count=1, seed=0, shares=(0.0, 0.0, 1.0))
+    for url, message in (
+        (pairs32, "holds radiographs without CT, and data.unpaired needs CT"),
+        (other, r"holds Grid\(size=32, spacing_mm=8.0\), .* is for Grid\(size=32, spacing_mm=10.0\)"),
+        (held_out, "has no sample in the train split"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check(from_radiographs(tiny, archive=pairs32, unpaired=url))
+    run = from_radiographs(tiny, archive=pairs32)
+    larger = replace(run, data=replace(run.data, size=64))
+    with pytest.raises(ConfigError, match=r"is for volumes of 32 voxels a side, the run wants 64: pass"):
+        check(larger)
+
+
+def test_places_are_written_down_absolute(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = located(from_radiographs(tiny, archive="a", unpaired="b"))
+    assert (run.data.archive, run.data.unpaired) == (str(tmp_path / "a"), str(tmp_path / "b"))
+    assert located(tiny).data.unpaired == ""
+
+
+# --- histograms ---
+
+
+def matching(run: RunConfig) -> RunConfig:
+    return replace(run, data=replace(run.data, match_histograms=True))
+
+
+@pytest.mark.parametrize("match", [False, True])
+def test_training_serves_itself_what_serving_makes_of_the_same_files_bit_for_bit(
+    match: bool, tiny: RunConfig, archive32: Path, pairs32: Path, pairs_folder: Path
+) -> None:
+    run = from_radiographs(tiny, archive=pairs32, unpaired=archive32)
+    run = matching(run) if match else run
+    archive = check(run)
+    description = describe(run, archive)
+    (batch,) = next(iter(open_stream(archive, run, description, Share(0, 1, 4))))
+    for name, views in zip(batch.ids, batch.views, strict=True):
+        images = {
+            view: read((pairs_folder / f"{name}_{word}.png").read_bytes(), "upload", view=view)
+            for view, word in (("frontal", "pa"), ("lateral", "lat"))
+        }
+        np.testing.assert_array_equal(views.numpy(), prepared(images, description))
+
+
+def test_matching_brings_radiographs_nearer_to_the_projections_they_were_printed_from(
+    tiny: RunConfig, archive32: Path, pairs32: Path
+) -> None:
+    plain = from_radiographs(tiny, archive=pairs32, unpaired=archive32)
+    distances = []
+    for run in (plain, matching(plain)):
+        archive = check(run)
+        (batch,) = next(iter(open_stream(archive, run, describe(run, archive), Share(0, 1, 6))))
+        truth = [
+            standardise(image)
+            for name in batch.ids
+            for image in radiographs(thorax(int(name[-3:]), GRID)[0], GRID, chest(GRID))
+        ]
+        distances.append(float(np.abs(batch.views.flatten(0, 1).numpy() - np.stack(truth)).mean()))
+    assert distances[1] < 0.6 * distances[0]
+
+
+def test_a_model_of_projections_keeps_their_histograms_for_serving(tiny: RunConfig, archive32: Path) -> None:
+    archive = check(matching(tiny))
+    description = describe(matching(tiny), archive)
+    assert list(description.histograms) == ["frontal", "lateral"]
+    assert describe(tiny, archive).histograms == {}
+    (batch,) = next(iter(open_stream(archive, matching(tiny), description, Share(0, 1, 4))))
+    stored = {entry.id: archive.read_array(entry, "radiographs") for entry in archive.entries()}
+    for name, views in zip(batch.ids, batch.views, strict=True):
+        images = dict(zip(("frontal", "lateral"), stored[name], strict=True))
+        np.testing.assert_allclose(views.numpy(), prepared(images, description), atol=1e-5)
+
+
+def test_without_projections_in_its_geometry_nothing_can_be_matched(
+    tiny: RunConfig, pairs32: Path, tmp_path: Path
+) -> None:
+    ingest_phantoms(str(tmp_path), GRID, parallel(GRID), count=4, seed=0)
+    for unpaired in ("", tmp_path):
+        with pytest.raises(ConfigError, match=r"data\.match-histograms needs projections, and .* taken"):
+            check(matching(from_radiographs(tiny, archive=pairs32, unpaired=unpaired)))
+
+
+# --- validation ---
+
+
+def validated(rank: int, world: int, archive: str, samples: int) -> dict[str, float]:
+    run = from_radiographs(x2ct_gan_tiny(), archive=archive)
+    run = replace(run, train=replace(run.train, validation_samples=samples))
+    opened = Archive(archive)
+    description = describe(run, opened)
+    network = Scaled(BackProjection(GRID, description.geometry))
+    validation = Validation(opened, run, description, rank, world, torch.device("cpu"))
+    metrics, picture = validation.run(network)
+    assert picture is not None
+    assert network.training
+    return metrics
+
+
+class Scaled(nn.Module):
+    """Back-projection at half its values."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, views: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = 0.5 * self.network(views)
+        return made
+
+
+@pytest.mark.parametrize(("world", "samples"), [(1, 1), (2, 3)])
+def test_without_ct_a_run_is_judged_by_its_projections(
+    world: int, samples: int, tmp_path: Path, tiny: RunConfig
+) -> None:
+    grid = GRID
+    rule = SplitRule((0.0, 1.0, 0.0))
+    with ArchiveWriter(str(tmp_path), grid, chest(grid), holds="radiographs", split_rule=rule) as writer:
+        for seed in range(samples):
+            images = np.stack([standardise(one) for one in radiographs(thorax(seed, grid)[0], grid, chest(grid))])
+            entry = Entry(f"p{seed}", f"p{seed}", "x", f"{seed:064x}", "", "none", {})
+            writer.add(entry, Radiographs(images))
+    archive = Archive(str(tmp_path))
+    assert len(archive.entries("val")) == samples
+    results = run_ranks(world, validated, world, str(tmp_path), samples)
+    found = []
+    for entry in archive.entries("val"):
+        views = torch.from_numpy(archive.read_array(entry, "radiographs"))[None]
+        made = (0.5 * BackProjection(grid, chest(grid))(views)).clip(0, 1)
+        one = agreement(made, views, tiny.data.window, grid, chest(grid))
+        found.append((float(one.psnr_db.mean()), float(one.residual.mean())))
+    psnr, residual = np.mean(found, axis=0)
+    for metrics in results:
+        assert list(metrics) == ["val_reprojection_psnr_db", "val_reprojection_residual"]
+        assert metrics["val_reprojection_psnr_db"] == pytest.approx(psnr, rel=1e-5)
+        assert metrics["val_reprojection_residual"] == pytest.approx(residual, rel=1e-5)
+        assert deciding(metrics) == "val_reprojection_psnr_db"
+        assert told(metrics) == f"re-projection PSNR {psnr:.2f} dB, residual {residual:.3f}"

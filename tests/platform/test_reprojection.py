@@ -1,0 +1,86 @@
+"""`raylift evaluate` on an archive of radiographs without CT compares projections, and says that it does."""
+
+import json
+
+import pytest
+import torch
+
+from raylift.datasets.archive import Archive
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.ingest_radiographs import ingest_radiographs
+from raylift.datasets.radiograph import RadiographLimits
+from raylift.models import weights
+from raylift.models.consistency import agreement
+from raylift.platform import cli
+from raylift.serve import example
+
+GRID = Grid(32, 10.0)
+
+
+@pytest.fixture(scope="module")
+def pairs(finished_run, tmp_path_factory):
+    """Two pairs of radiographs, both to test on."""
+    folder, url = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("pairs")
+    description = weights.load(finished_run / "checkpoints/step-00000008").description
+    for view, data in example.files(description).items():
+        (folder / f"a_{view}.png").write_bytes(data)
+        (folder / f"b_{view}.png").write_bytes(data + b" ")
+    limits = RadiographLimits()
+    ingest_radiographs([folder], str(url), GRID, chest(GRID), limits=limits, shares=(0.0, 0.0, 1.0))
+    return url
+
+
+@pytest.fixture(scope="module")
+def report(finished_run, pairs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    assert cli.main(["evaluate", str(finished_run), "--archive", str(pairs), "--output", str(folder)]) == 0
+    return folder
+
+
+def test_the_figures_are_of_projections_alone(finished_run, pairs, report):
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert set(metrics["mean"]) == {"model", "uniform volume", "back-projection"}
+    assert {protocol for figures in metrics["mean"].values() for protocol in figures} == {"reprojection"}
+    model = weights.load(finished_run / "checkpoints/step-00000008")
+    archive = Archive(str(pairs))
+    of = model.description
+    for entry in archive.entries():
+        views = torch.from_numpy(archive.read_array(entry, "radiographs"))[None]
+        with torch.no_grad():
+            found = agreement(model.network(views).clip(0, 1), views, of.window, of.grid, of.geometry)
+        figures = metrics["cases"][entry.id]["model"]["reprojection"]
+        assert figures["psnr_db"] == pytest.approx(float(found.psnr_db.mean()), rel=1e-5)
+        assert figures["residual"] == pytest.approx(float(found.residual.mean()), rel=1e-5)
+        assert figures["residual_lateral"] == pytest.approx(float(found.residual[0, 1]), rel=1e-5)
+
+
+def test_the_report_says_that_no_volume_was_compared(report, pairs):
+    verdict = json.loads((report / "metrics.json").read_text())["verdict"]
+    assert verdict.startswith(f"No volume was compared: {pairs} holds radiographs without CT.")
+    assert "(protocol reprojection) on 2 pairs of the test split" in verdict
+    page = (report / "report.html").read_text()
+    assert verdict in page
+    assert "No volume is compared." in page
+    assert page.count("data:image/png;base64,") == 5
+    assert "HU</th>" not in page
+    assert "Dice" not in page
+
+
+def test_a_protocol_that_needs_ct_is_refused_where_there_is_none(finished_run, pairs, capsys):
+    assert cli.main(["evaluate", str(finished_run), "--archive", str(pairs), "--protocols", "volume"]) == 2
+    said = capsys.readouterr().err
+    assert f"{pairs} holds radiographs without CT, and protocol volume needs CT: give an archive made by" in said
+
+
+def test_with_ct_projections_can_be_compared_beside_volumes(finished_run, archive32, tmp_path):
+    words = ["--archive", str(archive32), "--output", str(tmp_path), "--protocols", "volume", "reprojection"]
+    assert cli.main(["evaluate", str(finished_run), *words]) == 0
+    mean = json.loads((tmp_path / "metrics.json").read_text())["mean"]
+    assert set(mean) == {"model", "mean volume", "back-projection"}
+    assert set(mean["model"]) == {"volume", "reprojection", "segmentation"}
+
+
+def test_a_system_that_learns_from_volumes_does_not_train_on_them(pairs, capsys, tmp_path):
+    words = ["train", "x2ct-gan-tiny", "--data.archive", str(pairs), "--output", str(tmp_path / "run")]
+    assert cli.main(words) == 2
+    assert "system x2ct-gan learns from volumes and needs CT" in capsys.readouterr().err
