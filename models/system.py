@@ -9,7 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.intensity import Window
 from raylift.models.objectives.turns import Objective, VolumeNetwork
+
+DEFAULT_WINDOW = Window()
 
 
 class SystemConfig(ABC):
@@ -34,5 +37,5 @@ class SystemConfig(ABC):
         """
 
     @abstractmethod
-    def objective(self, grid: Grid, geometry: Geometry) -> Objective:
-        """The players that train it, with fresh weights."""
+    def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:
+        """The players that train it, with fresh weights, on volumes whose [0, 1] is `window` in HU."""

@@ -64,7 +64,8 @@ def estimate(run: RunConfig) -> Estimate:
         size = run.data.size
         labels = torch.zeros(micro, 1, size, size, size, dtype=torch.uint8) if run.system.needs_labels else None
         views = torch.rand(micro, len(run.system.views), size, size)
-        batch = Batch(torch.rand(micro, 1, size, size, size), views, labels=labels)
+        volume, unpaired = torch.rand(2, micro, 1, size, size, size)
+        batch = Batch(volume, views, labels=labels, unpaired=unpaired)
         precision = torch.autocast("cpu", torch.bfloat16) if run.engine.precision == "bf16" else nullcontext()
         carried: dict[str, Tensor] = {}
         activations = 0
