@@ -116,10 +116,12 @@ def test_slim_networks_are_small_and_published_ones_give_cubes(name):
         # X2CT-GAN's with one view less: a volume alone.
         ("cyclegan-b", "volume_discriminator", 11_051_073 - 64 * 4**3),
         ("cyclegan-b", "view_discriminator", 660_545),
+        ("cyclegan-b", "generator", 23_241_089),
+        ("cgan-128", "generator", 31_141_985),
     ],
 )
-def test_discriminators_have_the_published_layers(name, player, count):
-    grid = Grid(64)
+def test_published_networks_have_their_layers(name, player, count):
+    grid = Grid(128)
     with torch.device("meta"):
         networks = SYSTEMS[name]().objective(grid, chest(grid)).networks()
     assert parameters(networks[player]) == count
