@@ -12,6 +12,7 @@ of which the two coarser ones have windows of 4 voxels; DPM-Solver++ for samplin
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,10 +31,10 @@ from raylift.models.triplane import TriPlane, TriPlaneConfig
 
 
 @dataclass(frozen=True)
-class DiffuX2CT(SystemConfig):
-    """Settings; the defaults are for 128 voxels a side on a GPU."""
+class TriPlaneSystem(SystemConfig):
+    """Settings of a denoiser under a tri-plane condition; the defaults are for 128 voxels a side on a GPU."""
 
-    name: Literal["diffux2ct"] = "diffux2ct"
+    name: str = ""
     views: tuple[str, ...] = ("frontal", "lateral")
     """Names of views of the archive's geometry that look along an axis."""
     triplane: TriPlaneConfig = field(default_factory=TriPlaneConfig)
@@ -45,28 +46,46 @@ class DiffuX2CT(SystemConfig):
     checkpointing: bool = False
     """Whether activations are dropped after the forward pass and computed again in the backward pass."""
 
-    def reconstructor(self, grid: Grid, geometry: Geometry) -> ConditionalDiffusion:
+    @abstractmethod
+    def reconstructor(self, grid: Grid, geometry: Geometry) -> TriPlaneDiffusion:
         """Tri-planes and the denoiser."""
-        return VolumeDiffusion(self, grid, geometry)
 
     def objective(self, grid: Grid, geometry: Geometry) -> Objective:
         """One player."""
         return denoising_objective(self.reconstructor(grid, geometry), self.loss)
 
 
-class VolumeDiffusion(ConditionalDiffusion):
-    """A diffusion of volumes brought to [-1, 1]."""
+@dataclass(frozen=True)
+class DiffuX2CT(TriPlaneSystem):
+    """The volume itself is denoised."""
 
-    def __init__(self, system: DiffuX2CT, grid: Grid, geometry: Geometry) -> None:
-        super().__init__(system.diffusion, system.draw, limit=1.0, shape=(1, grid.size))
-        self.sizes = system.denoiser.sizes(grid.size)
+    name: Literal["diffux2ct"] = "diffux2ct"
+
+    def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeDiffusion:
+        """Tri-planes and a denoiser of volumes."""
+        return VolumeDiffusion(self, grid, geometry, limit=1.0, shape=(1, grid.size))
+
+
+class TriPlaneDiffusion(ConditionalDiffusion):
+    """A denoiser whose condition is the implicit decoder's answer at each of its sizes."""
+
+    def __init__(
+        self, system: TriPlaneSystem, grid: Grid, geometry: Geometry, limit: float, shape: tuple[int, int]
+    ) -> None:
+        super().__init__(system.diffusion, system.draw, limit, shape)
+        channels, size = shape
+        self.sizes = system.denoiser.sizes(size)
         self.triplane = TriPlane(system.triplane, system.views, grid, geometry, system.checkpointing)
-        self.denoiser = Denoiser(system.denoiser, 1, system.triplane.condition, system.checkpointing)
+        self.denoiser = Denoiser(system.denoiser, channels, system.triplane.condition, system.checkpointing)
 
     def condition(self, radiographs: Float[Tensor, "n views rows columns"]) -> Condition:
-        """The implicit decoder's answer at every size of the denoiser."""
+        """Finest first."""
         made: Condition = self.triplane(radiographs, self.sizes)
         return made
+
+
+class VolumeDiffusion(TriPlaneDiffusion):
+    """A diffusion of volumes brought to [-1, 1]."""
 
     def learn(self, volume: Float[Tensor, "n 1 d h w"]) -> tuple[Data, dict[str, Tensor]]:
         """Nothing has to be learned about them."""

@@ -10,11 +10,13 @@ from raylift.datasets.geometry import Grid, View, chest
 from raylift.datasets.intensity import Window
 from raylift.datasets.stream import Batch
 from raylift.models import weights
+from raylift.models.autoencoder import Autoencoder, AutoencoderConfig
 from raylift.models.denoisers import DenoiserConfig, _fold, _unfold
 from raylift.models.drawing import Draw
 from raylift.models.encoders import EncoderConfig
 from raylift.models.objectives.diffusion import DenoisingLoss
-from raylift.models.systems.diffux2ct import DiffuX2CT
+from raylift.models.systems.diffux2ct import DiffuX2CT, VolumeDiffusion
+from raylift.models.systems.latent_diffusion import LatentDiffusion
 from raylift.models.triplane import ImplicitDecoder, TriPlaneConfig, resized, seen
 from raylift.models.zoo import SYSTEMS, parameters
 from raylift.platform.config import OptimiserConfig
@@ -22,7 +24,7 @@ from raylift.platform.presets.catalogue import PRESETS
 
 GRID = Grid(32, 10.0)
 GEOMETRY = chest(GRID)
-TINY = {"diffux2ct": PRESETS["diffux2ct-tiny"]().system}
+TINY = {name: PRESETS[f"{name}-tiny"]().system for name in ("diffux2ct", "latent-diffusion")}
 
 
 def batch(views=2, n=2):
@@ -89,19 +91,18 @@ def test_the_loss_is_the_noise_error_and_a_thousandth_of_the_projections():
     assert float(logs["epsilon_mse"]) == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_the_projection_loss_alone_reaches_the_denoiser(name):
+def test_the_projection_loss_alone_reaches_the_denoiser():
     torch.manual_seed(0)
     gradients = []
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
-        objective = replace(TINY[name], loss=DenoisingLoss(projection=weight)).objective(GRID, GEOMETRY)
+        objective = replace(TINY["diffux2ct"], loss=DenoisingLoss(projection=weight)).objective(GRID, GEOMETRY)
         objective.players["denoiser"](batch(), {})[0].backward()
         gradients.append(objective.reconstructor.denoiser.leave[-1].weight.grad)
     assert float((gradients[1] - gradients[0]).norm()) > 0.01 * float(gradients[0].norm())
 
 
-STEPS = {"diffux2ct": 100}
+STEPS = {"diffux2ct": 100, "latent-diffusion": 150}
 
 
 @pytest.fixture(scope="module", params=list(TINY))
@@ -159,10 +160,8 @@ def test_called_it_draws_as_its_settings_say(overfitted):
 
 def test_a_saved_network_draws_what_it_drew(overfitted, tmp_path):
     # Window attention counts relative positions in a buffer, which must come back as integers.
-    system = next(system for name, system in TINY.items() if name == "diffux2ct")
-    description = weights.Description(system, GRID, GEOMETRY, Window())
-    if type(overfitted).__name__ != "VolumeDiffusion":
-        description = replace(description, system=TINY["latent-diffusion"])
+    name = "diffux2ct" if isinstance(overfitted, VolumeDiffusion) else "latent-diffusion"
+    description = weights.Description(TINY[name], GRID, GEOMETRY, Window())
     weights.save(tmp_path, overfitted.state_dict(), description)
     loaded = weights.load(tmp_path).network
     for name, tensor in overfitted.state_dict().items():
@@ -280,6 +279,9 @@ def test_patches_become_channels_and_come_back(patch):
         (lambda: DenoisingLoss(ema_decay=1.0), "decay in"),
         (lambda: DenoiserConfig().sizes(44), "multiple of 8 from 16 up, fewer denoiser.channels"),
         (lambda: DiffuX2CT().reconstructor(Grid(40), chest(Grid(40))), "multiple of 16 from 32 up, or fewer stages"),
+        (lambda: LatentDiffusion(loss=DenoisingLoss()), "latents have no projections"),
+        (lambda: AutoencoderConfig(latent=0), "must be 1 or more"),
+        (lambda: LatentDiffusion().reconstructor(Grid(66), chest(Grid(66))), "use a multiple of 4"),
         (lambda: DiffuX2CT(views=("frontal", "frontal")).reconstructor(Grid(64), chest(Grid(64))), "each once"),
         (lambda: DiffuX2CT(views=("skyline",)).reconstructor(Grid(64), chest(Grid(64))), "no view 'skyline'"),
     ],
@@ -299,3 +301,31 @@ def test_the_condition_may_be_that_of_any_encoder():
     planes = replace(TINY["diffux2ct"].triplane, encoder=EncoderConfig("hourglass", stem=4, layers=(1, 1)))
     network = replace(TINY["diffux2ct"], triplane=planes).reconstructor(GRID, GEOMETRY)
     assert network.draw(batch().views, Draw("ddim", 1)).shape == (2, 1, 32, 32, 32)
+
+
+def test_latents_are_a_quarter_as_large_and_normalised_for_every_volume():
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        assert LatentDiffusion().reconstructor(Grid(128), chest(Grid(128))).shape == (8, 32)
+    coder = Autoencoder(AutoencoderConfig((8, 8), 4))
+    volumes = torch.rand(3, 1, 32, 32, 32) * torch.tensor([0.01, 0.5, 1.0]).reshape(3, 1, 1, 1, 1)
+    with torch.no_grad():
+        mean, log_variance = coder.encode(volumes)
+    assert mean.shape == log_variance.shape == (3, 4, 8, 8, 8)
+    torch.testing.assert_close(mean.mean(dim=(1, 2, 3, 4)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(mean.square().mean(dim=(1, 2, 3, 4)), torch.ones(3), atol=0.01, rtol=0)
+    assert float(log_variance.max()) < -4
+
+
+def test_the_denoiser_teaches_the_autoencoder_nothing_and_the_autoencoder_the_denoiser_nothing():
+    torch.manual_seed(0)
+    network = TINY["latent-diffusion"].reconstructor(GRID, GEOMETRY)
+    latents, losses = network.learn(batch().volume)
+    assert not latents.requires_grad
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in network.autoencoder.parameters())
+    assert all(p.grad is None for p in (*network.denoiser.parameters(), *network.triplane.parameters()))
+    # No state that training changes but the weights: nothing that ranks could disagree on.
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    network.learn(batch().volume * 0.1)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
