@@ -15,14 +15,16 @@ from raylift.models.systems.cgan import cgan_128
 from raylift.models.systems.cnn3d import cnn3d
 from raylift.models.systems.cvaa import cvaa_gan
 from raylift.models.systems.cyclegan import cyclegan_b, cyclegan_f
+from raylift.models.systems.diffux2ct import DiffuX2CT
 from raylift.models.systems.duolift import duolift_cnn, duolift_gan
+from raylift.models.systems.latent_diffusion import LatentDiffusion
 from raylift.models.systems.psr import psr
 from raylift.models.systems.trct import trct_gan
 from raylift.models.systems.u_x2ct import u_x2ctgan
 from raylift.models.systems.x2ct import x2ct_cnn, x2ct_gan
 from raylift.models.systems.x_recon import x_recon
 
-System = Composition | Reprojected | CycleGan
+System = Composition | Reprojected | CycleGan | DiffuX2CT | LatentDiffusion
 """The settings of any system: a union of its families, told apart by their names."""
 
 register_union(System, tag="name", otherwise=Composition)
@@ -41,6 +43,8 @@ SYSTEMS: dict[str, Callable[[], System]] = {
     "cyclegan-b": cyclegan_b,
     "cyclegan-f": cyclegan_f,
     "cgan-128": cgan_128,
+    "diffux2ct": DiffuX2CT,
+    "latent-diffusion": LatentDiffusion,
 }
 """The systems at their published settings."""
 
@@ -72,7 +76,8 @@ LITERATURE = (
     Published("DuoLift-CNN", "Zhang and Ying 2024, arXiv 2411.07941", "1 or 2", "regression", "duolift-cnn"),
     Published("X-Recon", "Wang et al. 2024, arXiv 2407.15356", "2", "GAN", "x-recon", size=224, spacing_mm=1.6),
     Published("TRCT-GAN", "Wang et al. 2023, DSP 140:104123", "2", "GAN", "trct-gan"),
-    Published("DiffuX2CT", "arXiv 2407.13545", "2", "diffusion"),
+    Published("DiffuX2CT", "Liu et al. 2024, arXiv 2407.13545", "2", "diffusion", "diffux2ct"),
+    Published("latent DiffuX2CT", "none: DiffuX2CT's condition on latents", "2", "diffusion", "latent-diffusion"),
     Published("u-X2CTGAN", UNSUPERVISED, "2", "from X-rays alone", "u-x2ctgan"),
     Published("CycleGAN-B", UNSUPERVISED, "2", "from X-rays alone", "cyclegan-b", size=64, spacing_mm=5.0),
     Published("CycleGAN-F", UNSUPERVISED, "1", "from X-rays alone", "cyclegan-f", size=64, spacing_mm=5.0),

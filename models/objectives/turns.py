@@ -60,6 +60,8 @@ class Objective:
     players: dict[str, Player]
     notes: tuple[str, ...] = ()
     """What a reader of the log has to know."""
+    ema_decay: float = 0.0
+    """Of the moving average of the first player's weights, which is what is validated and exported; 0 for none."""
 
     @property
     def reconstructor(self) -> nn.Module:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raylift.datasets.errors import ConfigError
 from raylift.platform.config import RunConfig, from_yaml
-from raylift.platform.presets import compositions, radiographs
+from raylift.platform.presets import compositions, diffusion, radiographs
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "psr": compositions.psr_frontal,
@@ -21,6 +21,8 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "duolift-cnn": compositions.duolift_cnn_biplanar,
     "x-recon": compositions.x_recon_biplanar,
     "trct-gan": compositions.trct_gan_biplanar,
+    "diffux2ct": diffusion.diffux2ct_biplanar,
+    "latent-diffusion": diffusion.latent_diffusion_biplanar,
     "u-x2ctgan": radiographs.u_x2ctgan_biplanar,
     "cyclegan-b": radiographs.cyclegan_biplanar,
     "cyclegan-f": radiographs.cyclegan_frontal,
@@ -35,11 +37,15 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "duolift-cnn-slim": compositions.duolift_cnn_slim,
     "x-recon-slim": compositions.x_recon_slim,
     "trct-gan-slim": compositions.trct_gan_slim,
+    "diffux2ct-slim": diffusion.diffux2ct_slim,
+    "latent-diffusion-slim": diffusion.latent_diffusion_slim,
     "u-x2ctgan-slim": radiographs.u_x2ctgan_slim,
     "cyclegan-b-slim": radiographs.cyclegan_b_slim,
     "cyclegan-f-slim": radiographs.cyclegan_f_slim,
     "cgan-128-slim": radiographs.cgan_128_slim,
     "x2ct-gan-tiny": compositions.x2ct_gan_tiny,
+    "diffux2ct-tiny": diffusion.diffux2ct_tiny,
+    "latent-diffusion-tiny": diffusion.latent_diffusion_tiny,
 }
 
 

@@ -1,0 +1,92 @@
+"""Quality and time against sampling steps, for each sampler, of a trained diffusion system on the scans of a split.
+
+All draws of a scan begin with the same noise. The first line of the table is the mean training volume, which knows
+nothing of the radiographs; the last says the fewest steps that lose less than 0.1 dB to the best of all.
+
+    python benchmarks/sampling_steps.py --model runs/diffux2ct --archive data/phantoms [--steps 4 8 16] [--split test]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raylift.datasets.archive import Archive
+from raylift.datasets.stream import load
+from raylift.models import baselines, weights
+from raylift.models.drawing import Draw, DrawingNetwork
+from raylift.models.metrics import PROTOCOLS
+from raylift.models.sampling import SAMPLERS
+from raylift.platform import runs
+from raylift.platform.evaluate import matching_views
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from conditions import header, table
+
+LOSS_DB = 0.1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="a run, a checkpoint or an exported folder")
+    parser.add_argument("--archive", required=True)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS))
+    parser.add_argument("--scans", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model, archive = weights.load(runs.checkpoint_of(options.model)), Archive(options.archive)
+    network, views, window = model.network, matching_views(model, archive), model.description.window
+    if not isinstance(network, DrawingNetwork):
+        parser.error(f"{model.description.system.name} computes its volumes and draws none")
+    test = load(archive, archive.entries(options.split)[: options.scans], window, views)
+
+    def measured(draw: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
+        """Mean PSNR, mean SSIM and seconds a volume."""
+        began = time.perf_counter()
+        with torch.no_grad():
+            made = torch.cat([draw(test.views[k : k + 1]) for k in range(len(test.views))])
+        seconds = (time.perf_counter() - began) / len(made)
+        hu = [window.to_hu(volumes[:, 0].float()).numpy().astype(np.float32) for volumes in (made, test.volume)]
+        figures = [PROTOCOLS["volume"].evaluate(one, truth) for one, truth in zip(*hu, strict=True)]
+        return fmean(f["psnr_db"] for f in figures), fmean(f["ssim"] for f in figures), seconds
+
+    train = (load(archive, [entry], window, views) for entry in archive.entries("train"))
+    mean = baselines.fit(train, model.description.grid, model.description.geometry)["mean volume"]
+    header("sampling_steps")
+    best: dict[int, float] = {}
+    rows = [["mean training volume", "", *cells(measured(mean))]]
+    for sampler in options.samplers:
+        for steps in options.steps:
+            settings = Draw(sampler, steps)
+            got = measured(lambda radiographs, settings=settings: network.draw(radiographs, settings))
+            best[steps] = max(best.get(steps, -np.inf), got[0])
+            rows.append([sampler, str(steps), *cells(got)])
+    description = model.description
+    title = (
+        f"{description.system.name}, {description.grid.size}^3, after {description.provenance.get('step', '?')} steps, "
+        f"batch 1, threads {options.threads}; protocol volume, mean over {len(test.views)} scans, {options.split} split"
+    )
+    table(title, ["sampler", "steps", "PSNR, dB", "SSIM", "seconds a volume"], rows)
+    enough = min(steps for steps, db in best.items() if db > max(best.values()) - LOSS_DB)
+    print(f"Fewest steps that lose less than {LOSS_DB} dB to the best: {enough}.")
+    return 0
+
+
+def cells(figures: tuple[float, float, float]) -> list[str]:
+    psnr, ssim, seconds = figures
+    return [f"{psnr:.2f}", f"{ssim:.3f}", f"{seconds:.2f}"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
