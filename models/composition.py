@@ -23,7 +23,7 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.models.blocks import initialise
 from raylift.models.decoders import Build, DecoderConfig, DecoderName, GrowingDecoder, ViewDecoder
 from raylift.models.discriminators import DiscriminatorConfig
-from raylift.models.encoders import EncoderConfig
+from raylift.models.encoders import EncoderConfig, at_size
 from raylift.models.fusion import FusionConfig
 from raylift.models.lifting import LiftingConfig
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
@@ -173,10 +173,7 @@ class Reconstructor(VolumeNetwork):
 
     def volumes(self, radiographs: Float[Tensor, "n views rows columns"]) -> list[Float[Tensor, "n 1 d h w"]]:
         """The reconstruction, then auxiliary volumes if deep supervision has a weight."""
-        if radiographs.shape[-1] != self.size:
-            radiographs = nn.functional.interpolate(
-                radiographs, size=(self.size, self.size), mode="bilinear", antialias=True
-            )
+        radiographs = at_size(radiographs, self.size)
         branches = list(self.branches) * (len(self.rays) if len(self.branches) == 1 else 1)
         lifted = [
             branch(radiographs[:, k : k + 1], rays)

@@ -66,6 +66,13 @@ class EncoderConfig:
         return DenseEncoder(self, recompute)
 
 
+def at_size(radiographs: Float[Tensor, "n views rows columns"], size: int) -> Float[Tensor, "n views s s"]:
+    """Radiographs of so many pixels a side."""
+    if radiographs.shape[2:] == (size, size):
+        return radiographs
+    return F.interpolate(radiographs, size=(size, size), mode="bilinear", antialias=True)
+
+
 class ImageEncoder(nn.Module):
     """The radiograph as it is."""
 

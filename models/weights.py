@@ -63,14 +63,19 @@ class Model:
 def save(folder: Path, network_state: dict[str, torch.Tensor], description: Description) -> str:
     """Write the two files and return the SHA-256 of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    # float() and contiguous() leave fp32 tensors as they are; clone() parts those that share memory.
-    state = {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in network_state.items()}
+    state = {name: _to_store(tensor) for name, tensor in network_state.items()}
     safetensors.torch.save_file(state, folder / WEIGHTS_FILE)
     sha256 = file_sha256(folder / WEIGHTS_FILE)
     head = {"format": FORMAT, "version": FORMAT_VERSION, "written_by": f"raylift {__version__}", "sha256": sha256}
     text = json.dumps({**head, "model": to_plain(description)}, indent=1)
     (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
     return sha256
+
+
+def _to_store(tensor: torch.Tensor) -> torch.Tensor:
+    """In fp32 unless it counts something, on the CPU, in memory of its own."""
+    tensor = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+    return tensor.cpu().contiguous().clone()
 
 
 def describe(folder: Path) -> tuple[Description, str]:

@@ -11,13 +11,14 @@ from raylift.datasets.plain import register_union
 from raylift.models.composition import Composition
 from raylift.models.systems.cnn3d import cnn3d
 from raylift.models.systems.cvaa import cvaa_gan
+from raylift.models.systems.diffux2ct import DiffuX2CT
 from raylift.models.systems.duolift import duolift_cnn, duolift_gan
 from raylift.models.systems.psr import psr
 from raylift.models.systems.trct import trct_gan
 from raylift.models.systems.x2ct import x2ct_cnn, x2ct_gan
 from raylift.models.systems.x_recon import x_recon
 
-System = Composition
+System = Composition | DiffuX2CT
 """The settings of any system: a union of its families, told apart by their names."""
 
 register_union(System, tag="name", otherwise=Composition)
@@ -32,6 +33,7 @@ SYSTEMS: dict[str, Callable[[], System]] = {
     "duolift-cnn": duolift_cnn,
     "x-recon": x_recon,
     "trct-gan": trct_gan,
+    "diffux2ct": DiffuX2CT,
 }
 """The systems at their published settings."""
 
@@ -61,7 +63,7 @@ LITERATURE = (
     Published("DuoLift-CNN", "Zhang and Ying 2024, arXiv 2411.07941", "1 or 2", "regression", "duolift-cnn"),
     Published("X-Recon", "Wang et al. 2024, arXiv 2407.15356", "2", "GAN", "x-recon", size=224, spacing_mm=1.6),
     Published("TRCT-GAN", "Wang et al. 2023, DSP 140:104123", "2", "GAN", "trct-gan"),
-    Published("DiffuX2CT", "arXiv 2407.13545", "2", "diffusion"),
+    Published("DiffuX2CT", "Liu et al. 2024, arXiv 2407.13545", "2", "diffusion", "diffux2ct"),
     Published("u-X2CTGAN", "unsupervised GANs for 2-D to 3-D", "2", "from X-rays alone"),
     Published("CycleGAN-B, CycleGAN-F", "unsupervised GANs for 2-D to 3-D", "2, 1", "from X-rays alone"),
     Published("cGAN-128", "unsupervised GANs for 2-D to 3-D", "2", "from X-rays alone"),

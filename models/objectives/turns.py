@@ -52,6 +52,8 @@ class Objective:
     """The players of a system by name, in the order of their turns; the first one's network makes volumes."""
 
     players: dict[str, Player]
+    ema_decay: float = 0.0
+    """Of the moving average of the first player's weights, which is what is validated and exported; 0 for none."""
 
     @property
     def reconstructor(self) -> nn.Module:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raylift.datasets.errors import ConfigError
 from raylift.platform.config import RunConfig, from_yaml
-from raylift.platform.presets import compositions
+from raylift.platform.presets import compositions, diffusion
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "psr": compositions.psr_frontal,
@@ -21,6 +21,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "duolift-cnn": compositions.duolift_cnn_biplanar,
     "x-recon": compositions.x_recon_biplanar,
     "trct-gan": compositions.trct_gan_biplanar,
+    "diffux2ct": diffusion.diffux2ct_biplanar,
     "psr-slim": compositions.psr_slim,
     "3dcnn-slim": compositions.cnn3d_slim,
     "x2ct-gan-slim": compositions.x2ct_gan_slim,
@@ -31,7 +32,9 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "duolift-cnn-slim": compositions.duolift_cnn_slim,
     "x-recon-slim": compositions.x_recon_slim,
     "trct-gan-slim": compositions.trct_gan_slim,
+    "diffux2ct-slim": diffusion.diffux2ct_slim,
     "x2ct-gan-tiny": compositions.x2ct_gan_tiny,
+    "diffux2ct-tiny": diffusion.diffux2ct_tiny,
 }
 
 

@@ -1,0 +1,46 @@
+"""Runs of the diffusion systems: for a GPU, and slim for two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from raylift.models.denoisers import DenoiserConfig
+from raylift.models.diffusion import DiffusionConfig
+from raylift.models.encoders import EncoderConfig
+from raylift.models.systems.diffux2ct import DiffuX2CT
+from raylift.models.triplane import TriPlaneConfig
+from raylift.platform.config import OptimiserConfig, RunConfig
+from raylift.platform.presets.budgets import on_gpu, on_two_cores
+
+ADAM = OptimiserConfig(rate=2e-4, beta_1=0.9, beta_2=0.999)
+"""Of the public re-implementation of Diff2CT; DiffuX2CT's is not published."""
+SLIM_PLANES = TriPlaneConfig(
+    EncoderConfig(stem=16, growth=8, bottleneck=32, layers=(2, 3, 3)), channels=16, hidden=32, layers=1, condition=16
+)
+SLIM_DENOISER = DenoiserConfig(channels=(32, 48, 64), blocks=1, plain_sizes=1, patch=2)
+FAST = DiffusionConfig(schedule="cosine", prediction="sample")
+"""What learns in minutes; noise alone takes many times as long to say where the patient is."""
+
+
+def diffux2ct_biplanar() -> RunConfig:
+    """DiffuX2CT at 128^3: noise prediction, projection loss of 1/T; in bf16 with checkpointing."""
+    run = on_gpu(DiffuX2CT(checkpointing=True))
+    return replace(
+        run,
+        optimiser=ADAM,
+        engine=replace(run.engine, precision="bf16", gradient_clip=1.0),
+        train=replace(run.train, steps=100_000),
+    )
+
+
+def diffux2ct_slim() -> RunConfig:
+    """DiffuX2CT with 1.4 million parameters at 64^3, which tells the volume instead of the noise, for two CPU cores."""
+    run = on_two_cores(DiffuX2CT(triplane=SLIM_PLANES, denoiser=SLIM_DENOISER, diffusion=FAST))
+    return replace(run, optimiser=replace(ADAM, rate=1e-3))
+
+
+def diffux2ct_tiny() -> RunConfig:
+    """The slim DiffuX2CT at 32^3: seconds a run, for tests and for trying a cluster."""
+    run = diffux2ct_slim()
+    train = replace(run.train, steps=20, batch=4, validate_every=10, log_every=5, validation_samples=2)
+    return replace(run, data=replace(run.data, size=32), train=train)

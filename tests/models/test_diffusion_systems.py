@@ -1,0 +1,301 @@
+"""Diffusion systems: they train in every part, overfit, tell inputs apart, and draw the same volume every time."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Grid, View, chest
+from raylift.datasets.intensity import Window
+from raylift.datasets.stream import Batch
+from raylift.models import weights
+from raylift.models.denoisers import DenoiserConfig, _fold, _unfold
+from raylift.models.drawing import Draw
+from raylift.models.encoders import EncoderConfig
+from raylift.models.objectives.diffusion import DenoisingLoss
+from raylift.models.systems.diffux2ct import DiffuX2CT
+from raylift.models.triplane import ImplicitDecoder, TriPlaneConfig, resized, seen
+from raylift.models.zoo import SYSTEMS, parameters
+from raylift.platform.config import OptimiserConfig
+from raylift.platform.presets.catalogue import PRESETS
+
+GRID = Grid(32, 10.0)
+GEOMETRY = chest(GRID)
+TINY = {"diffux2ct": PRESETS["diffux2ct-tiny"]().system}
+
+
+def batch(views=2, n=2):
+    generator = torch.Generator().manual_seed(1)
+    return Batch(
+        torch.rand(n, 1, 32, 32, 32, generator=generator), torch.rand(n, views, 32, 32, generator=generator), ("x",) * n
+    )
+
+
+def two_boxes() -> Batch:
+    """Two volumes that differ, with their projections as radiographs."""
+    volume = torch.zeros(2, 1, 32, 32, 32)
+    volume[0, :, 8:20, 6:18, 4:16] = 0.8
+    volume[1, :, 14:28, 12:26, 14:28] = 0.8
+    views = torch.stack([volume.mean(dim=3)[:, 0], volume.mean(dim=4)[:, 0]], dim=1)
+    return Batch(volume, views / views.max())
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("size", [64, 128])
+def test_a_published_network_gives_cubes_of_its_grid(name, size):
+    system, grid = SYSTEMS[name](), Grid(size)
+    with torch.device("meta"):
+        made = system.reconstructor(grid, chest(grid))(torch.empty(1, 2, size, size))
+    assert made.shape == (1, 1, size, size, size)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_slim_network_has_some_two_million_parameters_at_most(name):
+    grid = Grid(64)
+    with torch.device("meta"):
+        assert parameters(PRESETS[f"{name}-slim"]().system.reconstructor(grid, chest(grid))) < 2_200_000
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_part_gets_gradients_from_one_view_and_from_two(name, count):
+    torch.manual_seed(0)
+    system = replace(TINY[name], views=("frontal", "lateral")[:count])
+    objective = system.objective(GRID, GEOMETRY)
+    assert list(objective.players) == ["denoiser"]
+    # The last convolution starts at zero and passes nothing back until it has stepped.
+    with torch.no_grad():
+        for parameter in objective.reconstructor.denoiser.leave.parameters():
+            parameter.normal_(0, 0.02)
+    loss, logs, carried = objective.players["denoiser"](batch(count), {})
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert carried == {}
+    assert all(torch.isfinite(value) and not value.requires_grad for value in logs.values())
+    without = [key for key, p in objective.reconstructor.named_parameters() if p.grad is None or not p.grad.any()]
+    # What stands before a norm over its own channel alone has no say.
+    assert [key for key in without if not key.endswith("stem.0.bias")] == []
+
+
+def test_the_loss_is_the_noise_error_and_a_thousandth_of_the_projections():
+    torch.manual_seed(0)
+    objective = replace(TINY["diffux2ct"], diffusion=DiffuX2CT().diffusion).objective(GRID, GEOMETRY)
+    with torch.no_grad():
+        loss, logs, _ = objective.players["denoiser"](batch(), {})
+    assert DiffuX2CT().loss.projection == 1 / DiffuX2CT().diffusion.timesteps
+    assert float(loss) == pytest.approx(float(logs["epsilon_mse"] + logs["projection_l1"] / 1000))
+    # A network that tells zero is off by the noise, whose variance is one.
+    assert float(logs["epsilon_mse"]) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_projection_loss_alone_reaches_the_denoiser(name):
+    torch.manual_seed(0)
+    gradients = []
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        objective = replace(TINY[name], loss=DenoisingLoss(projection=weight)).objective(GRID, GEOMETRY)
+        objective.players["denoiser"](batch(), {})[0].backward()
+        gradients.append(objective.reconstructor.denoiser.leave[-1].weight.grad)
+    assert float((gradients[1] - gradients[0]).norm()) > 0.01 * float(gradients[0].norm())
+
+
+STEPS = {"diffux2ct": 100}
+
+
+@pytest.fixture(scope="module", params=list(TINY))
+def overfitted(request):
+    """A network after some steps of Adam on two volumes, the rate constant, then falling to zero."""
+    torch.manual_seed(0)
+    objective = TINY[request.param].objective(GRID, GEOMETRY)
+    data = two_boxes()
+    optimiser = torch.optim.Adam(objective.reconstructor.parameters())
+    rates, steps = OptimiserConfig(rate=1.5e-3), STEPS[request.param]
+    losses = []
+    for step in range(steps):
+        optimiser.zero_grad()
+        optimiser.param_groups[0]["lr"] = rates.rate_at(step, steps)
+        loss, _, _ = objective.players["denoiser"](data, {})
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-10:]) < sum(losses[:10]) / 4, losses
+    return objective.reconstructor.eval()
+
+
+def test_it_overfits_two_volumes_and_does_not_answer_with_their_mean(overfitted):
+    data = two_boxes()
+    truth, made = data.volume, overfitted(data.views)
+    between = (truth[0] - truth[1]).square().mean()
+    assert (made[0] - made[1]).square().mean() > 0.25 * between
+    # Nearer to its own truth than the mean of both is.
+    assert (made - truth).square().mean() < 0.5 * (truth.mean(dim=0) - truth).square().mean()
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "multistep"])
+def test_a_draw_depends_on_radiographs_and_seed_and_not_on_the_rest_of_the_batch(overfitted, sampler):
+    views = torch.cat([two_boxes().views, two_boxes().views.flip(0) * 0.9])
+    settings = Draw(sampler, 4, seed=11)
+    four = overfitted.draw(views, settings)
+    torch.manual_seed(123)
+    again = overfitted.draw(views, settings)
+    assert torch.equal(four, again)
+    for k in range(4):
+        torch.testing.assert_close(overfitted.draw(views[k : k + 1], settings), four[k : k + 1], atol=1e-4, rtol=1e-4)
+    other = overfitted.draw(views, replace(settings, seed=12))
+    assert float((other - four).abs().max()) > 1e-3
+    assert float((other - four).abs().max()) > 100 * float((again - four).abs().max())
+
+
+def test_called_it_draws_as_its_settings_say(overfitted):
+    views = two_boxes().views
+    settings, overfitted.settings = overfitted.settings, Draw("ddim", 3, 5)
+    try:
+        assert torch.equal(overfitted(views), overfitted.draw(views, Draw("ddim", 3, 5)))
+    finally:
+        overfitted.settings = settings
+
+
+def test_a_saved_network_draws_what_it_drew(overfitted, tmp_path):
+    # Window attention counts relative positions in a buffer, which must come back as integers.
+    system = next(system for name, system in TINY.items() if name == "diffux2ct")
+    description = weights.Description(system, GRID, GEOMETRY, Window())
+    if type(overfitted).__name__ != "VolumeDiffusion":
+        description = replace(description, system=TINY["latent-diffusion"])
+    weights.save(tmp_path, overfitted.state_dict(), description)
+    loaded = weights.load(tmp_path).network
+    for name, tensor in overfitted.state_dict().items():
+        assert loaded.state_dict()[name].dtype == tensor.dtype, name
+    views = two_boxes().views
+    assert torch.equal(loaded(views), overfitted(views))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_each_view_reaches_the_volume(name):
+    torch.manual_seed(0)
+    network = TINY[name].reconstructor(GRID, GEOMETRY)
+    with torch.no_grad():
+        network.denoiser.leave[-1].weight.normal_(0, 0.05)
+    views = torch.rand(1, 2, 32, 32)
+    settings = Draw("ddim", 2)
+    for view in range(2):
+        changed = views.clone()
+        changed[:, view] = changed[:, view].flip(-1)
+        assert not torch.allclose(network.draw(views, settings), network.draw(changed, settings), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        objective = replace(TINY[name], checkpointing=checkpointing).objective(GRID, GEOMETRY)
+        with torch.no_grad():
+            objective.reconstructor.denoiser.leave[-1].weight.normal_(0, 0.05)
+        torch.manual_seed(1)
+        loss, _, _ = objective.players["denoiser"](batch(), {})
+        loss.backward()
+        named = objective.reconstructor.named_parameters()
+        gradients.append({"loss": loss.detach(), **{key: p.grad for key, p in named}})
+    plain, recomputed = gradients
+    for key, gradient in plain.items():
+        torch.testing.assert_close(recomputed[key], gradient, atol=1e-6, rtol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32(name):
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        objective = TINY[name].objective(GRID, GEOMETRY)
+        with torch.no_grad():
+            objective.reconstructor.denoiser.leave[-1].weight.normal_(0, 0.05)
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _, _ = objective.players["denoiser"](batch(), {})
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_radiographs_of_another_size_are_brought_to_the_volumes():
+    network = TINY["diffux2ct"].reconstructor(GRID, GEOMETRY)
+    assert network.draw(torch.rand(1, 2, 50, 50), Draw("ddim", 1)).shape == (1, 1, 32, 32, 32)
+
+
+@pytest.mark.parametrize(("axis", "own"), [(3, 3), (4, 4)])
+def test_a_plane_sees_a_view_as_the_mean_of_the_repeated_volume(axis, own):
+    image = torch.rand(2, 3, 6, 6)
+    volume = image.unsqueeze(axis).expand(*image.shape[:2], 6, 6, 6)
+    for normal in (2, 3, 4):
+        torch.testing.assert_close(seen(image, axis, normal), volume.mean(dim=normal))
+    assert torch.equal(seen(image, axis, own), image)
+
+
+def test_the_implicit_decoder_is_a_network_of_the_planes_and_the_point_side_by_side():
+    torch.manual_seed(0)
+    config = TriPlaneConfig(channels=4, hidden=8, condition=5)
+    decoder = ImplicitDecoder(config)
+    planes, along = [torch.rand(2, 4, 6, 6) for _ in range(3)], torch.rand(6, 13)
+    made = decoder(*planes, along)
+    assert made.shape == (2, 5, 6, 6, 6)
+    d, h, w = 1, 4, 2
+    axial, coronal, sagittal = planes
+    given = torch.cat(
+        [axial[:, :, h, w], coronal[:, :, d, w], sagittal[:, :, d, h], along[[d, h, w]].flatten().expand(2, -1)], dim=1
+    )
+    matrix = torch.cat(
+        [*(layer.weight.flatten(1) for layer in decoder.planes), *(layer.weight for layer in decoder.axes)], dim=1
+    )
+    first = given @ matrix.T + decoder.bias.flatten()
+    answer = decoder.think(first[..., None, None, None])[..., 0, 0, 0]
+    torch.testing.assert_close(made[:, :, d, h, w], answer)
+
+
+def test_the_implicit_decoder_is_asked_at_voxels_of_any_size():
+    plane = torch.arange(8.0).expand(1, 1, 8, 8)
+    # At the centres of coarser voxels a straight line has the mean of what they cover, at finer ones it goes on.
+    torch.testing.assert_close(resized(plane, 4)[0, 0, 0], torch.tensor([0.5, 2.5, 4.5, 6.5]))
+    torch.testing.assert_close(resized(plane, 16)[0, 0, 0, 1:-1], torch.arange(14) / 2 + 0.25)
+    assert resized(plane, 6).shape == (1, 1, 6, 6)
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_patches_become_channels_and_come_back(patch):
+    data = torch.rand(2, 3, 8, 8, 8)
+    folded = _fold(data, patch)
+    assert folded.shape == (2, 3 * patch**3, 8 // patch, 8 // patch, 8 // patch)
+    assert torch.equal(_unfold(folded, patch), data)
+    # The voxels of a patch stand together.
+    assert set(folded[0, : patch**3, 0, 0, 0].tolist()) == set(data[0, 0, :patch, :patch, :patch].flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: DenoiserConfig(heads=3), "3 heads cannot share"),
+        (lambda: DenoiserConfig(patch=0), "must be 1 or more"),
+        (lambda: DenoisingLoss(ema_decay=1.0), "decay in"),
+        (lambda: DenoiserConfig().sizes(44), "multiple of 8 from 16 up, fewer denoiser.channels"),
+        (lambda: DiffuX2CT().reconstructor(Grid(40), chest(Grid(40))), "multiple of 16 from 32 up, or fewer stages"),
+        (lambda: DiffuX2CT(views=("frontal", "frontal")).reconstructor(Grid(64), chest(Grid(64))), "each once"),
+        (lambda: DiffuX2CT(views=("skyline",)).reconstructor(Grid(64), chest(Grid(64))), "no view 'skyline'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        change()
+
+
+def test_planes_want_views_along_an_axis():
+    geometry = replace(GEOMETRY, views=(View("oblique", azimuth_deg=40.0),))
+    with pytest.raises(ConfigError, match="'oblique' is no frontal or lateral one"):
+        replace(TINY["diffux2ct"], views=("oblique",)).reconstructor(GRID, geometry)
+
+
+def test_the_condition_may_be_that_of_any_encoder():
+    planes = replace(TINY["diffux2ct"].triplane, encoder=EncoderConfig("hourglass", stem=4, layers=(1, 1)))
+    network = replace(TINY["diffux2ct"], triplane=planes).reconstructor(GRID, GEOMETRY)
+    assert network.draw(batch().views, Draw("ddim", 1)).shape == (2, 1, 32, 32, 32)
