@@ -9,19 +9,21 @@ from torch import nn
 
 from raylift.datasets.plain import register_union
 from raylift.models.composition import Composition
+from raylift.models.system import SystemConfig
 from raylift.models.systems.cnn3d import cnn3d
 from raylift.models.systems.cvaa import cvaa_gan
 from raylift.models.systems.diffux2ct import DiffuX2CT
 from raylift.models.systems.duolift import duolift_cnn, duolift_gan
 from raylift.models.systems.psr import psr
+from raylift.models.systems.refiner import Refiner
 from raylift.models.systems.trct import trct_gan
 from raylift.models.systems.x2ct import x2ct_cnn, x2ct_gan
 from raylift.models.systems.x_recon import x_recon
 
-System = Composition | DiffuX2CT
+System = Composition | DiffuX2CT | Refiner
 """The settings of any system: a union of its families, told apart by their names."""
 
-register_union(System, tag="name", otherwise=Composition)
+register_union(System, tag="name", otherwise=Composition, base=SystemConfig)
 
 SYSTEMS: dict[str, Callable[[], System]] = {
     "psr": psr,
@@ -34,6 +36,7 @@ SYSTEMS: dict[str, Callable[[], System]] = {
     "x-recon": x_recon,
     "trct-gan": trct_gan,
     "diffux2ct": DiffuX2CT,
+    "refiner": Refiner,
 }
 """The systems at their published settings."""
 
@@ -67,7 +70,7 @@ LITERATURE = (
     Published("u-X2CTGAN", "unsupervised GANs for 2-D to 3-D", "2", "from X-rays alone"),
     Published("CycleGAN-B, CycleGAN-F", "unsupervised GANs for 2-D to 3-D", "2, 1", "from X-rays alone"),
     Published("cGAN-128", "unsupervised GANs for 2-D to 3-D", "2", "from X-rays alone"),
-    Published("diffusion refiner", "unsupervised GANs for 2-D to 3-D", "any", "diffusion"),
+    Published("diffusion refiner", "unsupervised GANs for 2-D to 3-D", "any", "diffusion", "refiner"),
 )
 
 

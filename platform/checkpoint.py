@@ -33,6 +33,9 @@ from raylift.datasets.store import Folder, absolute, is_local, join
 from raylift.models import weights
 from raylift.models.weights import Description, file_sha256
 
+RUN_FILE = "run.json"
+"""By which a folder is known for a run."""
+BEST_METRIC = "val_psnr_db"
 CHECKPOINTS, PUBLISHED, STATE = "checkpoints", "checkpoint.json", "state.json"
 
 NamedTensors = dict[str, Tensor]
@@ -136,6 +139,16 @@ class Checkpoints:
             except CheckpointError as error:
                 passed_over.append(str(error))
         return None, passed_over
+
+
+def best_checkpoint(run_url: str) -> tuple[str, dict[str, Any]]:
+    """URL and summary of a run's best checkpoint by validation PSNR."""
+    return Checkpoints(run_url).best(BEST_METRIC)
+
+
+def checkpoint_of(url: str) -> str:
+    """The URL itself, or of its best checkpoint if it is a run."""
+    return best_checkpoint(url)[0] if Folder(url).exists(RUN_FILE) else absolute(url)
 
 
 @contextmanager

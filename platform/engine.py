@@ -34,8 +34,9 @@ class Engine:
         import deepspeed
 
         self.player = player
+        self._trained = {name: p for name, p in player.network.named_parameters() if p.requires_grad}
         optimiser = torch.optim.Adam(
-            player.parameters(),
+            self._trained.values(),
             lr=run.optimiser.rate,
             betas=(run.optimiser.beta_1, run.optimiser.beta_2),
             eps=run.optimiser.epsilon,
@@ -71,7 +72,7 @@ class Engine:
 
         state: State = {}
         inner = self._inner_optimiser()
-        for name, parameter in self.player.network.named_parameters():
+        for name, parameter in self._trained.items():
             for moment in MOMENTS:
                 if self._stage == 0:
                     value = inner.state[parameter].get(moment) if parameter in inner.state else None
@@ -93,7 +94,7 @@ class Engine:
             }
         if self._stage in (1, 2):
             self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self.player.network.named_parameters():
+        for name, parameter in self._trained.items():
             for moment in MOMENTS:
                 value = state.get(f"{name}/{moment}")
                 if value is not None:
@@ -123,7 +124,7 @@ class Engine:
     def _owned_tensors(self) -> list[Tensor]:
         """The tensors Adam steps on: parameters at stage 0, this rank's flat pieces at the others."""
         if self._stage == 0:
-            return list(self.player.network.parameters())
+            return list(self._trained.values())
         optimiser = self.deepspeed.optimizer
         if self._stage in (1, 2):
             return list(optimiser.single_partition_of_fp32_groups)

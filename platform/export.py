@@ -7,6 +7,7 @@ from pathlib import Path
 
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
+from raylift.models.drawing import DrawingNetwork
 from raylift.models.weights import Model
 from raylift.models.zoo import LITERATURE
 from raylift.platform.report import DISCLAIMER
@@ -38,6 +39,8 @@ def card(model: Model, sha256: str, metrics: dict[str, float]) -> str:
         if geometry.beam == "cone"
         else "parallel beam"
     )
+    settings = model.network.settings if isinstance(model.network, DrawingNetwork) else None
+    drawn = settings and f"{settings.sampler}, {settings.steps} steps, seed {settings.seed}; other seeds draw others"
     measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items()))
     samples = provenance.get("training_samples", [])
     return f"""# {description.system.name}
@@ -56,6 +59,7 @@ A network that makes a CT volume of the chest from {" and ".join(view.name for v
 | input | {geometry.detector_px} x {geometry.detector_px}, bone bright; rows from superior to inferior; \
 frontal columns from the patient's right to left, lateral columns from anterior to posterior |
 | geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm |
+| the volume is | {f"drawn: {drawn}" if drawn else "computed"} |
 | trained on | {len(samples)} volumes of {provenance.get("archive", "an unknown archive")} |
 | config | SHA-256 `{provenance.get("config_sha256", "")}` |
 | versions | {", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())} |

@@ -21,7 +21,9 @@ from raylift.datasets.stream import Batch, Cache, Stream
 from raylift.models.objectives.turns import Objective, frozen
 from raylift.models.weights import Description
 from raylift.platform import engine as engines
+from raylift.platform import pretrained
 from raylift.platform.checkpoint import (
+    BEST_METRIC,
     Checkpoints,
     State,
     Tensors,
@@ -34,8 +36,6 @@ from raylift.platform.config import RunConfig
 from raylift.platform.engine import Engine
 from raylift.platform.tracking import Averages, Reporter, TensorBoard
 from raylift.platform.validation import Validation
-
-BEST_METRIC = "val_psnr_db"
 
 
 class NonFiniteLoss(RayliftError, ArithmeticError):
@@ -149,6 +149,7 @@ def restore(
 ) -> tuple[State, dict[str, Engine]]:
     """Engines for all players, from a checkpoint or fresh, and the state to begin with."""
     if url is None:
+        pretrained.fill(objective.reconstructor, run.system)
         return State(step=0, samples_taken=0, metrics={}), engines.start(objective, run, device)
     with local_copy(url) as local:
         state = load_state(local)

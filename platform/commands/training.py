@@ -51,6 +51,7 @@ def train(arguments: list[str]) -> int:
     if options.dry_run:
         return _dry_run(options.run)
     from raylift.platform import cluster, runs
+    from raylift.platform.checkpoint import best_checkpoint
 
     if options.resume and (options.run.system, options.run.data.window) != (base.system, base.data.window):
         raise ConfigError("a resumed run keeps its system and window: start a new one to change them")
@@ -59,7 +60,7 @@ def train(arguments: list[str]) -> int:
     started = time.monotonic()
     cluster.connect()
     metrics = runs.fit(run, url)
-    best, summary = runs.best_checkpoint(url)
+    best, summary = best_checkpoint(url)
     print(f"trained in {time.monotonic() - started:.0f} s: validation PSNR {metrics['val_psnr_db']:.2f} dB at the end")
     print(f"best checkpoint ({summary['metrics']['val_psnr_db']:.2f} dB, step {summary['step']}): {best}")
     print(f"curves: tensorboard --logdir {url}/tensorboard")
@@ -130,8 +131,10 @@ def tune(arguments: list[str]) -> int:
 
 
 def _dry_run(run: RunConfig) -> int:
+    from raylift.platform import pretrained
     from raylift.platform.memory import estimate
 
+    run = pretrained.settled(run)
     print(run.to_yaml())
     print(f"# config SHA-256 {run.sha256()}")
     for line in estimate(run).lines():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raylift.datasets.errors import ConfigError
 from raylift.platform.config import RunConfig, from_yaml
-from raylift.platform.presets import compositions, diffusion
+from raylift.platform.presets import compositions, diffusion, refiners
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "psr": compositions.psr_frontal,
@@ -22,6 +22,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "x-recon": compositions.x_recon_biplanar,
     "trct-gan": compositions.trct_gan_biplanar,
     "diffux2ct": diffusion.diffux2ct_biplanar,
+    "refiner": refiners.refiner,
     "psr-slim": compositions.psr_slim,
     "3dcnn-slim": compositions.cnn3d_slim,
     "x2ct-gan-slim": compositions.x2ct_gan_slim,
@@ -33,8 +34,10 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "x-recon-slim": compositions.x_recon_slim,
     "trct-gan-slim": compositions.trct_gan_slim,
     "diffux2ct-slim": diffusion.diffux2ct_slim,
+    "refiner-slim": refiners.refiner_slim,
     "x2ct-gan-tiny": compositions.x2ct_gan_tiny,
     "diffux2ct-tiny": diffusion.diffux2ct_tiny,
+    "refiner-tiny": refiners.refiner_tiny,
 }
 
 
