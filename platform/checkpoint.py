@@ -2,8 +2,9 @@
 
 ```
 <run>/checkpoints/step-00000500/
-    model/model.safetensors, model.json    the reconstructor, in the format of `models.weights`
-    players/<name>.safetensors             weights of the other players
+    model/model.safetensors, model.json    the reconstructor, in the format of `models.weights`; if it keeps a moving
+                                           average of its weights, that
+    players/<name>.safetensors             weights of the other players, and those beside an average
     adam/<name>.safetensors                Adam's moments of every player, by parameter name
     state.json                             step, samples taken, metrics, history, config
     checkpoint.json                        SHA-256 of every file above; written last, this publishes it
@@ -65,6 +66,8 @@ class Tensors:
 
     networks: dict[str, NamedTensors]
     adam: dict[str, NamedTensors]
+    averaged: dict[str, NamedTensors] = field(default_factory=dict)
+    """Moving averages, of the players that have one."""
 
 
 class Checkpoints:
@@ -82,8 +85,8 @@ class Checkpoints:
         reconstructor, *others = tensors.networks
         with tempfile.TemporaryDirectory(prefix="raylift-checkpoint-") as temporary:
             local = Path(temporary)
-            weights.save(local / "model", tensors.networks[reconstructor], description)
-            for player in others:
+            weights.save(local / "model", {**tensors.networks, **tensors.averaged}[reconstructor], description)
+            for player in [*others, *tensors.averaged]:
                 _save_tensors(local / "players" / f"{player}.safetensors", tensors.networks[player])
             for player, moments in tensors.adam.items():
                 _save_tensors(local / "adam" / f"{player}.safetensors", moments)
@@ -186,9 +189,14 @@ def load_state(local: Path) -> State:
 
 
 def load_network(local: Path, player: str, first: bool) -> NamedTensors:
-    """A player's weights from a local copy; the first player's are the model's."""
-    path = local / "model" / weights.WEIGHTS_FILE if first else local / "players" / f"{player}.safetensors"
-    return safetensors.torch.load_file(path)
+    """A player's weights from a local copy; the first player's are the model's, if that has no average of them."""
+    path = local / "players" / f"{player}.safetensors"
+    return load_model(local) if first and not path.exists() else safetensors.torch.load_file(path)
+
+
+def load_model(local: Path) -> NamedTensors:
+    """The weights that are served, from a local copy."""
+    return safetensors.torch.load_file(local / "model" / weights.WEIGHTS_FILE)
 
 
 def load_adam(local: Path, player: str) -> NamedTensors:

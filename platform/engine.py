@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,9 +28,9 @@ State = dict[str, Tensor]
 
 
 class Engine:
-    """A player under DeepSpeed."""
+    """A player under DeepSpeed, with a moving average of its network's weights if the decay is not 0."""
 
-    def __init__(self, player: Player, run: RunConfig, device: torch.device) -> None:
+    def __init__(self, player: Player, run: RunConfig, device: torch.device, ema_decay: float = 0.0) -> None:
         import deepspeed
 
         self.player = player
@@ -47,6 +47,50 @@ class Engine:
                 model=player.to(device), optimizer=optimiser, config=_deepspeed_config(run)
             )
         self._stage = run.engine.zero_stage
+        self._average = Average(self._held, ema_decay) if ema_decay else None
+
+    @property
+    def has_average(self) -> bool:
+        """Whether there is a moving average."""
+        return self._average is not None
+
+    def average(self, step: int) -> None:
+        """Let the moving average, if there is one, follow the weights; `step` counts the steps before this one."""
+        if self._average is not None:
+            self._average.follow(step)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this context the network has its averaged weights; its own where there is no average."""
+        if self._average is None:
+            yield
+            return
+        self._average.swap()
+        self._spread()
+        try:
+            yield
+        finally:
+            self._average.swap()
+            self._spread()
+
+    def restore_average(self, state: State) -> None:
+        """Hand the moving average back, whatever stage and world size it came from."""
+        assert self._average is not None
+        for shadow, (name, parameter) in zip(self._average.shadow, self.player.network.named_parameters(), strict=True):
+            value = state[name].to(shadow.device)
+            shadow.copy_(self._own_piece(parameter, value) if self._stage == 3 else value)
+
+    def _held(self) -> list[Tensor]:
+        """What this rank holds of each of the network's parameters, in fp32: all of it, or its piece under ZeRO-3."""
+        parameters = self.player.network.parameters()
+        return [p.ds_tensor if self._stage == 3 else p.data for p in parameters]  # type: ignore[attr-defined]
+
+    def _spread(self) -> None:
+        """Small parameters stay whole on every rank under ZeRO-3: renew them from the pieces."""
+        whole = self.deepspeed.optimizer.persistent_parameters if self._stage == 3 else []
+        if whole:
+            whole[0].partition(whole)
+            whole[0].all_gather(whole)
 
     def set_rate(self, rate: float) -> None:
         """The learning rate of the next step."""
@@ -109,12 +153,15 @@ class Engine:
         elif self._stage in (1, 2):
             safe_set_full_optimizer_state(parameter, value, moment)
         else:
-            # Each rank owns an equal piece of the flattened parameter, padded at the end. DeepSpeed's full setter
-            # forgets the padding.
-            piece = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-            flat = torch.zeros(piece * torch.distributed.get_world_size(), device=value.device)
-            flat[: value.numel()] = value.flatten()
-            safe_set_local_optimizer_state(parameter, flat.narrow(0, piece * _rank(), piece), moment)
+            # DeepSpeed's full setter forgets the padding.
+            safe_set_local_optimizer_state(parameter, self._own_piece(parameter, value), moment)
+
+    def _own_piece(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """This rank's piece under ZeRO-3: an equal part of the flattened value, padded at the end."""
+        piece = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        flat = torch.zeros(piece * torch.distributed.get_world_size(), device=value.device)
+        flat[: value.numel()] = value.flatten()
+        return flat.narrow(0, piece * _rank(), piece)
 
     def _inner_optimiser(self) -> torch.optim.Optimizer:
         outer = self.deepspeed.optimizer
@@ -129,6 +176,33 @@ class Engine:
         if self._stage in (1, 2):
             return list(optimiser.single_partition_of_fp32_groups)
         return list(optimiser.fp32_partitioned_groups_flat)
+
+
+class Average:
+    """An exponential moving average of tensors that are stepped on in place.
+
+    The decay of step n is min(decay, (1 + n) / (10 + n)): early on a fixed one would keep the random start. It depends
+    on the step alone, so the shadow is all there is to keep.
+    """
+
+    def __init__(self, followed: Callable[[], list[Tensor]], decay: float) -> None:
+        self._followed, self._decay = followed, decay
+        self.shadow = [tensor.detach().clone() for tensor in followed()]
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """One step towards what is followed."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        for shadow, tensor in zip(self.shadow, self._followed(), strict=True):
+            shadow.lerp_(tensor, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the shadow with what is followed."""
+        for shadow, tensor in zip(self.shadow, self._followed(), strict=True):
+            own = tensor.clone()
+            tensor.copy_(shadow)
+            shadow.copy_(own)
 
 
 def prepare(gpu: bool) -> torch.device:
@@ -151,7 +225,11 @@ def prepare(gpu: bool) -> torch.device:
 
 def start(objective: Objective, run: RunConfig, device: torch.device) -> dict[str, Engine]:
     """An engine for every player, in the order of their turns."""
-    return {name: Engine(player, run, device) for name, player in objective.players.items()}
+    decays = [objective.ema_decay, *[0.0] * (len(objective.players) - 1)]
+    return {
+        name: Engine(player, run, device, decay)
+        for (name, player), decay in zip(objective.players.items(), decays, strict=True)
+    }
 
 
 def parameter_shape(parameter: nn.Parameter) -> torch.Size:

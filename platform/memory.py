@@ -30,12 +30,14 @@ class Estimate:
     weights: int
     gradients: int
     adam: int
+    average: int
+    """The moving average of the first player's weights."""
     activations: int
 
     @property
     def total(self) -> int:
         """All of it, without the allocator's and the convolutions' own work space."""
-        return self.weights + self.gradients + self.adam + self.activations
+        return self.weights + self.gradients + self.adam + self.average + self.activations
 
     def lines(self) -> list[str]:
         """A line for each part."""
@@ -43,6 +45,7 @@ class Estimate:
             "weights": self.weights,
             "gradients": self.gradients,
             "Adam": self.adam,
+            "moving average": self.average,
             "activations": self.activations,
             "total a worker": self.total,
         }
@@ -75,12 +78,14 @@ def estimate(run: RunConfig) -> Estimate:
                 _, _, kept = player(batch, carried)
             carried |= kept
             activations = max(activations, saved())
+        averaged = next(iter(counts.values())) if objective.ema_decay else 0
     count, stage, workers = sum(counts.values()), run.engine.zero_stage, run.cluster.workers
     return Estimate(
         parameters=counts,
         weights=4 * held // (workers if stage >= 3 else 1),
         gradients=4 * count // (workers if stage >= 2 else 1),
         adam=8 * count // (workers if stage >= 1 else 1),
+        average=4 * averaged // (workers if stage >= 3 else 1),
         activations=activations,
     )
 

@@ -28,6 +28,7 @@ from raylift.platform.checkpoint import (
     State,
     Tensors,
     load_adam,
+    load_model,
     load_network,
     load_state,
     local_copy,
@@ -65,6 +66,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
     objective = run.system.objective(description.grid, description.geometry)
     resume_from = agree(checkpoints.newest() if rank == 0 else None)
     state, objective_engines = restore(resume_from, objective, run, device, reporter)
+    reconstructing = next(iter(objective_engines.values()))
     stream = open_stream(archive, run, Share(rank, world, run.train.batch, run.engine.gradient_accumulation), state)
     validation = Validation(archive, run, description, rank, world, device)
     board = TensorBoard(run_url, state.history) if rank == 0 else None
@@ -81,6 +83,8 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
         waited = time.perf_counter() - started
         for batch in micro_batches:
             take_turns(objective_engines, batch.to(device), step, averages)
+        for engine in objective_engines.values():
+            engine.average(step)
         averages.add("seconds_a_step", time.perf_counter() - started)
         averages.add("seconds_waiting_for_data", waited)
 
@@ -92,7 +96,8 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
             if board:
                 board.scalars(entry)
         if done % run.train.validate_every == 0 or done == run.train.steps:
-            metrics, picture = validation.run(objective.reconstructor)
+            with reconstructing.averaged():
+                metrics, picture = validation.run(objective.reconstructor)
             history.append({"step": float(done), **metrics})
             tensors = gather(objective_engines)
             if board:
@@ -159,15 +164,23 @@ def restore(
         started = engines.start(objective, run, device)
         for name, engine in started.items():
             engine.restore_adam(load_adam(local, name))
+            if engine.has_average:
+                engine.restore_average(load_model(local))
     reporter.note(f"resumed from {url} at step {state.step}")
     return state, started
 
 
 def gather(objective_engines: dict[str, Engine]) -> Tensors:
-    """All players' weights and moments; every rank must call it, only rank 0 gets them."""
+    """All players' weights and moments, and averaged weights; every rank must call it, only rank 0 gets them."""
+    averaged = {}
+    for name, engine in objective_engines.items():
+        if engine.has_average:
+            with engine.averaged():
+                averaged[name] = engine.weights()
     return Tensors(
         {name: engine.weights() for name, engine in objective_engines.items()},
         {name: engine.adam() for name, engine in objective_engines.items()},
+        averaged,
     )
 
 
