@@ -76,14 +76,14 @@ class Engine:
     def restore_average(self, state: State) -> None:
         """Hand the moving average back, whatever stage and world size it came from."""
         assert self._average is not None
-        for shadow, (name, parameter) in zip(self._average.shadow, self.player.network.named_parameters(), strict=True):
+        for shadow, (name, parameter) in zip(self._average.shadow, self._trained.items(), strict=True):
             value = state[name].to(shadow.device)
             shadow.copy_(self._own_piece(parameter, value) if self._stage == 3 else value)
 
     def _held(self) -> list[Tensor]:
-        """What this rank holds of each of the network's parameters, in fp32: all of it, or its piece under ZeRO-3."""
-        parameters = self.player.network.parameters()
-        return [p.ds_tensor if self._stage == 3 else p.data for p in parameters]  # type: ignore[attr-defined]
+        """What this rank holds of each parameter that trains, in fp32: all of it, or its piece under ZeRO-3."""
+        trained = self._trained.values()
+        return [p.ds_tensor if self._stage == 3 else p.data for p in trained]  # type: ignore[attr-defined]
 
     def _spread(self) -> None:
         """Small parameters stay whole on every rank under ZeRO-3: renew them from the pieces."""

@@ -11,8 +11,8 @@ reported are those of an array of random numbers with 1 % of noise. Here what is
 coarse volume, and the network tells it as it is: one that has learned little gives the mean residual, where one that
 told the noise, or v, would leave noise in the volume. All settings are ours.
 
-Its draws are sharper than the base's volume and not nearer to the truth one by one: where the base gives the mean of
-what the radiographs allow, a draw is one of them. The mean of several draws is what PSNR likes.
+Where the base gives something like the mean of what the radiographs allow, a draw is one of the possibilities: it is
+sharper, and need not be nearer to the truth. The mean of several draws is.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ class Refiner(SystemConfig):
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(schedule="cosine", prediction="sample"))
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
-    draw: Draw = field(default_factory=Draw)
-    """How the network draws unless told otherwise."""
+    draw: Draw = field(default_factory=lambda: Draw(steps=4))
+    """How the network draws unless told otherwise. More steps spread the draws more, and a single one is then further
+    from the truth: `docs/systems.md` has figures."""
     checkpointing: bool = False
     """Whether activations are dropped after the forward pass and computed again in the backward pass."""
 

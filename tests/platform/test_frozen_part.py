@@ -50,6 +50,7 @@ def train_steps(started, rank: int, begin: int, end: int) -> None:
     for step in range(begin, end):
         torch.manual_seed(100 * step + rank)
         take_turns(started, sample(step, rank), step, Averages())
+        started["denoiser"].average(step)
 
 
 def prepared() -> torch.device:
@@ -92,17 +93,19 @@ def go_on(rank, halves):
         started = engines.start(objective, run, device)
         for name, engine in started.items():
             engine.restore_adam(half.adam[name])
+            engine.restore_average(half.averaged[name])
         train_steps(started, rank, 1, STEPS)
         results[before, after] = gather(started)
     return results
 
 
-def reference(steps: int) -> dict[str, torch.Tensor]:
-    """One process and torch's own Adam on the mean gradient of both ranks' samples."""
+def reference(steps: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Weights and their moving average: one process, torch's own Adam on the mean gradient of both ranks' samples."""
     run = settings(0)
     (player,) = fresh(run).players.values()
     trained = [p for p in player.parameters() if p.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=RATE, betas=(run.optimiser.beta_1, run.optimiser.beta_2))
+    average = {name: tensor.clone() for name, tensor in player.network.state_dict().items()}
     for step in range(steps):
         optimiser.zero_grad()
         for rank in range(WORLD):
@@ -110,7 +113,10 @@ def reference(steps: int) -> dict[str, torch.Tensor]:
             loss, _, _ = player(sample(step, rank), {})
             (loss / WORLD).backward()
         optimiser.step()
-    return {name: tensor.clone() for name, tensor in player.network.state_dict().items()}
+        decay = (1 + step) / (10 + step)
+        state = player.network.state_dict()
+        average = {name: decay * average[name] + (1 - decay) * tensor for name, tensor in state.items()}
+    return {name: tensor.clone() for name, tensor in player.network.state_dict().items()}, average
 
 
 @pytest.fixture(scope="module")
@@ -118,21 +124,24 @@ def trained() -> dict:
     return run_ranks(WORLD, on_deepspeed, range(4))[0]
 
 
-def largest_difference(tensors, expected) -> float:
-    ((_, weights),) = tensors.networks.items()
+def largest_difference(weights, expected) -> float:
     assert weights.keys() == expected.keys()
     return max(float((weights[name] - tensor).abs().max()) for name, tensor in expected.items())
 
 
 @pytest.mark.parametrize("stage", range(4))
 def test_the_rest_trains_as_in_plain_torch_and_the_part_stays_as_it_is(trained, stage):
-    assert largest_difference(trained[stage, STEPS], reference(STEPS)) < 2e-5
+    done = trained[stage, STEPS]
+    own, average = done.networks["denoiser"], done.averaged["denoiser"]
+    expected, expected_average = reference(STEPS)
+    assert largest_difference(own, expected) < 2e-5
+    assert largest_difference(average, expected_average) < 2e-5
     # What one step more or less would be.
-    assert largest_difference(trained[stage, STEPS], reference(STEPS - 1)) > 5e-4
-    ((_, weights),) = trained[stage, STEPS].networks.items()
+    assert largest_difference(own, reference(STEPS - 1)[0]) > 5e-4
     for name, tensor in fresh(settings(0)).reconstructor.state_dict().items():
         if name.startswith("base."):
-            assert torch.equal(weights[name], tensor), name
+            assert torch.equal(own[name], tensor), name
+            assert torch.equal(average[name], tensor), name
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -146,6 +155,8 @@ def test_adam_knows_nothing_of_the_part(trained, stage):
 def test_a_run_goes_on_at_another_stage_as_if_nothing_had_happened(trained):
     pairs = [(0, 3), (1, 2), (3, 1), (2, 0)]
     done = run_ranks(WORLD, go_on, {pair: trained[pair[0], 1] for pair in pairs})[0]
-    expected = reference(STEPS)
+    expected, expected_average = reference(STEPS)
     for pair in pairs:
-        assert largest_difference(done[pair], expected) < 2e-5, f"from stage {pair[0]} to {pair[1]}"
+        told = f"from stage {pair[0]} to {pair[1]}"
+        assert largest_difference(done[pair].networks["denoiser"], expected) < 2e-5, told
+        assert largest_difference(done[pair].averaged["denoiser"], expected_average) < 2e-5, told
