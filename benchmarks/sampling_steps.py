@@ -25,7 +25,6 @@ from raylift.models import baselines, weights
 from raylift.models.drawing import Draw, DrawingNetwork
 from raylift.models.metrics import PROTOCOLS
 from raylift.models.sampling import SAMPLERS
-from raylift.platform import runs
 from raylift.platform.evaluate import matching_views
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -45,7 +44,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model, archive = weights.load(runs.checkpoint_of(options.model)), Archive(options.archive)
+    model, archive = weights.load(checkpoint_of(options.model)), Archive(options.archive)
     network, views, window = model.network, matching_views(model, archive), model.description.window
     if not isinstance(network, DrawingNetwork):
         parser.error(f"{model.description.system.name} computes its volumes and draws none")

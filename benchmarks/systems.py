@@ -18,12 +18,15 @@ from statistics import fmean, median
 from raylift.models import weights
 from raylift.models.zoo import parameters
 from raylift.platform import cli, runs
+from raylift.platform.checkpoint import RUN_FILE, checkpoint_of
 from raylift.platform.presets.catalogue import PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
 
 COLUMNS = {"MAE, HU": "mae_hu", "PSNR, dB": "psnr_db", "SSIM": "ssim"}
+BASE = "x2ct-gan-slim"
+"""What a preset refines that refines another's volumes; it must stand before that one."""
 SLIM = [name for name in PRESETS if name.endswith("-slim")]
 
 
@@ -41,13 +44,15 @@ def main() -> int:
         run, report = options.output / name, options.output / f"{name}-report"
         fresh = [name, "--data.archive", options.archive, "--output", str(run), "--train.steps", str(options.steps)]
         fresh += ["--train.batch", str(options.batch), "--train.validate-every", str(max(1, options.steps // 4))]
-        begun = ["--resume", str(run)] if (run / runs.RUN_FILE).exists() else fresh
+        if PRESETS[name]().system.pretrained:
+            fresh += ["--system.base-model", str(options.output / BASE)]
+        begun = ["--resume", str(run)] if (run / RUN_FILE).exists() else fresh
         evaluate = ["evaluate", str(run), "--archive", options.archive, "--output", str(report)]
         for words in (["train", *begun], evaluate):
             if status := cli.main(words):
                 return status
         reports[name] = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
-        url = runs.checkpoint_of(str(run))
+        url = checkpoint_of(str(run))
         steps = [entry["seconds_a_step"] for entry in runs.history_of(url) or [] if "seconds_a_step" in entry]
         count = parameters(weights.load(url).network.requires_grad_())
         rows.append([name, f"{count:,}", f"{median(steps):.2f}", *figures(reports[name], "model")])

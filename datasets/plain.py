@@ -35,14 +35,13 @@ def from_plain(kind: type[T], data: Any, where: str) -> T:
         raise ConfigError(f"expected keys and values, not {data!r:.80} @ {where}") from error
 
 
-def register_union(union: Any, tag: str, otherwise: type) -> None:
+def register_union(union: Any, tag: str, otherwise: type, base: type | None = None) -> None:
     """Let `from_plain` tell the dataclasses of a union apart by a field that is a `Literal` in each of them.
 
-    Data without the field are of the type `otherwise`.
+    Data without the field are of the type `otherwise`. A field of the type `base`, which all of them inherit from, may
+    hold any of them: so a member can hold others.
     """
     members = get_args(union)
-    if not members:
-        return
     kinds = {name: kind for kind in members for name in get_args(get_type_hints(kind)[tag])}
 
     def structure(value: Any, _: Any) -> Any:
@@ -52,6 +51,9 @@ def register_union(union: Any, tag: str, otherwise: type) -> None:
         return _converter.structure(value, kinds.get(name, otherwise))
 
     _converter.register_structure_hook(union, structure)
+    if base is not None:
+        _converter.register_structure_hook_func(lambda kind: kind is base, structure)
+        _converter.register_unstructure_hook_func(lambda kind: kind is base, _converter.unstructure)
 
 
 def _explain(error: BaseException, kind: Any) -> str:

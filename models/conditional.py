@@ -38,11 +38,11 @@ class ConditionalDiffusion(DrawingNetwork):
         """What the denoiser is given beside the noisy data, finest first."""
 
     @abstractmethod
-    def learn(self, volume: Float[Tensor, "n 1 d h w"]) -> tuple[Data, dict[str, Tensor]]:
+    def learn(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:
         """The data that stand for volumes in [0, 1], and weighted losses of whatever makes them, by their names."""
 
     @abstractmethod
-    def volume(self, data: Data) -> Float[Tensor, "n 1 d h w"]:
+    def volume(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:
         """Data as volumes in [0, 1]."""
 
     def tell(self, noisy: Data, times: Int[Tensor, " n"], condition: Condition) -> Data:
@@ -64,4 +64,4 @@ class ConditionalDiffusion(DrawingNetwork):
             return data.clip(-self.limit, self.limit)
 
         steps = steps_through(self.diffusion.levels, settings.steps)
-        return self.volume(SAMPLERS[settings.sampler](estimate, noise(), steps, noise))
+        return self.volume(SAMPLERS[settings.sampler](estimate, noise(), steps, noise), condition)

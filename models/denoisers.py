@@ -173,7 +173,7 @@ class Denoiser(nn.Module):
     ) -> Float[Tensor, "n c s s s"]:
         """The condition comes finest first, each as large as `DenoiserConfig.sizes` says."""
         embedded = self.embed(_waves(times, self.waves))
-        features = self.enter(_fold(noisy, self.patch))
+        features = self.enter(fold(noisy, self.patch))
         skips: list[Tensor] = []
         for k, stage in enumerate(self.down):
             features = features if k == 0 else self.shrink[k - 1](features)
@@ -183,7 +183,7 @@ class Denoiser(nn.Module):
         while skips:
             rise = partial(self._rise, len(skips) - 1)
             features = run(rise, features, skips.pop(), embedded, recompute=self.recompute)
-        return _unfold(run(self.leave, features, recompute=self.recompute), self.patch)
+        return unfold(run(self.leave, features, recompute=self.recompute), self.patch)
 
     def _rise(self, index: int, features: Tensor, skip: Tensor, embedded: Tensor) -> Tensor:
         risen: Tensor = self.up[index](torch.cat([self.grow[index](features), skip], dim=1), embedded)
@@ -198,7 +198,7 @@ def _waves(times: Int[Tensor, " n"], channels: int) -> Float[Tensor, "n channels
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :channels]
 
 
-def _fold(data: Float[Tensor, "n c s s s"], patch: int) -> Float[Tensor, "n folded q q q"]:
+def fold(data: Float[Tensor, "n c s s s"], patch: int) -> Float[Tensor, "n folded q q q"]:
     """Cubes of `patch` voxels a side as channels."""
     n, c, s, *_ = data.shape
     q = s // patch
@@ -206,8 +206,8 @@ def _fold(data: Float[Tensor, "n c s s s"], patch: int) -> Float[Tensor, "n fold
     return cubes.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(n, c * patch**3, q, q, q)
 
 
-def _unfold(data: Float[Tensor, "n folded q q q"], patch: int) -> Float[Tensor, "n c s s s"]:
-    """Undoes `_fold`."""
+def unfold(data: Float[Tensor, "n folded q q q"], patch: int) -> Float[Tensor, "n c s s s"]:
+    """Undoes `fold`."""
     n, folded, q, *_ = data.shape
     cubes = data.reshape(n, folded // patch**3, patch, patch, patch, q, q, q)
     return cubes.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(n, folded // patch**3, *(q * patch,) * 3)

@@ -23,8 +23,11 @@ class SystemConfig(ABC):
 
     name: str
     """The system of the literature this began as."""
-    views: tuple[str, ...]
-    """Names of views of the archive's geometry, in the order of the network's inputs."""
+
+    @property
+    @abstractmethod
+    def views(self) -> tuple[str, ...]:
+        """Names of views of the archive's geometry, in the order of the network's inputs."""
 
     @property
     def learns_from(self) -> LearnsFrom:
@@ -38,6 +41,18 @@ class SystemConfig(ABC):
     def needs_labels(self) -> bool:
         """Whether its loss looks at the archive's label volumes."""
         return False
+
+    @property
+    def pretrained(self) -> dict[str, str]:
+        """Parts that begin as a trained model and stay as it is: field here and attribute of the network, to its URL.
+
+        A URL may be empty until a run is started.
+        """
+        return {}
+
+    def frame_of(self, part: str, grid: Grid, geometry: Geometry) -> tuple[Grid, Geometry]:  # noqa: ARG002
+        """What such a part must have been trained on, where the whole is trained on `grid` and `geometry`."""
+        return grid, geometry
 
     @abstractmethod
     def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,16 +115,34 @@ def load(url: str | Path) -> Model:
     Raises:
         WeightsError: something is missing, or the weights do not match their digest or the description.
     """
+    with _local(url, DESCRIPTION_FILE, WEIGHTS_FILE) as folder:
+        return _load(folder)
+
+
+def description_of(url: str | Path) -> Description:
+    """What stands beside the weights of an exported folder or of a checkpoint.
+
+    Raises:
+        WeightsError: it is no model.
+    """
+    with _local(url, DESCRIPTION_FILE) as folder:
+        return describe(folder)[0]
+
+
+@contextmanager
+def _local(url: str | Path, *names: str) -> Iterator[Path]:
+    """A folder on this machine with these files of a model, if they are there."""
     url = absolute(url)
     # A checkpoint holds a model folder.
     inside = join(url, "model") if Folder(url).exists(f"model/{DESCRIPTION_FILE}") else url
     if is_local(inside):
-        return _load(Path(inside))
+        yield Path(inside)
+        return
     with tempfile.TemporaryDirectory(prefix="raylift-model-") as temporary:
-        for name in (DESCRIPTION_FILE, WEIGHTS_FILE):
+        for name in names:
             if Folder(inside).exists(name):
                 Folder(inside).get(name, Path(temporary) / name)
-        return _load(Path(temporary))
+        yield Path(temporary)
 
 
 def _load(folder: Path) -> Model:

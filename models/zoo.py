@@ -11,6 +11,7 @@ from raylift.datasets.plain import register_union
 from raylift.models.composition import Composition
 from raylift.models.cycle import CycleGan
 from raylift.models.reprojected import Reprojected
+from raylift.models.system import SystemConfig
 from raylift.models.systems.cgan import cgan_128
 from raylift.models.systems.cnn3d import cnn3d
 from raylift.models.systems.cvaa import cvaa_gan
@@ -19,15 +20,16 @@ from raylift.models.systems.diffux2ct import DiffuX2CT
 from raylift.models.systems.duolift import duolift_cnn, duolift_gan
 from raylift.models.systems.latent_diffusion import LatentDiffusion
 from raylift.models.systems.psr import psr
+from raylift.models.systems.refiner import Refiner
 from raylift.models.systems.trct import trct_gan
 from raylift.models.systems.u_x2ct import u_x2ctgan
 from raylift.models.systems.x2ct import x2ct_cnn, x2ct_gan
 from raylift.models.systems.x_recon import x_recon
 
-System = Composition | Reprojected | CycleGan | DiffuX2CT | LatentDiffusion
+System = Composition | Reprojected | CycleGan | DiffuX2CT | LatentDiffusion | Refiner
 """The settings of any system: a union of its families, told apart by their names."""
 
-register_union(System, tag="name", otherwise=Composition)
+register_union(System, tag="name", otherwise=Composition, base=SystemConfig)
 
 SYSTEMS: dict[str, Callable[[], System]] = {
     "psr": psr,
@@ -45,6 +47,7 @@ SYSTEMS: dict[str, Callable[[], System]] = {
     "cgan-128": cgan_128,
     "diffux2ct": DiffuX2CT,
     "latent-diffusion": LatentDiffusion,
+    "refiner": Refiner,
 }
 """The systems at their published settings."""
 
@@ -82,7 +85,7 @@ LITERATURE = (
     Published("CycleGAN-B", UNSUPERVISED, "2", "from X-rays alone", "cyclegan-b", size=64, spacing_mm=5.0),
     Published("CycleGAN-F", UNSUPERVISED, "1", "from X-rays alone", "cyclegan-f", size=64, spacing_mm=5.0),
     Published("cGAN-128", UNSUPERVISED, "2", "from X-rays alone", "cgan-128"),
-    Published("diffusion refiner", "unsupervised GANs for 2-D to 3-D", "any", "diffusion"),
+    Published("diffusion refiner", UNSUPERVISED, "any", "diffusion", "refiner"),
 )
 
 

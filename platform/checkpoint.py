@@ -33,7 +33,10 @@ from raylift.datasets.plain import from_plain, to_plain
 from raylift.datasets.store import Folder, absolute, is_local, join
 from raylift.models import weights
 from raylift.models.weights import Description, file_sha256
+from raylift.platform.metric import deciding
 
+RUN_FILE = "run.json"
+"""By which a folder is known for a run."""
 CHECKPOINTS, PUBLISHED, STATE = "checkpoints", "checkpoint.json", "state.json"
 
 NamedTensors = dict[str, Tensor]
@@ -139,6 +142,18 @@ class Checkpoints:
             except CheckpointError as error:
                 passed_over.append(str(error))
         return None, passed_over
+
+
+def best_checkpoint(run_url: str) -> tuple[str, dict[str, Any]]:
+    """URL and summary of a run's best checkpoint by the metric that decides."""
+    checkpoints = Checkpoints(run_url)
+    metrics = [name for _, summary in checkpoints.published() for name in summary["metrics"]]
+    return checkpoints.best(deciding(metrics))
+
+
+def checkpoint_of(url: str) -> str:
+    """The URL itself, or of its best checkpoint if it is a run."""
+    return best_checkpoint(url)[0] if Folder(url).exists(RUN_FILE) else absolute(url)
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from pathlib import Path
 import tyro
 
 from raylift.datasets.errors import ConfigError
-from raylift.platform import cli, runs, tune
+from raylift.platform import cli, tune
+from raylift.platform.checkpoint import RUN_FILE, best_checkpoint
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def main() -> int:
 
 
 def _training(options: DemoOptions, archive: str, run: str) -> list[str]:
-    if (Path(run) / runs.RUN_FILE).exists():
+    if (Path(run) / RUN_FILE).exists():
         return ["--resume", run]
     steps = ["--train.steps", str(options.steps), "--train.validate-every", str(max(1, options.steps // 6))]
     return ["x2ct-gan-slim", "--data.archive", archive, "--output", run, *steps]
@@ -91,7 +92,7 @@ def _stage(title: str, words: list[str], result: str) -> None:
 
 def _best(run: str, search: str) -> str:
     """The checkpoint with the higher validation PSNR of the run's best and the search's best."""
-    own, summary = runs.best_checkpoint(run)
+    own, summary = best_checkpoint(run)
     trials = [trial for trial in tune.fit(search) if trial.best is not None]
     if not trials:
         raise ConfigError(f"no trial of {search} reached a validation")

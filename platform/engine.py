@@ -34,8 +34,9 @@ class Engine:
         import deepspeed
 
         self.player = player
+        self._trained = {name: p for name, p in player.network.named_parameters() if p.requires_grad}
         optimiser = torch.optim.Adam(
-            player.parameters(),
+            self._trained.values(),
             lr=run.optimiser.rate,
             betas=(run.optimiser.beta_1, run.optimiser.beta_2),
             eps=run.optimiser.epsilon,
@@ -75,14 +76,14 @@ class Engine:
     def restore_average(self, state: State) -> None:
         """Hand the moving average back, whatever stage and world size it came from."""
         assert self._average is not None
-        for shadow, (name, parameter) in zip(self._average.shadow, self.player.network.named_parameters(), strict=True):
+        for shadow, (name, parameter) in zip(self._average.shadow, self._trained.items(), strict=True):
             value = state[name].to(shadow.device)
             shadow.copy_(self._own_piece(parameter, value) if self._stage == 3 else value)
 
     def _held(self) -> list[Tensor]:
-        """What this rank holds of each of the network's parameters, in fp32: all of it, or its piece under ZeRO-3."""
-        parameters = self.player.network.parameters()
-        return [p.ds_tensor if self._stage == 3 else p.data for p in parameters]  # type: ignore[attr-defined]
+        """What this rank holds of each parameter that trains, in fp32: all of it, or its piece under ZeRO-3."""
+        trained = self._trained.values()
+        return [p.ds_tensor if self._stage == 3 else p.data for p in trained]  # type: ignore[attr-defined]
 
     def _spread(self) -> None:
         """Small parameters stay whole on every rank under ZeRO-3: renew them from the pieces."""
@@ -115,7 +116,7 @@ class Engine:
 
         state: State = {}
         inner = self._inner_optimiser()
-        for name, parameter in self.player.network.named_parameters():
+        for name, parameter in self._trained.items():
             for moment in MOMENTS:
                 if self._stage == 0:
                     value = inner.state[parameter].get(moment) if parameter in inner.state else None
@@ -137,7 +138,7 @@ class Engine:
             }
         if self._stage in (1, 2):
             self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self.player.network.named_parameters():
+        for name, parameter in self._trained.items():
             for moment in MOMENTS:
                 value = state.get(f"{name}/{moment}")
                 if value is not None:
@@ -170,7 +171,7 @@ class Engine:
     def _owned_tensors(self) -> list[Tensor]:
         """The tensors Adam steps on: parameters at stage 0, this rank's flat pieces at the others."""
         if self._stage == 0:
-            return list(self.player.network.parameters())
+            return list(self._trained.values())
         optimiser = self.deepspeed.optimizer
         if self._stage in (1, 2):
             return list(optimiser.single_partition_of_fp32_groups)

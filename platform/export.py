@@ -7,6 +7,7 @@ from pathlib import Path
 
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
+from raylift.models.drawing import DrawingNetwork
 from raylift.models.weights import Model
 from raylift.models.zoo import LITERATURE
 from raylift.platform.metric import METRICS, deciding
@@ -43,6 +44,8 @@ def card(model: Model, sha256: str, metrics: dict[str, float]) -> str:
         if geometry.beam == "cone"
         else "parallel beam"
     )
+    settings = model.network.settings if isinstance(model.network, DrawingNetwork) else None
+    drawn = settings and f"{settings.sampler}, {settings.steps} steps, seed {settings.seed}; other seeds draw others"
     measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items()))
     taken = provenance.get("archive_holds") == "radiographs"
     samples = f"{len(provenance.get('training_samples', []))} {'pairs of radiographs' if taken else 'volumes'}"
@@ -63,6 +66,7 @@ A network that makes a CT volume of the chest from {" and ".join(view.name for v
 frontal columns from the patient's right to left, lateral columns from anterior to posterior |
 | histograms | {"matched to projections" if description.histograms else "as they are"} |
 | geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm |
+| the volume is | {f"drawn: {drawn}" if drawn else "computed"} |
 | trained on | {samples} of {provenance.get("archive", "an unknown archive")} |
 | config | SHA-256 `{provenance.get("config_sha256", "")}` |
 | versions | {", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())} |

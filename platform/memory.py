@@ -15,6 +15,7 @@ from raylift.datasets.geometry import Grid, View, chest
 from raylift.datasets.stream import Batch
 from raylift.models import blocks
 from raylift.models.objectives.turns import frozen
+from raylift.models.zoo import parameters
 from raylift.platform.config import RunConfig
 
 GIB = 2**30
@@ -58,11 +59,11 @@ def estimate(run: RunConfig) -> Estimate:
     grid = Grid(run.data.size)
     poses = tuple(View(name, 90.0 * (name == "lateral")) for name in run.system.views)
     geometry = replace(chest(grid), views=poses)
-    with FakeTensorMode():
+    # The projector's constants are real tensors.
+    with FakeTensorMode(allow_non_fake_inputs=True):
         objective = run.system.objective(grid, geometry)
-        counts = {
-            name: sum(p.numel() for p in player.network.parameters()) for name, player in objective.players.items()
-        }
+        counts = {name: parameters(player.network) for name, player in objective.players.items()}
+        held = sum(p.numel() for player in objective.players.values() for p in player.network.parameters())
         micro = run.train.batch // (run.cluster.workers * run.engine.gradient_accumulation)
         size = run.data.size
         labels = torch.zeros(micro, 1, size, size, size, dtype=torch.uint8) if run.system.needs_labels else None
@@ -84,7 +85,7 @@ def estimate(run: RunConfig) -> Estimate:
     count, stage, workers = sum(counts.values()), run.engine.zero_stage, run.cluster.workers
     return Estimate(
         parameters=counts,
-        weights=4 * count // (workers if stage >= 3 else 1),
+        weights=4 * held // (workers if stage >= 3 else 1),
         gradients=4 * count // (workers if stage >= 2 else 1),
         adam=8 * count // (workers if stage >= 1 else 1),
         average=4 * averaged // (workers if stage >= 3 else 1),

@@ -18,15 +18,12 @@ from raylift import __version__
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.plain import from_plain, to_plain
 from raylift.datasets.store import Folder, absolute, join
-from raylift.platform import cluster
-from raylift.platform.checkpoint import STATE, Checkpoints
+from raylift.platform import cluster, pretrained
+from raylift.platform.checkpoint import RUN_FILE, STATE, Checkpoints
 from raylift.platform.config import RunConfig, located
 from raylift.platform.inputs import check
-from raylift.platform.metric import deciding
 from raylift.platform.progress import watched
 from raylift.platform.train import NonFiniteLoss, train_worker
-
-RUN_FILE = "run.json"
 
 
 def new_run_url(runs: str, preset: str) -> str:
@@ -48,8 +45,8 @@ def load_run(url: str) -> RunConfig:
 
 
 def start(run: RunConfig, run_url: str) -> RunConfig:
-    """Write down a new run: its configuration with absolute places, its digest and versions."""
-    run = located(run)
+    """Write down a new run: its configuration with absolute places and trained parts, its digest and versions."""
+    run = located(pretrained.settled(run))
     versions = {"raylift": __version__, "ray": ray.__version__, "python": machine.python_version()}
     record = {
         "config": to_plain(run),
@@ -71,8 +68,10 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
         NonFiniteLoss: a loss was not finite; the run stops where it was sound.
         ray.train.TrainingFailedError: workers were lost more often than `cluster.max_failures`.
     """
-    check(run)
+    archive = check(run)
     done = Checkpoints(run_url).published()
+    if not done:
+        pretrained.check(run, archive)
     if done and done[-1][1]["step"] >= run.train.steps:
         finished: dict[str, Any] = done[-1][1]["metrics"]
         if to_tune:
@@ -83,13 +82,6 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
         return _fit(run, run_url, None, to_tune=True)
     with watched(title) as board:
         return _fit(run, run_url, board, to_tune=False)
-
-
-def best_checkpoint(run_url: str) -> tuple[str, dict[str, Any]]:
-    """URL and summary of a run's best checkpoint by the metric that decides."""
-    checkpoints = Checkpoints(run_url)
-    metrics = [name for _, summary in checkpoints.published() for name in summary["metrics"]]
-    return checkpoints.best(deciding(metrics))
 
 
 def _fit(run: RunConfig, run_url: str, board: Any, to_tune: bool) -> dict[str, Any]:
@@ -125,11 +117,6 @@ def _fit(run: RunConfig, run_url: str, board: Any, to_tune: bool) -> dict[str, A
         raise NonFiniteLoss(outcome["non_finite"])
     metrics: dict[str, Any] = outcome["metrics"]
     return metrics
-
-
-def checkpoint_of(url: str) -> str:
-    """The URL itself, or of its best checkpoint if it is a run."""
-    return best_checkpoint(url)[0] if Folder(url).exists(RUN_FILE) else absolute(url)
 
 
 def history_of(url: str) -> list[dict[str, float]]:

@@ -18,6 +18,7 @@ from raylift.datasets.plain import from_plain, to_plain
 from raylift.datasets.stream import Batch
 from raylift.models.objectives.turns import Objective, frozen
 from raylift.platform import engine as engines
+from raylift.platform import pretrained
 from raylift.platform.checkpoint import (
     Checkpoints,
     State,
@@ -160,6 +161,7 @@ def restore(
 ) -> tuple[State, dict[str, Engine]]:
     """Engines for all players, from a checkpoint or fresh, and the state to begin with."""
     if url is None:
+        pretrained.fill(objective.reconstructor, run.system)
         return State(step=0, samples_taken=0, metrics={}), engines.start(objective, run, device)
     with local_copy(url) as local:
         state = load_state(local)

@@ -26,8 +26,8 @@ from rich.table import Table
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.plain import from_plain, to_plain
 from raylift.datasets.store import Folder, absolute, join
-from raylift.platform import cluster, runs
-from raylift.platform.checkpoint import CheckpointError
+from raylift.platform import cluster, pretrained, runs
+from raylift.platform.checkpoint import RUN_FILE, CheckpointError, best_checkpoint
 from raylift.platform.config import RunConfig, located, overridden
 from raylift.platform.inputs import check
 from raylift.platform.metric import DECIDING, deciding, told
@@ -124,7 +124,8 @@ def validate(search: Search) -> dict[str, Any]:
 
 def start(search: Search, url: str) -> None:
     """Write down a new search."""
-    text = json.dumps(to_plain(replace(search, run=located(search.run))), indent=1)
+    run = located(pretrained.settled(search.run))
+    text = json.dumps(to_plain(replace(search, run=run)), indent=1)
     try:
         Folder(url).create(SEARCH_FILE, text.encode())
     except FileExistsError as error:
@@ -150,7 +151,9 @@ def fit(url: str, say: Callable[[str], None] = print) -> list[Trial]:
     if Folder(url).exists(TABLE_FILE):
         return from_plain(list[Trial], json.loads(Folder(url).read(TABLE_FILE)), TABLE_FILE)
     space = validate(search)
-    metric = DECIDING[check(search.run).manifest.holds]
+    archive = check(search.run)
+    pretrained.check(search.run, archive)
+    metric = DECIDING[archive.manifest.holds]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shape = search.run.cluster
     cpus, gpus = shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker
@@ -172,7 +175,7 @@ def run_trial(settings: dict[str, Any], search: dict[str, Any], url: str) -> Non
     cluster.apply_environment()
     run = overridden(from_plain(Search, search, "search").run, settings)
     trial_url = join(url, "trials", tune.get_context().get_trial_id())
-    if not Folder(trial_url).exists(runs.RUN_FILE):
+    if not Folder(trial_url).exists(RUN_FILE):
         runs.start(run, trial_url)
     runs.fit(run, trial_url, to_tune=True)
 
@@ -222,7 +225,7 @@ def _table(url: str, space: dict[str, Any], paths: list[str]) -> list[Trial]:
         tree = to_plain(runs.load_run(run_url))
         settings = {key: _at(tree, key) for key in space}
         try:
-            checkpoint, summary = runs.best_checkpoint(run_url)
+            checkpoint, summary = best_checkpoint(run_url)
             best = summary["metrics"][deciding(summary["metrics"])]
             trials.append(Trial(name, settings, best, summary["step"], checkpoint))
         except CheckpointError as error:

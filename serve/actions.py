@@ -17,10 +17,11 @@ from jaxtyping import Float32, Int16
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.facing import hang
 from raylift.datasets.radiograph import Inversion, RadiographLimits, read
-from raylift.serve import example, spread
+from raylift.serve import example
 from raylift.serve.api import Backend
 from raylift.serve.figures import Plane, beside, enlarge, marked, reprojections, slice_picture
 from raylift.serve.reconstructor import prepared_one, told
+from raylift.serve.spread import SpreadMap
 
 Volume = Int16[np.ndarray, "d h w"]
 
@@ -77,7 +78,8 @@ class Actions:
         began = time.monotonic()
         views = len(self._backend.views)
         given = [Given(*values[3 * k : 3 * k + 3]) for k in range(views)]
-        samples = min(int(values[3 * views]), self._backend.max_samples) if len(values) > 3 * views else 1
+        samples = int(values[3 * views]) if len(values) > 3 * views else 1
+        samples = max(1, min(samples, self._backend.max_samples))
         try:
             prepared = await asyncio.to_thread(self._prepare_all, given)
             made = await self._backend.reconstruct(prepared, samples)
@@ -109,7 +111,8 @@ class Actions:
         if deviation is None:
             return [None, gr.Radio(value="volume", visible=False), "", gr.DownloadButton(visible=False)]
         download = self._download(deviation, "reconstruction-std.nii.gz")
-        return [deviation, gr.Radio(value="volume", visible=True), spread.bar(spread.top_hu(deviation)), download]
+        shown = SpreadMap.of(deviation)
+        return [shown, gr.Radio(value="volume", visible=True), shown.bar(), download]
 
     def cut(
         self,
@@ -117,14 +120,14 @@ class Actions:
         volume: Volume | None,
         index: float,
         window: str,
-        deviation: Volume | None = None,
+        spread: SpreadMap | None = None,
         what: str = "volume",
     ) -> Any:
         """One slice of the volume, or of the spread of the draws."""
         if volume is None:
             return None
-        if what == "spread" and deviation is not None:
-            return spread.slice_picture(deviation, plane, int(index))
+        if what == "spread" and spread is not None:
+            return spread.slice_picture(plane, int(index))
         return slice_picture(volume, plane, int(index), window)
 
     def example(self) -> list[Any]:

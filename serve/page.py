@@ -42,12 +42,12 @@ def build(backend: Backend, limits: RadiographLimits) -> gr.Blocks:
         gr.Markdown(f"# raylift\nA CT volume of the chest from {' and '.join(backend.views)} radiographs.")
         gr.Markdown(_notice(backend), elem_id="notice")
         given = _radiographs(actions, backend.description.geometry.views, limits)
+        samples = [_samples(backend.max_samples)] if backend.draws else []
         with gr.Row():
             go = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct", scale=2)
             example = gr.Button("Use a synthetic example", elem_id="example", scale=1)
         example.click(actions.example, None, given, **PRIVATE)
-        if backend.draws:
-            given = [*given, _samples(backend.max_samples)]
+        given += samples
         shown, results = _results(actions, backend)
         _on_reconstruct(go, actions, given, shown)
         # A volume belongs to the radiographs above it.
@@ -165,7 +165,7 @@ def _results(actions: Actions, backend: Backend) -> tuple[list[Any], Any]:
 
 def _spread() -> tuple[list[Any], list[Any]]:
     """The switch between volume and spread; returns what a reconstruction fills, and what slices depend on."""
-    deviation = gr.State(time_to_live=KEPT_S)
+    shown = gr.State(time_to_live=KEPT_S)
     with gr.Row(equal_height=True):
         what = gr.Radio(
             [("Volume", "volume"), ("Spread of the draws", "spread")],
@@ -180,7 +180,7 @@ def _spread() -> tuple[list[Any], list[Any]]:
         bar = gr.HTML(elem_id="bar")
         gr.Markdown(MEANING, elem_id="meaning")
     what.change(lambda name: gr.Column(visible=name == "spread"), what, key, queue=False, **PRIVATE)
-    return [deviation, what, bar, download], [deviation, what]
+    return [shown, what, bar, download], [shown, what]
 
 
 def _slice_viewer(plane: str, size: int, cut: Callable[..., Any], volume: Any, choices: list[Any]) -> None:

@@ -39,7 +39,8 @@ class ServeSettings:
     """Steps that fit a volume to its radiographs after the network; 0 leaves it as the network made it, 10 will do."""
     draw: Annotated[DrawFlags, tyro.conf.arg(name="")] = field(default_factory=DrawFlags)
     max_samples: int = 8
-    """Draws that a request may ask for at most, of a model that draws its volume; each takes as long as one alone."""
+    """Draws that a request may ask for at most, of a model that draws its volume. Requests that are
+    reconstructed together are answered together, after the last draw."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:

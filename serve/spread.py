@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -19,24 +20,29 @@ MEANING = (
 )
 
 
-def top_hu(deviation: Int16[np.ndarray, "d h w"]) -> int:
-    """The HU of the brightest colour, the same for all slices: all but 0.5 % of the voxels are below it."""
-    return max(10, 10 * math.ceil(float(np.quantile(deviation, 0.995)) / 10))
+class SpreadMap(NamedTuple):
+    """The standard deviation over draws, and the HU of the brightest colour, the same for all slices."""
 
+    deviation: Int16[np.ndarray, "d h w"]
+    top_hu: int
 
-def slice_picture(deviation: Int16[np.ndarray, "d h w"], plane: Plane, index: int) -> UInt8[np.ndarray, "rows cols 3"]:
-    """One slice of the map, hung and enlarged as the volume's are."""
-    axis = PLANES.index(plane)
-    index = min(max(index, 0), deviation.shape[axis] - 1)
-    unit = np.take(deviation, index, axis=axis).astype(np.float32) / top_hu(deviation)
-    return marked(COLOURS(enlarge(unit), bytes=True)[..., :3], plane)
+    @classmethod
+    def of(cls, deviation: Int16[np.ndarray, "d h w"]) -> SpreadMap:
+        """With a top that is a multiple of 40 and has at most 0.5 % of the voxels above it."""
+        return cls(deviation, max(40, 40 * math.ceil(float(np.quantile(deviation, 0.995)) / 40)))
 
+    def slice_picture(self, plane: Plane, index: int) -> UInt8[np.ndarray, "rows columns 3"]:
+        """One slice, hung and enlarged as the volume's are."""
+        axis = PLANES.index(plane)
+        index = min(max(index, 0), self.deviation.shape[axis] - 1)
+        unit = np.take(self.deviation, index, axis=axis).astype(np.float32) / self.top_hu
+        return marked(COLOURS(enlarge(unit), bytes=True)[..., :3], plane)
 
-def bar(top: int) -> str:
-    """The colours from 0 HU to the top, as HTML."""
-    colours = ", ".join(to_hex(COLOURS(k / 8)) for k in range(9))
-    ticks = "".join(f"<span>{round(top * k / 4)}</span>" for k in range(5))
-    return (
-        f'<div class="bar" role="img" aria-label="Colours from dark, 0 HU, to bright, {top} HU and more">'
-        f'<i style="background: linear-gradient(to right, {colours})"></i><div>{ticks} HU</div></div>'
-    )
+    def bar(self) -> str:
+        """The colours from 0 HU to the top, as HTML."""
+        colours = ", ".join(to_hex(COLOURS(k / 8)) for k in range(9))
+        ticks = "".join(f"<span>{self.top_hu * k // 4} HU</span>" for k in range(5))
+        return (
+            f'<div class="bar" role="img" aria-label="Colours from dark, 0 HU, to bright, {self.top_hu} HU and more">'
+            f'<i style="background: linear-gradient(to right, {colours})"></i><div>{ticks}</div></div>'
+        )

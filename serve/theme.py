@@ -27,7 +27,7 @@ CSS = """
 #about * { color: var(--body-text-color-subdued); font-size: .85rem; }
 .problem { border-left: 4px solid #dc2626 !important; background: color-mix(in srgb, #dc2626 12%, transparent);
   padding: .6rem .9rem !important; }
-#download { align-self: end; min-height: 2.9rem; }
+#download, #download-spread { align-self: end; min-height: 2.9rem; }
 
 /* Gradio gives the blocks of a group a border of the text's colour. */
 .gr-group .block { border-width: 0; }

@@ -42,10 +42,11 @@ class DenoisingPlayer(Player):
         """Timesteps and noise come from torch's global generator."""
         network = self.network
         assert isinstance(network, ConditionalDiffusion)
-        data, losses = network.learn(batch.volume)
+        condition = network.condition(batch.views)
+        data, losses = network.learn(batch.volume, condition)
         noise, times = torch.randn_like(data), network.diffusion.draw_times(data)
         noisy = network.diffusion.noisy(data, noise, times)
-        told = network.tell(noisy, times, network.condition(batch.views))
+        told = network.tell(noisy, times, condition)
         target = network.diffusion.target(data, noise, times)
         logs: dict[str, Tensor] = {f"{network.diffusion.config.prediction}_mse": F.mse_loss(told, target)}
         losses = {**losses, **logs}

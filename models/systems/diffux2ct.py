@@ -89,10 +89,10 @@ class TriPlaneDiffusion(ConditionalDiffusion):
 class VolumeDiffusion(TriPlaneDiffusion):
     """A diffusion of volumes brought to [-1, 1]."""
 
-    def learn(self, volume: Float[Tensor, "n 1 d h w"]) -> tuple[Data, dict[str, Tensor]]:
+    def learn(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:  # noqa: ARG002
         """Nothing has to be learned about them."""
         return 2 * volume - 1, {}
 
-    def volume(self, data: Data) -> Float[Tensor, "n 1 d h w"]:
+    def volume(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:  # noqa: ARG002
         """Back from [-1, 1]."""
         return (data + 1) / 2

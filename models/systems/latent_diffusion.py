@@ -19,7 +19,7 @@ from torch import Tensor
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.models.autoencoder import Autoencoder, AutoencoderConfig
-from raylift.models.conditional import Data
+from raylift.models.conditional import Condition, Data
 from raylift.models.denoisers import DenoiserConfig
 from raylift.models.diffusion import DiffusionConfig
 from raylift.models.objectives.diffusion import DenoisingLoss
@@ -58,11 +58,11 @@ class LatentNetwork(TriPlaneDiffusion):
         self.autoencoder = Autoencoder(system.autoencoder, system.checkpointing == "all")
         self.kl = system.autoencoder.kl
 
-    def learn(self, volume: Float[Tensor, "n 1 d h w"]) -> tuple[Data, dict[str, Tensor]]:
+    def learn(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:  # noqa: ARG002
         """The mean latents, cut off from the autoencoder, and the autoencoder's own loss."""
         latents, error, divergence = self.autoencoder.losses(2 * volume - 1)
         return latents.detach(), {"autoencoder_l1": error, "kl": self.kl * divergence}
 
-    def volume(self, data: Data) -> Float[Tensor, "n 1 d h w"]:
+    def volume(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:  # noqa: ARG002
         """What the latents decode to, back from [-1, 1]."""
         return (self.autoencoder.decode(data) + 1) / 2

@@ -44,9 +44,10 @@ def evaluate(arguments: list[str]) -> int:
     """Measure a checkpoint: table, JSON, figures, report."""
     from raylift.platform import evaluate as evaluation
     from raylift.platform import report, runs
+    from raylift.platform.checkpoint import checkpoint_of
 
     options = tyro.cli(EvaluateOptions, prog="raylift evaluate", args=arguments)
-    url = runs.checkpoint_of(options.checkpoint)
+    url = checkpoint_of(options.checkpoint)
     model = weights.load(url)
     with meter("evaluate") as shown:
         result = evaluation.evaluate(
@@ -84,9 +85,10 @@ def export(arguments: list[str]) -> int:
     """A checkpoint as safetensors, config and model card."""
     from raylift.platform import export as exporting
     from raylift.platform import runs
+    from raylift.platform.checkpoint import checkpoint_of
 
     options = tyro.cli(ExportOptions, prog="raylift export", args=arguments)
-    url = runs.checkpoint_of(options.checkpoint)
+    url = checkpoint_of(options.checkpoint)
     sha256 = exporting.export(weights.load(url), options.folder, runs.metrics_of(url))
     print(f"{options.folder}: weights SHA-256 {sha256}")
     return 0

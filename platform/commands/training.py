@@ -52,6 +52,7 @@ def train(arguments: list[str]) -> int:
     if options.dry_run:
         return _dry_run(options.run)
     from raylift.platform import cluster, runs
+    from raylift.platform.checkpoint import best_checkpoint
 
     if options.resume and (options.run.system, options.run.data.window) != (base.system, base.data.window):
         raise ConfigError("a resumed run keeps its system and window: start a new one to change them")
@@ -60,7 +61,7 @@ def train(arguments: list[str]) -> int:
     started = time.monotonic()
     cluster.connect()
     metrics = runs.fit(run, url)
-    best, summary = runs.best_checkpoint(url)
+    best, summary = best_checkpoint(url)
     print(f"trained in {time.monotonic() - started:.0f} s: validation {told(metrics)} at the end")
     score = summary["metrics"][deciding(summary["metrics"])]
     print(f"best checkpoint ({score:.2f} dB, step {summary['step']}): {best}")
@@ -132,8 +133,10 @@ def tune(arguments: list[str]) -> int:
 
 
 def _dry_run(run: RunConfig) -> int:
+    from raylift.platform import pretrained
     from raylift.platform.memory import estimate
 
+    run = pretrained.settled(run)
     print(run.to_yaml())
     print(f"# config SHA-256 {run.sha256()}")
     for line in estimate(run).lines():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raylift.datasets.errors import ConfigError
 from raylift.platform.config import RunConfig, from_yaml
-from raylift.platform.presets import compositions, diffusion, radiographs
+from raylift.platform.presets import compositions, diffusion, radiographs, refiners
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "psr": compositions.psr_frontal,
@@ -23,6 +23,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "trct-gan": compositions.trct_gan_biplanar,
     "diffux2ct": diffusion.diffux2ct_biplanar,
     "latent-diffusion": diffusion.latent_diffusion_biplanar,
+    "refiner": refiners.refiner,
     "u-x2ctgan": radiographs.u_x2ctgan_biplanar,
     "cyclegan-b": radiographs.cyclegan_biplanar,
     "cyclegan-f": radiographs.cyclegan_frontal,
@@ -39,6 +40,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "trct-gan-slim": compositions.trct_gan_slim,
     "diffux2ct-slim": diffusion.diffux2ct_slim,
     "latent-diffusion-slim": diffusion.latent_diffusion_slim,
+    "refiner-slim": refiners.refiner_slim,
     "u-x2ctgan-slim": radiographs.u_x2ctgan_slim,
     "cyclegan-b-slim": radiographs.cyclegan_b_slim,
     "cyclegan-f-slim": radiographs.cyclegan_f_slim,
@@ -46,6 +48,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "x2ct-gan-tiny": compositions.x2ct_gan_tiny,
     "diffux2ct-tiny": diffusion.diffux2ct_tiny,
     "latent-diffusion-tiny": diffusion.latent_diffusion_tiny,
+    "refiner-tiny": refiners.refiner_tiny,
 }
 
 

@@ -11,7 +11,7 @@ from raylift.datasets.intensity import Window
 from raylift.datasets.stream import Batch
 from raylift.models import weights
 from raylift.models.autoencoder import Autoencoder, AutoencoderConfig
-from raylift.models.denoisers import DenoiserConfig, _fold, _unfold
+from raylift.models.denoisers import DenoiserConfig, fold, unfold
 from raylift.models.drawing import Draw
 from raylift.models.encoders import EncoderConfig
 from raylift.models.objectives.diffusion import DenoisingLoss
@@ -264,9 +264,9 @@ def test_the_implicit_decoder_is_asked_at_voxels_of_any_size():
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_patches_become_channels_and_come_back(patch):
     data = torch.rand(2, 3, 8, 8, 8)
-    folded = _fold(data, patch)
+    folded = fold(data, patch)
     assert folded.shape == (2, 3 * patch**3, 8 // patch, 8 // patch, 8 // patch)
-    assert torch.equal(_unfold(folded, patch), data)
+    assert torch.equal(unfold(folded, patch), data)
     # The voxels of a patch stand together.
     assert set(folded[0, : patch**3, 0, 0, 0].tolist()) == set(data[0, 0, :patch, :patch, :patch].flatten().tolist())
 

@@ -10,7 +10,7 @@ from raylift.datasets.archive import Archive
 from raylift.models import weights
 from raylift.models.drawing import DrawingNetwork
 from raylift.platform import runs
-from raylift.platform.checkpoint import load_network, local_copy
+from raylift.platform.checkpoint import best_checkpoint, load_network, local_copy
 from raylift.platform.config import EngineConfig
 from raylift.platform.evaluate import evaluate
 from raylift.platform.export import export
@@ -39,7 +39,7 @@ def test_it_trains_resumes_at_another_stage_evaluates_and_exports(name, stages, 
         train=replace(run.train, steps=6),
     )
     metrics = runs.fit(longer, url)
-    best, _ = runs.best_checkpoint(url)
+    best, _ = best_checkpoint(url)
     history = runs.history_of(url + "/checkpoints/step-00000006")
     assert [entry["step"] for entry in history if "denoiser/loss" in entry] == [1, 2, 3, 4, 5, 6]
 

@@ -10,6 +10,7 @@ from raylift.platform.config import EngineConfig
 from raylift.platform.memory import estimate
 from raylift.platform.presets.catalogue import PRESETS
 from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.presets.refiners import refiner_tiny
 
 GRID = Grid(32, 10.0)
 
@@ -65,6 +66,20 @@ def test_checkpointing_saves_activations_and_counts_the_part_that_is_computed_ag
     voxels = 4 * 32**3 * 2
     # The finest level of three decoders saves more than ten volumes of eight channels while it is redone.
     assert 8 * 8 * voxels < recomputed < finest < 0.95 * plain
+
+
+def test_a_frozen_part_takes_memory_for_its_weights_alone():
+    run = refiner_tiny()
+    one = estimate(replace(run, cluster=replace(run.cluster, workers=1), engine=EngineConfig(zero_stage=0)))
+    network = run.system.reconstructor(GRID, chest(GRID))
+    frozen, trained = (sum(p.numel() for p in part.parameters()) for part in (network.base, network.denoiser))
+    assert (one.weights, one.gradients, one.adam) == (4 * (frozen + trained), 4 * trained, 8 * trained)
+
+
+def test_a_run_along_true_rays_can_be_estimated():
+    run = x2ct_gan_tiny()
+    along = replace(run, system=replace(run.system, lifting=replace(run.system.lifting, along="rays")))
+    assert estimate(along).activations > 0
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if "slim" not in name and "tiny" not in name])

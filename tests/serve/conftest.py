@@ -17,8 +17,10 @@ from playwright.sync_api import BrowserContext, sync_playwright
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
+from raylift.models.drawing import DrawFlags
 from raylift.models.weights import Description
 from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.presets.refiners import refiner_tiny
 from raylift.serve import example
 from raylift.serve.reconstructor import Reconstructor
 
@@ -103,6 +105,24 @@ def model_folder(description: Description, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
+def drawing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network that draws: its answers differ from seed to seed."""
+    folder = tmp_path_factory.mktemp("drawing")
+    description = Description(refiner_tiny().system, GRID, chest(GRID), Window())
+    torch.manual_seed(5)
+    network = description.system.reconstructor(description.grid, description.geometry)
+    # A fresh denoiser tells nothing.
+    torch.nn.init.normal_(network.denoiser.leave[-1].weight, std=0.3)
+    weights.save(folder, network.state_dict(), description)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawing(drawing_folder: Path) -> Reconstructor:
+    return Reconstructor.load(str(drawing_folder), draw=DrawFlags(steps=2))
+
+
+@pytest.fixture(scope="session")
 def reconstructor(model_folder: Path) -> Reconstructor:
     return Reconstructor.load(str(model_folder))
 
@@ -137,6 +157,16 @@ def fitting_url(services: list[Service], model_folder: Path) -> Iterator[str]:
     for running in services:
         running.stop()
     services.append(Service.start(model_folder, "--consistency-steps", "3"))
+    yield services[-1].url
+    services[-1].stop()
+
+
+@pytest.fixture
+def drawing_url(services: list[Service], drawing_folder: Path) -> Iterator[str]:
+    """Where a service answers whose model draws, for one test."""
+    for running in services:
+        running.stop()
+    services.append(Service.start(drawing_folder, "--steps", "2", "--max-samples", "5"))
     yield services[-1].url
     services[-1].stop()
 

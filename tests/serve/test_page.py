@@ -1,4 +1,5 @@
 import io
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,11 +32,15 @@ class Visit:
     def at(self, name: str) -> Locator:
         return self.page.locator(f"#{name}")
 
-    def picture(self, name: str) -> np.ndarray:
-        """What an image shows."""
+    def colours(self, name: str) -> np.ndarray:
+        """What an image shows, in red, green and blue."""
         self.at(name).locator("img").scroll_into_view_if_needed()
         source = self.at(name).locator("img").get_attribute("src")
-        return np.asarray(Image.open(io.BytesIO(self.page.request.get(source).body())).convert("L"), dtype=np.int32)
+        return np.asarray(Image.open(io.BytesIO(self.page.request.get(source).body())).convert("RGB"), dtype=np.int32)
+
+    def picture(self, name: str) -> np.ndarray:
+        """What an image shows, in grey."""
+        return np.asarray(Image.fromarray(self.colours(name).astype(np.uint8)).convert("L"), dtype=np.int32)
 
     def changed(self, name: str, act: Callable[[], object]) -> np.ndarray:
         """What an image shows once it shows something else than before."""
@@ -174,6 +179,64 @@ def test_a_file_that_is_no_image_is_refused_in_a_sentence_and_not_used(visit: Vi
 def test_reconstruct_without_radiographs_asks_for_them(visit: Visit) -> None:
     visit.at("reconstruct").click()
     expect(visit.page.get_by_text("The frontal radiograph is missing: choose a file for it.")).to_be_visible()
+
+
+def test_the_spread_of_the_draws_is_a_map_with_a_bar_and_a_file_of_its_own(
+    browser: BrowserContext, drawing_url: str, tmp_path: Path
+) -> None:
+    visit = Visit(browser, drawing_url)
+    visit.at("example").click()
+    expect(visit.at("lateral-preview").locator("img")).to_be_visible()
+    expect(visit.at("samples").locator("input[type=number]")).to_have_value("4")
+    visit.reconstruct()
+    assert "Mean of 4 draws, seeds 0 to 3." in (visit.at("facts").text_content() or "")
+    expect(visit.at("spread")).to_be_hidden()
+    grey = visit.colours("axial-slice")
+    assert np.ptp(grey, axis=2).max() == 0
+
+    visit.changed("axial-slice", lambda: visit.choose("what", "spread"))
+    expect(visit.at("meaning")).to_contain_text("not an error bar on the anatomy")
+    bar = visit.at("bar").locator("[role=img]")
+    expect(bar).to_be_visible()
+    top = int(re.search(r"bright, (\d+) HU", bar.get_attribute("aria-label") or "").group(1))
+    for plane in ("axial", "coronal", "sagittal"):
+        expect(visit.at(f"{plane}-slice").locator("img")).to_be_visible()
+        assert np.ptp(visit.colours(f"{plane}-slice"), axis=2).max() > 50
+    visit.page.screenshot(path=tmp_path / "spread.png", full_page=True)
+
+    volumes = {}
+    for button, name in (("download", "reconstruction.nii.gz"), ("download-spread", "reconstruction-std.nii.gz")):
+        with visit.page.expect_download() as download:
+            visit.at(button).click()
+        assert download.value.suggested_filename == name
+        download.value.save_as(tmp_path / name)
+        volumes[name] = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / name)))
+    deviation = volumes["reconstruction-std.nii.gz"]
+    assert deviation.shape == volumes["reconstruction.nii.gz"].shape
+    assert deviation.min() >= 0
+    assert top - 40 < np.quantile(deviation, 0.995) <= top
+
+    visit.page.set_viewport_size({"width": 390, "height": 844})
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
+    visit.page.screenshot(path=tmp_path / "spread-phone.png", full_page=True)
+    visit.page.set_viewport_size({"width": 1280, "height": 900})
+
+    # A single draw has no spread, and the page does not go on showing the last one's.
+    number = visit.at("samples").locator("input[type=number]")
+    number.fill("1")
+    number.press("Enter")
+    expect(visit.at("results")).to_be_hidden()
+    visit.reconstruct()
+    expect(visit.at("what")).to_be_hidden()
+    expect(visit.at("spread")).to_be_hidden()
+    expect(visit.at("download-spread")).to_be_hidden()
+    assert np.ptp(visit.colours("axial-slice"), axis=2).max() == 0
+    assert visit.problems == []
+
+
+def test_the_page_of_a_model_that_computes_its_volume_knows_nothing_of_draws(visit: Visit) -> None:
+    for name in ("samples", "what", "bar"):
+        expect(visit.at(name)).to_have_count(0)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -1,0 +1,177 @@
+"""The diffusion refiner: a frozen base, a residual, draws that depend on the seed and on nothing else."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.plain import from_plain, to_plain
+from raylift.datasets.stream import Batch
+from raylift.models.denoisers import DenoiserConfig
+from raylift.models.drawing import Draw
+from raylift.models.systems.psr import psr
+from raylift.models.systems.refiner import Refiner
+from raylift.models.systems.slim import tiny
+from raylift.models.systems.x2ct import x2ct_gan
+
+GRID = Grid(32, 10.0)
+GEOMETRY = chest(GRID)
+SYSTEM = Refiner(
+    base=tiny(x2ct_gan()), denoiser=DenoiserConfig((8, 16), blocks=1, plain_sizes=2, patch=2), draw=Draw(steps=4)
+)
+FINER = replace(SYSTEM, upsampling=2, base=tiny(psr()), denoiser=DenoiserConfig((8, 16), 1, 2, patch=1))
+
+
+@cache
+def two_boxes() -> Batch:
+    """Two volumes that differ, with their projections as radiographs."""
+    volume = torch.zeros(2, 1, 32, 32, 32)
+    volume[0, :, 8:20, 6:18, 4:16] = 0.8
+    volume[1, :, 14:28, 12:26, 14:28] = 0.8
+    views = torch.stack([volume.mean(dim=3)[:, 0], volume.mean(dim=4)[:, 0]], dim=1)
+    return Batch(volume, views / views.max())
+
+
+def network(system: Refiner = SYSTEM, grid: Grid = GRID):
+    torch.manual_seed(0)
+    made = system.reconstructor(grid, chest(grid))
+    # The last layer starts at zero, under which nothing else has an effect.
+    torch.nn.init.normal_(made.denoiser.leave[-1].weight, std=0.1)
+    return made
+
+
+@pytest.mark.parametrize("base", [tiny(x2ct_gan()), tiny(psr()), SYSTEM], ids=["gan", "psr", "refiner"])
+def test_a_refiner_of_any_system_survives_plain_data(base):
+    system = replace(SYSTEM, base=base)
+    assert from_plain(Refiner, to_plain(system), "system") == system
+    assert to_plain(system)["base"]["name"] == base.name
+    assert system.views == base.views
+
+
+def test_a_base_with_an_unknown_name_or_key_is_refused():
+    plain = to_plain(SYSTEM)
+    with pytest.raises(ConfigError, match="no name 'x3ct'"):
+        from_plain(Refiner, plain | {"base": plain["base"] | {"name": "x3ct"}}, "system")
+    with pytest.raises(ConfigError, match=r"depth.*system\.base"):
+        from_plain(Refiner, plain | {"base": plain["base"] | {"depth": 3}}, "system")
+
+
+@pytest.mark.parametrize("system", [SYSTEM, FINER], ids=["same size", "twice as fine"])
+def test_the_denoiser_learns_and_the_base_does_not(system):
+    torch.manual_seed(0)
+    objective = system.objective(GRID, GEOMETRY)
+    (player,) = objective.players.values()
+    player.train()
+    assert not any(module.training for module in player.network.base.modules())
+    data = two_boxes()
+    data = replace(data, views=data.views[:, : len(system.views)])
+    torch.nn.init.normal_(player.network.denoiser.leave[-1].weight, std=0.1)
+    before = {name: tensor.clone() for name, tensor in player.network.base.state_dict().items()}
+    loss, _, _ = player(data, {})
+    loss.backward()
+    assert torch.isfinite(loss)
+    without = {name for name, p in player.network.named_parameters() if p.grad is None or not p.grad.any()}
+    assert without == {f"base.{name}" for name, _ in player.network.base.named_parameters()}
+    assert all(torch.equal(before[name], tensor) for name, tensor in player.network.base.state_dict().items())
+
+
+@pytest.mark.parametrize("system", [SYSTEM, FINER], ids=["same size", "twice as fine"])
+def test_what_is_learned_is_what_the_bases_volume_lacks(system):
+    made, data = network(system), two_boxes()
+    views = data.views[:, : len(system.views)]
+    condition = made.condition(views)
+    residual, _ = made.learn(data.volume, condition)
+    torch.testing.assert_close(made.volume(residual, condition), data.volume)
+    coarse = made.volume(torch.zeros_like(residual), condition)
+    with torch.no_grad():
+        expected = made.base(views).clip(0.0, 1.0)
+    if system.upsampling == 2:
+        assert expected.shape[-1] == 16
+        # What is upsampled keeps its mean over blocks, but for what leaks over their faces.
+        pooled = torch.nn.functional.avg_pool3d(coarse, 2)
+        pair = torch.stack([pooled.flatten(), expected.flatten()])
+        assert torch.corrcoef(pair)[0, 1] > 0.9
+    else:
+        torch.testing.assert_close(coarse, expected)
+
+
+def test_draws_depend_on_radiographs_and_seed_and_not_on_the_batch():
+    made = network().eval()
+    views = torch.rand(4, 2, 32, 32, generator=torch.Generator().manual_seed(1))
+    together = made.draw(views, Draw(steps=3, seed=5))
+    alone = torch.cat([made.draw(view[None], Draw(steps=3, seed=5)) for view in views])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-3)
+    assert torch.equal(made.draw(views, Draw(steps=3, seed=5)), together)
+    assert (made.draw(views, Draw(steps=3, seed=6)) - together).abs().mean() > 1e-3
+    assert (together[0] - together[1]).abs().mean() > 1e-3
+
+
+def test_each_view_reaches_the_denoiser_past_the_base():
+    made, data = network().eval(), two_boxes()
+    noisy, times = torch.zeros(2, 1, 32, 32, 32), torch.full((2,), 500)
+    condition = made.condition(data.views)
+    with torch.no_grad():
+        told = made.tell(noisy, times, condition)
+        for view in range(3):
+            changed = [level.clone() for level in condition]
+            # Channels are the coarse volume's eight, then eight of each view.
+            changed[0][:, 8 * view : 8 * view + 8] += 0.1
+            assert not torch.allclose(made.tell(noisy, times, changed), told, atol=1e-6)
+
+
+def test_a_refiner_overfits_what_its_base_lacks():
+    torch.manual_seed(0)
+    (player,) = replace(SYSTEM, residual_scale=0.5).objective(GRID, GEOMETRY).players.values()
+    data = two_boxes()
+    with torch.no_grad():
+        lacks = (player.network.base(data.views).clip(0.0, 1.0) - data.volume).square().mean()
+    optimiser = torch.optim.Adam(player.network.denoiser.parameters(), lr=3e-3)
+    for _ in range(120):
+        optimiser.zero_grad()
+        player(data, {})[0].backward()
+        optimiser.step()
+    made = player.network.eval()(data.views)
+    assert (made - data.volume).square().mean() < 0.5 * lacks
+    assert (made[0] - made[1]).square().mean() > 0.25 * (data.volume[0] - data.volume[1]).square().mean()
+
+
+def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32():
+    losses = []
+    for enabled in ("none", "all"):
+        torch.manual_seed(0)
+        (player,) = SYSTEM.objective(GRID, GEOMETRY).players.values()
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _, _ = player(two_boxes(), {})
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_checkpointing_changes_neither_the_loss_nor_a_gradient():
+    gradients = []
+    for checkpointing in ("none", "all"):
+        torch.manual_seed(0)
+        (player,) = replace(SYSTEM, checkpointing=checkpointing).objective(GRID, GEOMETRY).players.values()
+        torch.manual_seed(1)
+        loss, _, _ = player(two_boxes(), {})
+        loss.backward()
+        gradients.append([p.grad for p in player.parameters() if p.grad is not None])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "message"),
+    [
+        ({"residual_scale": 0.0}, 32, "give a share of the window"),
+        ({"upsampling": 2}, 33, "33 is no multiple of 2"),
+        ({"denoiser": DenoiserConfig((8,) * 5, patch=2)}, 32, "cannot be divided by 32"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_with_the_remedy(settings, size, message):
+    with pytest.raises(ConfigError, match=message):
+        replace(SYSTEM, **settings).reconstructor(Grid(size, 10.0), chest(Grid(size, 10.0)))

@@ -1,0 +1,130 @@
+"""A refiner from its base to its export by the verbs: the base is read once, kept as it is, and carried along."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from raylift.datasets.archive import Archive
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.ingest import ingest_phantoms
+from raylift.models import weights
+from raylift.platform import cli, pretrained, runs
+from raylift.platform.checkpoint import Checkpoints, checkpoint_of
+from raylift.platform.config import RunConfig
+from raylift.platform.presets.refiners import refiner_tiny
+
+
+@pytest.fixture(scope="module")
+def wanted(archive32) -> RunConfig:
+    """Four steps, with a validation and a checkpoint after each two, of the volume's draws in two steps."""
+    run = refiner_tiny()
+    return replace(
+        run,
+        system=replace(run.system, draw=replace(run.system.draw, steps=2)),
+        data=replace(run.data, archive=str(archive32)),
+        train=replace(run.train, steps=4, validate_every=2, log_every=1),
+    )
+
+
+def based_on(run: RunConfig, url: object) -> RunConfig:
+    return pretrained.settled(replace(run, system=replace(run.system, base_model=str(url))))
+
+
+@pytest.fixture(scope="module")
+def refined(wanted, finished_run, tmp_path_factory) -> Path:
+    """A run whose base is gone once it has its first checkpoint, and that went on without it."""
+    home = tmp_path_factory.mktemp("refined")
+    shutil.copytree(checkpoint_of(str(finished_run)), home / "base")
+    url, run = str(home / "run"), based_on(wanted, home / "base")
+    runs.fit(runs.start(replace(run, train=replace(run.train, steps=2)), url), url)
+    shutil.rmtree(home / "base")
+    runs.fit(run, url)
+    return home / "run"
+
+
+def test_a_run_takes_its_bases_settings_and_carries_its_weights_unchanged(refined, finished_run):
+    base = weights.load(checkpoint_of(str(finished_run)))
+    ends = [weights.load(f"{refined}/checkpoints/{name}") for name, _ in Checkpoints(str(refined)).published()]
+    assert len(ends) == 2
+    for end in ends:
+        assert end.description.system.base == base.description.system
+        state = end.network.state_dict()
+        for name, tensor in base.network.state_dict().items():
+            assert torch.equal(state[f"base.{name}"], tensor), name
+    first, last = (end.network.denoiser.state_dict() for end in ends)
+    assert any(not torch.equal(first[name], tensor) for name, tensor in last.items())
+
+
+def test_the_verbs_take_a_refiner_by_the_same_names(refined, archive32, tmp_path, capsys):
+    options = ["--archive", str(archive32), "--output", str(tmp_path / "report"), "--protocols", "volume"]
+    draws = ["--steps", "3", "--sampler", "ddim", "--seed", "4", "--samples", "2"]
+    assert cli.main(["evaluate", str(refined), *options, *draws, "--consistency-steps", "2"]) == 0
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert metrics["provenance"]["drawing"] == {"sampler": "ddim", "steps": 3, "seed": 4, "samples": 2}
+    residuals = metrics["projection_residuals"]["mean"]
+    assert all(after < before for before, after in residuals.values())
+    assert cli.main(["evaluate", str(refined), *options]) == 0
+    own = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert own["provenance"]["drawing"] == {"sampler": "multistep", "steps": 2, "seed": 0, "samples": 1}
+    assert own["mean"]["model"] != metrics["mean"]["model"]
+
+    assert cli.main(["export", str(refined), str(tmp_path / "model")]) == 0
+    model = weights.load(tmp_path / "model")
+    assert model.description.system.name == "refiner"
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert model.sha256 in card
+    assert "| the volume is | drawn: multistep, 2 steps, seed 0; other seeds draw others |" in card
+    capsys.readouterr()
+
+
+def test_a_model_that_computes_its_volume_is_not_evaluated_with_draws(finished_run, archive32, capsys):
+    words = ["evaluate", str(finished_run), "--archive", str(archive32), "--samples", "4", "--seed", "1"]
+    assert cli.main(words) == 2
+    assert "has no use for --seed, --samples: leave these out" in capsys.readouterr().err
+
+
+def test_the_command_line_reads_the_bases_settings(finished_run, archive32, capsys):
+    words = ["train", "refiner-tiny", "--data.archive", str(archive32), "--dry-run"]
+    assert cli.main([*words, "--system.base-model", str(finished_run), "--system.base.fusion.kind", "sum"]) == 0
+    said = capsys.readouterr().out
+    base = weights.load(checkpoint_of(str(finished_run))).description.system
+    assert f"base_model: {checkpoint_of(str(finished_run))}" in said
+    assert f"kind: {base.fusion.kind}" in said
+    assert "kind: sum" not in said
+    assert cli.main([*words, "--system.base.fusion.kind", "sum"]) == 0
+    assert "kind: sum" in capsys.readouterr().out
+
+
+def test_a_base_that_is_missing_or_does_not_fit_is_refused_before_anything_starts(
+    wanted, finished_run, archive32, tmp_path
+):
+    archive, good = Archive(str(archive32)), based_on(wanted, finished_run)
+    pretrained.check(good, archive)
+    with pytest.raises(ConfigError, match=r"pass --system.base-model with a run"):
+        pretrained.check(wanted, archive)
+    with pytest.raises(ConfigError, match=r"window from -1024 to 1476 HU.*--data.window.high-hu 1476"):
+        pretrained.check(
+            replace(good, data=replace(good.data, window=replace(good.data.window, high_hu=400.0))), archive
+        )
+    with pytest.raises(ConfigError, match=r"size=32, .* would have to be Grid.size=16"):
+        pretrained.check(replace(good, system=replace(good.system, upsampling=2)), archive)
+    with pytest.raises(ConfigError, match=r"the settings of system.base are not those of"):
+        pretrained.check(replace(good, system=replace(good.system, base=refiner_tiny().system)), archive)
+    grid = Grid(32, 10.0)
+    ingest_phantoms(str(tmp_path), grid, replace(chest(grid), source_axis_mm=1000.0), count=1, seed=1)
+    with pytest.raises(ConfigError, match=r"source_axis_mm=1650.*would have to be.*source_axis_mm=1000"):
+        pretrained.check(good, Archive(str(tmp_path)))
+    with pytest.raises(weights.WeightsError, match="is not a model"):
+        based_on(wanted, tmp_path)
+
+
+def test_a_base_of_half_the_resolution_fits_an_archive_of_the_same_field_of_view(wanted, finished_run, tmp_path):
+    grid = Grid(64, 5.0)
+    ingest_phantoms(str(tmp_path), grid, chest(grid), count=1, seed=1)
+    run = based_on(wanted, finished_run)
+    pretrained.check(replace(run, system=replace(run.system, upsampling=2)), Archive(str(tmp_path)))
