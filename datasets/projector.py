@@ -22,7 +22,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, View
 
 # Row k of a volume index (d, h, w) in the patient frame: d runs to the feet, h to the back, w to the left.
-INDEX_TO_PATIENT = torch.tensor([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+INDEX_TO_PATIENT = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
 
 def project(
@@ -40,10 +40,9 @@ def project(
         ConfigError: the source of a cone beam stands inside the volume.
     """
     _require_source_outside(attenuation.shape[2:], spacing_mm, geometry, view)
-    axes = _axes(view, attenuation)
-    if bool(((axes == 0) | (axes.abs() == 1)).all()) and not any(view.offset_mm):
-        return _project_slices(attenuation, spacing_mm, geometry, axes)
-    return _project_frustum(attenuation, spacing_mm, geometry, view, axes)
+    if np.isin(np.abs(view.axes()), (0.0, 1.0)).all() and not any(view.offset_mm):
+        return _project_slices(attenuation, spacing_mm, geometry, view)
+    return _project_frustum(attenuation, spacing_mm, geometry, view, _axes(view, attenuation))
 
 
 def backproject(
@@ -134,15 +133,16 @@ def _path_per_depth(geometry: Geometry, offsets: Float[Tensor, " px"]) -> Float[
 
 def _voxel_centres(shape: tuple[int, int, int], spacing_mm: float, like: Tensor) -> Float[Tensor, "d h w 3"]:
     index = [torch.arange(n, dtype=like.dtype, device=like.device) - (n - 1) / 2 for n in shape]
-    return torch.stack(torch.meshgrid(*index, indexing="ij"), dim=-1) * spacing_mm @ INDEX_TO_PATIENT.to(like)
+    to_patient = torch.as_tensor(INDEX_TO_PATIENT).to(like)
+    return torch.stack(torch.meshgrid(*index, indexing="ij"), dim=-1) * spacing_mm @ to_patient
 
 
 def _project_slices(
-    attenuation: Float[Tensor, "n 1 d h w"], spacing_mm: float, geometry: Geometry, axes: Float[Tensor, "3 3"]
+    attenuation: Float[Tensor, "n 1 d h w"], spacing_mm: float, geometry: Geometry, view: View
 ) -> Float[Tensor, "n 1 rows columns"]:
     # Bring the volume into (ray, row, column) order, each index increasing along its axis of the view.
-    in_index = axes @ INDEX_TO_PATIENT.to(axes).T
-    order = [int(in_index[k].abs().argmax()) for k in (2, 1, 0)]
+    in_index = view.axes() @ INDEX_TO_PATIENT.T
+    order = [int(np.abs(in_index[k]).argmax()) for k in (2, 1, 0)]
     signs = [float(in_index[k, axis]) for k, axis in zip((2, 1, 0), order, strict=True)]
     volume = attenuation.permute(0, 1, *(2 + axis for axis in order))
     volume = volume.flip([2 + k for k, sign in enumerate(signs) if sign < 0])

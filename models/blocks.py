@@ -93,12 +93,13 @@ class DepthTapConvolution(nn.Conv3d):
 class Residual(nn.Module):
     """Two 3 x 3 x 3 convolutions beside a straight path, which is a 1 x 1 x 1 convolution where the shape changes."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
         self.bend = nn.Sequential(
             nn.Conv3d(in_channels, out_channels, 3, stride, padding=1),
             nn.InstanceNorm3d(out_channels),
             nn.ReLU(inplace=True),
+            *([nn.Dropout(dropout)] if dropout else []),
             nn.Conv3d(out_channels, out_channels, 3, padding=1),
             nn.InstanceNorm3d(out_channels),
         )

@@ -1,6 +1,7 @@
 """A system as five choices by name: how views are encoded, lifted and fused, how the volume is decoded, what teaches.
 
 Every CNN and GAN of the literature is a `Composition`, written down in `models/systems/`; a search may cross them.
+`Parts` are the first four choices, for systems that other objectives teach.
 
 ```
 radiograph k -> encoder -> lifting -+
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.intensity import Window
 from raylift.models.blocks import initialise
 from raylift.models.decoders import Build, DecoderConfig, DecoderName, GrowingDecoder, ViewDecoder
 from raylift.models.discriminators import DiscriminatorConfig
@@ -29,7 +31,7 @@ from raylift.models.lifting import LiftingConfig
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
 from raylift.models.objectives.turns import Objective, VolumeNetwork
 from raylift.models.rays import Rays
-from raylift.models.system import SystemConfig
+from raylift.models.system import DEFAULT_WINDOW, SystemConfig
 from raylift.models.unets import NoDecoder, UNet, UNetPlusPlus
 
 CompositionName = Literal[
@@ -45,10 +47,10 @@ DECODERS: dict[DecoderName, type[nn.Module]] = {
 
 
 @dataclass(frozen=True)
-class Composition(SystemConfig):
-    """A CNN's or GAN's settings; the defaults are X2CT-GAN as published."""
+class Parts(SystemConfig):
+    """The choices that make the network, whatever teaches it; the defaults are X2CT-GAN's."""
 
-    name: CompositionName = "x2ct-gan"
+    name: str = ""
     """The system of the literature this began as; choices below may have left it."""
     views: tuple[str, ...] = ("frontal", "lateral")
     """Names of views of the archive's geometry."""
@@ -56,8 +58,6 @@ class Composition(SystemConfig):
     lifting: LiftingConfig = field(default_factory=LiftingConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    loss: ReconstructionLoss = field(default_factory=ReconstructionLoss)
     checkpointing: bool = False
     """Whether activations are dropped after the forward pass and computed again in the backward pass: about half the
     memory for about a third more time."""
@@ -76,11 +76,6 @@ class Composition(SystemConfig):
             raise ConfigError(
                 f"without a decoder the lifted volume is the answer, and lifting '{self.lifting.kind}' gives "
                 f"{len(self.lifted_widths)} volumes: use system.lifting.kind channels, or a decoder"
-            )
-        if self.loss.deep_supervision and not (self.decoder.has_auxiliaries or self.has_view_decoders):
-            raise ConfigError(
-                f"decoder '{self.decoder.kind}' has no auxiliary volumes here: set system.loss.deep_supervision to 0, "
-                "or use unet++, the rendering head, or fusion with feedback"
             )
 
     @property
@@ -104,18 +99,13 @@ class Composition(SystemConfig):
         return self.fusion.feedback and self.decoder.kind == "growing" and not self.decodes_alone
 
     @property
-    def needs_labels(self) -> bool:
-        """Whether its loss looks at the archive's label volumes."""
-        return self.loss.lung > 0
+    def wants_auxiliaries(self) -> bool:
+        """Whether its loss looks at auxiliary volumes."""
+        return False
 
     def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
         """An encoder and a lifting a view, the fusion and the decoder."""
         return Reconstructor(self, grid, geometry)
-
-    def objective(self, grid: Grid, geometry: Geometry) -> Objective:
-        """The reconstructor, and a discriminator if the adversarial term has a weight."""
-        discriminator = self.discriminator.build(self.rays(grid, geometry)) if self.loss.adversarial else None
-        return reconstruction_objective(self.reconstructor(grid, geometry), discriminator, self.loss)
 
     def rays(self, grid: Grid, geometry: Geometry) -> list[Rays]:
         """How the views' rays cross the volume, in the views' order."""
@@ -125,10 +115,42 @@ class Composition(SystemConfig):
         return rays
 
 
+@dataclass(frozen=True)
+class Composition(Parts):
+    """A CNN's or GAN's settings; the defaults are X2CT-GAN as published."""
+
+    name: CompositionName = "x2ct-gan"
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    loss: ReconstructionLoss = field(default_factory=ReconstructionLoss)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.wants_auxiliaries and not (self.decoder.has_auxiliaries or self.has_view_decoders):
+            raise ConfigError(
+                f"decoder '{self.decoder.kind}' has no auxiliary volumes here: set system.loss.deep_supervision to 0, "
+                "or use unet++, the rendering head, or fusion with feedback"
+            )
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether its loss looks at the archive's label volumes."""
+        return self.loss.lung > 0
+
+    @property
+    def wants_auxiliaries(self) -> bool:
+        """Whether deep supervision has a weight."""
+        return self.loss.deep_supervision > 0
+
+    def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:  # noqa: ARG002
+        """The reconstructor, and a discriminator if the adversarial term has a weight."""
+        discriminator = self.discriminator.build(self.rays(grid, geometry)) if self.loss.adversarial else None
+        return reconstruction_objective(self.reconstructor(grid, geometry), discriminator, self.loss)
+
+
 class ViewBranch(nn.Module):
     """What each view has to itself: an encoder, a lifting and, with feedback, a decoder."""
 
-    def __init__(self, system: Composition, size: int) -> None:
+    def __init__(self, system: Parts, size: int) -> None:
         super().__init__()
         features, widths = system.encoder.channels(), system.lifted_widths
         self.encoder = system.encoder.build(system.checkpointing)
@@ -149,7 +171,7 @@ class Reconstructor(VolumeNetwork):
     attention) the same weights serve any number of views in any pose.
     """
 
-    def __init__(self, system: Composition, grid: Grid, geometry: Geometry) -> None:
+    def __init__(self, system: Parts, grid: Grid, geometry: Geometry) -> None:
         super().__init__()
         levels = len(system.decoder.channels) - 1 if system.decoder.kind != "none" else 0
         halvings = max(system.encoder.halvings(), levels)
@@ -163,7 +185,7 @@ class Reconstructor(VolumeNetwork):
         self.branches = nn.ModuleList(ViewBranch(system, grid.size) for _ in range(count))
         build = Build(
             views=len(system.views),
-            auxiliaries=system.loss.deep_supervision > 0,
+            auxiliaries=system.wants_auxiliaries,
             recompute=system.checkpointing,
             view_decoders=system.has_view_decoders,
             alone=system.decodes_alone,

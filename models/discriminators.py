@@ -1,4 +1,4 @@
-"""Networks that tell CT volumes from reconstructions, given the radiographs; each by its name."""
+"""Networks that tell CT volumes from reconstructions, or radiographs from projections of such; each by its name."""
 
 from __future__ import annotations
 
@@ -78,6 +78,63 @@ class Discriminator(nn.Module):
         places = _places(volume) if self.knows_place else []
         scores: Tensor = self.layers(torch.cat([*places, *conditions, volume], dim=1))
         return scores
+
+
+@dataclass(frozen=True)
+class ViewDiscriminatorConfig:
+    """What judges radiographs; the defaults are u-X2CTGAN's."""
+
+    channels: tuple[int, ...] = (64, 128, 256)
+    pooled: bool = True
+    """One score for an image, the mean of its patches' (u-X2CTGAN), or a score for each patch."""
+    conditional: bool = False
+    """Whether it judges all views of a person together, one of them re-projected and the others as given (cGAN-128),
+    or each image by itself, with the same weights for every view."""
+
+    def build(self, views: int) -> ViewDiscriminator:
+        """The discriminator for so many views, with fresh weights."""
+        return ViewDiscriminator(self, views)
+
+
+class ViewDiscriminator(nn.Module):
+    """Convolutions of 4 x 4 over radiographs, each but the last halving the size.
+
+    Instance norm stands where u-X2CTGAN has batch norm: real and re-projected images pass apart, so that batch
+    statistics alone would tell them from each other.
+    """
+
+    def __init__(self, config: ViewDiscriminatorConfig, views: int) -> None:
+        super().__init__()
+        self.pooled, self.conditional = config.pooled, config.conditional
+        widths = (views if config.conditional else 1, *config.channels)
+        layers: list[nn.Module] = []
+        for index, (width, next_width) in enumerate(pairwise(widths)):
+            layers.append(nn.Conv2d(width, next_width, 4, stride=2, padding=1, bias=index == 0))
+            if index:
+                layers.append(nn.InstanceNorm2d(next_width))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
+        layers.append(nn.Conv2d(widths[-1], 1, 4, padding=2))
+        self.layers = nn.Sequential(*layers)
+        initialise(self)
+
+    def forward(
+        self, given: Float[Tensor, "n views rows columns"], made: Float[Tensor, "n _ rows columns"] | None = None
+    ) -> Float[Tensor, "*patches"]:
+        """Scores, without a final activation, of the radiographs given or, where there are any, of those made."""
+        if not self.conditional:
+            judged = (given if made is None else made).flatten(0, 1).unsqueeze(1)
+        elif made is None:
+            judged = given
+        else:
+            judged = torch.cat([_replaced(given, k, image) for k, image in enumerate(made.unbind(1))])
+        scores: Tensor = self.layers(judged)
+        return scores.mean(dim=(1, 2, 3)) if self.pooled else scores
+
+
+def _replaced(
+    views: Float[Tensor, "n views rows columns"], index: int, image: Float[Tensor, "n rows columns"]
+) -> Float[Tensor, "n views rows columns"]:
+    return torch.stack([image if k == index else view for k, view in enumerate(views.unbind(1))], dim=1)
 
 
 def _at_size(radiograph: Float[Tensor, "n 1 rows columns"], size: int) -> Float[Tensor, "n 1 size size"]:

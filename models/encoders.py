@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from raylift.datasets.errors import ConfigError
 from raylift.models.attention import TransformerBlock, positions
 from raylift.models.blocks import DenseLayer, convolve_2d, run
+from raylift.models.image_unet import ImageUNet
 
-EncoderName = Literal["dense", "transformer", "hourglass", "image"]
+EncoderName = Literal["dense", "transformer", "hourglass", "unet", "image"]
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,15 @@ class EncoderConfig:
 
     kind: EncoderName = "dense"
     """dense: X2CT-GAN's densely connected stages. transformer: the same, with transformer blocks before the last stage
-    (TRCT-GAN). hourglass: PSR's residual encoder-decoder, whose answer is one map of full size. image: the radiograph
-    itself, nothing learned (3DCNN)."""
+    (TRCT-GAN). hourglass: PSR's residual encoder-decoder, whose answer is one map of full size. unet: the U-Net, the
+    same (cGAN-128). image: the radiograph itself, nothing learned (3DCNN)."""
     stem: int = 64
-    """Channels at full size; the hourglass has four times as many inside."""
+    """Channels at full size; the hourglass has four times as many inside, the U-Net doubles them with each halving."""
     growth: int = 32
     bottleneck: int = 128
     layers: tuple[int, ...] = (6, 12, 24, 16, 6)
-    """Dense layers of each stage, or residual blocks of the hourglass at each size; every stage halves the image."""
+    """Dense layers of each stage, or residual blocks of the hourglass at each size; every stage halves the image. The
+    U-Net has as many halvings as there are numbers here and two convolutions a size, whatever they are."""
     transformer_blocks: int = 6
     heads: int = 8
 
@@ -48,6 +50,8 @@ class EncoderConfig:
             return (1,)
         if self.kind == "hourglass":
             return (4 * self.stem,)
+        if self.kind == "unet":
+            return (self.stem,)
         widths = [self.stem]
         for count in self.layers[:-1]:
             widths.append((widths[-1] + count * self.growth) // 2)
@@ -63,6 +67,8 @@ class EncoderConfig:
             return ImageEncoder()
         if self.kind == "hourglass":
             return Hourglass(self, recompute)
+        if self.kind == "unet":
+            return ImageUNet(tuple(self.stem << k for k in range(len(self.layers) + 1)), recompute)
         return DenseEncoder(self, recompute)
 
 

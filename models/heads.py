@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from raylift.models.blocks import DepthTapConvolution
 
-ActivationName = Literal["relu", "leaky_relu", "linear"]
+ActivationName = Literal["relu", "leaky_relu", "linear", "sigmoid"]
 ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "leaky_relu": F.leaky_relu,
     "linear": lambda intensities: intensities,
+    "sigmoid": torch.sigmoid,
 }
 
 

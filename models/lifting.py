@@ -61,7 +61,9 @@ class LiftingConfig:
         """
         if self.kind == "channels":
             if len(features) != 1:
-                raise ConfigError(f"lifting by channels wants one map, not {len(features)}: use the hourglass encoder")
+                raise ConfigError(
+                    f"lifting by channels wants one map, not {len(features)}: use the hourglass or unet encoder"
+                )
             return (1,)
         if self.kind == "plain":
             return tuple(reversed(features))
@@ -74,7 +76,7 @@ class LiftingConfig:
     def build(self, features: tuple[int, ...], widths: tuple[int, ...], size: int, recompute: bool) -> nn.Module:
         """The lifting, with fresh weights, for a volume of `size` voxels a side."""
         if self.kind == "channels":
-            return ChannelLifting(features[0], size)
+            return ChannelLifting(features[0], size, shared=self.along == "rays")
         if self.kind == "plain":
             return PlainLifting()
         if self.kind == "duo":
@@ -269,13 +271,17 @@ class PlainLifting(nn.Module):
 
 
 class ChannelLifting(nn.Module):
-    """PSR's way: two 1 x 1 convolutions make a channel for every depth, and channels are stood up as a volume."""
+    """PSR's way: two 1 x 1 convolutions make a channel for every depth, and channels are stood up as a volume.
 
-    def __init__(self, in_channels: int, size: int) -> None:
+    Where views share it batch norm would be trained on each view's statistics and used with the mean of all, so
+    instance norm stands there.
+    """
+
+    def __init__(self, in_channels: int, size: int, shared: bool = False) -> None:
         super().__init__()
         self.depths = nn.Sequential(
             nn.Conv2d(in_channels, in_channels, 1),
-            nn.BatchNorm2d(in_channels),
+            nn.InstanceNorm2d(in_channels) if shared else nn.BatchNorm2d(in_channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(in_channels, size, 1),
         )

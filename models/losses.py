@@ -16,6 +16,16 @@ def least_squares(scores: Float[Tensor, "*patches"], real: bool) -> Float[Tensor
     return F.mse_loss(scores, torch.full_like(scores, float(real)))
 
 
+def cross_entropy(scores: Float[Tensor, "*patches"], real: bool, smoothing: float = 0.0) -> Float[Tensor, ""]:
+    """Binary cross-entropy of logits against 1 less `smoothing` (real) or 0 (made)."""
+    return F.binary_cross_entropy_with_logits(scores, torch.full_like(scores, (1.0 - smoothing) * real))
+
+
+def total_variation(volume: Float[Tensor, "n 1 d h w"]) -> Float[Tensor, ""]:
+    """Mean absolute difference of neighbours along D, H and W, summed over the axes."""
+    return torch.stack([volume.diff(dim=axis).abs().mean() for axis in (2, 3, 4)]).sum()
+
+
 def voxel_mse(volume: Float[Tensor, "n 1 d h w"], truth: Float[Tensor, "n 1 d h w"]) -> Float[Tensor, ""]:
     """Mean squared error over voxels."""
     return F.mse_loss(volume, truth)

@@ -10,9 +10,11 @@ from abc import ABC, abstractmethod
 from typing import Literal
 
 from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.intensity import Window
 from raylift.models.objectives.turns import Objective, VolumeNetwork
 
 LearnsFrom = Literal["volumes", "radiographs"]
+DEFAULT_WINDOW = Window()
 
 
 class SystemConfig(ABC):
@@ -45,5 +47,5 @@ class SystemConfig(ABC):
         """
 
     @abstractmethod
-    def objective(self, grid: Grid, geometry: Geometry) -> Objective:
-        """The players that train it, with fresh weights."""
+    def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:
+        """The players that train it, with fresh weights, on volumes whose [0, 1] is `window` in HU."""

@@ -9,15 +9,20 @@ from torch import nn
 
 from raylift.datasets.plain import register_union
 from raylift.models.composition import Composition
+from raylift.models.cycle import CycleGan
+from raylift.models.reprojected import Reprojected
+from raylift.models.systems.cgan import cgan_128
 from raylift.models.systems.cnn3d import cnn3d
 from raylift.models.systems.cvaa import cvaa_gan
+from raylift.models.systems.cyclegan import cyclegan_b, cyclegan_f
 from raylift.models.systems.duolift import duolift_cnn, duolift_gan
 from raylift.models.systems.psr import psr
 from raylift.models.systems.trct import trct_gan
+from raylift.models.systems.u_x2ct import u_x2ctgan
 from raylift.models.systems.x2ct import x2ct_cnn, x2ct_gan
 from raylift.models.systems.x_recon import x_recon
 
-System = Composition
+System = Composition | Reprojected | CycleGan
 """The settings of any system: a union of its families, told apart by their names."""
 
 register_union(System, tag="name", otherwise=Composition)
@@ -32,6 +37,10 @@ SYSTEMS: dict[str, Callable[[], System]] = {
     "duolift-cnn": duolift_cnn,
     "x-recon": x_recon,
     "trct-gan": trct_gan,
+    "u-x2ctgan": u_x2ctgan,
+    "cyclegan-b": cyclegan_b,
+    "cyclegan-f": cyclegan_f,
+    "cgan-128": cgan_128,
 }
 """The systems at their published settings."""
 
@@ -51,6 +60,8 @@ class Published:
     spacing_mm: float = 2.5
 
 
+UNSUPERVISED = "Adwait et al. 2024, Boston University"
+
 LITERATURE = (
     Published("PSR", "Henzler et al. 2018, arXiv 1710.04867", "1", "regression", "psr"),
     Published("3DCNN", "Kasten et al. 2020, arXiv 2004.00871", "2", "regression", "3dcnn"),
@@ -62,9 +73,10 @@ LITERATURE = (
     Published("X-Recon", "Wang et al. 2024, arXiv 2407.15356", "2", "GAN", "x-recon", size=224, spacing_mm=1.6),
     Published("TRCT-GAN", "Wang et al. 2023, DSP 140:104123", "2", "GAN", "trct-gan"),
     Published("DiffuX2CT", "arXiv 2407.13545", "2", "diffusion"),
-    Published("u-X2CTGAN", "unsupervised GANs for 2-D to 3-D", "2", "from X-rays alone"),
-    Published("CycleGAN-B, CycleGAN-F", "unsupervised GANs for 2-D to 3-D", "2, 1", "from X-rays alone"),
-    Published("cGAN-128", "unsupervised GANs for 2-D to 3-D", "2", "from X-rays alone"),
+    Published("u-X2CTGAN", UNSUPERVISED, "2", "from X-rays alone", "u-x2ctgan"),
+    Published("CycleGAN-B", UNSUPERVISED, "2", "from X-rays alone", "cyclegan-b", size=64, spacing_mm=5.0),
+    Published("CycleGAN-F", UNSUPERVISED, "1", "from X-rays alone", "cyclegan-f", size=64, spacing_mm=5.0),
+    Published("cGAN-128", UNSUPERVISED, "2", "from X-rays alone", "cgan-128"),
     Published("diffusion refiner", "unsupervised GANs for 2-D to 3-D", "any", "diffusion"),
 )
 

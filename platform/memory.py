@@ -64,10 +64,8 @@ def estimate(run: RunConfig) -> Estimate:
         size = run.data.size
         labels = torch.zeros(micro, 1, size, size, size, dtype=torch.uint8) if run.system.needs_labels else None
         views = torch.rand(micro, len(run.system.views), size, size)
-        truth, unpaired = (
-            torch.rand(micro, 1, size, size, size) if there else None
-            for there in (run.system.learns_from == "volumes", run.data.unpaired)
-        )
+        volume = torch.rand(micro, 1, size, size, size)
+        truth, unpaired = (volume, None) if run.system.learns_from == "volumes" else (None, volume)
         batch = Batch(truth, views, labels=labels, unpaired=unpaired)
         precision = torch.autocast("cpu", torch.bfloat16) if run.engine.precision == "bf16" else nullcontext()
         carried: dict[str, Tensor] = {}

@@ -59,7 +59,10 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
     checkpoints = Checkpoints(run_url)
 
     torch.manual_seed(run.train.seed)
-    objective = run.system.objective(description.grid, description.geometry)
+    objective = run.system.objective(description.grid, description.geometry, run.data.window)
+    for note in objective.notes:
+        reporter.note(note)
+    description = replace(description, provenance={**description.provenance, "notes": list(objective.notes)})
     resume_from = agree(checkpoints.newest() if rank == 0 else None)
     state, objective_engines = restore(resume_from, objective, run, device, reporter)
     share = Share(rank, world, run.train.batch, run.engine.gradient_accumulation)
@@ -107,9 +110,14 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
 
 
 def take_turns(objective_engines: dict[str, Engine], batch: Batch, step: int, averages: Averages) -> None:
-    """Each player's forward, backward and step on one micro-batch, the other players frozen meanwhile."""
+    """Each player's forward, backward and step on one micro-batch, the other players frozen meanwhile.
+
+    A player sits out the steps that are not its own.
+    """
     carried: dict[str, Tensor] = {}
     for name, engine in objective_engines.items():
+        if step % engine.player.every:
+            continue
         others = [other.player.network for other in objective_engines.values() if other is not engine]
         with frozen(others):
             loss, logs, kept = engine.deepspeed(batch, carried)

@@ -36,7 +36,13 @@ class VolumeNetwork(nn.Module):
 
 
 class Player(nn.Module):
-    """One network and its loss."""
+    """One network and its loss.
+
+    Attributes:
+        every: it takes a turn in every so many-th step.
+    """
+
+    every: int = 1
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -52,6 +58,8 @@ class Objective:
     """The players of a system by name, in the order of their turns; the first one's network makes volumes."""
 
     players: dict[str, Player]
+    notes: tuple[str, ...] = ()
+    """What a reader of the log has to know."""
 
     @property
     def reconstructor(self) -> nn.Module:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raylift.datasets.errors import ConfigError
 from raylift.platform.config import RunConfig, from_yaml
-from raylift.platform.presets import compositions
+from raylift.platform.presets import compositions, radiographs
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
     "psr": compositions.psr_frontal,
@@ -21,6 +21,10 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "duolift-cnn": compositions.duolift_cnn_biplanar,
     "x-recon": compositions.x_recon_biplanar,
     "trct-gan": compositions.trct_gan_biplanar,
+    "u-x2ctgan": radiographs.u_x2ctgan_biplanar,
+    "cyclegan-b": radiographs.cyclegan_biplanar,
+    "cyclegan-f": radiographs.cyclegan_frontal,
+    "cgan-128": radiographs.cgan_128_biplanar,
     "psr-slim": compositions.psr_slim,
     "3dcnn-slim": compositions.cnn3d_slim,
     "x2ct-gan-slim": compositions.x2ct_gan_slim,
@@ -31,6 +35,10 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "duolift-cnn-slim": compositions.duolift_cnn_slim,
     "x-recon-slim": compositions.x_recon_slim,
     "trct-gan-slim": compositions.trct_gan_slim,
+    "u-x2ctgan-slim": radiographs.u_x2ctgan_slim,
+    "cyclegan-b-slim": radiographs.cyclegan_b_slim,
+    "cyclegan-f-slim": radiographs.cyclegan_f_slim,
+    "cgan-128-slim": radiographs.cgan_128_slim,
     "x2ct-gan-tiny": compositions.x2ct_gan_tiny,
 }
 

@@ -26,7 +26,8 @@ STEPS = 2
 
 def systems() -> dict[str, Composition]:
     """Every published system, and what none of them has."""
-    found = {name: tiny(make()) for name, make in SYSTEMS.items() if not name.endswith("-cnn")}
+    made = {name: make() for name, make in SYSTEMS.items() if not name.endswith("-cnn")}
+    found = {name: tiny(system) for name, system in made.items() if isinstance(system, Composition)}
     x2ct = tiny(SYSTEMS["x2ct-gan"]())
     found["along rays"] = replace(x2ct, lifting=LiftingConfig("duo", "rays"), fusion=FusionConfig("attention"))
     found["auxiliaries"] = replace(x2ct, loss=ReconstructionLoss(deep_supervision=1.0))

@@ -1,0 +1,139 @@
+"""Learning from radiographs alone: a volume must look like them in projection, and pass for a person's in projection.
+
+Nothing here reads `Batch.volume` or `Batch.labels`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.stream import Batch
+from raylift.models.discriminators import ViewDiscriminator
+from raylift.models.losses import cross_entropy, total_variation
+from raylift.models.objectives.turns import Carried, Objective, Player, Turn, VolumeNetwork
+from raylift.models.reprojection import Reprojection
+
+
+@dataclass(frozen=True)
+class ReprojectionLoss:
+    """Weights of the terms; 0 leaves a term out. The defaults are u-X2CTGAN's."""
+
+    projection: float = 1.0
+    """Mean squared error between standardised re-projections and radiographs, averaged over the views."""
+    calibration: float = 1.0
+    """Times the squared error of the re-projections' range as a share of the range expected, added to the projection's
+    term. Standardised radiographs have neither scale nor offset: without this the volume has neither, and total
+    variation shrinks it to nothing."""
+    thinnest_mm: tuple[float, ...] = (30.0, 0.0)
+    thickest_mm: tuple[float, ...] = (270.0, 345.0)
+    """The range expected, for each view: millimetres of water at the percentiles by which radiographs are standardised.
+    No radiograph tells it; these are round means of adults in a cube of 320 mm (48 to 272 and 0 to 347 over 38
+    phantoms, 14 to 271 and 0 to 342 over six CTs)."""
+    smoothness: float = 0.1
+    """Total variation of the volume."""
+    adversarial: float = 1.0
+    """Cross-entropy of the discriminator's scores of re-projections."""
+    turned_deg: float = 0.0
+    """With more than 0 the discriminator judges re-projections turned about the patient's axis by N(0, this) too: a
+    volume should look like a person to an eye that stands elsewhere. An unconditional discriminator only."""
+    balanced: bool = True
+    """Whether the weights above are divided by the value of their term, held, and brought to a sum of one at every
+    step. The sum then hardly moves whatever is learned: look at the terms."""
+
+    def __post_init__(self) -> None:
+        weights = ("projection", "calibration", "smoothness", "adversarial", "turned_deg")
+        negative = [name for name in weights if getattr(self, name) < 0]
+        if negative:
+            raise ConfigError(f"below 0: {', '.join(f'system.loss.{name}' for name in negative)}")
+        pairs = zip(self.thinnest_mm, self.thickest_mm, strict=False)
+        if len(self.thinnest_mm) != len(self.thickest_mm) or any(not 0 <= low < high for low, high in pairs):
+            raise ConfigError(
+                f"system.loss.thinnest_mm {self.thinnest_mm} and thickest_mm {self.thickest_mm}: give as many of each, "
+                "from 0 up, the second larger"
+            )
+        if not self.projection:
+            raise ConfigError("without system.loss.projection the radiographs would teach nothing: give it a weight")
+
+    def miscalibration(self, range_mm: Float[Tensor, "n views 2"]) -> Float[Tensor, ""]:
+        """Mean squared error of ranges, as a share of what is expected between thinnest and thickest."""
+        expected = torch.stack([range_mm.new_tensor(self.thinnest_mm), range_mm.new_tensor(self.thickest_mm)], dim=-1)
+        return ((range_mm - expected) / expected.diff(dim=-1)).square().mean()
+
+    def weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        """The sum of the terms, each times its weight."""
+        shares = {"projection": self.projection, "smoothness": self.smoothness, "adversarial": self.adversarial}
+        weights = torch.stack([value.new_tensor(shares[name]) for name, value in terms.items()])
+        values = torch.stack(list(terms.values()))
+        if self.balanced:
+            weights = weights / (values.detach() + 1e-8)
+            weights = weights / weights.sum()
+        return (weights * values).sum()
+
+
+class ReprojectingPlayer(Player):
+    """The generator's turn: volumes whose projections agree with the radiographs, are smooth, and pass for real."""
+
+    def __init__(
+        self,
+        network: VolumeNetwork,
+        discriminator: ViewDiscriminator | None,
+        reprojection: Reprojection,
+        weights: ReprojectionLoss,
+    ) -> None:
+        super().__init__(network)
+        self.weights, self.reprojection = weights, reprojection
+        self._others = (discriminator,)
+
+    def forward(self, batch: Batch, carried: Carried) -> Turn:  # noqa: ARG002
+        """Carries the re-projections over to the discriminator, so that the generator runs once a batch."""
+        volume: Tensor = self.network(batch.views)
+        seen = self.reprojection(volume)
+        agreement = F.mse_loss(seen.images, batch.views)
+        calibration = self.weights.miscalibration(seen.range_mm)
+        terms = {"projection": agreement + self.weights.calibration * calibration}
+        if self.weights.smoothness:
+            terms["smoothness"] = total_variation(volume)
+        made = seen.images
+        (discriminator,) = self._others
+        if discriminator is not None:
+            if self.weights.turned_deg:
+                made = torch.cat([made, self.reprojection.turned(volume, self.weights.turned_deg).images], dim=1)
+            terms["adversarial"] = cross_entropy(discriminator(batch.views, made), real=True)
+        logs = {name: value.detach() for name, value in terms.items()}
+        logs |= {"agreement": agreement.detach(), "calibration": calibration.detach()}
+        return self.weights.weighted(terms), logs, {"reprojections": made.detach()}
+
+
+class ViewDiscriminatorPlayer(Player):
+    """The discriminator's turn: call the radiographs given real and the carried re-projections made."""
+
+    def __init__(self, network: ViewDiscriminator, smoothing: float = 0.0, every: int = 1) -> None:
+        super().__init__(network)
+        self.smoothing, self.every = smoothing, every
+
+    def forward(self, batch: Batch, carried: Carried) -> Turn:
+        """The mean of both cross-entropies; real ones are called 1 less the smoothing."""
+        real = cross_entropy(self.network(batch.views), real=True, smoothing=self.smoothing)
+        made = cross_entropy(self.network(batch.views, carried["reprojections"]), real=False)
+        return (real + made) / 2, {"real": real.detach(), "made": made.detach()}, {}
+
+
+def reprojection_objective(
+    generator: VolumeNetwork,
+    discriminator: ViewDiscriminator | None,
+    reprojection: Reprojection,
+    weights: ReprojectionLoss,
+) -> Objective:
+    """Generator, then discriminator, each on the same batch; the generator alone without a discriminator."""
+    players: dict[str, Player] = {
+        "generator": ReprojectingPlayer(generator, discriminator, reprojection, weights),
+    }
+    if discriminator is not None:
+        players["discriminator"] = ViewDiscriminatorPlayer(discriminator)
+    return Objective(players)

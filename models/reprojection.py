@@ -1,0 +1,80 @@
+"""What a volume would look like as radiographs, in the space that batches have them in, differentiable all the way.
+
+A batch's radiographs are standardised by their own percentiles, because nobody knows the scale of a real one
+(`intensity.standardise`). A loss that compares projections with them has to do the same to the projections, and then
+says nothing of their scale and offset: the line integrals at the percentiles are given beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.intensity import WATER_PER_MM, Window, attenuation
+from raylift.datasets.projector import project, project_turned
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Radiographs of volumes."""
+
+    images: Float[Tensor, "n views rows columns"]
+    """In [0, 1], bone bright, each standardised by its own percentiles."""
+    range_mm: Float[Tensor, "n views 2"]
+    """Millimetres of water at an image's two percentiles."""
+
+
+class Reprojection:
+    """Radiographs of volumes in the views of a system, taken as a geometry says."""
+
+    def __init__(self, grid: Grid, geometry: Geometry, window: Window, views: Sequence[str]) -> None:
+        self.grid, self.geometry, self.window = grid, geometry, window
+        self.views = [geometry.view(name) for name in views]
+
+    def __call__(self, volume: Float[Tensor, "n 1 d h w"]) -> Seen:
+        """Every view of volumes in the window's [0, 1]."""
+        with torch.autocast(volume.device.type, enabled=False):
+            density = self._density(volume)
+            images = [project(density, self.grid.spacing_mm, self.geometry, view) for view in self.views]
+            return standardised(torch.cat(images, dim=1))
+
+    def turned(self, volume: Float[Tensor, "n 1 d h w"], spread_deg: float) -> Seen:
+        """The views, each turned about the patient's long axis by N(0, `spread_deg`) drawn from torch's generator."""
+        angles = (torch.randn(len(self.views), device="cpu") * spread_deg).deg2rad().to(volume.device)
+        with torch.autocast(volume.device.type, enabled=False):
+            density = self._density(volume)
+            images = []
+            for view, angle in zip(self.views, angles, strict=True):
+                axes = torch.as_tensor(view.axes(), dtype=density.dtype, device=density.device) @ _about_z(angle)
+                offset = density.new_tensor(view.offset_mm)
+                images.append(project_turned(density, self.grid.spacing_mm, self.geometry, axes, offset))
+            return standardised(torch.cat(images, dim=1))
+
+    def _density(self, volume: Tensor) -> Tensor:
+        # Positions and sums of a hundred samples need more than bf16 has.
+        return attenuation(self.window.to_hu(volume.float()))
+
+
+def standardised(images: Float[Tensor, "n views rows columns"]) -> Seen:
+    """Line integrals as `intensity.standardise` makes radiographs of them; its gradient reaches the percentiles too."""
+    ordered = images.flatten(2).sort(dim=-1).values
+    last = ordered.shape[-1] - 1
+    # The percentiles are pixels: the next one above the low, the next one below the high.
+    low, high = ordered[..., math.ceil(0.005 * last)], ordered[..., math.floor(0.995 * last)]
+    span = high - low
+    # A constant image becomes zeros.
+    scaled = (images - low[..., None, None]) / span.clamp_min(1e-6)[..., None, None]
+    return Seen(scaled.clip(0.0, 1.0), torch.stack([low, high], dim=-1) / WATER_PER_MM)
+
+
+def _about_z(angle: Float[Tensor, ""]) -> Float[Tensor, "3 3"]:
+    """A turn in the axial plane, in radians."""
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    turn = [angle.cos(), angle.sin(), zero, -angle.sin(), angle.cos(), zero, zero, zero, one]
+    return torch.stack(turn).reshape(3, 3)

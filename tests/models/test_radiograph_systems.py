@@ -1,0 +1,435 @@
+"""Systems that learn from radiographs alone: what teaches them, and that it does."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.ingest import radiographs
+from raylift.datasets.intensity import Window, standardise
+from raylift.datasets.phantom import thorax
+from raylift.datasets.stream import Batch
+from raylift.models.cycle import CycleGan, RadiographGenerator
+from raylift.models.discriminators import Discriminator, ViewDiscriminatorConfig
+from raylift.models.objectives.cycle import CycleLoss
+from raylift.models.objectives.reprojection import ReprojectionLoss
+from raylift.models.objectives.turns import frozen
+from raylift.models.reprojected import Reprojected
+from raylift.models.systems.slim_radiographs import slim, tiny
+from raylift.models.zoo import SYSTEMS, parameters
+
+GRID = Grid(32, 10.0)
+GEOMETRY = chest(GRID)
+NAMES = [name for name, make in SYSTEMS.items() if isinstance(make(), Reprojected | CycleGan)]
+REPROJECTED = ["u-x2ctgan", "cgan-128"]
+CYCLES = ["cyclegan-b", "cyclegan-f"]
+
+
+@cache
+def people() -> Batch:
+    """Two phantoms as training sees them, and two others as unpaired CT."""
+    unit, views = [], []
+    for seed in (1, 2, 3, 4):
+        hu, _ = thorax(seed, GRID)
+        unit.append(Window().to_unit(torch.from_numpy(hu.astype("float32")))[None])
+        images = radiographs(hu, GRID, GEOMETRY)
+        views.append(torch.stack([torch.from_numpy(standardise(image)) for image in images]))
+    return Batch(torch.stack(unit[:2]), torch.stack(views[:2]), ("a", "b"), unpaired=torch.stack(unit[2:]))
+
+
+def batch(system, unpaired=True) -> Batch:
+    """The batch that the system would get."""
+    data = people()
+    return replace(data, views=data.views[:, : len(system.views)], unpaired=data.unpaired if unpaired else None)
+
+
+def calm(system):
+    """Without what is random."""
+    return replace(system, dropout=0.0) if isinstance(system, CycleGan) else system
+
+
+def turns(objective, data, seed=0):
+    """Every player's loss and logs, its gradients taken, as the loop does it."""
+    torch.manual_seed(seed)
+    carried, results = {}, {}
+    for name, player in objective.players.items():
+        with frozen([net for other, net in objective.networks().items() if other != name]):
+            loss, logs, kept = player(data, carried)
+            loss.backward()
+        carried |= kept
+        results[name] = loss.detach(), logs
+    return results, carried
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_player_gets_gradients_and_logs_numbers(name):
+    torch.manual_seed(0)
+    objective = tiny(SYSTEMS[name]()).objective(GRID, GEOMETRY)
+    results, carried = turns(objective, batch(SYSTEMS[name]()))
+    for player_name, player in objective.players.items():
+        loss, logs = results[player_name]
+        assert torch.isfinite(loss)
+        assert logs
+        assert all(torch.isfinite(value) and not value.requires_grad for value in logs.values())
+        assert all(parameter.grad is not None for parameter in player.network.parameters())
+    assert not any(tensor.requires_grad for tensor in carried.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nobody_looks_at_the_volumes_or_the_labels_of_a_batch(name):
+    system = calm(tiny(SYSTEMS[name]()))
+    data = batch(system)
+    poisoned = replace(
+        data,
+        volume=torch.full_like(data.volume, torch.nan),
+        labels=torch.full(data.volume.shape, 255, dtype=torch.uint8),
+    )
+    losses = []
+    for given in (data, poisoned):
+        torch.manual_seed(0)
+        results, _ = turns(system.objective(GRID, GEOMETRY), given)
+        losses.append({player: float(loss) for player, (loss, _) in results.items()})
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_slim_networks_are_small_and_published_ones_give_cubes(name):
+    grid = Grid(64)
+    with torch.device("meta"):
+        assert parameters(slim(SYSTEMS[name]()).reconstructor(grid, chest(grid))) < 2_200_000
+    system, grid = SYSTEMS[name](), Grid(128)
+    with FakeTensorMode():
+        made = system.reconstructor(grid, chest(grid))(torch.empty(1, len(system.views), 128, 128))
+    assert made.shape == (1, 1, 128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "player", "count"),
+    [
+        # Theirs takes three equal channels and has batch norm besides.
+        ("u-x2ctgan", "discriminator", 660_545),
+        # X2CT-GAN's with one view less: a volume alone.
+        ("cyclegan-b", "volume_discriminator", 11_051_073 - 64 * 4**3),
+        ("cyclegan-b", "view_discriminator", 660_545),
+    ],
+)
+def test_discriminators_have_the_published_layers(name, player, count):
+    grid = Grid(64)
+    with torch.device("meta"):
+        networks = SYSTEMS[name]().objective(grid, chest(grid)).networks()
+    assert parameters(networks[player]) == count
+
+
+def gradient(system, data) -> torch.Tensor:
+    """Of the generator's whole loss in all its parameters."""
+    torch.manual_seed(0)
+    objective = system.objective(GRID, GEOMETRY)
+    player = objective.players["generator"]
+    torch.manual_seed(1)
+    with frozen([net for other, net in objective.networks().items() if other != "generator"]):
+        loss, _, _ = player(data, {})
+    loss.backward()
+    return torch.cat([parameter.grad.flatten() for parameter in player.network.parameters()])
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+@pytest.mark.parametrize("term", ["projection", "calibration", "smoothness", "adversarial"])
+def test_every_term_of_a_reprojecting_system_reaches_its_generator(term, balanced):
+    # The public notebook's generator had no gradient but weight decay, under a loss that looked alive.
+    system = tiny(SYSTEMS["u-x2ctgan"]())
+    weights = replace(system.loss, balanced=balanced, smoothness=1.0)
+    system = replace(system, loss=weights)
+    whole = gradient(system, batch(system))
+    # Balanced weights are relative: a term is taken away by next to no weight.
+    without = gradient(replace(system, loss=replace(weights, **{term: 1e-12})), batch(system))
+    assert whole.norm() > 1e-6
+    assert (whole - without).norm() > 1e-3 * whole.norm()
+
+
+@pytest.mark.parametrize("term", ["cycle", "adversarial"])
+@pytest.mark.parametrize("projection", ["network", "projector"])
+def test_every_term_of_a_cycle_reaches_the_generator_of_volumes(term, projection):
+    system = replace(calm(tiny(SYSTEMS["cyclegan-b"]())), projection=projection)
+    whole = gradient(system, batch(system))
+    without = gradient(replace(system, loss=replace(system.loss, **{term: 1e-12})), batch(system))
+    assert (whole - without).norm() > 1e-3 * whole.norm()
+
+
+def test_balanced_weights_sum_to_one_and_hide_nothing_from_the_log():
+    weights = ReprojectionLoss()
+    terms = {
+        "projection": torch.tensor(0.2, requires_grad=True),
+        "smoothness": torch.tensor(0.05, requires_grad=True),
+        "adversarial": torch.tensor(0.8, requires_grad=True),
+    }
+    loss = weights.weighted(terms)
+    shares = torch.tensor([1 / 0.2, 0.1 / 0.05, 1 / 0.8])
+    torch.testing.assert_close(loss.detach(), torch.tensor(2.1) / shares.sum())
+    loss.backward()
+    gradients = torch.stack([value.grad for value in terms.values()])
+    torch.testing.assert_close(gradients, shares / shares.sum())
+    # Held weights: their own dependence on the terms is no part of the gradient.
+    assert gradients.sum() == pytest.approx(1.0)
+
+
+def test_weight_decay_of_adam_is_the_published_penalty_on_squared_parameters():
+    stepped = []
+    for decay, penalty in ((2e-4, 0.0), (0.0, 1e-4)):
+        torch.manual_seed(0)
+        layer = nn.Linear(5, 3).double()
+        optimiser = torch.optim.Adam(layer.parameters(), lr=0.1, weight_decay=decay)
+        for _ in range(3):
+            optimiser.zero_grad()
+            squares = sum(parameter.square().sum() for parameter in layer.parameters())
+            (layer(torch.ones(2, 5).double()).square().mean() + penalty * squares).backward()
+            optimiser.step()
+        stepped.append(layer.weight.detach())
+    torch.testing.assert_close(*stepped, atol=1e-12, rtol=1e-9)
+
+
+FALLS = {"u-x2ctgan": 10.0, "cgan-128": 10.0, "cyclegan-b": 1.5, "cyclegan-f": 1.5, "cyclegan-b by the projector": 3.0}
+"""What the error of the two persons' re-projections (or of their radiographs there and back) falls by."""
+
+
+@pytest.mark.parametrize("name", FALLS)
+def test_a_system_learns_two_pairs_of_radiographs_and_tells_them_apart(name):
+    torch.manual_seed(0)
+    system = calm(tiny(SYSTEMS[name.split()[0]]()))
+    if name.endswith("projector"):
+        system = replace(system, projection="projector")
+    objective, data = system.objective(GRID, GEOMETRY), batch(system)
+    watched = "agreement" if isinstance(system, Reprojected) else "cycle_radiographs"
+    optimisers = {
+        key: torch.optim.Adam(net.parameters(), lr=3e-3, betas=(0.5, 0.99)) for key, net in objective.networks().items()
+    }
+    errors = []
+    for step in range(60):
+        for optimiser in optimisers.values():
+            optimiser.zero_grad()
+        results, _ = turns(objective, data, seed=step)
+        for optimiser in optimisers.values():
+            optimiser.step()
+        errors.append(float(results["generator"][1][watched]))
+    assert sum(errors[-3:]) / 3 < errors[0] / FALLS[name], (errors[0], errors[-3:])
+    with torch.no_grad():
+        one, other = objective.reconstructor(data.views)
+    assert (one - other).square().mean() > 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32(name):
+    losses = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        system = calm(tiny(SYSTEMS[name]()))
+        objective = system.objective(GRID, GEOMETRY)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _, _ = objective.players["generator"](batch(system), {})
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["u-x2ctgan", "cgan-128", "cyclegan-b"])
+def test_the_lateral_is_really_used(name):
+    # The public cGAN's lateral was the frontal once more.
+    torch.manual_seed(0)
+    network = calm(tiny(SYSTEMS[name]())).reconstructor(GRID, GEOMETRY)
+    views = people().views.clone().requires_grad_(True)
+    volume = network(views)
+    volume.square().sum().backward()
+    assert float(views.grad[:, 1].abs().sum()) > 0
+    changed = views.detach().clone()
+    changed[:, 1] = changed[:, 1].flip(-1)
+    with torch.no_grad():
+        assert float((network(changed) - volume).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", REPROJECTED)
+def test_a_pixel_of_either_view_moves_the_voxels_of_its_own_ray_most(name):
+    torch.manual_seed(0)
+    network = tiny(SYSTEMS[name]()).reconstructor(GRID, GEOMETRY)
+    views = torch.rand(1, 2, 32, 32)
+    with torch.no_grad():
+        for view, along in ((0, 1), (1, 2)):
+            changed = views.clone()
+            changed[0, view, 10, 20] += 0.5
+            moved = (network(changed) - network(views)).abs()[0, 0].mean(dim=along)
+            assert moved[8:13, 18:23].mean() > 1.5 * moved.median()
+            assert (moved == moved.max()).nonzero()[0].sub(torch.tensor([10, 20])).abs().max() <= 4
+
+
+def test_a_conditional_discriminator_judges_one_re_projected_view_beside_the_others_given():
+    judge = ViewDiscriminatorConfig(channels=(4,), pooled=False, conditional=True).build(2)
+    judge.layers = nn.Identity()
+    given, made = torch.rand(3, 2, 8, 8), torch.rand(3, 2, 8, 8)
+    assert torch.equal(judge(given), given)
+    frontal, lateral = judge(given, made).chunk(2)
+    assert torch.equal(frontal, torch.stack([made[:, 0], given[:, 1]], dim=1))
+    assert torch.equal(lateral, torch.stack([given[:, 0], made[:, 1]], dim=1))
+
+
+def test_an_unconditional_discriminator_judges_each_image_alone_with_one_score_if_pooled():
+    torch.manual_seed(0)
+    given = torch.rand(3, 2, 32, 32)
+    judge = ViewDiscriminatorConfig(channels=(4, 8)).build(2)
+    assert judge(given).shape == (6,)
+    torch.testing.assert_close(judge(given)[2:4], judge(given[1:2]))
+    assert ViewDiscriminatorConfig(channels=(4, 8), pooled=False).build(2)(given).shape[:2] == (6, 1)
+
+
+def test_turned_re_projections_are_judged_too_where_asked():
+    system = tiny(SYSTEMS["u-x2ctgan"]())
+    system = replace(system, loss=replace(system.loss, turned_deg=20.0))
+    _, carried = turns(system.objective(GRID, GEOMETRY), batch(system))
+    assert carried["reprojections"].shape == (2, 4, 32, 32)
+
+
+def watch_what_is_called_real(monkeypatch):
+    """The volumes that the discriminator of volumes is shown in its own turn, in order."""
+    shown, forward = [], Discriminator.forward
+
+    def watched(self, volume, views):
+        if next(self.parameters()).requires_grad:
+            shown.append(volume)
+        return forward(self, volume, views)
+
+    monkeypatch.setattr(Discriminator, "forward", watched)
+    return shown
+
+
+@pytest.mark.parametrize("name", CYCLES)
+def test_the_volume_discriminator_sees_unpaired_ct_where_there_is_any(name, monkeypatch):
+    system = tiny(SYSTEMS[name]())
+    objective, data = system.objective(GRID, GEOMETRY), batch(system)
+    shown = watch_what_is_called_real(monkeypatch)
+    results, _ = turns(objective, data)
+    assert torch.equal(shown[0], data.unpaired)
+    assert results["generator"][1]["others_are_ct"] == 1
+
+
+def test_without_unpaired_ct_it_sees_drawn_people_and_never_noise(monkeypatch):
+    system = replace(tiny(SYSTEMS["cyclegan-b"]()), drawn_people=3)
+    objective = system.objective(GRID, GEOMETRY)
+    shown = watch_what_is_called_real(monkeypatch)
+    results, _ = turns(objective, batch(system, unpaired=False))
+    assert results["generator"][1]["others_are_ct"] == 0
+    pool = [Window().to_unit(torch.from_numpy(thorax(2**33 + k, GRID)[0].astype("float32"))) for k in range(3)]
+    for volume in shown[0][:, 0]:
+        assert any(torch.equal(volume, person) for person in pool)
+        # Air, lung and soft tissue, as in a chest.
+        hu = Window().to_hu(volume)
+        assert (hu < -950).float().mean() > 0.1
+        assert ((hu > -950) & (hu < -600)).float().mean() > 0.03
+        assert ((hu > -150) & (hu < 150)).float().mean() > 0.2
+    assert any("procedural thoraces" in note for note in objective.notes)
+
+
+def test_which_people_are_drawn_follows_from_the_seed_alone():
+    system = tiny(SYSTEMS["cyclegan-b"]())
+    drawn = [turns(system.objective(GRID, GEOMETRY), batch(system, False), seed)[1]["others"] for seed in (5, 5, 6)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_the_generator_of_radiographs_has_no_weights_but_those_that_are_trained():
+    # The public one made its last layer anew, at random, in every call.
+    torch.manual_seed(0)
+    system = calm(tiny(SYSTEMS["cyclegan-b"]()))
+    network = RadiographGenerator(system, GRID, GEOMETRY, system.rays(GRID, GEOMETRY))
+    volume = people().volume
+    made = network(volume)
+    assert torch.equal(made, network(volume))
+    made.square().sum().backward()
+    assert {"unfold.0.weight", "unfold.1.weight"} <= set(dict(network.named_parameters()))
+    assert all(float(parameter.grad.abs().sum()) > 0 for parameter in network.unfold.parameters())
+    assert made.shape == people().views.shape
+
+
+def test_the_generator_of_radiographs_looks_along_each_views_rays():
+    torch.manual_seed(0)
+    system = replace(calm(tiny(SYSTEMS["cyclegan-b"]())), projection_channels=(8, 8))
+    network = RadiographGenerator(system, GRID, GEOMETRY, system.rays(GRID, GEOMETRY))
+    volume = torch.rand(1, 1, 32, 32, 32)
+    changed = volume.clone()
+    d, h, w = 10, 20, 6
+    changed[0, 0, d, h, w] += 5.0
+    with torch.no_grad():
+        moved = (network(changed) - network(volume)).abs()[0]
+    for image, column in zip(moved, (w, h), strict=True):
+        assert (image == image.max()).nonzero()[0].sub(torch.tensor([d, column])).abs().max() <= 6
+
+
+@pytest.mark.parametrize(("placement", "along"), [("geometric", 2), ("stacked", 1)])
+def test_a_lateral_stands_along_its_own_axis_unless_stacked(placement, along):
+    torch.manual_seed(0)
+    system = replace(calm(tiny(SYSTEMS["cyclegan-b"]())), placement=placement)
+    network = system.reconstructor(GRID, GEOMETRY)
+    views = torch.rand(1, 2, 32, 32)
+    changed = views.clone()
+    changed[0, 1, 8:12, 20:24] += 0.5
+    with torch.no_grad():
+        moved = (network(changed) - network(views)).abs()[0, 0].mean(dim=along)
+    assert (moved == moved.max()).nonzero()[0].sub(torch.tensor([10, 22])).abs().max() <= 4
+
+
+def test_with_the_projector_itself_there_is_nothing_to_judge_but_volumes():
+    system = replace(tiny(SYSTEMS["cyclegan-b"]()), projection="projector")
+    assert list(system.objective(GRID, GEOMETRY).players) == ["generator", "volume_discriminator"]
+    whole = ["generator", "projection", "volume_discriminator", "view_discriminator"]
+    assert list(tiny(SYSTEMS["cyclegan-b"]()).objective(GRID, GEOMETRY).players) == whole
+
+
+def test_smoothed_targets_are_the_discriminators_alone():
+    system = calm(tiny(SYSTEMS["cyclegan-b"]()))
+    results = {}
+    for smoothing in (0.0, 0.1):
+        torch.manual_seed(0)
+        changed = replace(system, loss=replace(system.loss, smoothing=smoothing))
+        results[smoothing], _ = turns(changed.objective(GRID, GEOMETRY), batch(system))
+    for player, (loss, logs) in results[0.1].items():
+        before, logs_before = results[0.0][player]
+        assert (loss != before) == player.endswith("discriminator")
+        if player.endswith("discriminator"):
+            assert logs["made"] == logs_before["made"]
+            assert logs["real"] != logs_before["real"]
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "message"),
+    [
+        (Reprojected, {"views": ("frontal",)}, "thickest_mm .* for 1 views: give one for each"),
+        (Reprojected, {"views": ()}, "name one or more"),
+        (ReprojectionLoss, {"projection": 0.0}, "the radiographs would teach nothing"),
+        (ReprojectionLoss, {"smoothness": -1.0}, "below 0: system.loss.smoothness"),
+        (ReprojectionLoss, {"thinnest_mm": (300.0, 0.0)}, "from 0 up, the second larger"),
+        (CycleLoss, {"cycle": 0.0}, "the cycle's weight must be positive"),
+        (CycleLoss, {"discriminators_every": 0}, "discriminators_every 1 or more"),
+        (CycleGan, {"drawn_people": 0}, "0 drawn people"),
+        (CycleGan, {"views": ("lateral", "lateral")}, "name one or more, each once"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_with_the_remedy(make, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**settings)
+
+
+def test_a_conditional_discriminator_wants_two_views_and_no_turned_ones():
+    system = SYSTEMS["cgan-128"]()
+    with pytest.raises(ConfigError, match="give two views or more"):
+        replace(system, loss=replace(system.loss, turned_deg=5.0))
+    cycle = SYSTEMS["cyclegan-b"]()
+    with pytest.raises(ConfigError, match="volumes of other people have no radiographs"):
+        replace(cycle, volume_discriminator=replace(cycle.volume_discriminator, conditional=True))
+
+
+def test_a_size_that_cannot_be_halved_is_refused_with_those_that_can():
+    for make in (CycleGan.reconstructor, CycleGan.objective):
+        with pytest.raises(ConfigError, match="multiple of 4 from 8 up"):
+            make(SYSTEMS["cyclegan-f"](), Grid(30), chest(Grid(30)))
