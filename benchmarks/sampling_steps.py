@@ -25,6 +25,7 @@ from raylift.models import baselines, weights
 from raylift.models.drawing import Draw, DrawingNetwork
 from raylift.models.metrics import PROTOCOLS
 from raylift.models.sampling import SAMPLERS
+from raylift.platform.checkpoint import checkpoint_of
 from raylift.platform.evaluate import matching_views
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

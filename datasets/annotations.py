@@ -8,7 +8,7 @@ something much darker all round.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Float32
 from scipy import ndimage
 
 LOOKED_AT_PX = 1024
@@ -36,15 +36,18 @@ def without_annotations(image: Float32[np.ndarray, "rows columns"]) -> Float32[n
     marks, count = ndimage.label(bright)
     if not 0 < count <= MOST:
         return image
-    clean = image
+    filling = np.full(coarse.shape, np.nan, np.float32)
     for number, place in enumerate(ndimage.find_objects(marks), start=1):
         if not _is_small_at_a_side(place, coarse.shape):
             continue
         around = tuple(slice(max(0, side.start - 3), side.stop + 3) for side in place)
         ring = coarse[around][~bright[around]]
         if ring.size and np.quantile(ring, 0.9) < low + DARKER * (high - low):
-            clean = _filled(clean, marks == number, step, float(np.median(ring)))
-    return clean
+            filling[place][marks[place] == number] = np.median(ring)
+    if np.isnan(filling).all():
+        return image
+    fine = filling.repeat(step, axis=0).repeat(step, axis=1)[:rows, :columns]
+    return np.where(np.isnan(fine), image, fine)
 
 
 def _is_small_at_a_side(place: tuple[slice, ...], shape: tuple[int, ...]) -> bool:
@@ -53,11 +56,3 @@ def _is_small_at_a_side(place: tuple[slice, ...], shape: tuple[int, ...]) -> boo
         side.stop < EDGE * length or side.start > (1 - EDGE) * length for side, length in zip(place, shape, strict=True)
     ]
     return heights[0] < HIGH and heights[1] < WIDE and any(near)
-
-
-def _filled(
-    image: Float32[np.ndarray, "rows columns"], mark: Bool[np.ndarray, "_ _"], step: int, value: float
-) -> Float32[np.ndarray, "rows columns"]:
-    rows, columns = image.shape
-    fine = mark.repeat(step, axis=0).repeat(step, axis=1)[:rows, :columns]
-    return np.where(fine, np.float32(value), image)

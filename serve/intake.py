@@ -62,7 +62,7 @@ async def radiographs(
             image = await asyncio.to_thread(read, data, view, limits, view=view, invert=invert, flip=flip == "true")
         except RefusedFile as error:
             raise BadRequest(415, str(error)) from error
-        images[view] = as_projected(image, pose) if flip == "auto" else image
+        images[view] = await asyncio.to_thread(as_projected, image, pose) if flip == "auto" else image
     return images
 
 

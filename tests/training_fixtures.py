@@ -3,11 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
+from PIL import Image
 
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest import ingest_phantoms
+from raylift.datasets.ingest import ingest_phantoms, radiographs
+from raylift.datasets.intensity import standardise
+from raylift.datasets.phantom import thorax
 from raylift.platform import cluster, runs
 from raylift.platform.config import RunConfig
 from raylift.platform.presets.compositions import x2ct_gan_tiny
@@ -20,6 +24,18 @@ def archive32(tmp_path_factory) -> Path:
     grid = Grid(32, 10.0)
     ingest_phantoms(str(url), grid, chest(grid), count=12, seed=1, per_part=5)
     return url
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(tmp_path_factory) -> Path:
+    """Radiographs of ten phantoms that no archive of CT here has, printed harder than they were projected."""
+    grid, folder = Grid(32, 10.0), tmp_path_factory.mktemp("pairs")
+    for seed in range(100, 110):
+        images = radiographs(thorax(seed, grid)[0], grid, chest(grid))
+        for image, view in zip(images, ("pa", "lat"), strict=True):
+            printed = standardise(image) ** 1.5 * 65535
+            Image.fromarray(printed.astype(np.uint16)).save(folder / f"person-{seed}_{view}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

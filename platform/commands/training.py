@@ -54,8 +54,10 @@ def train(arguments: list[str]) -> int:
     from raylift.platform import cluster, runs
     from raylift.platform.checkpoint import best_checkpoint
 
-    if options.resume and (options.run.system, options.run.data.window) != (base.system, base.data.window):
-        raise ConfigError("a resumed run keeps its system and window: start a new one to change them")
+    if options.resume and _seen(options.run) != _seen(base):
+        raise ConfigError(
+            "a resumed run keeps its system, its window and what its histograms are: start a new one to change them"
+        )
     url = absolute(options.resume or options.output or runs.new_run_url("runs", Path(name).stem))
     run = options.run if options.resume else runs.start(options.run, url)
     started = time.monotonic()
@@ -130,6 +132,11 @@ def tune(arguments: list[str]) -> int:
     print(f"best checkpoint ({best.best:.2f} dB, step {best.step}): {best.checkpoint}")
     print(f"all trials: {url}/trials.json")
     return 0
+
+
+def _seen(run: RunConfig) -> tuple[object, ...]:
+    """What a network is, and what it is shown."""
+    return run.system, run.data.window, run.data.match_histograms
 
 
 def _dry_run(run: RunConfig) -> int:

@@ -86,15 +86,15 @@ def test_nobody_looks_at_the_volumes_or_the_labels_of_a_batch(name):
     data = batch(system)
     poisoned = replace(
         data,
-        volume=torch.full_like(data.volume, torch.nan),
+        truth=torch.full_like(data.volume, torch.nan),
         labels=torch.full(data.volume.shape, 255, dtype=torch.uint8),
     )
     losses = []
-    for given in (data, poisoned):
+    for given in (data, poisoned, replace(data, truth=None)):
         torch.manual_seed(0)
         results, _ = turns(system.objective(GRID, GEOMETRY), given)
         losses.append({player: float(loss) for player, (loss, _) in results.items()})
-    assert losses[0] == losses[1]
+    assert losses[0] == losses[1] == losses[2]
 
 
 @pytest.mark.parametrize("name", NAMES)

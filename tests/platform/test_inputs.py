@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from processes import run_ranks
 from torch import nn
 
@@ -50,18 +49,6 @@ def from_radiographs(run: RunConfig, **data: Any) -> RunConfig:
     """The run with a system that learns from radiographs, and other data."""
     system = FromRadiographs(**vars(run.system))
     return replace(run, system=system, data=replace(run.data, **{name: str(value) for name, value in data.items()}))
-
-
-@pytest.fixture(scope="session")
-def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Radiographs of ten phantoms that no archive of CT here has, printed harder than they were projected."""
-    folder = tmp_path_factory.mktemp("pairs")
-    for seed in range(100, 110):
-        images = radiographs(thorax(seed, GRID)[0], GRID, chest(GRID))
-        for image, view in zip(images, ("pa", "lat"), strict=True):
-            printed = standardise(image) ** 1.5 * 65535
-            Image.fromarray(printed.astype(np.uint16)).save(folder / f"person-{seed}_{view}.png")
-    return folder
 
 
 @pytest.fixture(scope="session")
