@@ -41,7 +41,7 @@ def diffux2ct_slim() -> RunConfig:
 
 
 def latent_diffusion_slim() -> RunConfig:
-    """Latent DiffuX2CT with 1.8 million parameters at 64^3, its latents at 16^3, for two CPU cores."""
+    """Latent DiffuX2CT with 1.6 million parameters at 64^3, its latents at 16^3, for two CPU cores."""
     system = LatentDiffusion(
         triplane=SLIM_PLANES,
         denoiser=replace(SLIM_DENOISER, patch=1),
