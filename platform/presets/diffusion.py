@@ -7,6 +7,7 @@ from dataclasses import replace
 from raylift.models.autoencoder import AutoencoderConfig
 from raylift.models.denoisers import DenoiserConfig
 from raylift.models.diffusion import DiffusionConfig
+from raylift.models.drawing import Draw
 from raylift.models.encoders import EncoderConfig
 from raylift.models.systems.diffux2ct import DiffuX2CT
 from raylift.models.systems.latent_diffusion import LatentDiffusion
@@ -23,6 +24,9 @@ SLIM_DENOISER = DenoiserConfig(channels=(32, 48, 64), blocks=1, plain_sizes=1, p
 FAST = DiffusionConfig(schedule="cosine", prediction="sample")
 """What learns in minutes; noise alone takes many times as long to say where the patient is."""
 
+FEW = Draw(steps=4)
+"""Measured on a trained slim model: 64 steps gain less than 0.1 dB over it."""
+
 
 def diffux2ct_biplanar() -> RunConfig:
     """DiffuX2CT at 128^3: noise prediction, projection loss of 1/T; in bf16 with checkpointing."""
@@ -36,16 +40,17 @@ def latent_diffusion_biplanar() -> RunConfig:
 
 def diffux2ct_slim() -> RunConfig:
     """DiffuX2CT with 1.4 million parameters at 64^3, which tells the volume instead of the noise, for two CPU cores."""
-    run = on_two_cores(DiffuX2CT(triplane=SLIM_PLANES, denoiser=SLIM_DENOISER, diffusion=FAST))
+    run = on_two_cores(DiffuX2CT(triplane=SLIM_PLANES, denoiser=SLIM_DENOISER, diffusion=FAST, draw=FEW))
     return replace(run, optimiser=replace(ADAM, rate=1e-3))
 
 
 def latent_diffusion_slim() -> RunConfig:
-    """Latent DiffuX2CT with 1.8 million parameters at 64^3, its latents at 16^3, for two CPU cores."""
+    """Latent DiffuX2CT with 1.6 million parameters at 64^3, its latents at 16^3, for two CPU cores."""
     system = LatentDiffusion(
         triplane=SLIM_PLANES,
         denoiser=replace(SLIM_DENOISER, patch=1),
         diffusion=FAST,
+        draw=FEW,
         autoencoder=AutoencoderConfig(channels=(16, 32), latent=4),
     )
     run = on_two_cores(system)
