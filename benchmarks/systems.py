@@ -2,7 +2,8 @@
 
 The slim presets train one after another for the same number of steps of the same batch, by the same verbs a person
 would type; a run that is there already goes on. The table says what a system makes of minutes on two cores, not what
-it makes of its published schedule.
+it makes of its published schedule. CycleGANs are shown other people's CT of the training split, a refiner refines the
+slim X2CT-GAN of the same table.
 
     python benchmarks/systems.py --archive data/mixed --steps 200 --output runs/systems
 """
@@ -43,6 +44,10 @@ def main() -> int:
     for name in options.presets:
         run, report = options.output / name, options.output / f"{name}-report"
         fresh = [name, "--data.archive", options.archive, "--output", str(run), "--train.steps", str(options.steps)]
+        if name.startswith("cyclegan"):
+            fresh += ["--data.unpaired", options.archive]
+        if name.startswith("refiner"):
+            fresh += ["--system.base-model", str(options.output / "x2ct-gan-slim")]
         fresh += ["--train.batch", str(options.batch), "--train.validate-every", str(max(1, options.steps // 4))]
         if PRESETS[name]().system.pretrained:
             fresh += ["--system.base-model", str(options.output / BASE)]
