@@ -1,4 +1,4 @@
-"""The systems of the literature, and those of them that this version can build."""
+"""The systems of the literature, by the names they have here."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Published:
     paper: str
     views: str
     kind: str
-    name: str = ""
-    """Its name here, empty where this version does not have it."""
+    name: str
+    """Its name here."""
     size: int = 128
     """Voxels a side, of its published settings."""
     spacing_mm: float = 2.5

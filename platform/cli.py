@@ -17,7 +17,7 @@ VERBS = {
     "export": ("raylift.platform.commands.results:export", "a checkpoint as safetensors, config and model card"),
     "reconstruct": ("raylift.serve.commands:reconstruct", "radiographs to a CT volume as NIfTI"),
     "serve": ("raylift.serve.commands:serve", "HTTP API and web page for a model"),
-    "systems": ("raylift.platform.commands.about:systems", "systems of the literature, and which of them are here"),
+    "systems": ("raylift.platform.commands.about:systems", "systems of the literature: names, presets, sizes, papers"),
     "doctor": ("raylift.platform.commands.about:doctor", "what is installed and reachable, and what is missing"),
 }
 """Verb to function and a line of help. This table alone names rooms to the right of its own."""

@@ -1,4 +1,4 @@
-"""`raylift systems` and `raylift doctor`: what this version has, and what this machine lacks."""
+"""`raylift systems` and `raylift doctor`: what there is, and what this machine lacks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raylift.platform.progress import console
 
 
 def systems(arguments: list[str]) -> int:
-    """Systems of the literature, and which of them are here."""
+    """Systems of the literature: their names here, sizes and papers."""
     tyro.cli(_Nothing, prog="raylift systems", args=arguments, description=systems.__doc__)
     import torch
     from rich.table import Table
@@ -22,14 +22,12 @@ def systems(arguments: list[str]) -> int:
 
     table = Table("system", "here as", "kind", "views", "parameters", "GiB to train", "paper")
     for published in LITERATURE:
-        count = memory = ""
-        if published.name:
-            grid = Grid(published.size, published.spacing_mm)
-            with torch.device("meta"):
-                count = f"{parameters(SYSTEMS[published.name]().reconstructor(grid, chest(grid))):,}"
-            memory = f"{estimate(PRESETS[published.name]()).total / GIB:.1f}"
-        name = published.name or "[dim]not in this version[/dim]"
-        table.add_row(published.title, name, published.kind, published.views, count, memory, published.paper)
+        grid = Grid(published.size, published.spacing_mm)
+        with torch.device("meta"):
+            count = parameters(SYSTEMS[published.name]().reconstructor(grid, chest(grid)))
+        memory = estimate(PRESETS[published.name]()).total / GIB
+        cells = published.title, published.name, published.kind, published.views, f"{count:,}", f"{memory:.1f}"
+        table.add_row(*cells, published.paper)
     console.print(table)
     print("parameters: generator at the published settings, with all views; GiB: estimate for the preset of that name")
     print(listing())

@@ -320,12 +320,12 @@ def test_latents_are_a_quarter_as_large_and_normalised_for_every_volume():
 def test_the_denoiser_teaches_the_autoencoder_nothing_and_the_autoencoder_the_denoiser_nothing():
     torch.manual_seed(0)
     network = TINY["latent-diffusion"].reconstructor(GRID, GEOMETRY)
-    latents, losses = network.learn(batch().volume)
+    latents, losses = network.learn(batch().volume, [])
     assert not latents.requires_grad
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in network.autoencoder.parameters())
     assert all(p.grad is None for p in (*network.denoiser.parameters(), *network.triplane.parameters()))
     # No state that training changes but the weights: nothing that ranks could disagree on.
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    network.learn(batch().volume * 0.1)
+    network.learn(batch().volume * 0.1, [])
     assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())

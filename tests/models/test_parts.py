@@ -150,7 +150,7 @@ def test_every_lifting_gives_a_volume_for_every_size_and_the_radiograph_reaches_
 
 
 def test_lifting_by_channels_wants_one_map():
-    with pytest.raises(ConfigError, match="use the hourglass encoder"):
+    with pytest.raises(ConfigError, match="use the hourglass or unet encoder"):
         LiftingConfig("channels").widths((64, 128), (8, 4))
 
 

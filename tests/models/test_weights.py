@@ -26,7 +26,7 @@ def saved(tmp_path):
     torch.manual_seed(0)
     system = x2ct_gan_tiny().system
     network = system.reconstructor(GRID, chest(GRID))
-    description = Description(system, GRID, chest(GRID), Window(), {"step": 3})
+    description = Description(system, GRID, chest(GRID), Window(), provenance={"step": 3})
     sha256 = weights.save(tmp_path / "model", network.state_dict(), description)
     return tmp_path / "model", network.eval(), description, sha256
 
