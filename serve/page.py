@@ -47,7 +47,7 @@ def build(backend: Backend, limits: RadiographLimits) -> gr.Blocks:
             go = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct", scale=2)
             example = gr.Button("Use a synthetic example", elem_id="example", scale=1)
         example.click(actions.example, None, given, **PRIVATE)
-        given += samples
+        given = [*given, *samples]
         shown, results = _results(actions, backend)
         _on_reconstruct(go, actions, given, shown)
         # A volume belongs to the radiographs above it.
