@@ -53,7 +53,7 @@ def connect() -> None:
     variables = {name: os.environ[name] for name in (*ENVIRONMENT, "RAY_ADDRESS") if name in os.environ}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        if "RAY_ADDRESS" in os.environ:
+        if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
             ray.init(runtime_env={"env_vars": variables}, **options)
         else:
             # Ray's own helpers look for their cluster on the machine and give up where a second one runs beside it,
