@@ -11,6 +11,7 @@ slim X2CT-GAN of the same table.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -46,16 +47,15 @@ def main() -> int:
         fresh = [name, "--data.archive", options.archive, "--output", str(run), "--train.steps", str(options.steps)]
         if name.startswith("cyclegan"):
             fresh += ["--data.unpaired", options.archive]
-        if name.startswith("refiner"):
-            fresh += ["--system.base-model", str(options.output / "x2ct-gan-slim")]
         fresh += ["--train.batch", str(options.batch), "--train.validate-every", str(max(1, options.steps // 4))]
         if PRESETS[name]().system.pretrained:
             fresh += ["--system.base-model", str(options.output / BASE)]
         begun = ["--resume", str(run)] if (run / RUN_FILE).exists() else fresh
         evaluate = ["evaluate", str(run), "--archive", options.archive, "--output", str(report)]
-        for words in (["train", *begun], evaluate):
-            if status := cli.main(words):
-                return status
+        with contextlib.redirect_stdout(sys.stderr):
+            for words in (["train", *begun], evaluate):
+                if status := cli.main(words):
+                    return status
         reports[name] = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
         url = checkpoint_of(str(run))
         steps = [entry["seconds_a_step"] for entry in runs.history_of(url) or [] if "seconds_a_step" in entry]
