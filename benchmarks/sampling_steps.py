@@ -22,9 +22,9 @@ from torch import Tensor
 from raylift.datasets.archive import Archive
 from raylift.datasets.stream import load
 from raylift.models import baselines, weights
+from raylift.models.diffusion.sampling import SAMPLERS
 from raylift.models.drawing import Draw, DrawingNetwork
 from raylift.models.metrics import PROTOCOLS
-from raylift.models.sampling import SAMPLERS
 from raylift.platform.checkpoint import checkpoint_of
 from raylift.platform.evaluate import matching_views
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from raylift.datasets.plain import register_union
 from raylift.models.composition import Composition
-from raylift.models.cycle import CycleGan
-from raylift.models.reprojected import Reprojected
+from raylift.models.radiographs.cyclegan import CycleGan
+from raylift.models.radiographs.reprojected import Reprojected
 from raylift.models.system import SystemConfig
 from raylift.models.systems.cgan import cgan_128
 from raylift.models.systems.cnn3d import cnn3d

@@ -23,8 +23,8 @@ from raylift.models.discriminators import Discriminator, ViewDiscriminator
 from raylift.models.losses import cross_entropy
 from raylift.models.objectives.reprojection import ViewDiscriminatorPlayer
 from raylift.models.objectives.turns import Carried, Objective, Player, Turn, VolumeNetwork
-from raylift.models.prior import DrawnPeople
-from raylift.models.reprojection import Reprojection
+from raylift.models.radiographs.prior import DrawnPeople
+from raylift.models.radiographs.projecting import Reprojection
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.stream import Batch
-from raylift.models.conditional import ConditionalDiffusion
+from raylift.models.diffusion.conditional import ConditionalDiffusion
 from raylift.models.losses import orthogonal_projection_l1
 from raylift.models.objectives.turns import Carried, Objective, Player, Turn
 

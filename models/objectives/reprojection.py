@@ -17,7 +17,7 @@ from raylift.datasets.stream import Batch
 from raylift.models.discriminators import ViewDiscriminator
 from raylift.models.losses import cross_entropy, total_variation
 from raylift.models.objectives.turns import Carried, Objective, Player, Turn, VolumeNetwork
-from raylift.models.reprojection import Reprojection
+from raylift.models.radiographs.projecting import Reprojection
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from raylift.models.encoders import EncoderConfig
 from raylift.models.fusion import FusionConfig
 from raylift.models.lifting import LiftingConfig
 from raylift.models.objectives.reprojection import ReprojectionLoss
-from raylift.models.reprojected import Reprojected
+from raylift.models.radiographs.reprojected import Reprojected
 
 
 def cgan_128(views: tuple[str, ...] = ("frontal", "lateral")) -> Reprojected:

@@ -21,14 +21,14 @@ from torch import Tensor
 
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
-from raylift.models.conditional import Condition, ConditionalDiffusion, Data
-from raylift.models.denoisers import Denoiser, DenoiserConfig
-from raylift.models.diffusion import DiffusionConfig
+from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion, Data
+from raylift.models.diffusion.denoisers import Denoiser, DenoiserConfig
+from raylift.models.diffusion.schedule import DiffusionConfig
+from raylift.models.diffusion.triplane import TriPlane, TriPlaneConfig
 from raylift.models.drawing import Draw
 from raylift.models.objectives.diffusion import DenoisingLoss, denoising_objective
 from raylift.models.objectives.turns import Objective
 from raylift.models.system import DEFAULT_WINDOW, SystemConfig
-from raylift.models.triplane import TriPlane, TriPlaneConfig
 
 
 @dataclass(frozen=True)

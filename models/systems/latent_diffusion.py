@@ -18,10 +18,10 @@ from torch import Tensor
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.models.autoencoder import Autoencoder, AutoencoderConfig
-from raylift.models.conditional import Condition, Data
-from raylift.models.denoisers import DenoiserConfig
-from raylift.models.diffusion import DiffusionConfig
+from raylift.models.diffusion.autoencoder import Autoencoder, AutoencoderConfig
+from raylift.models.diffusion.conditional import Condition, Data
+from raylift.models.diffusion.denoisers import DenoiserConfig
+from raylift.models.diffusion.schedule import DiffusionConfig
 from raylift.models.objectives.diffusion import DenoisingLoss
 from raylift.models.systems.diffux2ct import TriPlaneDiffusion, TriPlaneSystem
 

@@ -28,9 +28,9 @@ from torch.nn import functional as F
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
-from raylift.models.conditional import Condition, ConditionalDiffusion, Data
-from raylift.models.denoisers import Denoiser, DenoiserConfig, fold, unfold
-from raylift.models.diffusion import DiffusionConfig
+from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion, Data
+from raylift.models.diffusion.denoisers import Denoiser, DenoiserConfig, fold, unfold
+from raylift.models.diffusion.schedule import DiffusionConfig
 from raylift.models.drawing import Draw
 from raylift.models.encoders import at_size
 from raylift.models.objectives.diffusion import DenoisingLoss, denoising_objective

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from raylift.models.cycle import CycleGan
-from raylift.models.reprojected import Reprojected
+from raylift.models.radiographs.cyclegan import CycleGan
+from raylift.models.radiographs.reprojected import Reprojected
 
 S = TypeVar("S", Reprojected, CycleGan)
 

@@ -29,7 +29,7 @@ from raylift.models.decoders import DecoderConfig
 from raylift.models.encoders import EncoderConfig
 from raylift.models.fusion import FusionConfig
 from raylift.models.lifting import LiftingConfig
-from raylift.models.reprojected import Reprojected
+from raylift.models.radiographs.reprojected import Reprojected
 
 
 def u_x2ctgan(views: tuple[str, ...] = ("frontal", "lateral")) -> Reprojected:

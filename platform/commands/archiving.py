@@ -14,7 +14,7 @@ from raylift.datasets.errors import NoArchive
 from raylift.datasets.facing import AskedFacing
 from raylift.datasets.geometry import GEOMETRIES, Geometry, Grid
 from raylift.datasets.radiograph import Inversion, RadiographLimits
-from raylift.datasets.splits import read_assignments
+from raylift.datasets.splits import Split, read_assignments
 from raylift.datasets.store import absolute
 from raylift.platform.progress import meter
 
@@ -49,6 +49,24 @@ class GridOptions:
 
 
 @dataclass(frozen=True)
+class SubjectOptions:
+    """Whose the files are, and who trains."""
+
+    licence: str = "not stated"
+    """Licence of the files, kept with every sample."""
+    subject_pattern: str = ""
+    """Regular expression whose first group is the subject in a file's name, or else in its path."""
+    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of subjects that train, validate and test."""
+    splits: Path | None = None
+    """CSV with columns subject and split, for subjects whose split is given."""
+
+    def assigned(self) -> dict[str, Split] | None:
+        """The splits that are given."""
+        return read_assignments(self.splits) if self.splits else None
+
+
+@dataclass(frozen=True)
 class IngestOptions:
     """Bring CT scans (NIfTI, NRRD, MetaImage, DICOM series) into an archive, skipping those already in it."""
 
@@ -58,14 +76,7 @@ class IngestOptions:
     """Folder or URL of the archive."""
     grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
     limits: Limits = field(default_factory=Limits)
-    licence: str = "not stated"
-    """Licence of the scans, kept with every sample."""
-    subject_pattern: str = ""
-    """Regular expression whose first group is the subject in a file's name; the whole name otherwise."""
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """Shares of subjects that train, validate and test."""
-    splits: Path | None = None
-    """CSV with columns subject and split, for subjects whose split is given."""
+    subjects: Annotated[SubjectOptions, tyro.conf.arg(name="")] = field(default_factory=SubjectOptions)
     require_whole_thorax: bool = False
     """Refuse scans without two whole lungs."""
     keep_table: bool = False
@@ -87,10 +98,10 @@ def ingest(arguments: list[str]) -> int:
             grid,
             geometry,
             limits=options.limits,
-            licence=options.licence,
-            subject_pattern=options.subject_pattern,
-            shares=options.shares,
-            assigned=read_assignments(options.splits) if options.splits else None,
+            licence=options.subjects.licence,
+            subject_pattern=options.subjects.subject_pattern,
+            shares=options.subjects.shares,
+            assigned=options.subjects.assigned(),
             require_whole_thorax=options.require_whole_thorax,
             keep_table=options.keep_table,
             per_part=options.per_part,
@@ -121,14 +132,7 @@ class IngestXrayOptions:
     """Whether to invert images that show bone dark."""
     grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
     limits: RadiographLimits = field(default_factory=RadiographLimits)
-    licence: str = "not stated"
-    """Licence of the radiographs, kept with every sample."""
-    subject_pattern: str = ""
-    """Regular expression whose first group is the subject in a pair's name or path."""
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """Shares of subjects that train, validate and test."""
-    splits: Path | None = None
-    """CSV with columns subject and split, for subjects whose split is given."""
+    subjects: Annotated[SubjectOptions, tyro.conf.arg(name="")] = field(default_factory=SubjectOptions)
     per_part: int = 64
     """Pairs a shard; each full shard is published at once."""
 
@@ -150,10 +154,10 @@ def ingest_xray(arguments: list[str]) -> int:
             facing=options.facing,
             invert=options.invert,
             limits=options.limits,
-            licence=options.licence,
-            subject_pattern=options.subject_pattern,
-            shares=options.shares,
-            assigned=read_assignments(options.splits) if options.splits else None,
+            licence=options.subjects.licence,
+            subject_pattern=options.subjects.subject_pattern,
+            shares=options.subjects.shares,
+            assigned=options.subjects.assigned(),
             per_part=options.per_part,
             progress=shown.at,
         )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raylift.models.autoencoder import AutoencoderConfig
-from raylift.models.denoisers import DenoiserConfig
-from raylift.models.diffusion import DiffusionConfig
+from raylift.models.diffusion.autoencoder import AutoencoderConfig
+from raylift.models.diffusion.denoisers import DenoiserConfig
+from raylift.models.diffusion.schedule import DiffusionConfig
+from raylift.models.diffusion.triplane import TriPlaneConfig
 from raylift.models.drawing import Draw
 from raylift.models.encoders import EncoderConfig
 from raylift.models.systems.diffux2ct import DiffuX2CT
 from raylift.models.systems.latent_diffusion import LatentDiffusion
-from raylift.models.triplane import TriPlaneConfig
 from raylift.platform.config import OptimiserConfig, RunConfig
 from raylift.platform.presets.budgets import on_gpu, on_two_cores
 

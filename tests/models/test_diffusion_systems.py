@@ -10,14 +10,14 @@ from raylift.datasets.geometry import Grid, View, chest
 from raylift.datasets.intensity import Window
 from raylift.datasets.stream import Batch
 from raylift.models import weights
-from raylift.models.autoencoder import Autoencoder, AutoencoderConfig
-from raylift.models.denoisers import DenoiserConfig, fold, unfold
+from raylift.models.diffusion.autoencoder import Autoencoder, AutoencoderConfig
+from raylift.models.diffusion.denoisers import DenoiserConfig, fold, unfold
+from raylift.models.diffusion.triplane import ImplicitDecoder, TriPlaneConfig, resized, seen
 from raylift.models.drawing import Draw
 from raylift.models.encoders import EncoderConfig
 from raylift.models.objectives.diffusion import DenoisingLoss
 from raylift.models.systems.diffux2ct import DiffuX2CT, VolumeDiffusion
 from raylift.models.systems.latent_diffusion import LatentDiffusion
-from raylift.models.triplane import ImplicitDecoder, TriPlaneConfig, resized, seen
 from raylift.models.zoo import SYSTEMS, parameters
 from raylift.platform.config import OptimiserConfig
 from raylift.platform.presets.catalogue import PRESETS

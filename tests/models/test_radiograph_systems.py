@@ -14,12 +14,12 @@ from raylift.datasets.ingest import radiographs
 from raylift.datasets.intensity import Window, standardise
 from raylift.datasets.phantom import thorax
 from raylift.datasets.stream import Batch
-from raylift.models.cycle import CycleGan, RadiographGenerator
 from raylift.models.discriminators import Discriminator, ViewDiscriminatorConfig
 from raylift.models.objectives.cycle import CycleLoss
 from raylift.models.objectives.reprojection import ReprojectionLoss
 from raylift.models.objectives.turns import frozen
-from raylift.models.reprojected import Reprojected
+from raylift.models.radiographs.cyclegan import CycleGan, RadiographGenerator
+from raylift.models.radiographs.reprojected import Reprojected
 from raylift.models.systems.slim_radiographs import slim, tiny
 from raylift.models.zoo import SYSTEMS, parameters
 

@@ -10,7 +10,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.plain import from_plain, to_plain
 from raylift.datasets.stream import Batch
-from raylift.models.denoisers import DenoiserConfig
+from raylift.models.diffusion.denoisers import DenoiserConfig
 from raylift.models.drawing import Draw
 from raylift.models.systems.psr import psr
 from raylift.models.systems.refiner import Refiner

@@ -12,7 +12,7 @@ from raylift.datasets.intensity import WATER_PER_MM, Window, standardise
 from raylift.datasets.phantom import thorax
 from raylift.models.losses import cross_entropy, total_variation
 from raylift.models.objectives.reprojection import ReprojectionLoss
-from raylift.models.reprojection import Reprojection, standardised
+from raylift.models.radiographs.projecting import Reprojection, standardised
 
 GRID = Grid(32, 10.0)
 GEOMETRY = chest(GRID)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from raylift.datasets.errors import ConfigError
-from raylift.models.diffusion import Diffusion, DiffusionConfig
+from raylift.models.diffusion.sampling import SAMPLERS, Noise, steps_through
+from raylift.models.diffusion.schedule import Diffusion, DiffusionConfig
 from raylift.models.drawing import Draw
-from raylift.models.sampling import SAMPLERS, Noise, steps_through
 
 MEAN, SPREAD = -0.6, 0.3
 """Of the data: most of a CT is air."""

@@ -12,7 +12,7 @@ from raylift.models.composition import Parts
 from raylift.models.discriminators import ViewDiscriminatorConfig
 from raylift.models.objectives.reprojection import ReprojectionLoss, reprojection_objective
 from raylift.models.objectives.turns import Objective
-from raylift.models.reprojection import Reprojection
+from raylift.models.radiographs.projecting import Reprojection
 from raylift.models.system import DEFAULT_WINDOW, LearnsFrom
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.models.blocks import run
-from raylift.models.denoisers import DenoisingBlock, double, group_norm, halve
+from raylift.models.diffusion.denoisers import DenoisingBlock, double, group_norm, halve
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from raylift.models.discriminators import Discriminator, DiscriminatorConfig, Vi
 from raylift.models.heads import Head
 from raylift.models.objectives.cycle import CycleLoss, CycleNetworks, cycle_objective
 from raylift.models.objectives.turns import Objective, VolumeNetwork
-from raylift.models.prior import DrawnPeople
+from raylift.models.radiographs.prior import DrawnPeople
+from raylift.models.radiographs.projecting import Reprojection
 from raylift.models.rays import Rays
-from raylift.models.reprojection import Reprojection
 from raylift.models.system import DEFAULT_WINDOW, LearnsFrom, SystemConfig
 
 
