@@ -18,6 +18,7 @@ from raylift.datasets.intensity import standardise
 from raylift.datasets.order import SampleOrder, Share
 from raylift.datasets.plain import to_plain
 from raylift.datasets.stream import Cache, Stream, Unpaired
+from raylift.models import weights
 from raylift.models.weights import Description
 from raylift.platform.config import RunConfig
 
@@ -68,8 +69,11 @@ def view_indices(archive: Archive, run: RunConfig) -> list[int]:
     return [names.index(view) for view in run.system.views]
 
 
-def describe(run: RunConfig, archive: Archive) -> Description:
-    """What the trained network is for, as it will stand beside its weights."""
+def describe(run: RunConfig, archive: Archive, goes_on_from: str | None = None) -> Description:
+    """What the trained network is for, as it will stand beside its weights.
+
+    A run that goes on from a checkpoint keeps the histograms it began with, whatever the archive has become.
+    """
     import deepspeed
 
     indices = view_indices(archive, run)
@@ -91,12 +95,18 @@ def describe(run: RunConfig, archive: Archive) -> Description:
             "archive_generation": others.manifest.generation,
             "samples": [entry.id for entry in others.entries("train")],
         }
+    histograms: Reference = {}
+    if run.data.match_histograms:
+        if goes_on_from:
+            histograms = weights.description_of(goes_on_from).histograms
+        else:
+            histograms = projection_histograms(archive, run, indices)
     return Description(
         system=run.system,
         grid=archive.manifest.grid,
         geometry=replace(geometry, views=tuple(geometry.views[index] for index in indices)),
         window=run.data.window,
-        histograms=projection_histograms(archive, run, indices) if run.data.match_histograms else {},
+        histograms=histograms,
         provenance=provenance,
     )
 

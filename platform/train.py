@@ -57,15 +57,15 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
     rank, world = dist.get_rank(), dist.get_world_size()
     device = engines.prepare(gpu=run.cluster.gpus_per_worker > 0)
     archive = Archive(run.data.archive)
-    description = describe(run, archive)
     checkpoints = Checkpoints(run_url)
+    resume_from = agree(checkpoints.newest() if rank == 0 else None)
+    description = describe(run, archive, resume_from)
 
     torch.manual_seed(run.train.seed)
     objective = run.system.objective(description.grid, description.geometry, run.data.window)
     for note in objective.notes:
         reporter.note(note)
     description = replace(description, provenance={**description.provenance, "notes": list(objective.notes)})
-    resume_from = agree(checkpoints.newest() if rank == 0 else None)
     state, objective_engines = restore(resume_from, objective, run, device, reporter)
     share = Share(rank, world, run.train.batch, run.engine.gradient_accumulation)
     stream = open_stream(archive, run, description, share, state.samples_taken)

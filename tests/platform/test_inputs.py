@@ -22,6 +22,7 @@ from raylift.datasets.order import Share
 from raylift.datasets.phantom import thorax
 from raylift.datasets.radiograph import RadiographLimits, read
 from raylift.datasets.splits import SplitRule
+from raylift.models import weights
 from raylift.models.baselines import BackProjection
 from raylift.models.composition import Composition
 from raylift.models.consistency import agreement
@@ -155,6 +156,19 @@ def test_a_system_that_learns_from_volumes_takes_them_from_its_archive(
     data = {name: str(request.getfixturevalue(fixture)) for name, fixture in change.items()}
     with pytest.raises(ConfigError, match=message):
         check(replace(tiny, data=replace(tiny.data, **data)))
+
+
+def test_a_run_that_goes_on_keeps_the_histograms_it_began_with(
+    tiny: RunConfig, archive32: Path, tmp_path: Path
+) -> None:
+    run = matching(tiny)
+    begun = describe(run, check(run))
+    begun = replace(begun, histograms={name: tuple(q / 2 for q in line) for name, line in begun.histograms.items()})
+    state = begun.system.reconstructor(begun.grid, begun.geometry).state_dict()
+    weights.save(tmp_path, state, begun)
+    assert (
+        describe(run, check(run), str(tmp_path)).histograms == begun.histograms != describe(run, check(run)).histograms
+    )
 
 
 def test_unpaired_volumes_that_do_not_fit_are_refused(tiny: RunConfig, pairs32: Path, tmp_path: Path) -> None:
