@@ -262,11 +262,17 @@ _DRAWS: dict[str, Callable[[list[Any]], Any]] = {
 
 
 def as_table(trials: list[Trial]) -> Table:
-    """The trials for a terminal, settings by the last part of their keys."""
-    keys = list(trials[0].settings)
-    table = Table("trial", *(key.rsplit(".", 1)[-1] for key in keys), "PSNR, dB", "step")
+    """The trials for a terminal."""
+    table = Table("trial", *_short(list(trials[0].settings)), "PSNR, dB", "step")
     for trial in trials:
         settings = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.settings.values()]
         best = "none" if trial.best is None else f"{trial.best:.2f}"
         table.add_row(trial.id, *settings, best, str(trial.step))
     return table
+
+
+def _short(keys: list[str]) -> list[str]:
+    """The last part of each dotted key, and the part before it where several end alike: lifting.kind, fusion.kind."""
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    twice = {name for name in last if last.count(name) > 1}
+    return [".".join(key.split(".")[-2:]) if name in twice else name for key, name in zip(keys, last, strict=True)]

@@ -55,6 +55,13 @@ def test_a_space_with_an_unknown_draw_is_refused_by_its_file(tmp_path):
         tune.load_space(str(path))
 
 
+def test_the_table_tells_settings_apart_that_end_alike():
+    keys = ("system.lifting.kind", "system.fusion.kind", "system.fusion.feedback", "optimiser.rate")
+    trial = tune.Trial("t", dict.fromkeys(keys, 1), best=None, step=0, checkpoint="")
+    headers = [str(column.header) for column in tune.as_table([trial]).columns]
+    assert headers == ["trial", "lifting.kind", "fusion.kind", "feedback", "rate", "PSNR, dB", "step"]
+
+
 def test_a_search_that_cannot_fit_says_so_at_once(tiny, ray_cluster, tmp_path):
     huge = replace(tiny, cluster=replace(tiny.cluster, workers=50), train=replace(tiny.train, batch=50))
     url = str(tmp_path / "huge")
