@@ -1,11 +1,13 @@
-"""Time and peak memory of one whole training step (generator and discriminator) of the published X2CT-GAN.
+"""Time and peak memory of one whole training step (every player's turn) of the published X2CT-GAN, or of any preset.
 
 Each case runs in a process of its own, so that the peak is its own: resident memory on a CPU, the allocator's peak on
 a GPU. CPU seconds are user and system time, steadier than wall time on a shared machine. "finest" computes the
 decoder's activations at full size again in the backward pass. With --gpu bf16 also runs through torch.compile. The
-profile says which operators the time of an fp32 step at the last size goes to.
+profile says which operators the time of an fp32 step at the last size goes to. With --presets those are measured in
+fp32, each at its own size, instead.
 
     python benchmarks/training_step.py [--sizes 64 128] [--threads 2] [--steps 2] [--gpu] [--profile]
+    python benchmarks/training_step.py --presets x2ct-gan-slim psr-slim [--threads 1]
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import torch
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.stream import Batch
 from raylift.models.objectives.turns import frozen
-from raylift.models.systems.x2ct import x2ct_gan
+from raylift.platform.presets.catalogue import PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--presets", nargs="+", choices=list(PRESETS), metavar="PRESET")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
@@ -49,17 +52,19 @@ def main() -> None:
 
     header("training_step")
     kinds = ["fp32", "fp32 finest", "bf16", "bf16 finest", *(["bf16 compiled"] if options.gpu else [])]
+    published = [("x2ct-gan", size, kind) for size in options.sizes for kind in kinds]
+    own = [(preset, PRESETS[preset]().data.size, "fp32") for preset in options.presets or ()]
     rows = []
-    for size in options.sizes:
-        for kind in kinds:
-            got = apart({**vars(options), "size": size, "kind": kind, "profile": False})
-            rows.append([f"{size}^3", kind, f"{got['wall_s']:.2f}", f"{got['cpu_s']:.1f}", f"{got['peak_gib']:.2f}"])
+    for preset, size, kind in own or published:
+        got = apart({**vars(options), "preset": preset, "size": size, "kind": kind, "profile": False})
+        figures = [f"{got['wall_s']:.2f}", f"{got['cpu_s']:.2f}", f"{got['peak_gib']:.2f}"]
+        rows.append([preset, f"{size}^3", kind, *figures])
     where = "GPU" if options.gpu else f"{options.threads} CPU threads"
-    columns = ["size", "precision", "wall s a step", "CPU s a step", "peak GiB"]
-    table(f"published X2CT-GAN, batch {options.batch}, {where}, mean of {options.steps} steps after one", columns, rows)
+    columns = ["preset", "size", "precision", "wall s a step", "CPU s a step", "peak GiB"]
+    table(f"batch {options.batch}, {where}, mean of {options.steps} steps after one", columns, rows)
     if options.profile:
         size = options.sizes[-1]
-        got = apart({**vars(options), "size": size, "kind": "fp32"})
+        got = apart({**vars(options), "preset": "x2ct-gan", "size": size, "kind": "fp32"})
         rows = [[name, str(calls), f"{seconds:.2f}", f"{share:.0%}"] for name, calls, seconds, share in got["profile"]]
         table(f"where an fp32 step at {size}^3 goes", ["operator", "calls", "self s", "share"], rows)
 
@@ -72,12 +77,14 @@ def apart(asked: dict) -> dict:
 
 
 def case(asked: dict) -> dict:
-    """One size and precision: a step to warm up, then the mean of the counted ones."""
+    """One preset, size and precision: a step to warm up, then the mean of the counted ones."""
     torch.set_num_threads(asked["threads"])
     device = torch.device("cuda" if asked["gpu"] else "cpu")
     torch.manual_seed(0)
     size, batch = asked["size"], asked["batch"]
-    system = replace(x2ct_gan(), checkpointing="finest" if "finest" in asked["kind"] else "none")
+    system = PRESETS[asked["preset"]]().system
+    if "finest" in asked["kind"]:
+        system = replace(system, checkpointing="finest")
     objective = system.objective(Grid(size), chest(Grid(size)))
     players = {name: player.to(device) for name, player in objective.players.items()}
     if asked["kind"].endswith("compiled"):
@@ -86,7 +93,9 @@ def case(asked: dict) -> dict:
     optimisers = {
         name: torch.optim.Adam(player.parameters(), lr=2e-4, betas=(0.5, 0.99)) for name, player in players.items()
     }
-    data = Batch(torch.rand(batch, 1, size, size, size, device=device), torch.rand(batch, 2, size, size, device=device))
+    volume = torch.rand(batch, 1, size, size, size, device=device)
+    views = torch.rand(batch, len(system.views), size, size, device=device)
+    data = Batch(volume, views, labels=(4 * volume).byte(), unpaired=volume)
     precision = torch.autocast(device.type, torch.bfloat16) if "bf16" in asked["kind"] else nullcontext()
 
     def step() -> None:

@@ -142,6 +142,7 @@ def figures(text: str) -> list[str]:
         ("refiner", "On 12 held-out phantoms", "### Drawing"),
         ("sampling_steps", "A slim DiffuX2CT trained", "### The moving average"),
         ("training_step", "the published X2CT-GAN at 128^3 goes", "By the estimate"),
+        ("slim_training_step", "## Time a step of the slim presets", "no end"),
     ],
 )
 def test_every_figure_of_a_benchmark_stands_in_its_result(result, begins, ends):

@@ -74,7 +74,16 @@ def test_yaml_that_is_none_is_refused():
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("psr", {"optimiser.weight_decay": 1e-4, "system.loss.voxel": 1.0, "system.views": ["frontal"]}),
+        (
+            "psr",
+            {
+                "optimiser.weight_decay": 1e-4,
+                "system.views": ["frontal"],
+                "system.loss.voxel": 1.0,
+                "system.loss.projection": 0.0,
+                "system.loss.adversarial": 0.0,
+            },
+        ),
         (
             "cvaa-gan",
             {"optimiser.rate": 2e-4, "train.batch": 4, "train.steps": 200 * 53}
