@@ -3,8 +3,10 @@
 The slim presets train one after another for the same number of steps of the same batch, by the same verbs a person
 would type; a run that is there already goes on. The table says what a system makes of minutes on two cores, not what
 it makes of its published schedule. CycleGANs are shown other people's CT of the training split, a refiner refines the
-slim X2CT-GAN of the same table.
+slim X2CT-GAN of the same table. An archive of phantoms and CT together, with splits of the CT given by hand:
 
+    raylift ingest scans/ --archive data/mixed --size 64 --spacing-mm 5 --splits splits.csv
+    raylift phantom --archive data/mixed --count 40 --size 64 --spacing-mm 5
     python benchmarks/systems.py --archive data/mixed --steps 200 --output runs/systems
 """
 
@@ -15,11 +17,11 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 from raylift.models import weights
 from raylift.models.zoo import parameters
-from raylift.platform import cli, runs
+from raylift.platform import cli
 from raylift.platform.checkpoint import RUN_FILE, checkpoint_of
 from raylift.platform.presets.catalogue import PRESETS
 
@@ -29,6 +31,7 @@ from conditions import header, table
 COLUMNS = {"MAE, HU": "mae_hu", "PSNR, dB": "psnr_db", "SSIM": "ssim"}
 BASE = "x2ct-gan-slim"
 """What a preset refines that refines another's volumes; it must stand before that one."""
+MEAN, BACK = "mean volume", "back-projection"
 SLIM = [name for name in PRESETS if name.endswith("-slim")]
 
 
@@ -57,19 +60,34 @@ def main() -> int:
                 if status := cli.main(words):
                     return status
         reports[name] = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
-        url = checkpoint_of(str(run))
-        steps = [entry["seconds_a_step"] for entry in runs.history_of(url) or [] if "seconds_a_step" in entry]
-        count = parameters(weights.load(url).network.requires_grad_())
-        rows.append([name, f"{count:,}", f"{median(steps):.2f}", *figures(reports[name], "model")])
+        count = parameters(weights.load(checkpoint_of(str(run))).network.requires_grad_())
+        rows.append([name, f"{count:,}", *figures(reports[name], "model")])
+    rows += trivial(options.presets, reports)
     first = reports[options.presets[0]]
-    rows += [[name, "", "", *figures(first, name)] for name in first["mean"] if name != "model"]
     header("systems")
     groups = ", ".join(f"{len(cases)} {group}" for group, cases in grouped(first).items())
     title = f"{options.steps} steps of {options.batch} each; protocol volume, means over the test scans ({groups})"
     measured = [f"{name}, {group}" for group in grouped(first) for name in (*COLUMNS, "lung Dice")]
-    table(title, ["preset", "parameters", "seconds a step", *measured], rows)
-    print("Test scans: " + ", ".join(first["cases"]))
+    table(title, ["preset", "parameters", *measured], rows)
+    for group in grouped(first):
+        below = [name for name, report in reports.items() if psnr(report, group, "model") <= psnr(report, group, MEAN)]
+        print(f"* no better than the mean volume in PSNR ({group}): {', '.join(below) or 'none'}")
+    print("* test scans: " + ", ".join(first["cases"]))
     return 0
+
+
+def trivial(presets: list[str], reports: dict[str, dict]) -> list[list[str]]:
+    """Rows of the predictors that know nothing; what is projected back depends on how many views there are."""
+    by_views = {len(PRESETS[name]().system.views): reports[name] for name in presets}
+    rows = [[MEAN, "", *figures(reports[presets[0]], MEAN)]]
+    for views, report in sorted(by_views.items()):
+        rows.append([f"{BACK}, {views} view{'s'[: views - 1]}", "", *figures(report, BACK)])
+    return rows
+
+
+def psnr(report: dict, group: str, predictor: str) -> float:
+    """Mean PSNR of a predictor over a group of scans, in dB."""
+    return fmean(case[predictor]["volume"]["psnr_db"] for case in grouped(report)[group])
 
 
 def grouped(report: dict) -> dict[str, list[dict]]:

@@ -1,13 +1,13 @@
-"""Time and peak memory of one whole training step (every player's turn) of the published X2CT-GAN, or of any preset.
+"""Time and peak memory of one whole training step (generator and discriminator) of the published X2CT-GAN.
 
 Each case runs in a process of its own, so that the peak is its own: resident memory on a CPU, the allocator's peak on
 a GPU. CPU seconds are user and system time, steadier than wall time on a shared machine. "finest" computes the
-decoder's activations at full size again in the backward pass. With --gpu bf16 also runs through torch.compile. The
-profile says which operators the time of an fp32 step at the last size goes to. With --presets those are measured in
-fp32, each at its own size, instead.
+decoder's activations at full size again in the backward pass; "channels-last" lays channels innermost. Operations are
+counted by torch, two for each multiplication and addition. With --gpu bf16 also runs through torch.compile, and with
+--peak-tflops, the card's dense bf16 peak by its data sheet, the table has the share of it that a step reaches. The
+profile says which operators the time of an fp32 step at the last size goes to.
 
-    python benchmarks/training_step.py [--sizes 64 128] [--threads 2] [--steps 2] [--gpu] [--profile]
-    python benchmarks/training_step.py --presets x2ct-gan-slim psr-slim [--threads 1]
+    python benchmarks/training_step.py [--sizes 64 128] [--threads 2] [--steps 2] [--gpu] [--peak-tflops T] [--profile]
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.stream import Batch
-from raylift.models.objectives.turns import frozen
-from raylift.platform.presets.catalogue import PRESETS
+from raylift.models.systems.x2ct import x2ct_gan
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from stepping import stepper
 
 
 def main() -> None:
@@ -41,8 +42,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--peak-tflops", type=float)
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--presets", nargs="+", choices=list(PRESETS), metavar="PRESET")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
@@ -51,20 +52,27 @@ def main() -> None:
     from conditions import header, table
 
     header("training_step")
-    kinds = ["fp32", "fp32 finest", "bf16", "bf16 finest", *(["bf16 compiled"] if options.gpu else [])]
-    published = [("x2ct-gan", size, kind) for size in options.sizes for kind in kinds]
-    own = [(preset, PRESETS[preset]().data.size, "fp32") for preset in options.presets or ()]
+    kinds = [f"{precision}{rest}" for precision in ("fp32", "bf16") for rest in ("", " finest", " channels-last")]
+    kinds += ["bf16 compiled", "bf16 channels-last compiled"] if options.gpu else []
     rows = []
-    for preset, size, kind in own or published:
-        got = apart({**vars(options), "preset": preset, "size": size, "kind": kind, "profile": False})
-        figures = [f"{got['wall_s']:.2f}", f"{got['cpu_s']:.2f}", f"{got['peak_gib']:.2f}"]
-        rows.append([preset, f"{size}^3", kind, *figures])
+    for size in options.sizes:
+        operations = 0.0
+        for kind in kinds:
+            got = apart({**vars(options), "size": size, "kind": kind, "profile": False})
+            # A compiled step's operations are its eager one's.
+            operations = got["tflop"] or operations
+            wall = got["wall_s"]
+            cells = [f"{wall:.3g}", f"{got['cpu_s']:.1f}", f"{options.batch / wall:.3g}", f"{got['peak_gib']:.2f}"]
+            rate = operations / wall
+            cells += [f"{rate:.3g}", *([f"{rate / options.peak_tflops:.1%}"] if options.peak_tflops else [])]
+            rows.append([f"{size}^3", kind, *cells])
     where = "GPU" if options.gpu else f"{options.threads} CPU threads"
-    columns = ["preset", "size", "precision", "wall s a step", "CPU s a step", "peak GiB"]
-    table(f"batch {options.batch}, {where}, mean of {options.steps} steps after one", columns, rows)
+    columns = ["size", "precision", "wall s a step", "CPU s a step", "volumes a second", "peak GiB", "TFLOP/s"]
+    columns += ["share of peak"] if options.peak_tflops else []
+    table(f"published X2CT-GAN, batch {options.batch}, {where}, mean of {options.steps} steps after one", columns, rows)
     if options.profile:
         size = options.sizes[-1]
-        got = apart({**vars(options), "preset": "x2ct-gan", "size": size, "kind": "fp32"})
+        got = apart({**vars(options), "size": size, "kind": "fp32"})
         rows = [[name, str(calls), f"{seconds:.2f}", f"{share:.0%}"] for name, calls, seconds, share in got["profile"]]
         table(f"where an fp32 step at {size}^3 goes", ["operator", "calls", "self s", "share"], rows)
 
@@ -77,42 +85,21 @@ def apart(asked: dict) -> dict:
 
 
 def case(asked: dict) -> dict:
-    """One preset, size and precision: a step to warm up, then the mean of the counted ones."""
+    """One size and precision: a step to warm up, then the mean of the counted ones."""
     torch.set_num_threads(asked["threads"])
     device = torch.device("cuda" if asked["gpu"] else "cpu")
     torch.manual_seed(0)
     size, batch = asked["size"], asked["batch"]
-    system = PRESETS[asked["preset"]]().system
-    if "finest" in asked["kind"]:
-        system = replace(system, checkpointing="finest")
+    system = replace(x2ct_gan(), checkpointing="finest" if "finest" in asked["kind"] else "none")
     objective = system.objective(Grid(size), chest(Grid(size)))
-    players = {name: player.to(device) for name, player in objective.players.items()}
-    if asked["kind"].endswith("compiled"):
-        for player in players.values():
-            player.network.compile()
-    optimisers = {
-        name: torch.optim.Adam(player.parameters(), lr=2e-4, betas=(0.5, 0.99)) for name, player in players.items()
-    }
-    volume = torch.rand(batch, 1, size, size, size, device=device)
-    views = torch.rand(batch, len(system.views), size, size, device=device)
-    data = Batch(volume, views, labels=(4 * volume).byte(), unpaired=volume)
-    precision = torch.autocast(device.type, torch.bfloat16) if "bf16" in asked["kind"] else nullcontext()
+    data = Batch(torch.rand(batch, 1, size, size, size, device=device), torch.rand(batch, 2, size, size, device=device))
+    take = stepper(objective, device, asked["kind"])
 
     def step() -> None:
-        carried: dict[str, torch.Tensor] = {}
-        for name, player in players.items():
-            others = [network for other, network in objective.networks().items() if other != name]
-            optimisers[name].zero_grad()
-            with frozen(others):
-                with precision:
-                    loss, _, kept = player(data, carried)
-                loss.backward()
-            optimisers[name].step()
-            carried |= kept
-        if asked["gpu"]:
-            torch.cuda.synchronize()
+        take(data)
 
-    step()
+    with FlopCounterMode(display=False) if "compiled" not in asked["kind"] else nullcontext() as counted:
+        step()
     if asked["gpu"]:
         torch.cuda.reset_peak_memory_stats()
     if asked["profile"]:
@@ -123,7 +110,12 @@ def case(asked: dict) -> dict:
     wall, cpu = time.perf_counter() - began, sum(os.times()[:2]) - cpu
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = torch.cuda.max_memory_allocated() / 2**30 if asked["gpu"] else kib / 2**20
-    return {"wall_s": wall / asked["steps"], "cpu_s": cpu / asked["steps"], "peak_gib": peak}
+    return {
+        "wall_s": wall / asked["steps"],
+        "cpu_s": cpu / asked["steps"],
+        "peak_gib": peak,
+        "tflop": counted and counted.get_total_flops() / 1e12,
+    }
 
 
 def profiled(step: Callable[[], None], gpu: bool) -> list[tuple[str, int, float, float]]:

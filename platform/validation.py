@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from raylift.datasets.archive import Archive
 from raylift.datasets.stream import Batch, load
 from raylift.models.consistency import agreement
+from raylift.models.system import DEFAULT_WINDOW
 from raylift.models.weights import Description
 from raylift.platform.config import RunConfig
 
@@ -56,23 +57,27 @@ class Validation:
         sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=self._device)
         picture = None
         for entry, counts in self._mine:
-            batch = load(self._archive, [entry], of.window, self._views, volumes=self._volumes, wanted=of.wanted)
+            # Runs with other windows are compared in the protocol's.
+            batch = load(self._archive, [entry], DEFAULT_WINDOW, self._views, volumes=self._volumes, wanted=of.wanted)
             batch = batch.to(self._device)
             made = network(batch.views).float().clip(0.0, 1.0)
             if counts:
                 figures = self._against_truth(made, batch) if self._volumes else self._against_views(made, batch)
                 sums += torch.stack([*figures, made.new_ones(())]).double()
             if picture is None:
-                picture = _coronal(batch.truth, made)
+                picture = _coronal(batch.truth, self._judged(made))
         network.train(training)
         dist.all_reduce(sums)
         *totals, count = sums.tolist()
         return {name: total / count for name, total in zip(names, totals, strict=True)}, picture
 
     def _against_truth(self, made: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        error = made - batch.volume
+        error = self._judged(made) - batch.volume
         psnr = -10 * error.square().mean().clamp_min(1e-12).log10()
-        return psnr, error.abs().mean() * self._description.window.width_hu
+        return psnr, error.abs().mean() * DEFAULT_WINDOW.width_hu
+
+    def _judged(self, made: Tensor) -> Tensor:
+        return DEFAULT_WINDOW.to_unit(self._description.window.to_hu(made))
 
     def _against_views(self, made: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         of = self._description

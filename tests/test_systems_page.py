@@ -131,6 +131,13 @@ def test_the_memory_on_the_page_is_what_the_estimate_says():
     assert said in PAGE
 
 
+def test_the_slim_diffusion_presets_take_the_fewest_steps_that_lose_next_to_nothing():
+    for name in ("diffux2ct", "latent-diffusion"):
+        (path,) = (REPOSITORY / "benchmarks/results").glob(f"*-sampling_steps-{name}-slim.md")
+        (fewest,) = re.findall(r"^Fewest steps .*: (\d+)\.$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert PRESETS[f"{name}-slim"]().system.draw.steps == int(fewest)
+
+
 def figures(text: str) -> list[str]:
     """Numbers with decimals, of a text without its links."""
     return re.findall(r"[-+]?\d+\.\d+", re.sub(r"\]\([^)]*\)", "]", text))
@@ -140,7 +147,7 @@ def figures(text: str) -> list[str]:
     ("result", "begins", "ends"),
     [
         ("refiner", "On 12 held-out phantoms", "### Drawing"),
-        ("sampling_steps", "A slim DiffuX2CT trained", "### The moving average"),
+        ("sampling_steps-diffux2ct-tiny", "A slim DiffuX2CT trained", "### The moving average"),
         ("training_step", "the published X2CT-GAN at 128^3 goes", "By the estimate"),
         ("slim_training_step", "## Time a step of the slim presets", "no end"),
     ],

@@ -24,8 +24,8 @@ SLIM_DENOISER = DenoiserConfig(channels=(32, 48, 64), blocks=1, plain_sizes=1, p
 FAST = DiffusionConfig(schedule="cosine", prediction="sample")
 """What learns in minutes; noise alone takes many times as long to say where the patient is."""
 
-FEW = Draw(steps=4)
-"""Measured on a trained slim model: 64 steps gain less than 0.1 dB over it."""
+FEW = Draw(steps=2)
+"""Measured on trained slim models: of 1 to 32 steps the fewest within 0.1 dB of the best, for every sampler."""
 
 
 def diffux2ct_biplanar() -> RunConfig:

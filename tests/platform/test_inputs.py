@@ -17,7 +17,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest, parallel
 from raylift.datasets.ingest import ingest_phantoms, radiographs
 from raylift.datasets.ingest_radiographs import ingest_radiographs
-from raylift.datasets.intensity import standardise
+from raylift.datasets.intensity import Window, standardise
 from raylift.datasets.order import Share
 from raylift.datasets.phantom import thorax
 from raylift.datasets.radiograph import RadiographLimits, read
@@ -26,6 +26,7 @@ from raylift.models import weights
 from raylift.models.baselines import BackProjection
 from raylift.models.composition import Composition
 from raylift.models.consistency import agreement
+from raylift.models.metrics import PROTOCOLS
 from raylift.models.system import LearnsFrom
 from raylift.platform.config import RunConfig, located
 from raylift.platform.inputs import check, describe, open_stream
@@ -283,6 +284,30 @@ class Scaled(nn.Module):
     def forward(self, views: torch.Tensor) -> torch.Tensor:
         made: torch.Tensor = 0.5 * self.network(views)
         return made
+
+
+def validated_against_ct(rank: int, world: int, archive: str, window: Window) -> dict[str, float]:
+    run = x2ct_gan_tiny()
+    run = replace(run, data=replace(run.data, archive=archive, window=window))
+    opened = Archive(archive)
+    description = describe(run, opened)
+    network = Scaled(BackProjection(GRID, description.geometry))
+    return Validation(opened, run, description, rank, world, torch.device("cpu")).run(network)[0]
+
+
+@pytest.mark.parametrize("window", [Window(), Window(-1000.0, 4096.0), Window(-900.0, 300.0)])
+def test_with_ct_a_run_is_judged_by_protocol_volume_whatever_its_own_window(window: Window, archive32: Path) -> None:
+    (metrics,) = run_ranks(1, validated_against_ct, 1, str(archive32), window)
+    archive = Archive(str(archive32))
+    found = []
+    for entry in archive.entries("val")[: x2ct_gan_tiny().train.validation_samples]:
+        views = np.stack([standardise(image) for image in archive.read_array(entry, "radiographs")])
+        made = 0.5 * BackProjection(GRID, archive.manifest.geometry)(torch.from_numpy(views)[None])
+        hu = window.to_hu(made)[0, 0].numpy()
+        found.append(PROTOCOLS["volume"].evaluate(hu, archive.read_array(entry, "volumes").astype(np.float32)))
+    assert found
+    assert metrics["val_psnr_db"] == pytest.approx(np.mean([figures["psnr_db"] for figures in found]), rel=1e-4)
+    assert metrics["val_mae_hu"] == pytest.approx(np.mean([figures["mae_hu"] for figures in found]), rel=1e-4)
 
 
 @pytest.mark.parametrize(("world", "samples"), [(1, 1), (2, 3)])

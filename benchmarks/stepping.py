@@ -1,0 +1,58 @@
+"""All players' turns on a batch in plain torch, in the precisions and layouts that benchmarks compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raylift.datasets.stream import Batch
+from raylift.models.objectives.turns import Objective, frozen
+
+
+def stepper(objective: Objective, device: torch.device, kind: str) -> Callable[[Batch], dict[str, float]]:
+    """A function that takes one step on a batch and answers with each player's loss.
+
+    Args:
+        objective: with its networks, which move to the device.
+        device: where to step.
+        kind: "fp32" or "bf16" (autocast), and any of "channels-last" and "compiled" after it.
+    """
+    words = kind.split()
+    players = {name: player.to(device) for name, player in objective.players.items()}
+    for player in players.values():
+        if "channels-last" in words:
+            channels_last(player.network)
+        if "compiled" in words:
+            player.network.compile()
+    optimisers = {
+        name: torch.optim.Adam(player.parameters(), lr=2e-4, betas=(0.5, 0.99)) for name, player in players.items()
+    }
+
+    def step(batch: Batch) -> dict[str, float]:
+        carried: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
+        for name, player in players.items():
+            others = [network for other, network in objective.networks().items() if other != name]
+            optimisers[name].zero_grad()
+            with frozen(others):
+                with torch.autocast(device.type, torch.bfloat16) if "bf16" in words else nullcontext():
+                    losses[name], _, kept = player(batch, carried)
+                losses[name].backward()
+            optimisers[name].step()
+            carried |= kept
+        # Reading the losses waits for the device.
+        return {name: loss.item() for name, loss in losses.items()}
+
+    return step
+
+
+def channels_last(network: nn.Module) -> None:
+    """Channels innermost in every convolution's weights, and with them in what the convolutions make."""
+    formats: dict[int, Any] = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in network.parameters():
+        if parameter.dim() in formats:
+            parameter.data = parameter.data.to(memory_format=formats[parameter.dim()])
