@@ -74,7 +74,7 @@ LITERATURE = (
     Published("3DCNN", "Kasten et al. 2020, arXiv 2004.00871", "2", "regression", "3dcnn"),
     Published("X2CT-GAN", "Ying et al. 2019, arXiv 1905.06902", "1 or 2", "GAN", "x2ct-gan"),
     Published("X2CT-CNN", "Ying et al. 2019, arXiv 1905.06902", "1 or 2", "regression", "x2ct-cnn"),
-    Published("CVAA-GAN", "Qiao et al. 2024, arXiv 2408.09736", "2", "GAN", "cvaa-gan"),
+    Published("CVAA-GAN", "Qiao et al. 2024, arXiv 2408.09736", "2", "GAN", "cvaa-gan", spacing_mm=2.0),
     Published("DuoLift-GAN", "Zhang and Ying 2024, arXiv 2411.07941", "1 or 2", "GAN", "duolift-gan"),
     Published("DuoLift-CNN", "Zhang and Ying 2024, arXiv 2411.07941", "1 or 2", "regression", "duolift-cnn"),
     Published("X-Recon", "Wang et al. 2024, arXiv 2407.15356", "2", "GAN", "x-recon", size=224, spacing_mm=1.6),

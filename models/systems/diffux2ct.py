@@ -7,7 +7,8 @@ noise; a geometry projection loss of weight 1/T compares mean projections of the
 Not published as far as we could read it, and chosen here: 1000 timesteps with beta from 1e-6 to 1e-2 in a straight line
 (a public re-implementation of the same group's Diff2CT); every width; the condition enters at all sizes of the U-Net,
 of which the two coarser ones have windows of 4 voxels; DPM-Solver++ for sampling; Adam at 2e-4 with betas 0.9 and
-0.999; a moving average of the weights. The paper's one-step estimate lacks a square root: see `models.diffusion`.
+0.999; a moving average of the weights. The paper's one-step estimate lacks a square root: see
+`models.diffusion.schedule`.
 """
 
 from __future__ import annotations

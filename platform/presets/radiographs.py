@@ -13,7 +13,7 @@ from raylift.platform.config import OptimiserConfig, RunConfig
 from raylift.platform.presets.budgets import on_gpu, on_two_cores
 
 U_X2CTGAN_EPOCH = 212
-"""Steps: 3,388 pairs in batches of 16, a rest left over."""
+"""Steps: 3,388 pairs in batches of 16, the last of them short."""
 CYCLEGAN_EPOCH = 180
 """Steps: 2,873 pairs in batches of 16."""
 CGAN_EPOCH = 719

@@ -23,7 +23,7 @@ def refiner() -> RunConfig:
 
 
 def refiner_slim() -> RunConfig:
-    """Diffusion refiner with 0.8 million parameters at 64^3, for two CPU cores (--system.base-model)."""
+    """Diffusion refiner with 1.0 million parameters at 64^3, for two CPU cores (--system.base-model)."""
     run = on_two_cores(Refiner(base=slim(x2ct_gan()), denoiser=SLIM_DENOISER))
     return replace(run, optimiser=replace(ADAM, rate=1e-3))
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, View, chest
@@ -11,7 +12,7 @@ from raylift.datasets.intensity import Window
 from raylift.datasets.stream import Batch
 from raylift.models import weights
 from raylift.models.diffusion.autoencoder import Autoencoder, AutoencoderConfig
-from raylift.models.diffusion.denoisers import DenoiserConfig, fold, unfold
+from raylift.models.diffusion.denoisers import Denoiser, DenoiserConfig, fold, shifted_windows, unfold
 from raylift.models.diffusion.triplane import ImplicitDecoder, TriPlaneConfig, resized, seen
 from raylift.models.drawing import Draw
 from raylift.models.encoders import EncoderConfig
@@ -105,14 +106,13 @@ def test_the_projection_loss_alone_reaches_the_denoiser():
 STEPS = {"diffux2ct": 100, "latent-diffusion": 150}
 
 
-@pytest.fixture(scope="module", params=list(TINY))
-def overfitted(request):
-    """A network after some steps of Adam on two volumes, the rate constant, then falling to zero."""
+def learned(system, steps):
+    """A network and its losses in some steps of Adam on two volumes, the rate constant, then falling to zero."""
     torch.manual_seed(0)
-    objective = TINY[request.param].objective(GRID, GEOMETRY)
+    objective = system.objective(GRID, GEOMETRY)
     data = two_boxes()
     optimiser = torch.optim.Adam(objective.reconstructor.parameters())
-    rates, steps = OptimiserConfig(rate=1.5e-3), STEPS[request.param]
+    rates = OptimiserConfig(rate=1.5e-3)
     losses = []
     for step in range(steps):
         optimiser.zero_grad()
@@ -121,8 +121,15 @@ def overfitted(request):
         loss.backward()
         optimiser.step()
         losses.append(float(loss.detach()))
+    return objective.reconstructor.eval(), losses
+
+
+@pytest.fixture(scope="module", params=list(TINY))
+def overfitted(request):
+    """A network that knows two volumes by heart."""
+    network, losses = learned(TINY[request.param], STEPS[request.param])
     assert sum(losses[-10:]) < sum(losses[:10]) / 4, losses
-    return objective.reconstructor.eval()
+    return network
 
 
 def test_it_overfits_two_volumes_and_does_not_answer_with_their_mean(overfitted):
@@ -132,6 +139,14 @@ def test_it_overfits_two_volumes_and_does_not_answer_with_their_mean(overfitted)
     assert (made[0] - made[1]).square().mean() > 0.25 * between
     # Nearer to its own truth than the mean of both is.
     assert (made - truth).square().mean() < 0.5 * (truth.mean(dim=0) - truth).square().mean()
+
+
+def test_in_as_many_steps_an_estimate_of_the_noise_draws_what_is_worse_than_an_empty_volume():
+    system = TINY["diffux2ct"]
+    telling_noise = replace(system, diffusion=replace(system.diffusion, prediction="epsilon"), draw=Draw("ddim", 16))
+    network, _ = learned(telling_noise, STEPS["diffux2ct"])
+    data = two_boxes()
+    assert (network(data.views) - data.volume).square().mean() > data.volume.square().mean()
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "multistep"])
@@ -217,6 +232,57 @@ def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32(name):
         losses.append(float(loss.detach()))
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_a_draw_makes_its_condition_once_and_stays_in_the_range_of_the_data():
+    torch.manual_seed(0)
+    network, made = TINY["diffux2ct"].reconstructor(GRID, GEOMETRY), []
+    network.triplane.register_forward_hook(lambda *_: made.append("condition"))
+    network.denoiser.register_forward_hook(lambda *_: made.append("step"))
+    # Estimates far out of range.
+    torch.nn.init.normal_(network.denoiser.leave[-1].weight, std=1.0)
+    for sampler in ("ancestral", "ddim", "multistep"):
+        made.clear()
+        drawn = network.draw(batch().views, Draw(sampler, 3))
+        assert made == ["condition", "step", "step", "step"]
+        assert drawn.min() == 0
+        assert drawn.max() == 1
+
+
+def test_the_published_denoiser_has_shifted_windows_at_its_coarser_sizes():
+    with torch.device("meta"):
+        denoiser = DiffuX2CT().reconstructor(Grid(128), chest(Grid(128))).denoiser
+    shifts = [
+        [tuple(block.shift_size) for module in stage.modules() for block in getattr(module, "blocks", ())]
+        for stage in (stage.windows for stage in denoiser.down)
+    ]
+    assert shifts == [[], [], *[[(0, 0, 0), (2, 2, 2)]] * 2]
+
+
+def test_shifted_windows_carry_what_a_voxel_knows_into_the_next_window():
+    torch.manual_seed(0)
+    windows = shifted_windows(8, 2, 4).eval()
+    features = torch.rand(1, 8, 8, 8, 8)
+    changed = features.clone()
+    # In one channel: layer norm takes away what all have in common.
+    changed[:, 0, 3, 3, 3] += 1.0
+    with torch.no_grad():
+        moved = (windows(changed) - windows(features)).abs().amax(dim=(0, 1))
+        one, other = (windows.blocks[0](each.movedim(1, -1), None) for each in (features, changed))
+    # A plain layer stays in its window of four voxels a side, the shifted one after it crosses the border.
+    assert torch.equal(one[:, 4:], other[:, 4:])
+    assert moved[4, 4, 4] > 1e-6
+
+
+def test_patches_of_two_voxels_a_side_are_an_eighth_of_the_work():
+    spent = []
+    for patch in (1, 2):
+        config = replace(DenoiserConfig((32, 48, 64), blocks=1, plain_sizes=3), patch=patch)
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            condition = [torch.empty(1, 16, size, size, size) for size in config.sizes(64)]
+            Denoiser(config, 1, 16)(torch.empty(1, 1, 64, 64, 64), torch.zeros(1, dtype=torch.long), condition)
+        spent.append(counter.get_total_flops())
+    assert spent[1] == pytest.approx(spent[0] / 8, rel=0.05)
 
 
 def test_radiographs_of_another_size_are_brought_to_the_volumes():

@@ -9,6 +9,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.segmentation import Label
 from raylift.datasets.stream import Batch
+from raylift.models import losses
 from raylift.models.losses import (
     cone_projection_l1,
     least_squares,
@@ -88,6 +89,29 @@ def test_poses_are_drawn_from_the_global_generator_and_no_jitter_draws_the_same_
     assert cone_projection_l1(volume, truth) == first
     assert first != second
     assert cone_projection_l1(volume, truth, 0.0, 0.0) == cone_projection_l1(volume, truth, 0.0, 0.0)
+
+
+def test_the_poses_are_turned_and_moved_by_as_much_as_is_said(monkeypatch):
+    poses, project = [], losses.project_turned
+
+    def seen(volume, spacing_mm, geometry, axes, offset):
+        poses.append((axes, offset))
+        return project(volume, spacing_mm, geometry, axes, offset)
+
+    monkeypatch.setattr(losses, "project_turned", seen)
+    torch.manual_seed(0)
+    for _ in range(300):
+        cone_projection_l1(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4))
+    axes, offsets = (torch.stack(each).unflatten(0, (300, 3)) for each in zip(*poses, strict=True))
+    plain = torch.stack([torch.as_tensor(view.axes(), dtype=torch.float32) for view in losses.CONE_VIEWS])
+    # Axial, sagittal and coronal: the rays run along another axis each.
+    assert sorted(plain[:, 2].abs().argmax(dim=1).tolist()) == [0, 1, 2]
+    turns = plain.transpose(1, 2) @ axes
+    torch.testing.assert_close(turns @ turns.transpose(2, 3), torch.eye(3).expand_as(turns), atol=1e-5, rtol=0)
+    # To first order a turn's generator is off its diagonal.
+    angles = torch.stack([turns[..., 2, 1], turns[..., 0, 2], turns[..., 1, 0]]).rad2deg()
+    assert angles.std(dim=(1, 2)).tolist() == pytest.approx([10.0] * 3, rel=0.1)
+    assert offsets.std(dim=(0, 1)).tolist() == pytest.approx([8.0] * 3, rel=0.1)
 
 
 def test_a_cone_projection_has_a_gradient_at_every_voxel_inside_the_cone():

@@ -14,7 +14,7 @@ from raylift.models.discriminators import DiscriminatorConfig
 from raylift.models.encoders import EncoderConfig
 from raylift.models.fusion import FusionConfig
 from raylift.models.heads import Head, Rendering
-from raylift.models.lifting import LiftingConfig, RayLift, RepeatLift
+from raylift.models.lifting import AttentionLift, LiftingConfig, RayLift, RepeatLift
 from raylift.models.rays import Rays, repeat_along_axis
 
 GRID = Grid(16, 20.0)
@@ -166,6 +166,46 @@ def test_the_transformer_mixes_what_dense_stages_keep_apart():
     assert not torch.allclose(block(tokens)[0, 0], block(changed)[0, 0], atol=1e-5)
 
 
+def test_the_published_transformer_stands_before_the_last_stage_with_64_tokens_at_128():
+    met = []
+    with torch.device("meta"):
+        encoder = EncoderConfig("transformer").build(recompute=False)
+        for block in encoder.transformer:
+            block.register_forward_pre_hook(lambda _, given: met.append(tuple(given[0].shape)))
+        features = encoder(torch.empty(1, 1, 128, 128))
+    assert met == [(1, 64, 512)] * 6
+    assert tuple(features[-2].shape) == (1, 512, 8, 8)
+
+
+def test_voxels_of_volumes_up_to_16_a_side_attend_and_larger_ones_do_not():
+    features = (1, 2, 3, 4)
+    lifting = LiftingConfig("attention", coarsest="features", heads=1).build(features, (4, 3, 2, 1), 64, False)
+    attending = [isinstance(lift, AttentionLift) for lift in (lifting.coarsest, *lifting.finer)]
+    # 8, 16, 32 and 64 a side.
+    assert attending == [True, True, False, False]
+
+
+def test_a_voxel_attends_to_pixels_that_no_convolution_brings_to_it():
+    torch.manual_seed(0)
+
+    class Nothing(torch.nn.Module):
+        def forward(self, features, rays):
+            return torch.ones(1, 4, 8, 8, 8)
+
+    lift = AttentionLift(Nothing(), 3, 4, heads=2)
+    image = torch.rand(1, 3, 8, 8)
+    changed = image.clone()
+    changed[..., 0, 0] += 1.0
+    moved = (lift(changed, rays()) - lift(image, rays())).abs()
+    assert moved[..., 7, 7, 7].max() > 1e-4
+
+
+def test_along_true_rays_nothing_is_fully_connected():
+    for along, count in (("axes", 1), ("rays", 0)):
+        lifting = LiftingConfig(along=along).build((3, 4, 5), (5, 4, 3), 16, recompute=False)
+        assert sum(isinstance(module, torch.nn.Linear) for module in lifting.modules()) == count
+
+
 def test_positions_differ_from_place_to_place():
     for axes in (2, 3):
         places = positions(4, axes, 14, like=torch.zeros(1))
@@ -225,6 +265,15 @@ def test_alignment_weighs_views_voxel_by_voxel_and_masks_what_it_weighed():
     # One weight a voxel, the same for all channels.
     weight = (coarse - views[1]) / (views[0] - views[1])
     torch.testing.assert_close(weight, weight[:, :1].expand_as(weight), atol=1e-3, rtol=0)
+
+
+def test_attention_weighs_views_voxel_by_voxel_with_weights_that_sum_to_one():
+    torch.manual_seed(0)
+    views = [torch.rand(1, 3, 4, 4, 4) for _ in range(3)]
+    fused = FusionConfig("attention").build(3, 3)(views)
+    low, high = torch.stack(views).amin(dim=0), torch.stack(views).amax(dim=0)
+    assert ((fused >= low - 1e-6) & (fused <= high + 1e-6)).all()
+    torch.testing.assert_close(FusionConfig("attention").build(3, 3)([views[0]] * 3), views[0])
 
 
 @pytest.mark.parametrize(

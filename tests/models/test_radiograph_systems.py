@@ -162,7 +162,7 @@ def test_every_term_of_a_cycle_reaches_the_generator_of_volumes(term, projection
     assert (whole - without).norm() > 1e-3 * whole.norm()
 
 
-def test_balanced_weights_sum_to_one_and_hide_nothing_from_the_log():
+def test_balanced_weights_sum_to_one_and_are_held():
     weights = ReprojectionLoss()
     terms = {
         "projection": torch.tensor(0.2, requires_grad=True),
@@ -177,6 +177,17 @@ def test_balanced_weights_sum_to_one_and_hide_nothing_from_the_log():
     torch.testing.assert_close(gradients, shares / shares.sum())
     # Held weights: their own dependence on the terms is no part of the gradient.
     assert gradients.sum() == pytest.approx(1.0)
+
+
+def test_a_balanced_loss_logs_its_terms_by_themselves():
+    system = tiny(SYSTEMS["u-x2ctgan"]())
+    results, _ = turns(system.objective(GRID, GEOMETRY), batch(system))
+    loss, logs = results["generator"]
+    weighted = system.loss.weighted({name: logs[name] for name in ("projection", "smoothness", "adversarial")})
+    assert loss == pytest.approx(weighted)
+    assert logs["projection"] == pytest.approx(logs["agreement"] + logs["calibration"])
+    # The sum says next to nothing: it is the harmonic mean of terms that differ by orders of magnitude.
+    assert logs["projection"] > 1.5 * logs["smoothness"]
 
 
 def test_weight_decay_of_adam_is_the_published_penalty_on_squared_parameters():
@@ -236,6 +247,26 @@ def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32(name):
         losses.append(float(loss.detach()))
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_cgans_loss_is_the_cross_entropy_and_the_squared_error_of_each_view():
+    torch.manual_seed(0)
+    objective = tiny(SYSTEMS["cgan-128"]()).objective(GRID, GEOMETRY)
+    data = batch(SYSTEMS["cgan-128"]())
+    results, carried = turns(objective, data)
+    loss, logs = results["generator"]
+    errors = [(carried["reprojections"][:, k] - data.views[:, k]).square().mean() for k in range(2)]
+    torch.testing.assert_close(loss, logs["adversarial"] + sum(errors) + 2 * logs["calibration"])
+
+
+@pytest.mark.parametrize("name", REPROJECTED)
+def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
+    gradients = []
+    for checkpointing in ("none", "finest", "all"):
+        system = replace(tiny(SYSTEMS[name]()), checkpointing=checkpointing)
+        gradients.append(gradient(system, batch(system)))
+    for recomputed in gradients[1:]:
+        torch.testing.assert_close(recomputed, gradients[0], atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["u-x2ctgan", "cgan-128", "cyclegan-b"])
@@ -379,6 +410,19 @@ def test_a_lateral_stands_along_its_own_axis_unless_stacked(placement, along):
     with torch.no_grad():
         moved = (network(changed) - network(views)).abs()[0, 0].mean(dim=along)
     assert (moved == moved.max()).nonzero()[0].sub(torch.tensor([10, 22])).abs().max() <= 4
+
+
+def test_cyclegans_features_fill_the_cube_from_the_start_and_voxels_know_their_depth():
+    # The public one begins at a depth of one and is stretched.
+    system = calm(tiny(SYSTEMS["cyclegan-b"]()))
+    network, given = system.reconstructor(GRID, GEOMETRY), []
+    network.merge.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    network(people().views)
+    assert given[0].shape == (2, 2 * (16 + 1), 8, 8, 8)
+    for view, axis in ((0, 1), (1, 2)):
+        depth = given[0][0, 17 * view + 16].movedim(axis, 0).flatten(1)
+        assert (depth.std(dim=1) == 0).all()
+        torch.testing.assert_close(depth[:, 0], torch.linspace(-7 / 8, 7 / 8, 8))
 
 
 def test_with_the_projector_itself_there_is_nothing_to_judge_but_volumes():

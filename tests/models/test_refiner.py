@@ -98,6 +98,18 @@ def test_what_is_learned_is_what_the_bases_volume_lacks(system):
         torch.testing.assert_close(coarse, expected)
 
 
+def test_a_refiner_that_has_learned_nothing_leaves_the_bases_volume_where_one_that_tells_noise_adds_some():
+    views, far = two_boxes().views, {}
+    for prediction in ("sample", "epsilon", "v"):
+        torch.manual_seed(0)
+        system = replace(SYSTEM, diffusion=replace(SYSTEM.diffusion, prediction=prediction))
+        made = system.reconstructor(GRID, GEOMETRY).eval()
+        with torch.no_grad():
+            far[prediction] = float((made(views) - made.base(views).clip(0.0, 1.0)).abs().mean())
+    assert far["sample"] < 1e-6
+    assert min(far["epsilon"], far["v"]) > 1e-3
+
+
 def test_draws_depend_on_radiographs_and_seed_and_not_on_the_batch():
     made = network().eval()
     views = torch.rand(4, 2, 32, 32, generator=torch.Generator().manual_seed(1))

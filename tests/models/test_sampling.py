@@ -108,6 +108,21 @@ def test_steps_go_from_noise_to_the_data(count):
     assert all(before[2] == after[1] == levels[after[0]] for before, after in itertools.pairwise(steps))
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_steps_are_equally_far_apart_in_log_signal_to_noise_ratio(schedule):
+    levels = DiffusionConfig(schedule).levels()
+
+    def strides(times):
+        ratios = [math.log(levels[t] / (1 - levels[t])) for t in times]
+        # At its noisy end a cosine schedule has no timesteps fine enough.
+        return [after - before for before, after in itertools.pairwise(ratios)][3:]
+
+    chosen = strides([t for t, *_ in steps_through(levels, 9)])
+    assert max(chosen) < 1.2 * min(chosen)
+    equal_times = strides([999 - 125 * k for k in range(8)] + [0])
+    assert max(equal_times) > 5 * min(equal_times)
+
+
 def test_noise_is_a_function_of_the_seed_and_alike_for_every_item():
     one, four = Noise(3, torch.empty(1, 2, 5, 5, 5)), Noise(3, torch.empty(4, 2, 5, 5, 5))
     first, second = one(), one()

@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import nn
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import FRONTAL, LATERAL, Grid, View, chest
@@ -14,7 +15,7 @@ from raylift.datasets.stream import Batch
 from raylift.models.composition import Composition
 from raylift.models.decoders import DecoderConfig
 from raylift.models.encoders import EncoderConfig
-from raylift.models.fusion import FusionConfig, FusionName
+from raylift.models.fusion import Alignment, FusionConfig, FusionName, Sum
 from raylift.models.lifting import LiftingConfig, LiftingName
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.objectives.turns import frozen
@@ -199,6 +200,36 @@ def test_choices_can_be_crossed(lifting, fusion, decoder, feedback, along):
     assert not [key for key in without if "view" in key or "fuse" in key or "lifting" in key]
 
 
+def test_the_views_of_psr_are_averaged():
+    torch.manual_seed(0)
+    network = tiny(psr(("frontal", "lateral"))).reconstructor(GRID, GEOMETRY).eval()
+    views, made = batch().views, []
+    for branch in network.branches:
+        branch.register_forward_hook(lambda _, __, lifted: made.append(lifted[-1]))
+    with torch.no_grad():
+        volume = network(views)
+    torch.testing.assert_close(volume, (made[0] + made[1]) / 2)
+    assert not torch.allclose(made[0], made[1])
+
+
+def test_psr_normalises_over_the_batch_and_3dcnn_each_volume_by_itself():
+    norms = {
+        name: {type(module) for module in SYSTEMS[name]().reconstructor(Grid(64), chest(Grid(64))).modules()}
+        & {nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm3d}
+        for name in ("psr", "3dcnn")
+    }
+    assert norms == {"psr": {nn.BatchNorm2d}, "3dcnn": {nn.InstanceNorm3d}}
+
+
+def test_cvaa_gan_sums_and_refines_the_coarsest_views_and_aligns_the_others():
+    with torch.device("meta"):
+        decoder = SYSTEMS["cvaa-gan"]().reconstructor(Grid(128), chest(Grid(128))).decoder
+    assert [type(fuse) for fuse in decoder.fuse] == [Sum, *[Alignment] * 5]
+    assert {fuse.score.kernel_size for fuse in decoder.fuse[1:]} == {(7, 7, 7)}
+    assert len(decoder.levels.level(0).blocks) == 1
+    assert {len(decoder.levels.level(k).blocks) for k in range(1, 6)} == {0}
+
+
 def test_psr_lifts_along_true_rays_too():
     network = tiny(replace(psr(("frontal", "lateral")), lifting=LiftingConfig("channels", "rays")))
     assert network.reconstructor(GRID, GEOMETRY)(batch().views).shape == (2, 1, 32, 32, 32)
@@ -270,6 +301,7 @@ def test_deep_supervision_looks_at_the_views_own_volumes_and_costs_nothing_witho
     system = replace(tiny(x2ct_gan()), loss=ReconstructionLoss(deep_supervision=0.5))
     network = system.reconstructor(GRID, GEOMETRY)
     assert len(network.volumes(batch().views)) == 3
+    assert len(tiny(x2ct_gan()).reconstructor(GRID, GEOMETRY).volumes(batch().views)) == 1
     with torch.no_grad():
         assert len(network.volumes(batch().views)) == 1
     loss, _, _ = system.objective(GRID, GEOMETRY).players["generator"](batch(), {})

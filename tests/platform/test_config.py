@@ -1,13 +1,17 @@
 """Configuration: presets survive YAML, overrides are checked, what cannot work is refused before anything starts."""
 
+import re
+
 import pytest
+import torch
 
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.plain import to_plain
-from raylift.models.zoo import SYSTEMS
+from raylift.models.zoo import SYSTEMS, parameters
 from raylift.platform.config import OptimiserConfig, TrainConfig, dotted, from_yaml, overridden
 from raylift.platform.presets.catalogue import PRESETS
-from raylift.platform.tune import spaces_folder
+from raylift.platform.tune import load_space
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -70,10 +74,20 @@ def test_yaml_that_is_none_is_refused():
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("psr", {"optimiser.weight_decay": 1e-4, "system.loss.voxel": 1.0, "system.views": ["frontal"]}),
+        (
+            "psr",
+            {
+                "optimiser.weight_decay": 1e-4,
+                "system.views": ["frontal"],
+                "system.loss.voxel": 1.0,
+                "system.loss.projection": 0.0,
+                "system.loss.adversarial": 0.0,
+            },
+        ),
         (
             "cvaa-gan",
-            {"optimiser.rate": 2e-4, "train.batch": 4, "train.steps": 200 * 53, "data.window.high_hu": 4096.0},
+            {"optimiser.rate": 2e-4, "train.batch": 4, "train.steps": 200 * 53}
+            | {"data.window.low_hu": -1000.0, "data.window.high_hu": 4096.0},
         ),
         (
             "x-recon",
@@ -84,7 +98,80 @@ def test_yaml_that_is_none_is_refused():
                 "system.loss.adversarial": 1.0,
                 "system.loss.voxel": 10.0,
                 "system.loss.cone_projection": 0.1,
+                "system.loss.projection": 0.0,
+                "system.loss.cone_jitter_deg": 10.0,
+                "system.loss.cone_jitter_voxels": 8.0,
                 "system.encoder.layers": [4, 8, 16, 8, 4],
+            },
+        ),
+        ("x2ct-cnn", {"system.loss.adversarial": 0.0, "system.loss.voxel": 10.0, "system.loss.projection": 10.0}),
+        ("3dcnn", {"system.loss.adversarial": 0.0, "system.loss.voxel": 10.0, "system.loss.projection": 10.0}),
+        ("duolift-gan", {"system.loss.voxel": 10.0, "system.loss.lung": 10.0, "system.decoder.kind": "unet++"}),
+        (
+            "diffux2ct",
+            {
+                "optimiser.rate": 2e-4,
+                "system.diffusion.timesteps": 1000,
+                "system.diffusion.beta_first": 1e-6,
+                "system.diffusion.beta_last": 1e-2,
+                "system.diffusion.prediction": "epsilon",
+                "system.loss.projection": 1e-3,
+                "system.loss.ema_decay": 0.999,
+                "system.draw.steps": 16,
+            },
+        ),
+        (
+            "latent-diffusion",
+            {"system.diffusion.schedule": "cosine", "system.diffusion.prediction": "sample"},
+        ),
+        ("refiner", {"system.draw.steps": 4, "system.diffusion.prediction": "sample"}),
+        (
+            "u-x2ctgan",
+            {
+                "optimiser.rate": 1e-4,
+                # Of the L2 penalty of 1e-4.
+                "optimiser.weight_decay": 2e-4,
+                "optimiser.constant_share": 1.0,
+                "system.encoder.growth": 16,
+                "system.encoder.layers": [4] * 5,
+                "system.loss.projection": 1.0,
+                "system.loss.smoothness": 0.1,
+                "system.loss.adversarial": 1.0,
+                "train.batch": 16,
+                "train.steps": 50 * (3388 // 16 + 1),
+            },
+        ),
+        *(
+            (
+                name,
+                {
+                    "optimiser.rate": 1e-5,
+                    "engine.gradient_clip": 1.0,
+                    "data.size": 64,
+                    "system.loss.cycle": 15.0,
+                    "system.loss.smoothing": 0.1,
+                    "system.loss.discriminators_every": 2,
+                    "system.drawn_people": 16,
+                    "system.views": views,
+                    "train.batch": 16,
+                    "train.steps": epochs * (2873 // 16 + 1),
+                },
+            )
+            for name, views, epochs in (
+                ("cyclegan-b", ["frontal", "lateral"], 40),
+                ("cyclegan-f", ["frontal"], 50),
+            )
+        ),
+        (
+            "cgan-128",
+            {
+                "optimiser.rate": 1e-4,
+                "train.batch": 4,
+                "system.loss.balanced": False,
+                # Of both views' mean.
+                "system.loss.projection": 2.0,
+                "system.loss.adversarial": 1.0,
+                "system.encoder.stem": 64,
             },
         ),
     ],
@@ -94,11 +181,36 @@ def test_other_published_presets_have_their_published_settings(name, settings):
     assert {key: list(tree[key]) if isinstance(tree[key], tuple) else tree[key] for key in settings} == settings
 
 
-@pytest.mark.parametrize("name", [name for name in SYSTEMS if not name.endswith("x2ct-cnn")])
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_has_a_published_preset_a_slim_one_and_a_space(name):
     assert PRESETS[name]().system.name == PRESETS[f"{name}-slim"]().system.name == name
-    space = name.replace("duolift-cnn", "duolift-gan").replace("-", "_")
-    assert (spaces_folder() / f"{space}.yaml").is_file()
+    assert load_space(name).preset == f"{name}-slim"
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_slim_preset_makes_the_same_choices_with_fewer_parameters(name):
+    published, small = PRESETS[name]().system, PRESETS[f"{name}-slim"]().system
+    # Another end and no checkpointing for small networks; a base of its own; what an estimate of noise takes too long.
+    others = ("decoder.output", "checkpointing", "base.", *(["diffusion."] if name == "diffux2ct" else []))
+    chosen, kept = (
+        {
+            key: value
+            for key, value in dotted(to_plain(system)).items()
+            if (isinstance(value, str | bool) or key.startswith("loss.")) and not key.startswith(others)
+        }
+        for system in (published, small)
+    )
+    assert kept == chosen
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-slim")])
+def test_a_slim_preset_says_how_many_parameters_it_has(name):
+    run, (said,) = PRESETS[name](), re.findall(r" with ([\d.]+) million parameters at 64\^3", PRESETS[name].__doc__)
+    assert run.data.size == 64
+    with torch.device("meta"):
+        count = parameters(run.system.reconstructor(Grid(64), chest(Grid(64))))
+    assert f"{count / 1e6:.1f}" == said
+    assert count < 2_200_000
 
 
 def test_the_rate_is_constant_then_falls_to_zero_and_never_below():

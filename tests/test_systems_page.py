@@ -1,0 +1,163 @@
+"""docs/systems.md against the code: its tests exist, its names are settings, its counts and figures are those."""
+
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+import yaml
+
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.plain import to_plain
+from raylift.models.composition import Composition
+from raylift.models.zoo import LITERATURE, SYSTEMS, parameters
+from raylift.platform import cli
+from raylift.platform.config import dotted, overridden
+from raylift.platform.memory import GIB, estimate
+from raylift.platform.presets.catalogue import PRESETS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PAGE = (REPOSITORY / "docs/systems.md").read_text(encoding="utf-8")
+SECTIONS = {part.splitlines()[0]: part for part in re.split(r"^##+ ", PAGE, flags=re.MULTILINE)[1:]}
+
+
+def test_every_test_and_every_file_that_the_documents_name_is_there():
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    tests = set(re.findall(r"^ *def (test_\w+)", sources, re.MULTILINE))
+    named = []
+    for page in (*(REPOSITORY / "docs").glob("*.md"), *REPOSITORY.glob("*.md")):
+        spans = re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+        named += (named_here := [span for span in spans if re.fullmatch(r"test_\w+", span)])
+        assert not set(named_here) - tests, page.name
+        paths = [span for span in spans if re.fullmatch(r"(datasets|models|platform|serve|tests|\w+s)/[\w./]*", span)]
+        assert not [path for path in paths if "/" in path[:-1] and not (REPOSITORY / path).exists()], page.name
+    assert len(named) > 8
+
+
+def test_the_table_of_choices_has_every_name_and_no_other():
+    rows = re.findall(r"^\| [^|]+ \| ([^|]*`system\.[^|]+) \| ([^|]+) \|$", SECTIONS["CNNs and GANs"], re.MULTILINE)
+    keys = []
+    for cell, names in rows:
+        for key, group in zip(re.findall(r"`system\.([\w.]+)`", cell), names.split(";"), strict=False):
+            owner: type = Composition
+            *parts, leaf = key.split(".")
+            for part in parts:
+                owner = get_type_hints(owner)[part]
+            assert set(re.findall(r"`([^`]+)`", group)) == set(get_args(get_type_hints(owner)[leaf])), key
+            keys.append(key)
+    parts = ("encoder", "lifting", "fusion", "decoder", "discriminator")
+    assert set(keys) == {*(f"{part}.kind" for part in parts), "lifting.along", "decoder.head"}
+
+
+def test_every_setting_that_the_page_names_takes_the_value_it_gives():
+    presets = [make() for make in PRESETS.values()]
+    spans = [span for span in re.findall(r"`([^`\n]+)`", PAGE) if not span.endswith("*")]
+    found = [pair for span in spans for pair in re.findall(r"(system(?:\.[a-z][\w-]*)+)(?: ([^\s-]\S*))?", span)]
+    assert len(found) > 20
+    for flag, value in found:
+        name = flag.replace("-", "_")
+        having = [run for run in presets if any(f"{key}.".startswith(f"{name}.") for key in dotted(to_plain(run)))]
+        assert having, f"{flag} is a setting of no preset"
+        if value:
+            assert dotted(to_plain(overridden(having[0], {name: yaml.safe_load(value)})))[name] == yaml.safe_load(value)
+
+
+def test_the_crossing_on_the_page_is_a_run(capsys):
+    (command,) = re.findall(r"`raylift (train x2ct-gan-slim [^`]+)`", PAGE)
+    assert cli.main([*command.split(), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert {"kind: duo", "kind: alignment", "kind: coordinate"} <= {line.strip() for line in said.splitlines()}
+
+
+@cache
+def counts(name: str) -> set[int]:
+    """Parameters of every player of a system as published, at 128 and, where it has one, with a single view."""
+    (published,) = (one for one in LITERATURE if one.name == name)
+    systems = [SYSTEMS[name]()]
+    if published.views == "1 or 2":
+        systems.append(replace(systems[0], views=systems[0].views[:1]))
+    found = set()
+    with torch.device("meta"):
+        for grid in (Grid(size) for size in {published.size, 128}):
+            for system in systems:
+                networks = system.objective(grid, chest(grid)).networks().values()
+                found |= {parameters(network) for network in networks}
+    return found
+
+
+COUNTED = {heading: re.findall(r"\d{1,3}(?:,\d{3}){2,}", text) for heading, text in SECTIONS.items()}
+
+
+@pytest.mark.parametrize("heading", [heading for heading, found in COUNTED.items() if found])
+def test_every_count_of_parameters_is_that_of_its_section_s_system(heading):
+    titles = {title.casefold() for title in heading.split(", ")}
+    names = [one.name for one in LITERATURE if one.title.casefold() in titles]
+    assert names
+    for count in COUNTED[heading]:
+        assert int(count.replace(",", "")) in set().union(*map(counts, names)), f"{heading}: {count}"
+
+
+def test_every_cnn_and_gan_says_its_count():
+    for heading in (
+        "PSR",
+        "3DCNN",
+        "X2CT-GAN, X2CT-CNN",
+        "CVAA-GAN",
+        "DuoLift-GAN, DuoLift-CNN",
+        "X-Recon",
+        "TRCT-GAN",
+    ):
+        assert COUNTED[heading], heading
+
+
+def gib(name: str, **changes: str) -> int:
+    run = PRESETS[name]()
+    system = replace(run.system, checkpointing=changes.get("checkpointing", run.system.checkpointing))
+    engine = replace(run.engine, precision=changes.get("precision", run.engine.precision))
+    return round(estimate(replace(run, system=system, engine=engine)).total / GIB)
+
+
+def test_the_memory_on_the_page_is_what_the_estimate_says():
+    plain, recomputed, halved = (
+        gib("duolift-gan", checkpointing=checkpointing, precision=precision)
+        for checkpointing, precision in (("none", "fp32"), ("all", "fp32"), ("all", "bf16"))
+    )
+    said = (
+        f"falls from {plain} to {recomputed} GiB, and to {halved} in bf16; X-Recon's 224^3 takes {gib('x-recon')} GiB"
+    )
+    assert said in PAGE
+
+
+def test_the_slim_diffusion_presets_take_the_fewest_steps_that_lose_next_to_nothing():
+    for name in ("diffux2ct", "latent-diffusion"):
+        (path,) = (REPOSITORY / "benchmarks/results").glob(f"*-sampling_steps-{name}-slim.md")
+        (fewest,) = re.findall(r"^Fewest steps .*: (\d+)\.$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert PRESETS[f"{name}-slim"]().system.draw.steps == int(fewest)
+
+
+def figures(text: str) -> list[str]:
+    """Numbers with decimals, of a text without its links."""
+    return re.findall(r"[-+]?\d+\.\d+", re.sub(r"\]\([^)]*\)", "]", text))
+
+
+@pytest.mark.parametrize(
+    ("result", "begins", "ends"),
+    [
+        ("refiner", "On 12 held-out phantoms", "### Drawing"),
+        ("sampling_steps-diffux2ct-tiny", "A slim DiffuX2CT trained", "### The moving average"),
+        ("training_step", "the published X2CT-GAN at 128^3 goes", "By the estimate"),
+        ("slim_training_step", "## Time a step of the slim presets", "no end"),
+    ],
+)
+def test_every_figure_of_a_benchmark_stands_in_its_result(result, begins, ends):
+    (path,) = (REPOSITORY / "benchmarks/results").glob(f"*-{result}.md")
+    measured = figures(path.read_text(encoding="utf-8"))
+    passage = PAGE.split(begins)[1].split(ends)[0]
+    assert figures(passage)
+    for figure in figures(passage):
+        places = len(figure.split(".")[1])
+        rounded = {f"{float(one):.{places}f}" for one in measured}
+        assert figure.lstrip("+") in rounded, f"{figure} stands in no row of {path.name}"
