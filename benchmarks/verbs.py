@@ -112,7 +112,12 @@ def served(model: Path, files: dict[str, str], told: int) -> bool:
             right = False
         finally:
             service.send_signal(signal.SIGINT)
-        return service.wait(120) in (0, 130, -signal.SIGINT) and right
+        try:
+            return service.wait(120) == 0 and right
+        except subprocess.TimeoutExpired:
+            os.write(told, b"it does not end when it is interrupted\n")
+            service.kill()
+            return False
 
 
 def answers(url: str) -> bool:

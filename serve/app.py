@@ -94,11 +94,25 @@ def start(settings: ServeSettings) -> str:
     return f"http://{settings.host}:{settings.port}"
 
 
-def wait() -> None:
-    """Until Ctrl-C or SIGTERM, then leave Ray with nothing of the service on it."""
+def interruption() -> threading.Event:
+    """Set by Ctrl-C or SIGTERM from now on; a second one ends the process where it stands.
+
+    To be asked for before `start`: what comes while Ray is busy it would swallow.
+    """
     ended = threading.Event()
+
+    def end(*_: object) -> None:
+        if ended.is_set():
+            raise KeyboardInterrupt
+        ended.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, end)
+    return ended
+
+
+def wait(ended: threading.Event) -> None:
+    """Until the service is to end, then leave Ray with nothing of it."""
     ended.wait()
     # Ray prints that the task which ends Serve's controller was ended with it.
     with contextlib.redirect_stdout(io.StringIO()):

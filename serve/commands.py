@@ -108,7 +108,8 @@ def serve(arguments: list[str]) -> int:
 
     settings = tyro.cli(ServeSettings, prog="raylift serve", args=arguments)
     cluster.connect()
+    ended = app.interruption()
     url = app.start(settings)
     print(f"serving {absolute(settings.model)} on {url} (page /, API /docs); Ctrl-C ends it", flush=True)
-    app.wait()
+    app.wait(ended)
     return 0

@@ -1,4 +1,10 @@
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +13,8 @@ import SimpleITK as sitk
 from PIL import Image
 
 from raylift.platform import cli
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -143,3 +151,36 @@ def test_settings_that_cannot_work_are_refused_before_anything_starts(
     with pytest.raises(SystemExit, match="2"):
         cli.main(["serve", str(model_folder), *options])
     assert message in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_service_starts_ends_it(model_folder: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    log = tmp_path / "log"
+    with log.open("w") as told:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "raylift", "serve", str(model_folder), "--port", str(port)],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=told,
+            stderr=told,
+            start_new_session=True,
+        )
+        try:
+            # Ray's proxy listens, and Serve waits for the deployments.
+            until = time.monotonic() + 120
+            while not listens(port):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0, log.read_text()
+        finally:
+            process.kill()
+    assert not listens(port)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
