@@ -1,4 +1,4 @@
-"""The losses of one network trained twice from the same start on the same batches, laid over each other.
+"""The losses of one network in several precisions, from the same start on the same batches, laid over each other.
 
 First parity: how far the losses of the first steps of each kind are from fp32's, before rounding grows into another
 course. Then the curves: their picture, and the mean loss of the last quarter of the steps. The published X2CT-GAN is

@@ -16,14 +16,12 @@ from pathlib import Path
 import torch
 
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.stream import Batch
 from raylift.platform.presets.catalogue import PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
-from stepping import stepper
-
-SLIM = [name for name in PRESETS if name.endswith("-slim")]
+from stepping import random_batch, stepper
+from systems import SLIM
 
 
 def main() -> None:
@@ -49,9 +47,7 @@ def cpu_seconds(name: str, steps: int) -> float:
     run = PRESETS[name]()
     size, system = run.data.size, run.system
     take = stepper(system.objective(Grid(size), chest(Grid(size))), torch.device("cpu"), "fp32")
-    volume = torch.rand(1, 1, size, size, size)
-    views = torch.rand(1, len(system.views), size, size)
-    batch = Batch(volume, views, labels=(4 * volume).byte(), unpaired=volume)
+    batch = random_batch(system, size, 1, torch.device("cpu"))
     take(batch)
     spent = []
     for _ in range(steps):

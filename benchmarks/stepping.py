@@ -11,6 +11,14 @@ from torch import Tensor, nn
 
 from raylift.datasets.stream import Batch
 from raylift.models.objectives.turns import Objective, frozen
+from raylift.models.system import SystemConfig
+
+
+def random_batch(system: SystemConfig, size: int, batch: int, device: torch.device) -> Batch:
+    """Everything a system may look at, of random numbers: volume, radiograph a view, labels, somebody else's CT."""
+    volume = torch.rand(batch, 1, size, size, size, device=device)
+    views = torch.rand(batch, len(system.views), size, size, device=device)
+    return Batch(volume, views, labels=(4 * volume).byte(), unpaired=volume)
 
 
 def stepper(objective: Objective, device: torch.device, kind: str) -> Callable[[Batch], dict[str, float]]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 from raylift.models import weights
+from raylift.models.radiographs.cyclegan import CycleGan
 from raylift.models.zoo import parameters
 from raylift.platform import cli
 from raylift.platform.checkpoint import RUN_FILE, checkpoint_of
@@ -48,11 +49,8 @@ def main() -> int:
     for name in options.presets:
         run, report = options.output / name, options.output / f"{name}-report"
         fresh = [name, "--data.archive", options.archive, "--output", str(run), "--train.steps", str(options.steps)]
-        if name.startswith("cyclegan"):
-            fresh += ["--data.unpaired", options.archive]
         fresh += ["--train.batch", str(options.batch), "--train.validate-every", str(max(1, options.steps // 4))]
-        if PRESETS[name]().system.pretrained:
-            fresh += ["--system.base-model", str(options.output / BASE)]
+        fresh += beside(name, options.archive, options.output)
         begun = ["--resume", str(run)] if (run / RUN_FILE).exists() else fresh
         evaluate = ["evaluate", str(run), "--archive", options.archive, "--output", str(report)]
         with contextlib.redirect_stdout(sys.stderr):
@@ -74,6 +72,13 @@ def main() -> int:
         print(f"* no better than the mean volume in PSNR ({group}): {', '.join(below) or 'none'}")
     print("* test scans: " + ", ".join(first["cases"]))
     return 0
+
+
+def beside(name: str, ct: str, runs: Path) -> list[str]:
+    """What a preset is given beside its archive: CT of others for a CycleGAN, the run of a base for a refiner."""
+    system = PRESETS[name]().system
+    unpaired = ["--data.unpaired", ct] if isinstance(system, CycleGan) else []
+    return unpaired + (["--system.base-model", str(runs / BASE)] if system.pretrained else [])
 
 
 def trivial(presets: list[str], reports: dict[str, dict]) -> list[list[str]]:

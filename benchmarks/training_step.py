@@ -28,11 +28,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.stream import Batch
 from raylift.models.systems.x2ct import x2ct_gan
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from stepping import stepper
+from stepping import random_batch, stepper
 
 
 def main() -> None:
@@ -92,7 +91,7 @@ def case(asked: dict) -> dict:
     size, batch = asked["size"], asked["batch"]
     system = replace(x2ct_gan(), checkpointing="finest" if "finest" in asked["kind"] else "none")
     objective = system.objective(Grid(size), chest(Grid(size)))
-    data = Batch(torch.rand(batch, 1, size, size, size, device=device), torch.rand(batch, 2, size, size, device=device))
+    data = random_batch(system, size, batch, device)
     take = stepper(objective, device, asked["kind"])
 
     def step() -> None:

@@ -27,7 +27,7 @@ from raylift.platform.presets.catalogue import PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
-from systems import BASE, SLIM
+from systems import SLIM, beside
 
 VERBS = ("train", "resume", "evaluate", "export", "reconstruct", "serve")
 
@@ -67,10 +67,7 @@ def acts(name: str, options: argparse.Namespace) -> dict[str, Callable[[int], bo
     archive = options.ct if system.learns_from == "volumes" else options.pairs
     train = [name, "--data.archive", archive, "--output", str(run), "--train.steps", str(options.steps)]
     train += ["--train.validate-every", str(options.steps), "--train.validation-samples", "1"]
-    if name.startswith("cyclegan"):
-        train += ["--data.unpaired", options.ct]
-    if system.pretrained:
-        train += ["--system.base-model", str(options.output / BASE)]
+    train += beside(name, options.ct, options.output)
     radiographs = [word for view in system.views for word in (f"--{view}", getattr(options, view))]
     words = {
         "train": ["train", *train],

@@ -138,6 +138,15 @@ def test_the_slim_diffusion_presets_take_the_fewest_steps_that_lose_next_to_noth
         assert PRESETS[f"{name}-slim"]().system.draw.steps == int(fewest)
 
 
+def test_the_refiner_takes_the_fewest_steps_that_lose_next_to_nothing():
+    (path,) = (REPOSITORY / "benchmarks/results").glob("*-refiner.md")
+    rows = re.findall(r"^\| (\d+) steps \| 1 \| ([\d.]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    reached = {int(steps): float(psnr) for steps, psnr in rows}
+    assert len(reached) == 3
+    fewest = min(steps for steps, psnr in reached.items() if max(reached.values()) - psnr < 0.1)
+    assert SYSTEMS["refiner"]().draw.steps == PRESETS["refiner-slim"]().system.draw.steps == fewest
+
+
 def figures(text: str) -> list[str]:
     """Numbers with decimals, of a text without its links."""
     return re.findall(r"[-+]?\d+\.\d+", re.sub(r"\]\([^)]*\)", "]", text))

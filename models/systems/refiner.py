@@ -57,9 +57,9 @@ class Refiner(SystemConfig):
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(schedule="cosine", prediction="sample"))
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
-    draw: Draw = field(default_factory=lambda: Draw(steps=4))
-    """How the network draws unless told otherwise. More steps spread the draws more, and a single one is then further
-    from the truth: `docs/systems.md` has figures."""
+    draw: Draw = field(default_factory=lambda: Draw(steps=1))
+    """How the network draws unless told otherwise: with one step a draw is nearest to the truth. More steps spread the
+    draws more, and each is then further from it: `docs/systems.md` has figures."""
     checkpointing: Literal["none", "all"] = "none"
     """Whether activations are dropped after the forward pass and computed again in the backward pass."""
 
