@@ -124,7 +124,7 @@ def test_yaml_that_is_none_is_refused():
             "latent-diffusion",
             {"system.diffusion.schedule": "cosine", "system.diffusion.prediction": "sample"},
         ),
-        ("refiner", {"system.draw.steps": 4, "system.diffusion.prediction": "sample"}),
+        ("refiner", {"system.draw.steps": 1, "system.diffusion.prediction": "sample"}),
         (
             "u-x2ctgan",
             {
