@@ -147,6 +147,17 @@ def test_the_refiner_takes_the_fewest_steps_that_lose_next_to_nothing():
     assert SYSTEMS["refiner"]().draw.steps == PRESETS["refiner-slim"]().system.draw.steps == fewest
 
 
+def test_every_slim_system_went_through_every_verb():
+    (path,) = (REPOSITORY / "benchmarks/results").glob("*-verbs.md")
+    rows = {
+        cells[0]: cells[2:]
+        for line in path.read_text().splitlines()
+        if len(cells := line.strip("| ").split(" | ")) == 8
+    }
+    assert set(rows) == {"preset", "---"} | {name for name in PRESETS if name.endswith("-slim")}
+    assert all(cell.isdecimal() for name, cells in rows.items() if name.endswith("-slim") for cell in cells)
+
+
 def figures(text: str) -> list[str]:
     """Numbers with decimals, of a text without its links."""
     return re.findall(r"[-+]?\d+\.\d+", re.sub(r"\]\([^)]*\)", "]", text))
