@@ -71,7 +71,24 @@ def main() -> int:
         below = [name for name, report in reports.items() if psnr(report, group, "model") <= psnr(report, group, MEAN)]
         print(f"* no better than the mean volume in PSNR ({group}): {', '.join(below) or 'none'}")
     print("* test scans: " + ", ".join(first["cases"]))
+    for note in differences(options.presets):
+        print(f"* {note}")
     return 0
+
+
+def differences(presets: list[str]) -> list[str]:
+    """What the systems of the table are not alike in."""
+    systems = {name: PRESETS[name]().system for name in presets}
+    alone = [name for name, system in systems.items() if system.learns_from == "radiographs"]
+    shown = [name for name in alone if isinstance(systems[name], CycleGan)]
+    standing = [name for name, system in systems.items() if system.pretrained]
+    notes = [
+        f"learn from projections alone, never shown the CT behind them: {', '.join(alone)}" if alone else "",
+        f"of these, shown the CT of the train split as that of other people: {', '.join(shown)}" if shown else "",
+        *(f"{name} stands on {BASE} of this table: its steps come after that one's" for name in standing),
+        "parameters are those of the whole network that makes a volume, also of what does not train",
+    ]
+    return [note for note in notes if note]
 
 
 def beside(name: str, ct: str, runs: Path) -> list[str]:

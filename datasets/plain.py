@@ -35,6 +35,30 @@ def from_plain(kind: type[T], data: Any, where: str) -> T:
         raise ConfigError(f"expected keys and values, not {data!r:.80} @ {where}") from error
 
 
+def require_least(settings: object, least: float, *names: str) -> None:
+    """Check that settings, or all numbers of those that are lists, are not below the least one that makes sense.
+
+    Raises:
+        ConfigError: names the first that is.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(number >= least for number in numbers):
+            raise ConfigError(f"{name} is {value!r}: give {'numbers of ' * isinstance(value, tuple)}{least} or more")
+
+
+def require_share(settings: object, *names: str) -> None:
+    """Check that settings are shares of which something is left: from 0 up to, not including, 1.
+
+    Raises:
+        ConfigError: names the first that is not.
+    """
+    for name in names:
+        if not 0 <= getattr(settings, name) < 1:
+            raise ConfigError(f"{name} is {getattr(settings, name)}: give a share from 0 up to, not including, 1")
+
+
 def register_union(union: Any, tag: str, otherwise: type, base: type | None = None) -> None:
     """Let `from_plain` tell the dataclasses of a union apart by a field that is a `Literal` in each of them.
 

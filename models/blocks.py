@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -16,8 +16,30 @@ T = TypeVar("T")
 Checkpointing = Literal["none", "finest", "all"]
 """Which activations are dropped after the forward pass and computed again in the backward pass."""
 
-recomputed: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
-"""Calls a part so that its activations are computed again in the backward pass; an estimate of memory measures here."""
+
+def recomputed(part: Callable[..., Any], *inputs: Tensor) -> Any:
+    """Calls a part, and again in the backward pass for its activations; an estimate of memory measures here.
+
+    Running statistics of batch norm are those of the first time alone.
+    """
+    modules = part.modules() if isinstance(part, nn.Module) else ()
+    norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return checkpoint(part, *inputs, use_reentrant=False)
+    return checkpoint(part, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _unmoved(norms)))
+
+
+@contextmanager
+def _unmoved(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
+    # Not without tracking: the second pass must keep as many tensors as the first.
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, counted in before:
+            norm.momentum, norm.num_batches_tracked = momentum, counted
 
 
 def run(part: Callable[..., T], *inputs: Tensor, recompute: bool) -> T:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.plain import require_least
 from raylift.models.blocks import Checkpointing, Join, convolve_3d, run, upsample_3d
 from raylift.models.fusion import FusionConfig
 from raylift.models.heads import ActivationName, Head, Rendering
@@ -51,6 +52,12 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.head == "rendering" and self.kind != "growing":
             raise ConfigError(f"the rendering head grows with the volume: decoder '{self.kind}' wants convolution")
+        require_least(self, 1, "channels")
+        require_least(self, 0, "blocks", "view_blocks", "coarsest_blocks")
+        if self.head_kernel < 1 or self.head_kernel % 2 == 0:
+            raise ConfigError(
+                f"head_kernel is {self.head_kernel}: give an odd number, so that the volume keeps its size"
+            )
 
     @property
     def has_auxiliaries(self) -> bool:
@@ -198,7 +205,8 @@ class GrowingDecoder(nn.Module):
             return self.head.combine(renders, coarser=self.auxiliaries)
         made = [again(self.head, volume)]
         if self.auxiliaries:
-            made += [again(decoder.volume, fused) for decoder in own]
+            # Along rays all views have one decoder, which has one thing to say.
+            made += [again(decoder.volume, fused) for decoder in dict.fromkeys(own)]
         return made
 
     def _level(self, index: int, below: Tensor, *views: Tensor) -> tuple[Tensor, ...]:

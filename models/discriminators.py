@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raylift.datasets.plain import require_least
 from raylift.models.blocks import convolve_3d, initialise
 from raylift.models.rays import Rays
 
@@ -30,6 +31,9 @@ class DiscriminatorConfig:
     """Whether it sees the radiographs, spread along their rays, beside the volume."""
     condition_channels: int = 16
     """Channels a radiograph has after the learned block of `lifted`."""
+
+    def __post_init__(self) -> None:
+        require_least(self, 1, "channels", "condition_channels")
 
     def build(self, rays: Sequence[Rays]) -> nn.Module:
         """The discriminator for views with these rays, with fresh weights."""
@@ -90,6 +94,9 @@ class ViewDiscriminatorConfig:
     conditional: bool = False
     """Whether it judges all views of a person together, one of them re-projected and the others as given (cGAN-128),
     or each image by itself, with the same weights for every view."""
+
+    def __post_init__(self) -> None:
+        require_least(self, 1, "channels")
 
     def build(self, views: int) -> ViewDiscriminator:
         """The discriminator for so many views, with fresh weights."""

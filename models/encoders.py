@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.plain import require_least
 from raylift.models.attention import TransformerBlock, positions
 from raylift.models.blocks import DenseLayer, convolve_2d, run
 from raylift.models.image_unet import ImageUNet
@@ -38,6 +39,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if not self.layers or min(self.layers) < 1:
             raise ConfigError(f"encoder layers {self.layers}: give one or more stages of one or more layers")
+        require_least(self, 1, "stem", "growth", "bottleneck", "heads")
+        require_least(self, 0, "transformer_blocks")
         if self.kind == "transformer" and (len(self.layers) < 2 or self.channels()[-2] % self.heads):
             raise ConfigError(
                 f"{self.heads} heads cannot share {self.channels()[-2:][0]} channels: use a divisor, "

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.plain import require_least, require_share
 from raylift.models.attention import Attention, positions
 from raylift.models.blocks import Residual, run
 from raylift.models.rays import Rays
@@ -47,6 +48,10 @@ class LiftingConfig:
     """Of the fully connected layer."""
     heads: int = 4
     """Of attention."""
+
+    def __post_init__(self) -> None:
+        require_least(self, 1, "heads")
+        require_share(self, "dropout")
 
     @property
     def by_vector(self) -> bool:
@@ -208,6 +213,11 @@ class PyramidLifting(nn.Module):
             kind = RayLift if config.along == "rays" else RepeatLift
             made = kind(*pairs[index])
             if config.kind == "attention" and sizes[index] <= LARGEST_ATTENDED:
+                if pairs[index][1] % config.heads:
+                    raise ConfigError(
+                        f"{config.heads} heads cannot share {pairs[index][1]} channels: set system.lifting.heads to a "
+                        "divisor of the coarse widths of system.decoder.channels"
+                    )
                 return AttentionLift(made, *pairs[index], config.heads)
             return made
 

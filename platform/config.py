@@ -12,7 +12,7 @@ import yaml
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import Window
-from raylift.datasets.plain import from_plain, to_plain
+from raylift.datasets.plain import from_plain, require_least, to_plain
 from raylift.datasets.store import absolute
 from raylift.models.composition import Composition
 from raylift.models.zoo import System
@@ -40,6 +40,10 @@ class DataConfig:
     """Global batches read before they are needed."""
     cache_gib: float = 1.0
     """Memory a worker may hold samples in, so that later epochs need not read them again."""
+
+    def __post_init__(self) -> None:
+        require_least(self, 1, "size", "threads")
+        require_least(self, 0, "batches_ahead", "cache_gib")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,10 @@ class EngineConfig:
     gradient_clip: float = 0.0
     """Largest norm of a player's gradient; 0 does not clip."""
 
+    def __post_init__(self) -> None:
+        require_least(self, 1, "gradient_accumulation")
+        require_least(self, 0, "gradient_clip")
+
 
 @dataclass(frozen=True)
 class ClusterConfig:
@@ -100,6 +108,10 @@ class ClusterConfig:
     """PyTorch threads; on small 3-D networks one can be faster than two."""
     max_failures: int = 2
     """Times a run starts again from its newest checkpoint after losing a worker."""
+
+    def __post_init__(self) -> None:
+        require_least(self, 1, "workers", "threads_per_worker")
+        require_least(self, 0, "cpus_per_worker", "gpus_per_worker", "max_failures")
 
 
 @dataclass(frozen=True)
@@ -121,9 +133,10 @@ class TrainConfig:
     """Newest checkpoints kept, beside the best one."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "log_every", "validate_every", "validation_samples", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}: give 1 or more")
+        require_least(
+            self, 1, "steps", "batch", "log_every", "validate_every", "validation_samples", "keep_checkpoints"
+        )
+        require_least(self, 0, "seed")
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,18 @@ class Engine:
             self._average.swap()
             self._spread()
 
+    def share_statistics(self) -> None:
+        """Give every rank the mean of all ranks' running statistics of batch norm, for each sees its own samples.
+
+        It may be done at any step, or not: statistics are linear in what is added later, so the next mean is the same.
+        """
+        for module in self.player.network.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.training:
+                for name in ("running_mean", "running_var"):
+                    statistic = module.get_buffer(name)
+                    torch.distributed.all_reduce(statistic)
+                    statistic /= torch.distributed.get_world_size()
+
     def restore_average(self, state: State) -> None:
         """Hand the moving average back, whatever stage and world size it came from."""
         assert self._average is not None

@@ -98,6 +98,8 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
             if board:
                 board.scalars(entry)
         if done % run.train.validate_every == 0 or done == run.train.steps:
+            for engine in objective_engines.values():
+                engine.share_statistics()
             with reconstructing.averaged():
                 metrics, picture = validation.run(objective.reconstructor)
             history.append({"step": float(done), **metrics})

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.plain import require_least
 from raylift.models.blocks import run
 from raylift.models.diffusion.denoisers import DenoisingBlock, double, group_norm, halve
 
@@ -34,8 +35,10 @@ class AutoencoderConfig:
     """Weight of the mean KL divergence beside the mean absolute error, whose weight is 1."""
 
     def __post_init__(self) -> None:
-        if min((*self.channels, self.latent, self.blocks), default=0) < 1 or not self.channels or self.kl < 0:
-            raise ConfigError(f"{self}: widths, latents and blocks must be 1 or more, kl not below 0")
+        require_least(self, 1, "channels", "latent", "blocks")
+        require_least(self, 0, "kl")
+        if not self.channels:
+            raise ConfigError("no autoencoder.channels: give one width or more")
 
     def latent_size(self, size: int) -> int:
         """Voxels a side of the latents.

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.plain import require_least
 from raylift.models.blocks import run
 
 
@@ -39,8 +40,10 @@ class DenoiserConfig:
     """Voxels a side that become channels of one at the finest size: 2 is an eighth of the work."""
 
     def __post_init__(self) -> None:
-        if min((*self.channels, self.blocks, self.window, self.heads, self.patch), default=0) < 1:
-            raise ConfigError(f"{self}: widths, blocks, window, heads and patch must be 1 or more")
+        require_least(self, 1, "channels", "blocks", "window", "heads", "patch")
+        require_least(self, 0, "plain_sizes")
+        if not self.channels:
+            raise ConfigError("no denoiser.channels: give one width or more")
         attending = self.channels[self.plain_sizes :]
         if any(width % self.heads for width in attending):
             raise ConfigError(f"{self.heads} heads cannot share {attending} channels: use a divisor of each")

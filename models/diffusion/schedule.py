@@ -29,6 +29,9 @@ from raylift.datasets.errors import ConfigError
 ScheduleName = Literal["linear", "cosine"]
 PredictionName = Literal["epsilon", "sample", "v"]
 
+LEAST_NOISE, LEAST_SIGNAL = 1e-9, 1e-12
+"""The smallest 1 - a_t and the smallest a_t that single precision computes with."""
+
 
 @dataclass(frozen=True)
 class DiffusionConfig:
@@ -44,6 +47,14 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         if self.timesteps < 1 or not 0 < self.beta_first <= self.beta_last < 1:
             raise ConfigError(f"{self}: give one timestep or more, and 0 < beta_first <= beta_last < 1")
+        levels = self.levels()
+        noise, signal = 1 - levels[0], levels[-1]
+        if noise < LEAST_NOISE or signal < LEAST_SIGNAL:
+            raise ConfigError(
+                f"{self.schedule} schedule: noise begins with {noise:g} and signal ends with {signal:g}, too little to "
+                f"compute with: raise beta_first until the one is {LEAST_NOISE:g}, and lower beta_last or timesteps "
+                f"until the other is {LEAST_SIGNAL:g}"
+            )
 
     def levels(self) -> list[float]:
         """a_t for t from 0 (nearly the data) to `timesteps` - 1 (nearly noise)."""

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.plain import require_least
 from raylift.models.blocks import convolve_2d, run
 from raylift.models.encoders import EncoderConfig, at_size
 from raylift.models.rays import Rays
@@ -44,6 +45,10 @@ class TriPlaneConfig:
     """Hidden layers of the implicit decoder after the first."""
     condition: int = 32
     """Channels of the condition."""
+
+    def __post_init__(self) -> None:
+        require_least(self, 1, "channels", "hidden", "condition")
+        require_least(self, 0, "layers")
 
 
 class TriPlane(nn.Module):

@@ -19,9 +19,9 @@ from raylift.models.objectives.turns import Carried, Objective, Player, Turn
 class DenoisingLoss:
     """Weights beside the mean squared error of what the diffusion asks for, whose weight is 1."""
 
-    projection: float = 1e-3
-    """Mean absolute error between mean projections of the data and of their one-step estimate, along the three axes.
-    DiffuX2CT's is 1/T, which at its T of 1000 is this; its norm is not published, X2CT-GAN's is taken."""
+    projection: float = 1.0
+    """Of 1/T, T the timesteps, times the mean absolute error between mean projections of the data and of their one-step
+    estimate, along the three axes. DiffuX2CT's is 1; its norm is not published, X2CT-GAN's is taken."""
     ema_decay: float = 0.999
     """Of the weights' moving average, which is what draws, is validated and is exported; 0 takes the weights
     themselves. Not published."""
@@ -53,7 +53,7 @@ class DenoisingPlayer(Player):
         if self.weights.projection:
             estimate = network.diffusion.one_step(told, noisy, times)
             logs["projection_l1"] = orthogonal_projection_l1(estimate, data)
-            losses["projection"] = self.weights.projection * logs["projection_l1"]
+            losses["projection"] = self.weights.projection / network.diffusion.config.timesteps * logs["projection_l1"]
         detached = {name: value.detach() for name, value in {**losses, **logs}.items() if name != "projection"}
         return torch.stack(list(losses.values())).sum(), detached, {}
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
+from raylift.datasets.plain import require_least, require_share
 from raylift.models.blocks import Residual, initialise, upsample_3d
 from raylift.models.discriminators import Discriminator, DiscriminatorConfig, ViewDiscriminatorConfig
 from raylift.models.heads import Head
@@ -61,6 +62,14 @@ class CycleGan(SystemConfig):
             raise ConfigError(
                 f"channels {self.channels}, projection_channels {self.projection_channels}, {self.drawn_people} drawn "
                 "people: give two, one and one or more"
+            )
+        require_least(self, 1, "channels", "projection_channels")
+        require_least(self, 0, "blocks")
+        require_share(self, "dropout")
+        if self.view_discriminator.conditional:
+            raise ConfigError(
+                "radiographs made of other people's volumes have no others of the same person to be judged beside: set "
+                "system.view_discriminator.conditional to false"
             )
         if self.volume_discriminator.conditional:
             raise ConfigError(

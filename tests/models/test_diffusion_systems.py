@@ -13,6 +13,7 @@ from raylift.datasets.stream import Batch
 from raylift.models import weights
 from raylift.models.diffusion.autoencoder import Autoencoder, AutoencoderConfig
 from raylift.models.diffusion.denoisers import Denoiser, DenoiserConfig, fold, shifted_windows, unfold
+from raylift.models.diffusion.schedule import DiffusionConfig
 from raylift.models.diffusion.triplane import ImplicitDecoder, TriPlaneConfig, resized, seen
 from raylift.models.drawing import Draw
 from raylift.models.encoders import EncoderConfig
@@ -81,13 +82,14 @@ def test_every_part_gets_gradients_from_one_view_and_from_two(name, count):
     assert [key for key in without if not key.endswith("stem.0.bias")] == []
 
 
-def test_the_loss_is_the_noise_error_and_a_thousandth_of_the_projections():
+@pytest.mark.parametrize("timesteps", [1000, 100])
+def test_the_loss_is_the_noise_error_and_one_over_t_of_the_projections(timesteps):
     torch.manual_seed(0)
-    objective = replace(TINY["diffux2ct"], diffusion=DiffuX2CT().diffusion).objective(GRID, GEOMETRY)
+    system = replace(TINY["diffux2ct"], diffusion=replace(DiffuX2CT().diffusion, timesteps=timesteps))
+    objective = system.objective(GRID, GEOMETRY)
     with torch.no_grad():
         loss, logs, _ = objective.players["denoiser"](batch(), {})
-    assert DiffuX2CT().loss.projection == 1 / DiffuX2CT().diffusion.timesteps
-    assert float(loss) == pytest.approx(float(logs["epsilon_mse"] + logs["projection_l1"] / 1000))
+    assert float(loss) == pytest.approx(float(logs["epsilon_mse"] + logs["projection_l1"] / timesteps))
     # A network that tells zero is off by the noise, whose variance is one.
     assert float(logs["epsilon_mse"]) == pytest.approx(1, abs=0.02)
 
@@ -95,7 +97,7 @@ def test_the_loss_is_the_noise_error_and_a_thousandth_of_the_projections():
 def test_the_projection_loss_alone_reaches_the_denoiser():
     torch.manual_seed(0)
     gradients = []
-    for weight in (0.0, 1.0):
+    for weight in (0.0, 1000.0):
         torch.manual_seed(0)
         objective = replace(TINY["diffux2ct"], loss=DenoisingLoss(projection=weight)).objective(GRID, GEOMETRY)
         objective.players["denoiser"](batch(), {})[0].backward()
@@ -341,12 +343,15 @@ def test_patches_become_channels_and_come_back(patch):
     ("change", "message"),
     [
         (lambda: DenoiserConfig(heads=3), "3 heads cannot share"),
-        (lambda: DenoiserConfig(patch=0), "must be 1 or more"),
+        (lambda: DenoiserConfig(patch=0), "patch is 0: give 1 or more"),
+        (lambda: DenoiserConfig(channels=()), "give one width or more"),
+        (lambda: DiffusionConfig(beta_first=1e-20), "noise begins with 0 .* raise beta_first"),
+        (lambda: DiffusionConfig(beta_last=0.5), "signal ends with 5.* lower beta_last or timesteps"),
         (lambda: DenoisingLoss(ema_decay=1.0), "decay in"),
         (lambda: DenoiserConfig().sizes(44), "multiple of 8 from 16 up, fewer denoiser.channels"),
         (lambda: DiffuX2CT().reconstructor(Grid(40), chest(Grid(40))), "multiple of 16 from 32 up, or fewer stages"),
         (lambda: LatentDiffusion(loss=DenoisingLoss()), "latents have no projections"),
-        (lambda: AutoencoderConfig(latent=0), "must be 1 or more"),
+        (lambda: AutoencoderConfig(latent=0), "latent is 0: give 1 or more"),
         (lambda: LatentDiffusion().reconstructor(Grid(66), chest(Grid(66))), "use a multiple of 4"),
         (lambda: DiffuX2CT(views=("frontal", "frontal")).reconstructor(Grid(64), chest(Grid(64))), "each once"),
         (lambda: DiffuX2CT(views=("skyline",)).reconstructor(Grid(64), chest(Grid(64))), "no view 'skyline'"),

@@ -473,6 +473,8 @@ def test_a_conditional_discriminator_wants_two_views_and_no_turned_ones():
     cycle = SYSTEMS["cyclegan-b"]()
     with pytest.raises(ConfigError, match="volumes of other people have no radiographs"):
         replace(cycle, volume_discriminator=replace(cycle.volume_discriminator, conditional=True))
+    with pytest.raises(ConfigError, match="no others of the same person"):
+        replace(cycle, view_discriminator=replace(cycle.view_discriminator, conditional=True))
 
 
 def test_a_size_that_cannot_be_halved_is_refused_with_those_that_can():

@@ -155,6 +155,31 @@ def test_a_system_overfits_two_volumes_and_does_not_answer_with_their_mean(name)
     assert (made - truth).square().mean() < 0.5 * (truth.mean(dim=0) - truth).square().mean()
 
 
+@pytest.mark.parametrize("name", [name for name in STEPS_AND_FALL if objective_is_gan(name)])
+def test_a_gan_with_its_discriminator_and_published_weights_overfits_two_volumes_too(name):
+    torch.manual_seed(0)
+    objective = without_dropout(tiny(SYSTEMS[name]())).objective(GRID, GEOMETRY)
+    data, networks = two_boxes(), objective.networks()
+    optimisers = {key: torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.5, 0.99)) for key, net in networks.items()}
+    judged = []
+    for _ in range(80):
+        carried = {}
+        for key, player in objective.players.items():
+            optimisers[key].zero_grad()
+            with frozen([network for other, network in networks.items() if other != key]):
+                loss, logs, kept = player(data, carried)
+                loss.backward()
+            carried |= kept
+            optimisers[key].step()
+        judged.append(float(logs["real"] + logs["made"]))
+    assert judged[-1] < judged[0]
+    with torch.no_grad():
+        made = objective.reconstructor(data.views)
+    truth = data.volume
+    assert (made[0] - made[1]).square().mean() > 0.25 * (truth[0] - truth[1]).square().mean()
+    assert (made - truth).square().mean() < 0.5 * (truth.mean(dim=0) - truth).square().mean()
+
+
 @pytest.mark.parametrize("name", COMPOSITIONS)
 def test_each_view_reaches_the_volume(name):
     torch.manual_seed(0)
@@ -289,7 +314,11 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
         loss, _, _ = objective.players["generator"](batch(len(system.views)), {})
         loss.backward()
         named = objective.reconstructor.named_parameters()
-        gradients.append({"loss": loss.detach(), **{key: p.grad for key, p in named if p.grad is not None}})
+        statistics = {key: buffer for key, buffer in objective.reconstructor.named_buffers() if "running" in key}
+        assert bool(statistics) == (name == "psr")
+        gradients.append(
+            {"loss": loss.detach(), **statistics, **{key: p.grad for key, p in named if p.grad is not None}}
+        )
     plain, *others = gradients
     for recomputed in others:
         assert plain.keys() == recomputed.keys()
@@ -306,6 +335,14 @@ def test_deep_supervision_looks_at_the_views_own_volumes_and_costs_nothing_witho
         assert len(network.volumes(batch().views)) == 1
     loss, _, _ = system.objective(GRID, GEOMETRY).players["generator"](batch(), {})
     assert torch.isfinite(loss)
+
+
+def test_along_rays_the_one_decoder_of_all_views_gives_one_auxiliary_volume():
+    system = replace(
+        tiny(x2ct_gan()), lifting=LiftingConfig(along="rays"), loss=ReconstructionLoss(deep_supervision=1.0)
+    )
+    assert len(system.reconstructor(GRID, GEOMETRY).volumes(batch().views)) == 2
+    assert len(replace(system, lifting=LiftingConfig()).reconstructor(GRID, GEOMETRY).volumes(batch().views)) == 3
 
 
 def test_radiographs_of_another_size_are_brought_to_the_volumes():
@@ -331,6 +368,26 @@ def test_radiographs_of_another_size_are_brought_to_the_volumes():
 def test_choices_that_do_not_fit_are_refused_with_the_remedy(settings, message):
     with pytest.raises(ConfigError, match=message):
         Composition(**settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DecoderConfig(head_kernel=4), "head_kernel is 4: give an odd number"),
+        (lambda: DecoderConfig(channels=(8, 0)), "channels is .* give numbers of 1 or more"),
+        (lambda: LiftingConfig(dropout=1.0), "dropout is 1.0: give a share from 0"),
+        (lambda: EncoderConfig("transformer", heads=0), "heads is 0: give 1 or more"),
+    ],
+)
+def test_numbers_that_make_no_network_are_refused(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_heads_that_cannot_share_the_lifted_channels_are_refused():
+    system = tiny(x2ct_gan())
+    with pytest.raises(ConfigError, match=r"3 heads cannot share .* divisor of the coarse widths"):
+        replace(system, lifting=LiftingConfig("attention", heads=3)).reconstructor(GRID, GEOMETRY)
 
 
 def test_a_size_that_cannot_be_halved_is_refused_with_those_that_can():

@@ -10,6 +10,7 @@ from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.plain import to_plain
 from raylift.models.zoo import SYSTEMS, parameters
 from raylift.platform.config import OptimiserConfig, TrainConfig, dotted, from_yaml, overridden
+from raylift.platform.memory import estimate
 from raylift.platform.presets.catalogue import PRESETS
 from raylift.platform.tune import load_space
 
@@ -115,7 +116,7 @@ def test_yaml_that_is_none_is_refused():
                 "system.diffusion.beta_first": 1e-6,
                 "system.diffusion.beta_last": 1e-2,
                 "system.diffusion.prediction": "epsilon",
-                "system.loss.projection": 1e-3,
+                "system.loss.projection": 1.0,
                 "system.loss.ema_decay": 0.999,
                 "system.draw.steps": 16,
             },
@@ -228,5 +229,21 @@ def test_the_rate_depends_on_the_step_alone_so_a_resume_cannot_change_it():
 
 @pytest.mark.parametrize("name", ["steps", "batch", "log_every", "validate_every", "keep_checkpoints"])
 def test_a_zero_where_one_is_the_least_is_refused(name):
-    with pytest.raises(ConfigError, match=f"train.{name} is 0"):
+    with pytest.raises(ConfigError, match=f"^{name} is 0: give 1 or more"):
         TrainConfig(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["x2ct-gan-tiny", "latent-diffusion-tiny", "cyclegan-b-slim"])
+def test_no_number_of_zero_or_below_ends_in_anything_but_a_network_or_a_sentence(name):
+    run = PRESETS[name]()
+    refused = 0
+    for key, value in dotted(to_plain(run)).items():
+        if isinstance(value, bool | str):
+            continue
+        wrong = [[], [0] * len(value)] if isinstance(value, list | tuple) else [0, -1]
+        for number in wrong:
+            try:
+                estimate(overridden(run, {key: number}))
+            except ConfigError:
+                refused += 1
+    assert refused > 30

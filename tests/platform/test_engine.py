@@ -190,3 +190,43 @@ def go_on(rank, halves, world):
         train_steps(started, run, rank, world, 2, 4)
         results[before, after] = gather(started)
     return results
+
+
+class Normed(SmoothGenerator):
+    """Running statistics, which are no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2)
+
+    def volumes(self, radiographs: torch.Tensor) -> list[torch.Tensor]:
+        return super().volumes(self.norm(radiographs))
+
+
+def normed_steps(rank, shares):
+    device = engines.prepare(gpu=False)
+    run = settings(1)
+    run = replace(run, system=replace(run.system, loss=replace(run.system.loss, adversarial=0.0)))
+    results = []
+    for after in shares:
+        torch.manual_seed(5)
+        started = engines.start(reconstruction_objective(Normed(), None, run.system.loss), run, device)
+        for step in range(4):
+            train_steps(started, run, rank, WORLD, step, step + 1)
+            if step in after:
+                started["generator"].share_statistics()
+        norm = started["generator"].player.network.norm
+        results.append((norm.running_mean.clone(), norm.running_var.clone(), gather(started)))
+    return results
+
+
+def test_every_rank_judges_and_saves_with_the_mean_of_all_running_statistics_whenever_it_was_taken():
+    first, second = run_ranks(WORLD, normed_steps, [(3,), (1, 3), ()])
+    for once, twice in zip(first[0][:2], first[1][:2], strict=True):
+        torch.testing.assert_close(once, twice, atol=1e-7, rtol=1e-6)
+    for own, other, shared in zip(first[2][:2], second[2][:2], first[0][:2], strict=True):
+        assert (own - other).abs().max() > 1e-4
+        torch.testing.assert_close((own + other) / 2, shared, atol=1e-6, rtol=1e-5)
+    for shared, of_other in zip(first[0][:2], second[0][:2], strict=True):
+        assert torch.equal(shared, of_other)
+    assert torch.equal(first[0][2].networks["generator"]["norm.running_mean"], first[0][0])

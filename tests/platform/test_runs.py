@@ -8,11 +8,16 @@ import pytest
 import safetensors.torch
 import torch
 
+from raylift.datasets.archive import Archive
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
+from raylift.models.systems.slim import tiny as shrunk_to_tiny
+from raylift.models.zoo import SYSTEMS
 from raylift.platform import cluster, runs
 from raylift.platform.checkpoint import Checkpoints
 from raylift.platform.config import EngineConfig
+from raylift.platform.evaluate import evaluate
+from raylift.platform.export import export
 from raylift.platform.train import NonFiniteLoss
 
 
@@ -65,6 +70,33 @@ def test_a_run_cut_in_half_ends_in_exactly_the_weights_of_the_whole_one(finished
     states = [json.loads((folder / "state.json").read_text()) for folder in (whole, again)]
     assert states[0]["metrics"] == states[1]["metrics"]
     assert [entry["step"] for entry in states[0]["history"]] == [entry["step"] for entry in states[1]["history"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpointing"), [("duolift-gan", "none"), ("psr", "all"), ("x-recon", "finest"), ("3dcnn", "none")]
+)
+def test_systems_with_labels_running_statistics_and_cones_go_on_exactly_too(
+    name, checkpointing, tiny, ray_cluster, tmp_path
+):
+    system = replace(shrunk_to_tiny(SYSTEMS[name]()), checkpointing=checkpointing)
+    run = replace(tiny, system=system, train=replace(tiny.train, steps=4, validate_every=2, validation_samples=2))
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    runs.fit(runs.start(run, str(whole)), str(whole))
+    shutil.copytree(whole, half)
+    shutil.rmtree(half / "checkpoints/step-00000004")
+    runs.fit(run, str(half))
+    ends = [folder / "checkpoints/step-00000004" for folder in (whole, half)]
+    assert largest_difference(*ends) == 0
+    states = [json.loads((folder / "state.json").read_text()) for folder in ends]
+    assert states[0]["metrics"] == states[1]["metrics"]
+    lung = [key for key in states[0]["history"][0] if "lung" in key]
+    assert bool(lung) == (name == "duolift-gan")
+    statistics = [key for file in tensors_of(ends[0]).values() for key in file if "running" in key]
+    assert bool(statistics) == (name == "psr")
+    model = weights.load(ends[1])
+    result = evaluate(model, Archive(tiny.data.archive), protocols=("volume",))
+    assert 0 < result.mean("model", "volume")["psnr_db"] < 40
+    assert export(model, tmp_path / "exported", states[1]["metrics"]) == weights.load(tmp_path / "exported").sha256
 
 
 def test_a_run_goes_on_with_one_worker_on_another_zero_stage(finished_run, tiny, tmp_path):
