@@ -108,13 +108,13 @@ def test_the_projection_loss_alone_reaches_the_denoiser():
 STEPS = {"diffux2ct": 100, "latent-diffusion": 150}
 
 
-def learned(system, steps):
+def learned(system, steps, rate=1.5e-3):
     """A network and its losses in some steps of Adam on two volumes, the rate constant, then falling to zero."""
     torch.manual_seed(0)
     objective = system.objective(GRID, GEOMETRY)
     data = two_boxes()
     optimiser = torch.optim.Adam(objective.reconstructor.parameters())
-    rates = OptimiserConfig(rate=1.5e-3)
+    rates = OptimiserConfig(rate=rate)
     losses = []
     for step in range(steps):
         optimiser.zero_grad()
@@ -146,9 +146,18 @@ def test_it_overfits_two_volumes_and_does_not_answer_with_their_mean(overfitted)
 def test_in_as_many_steps_an_estimate_of_the_noise_draws_what_is_worse_than_an_empty_volume():
     system = TINY["diffux2ct"]
     telling_noise = replace(system, diffusion=replace(system.diffusion, prediction="epsilon"), draw=Draw("ddim", 16))
-    network, _ = learned(telling_noise, STEPS["diffux2ct"])
+    network, losses = learned(telling_noise, STEPS["diffux2ct"], rate=1e-3)
+    assert sum(losses[-10:]) < sum(losses[:10]) / 2
     data = two_boxes()
     assert (network(data.views) - data.volume).square().mean() > data.volume.square().mean()
+
+
+def test_the_published_composition_learns_to_tell_the_noise():
+    system = DiffuX2CT()
+    small = replace(system, triplane=TINY["diffux2ct"].triplane, denoiser=DenoiserConfig((16, 32, 32), blocks=1))
+    _, losses = learned(small, 80, rate=1e-3)
+    assert sum(losses[:5]) / 5 > 0.5
+    assert sum(losses[-10:]) / 10 < 0.1
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "multistep"])
