@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from raylift import __version__
 from raylift.datasets.archive import Archive
@@ -181,3 +182,9 @@ def check_size(archive: Archive, run: RunConfig) -> None:
             f"{archive.url} {what} of {size} voxels a side, the run wants {run.data.size}: "
             f"pass --data.size {size} or use another archive"
         )
+
+
+def check_network(run: RunConfig, archive: Archive) -> None:
+    """Raise a ConfigError if the settings make no network for the archive's voxels; no weight takes memory."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        run.system.objective(archive.manifest.grid, archive.manifest.geometry, run.data.window)

@@ -21,7 +21,7 @@ from raylift.datasets.store import Folder, absolute, join
 from raylift.platform import cluster, pretrained
 from raylift.platform.checkpoint import RUN_FILE, STATE, Checkpoints
 from raylift.platform.config import RunConfig, located
-from raylift.platform.inputs import check
+from raylift.platform.inputs import check, check_network
 from raylift.platform.progress import watched
 from raylift.platform.train import NonFiniteLoss, train_worker
 
@@ -45,8 +45,15 @@ def load_run(url: str) -> RunConfig:
 
 
 def start(run: RunConfig, run_url: str) -> RunConfig:
-    """Write down a new run: its configuration with absolute places and trained parts, its digest and versions."""
+    """Write down a new run: its configuration with absolute places and trained parts, its digest and versions.
+
+    Raises:
+        ConfigError: its archive, its trained parts or its settings do not fit together; then nothing is written.
+    """
     run = located(pretrained.settled(run))
+    archive = check(run)
+    pretrained.check(run, archive)
+    check_network(run, archive)
     versions = {"raylift": __version__, "ray": ray.__version__, "python": machine.python_version()}
     record = {
         "config": to_plain(run),

@@ -158,3 +158,12 @@ def test_an_archive_of_another_size_is_refused_before_anything_starts(tiny, tmp_
     other = replace(tiny, data=replace(tiny.data, size=64))
     with pytest.raises(ConfigError, match=r"pass --data\.size 32"):
         runs.fit(runs.start(other, str(tmp_path / "other")), str(tmp_path / "other"))
+
+
+def test_settings_that_make_no_network_are_refused_before_anything_is_written(tiny, tmp_path):
+    lifting = replace(tiny.system.lifting, kind="attention", heads=3)
+    with pytest.raises(ConfigError, match="3 heads cannot share"):
+        runs.start(replace(tiny, system=replace(tiny.system, lifting=lifting)), str(tmp_path / "unmade"))
+    with pytest.raises(ConfigError, match=r"pass --data\.size 32"):
+        runs.start(replace(tiny, data=replace(tiny.data, size=64)), str(tmp_path / "unmade"))
+    assert not (tmp_path / "unmade").exists()
