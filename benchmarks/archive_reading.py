@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from raylift.datasets.archive import Archive
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.archive.store import Folder
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest import ingest_phantoms
+from raylift.datasets.ingest.ct import ingest_phantoms
 from raylift.datasets.intensity import Window, standardise
-from raylift.datasets.order import SampleOrder, Share
-from raylift.datasets.store import Folder
-from raylift.datasets.stream import Stream, load
+from raylift.datasets.streaming.order import SampleOrder, Share
+from raylift.datasets.streaming.stream import Stream, load
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table

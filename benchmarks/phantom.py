@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from raylift.datasets.geometry import Grid
-from raylift.datasets.phantom import thorax
+from raylift.datasets.phantom.thorax import thorax
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table

@@ -19,11 +19,11 @@ from statistics import fmean
 
 import torch
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest import radiographs
+from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import Window, standardise
-from raylift.datasets.phantom import thorax
-from raylift.datasets.stream import Batch
+from raylift.datasets.phantom.thorax import thorax
 from raylift.models.systems.slim import slim, tiny
 from raylift.models.systems.x2ct import x2ct_gan
 

@@ -23,11 +23,12 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from raylift.datasets import ct, projector
+from raylift.datasets import projector
 from raylift.datasets.geometry import FRONTAL, Grid, chest
 from raylift.datasets.intensity import attenuation
-from raylift.datasets.phantom import thorax
-from raylift.datasets.resample import resample
+from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.scans import reader
+from raylift.datasets.scans.resample import resample
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
@@ -78,8 +79,8 @@ def main() -> None:
     torch.set_num_threads(1)
     header("projector")
     if options.ct:
-        (source,) = ct.find([options.ct]).sources
-        hu = resample(ct.read(source), GRID)[0]
+        (source,) = reader.find([options.ct]).sources
+        hu = resample(reader.read(source), GRID)[0]
     else:
         hu = thorax(1, GRID)[0]
     density = attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]

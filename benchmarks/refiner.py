@@ -20,14 +20,14 @@ from statistics import fmean, stdev
 import numpy as np
 import torch
 
-from raylift.datasets.archive import Archive
-from raylift.datasets.stream import load
-from raylift.models import drawing, weights
-from raylift.models.drawing import Draw, Spread
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.streaming.stream import load
+from raylift.models import generative, weights
+from raylift.models.generative import Draw, Spread
 from raylift.models.metrics import PROTOCOLS
 from raylift.models.weights import Model
-from raylift.platform.checkpoint import checkpoint_of
-from raylift.platform.evaluate import matching_views
+from raylift.platform.evaluation.evaluate import matching_views
+from raylift.platform.training.checkpoint import checkpoint_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
@@ -72,7 +72,7 @@ def measured(name: str, model: Model, archive: Archive, split: str, settings: Dr
         batch, truth = load(archive, [entry], window, views), archive.read(entry).volume.astype(np.float32)
         spread, started = Spread(), time.perf_counter()
         for k in range(max(draws)):
-            spread.add(drawing.volume(model.network, batch.views, settings, k))
+            spread.add(generative.volume(model.network, batch.views, settings, k))
             if k + 1 in scans:
                 seconds, hu = time.perf_counter() - started, window.to_hu(spread.mean)[0, 0].numpy()
                 figures = PROTOCOLS["volume"].evaluate(hu, truth)

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raylift.datasets.archive import Archive
-from raylift.datasets.stream import load
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.streaming.stream import load
 from raylift.models import baselines, weights
-from raylift.models.diffusion.sampling import SAMPLERS
-from raylift.models.drawing import Draw, DrawingNetwork
+from raylift.models.diffusion.samplers import SAMPLERS
+from raylift.models.generative import Draw, DrawingNetwork
 from raylift.models.metrics import PROTOCOLS
-from raylift.platform.checkpoint import checkpoint_of
-from raylift.platform.evaluate import matching_views
+from raylift.platform.evaluation.evaluate import matching_views
+from raylift.platform.training.checkpoint import checkpoint_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table

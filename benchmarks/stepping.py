@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raylift.datasets.stream import Batch
-from raylift.models.objectives.turns import Objective, frozen
-from raylift.models.system import SystemConfig
+from raylift.datasets.batch import Batch
+from raylift.models.objectives.objective import Objective, frozen
+from raylift.models.system_config import SystemConfig
 
 
 def random_batch(system: SystemConfig, size: int, batch: int, device: torch.device) -> Batch:

@@ -20,11 +20,11 @@ from pathlib import Path
 from statistics import fmean
 
 from raylift.models import weights
-from raylift.models.radiographs.cyclegan import CycleGan
+from raylift.models.parts.cyclegan_networks import CycleGan
 from raylift.models.zoo import parameters
 from raylift.platform import cli
-from raylift.platform.checkpoint import RUN_FILE, checkpoint_of
 from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.training.checkpoint import RUN_FILE, checkpoint_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table

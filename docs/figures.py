@@ -17,7 +17,7 @@ from jaxtyping import Float, Int16
 
 from raylift.datasets import intensity
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.phantom import thorax
+from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project
 
 mpl.use("Agg")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from raylift.platform.report import TITLES
+from raylift.platform.evaluation.report import TITLES
 
 INTRODUCTION = """\
 # Results

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.projector import backproject
-from raylift.datasets.stream import Batch
 
 
 class MeanVolume(nn.Module):

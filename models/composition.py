@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
-from raylift.models.blocks import Checkpointing, initialise
-from raylift.models.decoders import Build, DecoderConfig, DecoderName, GrowingDecoder, ViewDecoder
-from raylift.models.discriminators import DiscriminatorConfig
-from raylift.models.encoders import EncoderConfig, at_size
-from raylift.models.fusion import FusionConfig
-from raylift.models.lifting import LiftingConfig
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
-from raylift.models.objectives.turns import Objective, VolumeNetwork
-from raylift.models.rays import Rays
-from raylift.models.system import DEFAULT_WINDOW, SystemConfig
-from raylift.models.unets import NoDecoder, UNet, UNetPlusPlus
+from raylift.models.objectives.objective import Objective, VolumeNetwork
+from raylift.models.parts.blocks import Checkpointing, initialise
+from raylift.models.parts.decoders import Build, DecoderConfig, DecoderName, GrowingDecoder, ViewDecoder
+from raylift.models.parts.discriminators import DiscriminatorConfig
+from raylift.models.parts.encoders import EncoderConfig, at_size
+from raylift.models.parts.fusion import FusionConfig
+from raylift.models.parts.lifting import LiftingConfig
+from raylift.models.parts.rays import Rays
+from raylift.models.parts.unet_3d import NoDecoder, UNet, UNetPlusPlus
+from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
 
 CompositionName = Literal[
     "psr", "3dcnn", "x2ct-gan", "x2ct-cnn", "cvaa-gan", "duolift-gan", "duolift-cnn", "x-recon", "trct-gan"

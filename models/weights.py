@@ -25,12 +25,12 @@ import torch
 from torch import nn
 
 from raylift import __version__
+from raylift.datasets.archive.store import Folder, absolute, is_local, join
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.histogram import Quantiles, Reference
 from raylift.datasets.intensity import Window
-from raylift.datasets.plain import from_plain, to_plain
-from raylift.datasets.store import Folder, absolute, is_local, join
+from raylift.datasets.radiographs.histogram import Quantiles, Reference
+from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models.zoo import System
 
 FORMAT, FORMAT_VERSION = "raylift-model", 1

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from raylift.datasets.plain import register_union
+from raylift.datasets.serialization import register_union
 from raylift.models.composition import Composition
-from raylift.models.radiographs.cyclegan import CycleGan
-from raylift.models.radiographs.reprojected import Reprojected
-from raylift.models.system import SystemConfig
+from raylift.models.parts.cyclegan_networks import CycleGan
+from raylift.models.system_config import SystemConfig
 from raylift.models.systems.cgan import cgan_128
 from raylift.models.systems.cnn3d import cnn3d
 from raylift.models.systems.cvaa import cvaa_gan
@@ -25,6 +24,7 @@ from raylift.models.systems.trct import trct_gan
 from raylift.models.systems.u_x2ct import u_x2ctgan
 from raylift.models.systems.x2ct import x2ct_cnn, x2ct_gan
 from raylift.models.systems.x_recon import x_recon
+from raylift.models.xray_only import Reprojected
 
 System = Composition | Reprojected | CycleGan | DiffuX2CT | LatentDiffusion | Refiner
 """The settings of any system: a union of its families, told apart by their names."""

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import yaml
 
+from raylift.datasets.archive.store import absolute
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import Window
-from raylift.datasets.plain import from_plain, require_least, to_plain
-from raylift.datasets.store import absolute
+from raylift.datasets.serialization import from_plain, require_least, to_plain
 from raylift.models.composition import Composition
 from raylift.models.zoo import System
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import tyro
 
 from raylift.datasets.errors import ConfigError
-from raylift.platform import cli, tune
-from raylift.platform.checkpoint import RUN_FILE, best_checkpoint
+from raylift.platform import cli
+from raylift.platform.training.checkpoint import RUN_FILE, best_checkpoint
+from raylift.platform.tuning.search import SEARCH_FILE, fit
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _training(options: DemoOptions, archive: str, run: str) -> list[str]:
 
 
 def _search(options: DemoOptions, archive: str, search: str) -> list[str]:
-    if (Path(search) / tune.SEARCH_FILE).exists():
+    if (Path(search) / SEARCH_FILE).exists():
         return ["--resume", search]
     steps = ["--train.steps", str(options.trial_steps), "--train.validate-every", str(max(1, options.trial_steps // 4))]
     # One worker a trial, so that two trials run at once on two cores.
@@ -93,7 +94,7 @@ def _stage(title: str, words: list[str], result: str) -> None:
 def _best(run: str, search: str) -> str:
     """The checkpoint with the higher validation PSNR of the run's best and the search's best."""
     own, summary = best_checkpoint(run)
-    trials = [trial for trial in tune.fit(search) if trial.best is not None]
+    trials = [trial for trial in fit(search) if trial.best is not None]
     if not trials:
         raise ConfigError(f"no trial of {search} reached a validation")
     found = trials[0]

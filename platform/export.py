@@ -7,11 +7,11 @@ from pathlib import Path
 
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
-from raylift.models.drawing import DrawingNetwork
+from raylift.models.generative import DrawingNetwork
 from raylift.models.weights import Model
 from raylift.models.zoo import LITERATURE
-from raylift.platform.metric import METRICS, deciding
-from raylift.platform.report import DISCLAIMER
+from raylift.platform.evaluation.report import DISCLAIMER
+from raylift.platform.monitor import METRICS, deciding
 
 CARD_FILE = "README.md"
 PROJECTED = """It was trained on radiographs projected from CT. Real radiographs differ in scatter, processing and pose;

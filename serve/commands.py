@@ -11,10 +11,10 @@ import tyro
 from jaxtyping import Float32
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.facing import AskedFacing, hang, projected
 from raylift.datasets.geometry import View
-from raylift.datasets.radiograph import Inversion, read_file
-from raylift.models.drawing import DrawFlags
+from raylift.datasets.radiographs.decoding import Inversion, read_file
+from raylift.datasets.radiographs.orientation import AskedFacing, hang, projected
+from raylift.models.generative import DrawFlags
 from raylift.serve.settings import ServeSettings
 
 
@@ -102,14 +102,14 @@ def _hung(image: Float32[np.ndarray, "_ _"], pose: View, facing: AskedFacing) ->
 
 def serve(arguments: list[str]) -> int:
     """HTTP API and web page for a model."""
-    from raylift.datasets.store import absolute
+    from raylift.datasets.archive.store import absolute
     from raylift.platform import cluster
-    from raylift.serve import app
+    from raylift.serve import deployment
 
     settings = tyro.cli(ServeSettings, prog="raylift serve", args=arguments)
     cluster.connect()
-    ended = app.interruption()
-    url = app.start(settings)
+    ended = deployment.interruption()
+    url = deployment.start(settings)
     print(f"serving {absolute(settings.model)} on {url} (page /, API /docs); Ctrl-C ends it", flush=True)
-    app.wait(ended)
+    deployment.wait(ended)
     return 0

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
-from raylift.datasets.radiograph import prepare
-from raylift.models import consistency, drawing, weights
-from raylift.models.drawing import DrawFlags, Spread
+from raylift.datasets.radiographs.decoding import prepare
+from raylift.models import consistency, generative, weights
+from raylift.models.generative import DrawFlags, Spread
 from raylift.models.weights import Description, Model
 
 
@@ -123,7 +123,7 @@ class Reconstructor:
 
     def _draw(self, batch: Tensor, k: int) -> tuple[Tensor, list[dict[str, tuple[float, float]]]]:
         """The k-th volumes of a batch, fitted if that was asked for, and their residuals."""
-        unit = drawing.volume(self._network, batch, self.draw, k)
+        unit = generative.volume(self._network, batch, self.draw, k)
         if not self._steps:
             return unit, [{} for _ in unit]
         made = self.description

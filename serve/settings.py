@@ -9,7 +9,7 @@ import tyro
 
 from raylift.datasets.errors import ConfigError
 from raylift.models.consistency import require_steps
-from raylift.models.drawing import DrawFlags
+from raylift.models.generative import DrawFlags
 
 
 @dataclass(frozen=True)

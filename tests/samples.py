@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy.special import expit
 
-from raylift.datasets.archive import ArchiveWriter, Entry, Radiographs, Sample
+from raylift.datasets.archive.archive import ArchiveWriter, Entry, Radiographs, Sample
 from raylift.datasets.geometry import Geometry, Grid, covering
 from raylift.datasets.intensity import standardise
 

@@ -10,9 +10,9 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from raylift.datasets.archive import Archive
+from raylift.datasets.archive.archive import Archive
 from raylift.datasets.geometry import Grid
-from raylift.datasets.phantom import thorax
+from raylift.datasets.phantom.thorax import thorax
 from raylift.platform import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]

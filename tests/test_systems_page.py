@@ -11,13 +11,13 @@ import torch
 import yaml
 
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.plain import to_plain
+from raylift.datasets.serialization import to_plain
 from raylift.models.composition import Composition
 from raylift.models.zoo import LITERATURE, SYSTEMS, parameters
 from raylift.platform import cli
 from raylift.platform.config import dotted, overridden
-from raylift.platform.memory import GIB, estimate
 from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.training.memory import GIB, estimate
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGE = (REPOSITORY / "docs/systems.md").read_text(encoding="utf-8")

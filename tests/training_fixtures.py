@@ -9,12 +9,13 @@ import ray
 from PIL import Image
 
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest import ingest_phantoms, radiographs
+from raylift.datasets.ingest.ct import ingest_phantoms, radiographs
 from raylift.datasets.intensity import standardise
-from raylift.datasets.phantom import thorax
-from raylift.platform import cluster, runs
+from raylift.datasets.phantom.thorax import thorax
+from raylift.platform import cluster
 from raylift.platform.config import RunConfig
 from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.training import runs
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.plain import require_least
-from raylift.models.blocks import run
-from raylift.models.diffusion.denoisers import DenoisingBlock, double, group_norm, halve
+from raylift.datasets.serialization import require_least
+from raylift.models.diffusion.denoiser import DenoisingBlock, double, group_norm, halve
+from raylift.models.parts.blocks import run
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from raylift.models.diffusion.denoisers import Denoiser
-from raylift.models.diffusion.sampling import SAMPLERS, Noise, steps_through
-from raylift.models.diffusion.schedule import Diffusion, DiffusionConfig
-from raylift.models.drawing import Draw, DrawingNetwork
+from raylift.models.diffusion.denoiser import Denoiser
+from raylift.models.diffusion.noise_schedule import Diffusion, DiffusionConfig
+from raylift.models.diffusion.samplers import SAMPLERS, Noise, steps_through
+from raylift.models.generative import Draw, DrawingNetwork
 
 Condition = list[Float[Tensor, "n k _ _ _"]]
 Data = Float[Tensor, "n c s s s"]

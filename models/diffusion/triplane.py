@@ -20,10 +20,10 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.plain import require_least
-from raylift.models.blocks import convolve_2d, run
-from raylift.models.encoders import EncoderConfig, at_size
-from raylift.models.rays import Rays
+from raylift.datasets.serialization import require_least
+from raylift.models.parts.blocks import convolve_2d, run
+from raylift.models.parts.encoders import EncoderConfig, at_size
+from raylift.models.parts.rays import Rays
 
 NORMALS = (2, 3, 4)
 """The axes of an N, C, D, H, W volume that the axial, coronal and sagittal planes lack."""

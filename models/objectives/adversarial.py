@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.segmentation import Label
-from raylift.datasets.stream import Batch
 from raylift.models import losses
 from raylift.models.losses import least_squares
-from raylift.models.objectives.turns import Carried, Objective, Player, Turn, VolumeNetwork
+from raylift.models.objectives.objective import Carried, Objective, Player, Turn, VolumeNetwork
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.stream import Batch
-from raylift.models.discriminators import Discriminator, ViewDiscriminator
+from raylift.models.drr import Reprojection
 from raylift.models.losses import cross_entropy
+from raylift.models.objectives.objective import Carried, Objective, Player, Turn, VolumeNetwork
 from raylift.models.objectives.reprojection import ViewDiscriminatorPlayer
-from raylift.models.objectives.turns import Carried, Objective, Player, Turn, VolumeNetwork
-from raylift.models.radiographs.prior import DrawnPeople
-from raylift.models.radiographs.projecting import Reprojection
+from raylift.models.parts.discriminators import Discriminator, ViewDiscriminator
+from raylift.models.unpaired_prior import DrawnPeople
 
 
 @dataclass(frozen=True)

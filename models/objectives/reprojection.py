@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.stream import Batch
-from raylift.models.discriminators import ViewDiscriminator
+from raylift.models.drr import Reprojection
 from raylift.models.losses import cross_entropy, total_variation
-from raylift.models.objectives.turns import Carried, Objective, Player, Turn, VolumeNetwork
-from raylift.models.radiographs.projecting import Reprojection
+from raylift.models.objectives.objective import Carried, Objective, Player, Turn, VolumeNetwork
+from raylift.models.parts.discriminators import ViewDiscriminator
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ the preset trains for 40, as their CycleGAN.
 
 from __future__ import annotations
 
-from raylift.models.decoders import DecoderConfig
-from raylift.models.discriminators import ViewDiscriminatorConfig
-from raylift.models.encoders import EncoderConfig
-from raylift.models.fusion import FusionConfig
-from raylift.models.lifting import LiftingConfig
 from raylift.models.objectives.reprojection import ReprojectionLoss
-from raylift.models.radiographs.reprojected import Reprojected
+from raylift.models.parts.decoders import DecoderConfig
+from raylift.models.parts.discriminators import ViewDiscriminatorConfig
+from raylift.models.parts.encoders import EncoderConfig
+from raylift.models.parts.fusion import FusionConfig
+from raylift.models.parts.lifting import LiftingConfig
+from raylift.models.xray_only import Reprojected
 
 
 def cgan_128(views: tuple[str, ...] = ("frontal", "lateral")) -> Reprojected:

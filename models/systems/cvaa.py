@@ -16,10 +16,10 @@ to zero (no schedule is given).
 from __future__ import annotations
 
 from raylift.models.composition import Composition
-from raylift.models.decoders import DecoderConfig
-from raylift.models.discriminators import DiscriminatorConfig
-from raylift.models.fusion import FusionConfig
-from raylift.models.lifting import LiftingConfig
+from raylift.models.parts.decoders import DecoderConfig
+from raylift.models.parts.discriminators import DiscriminatorConfig
+from raylift.models.parts.fusion import FusionConfig
+from raylift.models.parts.lifting import LiftingConfig
 
 
 def cvaa_gan(views: tuple[str, ...] = ("frontal", "lateral")) -> Composition:

@@ -25,7 +25,7 @@ discriminators alone; a discriminator of radiographs of 64, 128 and 256 channels
 
 from __future__ import annotations
 
-from raylift.models.radiographs.cyclegan import CycleGan
+from raylift.models.parts.cyclegan_networks import CycleGan
 
 
 def cyclegan_b(views: tuple[str, ...] = ("frontal", "lateral")) -> CycleGan:

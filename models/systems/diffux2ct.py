@@ -23,13 +23,13 @@ from torch import Tensor
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
 from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion, Data
-from raylift.models.diffusion.denoisers import Denoiser, DenoiserConfig
-from raylift.models.diffusion.schedule import DiffusionConfig
+from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig
+from raylift.models.diffusion.noise_schedule import DiffusionConfig
 from raylift.models.diffusion.triplane import TriPlane, TriPlaneConfig
-from raylift.models.drawing import Draw
-from raylift.models.objectives.diffusion import DenoisingLoss, denoising_objective
-from raylift.models.objectives.turns import Objective
-from raylift.models.system import DEFAULT_WINDOW, SystemConfig
+from raylift.models.generative import Draw
+from raylift.models.objectives.denoising import DenoisingLoss, denoising_objective
+from raylift.models.objectives.objective import Objective
+from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raylift.models.composition import Composition
-from raylift.models.decoders import DecoderConfig
-from raylift.models.discriminators import DiscriminatorConfig
-from raylift.models.encoders import EncoderConfig
-from raylift.models.fusion import FusionConfig
-from raylift.models.lifting import LiftingConfig
 from raylift.models.objectives.adversarial import ReconstructionLoss
+from raylift.models.parts.decoders import DecoderConfig
+from raylift.models.parts.discriminators import DiscriminatorConfig
+from raylift.models.parts.encoders import EncoderConfig
+from raylift.models.parts.fusion import FusionConfig
+from raylift.models.parts.lifting import LiftingConfig
 
 
 def duolift_gan(views: tuple[str, ...] = ("frontal", "lateral")) -> Composition:

@@ -20,9 +20,9 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.models.diffusion.autoencoder import Autoencoder, AutoencoderConfig
 from raylift.models.diffusion.conditional import Condition, Data
-from raylift.models.diffusion.denoisers import DenoiserConfig
-from raylift.models.diffusion.schedule import DiffusionConfig
-from raylift.models.objectives.diffusion import DenoisingLoss
+from raylift.models.diffusion.denoiser import DenoiserConfig
+from raylift.models.diffusion.noise_schedule import DiffusionConfig
+from raylift.models.objectives.denoising import DenoisingLoss
 from raylift.models.systems.diffux2ct import TriPlaneDiffusion, TriPlaneSystem
 
 LIMIT = 5.0

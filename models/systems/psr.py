@@ -13,11 +13,11 @@ which fuses the volume with the radiograph at a higher resolution, is left out a
 from __future__ import annotations
 
 from raylift.models.composition import Composition
-from raylift.models.decoders import DecoderConfig
-from raylift.models.encoders import EncoderConfig
-from raylift.models.fusion import FusionConfig
-from raylift.models.lifting import LiftingConfig
 from raylift.models.objectives.adversarial import ReconstructionLoss
+from raylift.models.parts.decoders import DecoderConfig
+from raylift.models.parts.encoders import EncoderConfig
+from raylift.models.parts.fusion import FusionConfig
+from raylift.models.parts.lifting import LiftingConfig
 
 
 def psr(views: tuple[str, ...] = ("frontal",)) -> Composition:

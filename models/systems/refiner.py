@@ -29,14 +29,14 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
 from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion, Data
-from raylift.models.diffusion.denoisers import Denoiser, DenoiserConfig, fold, unfold
-from raylift.models.diffusion.schedule import DiffusionConfig
-from raylift.models.drawing import Draw
-from raylift.models.encoders import at_size
-from raylift.models.objectives.diffusion import DenoisingLoss, denoising_objective
-from raylift.models.objectives.turns import Objective
-from raylift.models.rays import Rays
-from raylift.models.system import DEFAULT_WINDOW, SystemConfig
+from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig, fold, unfold
+from raylift.models.diffusion.noise_schedule import DiffusionConfig
+from raylift.models.generative import Draw
+from raylift.models.objectives.denoising import DenoisingLoss, denoising_objective
+from raylift.models.objectives.objective import Objective
+from raylift.models.parts.encoders import at_size
+from raylift.models.parts.rays import Rays
+from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
 from raylift.models.systems.x2ct import x2ct_gan
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raylift.models.composition import Composition
-from raylift.models.encoders import EncoderConfig
+from raylift.models.parts.encoders import EncoderConfig
 
 
 def slim(system: Composition) -> Composition:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar
 
-from raylift.models.radiographs.cyclegan import CycleGan
-from raylift.models.radiographs.reprojected import Reprojected
+from raylift.models.parts.cyclegan_networks import CycleGan
+from raylift.models.xray_only import Reprojected
 
 S = TypeVar("S", Reprojected, CycleGan)
 

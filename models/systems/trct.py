@@ -18,10 +18,10 @@ the voxels on its ray most.
 from __future__ import annotations
 
 from raylift.models.composition import Composition
-from raylift.models.decoders import DecoderConfig
-from raylift.models.encoders import EncoderConfig
-from raylift.models.fusion import FusionConfig
-from raylift.models.lifting import LiftingConfig
+from raylift.models.parts.decoders import DecoderConfig
+from raylift.models.parts.encoders import EncoderConfig
+from raylift.models.parts.fusion import FusionConfig
+from raylift.models.parts.lifting import LiftingConfig
 
 
 def trct_gan(views: tuple[str, ...] = ("frontal", "lateral")) -> Composition:

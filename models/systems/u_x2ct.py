@@ -25,11 +25,11 @@ than air or more than the window's bone has no projection.
 
 from __future__ import annotations
 
-from raylift.models.decoders import DecoderConfig
-from raylift.models.encoders import EncoderConfig
-from raylift.models.fusion import FusionConfig
-from raylift.models.lifting import LiftingConfig
-from raylift.models.radiographs.reprojected import Reprojected
+from raylift.models.parts.decoders import DecoderConfig
+from raylift.models.parts.encoders import EncoderConfig
+from raylift.models.parts.fusion import FusionConfig
+from raylift.models.parts.lifting import LiftingConfig
+from raylift.models.xray_only import Reprojected
 
 
 def u_x2ctgan(views: tuple[str, ...] = ("frontal", "lateral")) -> Reprojected:

@@ -18,10 +18,10 @@ X2CT-GAN trains on.
 from __future__ import annotations
 
 from raylift.models.composition import Composition
-from raylift.models.decoders import DecoderConfig
-from raylift.models.discriminators import DiscriminatorConfig
-from raylift.models.encoders import EncoderConfig
 from raylift.models.objectives.adversarial import ReconstructionLoss
+from raylift.models.parts.decoders import DecoderConfig
+from raylift.models.parts.discriminators import DiscriminatorConfig
+from raylift.models.parts.encoders import EncoderConfig
 
 
 def x_recon(views: tuple[str, ...] = ("frontal", "lateral")) -> Composition:

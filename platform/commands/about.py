@@ -18,7 +18,7 @@ def systems(arguments: list[str]) -> int:
     from rich.table import Table
 
     from raylift.datasets.geometry import Grid, chest
-    from raylift.platform.memory import GIB, estimate
+    from raylift.platform.training.memory import GIB, estimate
 
     table = Table("system", "here as", "kind", "views", "parameters", "GiB to train", "paper")
     for published in LITERATURE:

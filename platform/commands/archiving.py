@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from raylift.datasets.archive import Archive
-from raylift.datasets.ct import Limits
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.archive.splits import Split, read_assignments
+from raylift.datasets.archive.store import absolute
 from raylift.datasets.errors import NoArchive
-from raylift.datasets.facing import AskedFacing
 from raylift.datasets.geometry import GEOMETRIES, Geometry, Grid
-from raylift.datasets.radiograph import Inversion, RadiographLimits
-from raylift.datasets.splits import Split, read_assignments
-from raylift.datasets.store import absolute
+from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits
+from raylift.datasets.radiographs.orientation import AskedFacing
+from raylift.datasets.scans.reader import Limits
 from raylift.platform.progress import meter
 
 if TYPE_CHECKING:
-    from raylift.datasets.ingest import Outcome
+    from raylift.datasets.ingest.ct import Outcome
 
 GeometryName = Literal["chest", "x2ct", "parallel"]
 
@@ -87,7 +87,7 @@ class IngestOptions:
 
 def ingest(arguments: list[str]) -> int:
     """CT files and folders to an archive."""
-    from raylift.datasets.ingest import ingest as run
+    from raylift.datasets.ingest.ct import ingest as run
 
     options = tyro.cli(IngestOptions, prog="raylift ingest", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)
@@ -139,7 +139,7 @@ class IngestXrayOptions:
 
 def ingest_xray(arguments: list[str]) -> int:
     """Pairs of radiographs to an archive."""
-    from raylift.datasets.ingest_radiographs import ingest_radiographs
+    from raylift.datasets.ingest.xray import ingest_radiographs
 
     options = tyro.cli(IngestXrayOptions, prog="raylift ingest-xray", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)
@@ -190,7 +190,7 @@ class PhantomOptions:
 
 def phantom(arguments: list[str]) -> int:
     """Synthetic thorax volumes to an archive."""
-    from raylift.datasets.ingest import ingest_phantoms
+    from raylift.datasets.ingest.ct import ingest_phantoms
 
     options = tyro.cli(PhantomOptions, prog="raylift phantom", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)

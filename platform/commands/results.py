@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from raylift.datasets.archive import Archive
-from raylift.datasets.splits import Split
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.archive.splits import Split
 from raylift.models import weights
-from raylift.models.drawing import DrawFlags
+from raylift.models.generative import DrawFlags
 from raylift.platform.progress import console, meter
 
 
@@ -42,9 +42,10 @@ class EvaluateOptions:
 
 def evaluate(arguments: list[str]) -> int:
     """Measure a checkpoint: table, JSON, figures, report."""
-    from raylift.platform import evaluate as evaluation
-    from raylift.platform import report, runs
-    from raylift.platform.checkpoint import checkpoint_of
+    from raylift.platform.evaluation import evaluate as evaluation
+    from raylift.platform.evaluation import report
+    from raylift.platform.training import runs
+    from raylift.platform.training.checkpoint import checkpoint_of
 
     options = tyro.cli(EvaluateOptions, prog="raylift evaluate", args=arguments)
     url = checkpoint_of(options.checkpoint)
@@ -84,8 +85,8 @@ class ExportOptions:
 def export(arguments: list[str]) -> int:
     """A checkpoint as safetensors, config and model card."""
     from raylift.platform import export as exporting
-    from raylift.platform import runs
-    from raylift.platform.checkpoint import checkpoint_of
+    from raylift.platform.training import runs
+    from raylift.platform.training.checkpoint import checkpoint_of
 
     options = tyro.cli(ExportOptions, prog="raylift export", args=arguments)
     url = checkpoint_of(options.checkpoint)

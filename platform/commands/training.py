@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
+from raylift.datasets.archive.store import absolute
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.store import absolute
 from raylift.platform.config import RunConfig
-from raylift.platform.metric import deciding, told
+from raylift.platform.monitor import deciding, told
 from raylift.platform.presets.catalogue import listing, named_run
 from raylift.platform.progress import console
 
@@ -34,7 +34,7 @@ def train(arguments: list[str]) -> int:
     """Train a preset on Ray, or go on with a run."""
     name, rest = _first_word(arguments)
     if "--resume" in rest and rest.index("--resume") + 1 < len(rest):
-        from raylift.platform import runs
+        from raylift.platform.training import runs
 
         base = runs.load_run(rest[rest.index("--resume") + 1])
     elif name:
@@ -51,8 +51,9 @@ def train(arguments: list[str]) -> int:
     )
     if options.dry_run:
         return _dry_run(options.run)
-    from raylift.platform import cluster, runs
-    from raylift.platform.checkpoint import best_checkpoint
+    from raylift.platform import cluster
+    from raylift.platform.training import runs
+    from raylift.platform.training.checkpoint import best_checkpoint
 
     if options.resume and _seen(options.run) != _seen(base):
         raise ConfigError(
@@ -92,8 +93,9 @@ class TuneOptions:
 
 def tune(arguments: list[str]) -> int:
     """Search settings, or go on with a search."""
-    from raylift.platform import cluster, runs
-    from raylift.platform import tune as search
+    from raylift.platform import cluster
+    from raylift.platform.training import runs
+    from raylift.platform.tuning import search as search
 
     name, rest = _first_word(arguments)
     if not name and "--resume" not in rest:
@@ -140,8 +142,8 @@ def _seen(run: RunConfig) -> tuple[object, ...]:
 
 
 def _dry_run(run: RunConfig) -> int:
-    from raylift.platform import pretrained
-    from raylift.platform.memory import estimate
+    from raylift.platform.training import pretrained
+    from raylift.platform.training.memory import estimate
 
     run = pretrained.settled(run)
     print(run.to_yaml())

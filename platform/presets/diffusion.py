@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raylift.models.diffusion.autoencoder import AutoencoderConfig
-from raylift.models.diffusion.denoisers import DenoiserConfig
-from raylift.models.diffusion.schedule import DiffusionConfig
+from raylift.models.diffusion.denoiser import DenoiserConfig
+from raylift.models.diffusion.noise_schedule import DiffusionConfig
 from raylift.models.diffusion.triplane import TriPlaneConfig
-from raylift.models.drawing import Draw
-from raylift.models.encoders import EncoderConfig
+from raylift.models.generative import Draw
+from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.systems.diffux2ct import DiffuX2CT
 from raylift.models.systems.latent_diffusion import LatentDiffusion
 from raylift.platform.config import OptimiserConfig, RunConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raylift.models.diffusion.denoisers import DenoiserConfig
+from raylift.models.diffusion.denoiser import DenoiserConfig
 from raylift.models.systems.refiner import Refiner
 from raylift.models.systems.slim import slim, tiny
 from raylift.models.systems.x2ct import x2ct_gan

@@ -30,9 +30,10 @@ from pydicom.uid import (
 )
 from samples import thorax_image, write_image, write_series
 
-from raylift.datasets import ct, radiograph, volume_file
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.radiograph import prepare
+from raylift.datasets.radiographs import decoding
+from raylift.datasets.radiographs.decoding import prepare
+from raylift.datasets.scans import reader, volume_file
 
 SOON_S = 5.0
 MEMORY = 2**30
@@ -68,9 +69,9 @@ def bomb(megabytes: int) -> bytes:
     return one * megabytes + squeeze.flush()
 
 
-def refusal_of(source: ct.Source) -> RefusedFile:
+def refusal_of(source: reader.Source) -> RefusedFile:
     with pytest.raises(RefusedFile) as caught:
-        ct.read(source)
+        reader.read(source)
     return caught.value
 
 
@@ -149,9 +150,9 @@ def test_a_header_that_claims_too_much_is_refused_from_the_header(what: str, tmp
     path = tmp_path / name
     path.write_bytes(data)
     begun = time.monotonic()
-    [source] = ct.find([path]).sources
+    [source] = reader.find([path]).sources
     with pytest.raises(RefusedFile) as caught:
-        ct.read(source)
+        reader.read(source)
     assert time.monotonic() - begun < SOON_S
     assert_sentence(caught.value, str(path))
 
@@ -165,7 +166,7 @@ def test_slices_that_claim_too_much_are_refused_from_their_headers(tmp_path: Pat
         folder = tmp_path / str(k)
         write_series(folder, thorax_image(size, (9, 9, 9)), change=enlarge)
         with pytest.raises(RefusedFile, match="over the limit of 1073741824" if k == 0 else "cannot hold") as caught:
-            ct.read(ct.find([folder]).sources[0])
+            reader.read(reader.find([folder]).sources[0])
         assert_sentence(caught.value, str(folder))
 
 
@@ -185,7 +186,7 @@ def test_a_stream_that_inflates_far_beyond_its_volume_is_not_inflated(suffix: st
     path.write_bytes(data)
     begun = time.monotonic()
     with pytest.raises(RefusedFile) as caught:
-        ct.read(ct.find([path]).sources[0])
+        reader.read(reader.find([path]).sources[0])
     assert time.monotonic() - begun < SOON_S
     assert_sentence(caught.value, str(path))
 
@@ -202,7 +203,7 @@ def test_a_header_cannot_have_other_files_read_as_voxels(suffix: str, value: str
     is_nrrd = suffix in (".nhdr", ".nrrd")
     path = folder / f"scan{suffix}"
     path.write_bytes(nrrd(20, 20, 20, more=f"data file: {value}\n") if is_nrrd else metaimage(20, 20, 20, data=value))
-    found = ct.find([path])
+    found = reader.find([path])
     assert not found.sources
     [refusal] = found.refused
     assert_sentence(refusal, str(path))
@@ -220,10 +221,10 @@ def test_the_key_of_the_data_file_in_any_spelling_is_seen(tmp_path: Path) -> Non
     for k, line in enumerate(spellings):
         path = tmp_path / f"{k}.nhdr"
         path.write_bytes(nrrd(20, 20, 20, more=f"{line}\n"))
-        assert "/etc/passwd" in str(ct.find([path]).refused[0])
+        assert "/etc/passwd" in str(reader.find([path]).refused[0])
     path = tmp_path / "a.mhd"
     path.write_bytes(metaimage(20, 20, 20).replace(b"ElementDataFile = LOCAL", b"elementdatafile=/etc/passwd"))
-    assert "/etc/passwd" in str(ct.find([path]).refused[0])
+    assert "/etc/passwd" in str(reader.find([path]).refused[0])
 
 
 def test_a_header_without_end_is_not_read_for_ever(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_a_header_without_end_is_not_read_for_ever(tmp_path: Path) -> None:
         path = tmp_path / name
         path.write_bytes((b"NRRD0004\n" if "nrrd" in name else b"") + line * (2**23 // len(line)))
         begun = time.monotonic()
-        found = ct.find([path])
+        found = reader.find([path])
         refusal = found.refused[0] if found.refused else refusal_of(found.sources[0])
         assert time.monotonic() - begun < SOON_S
         assert_sentence(refusal, str(path))
@@ -304,7 +305,7 @@ def test_hostile_dicom_beside_good_scans_is_refused_and_the_scans_are_found(data
     (tmp_path / "hostile.dcm").write_bytes(data)
     write_image(thorax_image((20, 20, 12)), tmp_path / "scan.nii.gz")
     begun = time.monotonic()
-    found = ct.find([tmp_path])
+    found = reader.find([tmp_path])
     assert [source.name for source in found.sources if not source.is_dicom] == ["scan.nii.gz"]
     refused = found.refused + [refusal_of(source) for source in found.sources if source.is_dicom]
     assert time.monotonic() - begun < SOON_S
@@ -318,7 +319,7 @@ def test_links_in_circles_and_pipes_do_not_hold_a_search_up(tmp_path: Path) -> N
     (tmp_path / "itself").symlink_to(tmp_path / "itself")
     (tmp_path / "nowhere.nii").symlink_to(tmp_path / "gone")
     os.mkfifo(tmp_path / "pipe.nii")
-    found = ct.find([tmp_path, tmp_path / "pipe.nii", tmp_path / "nowhere.nii"])
+    found = reader.find([tmp_path, tmp_path / "pipe.nii", tmp_path / "nowhere.nii"])
     assert "scan.nii.gz" in {source.name for source in found.sources}
     assert {str(error).partition(":")[0] for error in found.refused} == {
         str(tmp_path / "pipe.nii"), str(tmp_path / "nowhere.nii"),
@@ -440,7 +441,7 @@ def test_what_is_no_radiograph_is_refused_in_a_sentence(what: str) -> None:
     assert len(data) < 64 * 2**20
     begun = time.monotonic()
     with pytest.raises(RefusedFile) as caught:
-        radiograph.read(data, "upload.png")
+        decoding.read(data, "upload.png")
     assert time.monotonic() - begun < SOON_S
     assert_sentence(caught.value, "upload.png: ")
 
@@ -448,13 +449,13 @@ def test_what_is_no_radiograph_is_refused_in_a_sentence(what: str) -> None:
 def test_a_file_that_passes_every_limit_is_prepared_in_bounded_memory() -> None:
     """A long narrow image is padded to a square of its longer side."""
     narrow = np.tile(np.arange(3000, dtype=np.uint8) % 251, (12000, 1))
-    image = radiograph.read(encoded("PNG", Image.fromarray(narrow)), "narrow")
+    image = decoding.read(encoded("PNG", Image.fromarray(narrow)), "narrow")
     assert prepare(image, 64).shape == (64, 64)
 
 
 def test_the_bytes_of_an_upload_are_counted_before_anything_is_parsed() -> None:
     with pytest.raises(RefusedFile, match=rf"upload: {2**26 + 1} bytes, over the limit of {2**26}"):
-        radiograph.read(bytes(2**26 + 1), "upload")
+        decoding.read(bytes(2**26 + 1), "upload")
 
 
 # --- damage at random ---
@@ -487,7 +488,7 @@ def test_a_damaged_radiograph_is_read_or_refused_and_nothing_else(kind: str) -> 
     refused = 0
     for _ in range(150):
         try:
-            prepare(radiograph.read(damaged(data, rng), "upload"), 32)
+            prepare(decoding.read(damaged(data, rng), "upload"), 32)
         except RefusedFile as error:
             assert_sentence(error, "upload: ")
             refused += 1
@@ -504,11 +505,11 @@ def test_a_damaged_scan_is_read_or_refused_and_nothing_else(suffix: str, tmp_pat
     refused = 0
     for _ in range(60):
         path.write_bytes(damaged(data, rng))
-        found = ct.find([tmp_path if suffix == ".dcm" else path])
+        found = reader.find([tmp_path if suffix == ".dcm" else path])
         refused += len(found.refused)
         for source in found.sources:
             try:
-                ct.read(source)
+                reader.read(source)
             except RefusedFile:
                 refused += 1
     assert refused > 10

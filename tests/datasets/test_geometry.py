@@ -18,7 +18,7 @@ from raylift.datasets.geometry import (
     parallel,
     x2ct,
 )
-from raylift.datasets.plain import from_plain, to_plain
+from raylift.datasets.serialization import from_plain, to_plain
 
 LEFT, BACK, UP = np.eye(3)
 

@@ -21,13 +21,13 @@ import pytest
 from s3_server import S3Server
 from samples import same, sample, seed_of, thorax_image, write_archive, write_image
 
-from raylift.datasets import store
-from raylift.datasets.archive import Archive, Entry
-from raylift.datasets.ct import Limits
+from raylift.datasets.archive import store
+from raylift.datasets.archive.archive import Archive, Entry
+from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import ArchiveError, CorruptSample, StoreUnreachable
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest import ingest
-from raylift.datasets.store import Folder
+from raylift.datasets.ingest.ct import ingest
+from raylift.datasets.scans.reader import Limits
 
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
@@ -118,7 +118,7 @@ def write_archive_of_missing(url: str, seeds: range) -> list[int]:
 KILLED_INGESTS = """
 import os, signal, sys
 from pathlib import Path
-from raylift.datasets.ct import Limits
+from raylift.datasets.scans.reader import Limits
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest import ingest
 

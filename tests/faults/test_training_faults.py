@@ -8,8 +8,8 @@ import time
 import psutil
 import safetensors.torch
 
-from raylift.platform import runs
-from raylift.platform.checkpoint import Checkpoints
+from raylift.platform.training import runs
+from raylift.platform.training.checkpoint import Checkpoints
 
 
 def training_workers() -> list[int]:

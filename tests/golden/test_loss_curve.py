@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest import radiographs
+from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import Window, standardise
-from raylift.datasets.phantom import thorax
-from raylift.datasets.stream import Batch
-from raylift.models.objectives.turns import frozen
+from raylift.datasets.phantom.thorax import thorax
+from raylift.models.objectives.objective import frozen
 from raylift.platform.presets.compositions import x2ct_gan_tiny
 
 CURVE = Path(__file__).with_name("x2ct_gan_tiny.json")

@@ -2,8 +2,8 @@
 
 import torch
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest, parallel
-from raylift.datasets.stream import Batch
 from raylift.models import baselines
 
 GRID = Grid(16, 10.0)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import FRONTAL, Geometry, Grid, View, chest, parallel, x2ct
-from raylift.datasets.ingest import radiographs
+from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import Window, attenuation, standardise
-from raylift.datasets.phantom import thorax
+from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project
-from raylift.datasets.radiograph import prepare, read
+from raylift.datasets.radiographs.decoding import prepare, read
 from raylift.models.consistency import Fitted, agreement, fit, match
 
 GRID = Grid(32, 10.0)

@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, View, chest
 from raylift.datasets.intensity import Window
-from raylift.datasets.stream import Batch
 from raylift.models import weights
 from raylift.models.diffusion.autoencoder import Autoencoder, AutoencoderConfig
-from raylift.models.diffusion.denoisers import Denoiser, DenoiserConfig, fold, shifted_windows, unfold
-from raylift.models.diffusion.schedule import DiffusionConfig
+from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig, fold, shifted_windows, unfold
+from raylift.models.diffusion.noise_schedule import DiffusionConfig
 from raylift.models.diffusion.triplane import ImplicitDecoder, TriPlaneConfig, resized, seen
-from raylift.models.drawing import Draw
-from raylift.models.encoders import EncoderConfig
-from raylift.models.objectives.diffusion import DenoisingLoss
+from raylift.models.generative import Draw
+from raylift.models.objectives.denoising import DenoisingLoss
+from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.systems.diffux2ct import DiffuX2CT, VolumeDiffusion
 from raylift.models.systems.latent_diffusion import LatentDiffusion
 from raylift.models.zoo import SYSTEMS, parameters

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.segmentation import Label
-from raylift.datasets.stream import Batch
 from raylift.models import losses
 from raylift.models.losses import (
     cone_projection_l1,
@@ -19,7 +19,7 @@ from raylift.models.losses import (
     voxel_mse,
 )
 from raylift.models.objectives.adversarial import ReconstructionLoss
-from raylift.models.objectives.turns import frozen
+from raylift.models.objectives.objective import frozen
 from raylift.models.systems.slim import tiny
 from raylift.models.systems.x2ct import x2ct_gan
 

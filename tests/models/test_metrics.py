@@ -85,7 +85,7 @@ def test_cosine_is_not_centred():
 
 def test_lung_dice_finds_lungs_in_both_and_none_in_soft_tissue():
     from raylift.datasets.geometry import Grid
-    from raylift.datasets.phantom import thorax
+    from raylift.datasets.phantom.thorax import thorax
 
     hu = thorax(3, Grid(32, 10.0))[0].astype(np.float32)
     assert lung_dice(hu, hu, 10.0) == 1.0

@@ -8,14 +8,14 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import FRONTAL, LATERAL, Grid, View, chest, parallel, x2ct
-from raylift.models.attention import positions
-from raylift.models.blocks import DepthTapConvolution
-from raylift.models.discriminators import DiscriminatorConfig
-from raylift.models.encoders import EncoderConfig
-from raylift.models.fusion import FusionConfig
-from raylift.models.heads import Head, Rendering
-from raylift.models.lifting import AttentionLift, LiftingConfig, RayLift, RepeatLift
-from raylift.models.rays import Rays, repeat_along_axis
+from raylift.models.parts.attention import positions
+from raylift.models.parts.blocks import DepthTapConvolution
+from raylift.models.parts.discriminators import DiscriminatorConfig
+from raylift.models.parts.encoders import EncoderConfig
+from raylift.models.parts.fusion import FusionConfig
+from raylift.models.parts.heads import Head, Rendering
+from raylift.models.parts.lifting import AttentionLift, LiftingConfig, RayLift, RepeatLift
+from raylift.models.parts.rays import Rays, repeat_along_axis
 
 GRID = Grid(16, 20.0)
 OBLIQUE = View("oblique", azimuth_deg=35.0, elevation_deg=8.0)
@@ -158,7 +158,7 @@ def test_the_transformer_mixes_what_dense_stages_keep_apart():
     # Far corners of the image influence one another only through attention, once norms are held.
     torch.manual_seed(0)
     tokens = torch.rand(1, 16, 8)
-    from raylift.models.attention import TransformerBlock
+    from raylift.models.parts.attention import TransformerBlock
 
     block = TransformerBlock(8, 2)
     changed = tokens.clone()

@@ -8,19 +8,19 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest import radiographs
+from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import Window, standardise
-from raylift.datasets.phantom import thorax
-from raylift.datasets.stream import Batch
-from raylift.models.discriminators import Discriminator, ViewDiscriminatorConfig
+from raylift.datasets.phantom.thorax import thorax
 from raylift.models.objectives.cycle import CycleLoss
+from raylift.models.objectives.objective import frozen
 from raylift.models.objectives.reprojection import ReprojectionLoss
-from raylift.models.objectives.turns import frozen
-from raylift.models.radiographs.cyclegan import CycleGan, RadiographGenerator
-from raylift.models.radiographs.reprojected import Reprojected
+from raylift.models.parts.cyclegan_networks import CycleGan, RadiographGenerator
+from raylift.models.parts.discriminators import Discriminator, ViewDiscriminatorConfig
 from raylift.models.systems.slim_radiographs import slim, tiny
+from raylift.models.xray_only import Reprojected
 from raylift.models.zoo import SYSTEMS, parameters
 
 GRID = Grid(32, 10.0)

@@ -6,12 +6,12 @@ from functools import cache
 import pytest
 import torch
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.plain import from_plain, to_plain
-from raylift.datasets.stream import Batch
-from raylift.models.diffusion.denoisers import DenoiserConfig
-from raylift.models.drawing import Draw
+from raylift.datasets.serialization import from_plain, to_plain
+from raylift.models.diffusion.denoiser import DenoiserConfig
+from raylift.models.generative import Draw
 from raylift.models.systems.psr import psr
 from raylift.models.systems.refiner import Refiner
 from raylift.models.systems.slim import tiny

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from raylift.datasets.geometry import Grid, View, chest
-from raylift.datasets.ingest import radiographs
+from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import WATER_PER_MM, Window, standardise
-from raylift.datasets.phantom import thorax
+from raylift.datasets.phantom.thorax import thorax
+from raylift.models.drr import Reprojection, standardised
 from raylift.models.losses import cross_entropy, total_variation
 from raylift.models.objectives.reprojection import ReprojectionLoss
-from raylift.models.radiographs.projecting import Reprojection, standardised
 
 GRID = Grid(32, 10.0)
 GEOMETRY = chest(GRID)

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import FRONTAL, LATERAL, Grid, View, chest
-from raylift.datasets.stream import Batch
 from raylift.models.composition import Composition
-from raylift.models.decoders import DecoderConfig
-from raylift.models.encoders import EncoderConfig
-from raylift.models.fusion import Alignment, FusionConfig, FusionName, Sum
-from raylift.models.lifting import LiftingConfig, LiftingName
 from raylift.models.objectives.adversarial import ReconstructionLoss
-from raylift.models.objectives.turns import frozen
+from raylift.models.objectives.objective import frozen
+from raylift.models.parts.decoders import DecoderConfig
+from raylift.models.parts.encoders import EncoderConfig
+from raylift.models.parts.fusion import Alignment, FusionConfig, FusionName, Sum
+from raylift.models.parts.lifting import LiftingConfig, LiftingName
 from raylift.models.systems.psr import psr
 from raylift.models.systems.slim import slim, tiny
 from raylift.models.systems.trct import trct_gan

@@ -10,7 +10,7 @@ import torch
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
-from raylift.models.lifting import LiftingConfig
+from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.systems.duolift import duolift_gan
 from raylift.models.systems.psr import psr
 from raylift.models.systems.slim import tiny

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
+from raylift.datasets.archive.store import Folder, join
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
-from raylift.datasets.store import Folder, join
 from raylift.models.weights import Description
-from raylift.platform.checkpoint import (
+from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.training.checkpoint import (
     CheckpointError,
     Checkpoints,
     State,
@@ -19,7 +20,6 @@ from raylift.platform.checkpoint import (
     load_state,
     local_copy,
 )
-from raylift.platform.presets.compositions import x2ct_gan_tiny
 
 GRID = Grid(32, 10.0)
 

@@ -7,12 +7,12 @@ import torch
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.plain import to_plain
+from raylift.datasets.serialization import to_plain
 from raylift.models.zoo import SYSTEMS, parameters
 from raylift.platform.config import OptimiserConfig, TrainConfig, dotted, from_yaml, overridden
-from raylift.platform.memory import estimate
 from raylift.platform.presets.catalogue import PRESETS
-from raylift.platform.tune import load_space
+from raylift.platform.training.memory import estimate
+from raylift.platform.tuning.search import load_space
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from raylift.datasets.archive import Archive
+from raylift.datasets.archive.archive import Archive
 from raylift.models import weights
-from raylift.models.drawing import DrawingNetwork
-from raylift.platform import runs
-from raylift.platform.checkpoint import best_checkpoint, load_network, local_copy
+from raylift.models.generative import DrawingNetwork
 from raylift.platform.config import EngineConfig
-from raylift.platform.evaluate import evaluate
+from raylift.platform.evaluation.evaluate import evaluate
 from raylift.platform.export import export
-from raylift.platform.memory import estimate
 from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.training import runs
+from raylift.platform.training.checkpoint import best_checkpoint, load_network, local_copy
+from raylift.platform.training.memory import estimate
 
 NAMES = ["diffux2ct", "latent-diffusion"]
 

@@ -7,18 +7,18 @@ import torch
 from processes import run_ranks
 from torch import nn
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
-from raylift.datasets.stream import Batch
 from raylift.models import weights
-from raylift.models.objectives.turns import Objective, Player, VolumeNetwork
+from raylift.models.objectives.objective import Objective, Player, VolumeNetwork
 from raylift.models.weights import Description
-from raylift.platform import engine as engines
-from raylift.platform.checkpoint import Checkpoints, State, Tensors, load_model, load_network, local_copy
 from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
 from raylift.platform.presets.compositions import x2ct_gan_tiny
-from raylift.platform.tracking import Averages
-from raylift.platform.train import gather, take_turns
+from raylift.platform.training import engine as engines
+from raylift.platform.training.checkpoint import Checkpoints, State, Tensors, load_model, load_network, local_copy
+from raylift.platform.training.loop import gather, take_turns
+from raylift.platform.training.tracking import Averages
 
 WORLD, ACCUMULATION, STEPS, SIZE = 2, 2, 20, 4
 DECAY = 0.6

@@ -7,15 +7,15 @@ import torch
 from processes import run_ranks
 from torch import nn
 
-from raylift.datasets.stream import Batch
+from raylift.datasets.batch import Batch
 from raylift.models.objectives.adversarial import reconstruction_objective
-from raylift.models.objectives.turns import Objective, VolumeNetwork, frozen
-from raylift.models.rays import repeat_along_axis
-from raylift.platform import engine as engines
+from raylift.models.objectives.objective import Objective, VolumeNetwork, frozen
+from raylift.models.parts.rays import repeat_along_axis
 from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
 from raylift.platform.presets.compositions import x2ct_gan_tiny
-from raylift.platform.tracking import Averages
-from raylift.platform.train import gather, take_turns
+from raylift.platform.training import engine as engines
+from raylift.platform.training.loop import gather, take_turns
+from raylift.platform.training.tracking import Averages
 
 WORLD, ACCUMULATION, STEPS, SIZE = 2, 2, 3, 8
 TINY = x2ct_gan_tiny()

@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from raylift.datasets.archive import Archive
+from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, x2ct
-from raylift.datasets.ingest import ingest_phantoms
+from raylift.datasets.ingest.ct import ingest_phantoms
 from raylift.models import weights
 from raylift.models.metrics import PROTOCOLS
 from raylift.platform import cli
-from raylift.platform.evaluate import MODEL, evaluate
+from raylift.platform.evaluation.evaluate import MODEL, evaluate
 
 
 @pytest.fixture(scope="module")

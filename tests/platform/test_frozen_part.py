@@ -6,14 +6,14 @@ import pytest
 import torch
 from processes import run_ranks
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.stream import Batch
-from raylift.models.objectives.turns import Objective
-from raylift.platform import engine as engines
+from raylift.models.objectives.objective import Objective
 from raylift.platform.config import EngineConfig, RunConfig
 from raylift.platform.presets.refiners import refiner_tiny
-from raylift.platform.tracking import Averages
-from raylift.platform.train import gather, take_turns
+from raylift.platform.training import engine as engines
+from raylift.platform.training.loop import gather, take_turns
+from raylift.platform.training.tracking import Averages
 
 WORLD, STEPS = 2, 3
 GRID = Grid(32, 10.0)

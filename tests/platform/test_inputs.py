@@ -12,27 +12,27 @@ import torch
 from processes import run_ranks
 from torch import nn
 
-from raylift.datasets.archive import Archive, ArchiveWriter, Entry, Radiographs
+from raylift.datasets.archive.archive import Archive, ArchiveWriter, Entry, Radiographs
+from raylift.datasets.archive.splits import SplitRule
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest, parallel
-from raylift.datasets.ingest import ingest_phantoms, radiographs
-from raylift.datasets.ingest_radiographs import ingest_radiographs
+from raylift.datasets.ingest.ct import ingest_phantoms, radiographs
+from raylift.datasets.ingest.xray import ingest_radiographs
 from raylift.datasets.intensity import Window, standardise
-from raylift.datasets.order import Share
-from raylift.datasets.phantom import thorax
-from raylift.datasets.radiograph import RadiographLimits, read
-from raylift.datasets.splits import SplitRule
+from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.radiographs.decoding import RadiographLimits, read
+from raylift.datasets.streaming.order import Share
 from raylift.models import weights
 from raylift.models.baselines import BackProjection
 from raylift.models.composition import Composition
 from raylift.models.consistency import agreement
 from raylift.models.metrics import PROTOCOLS
-from raylift.models.system import LearnsFrom
+from raylift.models.system_config import LearnsFrom
 from raylift.platform.config import RunConfig, located
-from raylift.platform.inputs import check, describe, open_stream
-from raylift.platform.metric import deciding, told
+from raylift.platform.monitor import deciding, told
 from raylift.platform.presets.compositions import x2ct_gan_tiny
-from raylift.platform.validation import Validation
+from raylift.platform.training.inputs import check, describe, open_stream
+from raylift.platform.training.validation import Validation
 from raylift.serve.reconstructor import prepared
 
 GRID = Grid(32, 10.0)

@@ -136,7 +136,7 @@ def test_what_a_job_uploads_from_a_checkout_in_use_is_far_below_rays_limit(tmp_p
     create_package(str(REPOSITORY), package, include_gitignore=True)
     with zipfile.ZipFile(package) as opened:
         names = opened.namelist()
-    assert "platform/train.py" in names
+    assert "platform/training/loop.py" in names
     assert "tune_spaces/x2ct_gan.yaml" in names
     assert not [name for name in names if name.startswith((".git/", ".venv/", ".cache/", "tests/", "docs/"))]
     assert package.stat().st_size < UPLOAD_LIMIT / 20

@@ -7,10 +7,10 @@ import torch
 
 from raylift.datasets.geometry import Grid, chest
 from raylift.platform.config import EngineConfig
-from raylift.platform.memory import estimate
 from raylift.platform.presets.catalogue import PRESETS
 from raylift.platform.presets.compositions import x2ct_gan_tiny
 from raylift.platform.presets.refiners import refiner_tiny
+from raylift.platform.training.memory import estimate
 
 GRID = Grid(32, 10.0)
 
@@ -48,8 +48,8 @@ def test_activations_are_what_autograd_saves():
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    from raylift.datasets.stream import Batch
-    from raylift.models.objectives.turns import frozen
+    from raylift.datasets.batch import Batch
+    from raylift.models.objectives.objective import frozen
 
     batch = Batch(torch.rand(2, 1, 32, 32, 32), torch.rand(2, 2, 32, 32))
     with frozen([objective.networks()["discriminator"]]), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from raylift.datasets.archive import Archive
+from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest import ingest_phantoms
+from raylift.datasets.ingest.ct import ingest_phantoms
 from raylift.models import weights
-from raylift.platform import cli, pretrained, runs
-from raylift.platform.checkpoint import Checkpoints, checkpoint_of
+from raylift.platform import cli
 from raylift.platform.config import RunConfig
 from raylift.platform.presets.refiners import refiner_tiny
+from raylift.platform.training import pretrained, runs
+from raylift.platform.training.checkpoint import Checkpoints, checkpoint_of
 
 
 @pytest.fixture(scope="module")

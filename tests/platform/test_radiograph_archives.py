@@ -10,7 +10,7 @@ import safetensors.torch
 import SimpleITK as sitk
 import torch
 
-from raylift.datasets.archive import Archive
+from raylift.datasets.archive.archive import Archive
 from raylift.models import weights
 from raylift.models.systems.slim_radiographs import tiny as shrunk
 from raylift.models.zoo import SYSTEMS

@@ -6,15 +6,15 @@ import pytest
 import torch
 from processes import run_ranks
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.stream import Batch
 from raylift.models.systems.slim_radiographs import tiny
 from raylift.models.zoo import SYSTEMS
-from raylift.platform import engine as engines
 from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
 from raylift.platform.presets.compositions import x2ct_gan_tiny
-from raylift.platform.tracking import Averages
-from raylift.platform.train import take_turns
+from raylift.platform.training import engine as engines
+from raylift.platform.training.loop import take_turns
+from raylift.platform.training.tracking import Averages
 
 GRID = Grid(16, 20.0)
 WORLD, STEPS = 2, 3

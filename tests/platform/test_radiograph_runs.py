@@ -11,7 +11,8 @@ import torch
 from raylift.models import weights
 from raylift.models.systems.slim_radiographs import tiny as shrunk
 from raylift.models.zoo import SYSTEMS
-from raylift.platform import cli, runs
+from raylift.platform import cli
+from raylift.platform.training import runs
 
 
 @pytest.fixture(scope="module")

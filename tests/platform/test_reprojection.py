@@ -5,14 +5,14 @@ import json
 import pytest
 import torch
 
-from raylift.datasets.archive import Archive
+from raylift.datasets.archive.archive import Archive
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest_radiographs import ingest_radiographs
-from raylift.datasets.radiograph import RadiographLimits
+from raylift.datasets.ingest.xray import ingest_radiographs
+from raylift.datasets.radiographs.decoding import RadiographLimits
 from raylift.models import weights
 from raylift.models.consistency import agreement
 from raylift.platform import cli
-from raylift.serve import example
+from raylift.serve.page import example
 
 GRID = Grid(32, 10.0)
 

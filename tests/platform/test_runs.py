@@ -8,17 +8,18 @@ import pytest
 import safetensors.torch
 import torch
 
-from raylift.datasets.archive import Archive
+from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
 from raylift.models.systems.slim import tiny as shrunk_to_tiny
 from raylift.models.zoo import SYSTEMS
-from raylift.platform import cluster, runs
-from raylift.platform.checkpoint import Checkpoints
+from raylift.platform import cluster
 from raylift.platform.config import EngineConfig
-from raylift.platform.evaluate import evaluate
+from raylift.platform.evaluation.evaluate import evaluate
 from raylift.platform.export import export
-from raylift.platform.train import NonFiniteLoss
+from raylift.platform.training import runs
+from raylift.platform.training.checkpoint import Checkpoints
+from raylift.platform.training.loop import NonFiniteLoss
 
 
 def tensors_of(checkpoint):

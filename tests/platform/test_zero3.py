@@ -6,20 +6,20 @@ import pytest
 import torch
 from processes import run_ranks
 
+from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.stream import Batch
 from raylift.models.composition import Composition
-from raylift.models.fusion import FusionConfig
-from raylift.models.lifting import LiftingConfig
 from raylift.models.objectives.adversarial import ReconstructionLoss
+from raylift.models.parts.fusion import FusionConfig
+from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.systems.slim import tiny
 from raylift.models.zoo import SYSTEMS, System
-from raylift.platform import engine as engines
 from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
 from raylift.platform.presets.catalogue import PRESETS
 from raylift.platform.presets.compositions import x2ct_gan_tiny
-from raylift.platform.tracking import Averages
-from raylift.platform.train import take_turns
+from raylift.platform.training import engine as engines
+from raylift.platform.training.loop import take_turns
+from raylift.platform.training.tracking import Averages
 
 GRID = Grid(32, 10.0)
 STEPS = 2

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylift.datasets.order import SampleOrder, Share
+from raylift.datasets.streaming.order import SampleOrder, Share
 
 orders = st.builds(SampleOrder, st.integers(1, 60), st.integers(0, 2**63), st.booleans())
 

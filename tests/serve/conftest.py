@@ -17,11 +17,11 @@ from playwright.sync_api import BrowserContext, sync_playwright
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
-from raylift.models.drawing import DrawFlags
+from raylift.models.generative import DrawFlags
 from raylift.models.weights import Description
 from raylift.platform.presets.compositions import x2ct_gan_tiny
 from raylift.platform.presets.refiners import refiner_tiny
-from raylift.serve import example
+from raylift.serve.page import example
 from raylift.serve.reconstructor import Reconstructor
 
 REPOSITORY = Path(__file__).resolve().parents[2]

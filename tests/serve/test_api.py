@@ -12,10 +12,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from raylift.datasets.geometry import FRONTAL
-from raylift.datasets.histogram import finish
-from raylift.datasets.radiograph import RadiographLimits, prepare, read
+from raylift.datasets.radiographs.decoding import RadiographLimits, prepare, read
+from raylift.datasets.radiographs.histogram import finish
 from raylift.models.weights import Description, Model
-from raylift.serve import api
+from raylift.serve.api import routes
 from raylift.serve.reconstructor import Reconstruction, Reconstructor
 
 
@@ -28,7 +28,7 @@ def client(
     async def ready() -> bool:
         return True
 
-    return TestClient(api.build(api.Backend(description, sha256, answer, ready, steps), RadiographLimits()))
+    return TestClient(routes.build(routes.Backend(description, sha256, answer, ready, steps), RadiographLimits()))
 
 
 @pytest.fixture(scope="session")
@@ -219,12 +219,12 @@ def test_a_model_that_does_not_answer_is_not_ready_and_a_busy_one_asks_for_patie
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
     async def busy(_: np.ndarray, __: int) -> Reconstruction:
-        raise api.Unavailable("too many reconstructions are waiting: try again in a few seconds")
+        raise routes.Unavailable("too many reconstructions are waiting: try again in a few seconds")
 
     async def ready() -> bool:
         return False
 
-    there = TestClient(api.build(api.Backend(description, "0" * 64, busy, ready), RadiographLimits()))
+    there = TestClient(routes.build(routes.Backend(description, "0" * 64, busy, ready), RadiographLimits()))
     assert there.get("/readyz").status_code == 503
     answer = there.post("/v1/reconstructions", files=radiographs)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from raylift.datasets.radiograph import RadiographLimits, read
-from raylift.serve import api, page
-from raylift.serve.actions import Actions
+from raylift.datasets.radiographs.decoding import RadiographLimits, read
+from raylift.serve.api import routes
+from raylift.serve.page import layout
+from raylift.serve.page.events import Actions
 from raylift.serve.reconstructor import Reconstruction, Reconstructor
 
 
@@ -20,14 +21,14 @@ def fitting(model_folder: Path) -> Reconstructor:
     return Reconstructor.load(str(model_folder), consistency_steps=3)
 
 
-def backend(reconstructor: Reconstructor, steps: int) -> api.Backend:
+def backend(reconstructor: Reconstructor, steps: int) -> routes.Backend:
     async def answer(prepared: np.ndarray, samples: int) -> Reconstruction:
         return reconstructor.reconstruct([prepared], [samples])[0]
 
     async def ready() -> bool:
         return True
 
-    return api.Backend(reconstructor.description, reconstructor.sha256, answer, ready, steps)
+    return routes.Backend(reconstructor.description, reconstructor.sha256, answer, ready, steps)
 
 
 def test_a_service_that_was_told_to_fit_answers_with_the_fitted_volume_and_its_residuals(
@@ -72,5 +73,5 @@ def test_the_page_tells_the_residuals_of_a_volume_that_was_fitted(
 
 
 def test_the_page_says_below_whether_its_model_fits(fitting: Reconstructor) -> None:
-    assert "fitted to the radiographs in up to 3 steps" in page._about(backend(fitting, 3))
-    assert "fitted" not in page._about(backend(fitting, 0))
+    assert "fitted to the radiographs in up to 3 steps" in layout._about(backend(fitting, 3))
+    assert "fitted" not in layout._about(backend(fitting, 0))

@@ -6,7 +6,7 @@ import SimpleITK as sitk
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
-from raylift.datasets.radiograph import read
+from raylift.datasets.radiographs.decoding import read
 from raylift.serve.reconstructor import Reconstructor, nifti
 
 

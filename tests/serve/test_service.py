@@ -12,8 +12,8 @@ import pytest
 import SimpleITK as sitk
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.radiograph import prepare, read
-from raylift.serve import app
+from raylift.datasets.radiographs.decoding import prepare, read
+from raylift.serve import deployment
 from raylift.serve.reconstructor import Reconstructor
 
 # As the service of these tests is started.
@@ -167,13 +167,13 @@ def test_a_port_that_is_taken_is_refused_by_its_number() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
-            app._require_free("127.0.0.1", port)
+            deployment._require_free("127.0.0.1", port)
 
 
 def test_the_arguments_of_a_serve_config_file_are_the_settings(model_folder: Path) -> None:
     with pytest.raises(ConfigError, match="modle"):
-        app.from_arguments({"modle": str(model_folder)})
-    assert app.from_arguments({"model": str(model_folder), "max_batch": 2})
+        deployment.from_arguments({"modle": str(model_folder)})
+    assert deployment.from_arguments({"model": str(model_folder), "max_batch": 2})
 
 
 def test_ending_the_service_leaves_no_process_no_port_and_no_upload(service: Any) -> None:

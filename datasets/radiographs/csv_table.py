@@ -1,0 +1,106 @@
+"""Pairs of radiographs that a CSV lists: of one's own, or Indiana University's collection by the CSV it comes with.
+
+One's own has the columns subject, frontal and lateral and may have facing (left, right or auto). Indiana's
+`indiana_projections.csv` has the columns uid, filename and projection, a row an image: of its 3,851 people 3,388 have
+a frontal and a lateral image or more, and 3,194 exactly one of each.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+from raylift.datasets.csv_file import read_rows
+from raylift.datasets.errors import ConfigError, RefusedFile
+from raylift.datasets.files import walk
+from raylift.datasets.radiographs.orientation import AskedFacing
+from raylift.datasets.radiographs.pairing import FoundPairs, Group, ViewName, paired
+
+INDIANA = re.compile(
+    r"(?:CXR)?(?P<uid>\d+)(?:_(?P=uid))?_IM-(?P<image>\d+(?:-\d+)+)(?:\.dcm)?(?:\.(?:png|jpe?g|dcm))?", re.IGNORECASE
+)
+"""Both ways to name one file: `1_IM-0001-4001.dcm.png` on Kaggle, `CXR1_1_IM-0001-4001.png` at Open-i, where uid 1
+alone is said twice. Some have a third group of numbers."""
+
+
+def listed(table: Path, paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
+    """The pairs of a table. Files are looked for beside it, under `paths` by their place, and there by their name.
+
+    Raises:
+        ConfigError: the table has other columns, or a value that means nothing.
+    """
+    columns, rows = read_rows(table)
+    refused: list[RefusedFile] = []
+    files = [path for path, _ in walk(paths, refused)]
+    if {"uid", "filename", "projection"} <= set(columns):
+        return paired(_by_projection(table, rows, files), exact, refused)
+    if {"subject", "frontal", "lateral"} <= set(columns):
+        return paired(_by_row(table, rows, [table.parent, *paths], files), exact, refused)
+    raise ConfigError(
+        f"{table}: columns {columns}; needed are subject, frontal and lateral, or Indiana's uid, filename, projection"
+    )
+
+
+def same_image(name: str) -> tuple[str, ...]:
+    """What both names of an image of Indiana's have in common; another name stands for itself."""
+    match = INDIANA.fullmatch(name)
+    return (match["uid"], match["image"]) if match else (name,)
+
+
+def _by_projection(table: Path, rows: Iterable[Mapping[str, str]], files: Iterable[Path]) -> list[Group]:
+    there: dict[tuple[str, ...], Path] = {}
+    for path in files:
+        there.setdefault(same_image(path.name), path)
+    groups: dict[str, Group] = {}
+    for row in rows:
+        view = row["projection"].lower()
+        if view not in get_args(ViewName) or not row["uid"]:
+            raise ConfigError(f"{table}: uid '{row['uid']}' has projection '{row['projection']}': Frontal or Lateral?")
+        group = groups.setdefault(row["uid"], Group(f"indiana-{row['uid']}"))
+        image = there.get(same_image(row["filename"]))
+        if image is None:
+            group.missing.append(row["filename"])
+        else:
+            group.add("frontal" if view == "frontal" else "lateral", image)
+    return list(groups.values())
+
+
+def _by_row(
+    table: Path, rows: Iterable[Mapping[str, str]], roots: Sequence[Path], files: Iterable[Path]
+) -> list[Group]:
+    by_name: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        by_name[path.name].append(path)
+    groups = []
+    for row in rows:
+        facing: AskedFacing | None = next(
+            (one for one in get_args(AskedFacing) if one == (row.get("facing") or "auto").lower()), None
+        )
+        if facing is None or not row["subject"]:
+            raise ConfigError(
+                f"{table}: subject '{row['subject']}', facing '{row.get('facing')}': "
+                f"name a subject, and as facing one of {', '.join(get_args(AskedFacing))} or nothing"
+            )
+        group = Group(row["subject"], facing=facing)
+        for view in get_args(ViewName):
+            image = _file(row[view], roots, by_name)
+            if image is not None:
+                group.add(view, image)
+            elif row[view]:
+                group.missing.append(row[view])
+        groups.append(group)
+    return groups
+
+
+def _file(name: str, roots: Sequence[Path], by_name: Mapping[str, list[Path]]) -> Path | None:
+    """The file of that relative place or, if it is the only one of its kind, of that name."""
+    if not name:
+        return None
+    for root in roots:
+        if (root / name).is_file():
+            return root / name
+    found = by_name.get(name, [])
+    return found[0] if len(found) == 1 else None

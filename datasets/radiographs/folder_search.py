@@ -1,0 +1,79 @@
+"""Pairs of radiographs in folders: DICOM files by their study, others by the words of their names.
+
+A DICOM file's view is its ViewPosition, where it has one that means a view; every other's is the word frontal, pa or
+ap, or lateral or lat, in its name or in the folders below the one that is searched. What is the same but for these
+words belongs together: `anna_pa.png` and `anna_lat.png`, `7/frontal.jpg` and `7/lateral.jpg`, `frontal/7.png` and
+`lateral/7.png`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pydicom
+
+from raylift.datasets.errors import RefusedFile
+from raylift.datasets.files import walk
+from raylift.datasets.radiographs.pairing import FoundPairs, Group, ViewName, paired
+from raylift.datasets.scans import dicom_series
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+WORDS: dict[str, ViewName] = {
+    "frontal": "frontal", "pa": "frontal", "ap": "frontal", "lateral": "lateral", "lat": "lateral",
+}  # fmt: skip
+POSITIONS: dict[str, ViewName] = {"PA": "frontal", "AP": "frontal", "LL": "lateral", "RL": "lateral"}
+"""Of DICOM's defined terms; decubitus and oblique views are neither."""
+
+
+def search(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
+    """All pairs under files and folders."""
+    groups: dict[tuple[str, ...], Group] = {}
+    refused: list[RefusedFile] = []
+    passed_over = 0
+    for path, searched in walk(paths, refused):
+        try:
+            header = None if path.suffix.lower() in SUFFIXES else dicom_series.header(path)
+        except RefusedFile as error:
+            refused.append(error)
+            continue
+        except Exception as error:
+            # One unreadable file must not end the search; what pydicom raises on a damaged one is open.
+            refused.append(RefusedFile(f"{path}: cannot be read: {error!r}"))
+            continue
+        view, rest = told_by_name(path, paths)
+        if header is not None:
+            view = POSITIONS.get(str(header.get("ViewPosition") or "").upper(), view)
+        if view is None or (header is None and path.suffix.lower() not in SUFFIXES):
+            passed_over += searched
+            if not searched:
+                refused.append(RefusedFile(f"{path}: no radiograph whose view is known: name it frontal or lateral"))
+            continue
+        key, group = _of_study(path, header) if header is not None else _of_name(path, rest)
+        groups.setdefault(key, group).add(view, path)
+    return paired(groups.values(), exact, refused, passed_over)
+
+
+def told_by_name(path: Path, roots: Sequence[Path]) -> tuple[ViewName | None, tuple[str, ...]]:
+    """The view that words of the path below its root name, if all name one, and that path without them and suffix."""
+    root = next((root for root in roots if path.is_relative_to(root) and path != root), path.parent)
+    views, rest = set(), []
+    for part in path.relative_to(root).with_suffix("").parts:
+        words = re.split(r"([^A-Za-z0-9]+)", part)
+        views |= {WORDS[word.lower()] for word in words if word.lower() in WORDS}
+        left = "".join(word for word in words if word.lower() not in WORDS)
+        rest.append(re.sub(r"([^A-Za-z0-9])[^A-Za-z0-9]+", r"\1", left).strip(" -_."))
+    return (views.pop() if len(views) == 1 else None), (str(root), *rest)
+
+
+def _of_name(path: Path, rest: tuple[str, ...]) -> tuple[tuple[str, ...], Group]:
+    return ("name", *rest), Group("-".join(filter(None, rest[1:])) or path.parent.name)
+
+
+def _of_study(path: Path, header: pydicom.Dataset) -> tuple[tuple[str, ...], Group]:
+    study = str(header.get("StudyInstanceUID") or path.parent)
+    # A patient's own number stays out of archives; the pseudonym is stable, so splits by subject still hold.
+    patient = str(header.get("PatientID") or study)
+    return ("study", study), Group("sub-" + hashlib.sha256(patient.encode()).hexdigest()[:12], is_dicom=True)

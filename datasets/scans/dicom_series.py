@@ -1,0 +1,125 @@
+"""DICOM CT series: which files belong together, and whether they are one whole volume.
+
+SimpleITK makes a volume of any slices without complaint, so their order, spacing, orientation and completeness are
+checked here, from the headers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from jaxtyping import Float
+from pydicom.uid import MediaStorageDirectoryStorage
+
+from raylift.datasets import dicom
+from raylift.datasets.errors import RefusedFile
+from raylift.datasets.files import Limits, Source, check_bytes, check_extent, check_size, last_line
+
+BEHIND_HEADER = 0x0029_0000
+"""The first DICOM tag behind those that describe an image."""
+
+
+def header(path: Path) -> pydicom.Dataset | None:
+    """What stands before the image in a DICOM file; None for a file that is not DICOM, or an index of others.
+
+    Raises:
+        RefusedFile: see `dicom.parse`. What pydicom raises on a damaged file is open.
+    """
+    head = _head(path)
+    if not dicom.is_dicom(head):
+        return None
+    if dicom.meta(head).get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        return None
+    return dicom.parse(head, str(path), until=BEHIND_HEADER)
+
+
+def key(path: Path) -> tuple[str, str] | None:
+    """What tells a DICOM file's series and patient apart; None and errors are those of `header`."""
+    said = header(path)
+    if said is None:
+        return None
+    # Without a number for the patient, the series of one study still belong together.
+    patient = said.get("PatientID") or said.get("StudyInstanceUID") or path.parent
+    return str(said.get("SeriesInstanceUID", path.parent)), str(patient)
+
+
+def read(source: Source, limits: Limits) -> sitk.Image:
+    """The slices as one volume.
+
+    Raises:
+        RefusedFile: not a CT, not one whole volume, truncated, or over the limits.
+    """
+    name = source.where
+    try:
+        headers = {path: dicom.parse(_head(path), str(path), until=BEHIND_HEADER) for path in source.files}
+        ordered = _ordered(source, headers, limits)
+    except RefusedFile:
+        raise
+    except Exception as error:
+        # A missing tag, or one that holds something else: what pydicom raises on it is open.
+        raise RefusedFile(f"{name}: the DICOM header cannot be read: {error!r}") from error
+    reader = sitk.ImageSeriesReader()
+    # Whatever the preamble or the name looks like, no other reader is tried.
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileNames([str(path) for path in ordered])
+    try:
+        return reader.Execute()
+    except RuntimeError as error:
+        raise RefusedFile(f"{name}: the slices cannot be read, one may be truncated: {last_line(error)}") from error
+
+
+def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Limits) -> list[Path]:
+    """The files from one end of the volume to the other, or a RefusedFile where they are none."""
+    name = source.where
+    first = headers[source.files[0]]
+    for header in headers.values():
+        if header.get("Modality", "none") != "CT":
+            raise RefusedFile(f"{name}: DICOM modality {header.get('Modality', 'none')} is not CT")
+        if int(header.get("NumberOfFrames") or 1) > 1 or int(header.get("SamplesPerPixel") or 1) > 1:
+            raise RefusedFile(f"{name}: an enhanced multi-frame or colour DICOM: convert it to NIfTI first")
+        if not header.get("ImageOrientationPatient") or not header.get("ImagePositionPatient"):
+            raise RefusedFile(f"{name}: slices without position or orientation: not a volume")
+    size = (int(first.Columns), int(first.Rows), len(headers))
+    check_size(name, size, limits)
+    check_bytes(source, size, sitk.sitkInt16)
+    if len({(int(h.Rows), int(h.Columns), tuple(h.PixelSpacing)) for h in headers.values()}) > 1:
+        raise RefusedFile(f"{name}: slices differ in size or pixel spacing: split the series")
+    directions = np.array([h.ImageOrientationPatient for h in headers.values()], dtype=float)
+    if np.abs(directions - directions[0]).max() > 1e-3:
+        raise RefusedFile(f"{name}: slices differ in orientation (a localizer among them?): split the series")
+    normal = np.cross(directions[0, :3], directions[0, 3:])
+    places = {path: np.array(h.ImagePositionPatient, dtype=float) for path, h in headers.items()}
+    ordered = sorted(source.files, key=lambda path: float(places[path] @ normal))
+    step_mm = _check_slices(name, np.stack([places[path] for path in ordered]), normal)
+    rows_mm, columns_mm = (float(value) for value in first.PixelSpacing)
+    check_extent(name, size, (columns_mm, rows_mm, step_mm))
+    return ordered
+
+
+def _check_slices(name: str, positions: Float[np.ndarray, "slices 3"], normal: Float[np.ndarray, " 3"]) -> float:
+    """The distance between slices in mm, or a RefusedFile where it is not one."""
+    along = positions @ normal
+    steps = np.diff(along)
+    step = float(np.median(steps))
+    where = int(np.argmin(steps))
+    if steps[where] < 0.01 or step <= 0:
+        raise RefusedFile(f"{name}: two slices at {along[where]:.2f} mm: remove the duplicates or split the series")
+    where = int(np.argmax(np.abs(steps - step)))
+    if abs(steps[where] - step) > 0.05 * step + 0.01:
+        raise RefusedFile(
+            f"{name}: {steps[where]:.2f} mm between the slices at {along[where]:.2f} and {along[where + 1]:.2f} mm "
+            f"where the others lie {step:.2f} mm apart: slices are missing"
+        )
+    drift = (positions[-1] - positions[0]) - (along[-1] - along[0]) * normal
+    if np.linalg.norm(drift) > 0.02 * (along[-1] - along[0]):
+        raise RefusedFile(f"{name}: a tilted gantry, {np.linalg.norm(drift):.1f} mm of shear: straighten it first")
+    return step
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2**18)

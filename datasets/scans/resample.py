@@ -1,0 +1,164 @@
+"""Scans to volumes: every CT on the one grid that a model is trained on, centred on the body, in HU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Bool, Int16
+from scipy import ndimage
+
+from raylift.datasets import segmentation
+from raylift.datasets.errors import RefusedFile
+from raylift.datasets.geometry import Grid
+from raylift.datasets.intensity import HU_MAX, HU_MIN
+from raylift.datasets.scans.reader import Scan
+
+COARSE_MM = 4.0
+"""Voxels on which a whole scan is looked over."""
+
+
+def resample(scan: Scan, grid: Grid, keep_table: bool = False) -> tuple[Int16[np.ndarray, "d h w"], dict[str, Any]]:
+    """The scan on `grid`, in HU and volume order, centred on the body, with a record of what was done.
+
+    HU is clamped to [-1024, 3071]; axes that become coarser are smoothed first (a Gaussian of half the loss in
+    voxels, as scikit-image does); what lies outside the scan is air. Left-right and front-back the cube is centred on
+    the body. Along the body it is centred on the lungs, moved as far as needed to stay inside the scan. Unless
+    `keep_table`, everything outside the body becomes air.
+
+    Raises:
+        RefusedFile: no body where the cube lies.
+        RuntimeError: what ITK gives up on, such as an axis too short to smooth.
+    """
+    clamped = sitk.Clamp(scan.image, sitk.sitkFloat32, HU_MIN, HU_MAX)
+    smooth = _smooth_for(clamped, grid.spacing_mm)
+    whole = _coarse(clamped)
+    body, lung = (find(_voxels(whole), COARSE_MM) for find in (segmentation.body, segmentation.lungs))
+    centre, lungs_found = _centre(clamped, body, lung, grid)
+    origin = centre - (grid.size - 1) / 2 * grid.spacing_mm * np.array([1, 1, -1])
+    hu = _voxels(_on_axes(smooth, origin, grid.shape, grid.spacing_mm))
+    inside = segmentation.body(hu, grid.spacing_mm) | _inner(whole, body, origin, grid)
+    if not inside.any():
+        raise RefusedFile(
+            f"{scan.source.where}: no body found in the central {grid.extent_mm:.0f} mm: not a CT of a person"
+        )
+    if not keep_table:
+        hu[~inside] = HU_MIN
+    record = {
+        "source_size": list(scan.image.GetSize()),
+        "source_spacing_mm": list(scan.spacing_mm),
+        "source_orientation": scan.orientation,
+        "centre_lps_mm": [round(float(value), 2) for value in centre],
+        "centred_on": "lungs" if lungs_found else "scan",
+        "table_removed": not keep_table,
+    }
+    return hu, record
+
+
+def check_whole_thorax(scan: Scan) -> None:
+    """Refuse a scan that does not hold two whole lungs.
+
+    Raises:
+        RefusedFile: a lung is missing, under 300 ml, or cut by the first or last slice or by a side.
+    """
+    hu = _voxels(_coarse(sitk.Clamp(scan.image, sitk.sitkFloat32, HU_MIN, HU_MAX)))
+    lung = segmentation.lungs(hu, COARSE_MM)
+    remedy = "ingest it without --require-whole-thorax, or leave it out"
+    if not lung.any():
+        raise RefusedFile(f"{scan.source.where}: no lungs inside the field of view: {remedy}")
+    body = segmentation.body(hu, COARSE_MM)
+    for side, face in (("right", body[:, :, 0]), ("left", body[:, :, -1])):
+        # Air with body before and behind it; a flank that is cut beside the lung shows none.
+        between = ndimage.binary_fill_holes(face, structure=[[0, 0, 0], [1, 1, 1], [0, 0, 0]]) & ~face
+        if between.sum() * COARSE_MM**2 > 500:
+            raise RefusedFile(f"{scan.source.where}: the lungs are cut by the {side} side: {remedy}")
+    columns = np.flatnonzero(body.any(axis=(0, 1)))
+    middle = (columns[0] + columns[-1]) // 2
+    for side, half in (("right", lung[:, :, :middle]), ("left", lung[:, :, middle:])):
+        volume_ml = half.sum() * COARSE_MM**3 / 1000
+        if volume_ml < 300:
+            raise RefusedFile(f"{scan.source.where}: {volume_ml:.0f} ml of {side} lung in the field of view: {remedy}")
+    area = lung.sum(axis=(1, 2))
+    for end, cut in (("first", area[0]), ("last", area[-1])):
+        if cut > 0.25 * area.max():
+            raise RefusedFile(f"{scan.source.where}: the lungs are cut by the {end} slice: {remedy}")
+
+
+def _smooth_for(image: sitk.Image, spacing_mm: float) -> sitk.Image:
+    for axis, spacing in enumerate(image.GetSpacing()):
+        factor = spacing_mm / spacing
+        if factor > 1.05:
+            kernel = sitk.RecursiveGaussianImageFilter()
+            kernel.SetDirection(axis)
+            kernel.SetSigma((factor - 1) / 2 * spacing)
+            image = kernel.Execute(image)
+    return image
+
+
+def _on_axes(
+    image: sitk.Image,
+    origin: np.ndarray,
+    shape: tuple[int, int, int],
+    spacing_mm: float,
+    interpolator: int = sitk.sitkLinear,
+    outside: float = HU_MIN,
+) -> sitk.Image:
+    """The image on `shape` voxels in volume order; `origin` is the first one's centre in the patient frame."""
+    return sitk.Resample(
+        image, shape[::-1], sitk.Transform(), interpolator, [float(value) for value in origin], [spacing_mm] * 3,
+        [1, 0, 0, 0, 1, 0, 0, 0, -1], outside, sitk.sitkFloat32,
+    )  # fmt: skip
+
+
+def _voxels(image: sitk.Image) -> Int16[np.ndarray, "d h w"]:
+    hu: Int16[np.ndarray, "d h w"] = np.rint(sitk.GetArrayViewFromImage(image)).clip(HU_MIN, HU_MAX).astype(np.int16)
+    return hu
+
+
+def _extent(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper corner of the scan's voxel centres in the patient frame, oblique scans by their box."""
+    ends = [(0, n - 1) for n in image.GetSize()]
+    corners = np.array(
+        [image.TransformIndexToPhysicalPoint((i, j, k)) for i in ends[0] for j in ends[1] for k in ends[2]]
+    )
+    return corners.min(axis=0), corners.max(axis=0)
+
+
+def _coarse(image: sitk.Image) -> sitk.Image:
+    """The whole scan in volume order on voxels large enough to segment in no time."""
+    low, high = _extent(image)
+    width, height, depth = (int(n) for n in np.ceil((high - low) / COARSE_MM) + 1)
+    return _on_axes(image, np.array([low[0], low[1], high[2]]), (depth, height, width), COARSE_MM)
+
+
+def _centre(
+    image: sitk.Image, body: Bool[np.ndarray, "d h w"], lung: Bool[np.ndarray, "d h w"], grid: Grid
+) -> tuple[np.ndarray, bool]:
+    """Where the cube's centre goes, in the patient frame, and whether lungs decided its height."""
+    low, high = _extent(image)
+    centre = (low + high) / 2
+    for axis, plane in ((0, (0, 1)), (1, (0, 2))):
+        where = np.flatnonzero(body.any(axis=plane))
+        if len(where):
+            centre[axis] = low[axis] + (where[0] + where[-1]) / 2 * COARSE_MM
+    slices = np.flatnonzero(lung.any(axis=(1, 2)))
+    half = grid.extent_mm / 2
+    if len(slices) and high[2] - low[2] > grid.extent_mm:
+        middle = high[2] - (slices[0] + slices[-1]) / 2 * COARSE_MM
+        centre[2] = np.clip(middle, low[2] + half, high[2] - half)
+        return centre, True
+    return centre, False
+
+
+def _inner(
+    whole: sitk.Image, body: Bool[np.ndarray, "d h w"], origin: np.ndarray, grid: Grid
+) -> Bool[np.ndarray, "n n n"]:
+    """Where the cube lies well inside the body of the whole scan.
+
+    A cube that cuts a flank opens the lung behind it to the air outside; the whole scan tells them apart.
+    """
+    inner = sitk.GetImageFromArray(ndimage.binary_erosion(body, border_value=1).astype(np.uint8))
+    inner.CopyInformation(whole)
+    cube = _on_axes(inner, origin, grid.shape, grid.spacing_mm, sitk.sitkNearestNeighbor, outside=0)
+    return np.asarray(sitk.GetArrayViewFromImage(cube) > 0)

@@ -1,0 +1,63 @@
+"""Denoising: a timestep and noise for each volume, and a network that tells them apart again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from raylift.datasets.batch import Batch
+from raylift.datasets.errors import ConfigError
+from raylift.models.diffusion.conditional import ConditionalDiffusion
+from raylift.models.losses import orthogonal_projection_l1
+from raylift.models.objectives.objective import Carried, Objective, Player, Turn
+
+
+@dataclass(frozen=True)
+class DenoisingLoss:
+    """Weights beside the mean squared error of what the diffusion asks for, whose weight is 1."""
+
+    projection: float = 1.0
+    """Of 1/T, T the timesteps, times the mean absolute error between mean projections of the data and of their one-step
+    estimate, along the three axes. DiffuX2CT's is 1; its norm is not published, X2CT-GAN's is taken."""
+    ema_decay: float = 0.999
+    """Of the weights' moving average, which is what draws, is validated and is exported; 0 takes the weights
+    themselves. Not published."""
+
+    def __post_init__(self) -> None:
+        if not (self.projection >= 0 and 0 <= self.ema_decay < 1):
+            raise ConfigError(f"{self}: the weight must not be below 0, and the decay in [0, 1)")
+
+
+class DenoisingPlayer(Player):
+    """The turn of a conditional diffusion."""
+
+    def __init__(self, network: ConditionalDiffusion, weights: DenoisingLoss) -> None:
+        super().__init__(network)
+        self.weights = weights
+
+    def forward(self, batch: Batch, carried: Carried) -> Turn:  # noqa: ARG002
+        """Timesteps and noise come from torch's global generator."""
+        network = self.network
+        assert isinstance(network, ConditionalDiffusion)
+        condition = network.condition(batch.views)
+        data, losses = network.learn(batch.volume, condition)
+        noise, times = torch.randn_like(data), network.diffusion.draw_times(data)
+        noisy = network.diffusion.noisy(data, noise, times)
+        told = network.tell(noisy, times, condition)
+        target = network.diffusion.target(data, noise, times)
+        logs: dict[str, Tensor] = {f"{network.diffusion.config.prediction}_mse": F.mse_loss(told, target)}
+        losses = {**losses, **logs}
+        if self.weights.projection:
+            estimate = network.diffusion.one_step(told, noisy, times)
+            logs["projection_l1"] = orthogonal_projection_l1(estimate, data)
+            losses["projection"] = self.weights.projection / network.diffusion.config.timesteps * logs["projection_l1"]
+        detached = {name: value.detach() for name, value in {**losses, **logs}.items() if name != "projection"}
+        return torch.stack(list(losses.values())).sum(), detached, {}
+
+
+def denoising_objective(network: ConditionalDiffusion, weights: DenoisingLoss) -> Objective:
+    """A single player, the denoiser, with a moving average of its weights."""
+    return Objective({"denoiser": DenoisingPlayer(network, weights)}, ema_decay=weights.ema_decay)

@@ -1,0 +1,49 @@
+"""A system that learns from radiographs alone: the parts of a composition, taught by the projections of its volumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.intensity import Window
+from raylift.models.composition import Parts
+from raylift.models.drr import Reprojection
+from raylift.models.objectives.objective import Objective
+from raylift.models.objectives.reprojection import ReprojectionLoss, reprojection_objective
+from raylift.models.parts.discriminators import ViewDiscriminatorConfig
+from raylift.models.system_config import DEFAULT_WINDOW, LearnsFrom
+
+
+@dataclass(frozen=True)
+class Reprojected(Parts):
+    """Settings of u-X2CTGAN and cGAN-128."""
+
+    name: Literal["u-x2ctgan", "cgan-128"] = "u-x2ctgan"
+    discriminator: ViewDiscriminatorConfig = field(default_factory=ViewDiscriminatorConfig)
+    loss: ReprojectionLoss = field(default_factory=ReprojectionLoss)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.loss.thickest_mm) != len(self.views):
+            raise ConfigError(
+                f"system.loss.thickest_mm {self.loss.thickest_mm} for {len(self.views)} views: give one for each, "
+                "and of thinnest_mm too"
+            )
+        if self.discriminator.conditional and (self.loss.turned_deg or len(self.views) < 2):
+            raise ConfigError(
+                "a conditional discriminator judges a view beside the others given: give two views or more and set "
+                "system.loss.turned_deg to 0, or set system.discriminator.conditional to false"
+            )
+
+    @property
+    def learns_from(self) -> LearnsFrom:
+        """No CT of the views."""
+        return "radiographs"
+
+    def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:
+        """The reconstructor, and a discriminator of radiographs if the adversarial term has a weight."""
+        discriminator = self.discriminator.build(len(self.views)) if self.loss.adversarial else None
+        reprojection = Reprojection(grid, geometry, window, self.views)
+        return reprojection_objective(self.reconstructor(grid, geometry), discriminator, reprojection, self.loss)

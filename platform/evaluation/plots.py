@@ -1,0 +1,109 @@
+"""Pictures of volumes and of training, drawn with matplotlib and saved as PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from jaxtyping import Float32
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.intensity import attenuation, standardise
+from raylift.datasets.projector import project
+from raylift.platform.evaluation.evaluate import MODEL, Case
+from raylift.platform.monitor import METRICS, deciding
+
+DISPLAY_HU = (-1000.0, 500.0)
+"""Shows lung and soft tissue at once; bone and contrast are white."""
+ERROR_HU = 600.0
+
+mpl.rcParams.update({"font.size": 9, "figure.dpi": 110, "savefig.bbox": "tight"})
+
+
+def draw_case(case: Case, path: Path) -> None:
+    """Axial, coronal and sagittal slices through the middle: truth, model, baselines, and the model's error.
+
+    Where no CT is known there is neither truth nor error.
+    """
+    columns = [*([] if case.truth is None else [("CT", case.truth)]), *case.predictions.items()]
+    width = len(columns) + (case.truth is not None)
+    figure = Figure(figsize=(2.1 * width, 6.6), layout="constrained")
+    grid = figure.subplots(3, width)
+    for column, (title, volume) in enumerate(columns):
+        for row, plane in enumerate(_middle(volume)):
+            _show(grid[row, column], plane, *DISPLAY_HU)
+        grid[0, column].set_title(title)
+    if case.truth is not None:
+        for row, plane in enumerate(_middle(case.predictions[MODEL] - case.truth)):
+            shown = grid[row, -1].imshow(plane, cmap="RdBu_r", vmin=-ERROR_HU, vmax=ERROR_HU, interpolation="nearest")
+            _bare(grid[row, -1])
+        grid[0, -1].set_title("model - CT")
+        figure.colorbar(shown, ax=list(grid[:, -1]), label="HU", shrink=0.6)
+    for row, name in enumerate(("axial", "coronal", "sagittal")):
+        grid[row, 0].set_ylabel(name)
+    figure.suptitle(f"{case.entry.id}   (grey: {DISPLAY_HU[0]:g} to {DISPLAY_HU[1]:g} HU)")
+    figure.savefig(path)
+
+
+def draw_projections(case: Case, grid: Grid, geometry: Geometry, path: Path) -> None:
+    """Each input radiograph beside the projection of the model's volume in the same view."""
+    figure = Figure(figsize=(4.6, 2.5 * len(geometry.views)), layout="constrained")
+    axes = figure.subplots(len(geometry.views), 2, squeeze=False)
+    made = reproject(case.predictions[MODEL], grid, geometry)
+    for row, view in enumerate(geometry.views):
+        for column, (title, image) in enumerate(
+            (("input", case.radiographs[row]), ("of the reconstruction", made[row]))
+        ):
+            _show(axes[row, column], image, 0.0, 1.0)
+            axes[row, column].set_title(f"{view.name}, {title}")
+    figure.savefig(path)
+
+
+def draw_history(history: list[dict[str, float]], path: Path) -> None:
+    """Losses and validation PSNR against the step."""
+    losses = sorted({name for entry in history for name in entry if name.endswith("/loss")})
+    figure = Figure(figsize=(8.0, 2.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in losses:
+        points = [(entry["step"], entry[name]) for entry in history if name in entry]
+        left.plot(*zip(*points, strict=True), label=name.removesuffix("/loss"))
+    left.set(yscale="log", xlabel="step", ylabel="loss")
+    left.legend(frameon=False)
+    metric = deciding(name for entry in history for name in entry)
+    points = [(entry["step"], entry[metric]) for entry in history if metric in entry]
+    if points:
+        right.plot(*zip(*points, strict=True), marker="o", markersize=3, color="tab:green")
+    right.set(xlabel="step", ylabel=f"validation PSNR, dB\n(protocol {METRICS[metric]})")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+    figure.savefig(path)
+
+
+def reproject(
+    hu: Float32[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
+) -> Float32[np.ndarray, "views rows columns"]:
+    """A volume's standardised radiographs in every view of the geometry."""
+    density = attenuation(torch.from_numpy(np.ascontiguousarray(hu)))[None, None]
+    images = [project(density, grid.spacing_mm, geometry, view)[0, 0].numpy() for view in geometry.views]
+    return np.stack([standardise(image) for image in images])
+
+
+def _middle(volume: Float32[np.ndarray, "d h w"]) -> list[np.ndarray]:
+    d, h, w = (n // 2 for n in volume.shape)
+    return [volume[d], volume[:, h], volume[:, :, w]]
+
+
+def _show(axes: Axes, image: np.ndarray, low: float, high: float) -> None:
+    axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+    _bare(axes)
+
+
+def _bare(axes: Axes) -> None:
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)

@@ -1,0 +1,211 @@
+"""Checkpoints that are whole or not there.
+
+```
+<run>/checkpoints/step-00000500/
+    model/model.safetensors, model.json    the reconstructor, in the format of `models.weights`; if it keeps a moving
+                                           average of its weights, that
+    players/<name>.safetensors             weights of the other players, and those beside an average
+    adam/<name>.safetensors                Adam's moments of every player, by parameter name
+    state.json                             step, samples taken, metrics, history, config
+    checkpoint.json                        SHA-256 of every file above; written last, this publishes it
+```
+
+Files are written to a local folder first, digested, copied to the run, and named in `checkpoint.json` once all are
+there. A folder without that file, or with a file that does not match it, is no checkpoint: resuming takes the newest
+one that verifies. Nothing in it depends on the ZeRO stage or the number of workers, and nothing is a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from raylift.datasets.archive.store import Folder, absolute, is_local, join
+from raylift.datasets.errors import RayliftError
+from raylift.datasets.serialization import from_plain, to_plain
+from raylift.models import weights
+from raylift.models.weights import Description, file_sha256
+from raylift.platform.monitor import deciding
+
+RUN_FILE = "run.json"
+"""By which a folder is known for a run."""
+CHECKPOINTS, PUBLISHED, STATE = "checkpoints", "checkpoint.json", "state.json"
+
+NamedTensors = dict[str, Tensor]
+
+
+class CheckpointError(RayliftError, ValueError):
+    """A checkpoint that is absent, unfinished or altered."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run needs to go on, beside its tensors."""
+
+    step: int
+    samples_taken: int
+    metrics: dict[str, float]
+    """Of the validation at this step."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """Logged averages and validations so far, each with its step."""
+    config: dict[str, Any] = field(default_factory=dict)
+    config_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """All tensors of a run by player."""
+
+    networks: dict[str, NamedTensors]
+    adam: dict[str, NamedTensors]
+    averaged: dict[str, NamedTensors] = field(default_factory=dict)
+    """Moving averages, of the players that have one."""
+
+
+class Checkpoints:
+    """The checkpoints of one run."""
+
+    def __init__(self, run_url: str) -> None:
+        self.url = join(absolute(run_url), CHECKPOINTS)
+        self._folder = Folder(self.url)
+
+    def save(self, state: State, tensors: Tensors, description: Description) -> str:
+        """Publish a checkpoint and return its URL. One process calls it; the first player is the reconstructor."""
+        name = f"step-{state.step:08d}"
+        # Left by a run that was cut while it published this step.
+        self._folder.remove(name)
+        reconstructor, *others = tensors.networks
+        with tempfile.TemporaryDirectory(prefix="raylift-checkpoint-") as temporary:
+            local = Path(temporary)
+            weights.save(local / "model", {**tensors.networks, **tensors.averaged}[reconstructor], description)
+            for player in [*others, *tensors.averaged]:
+                _save_tensors(local / "players" / f"{player}.safetensors", tensors.networks[player])
+            for player, moments in tensors.adam.items():
+                _save_tensors(local / "adam" / f"{player}.safetensors", moments)
+            (local / STATE).write_text(json.dumps(to_plain(state), indent=1), encoding="utf-8")
+            files = sorted(path for path in local.rglob("*") if path.is_file())
+            digests = {path.relative_to(local).as_posix(): file_sha256(path) for path in files}
+            for relative in digests:
+                self._folder.put(local / relative, f"{name}/{relative}")
+        summary = {"step": state.step, "metrics": state.metrics, "sha256": digests}
+        self._folder.write(f"{name}/{PUBLISHED}", json.dumps(summary, indent=1).encode())
+        return join(self.url, name)
+
+    def published(self) -> list[tuple[str, dict[str, Any]]]:
+        """Names and summaries of published checkpoints, oldest first; contents are not verified here."""
+        found = []
+        for name in self._folder.names():
+            try:
+                found.append((name, json.loads(self._folder.read(f"{name}/{PUBLISHED}"))))
+            except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+                continue  # unpublished: what a cut run left
+        return found
+
+    def best(self, metric: str) -> tuple[str, dict[str, Any]]:
+        """URL and summary of the published checkpoint with the highest metric, the older one of equals.
+
+        Raises:
+            CheckpointError: nothing was published with that metric.
+        """
+        scored = [(name, summary) for name, summary in self.published() if metric in summary["metrics"]]
+        if not scored:
+            raise CheckpointError(f"{self.url} holds no checkpoint with the metric {metric}")
+        name, summary = max(scored, key=lambda item: (item[1]["metrics"][metric], -item[1]["step"]))
+        return join(self.url, name), summary
+
+    def prune(self, keep: int, metric: str) -> None:
+        """Remove all but the newest `keep` checkpoints and the best one."""
+        published = self.published()
+        kept = {name for name, _ in published[-keep:]} | {self.best(metric)[0].rsplit("/", 1)[-1]}
+        for name, _ in published:
+            if name not in kept:
+                # First what makes it a checkpoint, so that a cut here leaves none that lacks files.
+                self._folder.remove(f"{name}/{PUBLISHED}")
+                self._folder.remove(name)
+
+    def newest(self) -> tuple[str | None, list[str]]:
+        """URL of the newest checkpoint whose files all match, or None, and why newer ones were passed over."""
+        passed_over: list[str] = []
+        for name, _ in reversed(self.published()):
+            url = join(self.url, name)
+            try:
+                with local_copy(url):
+                    return url, passed_over
+            except CheckpointError as error:
+                passed_over.append(str(error))
+        return None, passed_over
+
+
+def best_checkpoint(run_url: str) -> tuple[str, dict[str, Any]]:
+    """URL and summary of a run's best checkpoint by the metric that decides."""
+    checkpoints = Checkpoints(run_url)
+    metrics = [name for _, summary in checkpoints.published() for name in summary["metrics"]]
+    return checkpoints.best(deciding(metrics))
+
+
+def checkpoint_of(url: str) -> str:
+    """The URL itself, or of its best checkpoint if it is a run."""
+    return best_checkpoint(url)[0] if Folder(url).exists(RUN_FILE) else absolute(url)
+
+
+@contextmanager
+def local_copy(url: str) -> Iterator[Path]:
+    """The files of a checkpoint as a local folder, each checked against its digest.
+
+    Raises:
+        CheckpointError: it was never published, or a file is missing or altered.
+    """
+    url = absolute(url)
+    folder = Folder(url)
+    try:
+        digests = json.loads(folder.read(PUBLISHED))["sha256"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CheckpointError(f"{url} is not a published checkpoint: it has no {PUBLISHED}") from error
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{url}/{PUBLISHED} cannot be read: {error}") from error
+    with tempfile.TemporaryDirectory(prefix="raylift-checkpoint-") as temporary:
+        local = Path(url) if is_local(url) else Path(temporary)
+        for relative, expected in digests.items():
+            try:
+                if not is_local(url):
+                    folder.get(relative, local / relative)
+                found = file_sha256(local / relative)
+            except FileNotFoundError as error:
+                raise CheckpointError(f"{url}/{relative} is missing: use another checkpoint") from error
+            if found != expected:
+                raise CheckpointError(f"{url}/{relative} has SHA-256 {found}, not {expected}: use another checkpoint")
+        yield local
+
+
+def load_state(local: Path) -> State:
+    """The state in a local copy."""
+    return from_plain(State, json.loads((local / STATE).read_text(encoding="utf-8")), str(local / STATE))
+
+
+def load_network(local: Path, player: str, first: bool) -> NamedTensors:
+    """A player's weights from a local copy; the first player's are the model's, if that has no average of them."""
+    path = local / "players" / f"{player}.safetensors"
+    return load_model(local) if first and not path.exists() else safetensors.torch.load_file(path)
+
+
+def load_model(local: Path) -> NamedTensors:
+    """The weights that are served, from a local copy."""
+    return safetensors.torch.load_file(local / "model" / weights.WEIGHTS_FILE)
+
+
+def load_adam(local: Path, player: str) -> NamedTensors:
+    """A player's moments from a local copy."""
+    return safetensors.torch.load_file(local / "adam" / f"{player}.safetensors")
+
+
+def _save_tensors(path: Path, tensors: NamedTensors) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)

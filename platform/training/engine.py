@@ -1,0 +1,276 @@
+"""DeepSpeed, one engine for each player of an objective, and Adam's state in a form that belongs to no engine.
+
+DeepSpeed's own checkpoints can be read only by the ZeRO stage and world size that wrote them. Here weights and Adam's
+moments are gathered by parameter name and handed back the same way, so a run may go on with another stage, another
+number of workers, or none of DeepSpeed at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from raylift.models.objectives.objective import Objective, Player
+from raylift.platform.config import RunConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+STEP_KEY = "step"
+
+State = dict[str, Tensor]
+
+
+class Engine:
+    """A player under DeepSpeed, with a moving average of its network's weights if the decay is not 0."""
+
+    def __init__(self, player: Player, run: RunConfig, device: torch.device, ema_decay: float = 0.0) -> None:
+        import deepspeed
+
+        self.player = player
+        self._trained = {name: p for name, p in player.network.named_parameters() if p.requires_grad}
+        optimiser = torch.optim.Adam(
+            self._trained.values(),
+            lr=run.optimiser.rate,
+            betas=(run.optimiser.beta_1, run.optimiser.beta_2),
+            eps=run.optimiser.epsilon,
+            weight_decay=run.optimiser.weight_decay,
+        )
+        with _quiet():
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=player.to(device), optimizer=optimiser, config=_deepspeed_config(run)
+            )
+        self._stage = run.engine.zero_stage
+        self._average = Average(self._held, ema_decay) if ema_decay else None
+
+    @property
+    def has_average(self) -> bool:
+        """Whether there is a moving average."""
+        return self._average is not None
+
+    def average(self, step: int) -> None:
+        """Let the moving average, if there is one, follow the weights; `step` counts the steps before this one."""
+        if self._average is not None:
+            self._average.follow(step)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this context the network has its averaged weights; its own where there is no average."""
+        if self._average is None:
+            yield
+            return
+        self._average.swap()
+        self._spread()
+        try:
+            yield
+        finally:
+            self._average.swap()
+            self._spread()
+
+    def share_statistics(self) -> None:
+        """Give every rank the mean of all ranks' running statistics of batch norm, for each sees its own samples.
+
+        It may be done at any step, or not: statistics are linear in what is added later, so the next mean is the same.
+        """
+        for module in self.player.network.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.training:
+                for name in ("running_mean", "running_var"):
+                    statistic = module.get_buffer(name)
+                    torch.distributed.all_reduce(statistic)
+                    statistic /= torch.distributed.get_world_size()
+
+    def restore_average(self, state: State) -> None:
+        """Hand the moving average back, whatever stage and world size it came from."""
+        assert self._average is not None
+        for shadow, (name, parameter) in zip(self._average.shadow, self._trained.items(), strict=True):
+            value = state[name].to(shadow.device)
+            shadow.copy_(self._own_piece(parameter, value) if self._stage == 3 else value)
+
+    def _held(self) -> list[Tensor]:
+        """What this rank holds of each parameter that trains, in fp32: all of it, or its piece under ZeRO-3."""
+        trained = self._trained.values()
+        return [p.ds_tensor if self._stage == 3 else p.data for p in trained]  # type: ignore[attr-defined]
+
+    def _spread(self) -> None:
+        """Small parameters stay whole on every rank under ZeRO-3: renew them from the pieces."""
+        whole = self.deepspeed.optimizer.persistent_parameters if self._stage == 3 else []
+        if whole:
+            whole[0].partition(whole)
+            whole[0].all_gather(whole)
+
+    def set_rate(self, rate: float) -> None:
+        """The learning rate of the next step."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = rate
+
+    def weights(self) -> State:
+        """The network's weights in fp32 on the CPU, by name. Every rank must call it; only rank 0 gets them."""
+        import deepspeed
+
+        state: State = {}
+        for name, parameter in self.player.network.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3):
+                if _rank() == 0:
+                    state[name] = parameter.detach().float().cpu().clone()
+        if _rank() == 0:
+            state |= {name: buffer.detach().cpu().clone() for name, buffer in self.player.network.named_buffers()}
+        return state
+
+    def adam(self) -> State:
+        """Adam's moments and step by `<parameter>/<moment>`. Every rank must call it; only rank 0 gets them."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        state: State = {}
+        inner = self._inner_optimiser()
+        for name, parameter in self._trained.items():
+            for moment in MOMENTS:
+                if self._stage == 0:
+                    value = inner.state[parameter].get(moment) if parameter in inner.state else None
+                else:
+                    value = safe_get_full_optimizer_state(parameter, moment)
+                if _rank() == 0 and value is not None:
+                    state[f"{name}/{moment}"] = value.detach().float().cpu().reshape(parameter_shape(parameter)).clone()
+        if _rank() == 0:
+            state[STEP_KEY] = next(iter(inner.state.values()))[STEP_KEY].detach().cpu().clone()
+        return state
+
+    def restore_adam(self, state: State) -> None:
+        """Hand Adam's moments back, whatever stage and world size they came from."""
+        inner = self._inner_optimiser()
+        for tensor in self._owned_tensors():
+            inner.state[tensor] = {
+                STEP_KEY: state[STEP_KEY].clone(),
+                **{moment: torch.zeros_like(tensor, dtype=torch.float32) for moment in MOMENTS},
+            }
+        if self._stage in (1, 2):
+            self.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self._trained.items():
+            for moment in MOMENTS:
+                value = state.get(f"{name}/{moment}")
+                if value is not None:
+                    self._set_moment(parameter, moment, value)
+
+    def _set_moment(self, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        value = value.to(parameter.device)
+        if self._stage == 0:
+            self._inner_optimiser().state[parameter][moment].copy_(value)
+        elif self._stage in (1, 2):
+            safe_set_full_optimizer_state(parameter, value, moment)
+        else:
+            # DeepSpeed's full setter forgets the padding.
+            safe_set_local_optimizer_state(parameter, self._own_piece(parameter, value), moment)
+
+    def _own_piece(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """This rank's piece under ZeRO-3: an equal part of the flattened value, padded at the end."""
+        piece = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        flat = torch.zeros(piece * torch.distributed.get_world_size(), device=value.device)
+        flat[: value.numel()] = value.flatten()
+        return flat.narrow(0, piece * _rank(), piece)
+
+    def _inner_optimiser(self) -> torch.optim.Optimizer:
+        outer = self.deepspeed.optimizer
+        inner: torch.optim.Optimizer = outer.optimizer if self._stage else outer
+        return inner
+
+    def _owned_tensors(self) -> list[Tensor]:
+        """The tensors Adam steps on: parameters at stage 0, this rank's flat pieces at the others."""
+        if self._stage == 0:
+            return list(self._trained.values())
+        optimiser = self.deepspeed.optimizer
+        if self._stage in (1, 2):
+            return list(optimiser.single_partition_of_fp32_groups)
+        return list(optimiser.fp32_partitioned_groups_flat)
+
+
+class Average:
+    """An exponential moving average of tensors that are stepped on in place.
+
+    The decay of step n is min(decay, (1 + n) / (10 + n)): early on a fixed one would keep the random start. It depends
+    on the step alone, so the shadow is all there is to keep.
+    """
+
+    def __init__(self, followed: Callable[[], list[Tensor]], decay: float) -> None:
+        self._followed, self._decay = followed, decay
+        self.shadow = [tensor.detach().clone() for tensor in followed()]
+
+    @torch.no_grad()
+    def follow(self, step: int) -> None:
+        """One step towards what is followed."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        for shadow, tensor in zip(self.shadow, self._followed(), strict=True):
+            shadow.lerp_(tensor, 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the shadow with what is followed."""
+        for shadow, tensor in zip(self.shadow, self._followed(), strict=True):
+            own = tensor.clone()
+            tensor.copy_(shadow)
+            shadow.copy_(own)
+
+
+def prepare(gpu: bool) -> torch.device:
+    """Make DeepSpeed ready in a process whose torch process group is up, and return the device to use."""
+    if not gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    if not gpu:
+        # The shared-memory collective would be compiled now, for minutes, and a killed build leaves a lock behind on
+        # which every later worker hangs.
+        import deepspeed.ops
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    with _quiet():
+        deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", auto_mpi_discovery=False)
+    return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
+
+
+def start(objective: Objective, run: RunConfig, device: torch.device) -> dict[str, Engine]:
+    """An engine for every player, in the order of their turns."""
+    decays = [objective.ema_decay, *[0.0] * (len(objective.players) - 1)]
+    return {
+        name: Engine(player, run, device, decay)
+        for (name, player), decay in zip(objective.players.items(), decays, strict=True)
+    }
+
+
+def parameter_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of the whole parameter, also where ZeRO-3 holds only a piece of it."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _deepspeed_config(run: RunConfig) -> dict[str, Any]:
+    share = run.cluster.workers * run.engine.gradient_accumulation
+    return {
+        "train_micro_batch_size_per_gpu": run.train.batch // share,
+        "gradient_accumulation_steps": run.engine.gradient_accumulation,
+        # DeepSpeed clips at 1.0 unless told otherwise.
+        "gradient_clipping": run.engine.gradient_clip,
+        "zero_optimization": {"stage": run.engine.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "torch_autocast": {"enabled": run.engine.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 10**9,
+    }
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DeepSpeed calls functions that torch has renamed; nobody here can act on it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield

@@ -1,0 +1,190 @@
+"""What a run reads: its archive, the CT of other people beside it, and whether all of that suits the system."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from raylift import __version__
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.intensity import standardise
+from raylift.datasets.radiographs.histogram import Reference, reference
+from raylift.datasets.serialization import to_plain
+from raylift.datasets.streaming.order import SampleOrder, Share
+from raylift.datasets.streaming.stream import Cache, Stream, Unpaired
+from raylift.models import weights
+from raylift.models.weights import Description
+from raylift.platform.config import RunConfig
+
+PROJECTIONS_COUNTED = 256
+"""Samples whose projections make the reference of histogram matching; their mean changes little with more."""
+UNPAIRED = 1
+"""Tells the seed of the order of unpaired volumes from the run's own."""
+
+
+def open_stream(
+    archive: Archive, run: RunConfig, description: Description, share: Share, samples_taken: int = 0
+) -> Stream:
+    """This worker's stream, at the position where that many samples were taken."""
+    cache_bytes = int(run.data.cache_gib * 2**30)
+    unpaired = None
+    if run.data.unpaired:
+        # Two readers share what a worker may hold.
+        cache_bytes //= 2
+        others = Archive(run.data.unpaired)
+        entries = others.entries("train")
+        seed = int(np.random.SeedSequence([run.train.seed, UNPAIRED]).generate_state(1)[0])
+        unpaired = Unpaired(Cache(others, cache_bytes), entries, SampleOrder(len(entries), seed))
+    entries = archive.entries("train")
+    stream = Stream(
+        Cache(archive, cache_bytes),
+        entries,
+        SampleOrder(len(entries), run.train.seed),
+        share,
+        run.data.window,
+        views=view_indices(archive, run),
+        volumes=run.system.learns_from == "volumes",
+        labels=run.system.needs_labels,
+        wanted=description.wanted,
+        unpaired=unpaired,
+        threads=run.data.threads,
+        batches_ahead=run.data.batches_ahead,
+    )
+    stream.samples_taken = samples_taken
+    return stream
+
+
+def view_indices(archive: Archive, run: RunConfig) -> list[int]:
+    """Where the system's views stand among the archive's."""
+    names = [view.name for view in archive.manifest.geometry.views]
+    missing = [view for view in run.system.views if view not in names]
+    if missing:
+        raise ConfigError(f"{archive.url} has the views {', '.join(names)}, not {', '.join(missing)}")
+    return [names.index(view) for view in run.system.views]
+
+
+def describe(run: RunConfig, archive: Archive, goes_on_from: str | None = None) -> Description:
+    """What the trained network is for, as it will stand beside its weights.
+
+    A run that goes on from a checkpoint keeps the histograms it began with, whatever the archive has become.
+    """
+    import deepspeed
+
+    indices = view_indices(archive, run)
+    geometry = archive.manifest.geometry
+    versions = {"raylift": __version__, "torch": torch.__version__, "ray": ray.__version__}
+    provenance: dict[str, Any] = {
+        "archive": archive.url,
+        "archive_generation": archive.manifest.generation,
+        "archive_holds": archive.manifest.holds,
+        "training_samples": [entry.id for entry in archive.entries("train")],
+        "config": to_plain(run),
+        "config_sha256": run.sha256(),
+        "versions": {**versions, "deepspeed": deepspeed.__version__},
+    }
+    if run.data.unpaired:
+        others = Archive(run.data.unpaired)
+        provenance["unpaired"] = {
+            "archive": others.url,
+            "archive_generation": others.manifest.generation,
+            "samples": [entry.id for entry in others.entries("train")],
+        }
+    histograms: Reference = {}
+    if run.data.match_histograms:
+        if goes_on_from:
+            histograms = weights.description_of(goes_on_from).histograms
+        else:
+            histograms = projection_histograms(archive, run, indices)
+    return Description(
+        system=run.system,
+        grid=archive.manifest.grid,
+        geometry=replace(geometry, views=tuple(geometry.views[index] for index in indices)),
+        window=run.data.window,
+        histograms=histograms,
+        provenance=provenance,
+    )
+
+
+def projection_histograms(archive: Archive, run: RunConfig, indices: Sequence[int]) -> Reference:
+    """Quantiles of the train split's projections in these views; see `projections_beside`."""
+    source = projections_beside(archive, run)
+    entries = source.entries("train")[:PROJECTIONS_COUNTED]
+    stored = [source.read_array(entry, "radiographs") for entry in entries]
+    views = archive.manifest.geometry.views
+    return {views[k].name: reference(standardise(images[k]) for images in stored) for k in indices}
+
+
+def projections_beside(archive: Archive, run: RunConfig) -> Archive:
+    """The archive whose projections radiographs are matched to: the run's own if it has CT, else the unpaired one.
+
+    Raises:
+        ConfigError: neither has projections in the archive's geometry.
+    """
+    if archive.manifest.holds == "volumes":
+        return archive
+    others = Archive(run.data.unpaired) if run.data.unpaired else archive
+    if others.manifest.holds != "volumes" or others.manifest.geometry != archive.manifest.geometry:
+        raise ConfigError(
+            f"data.match-histograms needs projections, and {archive.url} holds radiographs that were taken: name an "
+            "archive of CT with its geometry as data.unpaired, or leave the histograms as they are"
+        )
+    return others
+
+
+def check(run: RunConfig) -> Archive:
+    """Everything about what a run reads that can be known before it starts.
+
+    Raises:
+        ConfigError: an archive does not fit the run or the system, or has nothing to train or validate on.
+    """
+    archive = Archive(run.data.archive)
+    check_size(archive, run)
+    view_indices(archive, run)
+    name = run.system.name
+    if run.system.learns_from == "volumes":
+        archive.require_volumes(f"system {name} learns from volumes and")
+        if run.data.unpaired:
+            raise ConfigError(
+                f"system {name} learns from the volumes of {archive.url} and looks at no others: leave data.unpaired "
+                "empty, or choose a system that learns from radiographs"
+            )
+    for split in ("train", "val"):
+        if not archive.entries(split):
+            raise ConfigError(f"{archive.url} has no sample in the {split} split: ingest more subjects")
+    if run.data.unpaired:
+        others = Archive(run.data.unpaired)
+        others.require_volumes("data.unpaired")
+        check_size(others, run)
+        if others.manifest.grid != archive.manifest.grid:
+            raise ConfigError(
+                f"{others.url} holds {others.manifest.grid}, {archive.url} is for {archive.manifest.grid}"
+            )
+        if not others.entries("train"):
+            raise ConfigError(f"{others.url} has no sample in the train split: ingest more subjects")
+    if run.data.match_histograms:
+        projections_beside(archive, run)
+    return archive
+
+
+def check_size(archive: Archive, run: RunConfig) -> None:
+    """Raise a ConfigError where an archive's volumes are not of the run's size."""
+    size = archive.manifest.grid.size
+    if size != run.data.size:
+        what = "holds volumes" if archive.manifest.holds == "volumes" else "is for volumes"
+        raise ConfigError(
+            f"{archive.url} {what} of {size} voxels a side, the run wants {run.data.size}: "
+            f"pass --data.size {size} or use another archive"
+        )
+
+
+def check_network(run: RunConfig, archive: Archive) -> None:
+    """Raise a ConfigError if the settings make no network for the archive's voxels; no weight takes memory."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        run.system.objective(archive.manifest.grid, archive.manifest.geometry, run.data.window)

@@ -1,0 +1,204 @@
+"""Training: one loop for whatever objective, run by every worker of a Ray Train group."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.batch import Batch
+from raylift.datasets.errors import RayliftError
+from raylift.datasets.serialization import from_plain, to_plain
+from raylift.datasets.streaming.order import Share
+from raylift.models.objectives.objective import Objective, frozen
+from raylift.platform.config import RunConfig
+from raylift.platform.monitor import deciding
+from raylift.platform.training import engine as engines
+from raylift.platform.training import pretrained
+from raylift.platform.training.checkpoint import (
+    Checkpoints,
+    State,
+    Tensors,
+    load_adam,
+    load_model,
+    load_network,
+    load_state,
+    local_copy,
+)
+from raylift.platform.training.engine import Engine
+from raylift.platform.training.inputs import describe, open_stream
+from raylift.platform.training.tracking import Averages, Reporter, TensorBoard
+from raylift.platform.training.validation import Validation
+
+
+class NonFiniteLoss(RayliftError, ArithmeticError):
+    """A loss that is NaN or infinite on some worker, found before any worker stepped."""
+
+
+def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """What each worker runs. Returns the last metrics, or the message of a NonFiniteLoss, which no retry can cure."""
+    run = from_plain(RunConfig, settings["config"], "run")
+    reporter = Reporter(settings.get("board"), run.train.steps, to_tune=settings.get("to_tune", False))
+    try:
+        return {"metrics": train(run, settings["run_url"], reporter)}
+    except NonFiniteLoss as error:
+        return {"non_finite": str(error)}
+
+
+def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
+    """Train to `run.train.steps`, from the newest verified checkpoint where there is one. Returns the last metrics."""
+    torch.set_num_threads(run.cluster.threads_per_worker)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    device = engines.prepare(gpu=run.cluster.gpus_per_worker > 0)
+    archive = Archive(run.data.archive)
+    checkpoints = Checkpoints(run_url)
+    resume_from = agree(checkpoints.newest() if rank == 0 else None)
+    description = describe(run, archive, resume_from)
+
+    torch.manual_seed(run.train.seed)
+    objective = run.system.objective(description.grid, description.geometry, run.data.window)
+    for note in objective.notes:
+        reporter.note(note)
+    description = replace(description, provenance={**description.provenance, "notes": list(objective.notes)})
+    state, objective_engines = restore(resume_from, objective, run, device, reporter)
+    share = Share(rank, world, run.train.batch, run.engine.gradient_accumulation)
+    stream = open_stream(archive, run, description, share, state.samples_taken)
+    reconstructing = next(iter(objective_engines.values()))
+    validation = Validation(archive, run, description, rank, world, device)
+    board = TensorBoard(run_url, state.history) if rank == 0 else None
+    averages, history, metrics = Averages(), list(state.history), dict(state.metrics)
+
+    batches = iter(stream)
+    for step in range(state.step, run.train.steps):
+        started = time.perf_counter()
+        # Dropout depends on (seed, step, rank) alone, so a resumed run draws what the uninterrupted one would have.
+        torch.manual_seed(int(np.random.SeedSequence([run.train.seed, step, rank]).generate_state(1, np.uint64)[0]))
+        for engine in objective_engines.values():
+            engine.set_rate(run.optimiser.rate_at(step, run.train.steps))
+        micro_batches = next(batches)
+        waited = time.perf_counter() - started
+        for batch in micro_batches:
+            take_turns(objective_engines, batch.to(device), step, averages)
+        for engine in objective_engines.values():
+            engine.average(step)
+        averages.add("seconds_a_step", time.perf_counter() - started)
+        averages.add("seconds_waiting_for_data", waited)
+
+        done = step + 1
+        if done % run.train.log_every == 0 or done == run.train.steps:
+            entry = {"step": float(done), "rate": run.optimiser.rate_at(step, run.train.steps), **averages.take()}
+            history.append(entry)
+            reporter.log(done, entry)
+            if board:
+                board.scalars(entry)
+        if done % run.train.validate_every == 0 or done == run.train.steps:
+            for engine in objective_engines.values():
+                engine.share_statistics()
+            with reconstructing.averaged():
+                metrics, picture = validation.run(objective.reconstructor)
+            history.append({"step": float(done), **metrics})
+            tensors = gather(objective_engines)
+            if board:
+                written = State(done, stream.samples_taken, metrics, history, to_plain(run), run.sha256())
+                here = replace(description, provenance={**description.provenance, "step": done})
+                checkpoints.save(written, tensors, here)
+                checkpoints.prune(run.train.keep_checkpoints, deciding(metrics))
+                board.validation(done, metrics, picture)
+            dist.barrier()
+            reporter.validated(done, metrics)
+    if board:
+        board.close()
+    return metrics
+
+
+def take_turns(objective_engines: dict[str, Engine], batch: Batch, step: int, averages: Averages) -> None:
+    """Each player's forward, backward and step on one micro-batch, the other players frozen meanwhile.
+
+    A player sits out the steps that are not its own.
+    """
+    carried: dict[str, Tensor] = {}
+    for name, engine in objective_engines.items():
+        if step % engine.player.every:
+            continue
+        others = [other.player.network for other in objective_engines.values() if other is not engine]
+        with frozen(others):
+            loss, logs, kept = engine.deepspeed(batch, carried)
+            require_finite(loss, name, batch, step)
+            engine.deepspeed.backward(loss)
+            engine.deepspeed.step()
+        carried |= kept
+        averages.add(f"{name}/loss", loss.detach())
+        for key, value in logs.items():
+            averages.add(f"{name}/{key}", value)
+
+
+def require_finite(loss: Tensor, player: str, batch: Batch, step: int) -> None:
+    """Stop every rank if the loss of any is not finite, before anyone has stepped.
+
+    Raises:
+        NonFiniteLoss: on all ranks, naming the samples at fault.
+    """
+    finite = torch.isfinite(loss.detach())
+    flag = (~finite).float().reshape(1)
+    dist.all_reduce(flag, op=dist.ReduceOp.SUM)
+    if flag.item() == 0:
+        return
+    at_fault: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(at_fault, None if finite else (float(loss.detach()), batch.ids))
+    named = "; ".join(f"{value} on samples {', '.join(ids)}" for value, ids in filter(None, at_fault))
+    raise NonFiniteLoss(
+        f"the {player}'s loss at step {step} is {named}: look at these samples, or lower optimiser.rate. "
+        "No worker stepped; the last checkpoint is sound"
+    )
+
+
+def restore(
+    url: str | None, objective: Objective, run: RunConfig, device: torch.device, reporter: Reporter
+) -> tuple[State, dict[str, Engine]]:
+    """Engines for all players, from a checkpoint or fresh, and the state to begin with."""
+    if url is None:
+        pretrained.fill(objective.reconstructor, run.system)
+        return State(step=0, samples_taken=0, metrics={}), engines.start(objective, run, device)
+    with local_copy(url) as local:
+        state = load_state(local)
+        # Weights go in before DeepSpeed takes the parameters apart, Adam's moments after.
+        for index, (name, network) in enumerate(objective.networks().items()):
+            network.load_state_dict(load_network(local, name, first=index == 0))
+        started = engines.start(objective, run, device)
+        for name, engine in started.items():
+            engine.restore_adam(load_adam(local, name))
+            if engine.has_average:
+                engine.restore_average(load_model(local))
+    reporter.note(f"resumed from {url} at step {state.step}")
+    return state, started
+
+
+def gather(objective_engines: dict[str, Engine]) -> Tensors:
+    """All players' weights and moments, and averaged weights; every rank must call it, only rank 0 gets them."""
+    averaged = {}
+    for name, engine in objective_engines.items():
+        if engine.has_average:
+            with engine.averaged():
+                averaged[name] = engine.weights()
+    return Tensors(
+        {name: engine.weights() for name, engine in objective_engines.items()},
+        {name: engine.adam() for name, engine in objective_engines.items()},
+        averaged,
+    )
+
+
+def agree(newest: tuple[str | None, list[str]] | None) -> str | None:
+    """Rank 0's choice of checkpoint, on every rank; what it passed over is printed."""
+    chosen: list[Any] = [newest]
+    dist.broadcast_object_list(chosen, src=0)
+    url, passed_over = chosen[0]
+    if dist.get_rank() == 0:
+        for reason in passed_over:
+            print(f"raylift: checkpoint passed over: {reason}", flush=True)
+    return None if url is None else str(url)

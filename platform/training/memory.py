@@ -1,0 +1,142 @@
+"""What a run will hold in memory, worked out on tensors that have shapes and no storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from raylift.datasets.batch import Batch
+from raylift.datasets.geometry import Grid, View, chest
+from raylift.models.objectives.objective import frozen
+from raylift.models.parts import blocks
+from raylift.models.zoo import parameters
+from raylift.platform.config import RunConfig
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes a worker holds: exact for parameters, gradients and Adam; activations are what autograd saves."""
+
+    parameters: dict[str, int]
+    """Trainable parameters by player."""
+    weights: int
+    gradients: int
+    adam: int
+    average: int
+    """The moving average of the first player's weights."""
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it, without the allocator's and the convolutions' own work space."""
+        return self.weights + self.gradients + self.adam + self.average + self.activations
+
+    def lines(self) -> list[str]:
+        """A line for each part."""
+        parts = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "Adam": self.adam,
+            "moving average": self.average,
+            "activations": self.activations,
+            "total a worker": self.total,
+        }
+        counted = [f"{name}: {count:,} parameters" for name, count in self.parameters.items()]
+        return [*counted, *(f"{name}: {size / GIB:.2f} GiB" for name, size in parts.items())]
+
+
+def estimate(run: RunConfig) -> Estimate:
+    """Memory of one worker, with what the ZeRO stage shards divided among the workers."""
+    # Neither the spacing nor the distances change a size.
+    grid = Grid(run.data.size)
+    poses = tuple(View(name, 90.0 * (name == "lateral")) for name in run.system.views)
+    geometry = replace(chest(grid), views=poses)
+    # The projector's constants are real tensors.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        objective = run.system.objective(grid, geometry)
+        counts = {name: parameters(player.network) for name, player in objective.players.items()}
+        held = sum(p.numel() for player in objective.players.values() for p in player.network.parameters())
+        micro = run.train.batch // (run.cluster.workers * run.engine.gradient_accumulation)
+        size = run.data.size
+        labels = torch.zeros(micro, 1, size, size, size, dtype=torch.uint8) if run.system.needs_labels else None
+        views = torch.rand(micro, len(run.system.views), size, size)
+        volume = torch.rand(micro, 1, size, size, size)
+        # Those that learn from radiographs may be shown a volume of somebody else, from an archive or drawn.
+        truth, unpaired = (volume, None) if run.system.learns_from == "volumes" else (None, volume)
+        batch = Batch(truth, views, labels=labels, unpaired=unpaired)
+        precision = torch.autocast("cpu", torch.bfloat16) if run.engine.precision == "bf16" else nullcontext()
+        carried: dict[str, Tensor] = {}
+        activations = 0
+        for name, player in objective.players.items():
+            others = [network for other, network in objective.networks().items() if other != name]
+            with frozen(others), _saved([*player.network.parameters()]) as saved, precision:
+                _, _, kept = player(batch, carried)
+            carried |= kept
+            activations = max(activations, saved())
+        averaged = next(iter(counts.values())) if objective.ema_decay else 0
+    count, stage, workers = sum(counts.values()), run.engine.zero_stage, run.cluster.workers
+    return Estimate(
+        parameters=counts,
+        weights=4 * held // (workers if stage >= 3 else 1),
+        gradients=4 * count // (workers if stage >= 2 else 1),
+        adam=8 * count // (workers if stage >= 1 else 1),
+        average=4 * averaged // (workers if stage >= 3 else 1),
+        activations=activations,
+    )
+
+
+class _Tally:
+    """Bytes by storage of tensors that autograd saves, parameters left out."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self._known = {parameter.untyped_storage()._cdata for parameter in parameters}
+        self._held: dict[int, int] = {}
+        # Held on to, so that no address is counted for two tensors.
+        self._keep: list[Tensor] = []
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return sum(self._held.values())
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Count a tensor once."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._known:
+            self._held[storage._cdata] = storage.nbytes()
+            self._keep.append(tensor)
+        return tensor
+
+
+@contextmanager
+def _saved(parameters: list[torch.nn.Parameter]) -> Iterator[Callable[[], int]]:
+    """What autograd saves within the context.
+
+    Of a part that checkpointing computes again that is its inputs; what the largest such part saves when its turn
+    comes is added.
+    """
+    outer, parts = _Tally(parameters), [0]
+
+    def measured(part: Callable[..., Any], *inputs: Tensor) -> Any:
+        inner = _Tally(parameters)
+        for tensor in inputs:
+            outer.pack(tensor)
+        with torch.autograd.graph.saved_tensors_hooks(inner.pack, lambda tensor: tensor):
+            answer = part(*inputs)
+        parts.append(inner.total)
+        return answer
+
+    recomputed, blocks.recomputed = blocks.recomputed, measured
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(outer.pack, lambda tensor: tensor):
+            yield lambda: outer.total + max(parts)
+    finally:
+        blocks.recomputed = recomputed

@@ -1,0 +1,147 @@
+"""A run from its start to its best checkpoint: the folder it lives in, and its Ray Train group."""
+
+from __future__ import annotations
+
+import json
+import platform as machine
+import tempfile
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.tune
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from raylift import __version__
+from raylift.datasets.archive.store import Folder, absolute, join
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.serialization import from_plain, to_plain
+from raylift.platform import cluster
+from raylift.platform.config import RunConfig, located
+from raylift.platform.progress import watched
+from raylift.platform.training import pretrained
+from raylift.platform.training.checkpoint import RUN_FILE, STATE, Checkpoints
+from raylift.platform.training.inputs import check, check_network
+from raylift.platform.training.loop import NonFiniteLoss, train_worker
+
+
+def new_run_url(runs: str, preset: str) -> str:
+    """A folder for a new run, named after its preset and the time."""
+    return join(absolute(runs), f"{preset}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+
+
+def load_run(url: str) -> RunConfig:
+    """The configuration a run was started with.
+
+    Raises:
+        ConfigError: there is no run at that place.
+    """
+    try:
+        data = json.loads(Folder(url).read(RUN_FILE))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{absolute(url)} is not a run: it has no {RUN_FILE}") from error
+    return from_plain(RunConfig, data["config"], f"{url}/{RUN_FILE}")
+
+
+def start(run: RunConfig, run_url: str) -> RunConfig:
+    """Write down a new run: its configuration with absolute places and trained parts, its digest and versions.
+
+    Raises:
+        ConfigError: its archive, its trained parts or its settings do not fit together; then nothing is written.
+    """
+    run = located(pretrained.settled(run))
+    archive = check(run)
+    pretrained.check(run, archive)
+    check_network(run, archive)
+    versions = {"raylift": __version__, "ray": ray.__version__, "python": machine.python_version()}
+    record = {
+        "config": to_plain(run),
+        "config_sha256": run.sha256(),
+        "versions": versions,
+        "machine": machine.machine(),
+    }
+    try:
+        Folder(run_url).create(RUN_FILE, json.dumps(record, indent=1).encode())
+    except FileExistsError as error:
+        raise ConfigError(f"{run_url} is a run already: go on with --resume {run_url}, or choose another") from error
+    return run
+
+
+def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = False) -> dict[str, Any]:
+    """Train a run that was started, from its newest checkpoint if it has one, and return its last metrics.
+
+    Raises:
+        NonFiniteLoss: a loss was not finite; the run stops where it was sound.
+        ray.train.TrainingFailedError: workers were lost more often than `cluster.max_failures`.
+    """
+    archive = check(run)
+    done = Checkpoints(run_url).published()
+    if not done:
+        pretrained.check(run, archive)
+    if done and done[-1][1]["step"] >= run.train.steps:
+        finished: dict[str, Any] = done[-1][1]["metrics"]
+        if to_tune:
+            # A search that was killed may not have heard of its trial's last validation.
+            ray.tune.report({**finished, "step": run.train.steps})
+        return finished
+    if to_tune:
+        return _fit(run, run_url, None, to_tune=True)
+    with watched(title) as board:
+        return _fit(run, run_url, board, to_tune=False)
+
+
+def _fit(run: RunConfig, run_url: str, board: Any, to_tune: bool) -> dict[str, Any]:
+    shape = run.cluster
+    cluster.require(shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker, "this run")
+    callbacks: list[Any] = []
+    if to_tune:
+        from ray.tune.integration.ray_train import TuneReportCallback
+
+        callbacks.append(TuneReportCallback())  # type: ignore[no-untyped-call]
+    resources = {"CPU": shape.cpus_per_worker}
+    if shape.gpus_per_worker:
+        resources["GPU"] = shape.gpus_per_worker
+    with tempfile.TemporaryDirectory(prefix="raylift-ray-") as scratch:
+        trainer = TorchTrainer(
+            train_worker,  # type: ignore[arg-type]  # Ray hands back what it returns
+            train_loop_config={"config": to_plain(run), "run_url": run_url, "board": board, "to_tune": to_tune},
+            torch_config=TorchConfig(timeout_s=600),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=shape.workers, use_gpu=shape.gpus_per_worker > 0, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                # Checkpoints are ours (see `checkpoint`), so nothing of Ray's own outlives the run, and an object
+                # store that is away for a moment cannot fail Ray's controller.
+                name=f"raylift-{uuid.uuid4().hex[:8]}",
+                storage_path=str(Path(scratch)),
+                failure_config=ray.train.FailureConfig(max_failures=shape.max_failures),
+                callbacks=callbacks,
+            ),
+        )
+        outcome: dict[str, Any] = trainer.fit().return_value  # type: ignore[attr-defined]
+    if "non_finite" in outcome:
+        raise NonFiniteLoss(outcome["non_finite"])
+    metrics: dict[str, Any] = outcome["metrics"]
+    return metrics
+
+
+def history_of(url: str) -> list[dict[str, float]]:
+    """The training history in a checkpoint; empty for an exported model."""
+    state = _json(url, STATE)
+    history: list[dict[str, float]] = state.get("history", [])
+    return history
+
+
+def metrics_of(url: str) -> dict[str, float]:
+    """The validation metrics in a checkpoint; empty for an exported model."""
+    state = _json(url, STATE)
+    metrics: dict[str, float] = state.get("metrics", {})
+    return metrics
+
+
+def _json(url: str, name: str) -> dict[str, Any]:
+    folder = Folder(url)
+    content: dict[str, Any] = json.loads(folder.read(name)) if folder.exists(name) else {}
+    return content

@@ -1,0 +1,104 @@
+"""What a run tells while it trains: averages, TensorBoard files, and lines for whoever watches."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from tensorboardX import SummaryWriter
+from torch import Tensor
+
+from raylift.datasets.archive.store import Folder, is_local, join
+from raylift.platform.monitor import told
+
+
+class Averages:
+    """Means of named values since they were last taken, over all ranks."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float | Tensor] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def add(self, name: str, value: float | Tensor) -> None:
+        """Add a value; tensors stay where they are until taken."""
+        self._sums[name] = self._sums[name] + value
+        self._counts[name] += 1
+
+    def take(self) -> dict[str, float]:
+        """The means, over all ranks, and begin anew. Every rank must call it with the same names."""
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        if dist.is_initialized():
+            packed = torch.tensor(list(means.values()), dtype=torch.float64)
+            if dist.get_backend() == "nccl":
+                packed = packed.cuda()
+            dist.all_reduce(packed)
+            means = dict(zip(means, (packed / dist.get_world_size()).tolist(), strict=True))
+        self._sums.clear()
+        self._counts.clear()
+        return means
+
+
+class TensorBoard:
+    """Event files in `<run>/tensorboard`; on an object store they are copied there at each validation."""
+
+    def __init__(self, run_url: str, history: list[dict[str, float]]) -> None:
+        self._remote = None if is_local(run_url) else Folder(join(run_url, "tensorboard"))
+        folder = tempfile.mkdtemp(prefix="raylift-events-") if self._remote else join(run_url, "tensorboard")
+        first = int(history[-1]["step"]) if history else 0
+        # Events after the step that a run resumes from belong to the attempt that was lost.
+        self._writer = SummaryWriter(folder, purge_step=first + 1 if first else None)
+        self._folder = Path(folder)
+
+    def scalars(self, entry: dict[str, float]) -> None:
+        """Every value of a log entry at its step."""
+        for name, value in entry.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, int(entry["step"]))
+
+    def validation(self, step: int, metrics: dict[str, float], picture: Float[np.ndarray, "h w"] | None) -> None:
+        """Metrics and a slice: truth left, reconstruction right."""
+        self.scalars({"step": float(step), **metrics})
+        if picture is not None:
+            self._writer.add_image("coronal truth and reconstruction", picture[None].clip(0.0, 1.0), step)
+        self._writer.flush()
+        if self._remote:
+            for path in self._folder.iterdir():
+                self._remote.put(path, path.name)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+class Reporter:
+    """Rank 0's lines to a board that the driver shows, and validations to Ray Tune where there is a trial."""
+
+    def __init__(self, board: Any, steps: int, to_tune: bool = False) -> None:
+        self._board, self._steps, self._to_tune = board, steps, to_tune
+
+    def log(self, step: int, entry: dict[str, float]) -> None:
+        """A log entry."""
+        losses = "  ".join(f"{name} {value:.4g}" for name, value in entry.items() if name.endswith("/loss"))
+        self._tell(step, f"{losses}  {entry['seconds_a_step']:.2f} s a step")
+
+    def validated(self, step: int, metrics: dict[str, float]) -> None:
+        """A validation. Every rank must call it: to Ray a report is a barrier."""
+        self._tell(step, f"validation: {told(metrics)}")
+        if self._to_tune:
+            import ray.train
+
+            ray.train.report({**metrics, "step": step})
+
+    def note(self, text: str) -> None:
+        """A line that belongs to no step."""
+        self._tell(None, text)
+
+    def _tell(self, step: int | None, text: str) -> None:
+        if self._board is not None and dist.get_rank() == 0:
+            self._board.put.remote((step, self._steps, text))

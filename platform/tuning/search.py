@@ -1,0 +1,279 @@
+"""Search: trials that are each a Ray Train run, proposed by Optuna and stopped early by successive halving.
+
+```
+<search>/search.json          space, base run and settings of the search
+<search>/trials/<id>/         a run each, with its checkpoints
+<search>/trials.json          the table: settings, best metric and checkpoint of every trial
+<search>/ray/                 Ray Tune's own state, from which --resume goes on
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import yaml
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+from rich.table import Table
+
+from raylift.datasets.archive.store import Folder, absolute, join
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.serialization import from_plain, to_plain
+from raylift.platform import cluster
+from raylift.platform.config import RunConfig, located, overridden
+from raylift.platform.monitor import DECIDING, deciding, told
+from raylift.platform.training import pretrained, runs
+from raylift.platform.training.checkpoint import RUN_FILE, CheckpointError, best_checkpoint
+from raylift.platform.training.inputs import check
+
+SEARCH_FILE, TABLE_FILE, RAY_FOLDER = "search.json", "trials.json", "ray"
+
+DrawName = Literal["uniform", "log_uniform", "integer", "choice"]
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search varies: for each dotted key of a run, how to draw it and from what."""
+
+    space: dict[str, dict[DrawName, list[Any]]]
+    preset: str = ""
+    """The preset it is meant for; --preset takes another."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A whole search, as it is written down."""
+
+    run: RunConfig
+    space: Space
+    trials: int = 8
+    """Trials in all."""
+    concurrent: int = 0
+    """Trials at once at most; 0 is as many as the cluster holds."""
+    halving: int = 3
+    """At each rung the best 1/n of the trials go on."""
+    seed: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A row of the table."""
+
+    id: str
+    settings: dict[str, Any]
+    best: float | None
+    """Highest validation PSNR in dB, of the volume or of its projections."""
+    step: int
+    """The step that reached it."""
+    checkpoint: str
+    error: str = ""
+
+
+def load_space(name: str) -> Space:
+    """A space by its name in `tune_spaces`, or from a YAML file.
+
+    Raises:
+        ConfigError: there is none, or it says something no search can do.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = spaces_folder() / f"{name.replace('-', '_')}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in spaces_folder().glob("*.yaml")))
+        raise ConfigError(f"no search space '{name}': give a YAML file or one of {known}")
+    try:
+        return from_plain(Space, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+
+
+def spaces_folder() -> Path:
+    """Where the spaces that come with raylift lie."""
+    import raylift.tune_spaces
+
+    return Path(next(iter(raylift.tune_spaces.__path__)))
+
+
+def validate(search: Search) -> dict[str, Any]:
+    """Check every key and the ends of every range against the run, and return the space in Ray's terms.
+
+    Raises:
+        ConfigError: a key is no setting, or a value it may take makes a run that cannot work.
+    """
+    drawn = {}
+    for key, draw in search.space.space.items():
+        if len(draw) != 1:
+            raise ConfigError(
+                f"'{key}' is drawn in {len(draw)} ways: give one of uniform, log_uniform, integer, choice"
+            )
+        ((kind, values),) = draw.items()
+        if kind != "choice" and (len(values) != 2 or not all(isinstance(v, int | float) for v in values)):
+            raise ConfigError(f"'{key}': {kind} wants [low, high], not {values}")
+        for value in values:
+            overridden(search.run, {key: value})
+        drawn[key] = _DRAWS[kind](values)
+    return drawn
+
+
+def start(search: Search, url: str) -> None:
+    """Write down a new search."""
+    run = located(pretrained.settled(search.run))
+    text = json.dumps(to_plain(replace(search, run=run)), indent=1)
+    try:
+        Folder(url).create(SEARCH_FILE, text.encode())
+    except FileExistsError as error:
+        raise ConfigError(f"{url} is a search already: go on with --resume {url}, or choose another") from error
+
+
+def load_search(url: str) -> Search:
+    """A search that was started."""
+    try:
+        return from_plain(Search, json.loads(Folder(url).read(SEARCH_FILE)), f"{url}/{SEARCH_FILE}")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{absolute(url)} is not a search: it has no {SEARCH_FILE}") from error
+
+
+def fit(url: str, say: Callable[[str], None] = print) -> list[Trial]:
+    """Run a search that was started, or what is left of it, and return its table, the best trial first.
+
+    Raises:
+        ClusterTooSmall: not even one trial fits.
+    """
+    url = absolute(url)
+    search = load_search(url)
+    if Folder(url).exists(TABLE_FILE):
+        return from_plain(list[Trial], json.loads(Folder(url).read(TABLE_FILE)), TABLE_FILE)
+    space = validate(search)
+    archive = check(search.run)
+    pretrained.check(search.run, archive)
+    metric = DECIDING[archive.manifest.holds]
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    shape = search.run.cluster
+    cpus, gpus = shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker
+    cluster.require(cpus, gpus, "a trial")
+    concurrent = min(filter(None, (cluster.fits(cpus, gpus), search.concurrent, search.trials)))
+    say(f"{search.trials} trials, {concurrent} at a time: each takes {cpus:g} CPUs and {gpus:g} GPUs")
+    tuner = _tuner(search, url, space, concurrent, metric, say)
+    results = tuner.fit()
+    for error in results.errors:
+        say(f"a trial failed: {str(error).strip().splitlines()[-1]}")
+    table = _table(url, space, [results[index].path for index in range(len(results))])
+    if not results.errors:
+        Folder(url).write(TABLE_FILE, json.dumps([to_plain(trial) for trial in table], indent=1).encode())
+    return table
+
+
+def run_trial(settings: dict[str, Any], search: dict[str, Any], url: str) -> None:
+    """What a trial's driver runs: a Ray Train run in the trial's folder, gone on with if it was begun."""
+    cluster.apply_environment()
+    run = overridden(from_plain(Search, search, "search").run, settings)
+    trial_url = join(url, "trials", tune.get_context().get_trial_id())
+    if not Folder(trial_url).exists(RUN_FILE):
+        runs.start(run, trial_url)
+    runs.fit(run, trial_url, to_tune=True)
+
+
+def _tuner(
+    search: Search, url: str, space: dict[str, Any], concurrent: int, metric: str, say: Callable[[str], None]
+) -> tune.Tuner:
+    path, filesystem = cluster.storage(url)
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, search=to_plain(search), url=url), cluster.TRIAL_DRIVER
+    )
+    state = f"{path}/{RAY_FOLDER}"
+    if tune.Tuner.can_restore(state, storage_filesystem=filesystem):
+        return tune.Tuner.restore(
+            state, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=filesystem
+        )
+    reports = -(-search.run.train.steps // search.run.train.validate_every)
+    return tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=metric,
+            mode="max",
+            num_samples=search.trials,
+            max_concurrent_trials=concurrent,
+            search_alg=OptunaSearch(seed=search.seed),
+            scheduler=ASHAScheduler(max_t=reports, grace_period=1, reduction_factor=search.halving),
+        ),
+        run_config=tune.RunConfig(
+            name=RAY_FOLDER,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=tune.FailureConfig(max_failures=1),
+            callbacks=[_Telling(say)],
+            verbose=0,
+        ),
+    )
+
+
+def _table(url: str, space: dict[str, Any], paths: list[str]) -> list[Trial]:
+    """The trials that Tune knows, whose ids stand in its paths; one that began just before a kill it may not."""
+    trials = []
+    for name in Folder(join(url, "trials")).names():
+        if not any(name in path for path in paths):
+            continue
+        run_url = join(url, "trials", name)
+        tree = to_plain(runs.load_run(run_url))
+        settings = {key: _at(tree, key) for key in space}
+        try:
+            checkpoint, summary = best_checkpoint(run_url)
+            best = summary["metrics"][deciding(summary["metrics"])]
+            trials.append(Trial(name, settings, best, summary["step"], checkpoint))
+        except CheckpointError as error:
+            trials.append(Trial(name, settings, None, 0, "", str(error)))
+    return sorted(trials, key=lambda trial: (trial.best is None, -(trial.best or 0.0), trial.id))
+
+
+class _Telling(tune.Callback):
+    """One line for each report of a trial."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:  # type: ignore[override]
+        self._say(f"trial {trial.trial_id} step {result.get('step')}: {told(result)}")
+
+    def on_trial_error(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]
+        self._say(f"trial {trial.trial_id} failed")
+
+
+def _at(tree: dict[str, Any], key: str) -> Any:
+    node: Any = tree
+    for name in key.split("."):
+        node = node[name]
+    return node
+
+
+_DRAWS: dict[str, Callable[[list[Any]], Any]] = {
+    "uniform": lambda ends: tune.uniform(*ends),
+    "log_uniform": lambda ends: tune.loguniform(*ends),
+    "integer": lambda ends: tune.randint(ends[0], ends[1] + 1),
+    "choice": tune.choice,
+}
+
+
+def as_table(trials: list[Trial]) -> Table:
+    """The trials for a terminal."""
+    table = Table("trial", *_short(list(trials[0].settings)), "PSNR, dB", "step")
+    for trial in trials:
+        settings = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.settings.values()]
+        best = "none" if trial.best is None else f"{trial.best:.2f}"
+        table.add_row(trial.id, *settings, best, str(trial.step))
+    return table
+
+
+def _short(keys: list[str]) -> list[str]:
+    """The last part of each dotted key, and the part before it where several end alike: lifting.kind, fusion.kind."""
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    twice = {name for name in last if last.count(name) > 1}
+    return [".".join(key.split(".")[-2:]) if name in twice else name for key, name in zip(keys, last, strict=True)]

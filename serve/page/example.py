@@ -1,0 +1,29 @@
+"""Radiographs of a synthetic thorax as files, to try a model without any of one's own."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image
+
+from raylift.datasets.ingest.ct import radiographs
+from raylift.datasets.intensity import standardise
+from raylift.datasets.phantom.thorax import thorax
+from raylift.models.weights import Description
+
+SEED = 7
+
+
+def files(description: Description) -> dict[str, bytes]:
+    """16-bit PNGs by view, bone bright, as the model's geometry sees the phantom of `SEED`."""
+    hu, _ = thorax(SEED, description.grid)
+    images = radiographs(hu, description.grid, description.geometry)
+    return {view.name: _png(image) for view, image in zip(description.geometry.views, images, strict=True)}
+
+
+def _png(image: Float32[np.ndarray, "rows columns"]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray((standardise(image) * 65535).astype(np.uint16)).save(file, "PNG")
+    return file.getvalue()

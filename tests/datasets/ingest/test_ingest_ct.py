@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from samples import thorax_hu, thorax_image, write_image, write_series
+
+from raylift.datasets import segmentation
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile
+from raylift.datasets.geometry import FRONTAL, LATERAL, Grid, chest
+from raylift.datasets.ingest.ct import Outcome, ingest, ingest_phantoms, radiographs
+from raylift.datasets.intensity import attenuation
+from raylift.datasets.projector import project
+from raylift.datasets.scans.reader import Limits
+
+GRID = Grid(32, 12.0)
+GEOMETRY = chest(GRID)
+
+
+def person(folder: Path, name: str, mark: int = 0) -> Path:
+    """A CT that differs from others by a mark."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_image(
+        thorax_image((40, 30, 40), (9.0, 9.0, 9.0), hu=lambda x, y, z: thorax_hu(x, y, z) + (np.abs(z) < 20) * mark),
+        folder / name,
+    )
+
+
+def run(sources: list[Path] | Path, url: Path, **options: Any) -> Outcome:
+    options = {"limits": Limits(), **options}
+    return ingest(sources if isinstance(sources, list) else [sources], str(url), GRID, GEOMETRY, **options)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """A folder of three CTs that can be used and four files that cannot."""
+    folder = tmp_path / "scans"
+    person(folder, "anna.nii.gz")
+    person(folder, "bert.nrrd", 5)
+    write_series(folder / "series", thorax_image((40, 30, 40), (9.0, 9.0, 9.0)), patient="carl")
+    write_series(
+        folder / "holed",
+        thorax_image((40, 30, 40), (9, 9, 9)),
+        patient="dora",
+        change=lambda k, ds: None if k == 9 else ds,
+    )
+    (folder / "torn.nii.gz").write_bytes((folder / "anna.nii.gz").read_bytes()[:-500])
+    (folder / "text.mha").write_text("no image at all")
+    (folder / "notes.txt").write_text("beside them")
+    return folder
+
+
+def test_what_can_be_used_is_and_what_cannot_is_refused_by_name_and_counted(mixed: Path, tmp_path: Path) -> None:
+    outcome = run(mixed, tmp_path / "archive")
+    assert sorted(entry.source for entry in outcome.added) == ["anna.nii.gz", "bert.nrrd", "series"]
+    refusals = sorted(str(error) for error in outcome.refused)
+    assert len(refusals) == 3
+    for path, refusal in zip((mixed / "holed", mixed / "text.mha", mixed / "torn.nii.gz"), refusals, strict=True):
+        assert refusal.startswith(str(path))
+    assert all(isinstance(error, RefusedFile) for error in outcome.refused)
+    assert (outcome.already_there, outcome.passed_over) == (0, 1)
+    assert outcome.summary().endswith("0 already there, 3 refused, 1 other files passed over")
+    assert outcome.summary().startswith("3 added (")
+    assert Archive(str(tmp_path / "archive")).entries() == sorted(outcome.added, key=lambda entry: entry.id)
+
+
+def test_a_sample_is_the_resampled_ct_with_its_projections_and_labels(mixed: Path, tmp_path: Path) -> None:
+    run(mixed, tmp_path / "archive", licence="CC BY 4.0")
+    archive = Archive(str(tmp_path / "archive"))
+    [entry] = [entry for entry in archive.entries() if entry.source == "anna.nii.gz"]
+    stored = archive.read(entry)
+    assert (entry.licence, entry.label_method) == ("CC BY 4.0", "threshold")
+    assert entry.record["source_size"] == [40, 30, 40]
+    assert stored.volume.shape == GRID.shape
+    assert stored.volume.min() == -1024
+    assert 400 < stored.volume.max() < 600
+    np.testing.assert_array_equal(stored.labels, segmentation.labels(stored.volume, GRID.spacing_mm))
+    density = attenuation(torch.from_numpy(stored.volume.astype(np.float32)))[None, None]
+    for image, view in zip(stored.radiographs, (FRONTAL, LATERAL), strict=True):
+        np.testing.assert_allclose(image, project(density, GRID.spacing_mm, GEOMETRY, view)[0, 0], rtol=1e-5)
+
+
+def test_running_again_adds_nothing_and_a_new_file_alone_is_added(mixed: Path, tmp_path: Path) -> None:
+    first = run(mixed, tmp_path / "archive")
+    again = run(mixed, tmp_path / "archive")
+    assert (len(again.added), again.already_there, len(again.refused)) == (0, 3, 3)
+    person(mixed, "emil.mha", 9)
+    third = run(mixed, tmp_path / "archive")
+    assert ([entry.source for entry in third.added], third.already_there) == (["emil.mha"], 3)
+    assert len(Archive(str(tmp_path / "archive")).entries()) == len(first.added) + 1
+
+
+def test_one_scan_under_two_names_is_taken_once(tmp_path: Path) -> None:
+    path = person(tmp_path / "scans", "anna.nii.gz")
+    (path.parent / "copy.nii.gz").write_bytes(path.read_bytes())
+    outcome = run(path.parent, tmp_path / "archive")
+    assert (len(outcome.added), outcome.already_there) == (1, 1)
+
+
+def test_a_file_that_vanishes_meanwhile_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    for k, name in enumerate("abc"):
+        person(folder, f"{name}.nii.gz", k)
+    fired = []
+
+    def remove(_: int, __: int, name: str) -> None:
+        if name == "b.nii.gz":
+            (folder / name).unlink()
+            fired.append(name)
+
+    outcome = run(folder, tmp_path / "archive", progress=remove)
+    assert fired
+    assert [entry.source for entry in outcome.added] == ["a.nii.gz", "c.nii.gz"]
+    assert [str(error).partition(":")[0] for error in outcome.refused] == [str(folder / "b.nii.gz")]
+
+
+def test_nothing_to_ingest_is_counted_and_makes_no_archive(tmp_path: Path) -> None:
+    outcome = run([tmp_path / "nowhere"], tmp_path / "archive")
+    assert outcome.summary() == "0 added, 0 already there, 1 refused"
+    with pytest.raises(NoArchive):
+        Archive(str(tmp_path / "archive"))
+
+
+def test_files_of_one_subject_stay_in_one_split_also_when_they_come_later(tmp_path: Path) -> None:
+    folder, url = tmp_path / "scans", tmp_path / "archive"
+    pattern = r"^(patient\d+)_"
+    for k in range(6):
+        person(folder, f"patient{k}_day0.nii.gz", k)
+    run(folder, url, subject_pattern=pattern, shares=(0.4, 0.3, 0.3))
+    for k in range(6):
+        person(folder, f"patient{k}_day1.nii.gz", 10 + k)
+        person(folder, f"patient{k + 6}_day0.nii.gz", 20 + k)
+    run(folder, url, subject_pattern=pattern)
+    entries = Archive(str(url)).entries()
+    assert len(entries) == 18
+    splits = {entry.subject: {other.split for other in entries if other.subject == entry.subject} for entry in entries}
+    assert len(splits) == 12
+    assert all(len(found) == 1 for found in splits.values())
+    assert set.union(*splits.values()) == {"train", "val", "test"}
+
+
+def test_a_subject_pattern_that_fits_no_name_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    person(tmp_path / "scans", "anna.nii.gz")
+    for pattern in (r"LIDC-(\d+)", "anna"):
+        with pytest.raises(ConfigError, match=r"subject pattern .* has no group that matches 'anna'"):
+            run(tmp_path / "scans", tmp_path / "archive", subject_pattern=pattern)
+    assert not (tmp_path / "archive").exists()
+
+
+def test_a_subject_pattern_may_name_the_folder_where_all_files_have_one_name(tmp_path: Path) -> None:
+    for k in range(3):
+        person(tmp_path / "scans" / f"sub-{k}", "ct.nii.gz", k)
+    outcome = run(tmp_path / "scans", tmp_path / "archive", subject_pattern=r"(sub-\d+)/")
+    assert sorted(entry.subject for entry in outcome.added) == ["sub-0", "sub-1", "sub-2"]
+
+
+def test_a_subject_pattern_that_is_no_expression_is_refused(tmp_path: Path) -> None:
+    person(tmp_path / "scans", "anna.nii.gz")
+    with pytest.raises(ConfigError, match=r"subject pattern '\(' is not a regular expression"):
+        run(tmp_path / "scans", tmp_path / "archive", subject_pattern="(")
+
+
+def test_assigned_subjects_go_where_they_were_put_and_stay_there(tmp_path: Path) -> None:
+    folder, url = tmp_path / "scans", tmp_path / "archive"
+    for k, name in enumerate(("anna", "bert", "carl")):
+        person(folder, f"{name}.nii.gz", k)
+    assigned = {"anna": "test", "bert": "val", "carl": "train"}
+    run(folder, url, assigned=assigned)
+    assert {entry.subject: entry.split for entry in Archive(str(url)).entries()} == assigned
+    with pytest.raises(ConfigError, match="split by another assignment, which cannot change"):
+        run(folder, url, assigned={"anna": "train"})
+    assert run(folder, url, assigned=assigned).already_there == 3
+
+
+def test_assigned_subjects_of_whom_there_is_no_scan_are_counted(tmp_path: Path) -> None:
+    """A misspelt test subject would otherwise be trained on, and nobody told."""
+    person(tmp_path / "scans", "anna.nii.gz")
+    outcome = run(tmp_path / "scans", tmp_path / "archive", assigned={"anna": "train", "Bert": "test", "carl": "val"})
+    assert outcome.absent == 2
+    assert outcome.summary() == "1 added (1 train), 0 already there, 0 refused, 2 subjects with a given split not found"
+
+
+def test_only_whole_thoraces_are_taken_where_that_is_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    person(folder, "whole.nii.gz")
+    half = thorax_image((40, 30, 18), (9.0, 9.0, 9.0), hu=lambda x, y, z: thorax_hu(x, y, z - 60))
+    write_image(half, folder / "half.nii.gz")
+    outcome = run(folder, tmp_path / "strict", require_whole_thorax=True)
+    assert [entry.source for entry in outcome.added] == ["whole.nii.gz"]
+    assert "half.nii.gz: the lungs are cut" in str(outcome.refused[0])
+    assert len(run(folder, tmp_path / "lenient").added) == 2
+
+
+def test_a_scan_too_thin_to_smooth_is_refused_and_not_the_end(tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    person(folder, "anna.nii.gz")
+    write_image(thorax_image((60, 50, 3), (6.0, 6.0, 3.0)), folder / "thin.nii.gz")
+    outcome = run(folder, tmp_path / "archive", limits=Limits(min_slices=2))
+    assert [entry.source for entry in outcome.added] == ["anna.nii.gz"]
+    assert "thin.nii.gz: " in str(outcome.refused[0])
+
+
+def test_progress_names_what_comes_next_and_ends_at_all(mixed: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, int, str]] = []
+    run(mixed, tmp_path / "archive", progress=lambda *call: calls.append(call))
+    assert [done for done, _, _ in calls] == list(range(len(calls)))
+    assert {total for _, total, _ in calls} == {len(calls) - 1}
+    assert calls[0][2] == "anna.nii.gz"
+    assert calls[-1][2] == ""
+
+
+def test_phantoms_are_drawn_once_and_more_of_them_later(tmp_path: Path) -> None:
+    url, grid = str(tmp_path / "archive"), Grid(32, 10.0)
+    geometry = chest(grid)
+    first = ingest_phantoms(url, grid, geometry, count=3, seed=0)
+    again = ingest_phantoms(url, grid, geometry, count=4, seed=0)
+    assert (len(first.added), again.already_there, len(again.added)) == (3, 3, 1)
+    archive = Archive(url)
+    assert [entry.id for entry in archive.entries()] == [f"phantom-0-{k:04d}" for k in range(4)]
+    assert {entry.label_method for entry in archive.entries()} == {"phantom"}
+    volumes = [archive.read(entry).volume for entry in archive.entries()]
+    assert len({volume.tobytes() for volume in volumes}) == 4
+    other = ingest_phantoms(str(tmp_path / "other"), grid, geometry, count=3, seed=0)
+    assert [entry.sha256 for entry in other.added] == [entry.sha256 for entry in first.added]
+
+
+@pytest.mark.parametrize(("count", "seed"), [(0, 0), (-1, 0), (3, -1)])
+def test_no_phantoms_or_a_negative_seed_are_refused(count: int, seed: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"{count} phantoms from seed {seed}: draw one or more"):
+        ingest_phantoms(str(tmp_path / "archive"), GRID, GEOMETRY, count=count, seed=seed)
+    assert not (tmp_path / "archive").exists()
+
+
+def test_radiographs_of_air_are_empty_and_of_a_body_are_not() -> None:
+    hu = np.full(GRID.shape, -1024, dtype=np.int16)
+    assert not radiographs(hu, GRID, GEOMETRY).any()
+    hu[10:20, 10:20, 10:20] = 0
+    images = radiographs(hu, GRID, GEOMETRY)
+    assert images.shape == (2, 32, 32)
+    assert images.max() == pytest.approx(0.02 * 120, rel=0.01)
+
+
+def test_real_scans_of_every_kind_become_one_archive(real_data: Path, tmp_path: Path) -> None:
+    grid = Grid(64, 6.0)
+    geometry = chest(grid)
+    sources = [real_data / "ct" / "lidc_idri_0003_2mm.nii.gz", real_data / "ct" / "lung_pet_ct_dx_a0001.nii.gz"]
+    outcome = ingest([*sources, real_data / "raw"], str(tmp_path / "archive"), grid, geometry, limits=Limits())
+    assert sorted(entry.source for entry in outcome.added) == [
+        "dicom_ct_lung_dx_a0002", "elastix_3DCT_lung.mha", "lidc_idri_0003_2mm.nii.gz", "lung_pet_ct_dx_a0001.nii.gz",
+    ]  # fmt: skip
+    assert [str(error).partition(": ")[2] for error in outcome.refused] == ["DICOM modality CR is not CT"]
+    archive = Archive(str(tmp_path / "archive"))
+    for entry in archive.entries():
+        stored = archive.read(entry)
+        assert -1024 == stored.volume.min() < stored.volume.max() <= 3071
+        # A chest attenuates the beam some tens to some thousands of times.
+        assert 2 < stored.radiographs[0].max() < 14

@@ -1,0 +1,211 @@
+"""Pairs of radiographs to an archive, by the function and by the verb."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from radiograph_samples import chest, dicom, encoded
+from samples import write_archive
+
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import FRONTAL, Geometry, Grid, View, covering
+from raylift.datasets.geometry import chest as chest_stand
+from raylift.datasets.ingest.ct import Outcome, radiographs
+from raylift.datasets.ingest.xray import ingest_radiographs
+from raylift.datasets.intensity import standardise
+from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.radiographs.decoding import RadiographLimits, prepare, read
+from raylift.platform import cli
+
+GRID = Grid(32, 10.0)
+GEOMETRY = chest_stand(GRID)
+
+
+def pair_of(seed: int, px: int = 96) -> list[np.ndarray]:
+    """A frontal and a left lateral image of a phantom, 0 to 255."""
+    grid = Grid(64, 5.0)
+    fine = covering(grid, replace(chest_stand(grid), detector_px=px))
+    views = radiographs(thorax(seed, grid)[0], grid, fine)
+    return [np.rint(standardise(view) * 255).astype(np.uint8) for view in views]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four people; b's lateral faces right, and d's is of another kind of file."""
+    home = tmp_path_factory.mktemp("xrays")
+    for seed, name in enumerate("abcd"):
+        frontal, lateral = pair_of(seed)
+        if name == "b":
+            lateral = lateral[:, ::-1]
+        Image.fromarray(frontal).save(home / f"{name}_pa.png")
+        if name == "d":
+            dark = 4000 - lateral.astype("<u2") * 15
+            (home / "d_lat.png").write_bytes(encoded(Image.fromarray(lateral), "PNG"))
+            (home / "extra").mkdir()
+            (home / "extra" / "d_lat.dcm").write_bytes(dicom(dark, PhotometricInterpretation="MONOCHROME1"))
+        else:
+            Image.fromarray(np.ascontiguousarray(lateral)).save(home / f"{name}_lat.png")
+    (home / "notes.txt").write_text("nothing")
+    return home
+
+
+def ingest(sources: list[Path], url: Path | str, geometry: Geometry = GEOMETRY, **options: Any) -> Outcome:
+    return ingest_radiographs(
+        sources, str(url), GRID, geometry, limits=options.pop("limits", RadiographLimits()), **options
+    )
+
+
+def test_what_the_archive_holds_is_what_serving_makes_of_the_files_bit_for_bit(folder: Path, tmp_path: Path) -> None:
+    outcome = ingest([folder], tmp_path, licence="CC0-1.0")
+    assert outcome.refused == []
+    assert {entry.subject for entry in outcome.added} == {"a", "b", "c", "d"}
+    archive = Archive(str(tmp_path))
+    assert (archive.manifest.holds, archive.manifest.grid, archive.manifest.geometry) == ("radiographs", GRID, GEOMETRY)
+    for entry in archive.entries():
+        stored = archive.read_array(entry, "radiographs")
+        assert stored.shape == (2, 32, 32)
+        for view, image, suffix in zip(("frontal", "lateral"), stored, ("pa", "lat"), strict=True):
+            data = (folder / f"{entry.subject}_{suffix}.png").read_bytes()
+            flip = entry.subject == "b" and view == "lateral"
+            served = prepare(read(data, "upload", view=view, flip=flip), GEOMETRY.detector_px)
+            np.testing.assert_array_equal(image, served)
+        assert (entry.licence, entry.label_method) == ("CC0-1.0", "none")
+        assert entry.source == f"{entry.subject}_pa.png + {entry.subject}_lat.png"
+
+
+def test_the_facing_is_told_kept_with_the_entry_and_brought_to_what_is_projected(folder: Path, tmp_path: Path) -> None:
+    ingest([folder], tmp_path / "left")
+    right = replace(GEOMETRY, views=(FRONTAL, View("lateral", azimuth_deg=-90.0)))
+    ingest([folder], tmp_path / "right", right)
+    one, other = Archive(str(tmp_path / "left")), Archive(str(tmp_path / "right"))
+    for entry, mirrored in zip(one.entries(), other.entries(), strict=True):
+        facing = "right" if entry.subject == "b" else "left"
+        said = {"facing": facing, "facing_detected": True}
+        assert entry.record["lateral"].items() >= {**said, "mirrored": facing == "right"}.items()
+        assert mirrored.record["lateral"].items() >= {**said, "mirrored": facing == "left"}.items()
+        assert entry.record["frontal"] == {"file": f"{entry.subject}_pa.png", "size": [96, 96]}
+        np.testing.assert_allclose(
+            other.read_array(mirrored, "radiographs")[1], one.read_array(entry, "radiographs")[1][:, ::-1], atol=1e-6
+        )
+
+
+def test_a_facing_that_is_asked_for_is_not_looked_for(folder: Path, tmp_path: Path) -> None:
+    ingest([folder], tmp_path / "asked", facing="right")
+    for entry in Archive(str(tmp_path / "asked")).entries():
+        assert (
+            entry.record["lateral"].items() >= {"facing": "right", "facing_detected": False, "mirrored": True}.items()
+        )
+    csv = tmp_path / "pairs.csv"
+    csv.write_text("subject,frontal,lateral,facing\na,a_pa.png,a_lat.png,left\nb,b_pa.png,b_lat.png,\n")
+    ingest([folder], tmp_path / "listed", pairs=csv, facing="right")
+    told = [entry.record["lateral"]["facing"] for entry in Archive(str(tmp_path / "listed")).entries()]
+    assert told == ["left", "right"]
+
+
+def test_a_lateral_that_does_not_show_its_facing_is_refused_and_the_others_go_on(folder: Path, tmp_path: Path) -> None:
+    even = chest(96, 96).astype(np.uint8)
+    even = np.maximum(even, even[:, ::-1])
+    Image.fromarray(even).save(tmp_path / "z_pa.png")
+    Image.fromarray(even).save(tmp_path / "z_lat.png")
+    outcome = ingest([folder, tmp_path], tmp_path / "archive")
+    [refusal] = outcome.refused
+    assert str(refusal).startswith(f"{tmp_path / 'z_lat.png'}: it does not show clearly where the patient faces: pass")
+    assert len(outcome.added) == 4
+    again = ingest([tmp_path], tmp_path / "archive", facing="left")
+    assert [entry.subject for entry in again.added] == ["z"]
+
+
+def test_limits_hold_from_the_header(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limits, message in (
+        (RadiographLimits(max_pixels=9215), "a_pa.png: 96 x 96 pixels, over the limit of 9215"),
+        (RadiographLimits(min_side=97), "a_pa.png: 96 x 96 pixels, a side is under 97"),
+    ):
+        outcome = ingest([folder], tmp_path / "none", limits=limits)
+        assert (len(outcome.refused), outcome.added) == (4, [])
+        assert message in str(outcome.refused[0])
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"{path} was read"))
+    outcome = ingest([folder], tmp_path / "none", limits=RadiographLimits(max_bytes=100))
+    assert "bytes, over the limit of 100" in str(outcome.refused[0])
+
+
+def test_a_damaged_file_is_refused_by_name_and_the_others_go_on(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "y_pa.png").write_bytes((folder / "a_pa.png").read_bytes()[:300])
+    (tmp_path / "y_lat.png").write_bytes((folder / "a_lat.png").read_bytes())
+    outcome = ingest([tmp_path, folder], tmp_path / "archive")
+    assert len(outcome.added) == 4
+    assert str(outcome.refused[0]).startswith(f"{tmp_path / 'y_pa.png'}: the image is damaged")
+
+
+@pytest.mark.parametrize(("views", "message"), [((FRONTAL,), "for the views frontal: use a frontal and a lateral one")])
+def test_a_geometry_without_both_views_is_refused(views: Any, message: str, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ingest([folder], tmp_path, replace(GEOMETRY, views=views))
+
+
+# --- the verb ---
+
+
+def verb(*words: str | Path) -> int:
+    return cli.main(["ingest-xray", *map(str, words), "--size", "32", "--spacing-mm", "10"])
+
+
+def test_a_second_run_does_only_what_is_missing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = tmp_path / "archive"
+    csv = tmp_path / "pairs.csv"
+    csv.write_text("subject,frontal,lateral\na,a_pa.png,a_lat.png\nq,q_pa.png,q_lat.png\n")
+    assert verb(folder, "--archive", url, "--pairs", csv) == 0
+    said = capsys.readouterr().out
+    assert "1 added (1 train), 0 already there, 0 refused, 2 listed files missing (q_pa.png, q_lat.png)" in said
+    parts = set((url / "parts").iterdir())
+    assert verb(folder, "--archive", url) == 0
+    assert "3 added" in (said := capsys.readouterr().out)
+    assert "1 already there, 0 refused, 1 other files passed over, 1 with one of the two views only" in said
+    assert parts < set((url / "parts").iterdir())
+    assert verb(folder, "--archive", url) == 0
+    assert "0 added, 4 already there" in capsys.readouterr().out
+    assert len(Archive(str(url)).entries()) == 4
+
+
+def test_an_archive_of_ct_takes_no_radiographs_and_the_other_way_round(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_archive(str(tmp_path / "ct"), [0])
+    assert cli.main(["ingest-xray", str(folder), "--archive", str(tmp_path / "ct")]) == 2
+    assert "holds volumes, not radiographs: use another URL" in capsys.readouterr().err
+    assert verb(folder, "--archive", tmp_path / "xrays") == 0
+    assert cli.main(["phantom", "--archive", str(tmp_path / "xrays"), "--count", "2"]) == 2
+    assert "holds radiographs, not volumes: use another URL" in capsys.readouterr().err
+
+
+def test_subjects_and_splits_can_be_given(folder: Path, tmp_path: Path) -> None:
+    splits = tmp_path / "splits.csv"
+    splits.write_text("subject,split\na_,test\nb_,val\n")
+    assert verb(folder, "--archive", tmp_path / "x", "--splits", splits, "--subject-pattern", "/([abcd]_)pa") == 0
+    split = {entry.subject: entry.split for entry in Archive(str(tmp_path / "x")).entries()}
+    assert set(split) == {"a_", "b_", "c_", "d_"}
+    assert (split["a_"], split["b_"]) == ("test", "val")
+
+
+def test_the_real_pairs_become_an_archive_facing_left(real_data: Path, tmp_path: Path) -> None:
+    assert verb(real_data / "xray", "--archive", tmp_path, "--licence", "see MANIFEST.csv") == 0
+    archive = Archive(str(tmp_path))
+    assert {entry.subject for entry in archive.entries()} == {"cc0_normal", "eurorad_12325_d0", "rad_covid15"}
+    for entry in archive.entries():
+        said = {"facing": "left", "facing_detected": True, "mirrored": False}
+        assert entry.record["lateral"].items() >= said.items()
+        files = [real_data / "xray" / entry.record[view]["file"] for view in ("frontal", "lateral")]
+        served = [
+            prepare(read(path.read_bytes(), "upload", view=view), 32)
+            for path, view in zip(files, ("frontal", "lateral"), strict=True)
+        ]
+        np.testing.assert_array_equal(archive.read_array(entry, "radiographs"), served)
+    assert json.loads((tmp_path / "manifests" / "000001.json").read_text())["archive"]["holds"] == "radiographs"

@@ -1,0 +1,107 @@
+"""How often the facing is told rightly, on people whose images its regions were not chosen on and on all there are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from radiograph_samples import disturbed
+
+from raylift.datasets.geometry import FRONTAL, GEOMETRIES, LATERAL, Grid, View
+from raylift.datasets.ingest.ct import radiographs
+from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.radiographs.decoding import prepare, read
+from raylift.datasets.radiographs.orientation import detect, lean, projected
+from raylift.datasets.scans import reader
+from raylift.datasets.scans.resample import resample
+
+GRID = Grid(64, 5.0)
+RIGHT = View("lateral", azimuth_deg=-90.0)
+
+
+def laterals(hu: np.ndarray, grid: Grid = GRID) -> list[np.ndarray]:
+    """Left laterals of a volume in each geometry."""
+    return [radiographs(hu, grid, geometry(grid))[1] for geometry in GEOMETRIES.values()]
+
+
+def told(images: list[np.ndarray]) -> Counter[str]:
+    """How often images that face left, and their mirror images, are told rightly, wrongly or not."""
+    counts: Counter[str] = Counter()
+    for image in images:
+        for other, truth in ((image, "left"), (image[:, ::-1], "right")):
+            found = detect(np.ascontiguousarray(other))
+            counts["not" if found is None else "right" if found == truth else "wrong"] += 1
+    return counts
+
+
+def test_phantoms_are_told_rightly_both_ways() -> None:
+    images = [image for seed in range(30) for image in laterals(thorax(seed, GRID)[0])]
+    counts = told(images)
+    assert counts["wrong"] == 0
+    assert counts["right"] >= 0.99 * counts.total()
+
+
+def test_disturbed_phantoms_are_not_told_wrongly() -> None:
+    images = [
+        other for seed in range(30, 36) for image in laterals(thorax(seed, GRID)[0]) for _, other in disturbed(image)
+    ]
+    counts = told(images)
+    assert counts["wrong"] == 0
+    assert counts["right"] >= 0.95 * counts.total()
+
+
+def test_real_ct_is_told_rightly_both_ways(real_data: Path) -> None:
+    sources = reader.find([real_data / "ct", real_data / "raw" / "dicom_ct_lung_dx_a0002"]).sources
+    images = [image for source in sources for image in laterals(resample(reader.read(source), GRID)[0])]
+    assert len(images) == 27
+    counts = told(images)
+    assert counts["wrong"] == 0
+    assert counts["right"] >= 0.9 * counts.total()
+
+
+@pytest.mark.parametrize("name", ["cc0_normal", "eurorad_12325_d0", "rad_covid15"])
+def test_real_laterals_are_told_as_the_manifest_says_through_frames_cuts_and_tone_curves(
+    name: str, real_data: Path
+) -> None:
+    manifest = (real_data / "MANIFEST.csv").read_text()
+    [line] = [line for line in manifest.splitlines() if f"{name}_lateral" in line]
+    assert "facing image left" in line
+    image = read((real_data / "xray" / f"{name}_lateral.jpg").read_bytes(), name, view="lateral")
+    assert (detect(image), detect(np.ascontiguousarray(image[:, ::-1]))) == ("left", "right")
+    small = prepare(image, 128)
+    counts = told([other for _, other in disturbed(small)])
+    assert counts["wrong"] == 0
+    assert counts["right"] >= 0.9 * counts.total()
+
+
+def test_a_mirror_image_leans_as_much_the_other_way() -> None:
+    image = laterals(thorax(3, GRID)[0])[0]
+    assert lean(np.ascontiguousarray(image[:, ::-1])) == pytest.approx(-lean(image), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["even", "symmetric", "noise"])
+def test_where_the_image_does_not_say_it_nothing_is_told(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.random((96, 96), dtype=np.float32)
+    if kind == "even":
+        image = 1 + image / 100
+    if kind == "symmetric":
+        image = radiographs(thorax(0, GRID)[0], GRID, GEOMETRIES["chest"](GRID))[1]
+        image = image + image[:, ::-1]
+    assert detect(image) is None
+
+
+@pytest.mark.parametrize(
+    ("view", "facing"), [(LATERAL, "left"), (RIGHT, "right"), (FRONTAL, None), (View("oblique", 60.0), "left")]
+)
+def test_a_view_projects_the_patient_facing_one_way(view: View, facing: str | None) -> None:
+    assert projected(view) == facing
+
+
+def test_the_other_lateral_view_projects_the_patient_facing_right() -> None:
+    geometry = GEOMETRIES["parallel"](GRID)
+    hu = thorax(1, GRID)[0]
+    image = radiographs(hu, GRID, type(geometry)(**{**vars(geometry), "views": (RIGHT,)}))[0]
+    assert detect(image) == "right"

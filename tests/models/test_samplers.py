@@ -1,0 +1,158 @@
+"""Schedules, what a network may tell, and samplers, against data whose best estimate is known: a Gaussian."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from raylift.datasets.errors import ConfigError
+from raylift.models.diffusion.noise_schedule import Diffusion, DiffusionConfig
+from raylift.models.diffusion.samplers import SAMPLERS, Noise, steps_through
+from raylift.models.generative import Draw
+
+MEAN, SPREAD = -0.6, 0.3
+"""Of the data: most of a CT is air."""
+LIKE = torch.empty(1, 1, 24, 24, 24)
+
+
+def gaussian_estimate(levels):
+    """The posterior mean of x_0 given x_t, exact for data of N(MEAN, SPREAD)."""
+
+    def estimate(noisy, time):
+        signal = math.sqrt(levels[time])
+        gain = signal * SPREAD**2 / (levels[time] * SPREAD**2 + 1 - levels[time])
+        return MEAN + gain * (noisy - signal * MEAN)
+
+    return estimate
+
+
+def sampled(name, schedule, steps, seed=0):
+    levels = DiffusionConfig(schedule).levels()
+    noise = Noise(seed, LIKE)
+    start = noise()
+    return SAMPLERS[name](gaussian_estimate(levels), start, steps_through(levels, steps), noise), start, levels
+
+
+def flown(start, levels):
+    """Where the probability flow takes the starting noise: for Gaussians the map is linear."""
+    last = levels[-1]
+    return MEAN + SPREAD * (start - math.sqrt(last) * MEAN) / math.sqrt(last * SPREAD**2 + 1 - last)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_reaches_the_distribution_of_the_data(name, schedule):
+    made, *_ = sampled(name, schedule, 250)
+    # The linear schedule ends at 8 % of the data, and samplers begin at none.
+    assert float(made.mean()) == pytest.approx(MEAN, abs=0.02 if schedule == "linear" else 0.005)
+    assert float(made.std()) == pytest.approx(SPREAD, rel=0.04)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_in_few_steps_the_second_order_is_nearer_to_the_flow_and_gains_faster(schedule):
+    errors = {}
+    for name in ("ddim", "multistep"):
+        for steps in (8, 16, 32):
+            made, start, levels = sampled(name, schedule, steps)
+            errors[name, steps] = float((made - flown(start, levels)).square().mean().sqrt()) / SPREAD
+        # More steps are better for both: doubling them halves DDIM's error.
+        assert errors[name, 8] > errors[name, 16] > errors[name, 32]
+    for steps in (8, 16, 32):
+        assert errors["multistep", steps] < errors["ddim", steps] / 2
+    assert errors["ddim", 8] / errors["ddim", 32] == pytest.approx(4, rel=0.2)
+    assert errors["multistep", 8] / errors["multistep", 32] > 6
+
+
+def test_the_linear_schedule_is_the_published_one_and_the_cosine_ends_in_noise():
+    linear, cosine = DiffusionConfig().levels(), DiffusionConfig("cosine").levels()
+    assert linear[0] == pytest.approx(1 - 1e-6, abs=1e-12)
+    assert linear[-1] == pytest.approx(math.exp(-1000 * (1e-6 + 1e-2) / 2), rel=0.02)
+    assert linear[-1] / linear[-2] == pytest.approx(1 - 1e-2)
+    assert cosine[499] == pytest.approx(math.cos((0.5 + 0.008) / 1.008 * math.pi / 2) ** 2, rel=1e-3)
+    assert 0 < cosine[-1] < 1e-8
+    for levels in (linear, cosine):
+        assert all(one > other for one, other in itertools.pairwise(levels))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v"])
+def test_what_is_asked_of_the_network_gives_the_data_back_in_one_step(prediction, schedule):
+    # With 1 - a_t in place of its root, as the paper is quoted, this would be off by the noise.
+    diffusion = Diffusion(DiffusionConfig(schedule, prediction=prediction))
+    generator = torch.Generator().manual_seed(0)
+    data, noise = (torch.randn(4, 1, 4, 4, 4, generator=generator) for _ in range(2))
+    times = torch.tensor([0, 250, 500, 900])
+    noisy = diffusion.noisy(data, noise, times)
+    back = diffusion.one_step(diffusion.target(data, noise, times), noisy, times)
+    torch.testing.assert_close(back, data, atol=1e-4, rtol=1e-4)
+    assert float((noisy - data)[0].abs().max()) < 0.1
+    assert torch.corrcoef(torch.stack([noisy[3].flatten(), noise[3].flatten()]))[0, 1] > 0.9
+
+
+def test_timesteps_are_all_equally_likely():
+    torch.manual_seed(0)
+    diffusion = Diffusion(DiffusionConfig(timesteps=4))
+    counts = torch.bincount(diffusion.draw_times(torch.empty(4000, 1, 1, 1, 1)), minlength=4)
+    assert counts.min() > 900
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 16, 64, 1000, 5000])
+def test_steps_go_from_noise_to_the_data(count):
+    levels = DiffusionConfig().levels()
+    steps = steps_through(levels, count)
+    assert len(steps) == min(count, 1000)
+    assert steps[0][0] == 999
+    assert steps[-1][2] == 1
+    assert count == 1 or steps[-1][0] == 0
+    assert all(before[2] == after[1] == levels[after[0]] for before, after in itertools.pairwise(steps))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_steps_are_equally_far_apart_in_log_signal_to_noise_ratio(schedule):
+    levels = DiffusionConfig(schedule).levels()
+
+    def strides(times):
+        ratios = [math.log(levels[t] / (1 - levels[t])) for t in times]
+        # At its noisy end a cosine schedule has no timesteps fine enough.
+        return [after - before for before, after in itertools.pairwise(ratios)][3:]
+
+    chosen = strides([t for t, *_ in steps_through(levels, 9)])
+    assert max(chosen) < 1.2 * min(chosen)
+    equal_times = strides([999 - 125 * k for k in range(8)] + [0])
+    assert max(equal_times) > 5 * min(equal_times)
+
+
+def test_noise_is_a_function_of_the_seed_and_alike_for_every_item():
+    one, four = Noise(3, torch.empty(1, 2, 5, 5, 5)), Noise(3, torch.empty(4, 2, 5, 5, 5))
+    first, second = one(), one()
+    assert not torch.equal(first, second)
+    for wanted in (first, second):
+        made = four()
+        assert made.shape == (4, 2, 5, 5, 5)
+        assert all(torch.equal(item, wanted[0]) for item in made)
+    assert not torch.equal(Noise(4, torch.empty(1, 2, 5, 5, 5))(), first)
+
+
+def test_of_the_three_samplers_only_ancestral_draws_noise_on_the_way():
+    for name in SAMPLERS:
+        levels = DiffusionConfig().levels()
+        # The same start, other noise after it.
+        made = [
+            SAMPLERS[name](
+                gaussian_estimate(levels), torch.ones_like(LIKE), steps_through(levels, 8), Noise(seed, LIKE)
+            )
+            for seed in (1, 2)
+        ]
+        assert torch.equal(*made) == (name != "ancestral")
+
+
+@pytest.mark.parametrize("settings", [{"timesteps": 0}, {"beta_first": 0.0}, {"beta_first": 0.5}, {"beta_last": 1.0}])
+def test_a_schedule_that_is_none_is_refused(settings):
+    with pytest.raises(ConfigError, match="beta_first <= beta_last < 1"):
+        DiffusionConfig(**settings)
+
+
+def test_no_steps_are_refused():
+    with pytest.raises(ConfigError, match="0 sampling steps: use 1 or more"):
+        Draw(steps=0)

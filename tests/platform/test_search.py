@@ -1,0 +1,114 @@
+"""Searches on real Ray Tune: spaces are checked first, trials are Ray Train runs, a killed search goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from raylift.datasets.errors import ConfigError
+from raylift.models import weights
+from raylift.platform import cluster
+from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.tuning import search
+from raylift.platform.tuning.search import Search, Space
+
+SPACE = Space(
+    {
+        "system.loss.voxel": {"log_uniform": [1.0, 100.0]},
+        "system.fusion.kind": {"choice": ["average", "sum"]},
+    }
+)
+
+
+@pytest.mark.parametrize("path", sorted(search.spaces_folder().glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_space_that_comes_along_fits_its_preset(path):
+    space = search.load_space(path.stem)
+    assert space.preset in PRESETS
+    assert search.validate(Search(PRESETS[space.preset](), space)).keys() == space.space.keys()
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"system.loss.voxl": {"uniform": [0.0, 1.0]}}, "did you mean system.loss.voxel"),
+        ({"system.fusion.kind": {"choice": ["average", "max"]}}, "max not in literal"),
+        ({"optimiser.rate": {"uniform": [-1.0, 1.0]}}, "rate must be positive"),
+        ({"optimiser.rate": {"uniform": [1.0]}}, r"wants \[low, high\]"),
+        ({"optimiser.rate": {"uniform": [0.1, 1.0], "log_uniform": [0.1, 1.0]}}, "drawn in 2 ways"),
+        ({"train.batch": {"integer": [4, 5]}}, "cannot be shared"),
+    ],
+)
+def test_a_space_that_no_run_can_follow_is_refused_before_anything_starts(tiny, space, message):
+    with pytest.raises(ConfigError, match=message):
+        search.validate(Search(tiny, Space(space)))
+
+
+def test_a_space_with_an_unknown_draw_is_refused_by_its_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("space: {optimiser.rate: {lognormal: [0, 1]}}")
+    with pytest.raises(ConfigError, match=r"lognormal.*mine\.yaml"):
+        search.load_space(str(path))
+
+
+def test_the_table_tells_settings_apart_that_end_alike():
+    keys = ("system.lifting.kind", "system.fusion.kind", "system.fusion.feedback", "optimiser.rate")
+    trial = search.Trial("t", dict.fromkeys(keys, 1), best=None, step=0, checkpoint="")
+    headers = [str(column.header) for column in search.as_table([trial]).columns]
+    assert headers == ["trial", "lifting.kind", "fusion.kind", "feedback", "rate", "PSNR, dB", "step"]
+
+
+def test_a_search_that_cannot_fit_says_so_at_once(tiny, ray_cluster, tmp_path):
+    huge = replace(tiny, cluster=replace(tiny.cluster, workers=50), train=replace(tiny.train, batch=50))
+    url = str(tmp_path / "huge")
+    search.start(Search(huge, SPACE), url)
+    began = time.monotonic()
+    with pytest.raises(cluster.ClusterTooSmall, match="a trial needs 50 CPUs"):
+        search.fit(url)
+    assert time.monotonic() - began < 20
+
+
+def test_a_killed_search_goes_on_and_repeats_no_finished_trial(tiny, tmp_path):
+    search = tmp_path / "search"
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "space:\n  system.loss.voxel: {log_uniform: [1.0, 100.0]}\n  system.fusion.kind: {choice: [average, sum]}\n"
+    )
+    run = tmp_path / "run.yaml"
+    run.write_text(replace(tiny, cluster=replace(tiny.cluster, workers=1)).to_yaml())
+    command = [sys.executable, "-m", "raylift", "tune"]
+    fresh = [str(space), "--preset", str(run), "--trials", "3", "--concurrent", "1", "--output", str(search)]
+    # A cluster of its own, which dies with the search that is killed.
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    first = subprocess.Popen([*command, *fresh], env=environment, start_new_session=True)
+    finished = wait_for_trial(search, first)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (search / "trials.json").exists(), "the injection came too late"
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+
+    subprocess.run([*command, "--resume", str(search)], env=environment, check=True, timeout=400)
+    table = json.loads((search / "trials.json").read_text())
+    assert len(table) == 3
+    assert [trial["best"] for trial in table] == sorted((trial["best"] for trial in table), reverse=True)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
+    assert len({json.dumps(trial["settings"], sort_keys=True) for trial in table}) == 3
+    assert weights.load(table[0]["checkpoint"]).description.grid.size == 32
+
+
+def wait_for_trial(search: Path, process: subprocess.Popen) -> Path:
+    """The folder of the first trial that came to its last step."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the search ended by itself"
+        for done in search.glob("trials/*/checkpoints/step-00000008/checkpoint.json"):
+            # Tune still has to hear of it.
+            time.sleep(5)
+            return done.parents[2]
+        time.sleep(0.2)
+    raise AssertionError("no trial finished")

@@ -1,0 +1,225 @@
+"""Models that draw: several draws become a mean and a spread, by verb and by request, and no more than is allowed."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from fastapi.openapi.models import OpenAPI
+from fastapi.testclient import TestClient
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.radiographs.decoding import RadiographLimits, read
+from raylift.models.generative import DrawFlags
+from raylift.platform import cli
+from raylift.serve.api import routes
+from raylift.serve.page.std_map import SpreadMap
+from raylift.serve.reconstructor import Reconstruction, Reconstructor
+
+URL = "/v1/reconstructions"
+
+
+def inputs(count: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(3).random((count, 2, 32, 32), dtype=np.float32))
+
+
+def singles(folder: Path, given: np.ndarray, count: int, steps: int = 0, first: int = 0) -> np.ndarray:
+    """Volumes of as many seeds, each drawn alone."""
+    made = [
+        Reconstructor.load(str(folder), consistency_steps=steps, draw=DrawFlags(steps=2, seed=first + k))
+        for k in range(count)
+    ]
+    return np.stack([one.reconstruct([given])[0].hu for one in made]).astype(np.float64)
+
+
+def volume(data: bytes, folder: Path) -> sitk.Image:
+    path = folder / "opened.nii.gz"
+    path.write_bytes(data)
+    return sitk.ReadImage(str(path))
+
+
+@pytest.mark.parametrize("steps", [0, 2], ids=["as drawn", "fitted"])
+def test_samples_give_the_mean_and_the_spread_of_what_their_seeds_give_alone(
+    drawing_folder: Path, radiographs: dict[str, bytes], steps: int
+) -> None:
+    several = Reconstructor.load(str(drawing_folder), consistency_steps=steps, draw=DrawFlags(steps=2))
+    given = several.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
+    (made,) = several.reconstruct([given], [3])
+    alone = singles(drawing_folder, given, 3, steps)
+    assert np.abs(made.hu - alone.mean(axis=0)).max() <= 1
+    assert made.deviation is not None
+    # The draws alone were rounded to whole HU.
+    assert np.abs(made.deviation - alone.std(axis=0, ddof=1)).max() <= 2
+    assert made.deviation.mean() > 10
+    assert bool(made.residuals) == (steps > 0)
+
+
+def test_requests_of_one_batch_get_as_many_draws_as_each_asked_for(drawing: Reconstructor) -> None:
+    given = inputs(3)
+    together = drawing.reconstruct(given, [1, 3, 2])
+    alone = [drawing.reconstruct([one], [count])[0] for one, count in zip(given, [1, 3, 2], strict=True)]
+    assert [one.deviation is None for one in together] == [True, False, False]
+    for one, other in zip(together, alone, strict=True):
+        assert np.abs(np.subtract(one.hu, other.hu, dtype=np.int32)).max() <= 1
+    assert np.abs(np.subtract(together[1].deviation, alone[1].deviation, dtype=np.int32)).max() <= 1
+
+
+def test_a_model_that_computes_its_volume_refuses_samples(reconstructor: Reconstructor) -> None:
+    with pytest.raises(ConfigError, match="computes its volume"):
+        reconstructor.reconstruct(inputs(1), [2])
+
+
+@pytest.fixture
+def pair(radiographs: dict[str, bytes], tmp_path: Path) -> list[str]:
+    """Options that name both synthetic radiographs."""
+    options = ["--invert", "no"]
+    for view, data in radiographs.items():
+        (tmp_path / f"{view}.png").write_bytes(data)
+        options += [f"--{view}", str(tmp_path / f"{view}.png")]
+    return options
+
+
+def test_the_verb_writes_the_mean_and_beside_it_the_spread_in_the_same_frame(
+    drawing_folder: Path,
+    drawing: Reconstructor,
+    radiographs: dict[str, bytes],
+    pair: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--samples", "2", "--seed", "7", "--sampler", "multistep", "--steps", "2"]
+    output = tmp_path / "ct.nii.gz"
+    assert cli.main(["reconstruct", str(drawing_folder), "-o", str(output), *pair, *options]) == 0
+    mean, deviation = (sitk.ReadImage(str(tmp_path / name)) for name in ("ct.nii.gz", "ct-std.nii.gz"))
+    for frame in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(mean, frame)() == getattr(deviation, frame)()
+    given = drawing.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
+    alone = singles(drawing_folder, given, 2, first=7)
+    assert np.abs(sitk.GetArrayFromImage(mean)[::-1] - alone.mean(axis=0)).max() <= 1
+    assert np.abs(sitk.GetArrayFromImage(deviation)[::-1] - alone.std(axis=0, ddof=1)).max() <= 2
+    assert f"{tmp_path / 'ct-std.nii.gz'}: standard deviation over 2 draws" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "multistep"])
+def test_every_sampler_can_be_named(drawing_folder: Path, pair: list[str], tmp_path: Path, sampler: str) -> None:
+    options = ["--sampler", sampler, "--steps", "3"]
+    output = tmp_path / "ct.nii.gz"
+    assert cli.main(["reconstruct", str(drawing_folder), "-o", str(output), *pair, *options]) == 0
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(output))).std() > 10
+    assert not (tmp_path / "ct-std.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("model_folder", ["--steps", "4"], "has no use for --steps"),
+        ("model_folder", ["--samples", "2"], "has no use for --samples"),
+        ("drawing_folder", ["--samples", "0"], "0 samples: give 1 or more"),
+        ("drawing_folder", ["--steps", "0"], "0 sampling steps: use 1 or more"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_and_nothing_written(
+    model: str,
+    options: list[str],
+    message: str,
+    pair: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    output = tmp_path / "ct.nii.gz"
+    words = ["reconstruct", str(request.getfixturevalue(model)), "-o", str(output), *pair, *options]
+    assert cli.main(words) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.fixture
+def client(drawing: Reconstructor) -> TestClient:
+    """The API with a drawing network behind it, which allows three draws."""
+
+    async def answer(prepared: np.ndarray, samples: int) -> Reconstruction:
+        return drawing.reconstruct([prepared], [samples])[0]
+
+    async def ready() -> bool:
+        return True
+
+    backend = routes.Backend(drawing.description, drawing.sha256, answer, ready, draw=drawing.draw, max_samples=3)
+    return TestClient(routes.build(backend, RadiographLimits()))
+
+
+def test_a_request_gets_the_mean_of_its_samples_and_with_spread_a_zip_of_both(
+    client: TestClient, drawing: Reconstructor, radiographs: dict[str, bytes], tmp_path: Path
+) -> None:
+    given = drawing.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
+    (expected,) = drawing.reconstruct([given], [3])
+    fields = {"invert": "no", "samples": "3"}
+    plain = client.post(URL, files=radiographs, data=fields)
+    assert plain.headers["content-type"] == "application/gzip"
+    mean = sitk.GetArrayFromImage(volume(plain.content, tmp_path))[::-1]
+    np.testing.assert_array_equal(mean, expected.hu)
+
+    both = client.post(URL, files=radiographs, data=fields | {"spread": "true"})
+    assert both.headers["content-type"] == "application/zip"
+    assert both.headers["content-disposition"].endswith('.zip"')
+    with zipfile.ZipFile(io.BytesIO(both.content)) as archive:
+        names = archive.namelist()
+        assert [name.removesuffix(".nii.gz")[-4:] == "-std" for name in names] == [False, True]
+        again, deviation = (sitk.GetArrayFromImage(volume(archive.read(name), tmp_path))[::-1] for name in names)
+    np.testing.assert_array_equal(again, mean)
+    np.testing.assert_array_equal(deviation, expected.deviation)
+    single = client.post(URL, files=radiographs, data={"invert": "no"})
+    assert single.content != plain.content
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"samples": "4"}, "field samples is '4': send 1, 2 or 3"),
+        ({"samples": "1e3"}, "field samples is '1e3': send 1, 2 or 3"),
+        ({"samples": "0"}, "field samples is '0'"),
+        ({"spread": "true"}, "a single draw has none: send samples from 2 up"),
+        ({"samples": "2", "spread": "yes"}, "field spread is 'yes': send true or false"),
+        ({"seed": "3"}, "unknown field seed"),
+    ],
+)
+def test_draws_beyond_what_the_service_allows_are_refused(
+    client: TestClient, radiographs: dict[str, bytes], fields: dict[str, str], message: str
+) -> None:
+    answer = client.post(URL, files=radiographs, data=fields)
+    assert answer.status_code == 422
+    assert message in answer.json()["detail"]
+
+
+def test_the_service_says_how_its_model_draws_and_what_may_be_asked(client: TestClient) -> None:
+    drawn = client.get("/v1/model").json()["drawing"]
+    assert drawn == {"sampler": "multistep", "steps": 2, "seed": 0, "max_samples": 3}
+    schema = client.get("/openapi.json").json()
+    OpenAPI.model_validate(schema)
+    route = schema["paths"][URL]["post"]
+    form = route["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert (form["samples"]["maximum"], form["spread"]["enum"]) == (3, ["true", "false"])
+    assert set(route["responses"]["200"]["content"]) == {"application/gzip", "application/zip"}
+    assert "mean of so many draws" in client.get("/docs").text
+
+
+def test_the_colours_reach_to_where_few_voxels_are_above(drawing: Reconstructor) -> None:
+    (made,) = drawing.reconstruct(inputs(1), [3])
+    assert made.deviation is not None
+    shown = SpreadMap.of(made.deviation)
+    top = shown.top_hu
+    assert top % 40 == 0
+    assert (made.deviation > top - 40).mean() > 0.001
+    assert (made.deviation > top).mean() <= 0.005
+    assert SpreadMap.of(np.zeros((8, 8, 8), np.int16)).top_hu == 40
+    picture = shown.slice_picture("coronal", 16)
+    assert picture.shape == (448, 448, 3)
+    # Brighter where the draws differ more; the letters stand at the edges.
+    grey = picture[56:-56, 56:-56].astype(float).mean(axis=2)
+    scale = 448 // 32
+    blocks = grey.reshape(grey.shape[0] // scale, scale, grey.shape[1] // scale, scale).mean(axis=(1, 3))
+    first = 56 // scale
+    inside = made.deviation[first : first + len(blocks), 16, first : first + len(blocks)]
+    assert np.corrcoef(blocks.ravel(), inside.ravel())[0, 1] > 0.5
