@@ -22,7 +22,7 @@ import torch
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.ct import radiographs
-from raylift.datasets.intensity import Window, standardise
+from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.models.systems.slim import slim, tiny
 from raylift.models.systems.x2ct import x2ct_gan
@@ -66,14 +66,14 @@ def main() -> None:
 
 
 def drawn(count: int, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Thoraces in the window's [0, 1] and their standardised radiographs."""
+    """Thoraces in the window's [0, 1] and their standardized radiographs."""
     window, geometry = Window(), chest(grid)
     volumes, views = [], []
     for seed in range(count):
         hu, _ = thorax(seed, grid)
         volumes.append(window.to_unit(torch.from_numpy(hu).float())[None])
         images = radiographs(hu, grid, geometry)
-        views.append(torch.stack([torch.from_numpy(standardise(image)) for image in images]))
+        views.append(torch.stack([torch.from_numpy(standardize(image)) for image in images]))
     return torch.stack(volumes), torch.stack(views)
 
 

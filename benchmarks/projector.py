@@ -157,7 +157,7 @@ def plastimatch(density: np.ndarray, algorithm: str, folder: Path) -> tuple[np.n
     (path,) = folder.glob("*.pfm")
     *_, raw = path.read_bytes().split(b"\n", 3)
     path.unlink()
-    # Its unit is a tenth of a millimetre's, and its columns run the other way.
+    # Its unit is a tenth of a millimeter's, and its columns run the other way.
     picture = 10 * np.frombuffer(raw, "<f4").reshape(128, 128)[:, ::-1]
     found = re.search(r"(?:Total|DRR)[^\d]*([\d.]+) sec", said) or re.search(r"([\d.]+) *(?:sec|s)\b", said)
     return picture, float(found.group(1)) if found else float("nan")

@@ -36,7 +36,7 @@ def stepper(objective: Objective, device: torch.device, kind: str) -> Callable[[
             channels_last(player.network)
         if "compiled" in words:
             player.network.compile()
-    optimisers = {
+    optimizers = {
         name: torch.optim.Adam(player.parameters(), lr=2e-4, betas=(0.5, 0.99)) for name, player in players.items()
     }
 
@@ -45,12 +45,12 @@ def stepper(objective: Objective, device: torch.device, kind: str) -> Callable[[
         losses: dict[str, Tensor] = {}
         for name, player in players.items():
             others = [network for other, network in objective.networks().items() if other != name]
-            optimisers[name].zero_grad()
+            optimizers[name].zero_grad()
             with frozen(others):
                 with torch.autocast(device.type, torch.bfloat16) if "bf16" in words else nullcontext():
                     losses[name], _, kept = player(batch, carried)
                 losses[name].backward()
-            optimisers[name].step()
+            optimizers[name].step()
             carried |= kept
         # Reading the losses waits for the device.
         return {name: loss.item() for name, loss in losses.items()}

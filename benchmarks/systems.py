@@ -23,7 +23,7 @@ from raylift.models import weights
 from raylift.models.parts.cyclegan_networks import CycleGan
 from raylift.models.zoo import parameters
 from raylift.platform import cli
-from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.presets.catalog import PRESETS
 from raylift.platform.training.checkpoint import RUN_FILE, checkpoint_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

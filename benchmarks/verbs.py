@@ -23,7 +23,7 @@ from pathlib import Path
 
 import httpx
 
-from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.presets.catalog import PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table

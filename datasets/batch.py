@@ -18,7 +18,7 @@ class Batch:
     truth: Float[Tensor, "n 1 d h w"] | None
     """CT in the window's [0, 1], of the people in the views; None for systems that learn from radiographs."""
     views: Float[Tensor, "n views rows columns"]
-    """Radiographs in [0, 1], bone bright, each standardised by its own percentiles and, for some models, matched."""
+    """Radiographs in [0, 1], bone bright, each standardized by its own percentiles and, for some models, matched."""
     ids: tuple[str, ...] = ()
     labels: UInt8[Tensor, "n 1 d h w"] | None = None
     """Values of `segmentation.Label`, for objectives that ask for them; they are not read otherwise."""

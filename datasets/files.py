@@ -13,7 +13,7 @@ import SimpleITK as sitk
 from raylift.datasets.errors import RefusedFile
 
 LONGEST_MM, WIDEST_MM = 2500.0, 1000.0
-"""More than any scanner's table and bore: at most one side of a scan is over a metre."""
+"""More than any scanner's table and bore: at most one side of a scan is over a meter."""
 
 BYTES = {
     sitk.sitkUInt8: 1, sitk.sitkInt8: 1, sitk.sitkUInt16: 2, sitk.sitkInt16: 2, sitk.sitkUInt32: 4, sitk.sitkInt32: 4,

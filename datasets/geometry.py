@@ -1,11 +1,11 @@
-"""Where things stand: the voxel grid, the views, and the X-ray geometry that took them, all in millimetres.
+"""Where things stand: the voxel grid, the views, and the X-ray geometry that took them, all in millimeters.
 
 Two frames are used everywhere.
 
 * **Volume order**: tensors are N, C, D, H, W with D from superior to inferior, H from anterior to posterior and
   W from the patient's right to left.
-* **Patient frame**: LPS coordinates in mm about the isocentre (x to the left, y posterior, z superior), the frame of
-  DICOM, ITK and NIfTI readers. The isocentre is the centre of the volume.
+* **Patient frame**: LPS coordinates in mm about the isocenter (x to the left, y posterior, z superior), the frame of
+  DICOM, ITK and NIfTI readers. The isocenter is the center of the volume.
 
 Radiographs are stored as a reader hangs them: rows from superior to inferior; columns of a frontal image from the
 patient's right to left, of a lateral one from anterior to posterior (the patient faces the left edge).
@@ -24,7 +24,7 @@ from raylift.datasets.errors import ConfigError
 
 @dataclass(frozen=True)
 class Grid:
-    """A cube of isotropic voxels centred on the isocentre."""
+    """A cube of isotropic voxels centered on the isocenter."""
 
     size: int = 128
     spacing_mm: float = 2.5
@@ -48,11 +48,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class View:
-    """One pose of tube and detector about the isocentre.
+    """One pose of tube and detector about the isocenter.
 
     Angles turn tube and detector together: `azimuth_deg` about the patient's long axis (0 is a PA frontal, 90 a left
     lateral), `elevation_deg` tips the tube towards the head, `roll_deg` turns the detector in its plane.
-    `offset_mm` moves the point that is imaged at the detector's centre, in the patient frame.
+    `offset_mm` moves the point that is imaged at the detector's center, in the patient frame.
     """
 
     name: str
@@ -85,8 +85,8 @@ LATERAL = View("lateral", azimuth_deg=90.0)
 class Geometry:
     """How a set of radiographs was taken: beam, distances, detector and views.
 
-    `source_axis_mm` (SAD) is the distance from the focal spot to the isocentre, `source_detector_mm` (SDD) to the
-    detector. With a parallel beam both are ignored and `detector_pitch_mm` is measured at the isocentre.
+    `source_axis_mm` (SAD) is the distance from the focal spot to the isocenter, `source_detector_mm` (SDD) to the
+    detector. With a parallel beam both are ignored and `detector_pitch_mm` is measured at the isocenter.
     """
 
     beam: Literal["cone", "parallel"]
@@ -112,7 +112,7 @@ class Geometry:
 
     @property
     def magnification(self) -> float:
-        """Detector size over object size at the isocentre."""
+        """Detector size over object size at the isocenter."""
         return self.source_detector_mm / self.source_axis_mm if self.beam == "cone" else 1.0
 
     def view(self, name: str) -> View:
@@ -135,7 +135,7 @@ def chest(grid: Grid) -> Geometry:
 def x2ct(grid: Grid) -> Geometry:
     """The geometry of X2CT-GAN's training data: SAD 541 mm, SDD 949 mm, a 500 mm detector.
 
-    The detector sees 285 mm at the isocentre, so the sides of a 320 mm volume are cut, as they are in their data.
+    The detector sees 285 mm at the isocenter, so the sides of a 320 mm volume are cut, as they are in their data.
     """
     return Geometry("cone", 541.0, 949.0, grid.size, 500.0 / grid.size)
 

@@ -56,7 +56,7 @@ def transmission(line_integral: Float[Tensor, "*shape"]) -> Float[Tensor, "*shap
     return torch.exp(-line_integral)
 
 
-def standardise(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
+def standardize(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
     """A bone-bright radiograph to [0, 1] by its own 0.5 and 99.5 percentiles, as float32.
 
     Training and serving share this one step: the scale of a real radiograph is unknown, so a projection must not keep

@@ -72,8 +72,8 @@ def backproject(
 def in_view(
     shape: tuple[int, int, int], spacing_mm: float, view: View, like: Tensor
 ) -> tuple[Float[Tensor, "d h w"], Float[Tensor, "d h w"], Float[Tensor, "d h w"]]:
-    """Where voxel centres stand as a view sees them, in mm: along its columns, its rows and its central ray."""
-    points = _voxel_centres(shape, spacing_mm, like) - like.new_tensor(view.offset_mm)
+    """Where voxel centers stand as a view sees them, in mm: along its columns, its rows and its central ray."""
+    points = _voxel_centers(shape, spacing_mm, like) - like.new_tensor(view.offset_mm)
     column, row, depth = (points @ _axes(view, like).T).unbind(-1)
     return column, row, depth
 
@@ -92,7 +92,7 @@ def project_turned(
         spacing_mm: edge of a voxel.
         geometry: beam, distances and detector; its views are not looked at.
         axes: unit vectors (rows: column, row and ray direction) in the patient frame.
-        offset_mm: the point imaged at the detector's centre. The planes that are sampled cover the volume's sphere
+        offset_mm: the point imaged at the detector's center. The planes that are sampled cover the volume's sphere
             about this point, so what an offset moves out of it is cut.
     """
     sizes_mm = [n * spacing_mm for n in attenuation.shape[2:]]
@@ -109,7 +109,7 @@ def _require_source_outside(shape: Sequence[int], spacing_mm: float, geometry: G
     if reach_mm >= geometry.source_axis_mm:
         raise ConfigError(
             f"view '{view.name}': the volume reaches {reach_mm:.0f} mm towards the source, which stands "
-            f"{geometry.source_axis_mm:.0f} mm from the isocentre: use a larger source-axis distance"
+            f"{geometry.source_axis_mm:.0f} mm from the isocenter: use a larger source-axis distance"
         )
 
 
@@ -118,20 +118,20 @@ def _axes(view: View, like: Tensor) -> Float[Tensor, "3 3"]:
 
 
 def _pixel_offsets(geometry: Geometry, like: Tensor) -> Float[Tensor, " px"]:
-    """Distances of pixel centres from the detector's centre along one side, in mm."""
+    """Distances of pixel centers from the detector's center along one side, in mm."""
     index = torch.arange(geometry.detector_px, dtype=like.dtype, device=like.device)
     return (index - (geometry.detector_px - 1) / 2) * geometry.detector_pitch_mm
 
 
 def _path_per_depth(geometry: Geometry, offsets: Float[Tensor, " px"]) -> Float[Tensor, "px px"]:
-    """Length of ray per mm travelled along the central ray, for each pixel: 1 / cos of the ray's angle."""
+    """Length of ray per mm traveled along the central ray, for each pixel: 1 / cos of the ray's angle."""
     if geometry.beam == "parallel":
         return torch.ones(len(offsets), len(offsets), dtype=offsets.dtype, device=offsets.device)
     squared = offsets[:, None] ** 2 + offsets[None, :] ** 2
     return torch.sqrt(squared + geometry.source_detector_mm**2) / geometry.source_detector_mm
 
 
-def _voxel_centres(shape: tuple[int, int, int], spacing_mm: float, like: Tensor) -> Float[Tensor, "d h w 3"]:
+def _voxel_centers(shape: tuple[int, int, int], spacing_mm: float, like: Tensor) -> Float[Tensor, "d h w 3"]:
     index = [torch.arange(n, dtype=like.dtype, device=like.device) - (n - 1) / 2 for n in shape]
     to_patient = torch.as_tensor(INDEX_TO_PATIENT).to(like)
     return torch.stack(torch.meshgrid(*index, indexing="ij"), dim=-1) * spacing_mm @ to_patient

@@ -37,7 +37,7 @@ def radiographs(hu: Int16[np.ndarray, "d h w"], grid: Grid) -> list[Float[np.nda
     attenuation = intensity.attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]
     geometry = chest(grid)
     images = (project(attenuation, grid.spacing_mm, geometry, view) for view in geometry.views)
-    return [intensity.standardise(image[0, 0].numpy()) for image in images]
+    return [intensity.standardize(image[0, 0].numpy()) for image in images]
 
 
 def phantom_sheet(path: Path, seeds: tuple[int, ...] = (12, 21, 5, 25), grid: Grid = Grid(128, 2.5)) -> None:  # noqa: B008

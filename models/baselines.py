@@ -77,7 +77,7 @@ def fit(batches: Iterable[Batch], grid: Grid, geometry: Geometry) -> dict[str, n
 
 
 def unfitted(grid: Grid, geometry: Geometry) -> dict[str, nn.Module]:
-    """Predictors for want of training volumes: the same grey everywhere, and plain back-projection."""
+    """Predictors for want of training volumes: the same gray everywhere, and plain back-projection."""
     return {
         "uniform volume": MeanVolume(torch.full((1, 1, *grid.shape), 0.5)),
         "back-projection": BackProjection(grid, geometry),

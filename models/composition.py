@@ -24,7 +24,7 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
 from raylift.models.objectives.objective import Objective, VolumeNetwork
-from raylift.models.parts.blocks import Checkpointing, initialise
+from raylift.models.parts.blocks import Checkpointing, initialize
 from raylift.models.parts.decoders import Build, DecoderConfig, DecoderName, GrowingDecoder, ViewDecoder
 from raylift.models.parts.discriminators import DiscriminatorConfig
 from raylift.models.parts.encoders import EncoderConfig, at_size
@@ -191,7 +191,7 @@ class Reconstructor(VolumeNetwork):
             alone=system.decodes_alone,
         )
         self.decoder = DECODERS[system.decoder.kind](system.decoder, system.fusion, system.lifted_widths, build)
-        initialise(self)
+        initialize(self)
 
     def volumes(self, radiographs: Float[Tensor, "n views rows columns"]) -> list[Float[Tensor, "n 1 d h w"]]:
         """The reconstruction, then auxiliary volumes if deep supervision has a weight."""

@@ -77,7 +77,7 @@ def fit(
     steps: int,
     strength: float = STRENGTH,
 ) -> Fitted:
-    """Move volumes in the window's [0, 1] until their projections agree better with standardised radiographs.
+    """Move volumes in the window's [0, 1] until their projections agree better with standardized radiographs.
 
     Each sample is fitted for itself. It stops early where a step would not lower its residual, the root of the sum of
     squares over views; a single view's may rise for the sake of another's. Zero steps return the volume as it is.
@@ -156,7 +156,7 @@ def agreement(
     grid: Grid,
     geometry: Geometry,
 ) -> Agreement:
-    """How volumes in the window's [0, 1] agree with standardised radiographs; see `fit` for the arguments."""
+    """How volumes in the window's [0, 1] agree with standardized radiographs; see `fit` for the arguments."""
     state = _compare(attenuation(window.to_hu(volume.float())), radiographs.float(), grid, geometry)
     return Agreement(state.residual, -10 * state.error.square().mean(dim=(2, 3)).clamp_min(1e-12).log10())
 
@@ -170,18 +170,18 @@ def require_steps(steps: int) -> None:
 def match(projections: Images, radiographs: Images) -> tuple[Tensor, Tensor, Tensor]:
     """Gain and offset by view that bring projections closest to radiographs, and 1 for each pixel that counts.
 
-    Standardising clips a radiograph at its percentiles. So where it is 0 or 1, a projection that is matched to less or
+    Standardizing clips a radiograph at its percentiles. So where it is 0 or 1, a projection that is matched to less or
     more agrees with it, and such pixels are left out. Gains are not negative: a projection that shows the opposite of
     its radiograph is matched by a constant, and the fit leaves it alone.
     """
     live = torch.ones_like(radiographs)
     for _ in range(MATCHES):
         count = live.sum(dim=(2, 3), keepdim=True).clamp_min(1.0)
-        centre, level = ((live * images).sum(dim=(2, 3), keepdim=True) / count for images in (projections, radiographs))
-        together = (live * (projections - centre) * (radiographs - level)).sum(dim=(2, 3), keepdim=True)
-        alone = (live * (projections - centre).square()).sum(dim=(2, 3), keepdim=True)
+        center, level = ((live * images).sum(dim=(2, 3), keepdim=True) / count for images in (projections, radiographs))
+        together = (live * (projections - center) * (radiographs - level)).sum(dim=(2, 3), keepdim=True)
+        alone = (live * (projections - center).square()).sum(dim=(2, 3), keepdim=True)
         gain = (together / alone.clamp_min(1e-12)).clamp_min(0.0)
-        offset = level - gain * centre
+        offset = level - gain * center
         matched = gain * projections + offset
         beyond = ((radiographs <= 0) & (matched <= 0)) | ((radiographs >= 1) & (matched >= 1))
         live = (~beyond).to(radiographs.dtype)

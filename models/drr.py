@@ -1,7 +1,7 @@
 """What a volume would look like as radiographs, in the space that batches have them in, differentiable all the way.
 
-A batch's radiographs are standardised by their own percentiles, because nobody knows the scale of a real one
-(`intensity.standardise`). A loss that compares projections with them has to do the same to the projections, and then
+A batch's radiographs are standardized by their own percentiles, because nobody knows the scale of a real one
+(`intensity.standardize`). A loss that compares projections with them has to do the same to the projections, and then
 says nothing of their scale and offset: the line integrals at the percentiles are given beside them.
 """
 
@@ -25,9 +25,9 @@ class Seen:
     """Radiographs of volumes."""
 
     images: Float[Tensor, "n views rows columns"]
-    """In [0, 1], bone bright, each standardised by its own percentiles."""
+    """In [0, 1], bone bright, each standardized by its own percentiles."""
     range_mm: Float[Tensor, "n views 2"]
-    """Millimetres of water at an image's two percentiles."""
+    """Millimeters of water at an image's two percentiles."""
 
 
 class Reprojection:
@@ -42,7 +42,7 @@ class Reprojection:
         with torch.autocast(volume.device.type, enabled=False):
             density = self._density(volume)
             images = [project(density, self.grid.spacing_mm, self.geometry, view) for view in self.views]
-            return standardised(torch.cat(images, dim=1))
+            return standardized(torch.cat(images, dim=1))
 
     def turned(self, volume: Float[Tensor, "n 1 d h w"], spread_deg: float) -> Seen:
         """The views, each turned about the patient's long axis by N(0, `spread_deg`) drawn from torch's generator."""
@@ -54,15 +54,15 @@ class Reprojection:
                 axes = torch.as_tensor(view.axes(), dtype=density.dtype, device=density.device) @ _about_z(angle)
                 offset = density.new_tensor(view.offset_mm)
                 images.append(project_turned(density, self.grid.spacing_mm, self.geometry, axes, offset))
-            return standardised(torch.cat(images, dim=1))
+            return standardized(torch.cat(images, dim=1))
 
     def _density(self, volume: Tensor) -> Tensor:
         # Positions and sums of a hundred samples need more than bf16 has.
         return attenuation(self.window.to_hu(volume.float()))
 
 
-def standardised(images: Float[Tensor, "n views rows columns"]) -> Seen:
-    """Line integrals as `intensity.standardise` makes radiographs of them; its gradient reaches the percentiles too."""
+def standardized(images: Float[Tensor, "n views rows columns"]) -> Seen:
+    """Line integrals as `intensity.standardize` makes radiographs of them; its gradient reaches the percentiles too."""
     ordered = images.flatten(2).sort(dim=-1).values
     last = ordered.shape[-1] - 1
     # The percentiles are pixels: the next one above the low, the next one below the high.

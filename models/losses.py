@@ -22,7 +22,7 @@ def cross_entropy(scores: Float[Tensor, "*patches"], real: bool, smoothing: floa
 
 
 def total_variation(volume: Float[Tensor, "n 1 d h w"]) -> Float[Tensor, ""]:
-    """Mean absolute difference of neighbours along D, H and W, summed over the axes."""
+    """Mean absolute difference of neighbors along D, H and W, summed over the axes."""
     return torch.stack([volume.diff(dim=axis).abs().mean() for axis in (2, 3, 4)]).sum()
 
 
@@ -68,7 +68,7 @@ def cone_projection_l1(
     """Mean absolute error between cone-beam projections in three poses, axial, sagittal and coronal, each jittered.
 
     Every call turns each pose about its three axes by N(0, `jitter_deg`) and moves it by N(0, `jitter_voxels`), in
-    units of 1/128 of the volume's edge, drawn from torch's global generator. Source 300 units from the centre, 700 from
+    units of 1/128 of the volume's edge, drawn from torch's global generator. Source 300 units from the center, 700 from
     the detector of 374 units a side (X-Recon's constants). A ray's value is the sum of samples 1.75 units apart.
     """
     size = volume.shape[-1]

@@ -53,7 +53,7 @@ def psnr_db(mean_squared_error: float, maximum: float) -> float:
 
 
 def cosine(prediction: Unit, truth: Unit) -> float:
-    """Cosine of the angle between the flattened volumes, not centred, as X2CT-GAN reports it."""
+    """Cosine of the angle between the flattened volumes, not centered, as X2CT-GAN reports it."""
     norms = np.linalg.norm(prediction) * np.linalg.norm(truth)
     return float(np.vdot(prediction, truth) / norms) if norms else 0.0
 

@@ -28,7 +28,7 @@ class DataConfig:
     """Folder or URL of an archive of CT, whose train split a system that learns from radiographs sees as volumes of
     other people; empty: none."""
     match_histograms: bool = False
-    """Whether every radiograph is mapped to the grey values of projections, of the archive's CT or else of the unpaired
+    """Whether every radiograph is mapped to the gray values of projections, of the archive's CT or else of the unpaired
     one's, when the model is trained, measured and used."""
     size: int = 128
     """Voxels a side; must be the archive's."""
@@ -47,7 +47,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class OptimiserConfig:
+class OptimizerConfig:
     """Adam for every player: a constant rate, then a straight line to zero. The defaults are X2CT-GAN's."""
 
     rate: float = 2e-4
@@ -119,7 +119,7 @@ class TrainConfig:
     """How long, how much at once, and what is kept."""
 
     steps: int = 22_900
-    """Optimiser steps of each player."""
+    """Optimizer steps of each player."""
     batch: int = 4
     """Samples a step over all workers and micro-batches; keep it when the number of workers changes."""
     seed: int = 0
@@ -145,7 +145,7 @@ class RunConfig:
 
     system: System = field(default_factory=Composition)
     data: DataConfig = field(default_factory=DataConfig)
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -90,7 +90,7 @@ def reconstruct(arguments: list[str]) -> int:
 
 
 def _hung(image: Float32[np.ndarray, "_ _"], pose: View, facing: AskedFacing) -> Float32[np.ndarray, "_ _"]:
-    """The image as the pose projects it, with a line for a person where that was a judgement."""
+    """The image as the pose projects it, with a line for a person where that was a judgment."""
     hung = hang(image, pose, facing)
     if hung is None:
         print(f"{pose.name}: it is not clear where the patient faces, {projected(pose)} is assumed: pass --facing")

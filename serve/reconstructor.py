@@ -149,7 +149,7 @@ def told(residuals: dict[str, tuple[float, float]]) -> str:
 
 
 def nifti(hu: Int16[np.ndarray, "d h w"], grid: Grid, note: str = "") -> bytes:
-    """A gzipped NIfTI: HU as int16, spacing in mm, axes along the patient's (LPS), centred on the origin."""
+    """A gzipped NIfTI: HU as int16, spacing in mm, axes along the patient's (LPS), centered on the origin."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(hu[::-1]))
     image.SetSpacing((grid.spacing_mm,) * 3)
     image.SetOrigin([-(n - 1) / 2 * grid.spacing_mm for n in image.GetSize()])

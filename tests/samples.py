@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from raylift.datasets.archive.archive import ArchiveWriter, Entry, Radiographs, Sample
 from raylift.datasets.geometry import Geometry, Grid, covering
-from raylift.datasets.intensity import standardise
+from raylift.datasets.intensity import standardize
 
 GRID = Grid(16, 20.0)
 GEOMETRY = covering(GRID, Geometry("cone", 1650.0, 1800.0, 8, 1.0))
@@ -49,7 +49,7 @@ def thorax_image(
     hu: Callable[..., np.ndarray] = thorax_hu,
     kind: type[Any] = np.int16,
 ) -> sitk.Image:
-    """The thorax on a lattice centred on it; `direction` has the axes of the lattice as columns."""
+    """The thorax on a lattice centered on it; `direction` has the axes of the lattice as columns."""
     axes = np.eye(3) if direction is None else direction
     origin = -axes @ ((np.array(size) - 1) / 2 * spacing)
     index = np.stack(np.meshgrid(*(np.arange(n) for n in size), indexing="ij"), axis=-1)
@@ -126,10 +126,10 @@ def sample(seed: int, grid: Grid = GRID, geometry: Geometry = GEOMETRY) -> Sampl
 
 
 def radiographs(seed: int, geometry: Geometry = GEOMETRY) -> Radiographs:
-    """Radiographs of noise without CT, standardised as an archive holds them."""
+    """Radiographs of noise without CT, standardized as an archive holds them."""
     rng = np.random.default_rng(seed)
     px = geometry.detector_px
-    images = [standardise(rng.random((px, px), dtype=np.float32)) for _ in geometry.views]
+    images = [standardize(rng.random((px, px), dtype=np.float32)) for _ in geometry.views]
     return Radiographs(np.stack(images))
 
 

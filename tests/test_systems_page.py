@@ -16,7 +16,7 @@ from raylift.models.composition import Composition
 from raylift.models.zoo import LITERATURE, SYSTEMS, parameters
 from raylift.platform import cli
 from raylift.platform.config import dotted, overridden
-from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.presets.catalog import PRESETS
 from raylift.platform.training.memory import GIB, estimate
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.ct import ingest_phantoms, radiographs
-from raylift.datasets.intensity import standardise
+from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.platform import cluster
 from raylift.platform.config import RunConfig
@@ -34,7 +34,7 @@ def pairs_folder(tmp_path_factory) -> Path:
     for seed in range(100, 110):
         images = radiographs(thorax(seed, grid)[0], grid, chest(grid))
         for image, view in zip(images, ("pa", "lat"), strict=True):
-            printed = standardise(image) ** 1.5 * 65535
+            printed = standardize(image) ** 1.5 * 65535
             Image.fromarray(printed.astype(np.uint16)).save(folder / f"person-{seed}_{view}.png")
     return folder
 

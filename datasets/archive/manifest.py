@@ -33,7 +33,7 @@ class Entry:
     source: str
     """Name of the file or series it came from, without its folder."""
     source_sha256: str
-    licence: str
+    license: str
     label_method: Literal["threshold", "phantom", "none"]
     record: dict[str, Any]
     """How the sample was made: a file's own size, spacing and orientation, a phantom's seed, or how a radiograph was

@@ -76,7 +76,7 @@ def ingest(
     geometry: Geometry,
     *,
     limits: reader.Limits,
-    licence: str = "not stated",
+    source_license: str = "not stated",
     subject_pattern: str = "",
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
     assigned: Mapping[str, Split] | None = None,
@@ -97,7 +97,7 @@ def ingest(
         grid: the archive's voxels.
         geometry: the archive's views.
         limits: what is refused for its size.
-        licence: of the scans, kept with every sample.
+        source_license: of the scans, kept with every sample.
         subject_pattern: a regular expression with a group.
         shares: of subjects that train, validate and test, in a new archive; one that exists keeps its rule.
         assigned: splits given by hand; an archive that exists takes no others than it was made with.
@@ -127,7 +127,7 @@ def ingest(
             subject=source.subject,
             source=source.name,
             source_sha256=sha256,
-            licence=licence,
+            license=source_license,
             label_method="threshold",
             record=record,
         )
@@ -204,7 +204,7 @@ def ingest_phantoms(
                 subject=subject,
                 source=f"phantom seed {drawn}",
                 source_sha256=sha256,
-                licence="CC0-1.0",
+                license="CC0-1.0",
                 label_method="phantom",
                 record={"phantom_seed": drawn},
             )

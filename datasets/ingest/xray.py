@@ -35,7 +35,7 @@ def ingest_radiographs(
     exact: bool = False,
     facing: AskedFacing = "auto",
     invert: Inversion = "auto",
-    licence: str = "not stated",
+    source_license: str = "not stated",
     subject_pattern: str = "",
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
     assigned: Mapping[str, Split] | None = None,
@@ -54,7 +54,7 @@ def ingest_radiographs(
         exact: leave out who has more than one radiograph of a view.
         facing: where the patients of lateral radiographs face, for all; `auto` looks at each.
         invert: see `radiograph.read`.
-        licence: of the radiographs, kept with every sample.
+        source_license: of the radiographs, kept with every sample.
         subject_pattern: see `ingest.ingest`.
         shares: of subjects that train, validate and test, in a new archive; one that exists keeps its rule.
         assigned: splits given by hand; an archive that exists takes no others than it was made with.
@@ -104,7 +104,7 @@ def ingest_radiographs(
             subject=source.subject,
             source=source.name,
             source_sha256=sha256,
-            licence=licence,
+            license=source_license,
             label_method="none",
             record=record,
         )

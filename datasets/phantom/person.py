@@ -1,6 +1,6 @@
 """One drawn person: build, spine, rib cage and diaphragm as functions of a seed and of nothing else.
 
-Positions are in the patient frame in mm (x to the left, y posterior, z superior; the isocentre is the middle of the
+Positions are in the patient frame in mm (x to the left, y posterior, z superior; the isocenter is the middle of the
 lungs). Proportions were set by eye against CTs: no number here is a measurement of anyone.
 """
 
@@ -92,7 +92,7 @@ class Person:
         heavy = float(rng.beta(1.3, 2.2))
         stature = between(0.90, 1.03) if female else between(0.96, 1.10)
         dome_level = between(0.62, 0.81) - 0.06 * heavy
-        # A CT longer than the volume is centred on the lungs, which end a recess below the dome.
+        # A CT longer than the volume is centered on the lungs, which end a recess below the dome.
         apex_z = (dome_level * THORACIC_MM * stature + 75) / 2 + between(-10, 12)
         return cls(
             seed=seed,

@@ -1,4 +1,4 @@
-"""Shapes in millimetres, drawn on a voxel grid with smooth edges.
+"""Shapes in millimeters, drawn on a voxel grid with smooth edges.
 
 A solid is a distance field: negative inside, positive outside, in mm near its surface. A voxel at the surface gets
 the share of it that lies inside, so that an edge stays where it is whatever the voxel size. Tubes (ribs, vessels,
@@ -105,7 +105,7 @@ class Tubes:
 
 
 class Raster:
-    """Voxel centres of a grid in the patient frame, in mm, as three arrays that broadcast to (d, h, w)."""
+    """Voxel centers of a grid in the patient frame, in mm, as three arrays that broadcast to (d, h, w)."""
 
     def __init__(self, grid: Grid) -> None:
         offset = (np.arange(grid.size, dtype=np.float32) - (grid.size - 1) / 2) * np.float32(grid.spacing_mm)
@@ -145,12 +145,12 @@ class Raster:
 
     def ellipsoid(
         self,
-        centre: Sequence[Real] | np.ndarray,
+        center: Sequence[Real] | np.ndarray,
         half: Sequence[Real] | np.ndarray,
         axes: Float[np.ndarray, "3 3"] | None = None,
     ) -> Float32[np.ndarray, "d h w"]:
-        """Distance, along the line to the centre, from an ellipsoid with semi-axes `half` along the rows of `axes`."""
-        dx, dy, dz = (at - np.float32(c) for at, c in zip((self.x, self.y, self.z), centre, strict=True))
+        """Distance, along the line to the center, from an ellipsoid with semi-axes `half` along the rows of `axes`."""
+        dx, dy, dz = (at - np.float32(c) for at, c in zip((self.x, self.y, self.z), center, strict=True))
         squared = np.full(self.grid.shape, 1e-4, dtype=np.float32)
         for axis, extent in zip(np.eye(3) if axes is None else axes, half, strict=True):
             ax, ay, az = (axis / extent).astype(np.float32)
@@ -213,7 +213,7 @@ def superellipse(
     half_y: Numbers | Real,
     power: Numbers | Real,
 ) -> Numbers:
-    """Distance, along the line to the centre, from |dx / half_x|^power + |dy / half_y|^power = 1."""
+    """Distance, along the line to the center, from |dx / half_x|^power + |dy / half_y|^power = 1."""
     scaled = (np.abs(dx / half_x) ** power + np.abs(dy / half_y) ** power) ** (1 / power)
     length = np.sqrt(dx * dx + dy * dy)
     return np.asarray(length - length / np.maximum(scaled, 1e-3))

@@ -342,5 +342,5 @@ class Painter:
         self._bone(np.where(present, np.maximum(sides, plates), FAR_MM), 0.6)
 
 
-def _bump(value: Numbers, centre: Real, width: Real) -> Numbers:
-    return np.asarray(np.exp(-(((value - centre) / width) ** 2)))
+def _bump(value: Numbers, center: Real, width: Real) -> Numbers:
+    return np.asarray(np.exp(-(((value - center) / width) ** 2)))

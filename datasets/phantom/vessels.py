@@ -26,7 +26,7 @@ ARTERIES, VEINS = 420, 340
 """Branches of the trees of one lung: with more the small ones merge at 2.5 mm, with fewer the lung looks empty."""
 
 
-def heart_centre(person: Person) -> Float[np.ndarray, " 3"]:
+def heart_center(person: Person) -> Float[np.ndarray, " 3"]:
     """Middle of the heart, which rests on the diaphragm between sternum and spine."""
     z = float(np.mean(person.dome_z)) + 27 * person.heart
     x, y, _, before, _ = (float(value) for value in person.cage(z))
@@ -36,7 +36,7 @@ def heart_centre(person: Person) -> Float[np.ndarray, " 3"]:
 
 
 def chambers(person: Person) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Centre, semi-axes and axes (rows) of the outside of each chamber of the heart."""
+    """Center, semi-axes and axes (rows) of the outside of each chamber of the heart."""
     turn = np.deg2rad(person.heart_turn_deg)
     tilt = np.array([[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]])
     # A flat chest flattens the heart.
@@ -47,8 +47,8 @@ def chambers(person: Person) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarr
         second = np.cross([0.0, -1.0, 0.0], first)
         second /= np.linalg.norm(second)
         axes = np.stack([first, second, np.cross(first, second)]) @ tilt
-        centre = heart_centre(person) + person.heart * room * (np.array(offset) @ tilt)
-        result[name] = (centre, person.heart * np.array(half), axes)
+        center = heart_center(person) + person.heart * room * (np.array(offset) @ tilt)
+        result[name] = (center, person.heart * np.array(half), axes)
     return result
 
 
@@ -57,7 +57,7 @@ def aorta(person: Person) -> Tubes:
     r, far, z, at = person.aorta_mm, person.unfolding_mm, person.carina_z, person.beside_spine
     left = 15 + 0.9 * r
     points = [
-        heart_centre(person) + person.heart * mm(0, 4, 18),
+        heart_center(person) + person.heart * mm(0, 4, 18),
         at(-12 - 0.5 * far, -66, z - 16),
         at(-9, -61, z + 10),
         at(7, -40, z + 24 + 0.5 * far),
@@ -76,7 +76,7 @@ def arteries(person: Person) -> Tubes:
     """The branches of the arch, and the pulmonary trunk with its two main branches."""
     z, at = person.carina_z, person.beside_spine
     right, left = hila(person)
-    outflow = heart_centre(person) + person.heart * mm(14, -26, 18)
+    outflow = heart_center(person) + person.heart * mm(14, -26, 18)
     fork = at(10, -52, z - 18)
     courses: list[Course] = [
         ([at(-3, -48, z + 30), at(-16, -38, z + 56), at(-24, -30, z + 84), at(-26, -24, z + 150)], [6.5, 6, 4, 3.5]),
@@ -93,7 +93,7 @@ def arteries(person: Person) -> Tubes:
 def veins(person: Person) -> Tubes:
     """Both venae cavae with the brachiocephalic, jugular and azygos veins."""
     z, at, (dome, _) = person.carina_z, person.beside_spine, person.dome_z
-    atrium = heart_centre(person) + person.heart * mm(-26, 0, 0)
+    atrium = heart_center(person) + person.heart * mm(-26, 0, 0)
     jugular_right, jugular_left, meeting = at(-36, -40, z + 95), at(36, -40, z + 95), at(-25, -50, z + 21)
     azygos = [
         at(-9, -20, dome - 60),
@@ -115,10 +115,10 @@ def veins(person: Person) -> Tubes:
 
 def pulmonary_veins(person: Person) -> Tubes:
     """Two on either side, from the root of the lung to the left atrium."""
-    centre = heart_centre(person)
+    center = heart_center(person)
     return Tubes.join(
         [
-            Tubes.along([centre + person.heart * mm(side * 20, 27, above), root], [7.5, 5.5])
+            Tubes.along([center + person.heart * mm(side * 20, 27, above), root], [7.5, 5.5])
             for side, root in zip(SIDES, vein_roots(person), strict=True)
             for above in (12, 26)
         ]
@@ -186,8 +186,8 @@ def _in_lung(person: Person, points: Float[np.ndarray, "n 3"], margin_mm: float)
     inside &= (z > person.dome(x, y) + margin_mm) & (z < person.cupola(x, y) - margin_mm)
     inside &= superellipse(x - spine_x, y - spine_y - 8, 22.0, 32.0, 2.0) > margin_mm
     inside &= np.abs(x - spine_x) > np.where(person.level(z) < 0.3, 30, 12)
-    for centre, half, axes in chambers(person).values():
-        inside &= np.linalg.norm((points - centre) @ axes.T / (half + margin_mm), axis=1) > 1
+    for center, half, axes in chambers(person).values():
+        inside &= np.linalg.norm((points - center) @ axes.T / (half + margin_mm), axis=1) > 1
     return np.asarray(inside)
 
 

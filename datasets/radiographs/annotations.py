@@ -1,7 +1,7 @@
 """What was written on a radiograph after it was taken: letters and boxes of full brightness near the edges.
 
 A network that was trained on projections has never seen any, and they pull the percentiles by which an image is
-standardised. Only what no anatomy looks like is taken away: small, as bright as the image gets, near a side, and with
+standardized. Only what no anatomy looks like is taken away: small, as bright as the image gets, near a side, and with
 something much darker all round.
 """
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from raylift.datasets import dicom
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.intensity import standardise
+from raylift.datasets.intensity import standardize
 from raylift.datasets.radiographs.annotations import without_annotations
 from raylift.datasets.radiographs.borders import without_bright_frame, without_plain_margin
 from raylift.datasets.radiographs.histogram import Quantiles, finish
@@ -102,14 +102,14 @@ def prepare(
     """The image in [0, 1] on a square of `size` pixels, as archives hold it and networks see it.
 
     In this order: bright frame cut, written marks filled, padded dark to a square, resized with anti-aliasing,
-    standardised by its own percentiles, and, where a model asks for it, its histogram matched to projections.
+    standardized by its own percentiles, and, where a model asks for it, its histogram matched to projections.
 
     The projections a network was trained on keep the air round the patient, and so does this: a dark margin stays,
     because a collimator's cannot be told from air, nor from where a CT ended. Only a frame that cannot be air is cut:
     rows and columns at the sides as bright as the densest bone, which a mask around an inverted image or the border of
-    a scanned film leaves. A projection at its own size comes out as `standardise` gives it to training.
+    a scanned film leaves. A projection at its own size comes out as `standardize` gives it to training.
     """
-    pixels = torch.from_numpy(standardise(without_annotations(without_bright_frame(image))))[None, None]
+    pixels = torch.from_numpy(standardize(without_annotations(without_bright_frame(image))))[None, None]
     # Whole pixels are averaged first, so that a large image is never padded at its full size.
     pixels = F.avg_pool2d(pixels, max(1, max(pixels.shape) // (8 * size)))
     rows, columns = pixels.shape[2:]
@@ -128,7 +128,7 @@ def shows_bone_dark(image: Float32[np.ndarray, "rows columns"], view: str | None
     Without a view both differences are added. Plain margins of any brightness are left out first.
     """
     step = max(1, max(image.shape) // 512)
-    pixels = standardise(without_plain_margin(image[::step, ::step]))
+    pixels = standardize(without_plain_margin(image[::step, ::step]))
 
     def mean(top: float, bottom: float, left: float, right: float) -> float:
         """Of a region given by shares of the height and the width; an edge takes one pixel at least."""
@@ -148,7 +148,7 @@ def _read_picture(data: bytes, name: str, limits: RadiographLimits) -> Float32[n
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             _check_size(name, picture.height, picture.width, limits)
-            return _grey(ImageOps.exif_transpose(picture))
+            return _gray(ImageOps.exif_transpose(picture))
     except RefusedFile:
         raise
     except UnidentifiedImageError as error:
@@ -158,11 +158,11 @@ def _read_picture(data: bytes, name: str, limits: RadiographLimits) -> Float32[n
         raise RefusedFile(f"{name}: the image is damaged: {_words(error)}") from error
 
 
-def _grey(picture: Image.Image) -> Float32[np.ndarray, "rows columns"]:
+def _gray(picture: Image.Image) -> Float32[np.ndarray, "rows columns"]:
     if picture.mode.startswith(("I", "F")):
         return np.asarray(picture, dtype=np.float32)
     if picture.has_transparency_data:
-        # What is transparent holds any colour; nobody has seen it.
+        # What is transparent holds any color; nobody has seen it.
         seen = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", seen.size, "black"), seen)
     return np.asarray(picture.convert("RGB").convert("L"), dtype=np.float32)

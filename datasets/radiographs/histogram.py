@@ -1,6 +1,6 @@
-"""The grey values of projections, as quantiles by view, and real radiographs brought to them.
+"""The gray values of projections, as quantiles by view, and real radiographs brought to them.
 
-A radiograph was developed for the eye: its curve from line integrals to grey values is unknown, so beside projections
+A radiograph was developed for the eye: its curve from line integrals to gray values is unknown, so beside projections
 it looks harder or softer. Mapping its quantiles to those of projections removes what a monotone curve can explain. It
 is an option of a model, kept with it and applied alike when it is trained, measured and used; a network that is to see
 radiographs as they are must be trained without.
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Float, Float32
 
-from raylift.datasets.intensity import standardise
+from raylift.datasets.intensity import standardize
 
 Quantiles = tuple[float, ...]
 Reference = Mapping[str, Quantiles]
@@ -21,30 +21,30 @@ Reference = Mapping[str, Quantiles]
 
 LEVELS = 65
 AIR = 0.01
-"""Standardised values up to this are air round the patient or margin: how much of it there is says nothing."""
+"""Standardized values up to this are air round the patient or margin: how much of it there is says nothing."""
 
 
 def finish(
     image: Float32[np.ndarray, "rows columns"], wanted: Quantiles | None = None
 ) -> Float32[np.ndarray, "rows columns"]:
-    """A bone-bright image as a network sees it: standardised, and matched where quantiles are wanted."""
-    standard = standardise(image)
+    """A bone-bright image as a network sees it: standardized, and matched where quantiles are wanted."""
+    standard = standardize(image)
     return standard if wanted is None else matched(standard, wanted)
 
 
 def quantiles(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, " levels"]:
-    """Evenly spaced quantiles of what is not air in a standardised image."""
+    """Evenly spaced quantiles of what is not air in a standardized image."""
     levels: Float[np.ndarray, " levels"] = np.quantile(image[image > AIR], np.linspace(0, 1, LEVELS))
     return levels
 
 
 def reference(images: Iterable[Float[np.ndarray, "rows columns"]]) -> Quantiles:
-    """The mean quantiles of standardised projections of one view."""
+    """The mean quantiles of standardized projections of one view."""
     return tuple(float(value) for value in np.mean([quantiles(image) for image in images], axis=0))
 
 
 def matched(image: Float32[np.ndarray, "rows columns"], wanted: Quantiles) -> Float32[np.ndarray, "rows columns"]:
-    """A standardised image with the quantiles of the reference; air stays as it is."""
+    """A standardized image with the quantiles of the reference; air stays as it is."""
     if not (image > AIR).any():
         return image
     # Of equal quantiles the mean counts, or a large even region would move to an end of its share.

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from raylift.datasets.geometry import View
-from raylift.datasets.intensity import standardise
+from raylift.datasets.intensity import standardize
 from raylift.datasets.radiographs.borders import without_plain_margin
 
 Facing = Literal["left", "right"]
@@ -78,7 +78,7 @@ def as_projected(image: Float32[np.ndarray, "rows columns"], view: View) -> Floa
 def lean(image: Float32[np.ndarray, "rows columns"]) -> float:
     """How clearly the patient of a bone-bright lateral image faces left; negative for right."""
     step = max(1, max(image.shape) // 512)
-    body = _between_body_edges(without_plain_margin(standardise(image[::step, ::step])))
+    body = _between_body_edges(without_plain_margin(standardize(image[::step, ::step])))
     mirrored = body[:, ::-1]
     behind, before = mirrored[RETROSTERNAL].mean(), body[RETROSTERNAL].mean()
     return float(behind - before + body[HEART].mean() - mirrored[HEART].mean())

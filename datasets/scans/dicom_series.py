@@ -80,7 +80,7 @@ def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Li
         if header.get("Modality", "none") != "CT":
             raise RefusedFile(f"{name}: DICOM modality {header.get('Modality', 'none')} is not CT")
         if int(header.get("NumberOfFrames") or 1) > 1 or int(header.get("SamplesPerPixel") or 1) > 1:
-            raise RefusedFile(f"{name}: an enhanced multi-frame or colour DICOM: convert it to NIfTI first")
+            raise RefusedFile(f"{name}: an enhanced multi-frame or color DICOM: convert it to NIfTI first")
         if not header.get("ImageOrientationPatient") or not header.get("ImagePositionPatient"):
             raise RefusedFile(f"{name}: slices without position or orientation: not a volume")
     size = (int(first.Columns), int(first.Rows), len(headers))

@@ -1,4 +1,4 @@
-"""Scans to volumes: every CT on the one grid that a model is trained on, centred on the body, in HU."""
+"""Scans to volumes: every CT on the one grid that a model is trained on, centered on the body, in HU."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ COARSE_MM = 4.0
 
 
 def resample(scan: Scan, grid: Grid, keep_table: bool = False) -> tuple[Int16[np.ndarray, "d h w"], dict[str, Any]]:
-    """The scan on `grid`, in HU and volume order, centred on the body, with a record of what was done.
+    """The scan on `grid`, in HU and volume order, centered on the body, with a record of what was done.
 
     HU is clamped to [-1024, 3071]; axes that become coarser are smoothed first (a Gaussian of half the loss in
-    voxels, as scikit-image does); what lies outside the scan is air. Left-right and front-back the cube is centred on
-    the body. Along the body it is centred on the lungs, moved as far as needed to stay inside the scan. Unless
+    voxels, as scikit-image does); what lies outside the scan is air. Left-right and front-back the cube is centered on
+    the body. Along the body it is centered on the lungs, moved as far as needed to stay inside the scan. Unless
     `keep_table`, everything outside the body becomes air.
 
     Raises:
@@ -35,8 +35,8 @@ def resample(scan: Scan, grid: Grid, keep_table: bool = False) -> tuple[Int16[np
     smooth = _smooth_for(clamped, grid.spacing_mm)
     whole = _coarse(clamped)
     body, lung = (find(_voxels(whole), COARSE_MM) for find in (segmentation.body, segmentation.lungs))
-    centre, lungs_found = _centre(clamped, body, lung, grid)
-    origin = centre - (grid.size - 1) / 2 * grid.spacing_mm * np.array([1, 1, -1])
+    center, lungs_found = _center(clamped, body, lung, grid)
+    origin = center - (grid.size - 1) / 2 * grid.spacing_mm * np.array([1, 1, -1])
     hu = _voxels(_on_axes(smooth, origin, grid.shape, grid.spacing_mm))
     inside = segmentation.body(hu, grid.spacing_mm) | _inner(whole, body, origin, grid)
     if not inside.any():
@@ -49,8 +49,8 @@ def resample(scan: Scan, grid: Grid, keep_table: bool = False) -> tuple[Int16[np
         "source_size": list(scan.image.GetSize()),
         "source_spacing_mm": list(scan.spacing_mm),
         "source_orientation": scan.orientation,
-        "centre_lps_mm": [round(float(value), 2) for value in centre],
-        "centred_on": "lungs" if lungs_found else "scan",
+        "center_lps_mm": [round(float(value), 2) for value in center],
+        "centered_on": "lungs" if lungs_found else "scan",
         "table_removed": not keep_table,
     }
     return hu, record
@@ -104,7 +104,7 @@ def _on_axes(
     interpolator: int = sitk.sitkLinear,
     outside: float = HU_MIN,
 ) -> sitk.Image:
-    """The image on `shape` voxels in volume order; `origin` is the first one's centre in the patient frame."""
+    """The image on `shape` voxels in volume order; `origin` is the first one's center in the patient frame."""
     return sitk.Resample(
         image, shape[::-1], sitk.Transform(), interpolator, [float(value) for value in origin], [spacing_mm] * 3,
         [1, 0, 0, 0, 1, 0, 0, 0, -1], outside, sitk.sitkFloat32,
@@ -117,7 +117,7 @@ def _voxels(image: sitk.Image) -> Int16[np.ndarray, "d h w"]:
 
 
 def _extent(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper corner of the scan's voxel centres in the patient frame, oblique scans by their box."""
+    """Lower and upper corner of the scan's voxel centers in the patient frame, oblique scans by their box."""
     ends = [(0, n - 1) for n in image.GetSize()]
     corners = np.array(
         [image.TransformIndexToPhysicalPoint((i, j, k)) for i in ends[0] for j in ends[1] for k in ends[2]]
@@ -132,23 +132,23 @@ def _coarse(image: sitk.Image) -> sitk.Image:
     return _on_axes(image, np.array([low[0], low[1], high[2]]), (depth, height, width), COARSE_MM)
 
 
-def _centre(
+def _center(
     image: sitk.Image, body: Bool[np.ndarray, "d h w"], lung: Bool[np.ndarray, "d h w"], grid: Grid
 ) -> tuple[np.ndarray, bool]:
-    """Where the cube's centre goes, in the patient frame, and whether lungs decided its height."""
+    """Where the cube's center goes, in the patient frame, and whether lungs decided its height."""
     low, high = _extent(image)
-    centre = (low + high) / 2
+    center = (low + high) / 2
     for axis, plane in ((0, (0, 1)), (1, (0, 2))):
         where = np.flatnonzero(body.any(axis=plane))
         if len(where):
-            centre[axis] = low[axis] + (where[0] + where[-1]) / 2 * COARSE_MM
+            center[axis] = low[axis] + (where[0] + where[-1]) / 2 * COARSE_MM
     slices = np.flatnonzero(lung.any(axis=(1, 2)))
     half = grid.extent_mm / 2
     if len(slices) and high[2] - low[2] > grid.extent_mm:
         middle = high[2] - (slices[0] + slices[-1]) / 2 * COARSE_MM
-        centre[2] = np.clip(middle, low[2] + half, high[2] - half)
-        return centre, True
-    return centre, False
+        center[2] = np.clip(middle, low[2] + half, high[2] - half)
+        return center, True
+    return center, False
 
 
 def _inner(

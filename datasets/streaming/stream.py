@@ -188,7 +188,7 @@ def _single(
 ) -> Batch:
     """One sample as a network sees it: volume in the window's [0, 1], the chosen views finished (see `histogram`).
 
-    Stored radiographs are standardised already; a second time changes nothing.
+    Stored radiographs are standardized already; a second time changes nothing.
     """
     truth = _volume(reader, entry, window) if volumes else None
     stored = reader.read_array(entry, "radiographs")

@@ -1,6 +1,6 @@
 """A KL autoencoder: volumes to latents a quarter as large on each side, and back (Rombach et al. 2022).
 
-The mean of a volume's latents is normalised over that volume: mean 0, variance 1 over all channels and places. So a
+The mean of a volume's latents is normalized over that volume: mean 0, variance 1 over all channels and places. So a
 diffusion meets the scale it was made for from the first step on, and no running statistic has to agree between ranks
 or outlive a resume. The two numbers a volume loses by it the encoder can write into any channel.
 """
@@ -77,7 +77,7 @@ class Autoencoder(nn.Module):
     def encode(
         self, volume: Float[Tensor, "n 1 d h w"]
     ) -> tuple[Float[Tensor, "n c s s s"], Float[Tensor, "n c s s s"]]:
-        """Mean, normalised, and logarithm of the variance, which starts near -6: little noise beside a mean of 1."""
+        """Mean, normalized, and logarithm of the variance, which starts near -6: little noise beside a mean of 1."""
         mean, log_variance = run(self.down, volume, recompute=self.recompute).float().chunk(2, dim=1)
         return F.group_norm(mean, 1), (log_variance - 6).clip(-20, 5)
 

@@ -101,7 +101,7 @@ def halve(in_channels: int, out_channels: int) -> nn.Conv3d:
 
 
 def double(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Nearest neighbours to twice the size, then a convolution: no chequerboard."""
+    """Nearest neighbors to twice the size, then a convolution: no chequerboard."""
     return nn.Sequential(
         nn.Upsample(scale_factor=2.0, mode="nearest"), nn.Conv3d(in_channels, out_channels, 3, padding=1)
     )

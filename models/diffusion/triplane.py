@@ -144,7 +144,7 @@ class ImplicitDecoder(nn.Module):
         sagittal: Float[Tensor, "n c s s"],
         along: Float[Tensor, "q waves"],
     ) -> Float[Tensor, "n k q q q"]:
-        """`along` has the waves of the voxels' centres on an axis, and so says how many there are."""
+        """`along` has the waves of the voxels' centers on an axis, and so says how many there are."""
         size = len(along)
         total = self.bias
         for normal, plane, layer, axis in zip(NORMALS, (axial, coronal, sagittal), self.planes, self.axes, strict=True):
@@ -162,7 +162,7 @@ def seen(image: Float[Tensor, "n c s s"], axis: int, normal: int) -> Float[Tenso
 
 
 def resized(plane: Float[Tensor, "n c s s"], size: int) -> Float[Tensor, "n c q q"]:
-    """The plane at the centres of `size` voxels a side: interpolated, or averaged where they are coarser."""
+    """The plane at the centers of `size` voxels a side: interpolated, or averaged where they are coarser."""
     if plane.shape[-1] == size:
         return plane
     if plane.shape[-1] % size == 0:
@@ -171,7 +171,7 @@ def resized(plane: Float[Tensor, "n c s s"], size: int) -> Float[Tensor, "n c q 
 
 
 def _coordinates(size: int, like: Tensor) -> tuple[Float[Tensor, "q waves"]]:
-    """The centres of the voxels along an axis, -1 to 1 from face to face, with sines and cosines of six octaves."""
+    """The centers of the voxels along an axis, -1 to 1 from face to face, with sines and cosines of six octaves."""
     place = torch.linspace(-1 + 1 / size, 1 - 1 / size, size, dtype=torch.float32, device=like.device)[:, None]
     angles = place * (math.pi / 2 * 2.0 ** torch.arange(OCTAVES, dtype=torch.float32, device=like.device))
     return (torch.cat([place, angles.sin(), angles.cos()], dim=1),)

@@ -63,7 +63,7 @@ class CycleNetworks:
     prior: DrawnPeople
 
     def radiographs(self, volume: Float[Tensor, "n 1 d h w"]) -> Float[Tensor, "n views rows columns"]:
-        """A volume seen in the views, standardised."""
+        """A volume seen in the views, standardized."""
         if self.projection is None:
             return self.reprojection(volume).images
         seen: Tensor = self.projection(volume)

@@ -25,14 +25,14 @@ class ReprojectionLoss:
     """Weights of the terms; 0 leaves a term out. The defaults are u-X2CTGAN's."""
 
     projection: float = 1.0
-    """Mean squared error between standardised re-projections and radiographs, averaged over the views."""
+    """Mean squared error between standardized re-projections and radiographs, averaged over the views."""
     calibration: float = 1.0
     """Times the squared error of the re-projections' range as a share of the range expected, added to the projection's
-    term. Standardised radiographs have neither scale nor offset: without this the volume has neither, and total
+    term. Standardized radiographs have neither scale nor offset: without this the volume has neither, and total
     variation shrinks it to nothing."""
     thinnest_mm: tuple[float, ...] = (30.0, 0.0)
     thickest_mm: tuple[float, ...] = (270.0, 345.0)
-    """The range expected, for each view: millimetres of water at the percentiles by which radiographs are standardised.
+    """The range expected, for each view: millimeters of water at the percentiles by which radiographs are standardized.
     No radiograph tells it; these are round means of adults in a cube of 320 mm (48 to 272 and 0 to 347 over 38
     phantoms, 14 to 271 and 0 to 342 over six CTs)."""
     smoothness: float = 0.1

@@ -171,7 +171,7 @@ class Residual(nn.Module):
         return torch.relu(self.bend(features) + self.straight(features))
 
 
-def initialise(network: nn.Module, std: float = 0.02) -> None:
+def initialize(network: nn.Module, std: float = 0.02) -> None:
     """Weights from N(0, std), biases zero, as X2CT-GAN and pix2pix start their networks."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose3d | nn.Linear):

@@ -18,7 +18,7 @@ from raylift.datasets.serialization import require_least, require_share
 from raylift.models.drr import Reprojection
 from raylift.models.objectives.cycle import CycleLoss, CycleNetworks, cycle_objective
 from raylift.models.objectives.objective import Objective, VolumeNetwork
-from raylift.models.parts.blocks import Residual, initialise, upsample_3d
+from raylift.models.parts.blocks import Residual, initialize, upsample_3d
 from raylift.models.parts.discriminators import Discriminator, DiscriminatorConfig, ViewDiscriminatorConfig
 from raylift.models.parts.heads import Head
 from raylift.models.parts.rays import Rays
@@ -124,7 +124,7 @@ class VolumeGenerator(VolumeNetwork):
         self.blocks = nn.Sequential(*(Residual(widest, widest, dropout=system.dropout) for _ in range(system.blocks)))
         self.up = nn.Sequential(*(upsample_3d(*pair) for pair in pairwise(reversed(system.channels))))
         self.head = Head(system.channels[0], "sigmoid")
-        initialise(self)
+        initialize(self)
 
     def volumes(self, radiographs: Float[Tensor, "n views rows columns"]) -> list[Float[Tensor, "n 1 d h w"]]:
         """A list of one."""
@@ -162,7 +162,7 @@ class RadiographGenerator(nn.Module):
         folded = system.projection_channels[-1] * (grid.size >> halvings)
         self.unfold = nn.ModuleList(nn.Conv2d(folded, 4**halvings, 1) for _ in rays)
         self.enlarge = nn.PixelShuffle(2**halvings)
-        initialise(self)
+        initialize(self)
 
     def forward(self, volume: Float[Tensor, "n 1 d h w"]) -> Float[Tensor, "n views rows columns"]:
         """Radiographs in [0, 1], as batches have them."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raylift.datasets.serialization import require_least
-from raylift.models.parts.blocks import convolve_3d, initialise
+from raylift.models.parts.blocks import convolve_3d, initialize
 from raylift.models.parts.rays import Rays
 
 DiscriminatorName = Literal["patch", "coordinate", "lifted", "cnn"]
@@ -67,7 +67,7 @@ class Discriminator(nn.Module):
         else:
             layers.append(nn.Conv3d(widths[-1], 1, 4, padding=2))
         self.layers = nn.Sequential(*layers)
-        initialise(self)
+        initialize(self)
 
     def forward(
         self, volume: Float[Tensor, "n 1 d h w"], radiographs: Float[Tensor, "n views rows columns"]
@@ -122,7 +122,7 @@ class ViewDiscriminator(nn.Module):
             layers.append(nn.LeakyReLU(0.2, inplace=True))
         layers.append(nn.Conv2d(widths[-1], 1, 4, padding=2))
         self.layers = nn.Sequential(*layers)
-        initialise(self)
+        initialize(self)
 
     def forward(
         self, given: Float[Tensor, "n views rows columns"], made: Float[Tensor, "n _ rows columns"] | None = None

@@ -122,7 +122,7 @@ class RepeatLift(nn.Module):
         """A cube as large as the image."""
         size, axis = features.shape[-1], rays.axis
         counts = (1, size - 2, 1)
-        planes = _normalise(self.mix(self.narrow(features), axis), counts)
+        planes = _normalize(self.mix(self.narrow(features), axis), counts)
         lifted = torch.cat(
             [
                 plane.unsqueeze(axis).expand(*plane.shape[:2], *_cube(size, axis, count))
@@ -304,7 +304,7 @@ def _cube(size: int, axis: int, count: int) -> tuple[int, ...]:
     return tuple(count if dim == axis else size for dim in (2, 3, 4))
 
 
-def _normalise(planes: list[Tensor], counts: tuple[int, ...], eps: float = 1e-5) -> list[Tensor]:
+def _normalize(planes: list[Tensor], counts: tuple[int, ...], eps: float = 1e-5) -> list[Tensor]:
     """Instance norm over a volume given as planes and how often each occurs."""
     total = sum(counts)
     mean = sum(p.mean(dim=(2, 3), keepdim=True) * (n / total) for p, n in zip(planes, counts, strict=True))

@@ -63,7 +63,7 @@ class Rays:
         return met.to(features.dtype)
 
     def depth(self, size: int, like: Tensor) -> Float[Tensor, "1 1 s s s"]:
-        """How far along its ray a voxel lies: 0 at the isocentre's depth, 1 half a volume's edge behind it."""
+        """How far along its ray a voxel lies: 0 at the isocenter's depth, 1 half a volume's edge behind it."""
         if not self.are_true:
             line = torch.linspace(-1 + 1 / size, 1 - 1 / size, size, dtype=like.dtype, device=like.device)
             return line.reshape([size if axis == self.axis else 1 for axis in range(5)]).expand(1, 1, *(size,) * 3)

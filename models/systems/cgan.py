@@ -13,7 +13,7 @@ Corrected here:
   so it judges both views of a person together, one of them re-projected and the other as given: a re-projected
   lateral must be this frontal's.
 
-Squared errors are those of standardised re-projections, with the scale from the thickness of an adult, as in
+Squared errors are those of standardized re-projections, with the scale from the thickness of an adult, as in
 u-X2CTGAN. Not given, and chosen: widths of 32, 16 and 8 in 3-D, a sigmoid at the end. Theirs was trained for one epoch;
 the preset trains for 40, as their CycleGAN.
 """

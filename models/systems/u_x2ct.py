@@ -14,7 +14,7 @@ Corrected here:
   the lateral is joined to the frontal unturned. Here features are repeated along each view's own axis at every size,
   which makes a cube in which both views stand where they were taken;
 * their projections are sums over voxels of any scale against images of 0 to 255. Here they are line integrals through
-  the archive's geometry, standardised as the radiographs are, and the scale that this takes away comes from the
+  the archive's geometry, standardized as the radiographs are, and the scale that this takes away comes from the
   thickness of an adult (`ReprojectionLoss.calibration`, ours);
 * batch norm in the discriminator is instance norm.
 

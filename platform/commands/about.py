@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tyro
 
 from raylift.models.zoo import LITERATURE, SYSTEMS, parameters
-from raylift.platform.presets.catalogue import PRESETS, listing
+from raylift.platform.presets.catalog import PRESETS, listing
 from raylift.platform.progress import console
 
 

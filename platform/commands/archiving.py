@@ -52,8 +52,8 @@ class GridOptions:
 class SubjectOptions:
     """Whose the files are, and who trains."""
 
-    licence: str = "not stated"
-    """Licence of the files, kept with every sample."""
+    license: str = "not stated"
+    """License of the files, kept with every sample."""
     subject_pattern: str = ""
     """Regular expression whose first group is the subject in a file's name, or else in its path."""
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
@@ -98,7 +98,7 @@ def ingest(arguments: list[str]) -> int:
             grid,
             geometry,
             limits=options.limits,
-            licence=options.subjects.licence,
+            source_license=options.subjects.license,
             subject_pattern=options.subjects.subject_pattern,
             shares=options.subjects.shares,
             assigned=options.subjects.assigned(),
@@ -154,7 +154,7 @@ def ingest_xray(arguments: list[str]) -> int:
             facing=options.facing,
             invert=options.invert,
             limits=options.limits,
-            licence=options.subjects.licence,
+            source_license=options.subjects.license,
             subject_pattern=options.subjects.subject_pattern,
             shares=options.subjects.shares,
             assigned=options.subjects.assigned(),

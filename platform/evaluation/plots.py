@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import attenuation, standardise
+from raylift.datasets.intensity import attenuation, standardize
 from raylift.datasets.projector import project
 from raylift.platform.evaluation.evaluate import MODEL, Case
 from raylift.platform.monitor import METRICS, deciding
@@ -45,7 +45,7 @@ def draw_case(case: Case, path: Path) -> None:
         figure.colorbar(shown, ax=list(grid[:, -1]), label="HU", shrink=0.6)
     for row, name in enumerate(("axial", "coronal", "sagittal")):
         grid[row, 0].set_ylabel(name)
-    figure.suptitle(f"{case.entry.id}   (grey: {DISPLAY_HU[0]:g} to {DISPLAY_HU[1]:g} HU)")
+    figure.suptitle(f"{case.entry.id}   (gray: {DISPLAY_HU[0]:g} to {DISPLAY_HU[1]:g} HU)")
     figure.savefig(path)
 
 
@@ -87,10 +87,10 @@ def draw_history(history: list[dict[str, float]], path: Path) -> None:
 def reproject(
     hu: Float32[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
 ) -> Float32[np.ndarray, "views rows columns"]:
-    """A volume's standardised radiographs in every view of the geometry."""
+    """A volume's standardized radiographs in every view of the geometry."""
     density = attenuation(torch.from_numpy(np.ascontiguousarray(hu)))[None, None]
     images = [project(density, grid.spacing_mm, geometry, view)[0, 0].numpy() for view in geometry.views]
-    return np.stack([standardise(image) for image in images])
+    return np.stack([standardize(image) for image in images])
 
 
 def _middle(volume: Float32[np.ndarray, "d h w"]) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from raylift.platform.config import (
     ClusterConfig,
     DataConfig,
     EngineConfig,
-    OptimiserConfig,
+    OptimizerConfig,
     RunConfig,
     TrainConfig,
 )
@@ -24,6 +24,6 @@ def on_two_cores(system: System) -> RunConfig:
         system,
         data=DataConfig(size=64),
         # Of 2e-4, 5e-4 and 1e-3 the fastest in the first 100 steps; at 2e-3 it does not learn.
-        optimiser=OptimiserConfig(rate=1e-3),
+        optimizer=OptimizerConfig(rate=1e-3),
         train=TrainConfig(steps=300, batch=2, validate_every=50, log_every=10, validation_samples=4),
     )

@@ -13,7 +13,7 @@ from raylift.models.systems.slim import slim, tiny
 from raylift.models.systems.trct import trct_gan
 from raylift.models.systems.x2ct import x2ct_cnn, x2ct_gan
 from raylift.models.systems.x_recon import x_recon
-from raylift.platform.config import OptimiserConfig, RunConfig
+from raylift.platform.config import OptimizerConfig, RunConfig
 from raylift.platform.presets.budgets import on_gpu, on_two_cores
 
 FRONTAL = ("frontal",)
@@ -22,7 +22,7 @@ FRONTAL = ("frontal",)
 def psr_frontal() -> RunConfig:
     """PSR from the frontal view, as X2CT re-implemented it: channels are depths; weight decay 1e-4."""
     run = on_gpu(psr())
-    return replace(run, optimiser=replace(run.optimiser, weight_decay=1e-4))
+    return replace(run, optimizer=replace(run.optimizer, weight_decay=1e-4))
 
 
 def cnn3d_biplanar() -> RunConfig:
@@ -73,7 +73,7 @@ def x_recon_biplanar() -> RunConfig:
     return replace(
         run,
         data=replace(run.data, size=224),
-        optimiser=replace(run.optimiser, rate=5e-5),
+        optimizer=replace(run.optimizer, rate=5e-5),
         engine=replace(run.engine, precision="bf16"),
         train=replace(run.train, batch=1, steps=200 * 916),
     )
@@ -87,7 +87,7 @@ def trct_gan_biplanar() -> RunConfig:
 def psr_slim() -> RunConfig:
     """PSR with 0.3 million parameters at 64^3, for two CPU cores."""
     run = on_two_cores(slim(psr()))
-    return replace(run, optimiser=replace(run.optimiser, weight_decay=1e-4))
+    return replace(run, optimizer=replace(run.optimizer, weight_decay=1e-4))
 
 
 def cnn3d_slim() -> RunConfig:
@@ -146,6 +146,6 @@ def x2ct_gan_tiny() -> RunConfig:
         run,
         system=tiny(x2ct_gan()),
         data=replace(run.data, size=32),
-        optimiser=OptimiserConfig(),
+        optimizer=OptimizerConfig(),
         train=replace(run.train, steps=20, batch=4, validate_every=10, log_every=5, validation_samples=2),
     )

@@ -12,10 +12,10 @@ from raylift.models.generative import Draw
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.systems.diffux2ct import DiffuX2CT
 from raylift.models.systems.latent_diffusion import LatentDiffusion
-from raylift.platform.config import OptimiserConfig, RunConfig
+from raylift.platform.config import OptimizerConfig, RunConfig
 from raylift.platform.presets.budgets import on_gpu, on_two_cores
 
-ADAM = OptimiserConfig(rate=2e-4, beta_1=0.9, beta_2=0.999)
+ADAM = OptimizerConfig(rate=2e-4, beta_1=0.9, beta_2=0.999)
 """Of the public re-implementation of Diff2CT; DiffuX2CT's is not published."""
 SLIM_PLANES = TriPlaneConfig(
     EncoderConfig(stem=16, growth=8, bottleneck=32, layers=(2, 3, 3)), channels=16, hidden=32, layers=1, condition=16
@@ -41,7 +41,7 @@ def latent_diffusion_biplanar() -> RunConfig:
 def diffux2ct_slim() -> RunConfig:
     """DiffuX2CT with 1.4 million parameters at 64^3, which tells the volume instead of the noise, for two CPU cores."""
     run = on_two_cores(DiffuX2CT(triplane=SLIM_PLANES, denoiser=SLIM_DENOISER, diffusion=FAST, draw=FEW))
-    return replace(run, optimiser=replace(ADAM, rate=1e-3))
+    return replace(run, optimizer=replace(ADAM, rate=1e-3))
 
 
 def latent_diffusion_slim() -> RunConfig:
@@ -54,7 +54,7 @@ def latent_diffusion_slim() -> RunConfig:
         autoencoder=AutoencoderConfig(channels=(16, 32), latent=4),
     )
     run = on_two_cores(system)
-    return replace(run, optimiser=replace(ADAM, rate=1e-3))
+    return replace(run, optimizer=replace(ADAM, rate=1e-3))
 
 
 def diffux2ct_tiny() -> RunConfig:
@@ -70,7 +70,7 @@ def latent_diffusion_tiny() -> RunConfig:
 def _at_length(run: RunConfig) -> RunConfig:
     return replace(
         run,
-        optimiser=ADAM,
+        optimizer=ADAM,
         engine=replace(run.engine, precision="bf16", gradient_clip=1.0),
         train=replace(run.train, steps=100_000),
     )

@@ -9,7 +9,7 @@ from raylift.models.systems.cyclegan import cyclegan_b, cyclegan_f
 from raylift.models.systems.slim_radiographs import slim
 from raylift.models.systems.u_x2ct import u_x2ctgan
 from raylift.models.zoo import System
-from raylift.platform.config import OptimiserConfig, RunConfig
+from raylift.platform.config import OptimizerConfig, RunConfig
 from raylift.platform.presets.budgets import on_gpu, on_two_cores
 
 U_X2CTGAN_EPOCH = 212
@@ -23,7 +23,7 @@ CGAN_EPOCH = 719
 def u_x2ctgan_biplanar() -> RunConfig:
     """u-X2CTGAN: batch 16 in four parts, rate 1e-4, L2 of 1e-4 on all parameters, 50 epochs of 3,388 pairs."""
     # Adam's decay adds itself times a weight to the gradient: twice what stands before the sum of squares.
-    run = _constant(on_gpu(u_x2ctgan()), OptimiserConfig(1e-4, beta_2=0.999, weight_decay=2e-4))
+    run = _constant(on_gpu(u_x2ctgan()), OptimizerConfig(1e-4, beta_2=0.999, weight_decay=2e-4))
     return replace(
         run,
         engine=replace(run.engine, gradient_accumulation=4),
@@ -43,14 +43,14 @@ def cyclegan_frontal() -> RunConfig:
 
 def cgan_128_biplanar() -> RunConfig:
     """cGAN-128: batch 4, rate 1e-4, 40 epochs of 2,873 pairs where one was published."""
-    run = _constant(on_gpu(cgan_128()), OptimiserConfig(1e-4, beta_2=0.999))
+    run = _constant(on_gpu(cgan_128()), OptimizerConfig(1e-4, beta_2=0.999))
     return replace(run, train=replace(run.train, steps=40 * CGAN_EPOCH))
 
 
 def u_x2ctgan_slim() -> RunConfig:
     """u-X2CTGAN with 0.9 million parameters at 64^3, for two CPU cores."""
     run = on_two_cores(slim(u_x2ctgan()))
-    return replace(run, optimiser=replace(run.optimiser, weight_decay=2e-4))
+    return replace(run, optimizer=replace(run.optimizer, weight_decay=2e-4))
 
 
 def cyclegan_b_slim() -> RunConfig:
@@ -69,7 +69,7 @@ def cgan_128_slim() -> RunConfig:
 
 
 def _cyclegan(system: System, epochs: int) -> RunConfig:
-    run = _clipped(_constant(on_gpu(system), OptimiserConfig(1e-5, beta_2=0.999)))
+    run = _clipped(_constant(on_gpu(system), OptimizerConfig(1e-5, beta_2=0.999)))
     return replace(
         run,
         data=replace(run.data, size=64),
@@ -77,9 +77,9 @@ def _cyclegan(system: System, epochs: int) -> RunConfig:
     )
 
 
-def _constant(run: RunConfig, optimiser: OptimiserConfig) -> RunConfig:
+def _constant(run: RunConfig, optimizer: OptimizerConfig) -> RunConfig:
     """The published rates never fall."""
-    return replace(run, optimiser=replace(optimiser, constant_share=1.0))
+    return replace(run, optimizer=replace(optimizer, constant_share=1.0))
 
 
 def _clipped(run: RunConfig) -> RunConfig:

@@ -8,10 +8,10 @@ from raylift.models.diffusion.denoiser import DenoiserConfig
 from raylift.models.systems.refiner import Refiner
 from raylift.models.systems.slim import slim, tiny
 from raylift.models.systems.x2ct import x2ct_gan
-from raylift.platform.config import OptimiserConfig, RunConfig
+from raylift.platform.config import OptimizerConfig, RunConfig
 from raylift.platform.presets.budgets import on_gpu, on_two_cores
 
-ADAM = OptimiserConfig(rate=2e-4, beta_1=0.9, beta_2=0.999)
+ADAM = OptimizerConfig(rate=2e-4, beta_1=0.9, beta_2=0.999)
 SLIM_DENOISER = DenoiserConfig(channels=(32, 48, 64), blocks=1, plain_sizes=3, patch=2)
 
 
@@ -19,13 +19,13 @@ def refiner() -> RunConfig:
     """Diffusion refiner of any trained model at 128^3 (--system.base-model); in bf16 with checkpointing."""
     run = on_gpu(Refiner(checkpointing="all"))
     engine = replace(run.engine, precision="bf16", gradient_clip=1.0)
-    return replace(run, optimiser=ADAM, engine=engine, train=replace(run.train, steps=100_000))
+    return replace(run, optimizer=ADAM, engine=engine, train=replace(run.train, steps=100_000))
 
 
 def refiner_slim() -> RunConfig:
     """Diffusion refiner with 1.0 million parameters at 64^3, for two CPU cores (--system.base-model)."""
     run = on_two_cores(Refiner(base=slim(x2ct_gan()), denoiser=SLIM_DENOISER))
-    return replace(run, optimiser=replace(ADAM, rate=1e-3))
+    return replace(run, optimizer=replace(ADAM, rate=1e-3))
 
 
 def refiner_tiny() -> RunConfig:

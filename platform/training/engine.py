@@ -35,16 +35,16 @@ class Engine:
 
         self.player = player
         self._trained = {name: p for name, p in player.network.named_parameters() if p.requires_grad}
-        optimiser = torch.optim.Adam(
+        optimizer = torch.optim.Adam(
             self._trained.values(),
-            lr=run.optimiser.rate,
-            betas=(run.optimiser.beta_1, run.optimiser.beta_2),
-            eps=run.optimiser.epsilon,
-            weight_decay=run.optimiser.weight_decay,
+            lr=run.optimizer.rate,
+            betas=(run.optimizer.beta_1, run.optimizer.beta_2),
+            eps=run.optimizer.epsilon,
+            weight_decay=run.optimizer.weight_decay,
         )
         with _quiet():
             self.deepspeed, *_ = deepspeed.initialize(
-                model=player.to(device), optimizer=optimiser, config=_deepspeed_config(run)
+                model=player.to(device), optimizer=optimizer, config=_deepspeed_config(run)
             )
         self._stage = run.engine.zero_stage
         self._average = Average(self._held, ema_decay) if ema_decay else None
@@ -127,7 +127,7 @@ class Engine:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         state: State = {}
-        inner = self._inner_optimiser()
+        inner = self._inner_optimizer()
         for name, parameter in self._trained.items():
             for moment in MOMENTS:
                 if self._stage == 0:
@@ -142,7 +142,7 @@ class Engine:
 
     def restore_adam(self, state: State) -> None:
         """Hand Adam's moments back, whatever stage and world size they came from."""
-        inner = self._inner_optimiser()
+        inner = self._inner_optimizer()
         for tensor in self._owned_tensors():
             inner.state[tensor] = {
                 STEP_KEY: state[STEP_KEY].clone(),
@@ -161,7 +161,7 @@ class Engine:
 
         value = value.to(parameter.device)
         if self._stage == 0:
-            self._inner_optimiser().state[parameter][moment].copy_(value)
+            self._inner_optimizer().state[parameter][moment].copy_(value)
         elif self._stage in (1, 2):
             safe_set_full_optimizer_state(parameter, value, moment)
         else:
@@ -175,7 +175,7 @@ class Engine:
         flat[: value.numel()] = value.flatten()
         return flat.narrow(0, piece * _rank(), piece)
 
-    def _inner_optimiser(self) -> torch.optim.Optimizer:
+    def _inner_optimizer(self) -> torch.optim.Optimizer:
         outer = self.deepspeed.optimizer
         inner: torch.optim.Optimizer = outer.optimizer if self._stage else outer
         return inner
@@ -184,10 +184,10 @@ class Engine:
         """The tensors Adam steps on: parameters at stage 0, this rank's flat pieces at the others."""
         if self._stage == 0:
             return list(self._trained.values())
-        optimiser = self.deepspeed.optimizer
+        optimizer = self.deepspeed.optimizer
         if self._stage in (1, 2):
-            return list(optimiser.single_partition_of_fp32_groups)
-        return list(optimiser.fp32_partitioned_groups_flat)
+            return list(optimizer.single_partition_of_fp32_groups)
+        return list(optimizer.fp32_partitioned_groups_flat)
 
 
 class Average:

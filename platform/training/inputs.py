@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from raylift import __version__
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.intensity import standardise
+from raylift.datasets.intensity import standardize
 from raylift.datasets.radiographs.histogram import Reference, reference
 from raylift.datasets.serialization import to_plain
 from raylift.datasets.streaming.order import SampleOrder, Share
@@ -118,7 +118,7 @@ def projection_histograms(archive: Archive, run: RunConfig, indices: Sequence[in
     entries = source.entries("train")[:PROJECTIONS_COUNTED]
     stored = [source.read_array(entry, "radiographs") for entry in entries]
     views = archive.manifest.geometry.views
-    return {views[k].name: reference(standardise(images[k]) for images in stored) for k in indices}
+    return {views[k].name: reference(standardize(images[k]) for images in stored) for k in indices}
 
 
 def projections_beside(archive: Archive, run: RunConfig) -> Archive:

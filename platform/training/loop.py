@@ -80,7 +80,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
         # Dropout depends on (seed, step, rank) alone, so a resumed run draws what the uninterrupted one would have.
         torch.manual_seed(int(np.random.SeedSequence([run.train.seed, step, rank]).generate_state(1, np.uint64)[0]))
         for engine in objective_engines.values():
-            engine.set_rate(run.optimiser.rate_at(step, run.train.steps))
+            engine.set_rate(run.optimizer.rate_at(step, run.train.steps))
         micro_batches = next(batches)
         waited = time.perf_counter() - started
         for batch in micro_batches:
@@ -92,7 +92,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
 
         done = step + 1
         if done % run.train.log_every == 0 or done == run.train.steps:
-            entry = {"step": float(done), "rate": run.optimiser.rate_at(step, run.train.steps), **averages.take()}
+            entry = {"step": float(done), "rate": run.optimizer.rate_at(step, run.train.steps), **averages.take()}
             history.append(entry)
             reporter.log(done, entry)
             if board:
@@ -153,7 +153,7 @@ def require_finite(loss: Tensor, player: str, batch: Batch, step: int) -> None:
     dist.all_gather_object(at_fault, None if finite else (float(loss.detach()), batch.ids))
     named = "; ".join(f"{value} on samples {', '.join(ids)}" for value, ids in filter(None, at_fault))
     raise NonFiniteLoss(
-        f"the {player}'s loss at step {step} is {named}: look at these samples, or lower optimiser.rate. "
+        f"the {player}'s loss at step {step} is {named}: look at these samples, or lower optimizer.rate. "
         "No worker stepped; the last checkpoint is sound"
     )
 

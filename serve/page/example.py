@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from raylift.datasets.ingest.ct import radiographs
-from raylift.datasets.intensity import standardise
+from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.models.weights import Description
 
@@ -25,5 +25,5 @@ def files(description: Description) -> dict[str, bytes]:
 
 def _png(image: Float32[np.ndarray, "rows columns"]) -> bytes:
     file = io.BytesIO()
-    Image.fromarray((standardise(image) * 65535).astype(np.uint16)).save(file, "PNG")
+    Image.fromarray((standardize(image) * 65535).astype(np.uint16)).save(file, "PNG")
     return file.getvalue()

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.ingest.ct import radiographs
-from raylift.datasets.intensity import Window, standardise
+from raylift.datasets.intensity import Window, standardize
 
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = get_args(Plane)
@@ -49,7 +49,7 @@ def reprojections(
     hu: Int16[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
 ) -> list[UInt8[np.ndarray, "rows columns"]]:
     """The volume's own radiographs, one a view."""
-    return [enlarge(standardise(image)) for image in radiographs(hu, grid, geometry)]
+    return [enlarge(standardize(image)) for image in radiographs(hu, grid, geometry)]
 
 
 def enlarge(unit: Float32[np.ndarray, "_ _"]) -> UInt8[np.ndarray, "rows columns"]:
@@ -65,9 +65,7 @@ def beside(left: UInt8[np.ndarray, "rows a"], right: UInt8[np.ndarray, "rows b"]
     return np.hstack([left, np.zeros((left.shape[0], GAP_PX), np.uint8), right])
 
 
-def marked(
-    picture: UInt8[np.ndarray, "rows columns *colours"], name: str
-) -> UInt8[np.ndarray, "rows columns *colours"]:
+def marked(picture: UInt8[np.ndarray, "rows columns *colors"], name: str) -> UInt8[np.ndarray, "rows columns *colors"]:
     """The picture with the patient's directions at its edges, as `MARKS` has them for that plane or view."""
     image = Image.fromarray(picture)
     width, height = image.size

@@ -29,7 +29,7 @@ CSS = """
   padding: .6rem .9rem !important; }
 #download, #download-spread { align-self: end; min-height: 2.9rem; }
 
-/* Gradio gives the blocks of a group a border of the text's colour. */
+/* Gradio gives the blocks of a group a border of the text's color. */
 .gr-group .block { border-width: 0; }
 .gr-group .upload { border: 1px dashed var(--body-text-color-subdued) !important; }
 

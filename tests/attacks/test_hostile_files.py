@@ -417,7 +417,7 @@ NO_RADIOGRAPHS: dict[str, Callable[[], bytes]] = {
     "a DICOM file without pixels": lambda: dicom(PixelData=None),
     "a DICOM file without rows": lambda: dicom(Rows=None),
     "a DICOM film": lambda: dicom(NumberOfFrames=1000),
-    "a DICOM image in colour": lambda: dicom(SamplesPerPixel=3),
+    "a DICOM image in color": lambda: dicom(SamplesPerPixel=3),
     "a DICOM report": lambda: dicom(Modality="SR", PixelData=None, Rows=None, Columns=None),
     "a CT slice": lambda: dicom(Modality="CT"),
     "an MR slice": lambda: dicom(Modality="MR"),

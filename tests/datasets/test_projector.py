@@ -112,7 +112,7 @@ def test_a_bright_voxel_projects_to_the_pixel_where_backprojection_reads(geometr
     for d, h, w in zip(*(rng.integers(2, n - 2, 6) for n in shape), strict=True):
         volume = torch.zeros(1, 1, *shape, dtype=torch.float64)
         volume[0, 0, d, h, w] = 1.0
-        # Tenths of a pixel: what sampling in planes moves the centre of one voxel.
+        # Tenths of a pixel: what sampling in planes moves the center of one voxel.
         found = centroid(project(volume, 4.0, geometry, view)[0, 0])
         assert found == pytest.approx((float(where[0, d, h, w]), float(where[1, d, h, w])), abs=0.3)
 
@@ -172,7 +172,7 @@ def test_air_and_padding_contribute_nothing(hu: int, view: View) -> None:
     assert not project(attenuation(torch.full_like(body, float(hu))), 4.0, CONE, view).any()
 
 
-def test_an_offset_moves_what_is_imaged_at_the_centre() -> None:
+def test_an_offset_moves_what_is_imaged_at_the_center() -> None:
     volume = torch.zeros(1, 1, 24, 24, 24, dtype=torch.float64)
     volume[0, 0, 4, 12, 17] = 1.0
     # Index (4, 12, 17) in the patient frame: 5.5 voxels to the left, 0.5 to the back, 7.5 up.
@@ -209,7 +209,7 @@ def test_a_real_ct_is_projected_as_plastimatch_projects_it(
     view: View, real_attenuation: Tensor, plastimatch: str, tmp_path: Path
 ) -> None:
     geometry = Geometry("cone", 1650.0, 1800.0, 96, 4.5)
-    # Plastimatch reads the file's own frame: slices from the feet up, centred on the isocentre.
+    # Plastimatch reads the file's own frame: slices from the feet up, centered on the isocenter.
     volume = sitk.GetImageFromArray(np.ascontiguousarray(real_attenuation[0, 0].numpy()[::-1]))
     volume.SetSpacing((2, 2, 2))
     volume.SetOrigin([-(n - 1.0) for n in volume.GetSize()])

@@ -123,8 +123,8 @@ def test_real_lungs_have_the_size_of_lungs_at_any_spacing(spacing_mm: float, rea
     hu = sitk.GetArrayFromImage(image).clip(-1024, 3071).astype(np.int16)
     step = int(spacing_mm / 2)
     lung = segmentation.lungs(hu[::step, ::step, ::step], spacing_mm)
-    litres = lung.sum() * spacing_mm**3 / 1e6
-    assert 4.0 < litres < 7.5
+    liters = lung.sum() * spacing_mm**3 / 1e6
+    assert 4.0 < liters < 7.5
     half = lung.shape[2] // 2
     for side in (lung[:, :, :half], lung[:, :, half:]):
         assert side.sum() > 0.35 * lung.sum()

@@ -91,8 +91,8 @@ def test_a_wrong_value_is_refused_by_its_path_and_what_it_is(data: Any, message:
 
 def test_all_that_is_wrong_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        from_plain(Outer, {"on": 3, "inner": {"count": "x", "colour": 1}}, "run")
-    assert all(path in str(caught.value) for path in ("run.on", "run.inner.count", "(colour) @ run.inner"))
+        from_plain(Outer, {"on": 3, "inner": {"count": "x", "color": 1}}, "run")
+    assert all(path in str(caught.value) for path in ("run.on", "run.inner.count", "(color) @ run.inner"))
 
 
 def test_a_refusal_of_the_dataclass_itself_keeps_its_words() -> None:

@@ -12,7 +12,7 @@ import torch
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.ct import radiographs
-from raylift.datasets.intensity import Window, standardise
+from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.models.objectives.objective import frozen
 from raylift.platform.presets.compositions import x2ct_gan_tiny
@@ -28,7 +28,7 @@ def curve() -> dict[str, list[float]]:
     grid = Grid(32, 10.0)
     volumes = [thorax(seed, grid)[0] for seed in (1, 2)]
     views = [
-        torch.stack([torch.from_numpy(standardise(r)) for r in radiographs(v, grid, chest(grid))]) for v in volumes
+        torch.stack([torch.from_numpy(standardize(r)) for r in radiographs(v, grid, chest(grid))]) for v in volumes
     ]
     unit = [Window().to_unit(torch.from_numpy(volume.astype("float32")))[None] for volume in volumes]
     batch = Batch(torch.stack(unit), torch.stack(views))
@@ -37,19 +37,19 @@ def curve() -> dict[str, list[float]]:
     for module in objective.reconstructor.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    optimisers = {
-        name: torch.optim.Adam(net.parameters(), lr=run.optimiser.rate, betas=(0.5, 0.99))
+    optimizers = {
+        name: torch.optim.Adam(net.parameters(), lr=run.optimizer.rate, betas=(0.5, 0.99))
         for name, net in objective.networks().items()
     }
     losses = {name: [] for name in objective.players}
     for _ in range(STEPS):
         carried = {}
         for name, player in objective.players.items():
-            optimisers[name].zero_grad()
+            optimizers[name].zero_grad()
             with frozen([net for other, net in objective.networks().items() if other != name]):
                 loss, _, kept = player(batch, carried)
                 loss.backward()
-            optimisers[name].step()
+            optimizers[name].step()
             carried |= kept
             losses[name].append(round(float(loss.detach()), 6))
     return losses

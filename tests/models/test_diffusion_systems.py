@@ -21,8 +21,8 @@ from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.systems.diffux2ct import DiffuX2CT, VolumeDiffusion
 from raylift.models.systems.latent_diffusion import LatentDiffusion
 from raylift.models.zoo import SYSTEMS, parameters
-from raylift.platform.config import OptimiserConfig
-from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.config import OptimizerConfig
+from raylift.platform.presets.catalog import PRESETS
 
 GRID = Grid(32, 10.0)
 GEOMETRY = chest(GRID)
@@ -113,15 +113,15 @@ def learned(system, steps, rate=1.5e-3):
     torch.manual_seed(0)
     objective = system.objective(GRID, GEOMETRY)
     data = two_boxes()
-    optimiser = torch.optim.Adam(objective.reconstructor.parameters())
-    rates = OptimiserConfig(rate=rate)
+    optimizer = torch.optim.Adam(objective.reconstructor.parameters())
+    rates = OptimizerConfig(rate=rate)
     losses = []
     for step in range(steps):
-        optimiser.zero_grad()
-        optimiser.param_groups[0]["lr"] = rates.rate_at(step, steps)
+        optimizer.zero_grad()
+        optimizer.param_groups[0]["lr"] = rates.rate_at(step, steps)
         loss, _, _ = objective.players["denoiser"](data, {})
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     return objective.reconstructor.eval(), losses
 
@@ -332,7 +332,7 @@ def test_the_implicit_decoder_is_a_network_of_the_planes_and_the_point_side_by_s
 
 def test_the_implicit_decoder_is_asked_at_voxels_of_any_size():
     plane = torch.arange(8.0).expand(1, 1, 8, 8)
-    # At the centres of coarser voxels a straight line has the mean of what they cover, at finer ones it goes on.
+    # At the centers of coarser voxels a straight line has the mean of what they cover, at finer ones it goes on.
     torch.testing.assert_close(resized(plane, 4)[0, 0, 0], torch.tensor([0.5, 2.5, 4.5, 6.5]))
     torch.testing.assert_close(resized(plane, 16)[0, 0, 0, 1:-1], torch.arange(14) / 2 + 0.25)
     assert resized(plane, 6).shape == (1, 1, 6, 6)
@@ -383,7 +383,7 @@ def test_the_condition_may_be_that_of_any_encoder():
     assert network.draw(batch().views, Draw("ddim", 1)).shape == (2, 1, 32, 32, 32)
 
 
-def test_latents_are_a_quarter_as_large_and_normalised_for_every_volume():
+def test_latents_are_a_quarter_as_large_and_normalized_for_every_volume():
     torch.manual_seed(0)
     with torch.device("meta"):
         assert LatentDiffusion().reconstructor(Grid(128), chest(Grid(128))).shape == (8, 32)

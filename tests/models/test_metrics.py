@@ -78,7 +78,7 @@ def test_what_lies_outside_the_window_costs_nothing():
     assert PROTOCOLS["volume"].evaluate(truth + 900, truth)["mae_hu"] == 0
 
 
-def test_cosine_is_not_centred():
+def test_cosine_is_not_centered():
     assert cosine(np.array([[[1.0, 1.0]]]), np.array([[[2.0, 2.0]]])) == pytest.approx(1.0)
     assert cosine(np.zeros((1, 1, 2)), np.ones((1, 1, 2))) == 0.0
 

@@ -96,7 +96,7 @@ def test_with_parallel_rays_true_rays_are_the_axes(view):
 
 
 def test_true_rays_of_a_cone_spread_towards_the_detector():
-    # A pixel off the centre: its voxels lie nearer to the axis the nearer they are to the source.
+    # A pixel off the center: its voxels lie nearer to the axis the nearer they are to the source.
     image = torch.zeros(1, 1, 16, 16)
     image[0, 0, 7:9, 12] = 1.0
     volume = rays(FRONTAL, true=True, geometry=x2ct).spread(image)[0, 0, 7]

@@ -12,7 +12,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.ct import radiographs
-from raylift.datasets.intensity import Window, standardise
+from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.models.objectives.cycle import CycleLoss
 from raylift.models.objectives.objective import frozen
@@ -38,7 +38,7 @@ def people() -> Batch:
         hu, _ = thorax(seed, GRID)
         unit.append(Window().to_unit(torch.from_numpy(hu.astype("float32")))[None])
         images = radiographs(hu, GRID, GEOMETRY)
-        views.append(torch.stack([torch.from_numpy(standardise(image)) for image in images]))
+        views.append(torch.stack([torch.from_numpy(standardize(image)) for image in images]))
     return Batch(torch.stack(unit[:2]), torch.stack(views[:2]), ("a", "b"), unpaired=torch.stack(unit[2:]))
 
 
@@ -195,12 +195,12 @@ def test_weight_decay_of_adam_is_the_published_penalty_on_squared_parameters():
     for decay, penalty in ((2e-4, 0.0), (0.0, 1e-4)):
         torch.manual_seed(0)
         layer = nn.Linear(5, 3).double()
-        optimiser = torch.optim.Adam(layer.parameters(), lr=0.1, weight_decay=decay)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.1, weight_decay=decay)
         for _ in range(3):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             squares = sum(parameter.square().sum() for parameter in layer.parameters())
             (layer(torch.ones(2, 5).double()).square().mean() + penalty * squares).backward()
-            optimiser.step()
+            optimizer.step()
         stepped.append(layer.weight.detach())
     torch.testing.assert_close(*stepped, atol=1e-12, rtol=1e-9)
 
@@ -217,16 +217,16 @@ def test_a_system_learns_two_pairs_of_radiographs_and_tells_them_apart(name):
         system = replace(system, projection="projector")
     objective, data = system.objective(GRID, GEOMETRY), batch(system)
     watched = "agreement" if isinstance(system, Reprojected) else "cycle_radiographs"
-    optimisers = {
+    optimizers = {
         key: torch.optim.Adam(net.parameters(), lr=3e-3, betas=(0.5, 0.99)) for key, net in objective.networks().items()
     }
     errors = []
     for step in range(60):
-        for optimiser in optimisers.values():
-            optimiser.zero_grad()
+        for optimizer in optimizers.values():
+            optimizer.zero_grad()
         results, _ = turns(objective, data, seed=step)
-        for optimiser in optimisers.values():
-            optimiser.step()
+        for optimizer in optimizers.values():
+            optimizer.step()
         errors.append(float(results["generator"][1][watched]))
     assert sum(errors[-3:]) / 3 < errors[0] / FALLS[name], (errors[0], errors[-3:])
     with torch.no_grad():

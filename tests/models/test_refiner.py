@@ -140,11 +140,11 @@ def test_a_refiner_overfits_what_its_base_lacks():
     data = two_boxes()
     with torch.no_grad():
         lacks = (player.network.base(data.views).clip(0.0, 1.0) - data.volume).square().mean()
-    optimiser = torch.optim.Adam(player.network.denoiser.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(player.network.denoiser.parameters(), lr=3e-3)
     for _ in range(120):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         player(data, {})[0].backward()
-        optimiser.step()
+        optimizer.step()
     made = player.network.eval()(data.views)
     assert (made - data.volume).square().mean() < 0.5 * lacks
     assert (made[0] - made[1]).square().mean() > 0.25 * (data.volume[0] - data.volume[1]).square().mean()

@@ -8,9 +8,9 @@ import torch
 
 from raylift.datasets.geometry import Grid, View, chest
 from raylift.datasets.ingest.ct import radiographs
-from raylift.datasets.intensity import WATER_PER_MM, Window, standardise
+from raylift.datasets.intensity import WATER_PER_MM, Window, standardize
 from raylift.datasets.phantom.thorax import thorax
-from raylift.models.drr import Reprojection, standardised
+from raylift.models.drr import Reprojection, standardized
 from raylift.models.losses import cross_entropy, total_variation
 from raylift.models.objectives.reprojection import ReprojectionLoss
 
@@ -20,34 +20,34 @@ BOTH = ("frontal", "lateral")
 
 
 @pytest.mark.parametrize("pixels", [8, 31, 64])
-def test_standardising_tensors_is_standardising_arrays(pixels):
+def test_standardizing_tensors_is_standardizing_arrays(pixels):
     images = np.random.default_rng(pixels).normal(3.0, 1.0, (2, 3, pixels, pixels)).astype(np.float32)
-    wanted = np.stack([[standardise(image) for image in views] for views in images])
-    seen = standardised(torch.from_numpy(images))
+    wanted = np.stack([[standardize(image) for image in views] for views in images])
+    seen = standardized(torch.from_numpy(images))
     np.testing.assert_allclose(seen.images.numpy(), wanted, atol=1e-6)
     low, high = (np.percentile(images[1, 2], q, method=m) for q, m in ((0.5, "higher"), (99.5, "lower")))
     np.testing.assert_allclose(seen.range_mm[1, 2] * WATER_PER_MM, [low, high], rtol=1e-6)
 
 
 def test_a_constant_image_becomes_zeros():
-    assert not standardised(torch.full((1, 1, 8, 8), 3.0)).images.any()
+    assert not standardized(torch.full((1, 1, 8, 8), 3.0)).images.any()
 
 
-def test_standardising_forgets_scale_and_offset():
+def test_standardizing_forgets_scale_and_offset():
     images = torch.rand(1, 2, 16, 16)
-    torch.testing.assert_close(standardised(images).images, standardised(7 * images + 2).images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(standardized(images).images, standardized(7 * images + 2).images, atol=1e-5, rtol=0)
 
 
-def test_the_gradient_of_standardising_is_that_of_its_differences():
+def test_the_gradient_of_standardizing_is_that_of_its_differences():
     torch.manual_seed(0)
     images = torch.rand(1, 1, 16, 16, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: standardised(x).images, images)
-    assert torch.autograd.gradcheck(lambda x: standardised(x).range_mm, images)
+    assert torch.autograd.gradcheck(lambda x: standardized(x).images, images)
+    assert torch.autograd.gradcheck(lambda x: standardized(x).range_mm, images)
 
 
 def test_the_truth_re_projects_onto_the_radiographs_of_its_batch():
     hu, _ = thorax(3, GRID)
-    wanted = torch.stack([torch.from_numpy(standardise(image)) for image in radiographs(hu, GRID, GEOMETRY)])
+    wanted = torch.stack([torch.from_numpy(standardize(image)) for image in radiographs(hu, GRID, GEOMETRY)])
     window = Window()
     volume = window.to_unit(torch.from_numpy(hu.astype(np.float32)))[None, None]
     seen = Reprojection(GRID, GEOMETRY, window, BOTH)(volume)
@@ -89,7 +89,7 @@ def test_calibration_is_the_error_of_the_range_as_a_share_of_what_is_expected():
 def test_total_variation_of_a_step_is_its_height_times_its_area():
     volume = torch.zeros(1, 1, 4, 4, 4)
     volume[:, :, 2:] = 3.0
-    # One of three neighbours along D differs by 3, none along H or W.
+    # One of three neighbors along D differs by 3, none along H or W.
     assert total_variation(volume) == pytest.approx(1.0)
     assert total_variation(torch.ones(1, 1, 4, 4, 4)) == 0
 

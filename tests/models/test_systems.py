@@ -137,13 +137,13 @@ def test_a_system_overfits_two_volumes_and_does_not_answer_with_their_mean(name)
     objective = system.objective(GRID, GEOMETRY)
     data = two_boxes()
     data = replace(data, views=data.views[:, : len(system.views)])
-    optimiser = torch.optim.Adam(objective.reconstructor.parameters(), lr=1e-3, betas=(0.5, 0.99))
+    optimizer = torch.optim.Adam(objective.reconstructor.parameters(), lr=1e-3, betas=(0.5, 0.99))
     losses = []
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss, _, _ = objective.players["generator"](data, {})
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] / fall
     with torch.no_grad():
@@ -160,17 +160,17 @@ def test_a_gan_with_its_discriminator_and_published_weights_overfits_two_volumes
     torch.manual_seed(0)
     objective = without_dropout(tiny(SYSTEMS[name]())).objective(GRID, GEOMETRY)
     data, networks = two_boxes(), objective.networks()
-    optimisers = {key: torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.5, 0.99)) for key, net in networks.items()}
+    optimizers = {key: torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.5, 0.99)) for key, net in networks.items()}
     judged = []
     for _ in range(80):
         carried = {}
         for key, player in objective.players.items():
-            optimisers[key].zero_grad()
+            optimizers[key].zero_grad()
             with frozen([network for other, network in networks.items() if other != key]):
                 loss, logs, kept = player(data, carried)
                 loss.backward()
             carried |= kept
-            optimisers[key].step()
+            optimizers[key].step()
         judged.append(float(logs["real"] + logs["made"]))
     assert judged[-1] < judged[0]
     with torch.no_grad():
@@ -237,7 +237,7 @@ def test_the_views_of_psr_are_averaged():
     assert not torch.allclose(made[0], made[1])
 
 
-def test_psr_normalises_over_the_batch_and_3dcnn_each_volume_by_itself():
+def test_psr_normalizes_over_the_batch_and_3dcnn_each_volume_by_itself():
     norms = {
         name: {type(module) for module in SYSTEMS[name]().reconstructor(Grid(64), chest(Grid(64))).modules()}
         & {nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm3d}

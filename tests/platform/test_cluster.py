@@ -4,13 +4,13 @@ import sys
 import pytest
 import ray
 
-NEIGHBOUR = "import ray; ray.init('local', num_cpus=1, include_dashboard=False); print('up', flush=True); input()"
+NEIGHBOR = "import ray; ray.init('local', num_cpus=1, include_dashboard=False); print('up', flush=True); input()"
 
 
 @pytest.fixture
-def neighbour():
+def neighbor():
     """Somebody else's Ray on the same machine."""
-    process = subprocess.Popen([sys.executable, "-c", NEIGHBOUR], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", NEIGHBOR], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline().strip() == b"up"
         yield
@@ -26,7 +26,7 @@ class Known:
         return [actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])]
 
 
-def test_workers_find_their_own_cluster_beside_another(ray_cluster, neighbour):
+def test_workers_find_their_own_cluster_beside_another(ray_cluster, neighbor):
     """By this way Ray learns that a stopped trial is gone, and frees what it had reserved."""
     actor = Known.remote()
     assert "Known" in ray.get(actor.actors.remote(), timeout=60)

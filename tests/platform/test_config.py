@@ -9,8 +9,8 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.serialization import to_plain
 from raylift.models.zoo import SYSTEMS, parameters
-from raylift.platform.config import OptimiserConfig, TrainConfig, dotted, from_yaml, overridden
-from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.config import OptimizerConfig, TrainConfig, dotted, from_yaml, overridden
+from raylift.platform.presets.catalog import PRESETS
 from raylift.platform.training.memory import estimate
 from raylift.platform.tuning.search import load_space
 
@@ -30,7 +30,7 @@ def test_every_preset_says_what_it_is(name):
 
 def test_the_published_preset_has_the_published_settings():
     run = PRESETS["x2ct-gan"]()
-    assert (run.optimiser.rate, run.optimiser.beta_1, run.optimiser.beta_2) == (2e-4, 0.5, 0.99)
+    assert (run.optimizer.rate, run.optimizer.beta_1, run.optimizer.beta_2) == (2e-4, 0.5, 0.99)
     assert (run.system.loss.adversarial, run.system.loss.voxel, run.system.loss.projection) == (0.1, 10.0, 10.0)
     assert (run.data.size, run.train.batch, run.data.window.width_hu) == (128, 4, 2500)
     # 100 epochs of 916 volumes in batches of 4.
@@ -78,7 +78,7 @@ def test_yaml_that_is_none_is_refused():
         (
             "psr",
             {
-                "optimiser.weight_decay": 1e-4,
+                "optimizer.weight_decay": 1e-4,
                 "system.views": ["frontal"],
                 "system.loss.voxel": 1.0,
                 "system.loss.projection": 0.0,
@@ -87,13 +87,13 @@ def test_yaml_that_is_none_is_refused():
         ),
         (
             "cvaa-gan",
-            {"optimiser.rate": 2e-4, "train.batch": 4, "train.steps": 200 * 53}
+            {"optimizer.rate": 2e-4, "train.batch": 4, "train.steps": 200 * 53}
             | {"data.window.low_hu": -1000.0, "data.window.high_hu": 4096.0},
         ),
         (
             "x-recon",
             {
-                "optimiser.rate": 5e-5,
+                "optimizer.rate": 5e-5,
                 "train.batch": 1,
                 "data.size": 224,
                 "system.loss.adversarial": 1.0,
@@ -111,7 +111,7 @@ def test_yaml_that_is_none_is_refused():
         (
             "diffux2ct",
             {
-                "optimiser.rate": 2e-4,
+                "optimizer.rate": 2e-4,
                 "system.diffusion.timesteps": 1000,
                 "system.diffusion.beta_first": 1e-6,
                 "system.diffusion.beta_last": 1e-2,
@@ -129,10 +129,10 @@ def test_yaml_that_is_none_is_refused():
         (
             "u-x2ctgan",
             {
-                "optimiser.rate": 1e-4,
+                "optimizer.rate": 1e-4,
                 # Of the L2 penalty of 1e-4.
-                "optimiser.weight_decay": 2e-4,
-                "optimiser.constant_share": 1.0,
+                "optimizer.weight_decay": 2e-4,
+                "optimizer.constant_share": 1.0,
                 "system.encoder.growth": 16,
                 "system.encoder.layers": [4] * 5,
                 "system.loss.projection": 1.0,
@@ -146,7 +146,7 @@ def test_yaml_that_is_none_is_refused():
             (
                 name,
                 {
-                    "optimiser.rate": 1e-5,
+                    "optimizer.rate": 1e-5,
                     "engine.gradient_clip": 1.0,
                     "data.size": 64,
                     "system.loss.cycle": 15.0,
@@ -166,7 +166,7 @@ def test_yaml_that_is_none_is_refused():
         (
             "cgan-128",
             {
-                "optimiser.rate": 1e-4,
+                "optimizer.rate": 1e-4,
                 "train.batch": 4,
                 "system.loss.balanced": False,
                 # Of both views' mean.
@@ -215,16 +215,16 @@ def test_a_slim_preset_says_how_many_parameters_it_has(name):
 
 
 def test_the_rate_is_constant_then_falls_to_zero_and_never_below():
-    optimiser = OptimiserConfig(rate=1.0, constant_share=0.5)
-    rates = [optimiser.rate_at(step, 10) for step in range(12)]
+    optimizer = OptimizerConfig(rate=1.0, constant_share=0.5)
+    rates = [optimizer.rate_at(step, 10) for step in range(12)]
     assert rates[:5] == [1.0] * 5
     assert rates[5:10] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
     assert rates[10:] == [0.0, 0.0]
 
 
 def test_the_rate_depends_on_the_step_alone_so_a_resume_cannot_change_it():
-    optimiser = OptimiserConfig()
-    assert optimiser.rate_at(75, 100) == pytest.approx(1e-4)
+    optimizer = OptimizerConfig()
+    assert optimizer.rate_at(75, 100) == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize("name", ["steps", "batch", "log_every", "validate_every", "keep_checkpoints"])

@@ -12,7 +12,7 @@ from raylift.models.generative import DrawingNetwork
 from raylift.platform.config import EngineConfig
 from raylift.platform.evaluation.evaluate import evaluate
 from raylift.platform.export import export
-from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.presets.catalog import PRESETS
 from raylift.platform.training import runs
 from raylift.platform.training.checkpoint import best_checkpoint, load_network, local_copy
 from raylift.platform.training.memory import estimate

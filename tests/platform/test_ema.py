@@ -13,7 +13,7 @@ from raylift.datasets.intensity import Window
 from raylift.models import weights
 from raylift.models.objectives.objective import Objective, Player, VolumeNetwork
 from raylift.models.weights import Description
-from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
+from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
 from raylift.platform.presets.compositions import x2ct_gan_tiny
 from raylift.platform.training import engine as engines
 from raylift.platform.training.checkpoint import Checkpoints, State, Tensors, load_model, load_network, local_copy
@@ -52,7 +52,7 @@ def settings(stage: int, workers: int = WORLD, precision: str = "fp32") -> RunCo
         run,
         engine=EngineConfig(stage, precision, ACCUMULATION),
         cluster=replace(run.cluster, workers=workers),
-        optimiser=OptimiserConfig(rate=1e-2),
+        optimizer=OptimizerConfig(rate=1e-2),
         train=replace(run.train, batch=4),
     )
 
@@ -83,13 +83,13 @@ def train_steps(started, rank, world, begin, end):
 def reference(steps: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Weights and their average by torch's own Adam and the formula, in one process."""
     player = fresh_objective().players["denoiser"]
-    optimiser = torch.optim.Adam(player.parameters(), lr=1e-2, betas=(0.5, 0.99))
+    optimizer = torch.optim.Adam(player.parameters(), lr=1e-2, betas=(0.5, 0.99))
     average = {name: p.detach().clone() for name, p in player.network.named_parameters()}
     for step in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         for index in range(4):
             (player(sample(step, index), {})[0] / 4).backward()
-        optimiser.step()
+        optimizer.step()
         decay = min(DECAY, (1 + step) / (10 + step))
         for name, p in player.network.named_parameters():
             average[name] = decay * average[name] + (1 - decay) * p.detach()

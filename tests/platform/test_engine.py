@@ -11,7 +11,7 @@ from raylift.datasets.batch import Batch
 from raylift.models.objectives.adversarial import reconstruction_objective
 from raylift.models.objectives.objective import Objective, VolumeNetwork, frozen
 from raylift.models.parts.rays import repeat_along_axis
-from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
+from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
 from raylift.platform.presets.compositions import x2ct_gan_tiny
 from raylift.platform.training import engine as engines
 from raylift.platform.training.loop import gather, take_turns
@@ -48,7 +48,7 @@ def settings(stage: int, precision: str = "fp32", workers: int = WORLD, clip: fl
         TINY,
         engine=EngineConfig(stage, precision, ACCUMULATION, clip),
         cluster=replace(TINY.cluster, workers=workers),
-        optimiser=OptimiserConfig(rate=1e-2),
+        optimizer=OptimizerConfig(rate=1e-2),
         train=replace(TINY.train, batch=4),
     )
 
@@ -72,7 +72,7 @@ def train_steps(objective_engines, run, rank, world, begin, end):
     per_rank = 4 // world // ACCUMULATION
     for step in range(begin, end):
         for engine in objective_engines.values():
-            engine.set_rate(run.optimiser.rate_at(step, 100))
+            engine.set_rate(run.optimizer.rate_at(step, 100))
         for micro in range(ACCUMULATION):
             first = micro * world * per_rank + rank * per_rank
             parts = [micro_batch(step, first + k) for k in range(per_rank)]
@@ -83,15 +83,15 @@ def train_steps(objective_engines, run, rank, world, begin, end):
 def reference(run: RunConfig, steps: int) -> dict[str, dict[str, torch.Tensor]]:
     """One process, torch's own Adam, mean gradients over the global batch, players in turn after each micro-batch."""
     objective = fresh_objective(run)
-    optimisers = {
+    optimizers = {
         name: torch.optim.Adam(player.network.parameters(), lr=1e-2, betas=(0.5, 0.99))
         for name, player in objective.players.items()
     }
     for step in range(steps):
-        for optimiser in optimisers.values():
-            optimiser.zero_grad()
-            for group in optimiser.param_groups:
-                group["lr"] = run.optimiser.rate_at(step, 100)
+        for optimizer in optimizers.values():
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = run.optimizer.rate_at(step, 100)
         for micro in range(ACCUMULATION):
             carried = [{} for _ in range(WORLD)]
             for name, player in objective.players.items():
@@ -102,7 +102,7 @@ def reference(run: RunConfig, steps: int) -> dict[str, dict[str, torch.Tensor]]:
                         (loss / (WORLD * ACCUMULATION)).backward()
                     carried[rank] |= kept
                 if micro == ACCUMULATION - 1:
-                    optimisers[name].step()
+                    optimizers[name].step()
     return {name: dict(network.named_parameters()) for name, network in objective.networks().items()}
 
 

@@ -26,7 +26,7 @@ def settings(stage: int, workers: int = WORLD) -> RunConfig:
         run,
         engine=EngineConfig(stage),
         cluster=replace(run.cluster, workers=workers),
-        optimiser=replace(run.optimiser, rate=RATE),
+        optimizer=replace(run.optimizer, rate=RATE),
         train=replace(run.train, batch=workers),
     )
 
@@ -104,15 +104,15 @@ def reference(steps: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
     run = settings(0)
     (player,) = fresh(run).players.values()
     trained = [p for p in player.parameters() if p.requires_grad]
-    optimiser = torch.optim.Adam(trained, lr=RATE, betas=(run.optimiser.beta_1, run.optimiser.beta_2))
+    optimizer = torch.optim.Adam(trained, lr=RATE, betas=(run.optimizer.beta_1, run.optimizer.beta_2))
     average = {name: tensor.clone() for name, tensor in player.network.state_dict().items()}
     for step in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         for rank in range(WORLD):
             torch.manual_seed(100 * step + rank)
             loss, _, _ = player(sample(step, rank), {})
             (loss / WORLD).backward()
-        optimiser.step()
+        optimizer.step()
         decay = (1 + step) / (10 + step)
         state = player.network.state_dict()
         average = {name: decay * average[name] + (1 - decay) * tensor for name, tensor in state.items()}

@@ -18,7 +18,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest, parallel
 from raylift.datasets.ingest.ct import ingest_phantoms, radiographs
 from raylift.datasets.ingest.xray import ingest_radiographs
-from raylift.datasets.intensity import Window, standardise
+from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.radiographs.decoding import RadiographLimits, read
 from raylift.datasets.streaming.order import Share
@@ -229,7 +229,7 @@ def test_matching_brings_radiographs_nearer_to_the_projections_they_were_printed
         archive = check(run)
         (batch,) = next(iter(open_stream(archive, run, describe(run, archive), Share(0, 1, 6))))
         truth = [
-            standardise(image)
+            standardize(image)
             for name in batch.ids
             for image in radiographs(thorax(int(name[-3:]), GRID)[0], GRID, chest(GRID))
         ]
@@ -301,7 +301,7 @@ def test_with_ct_a_run_is_judged_by_protocol_volume_whatever_its_own_window(wind
     archive = Archive(str(archive32))
     found = []
     for entry in archive.entries("val")[: x2ct_gan_tiny().train.validation_samples]:
-        views = np.stack([standardise(image) for image in archive.read_array(entry, "radiographs")])
+        views = np.stack([standardize(image) for image in archive.read_array(entry, "radiographs")])
         made = 0.5 * BackProjection(GRID, archive.manifest.geometry)(torch.from_numpy(views)[None])
         hu = window.to_hu(made)[0, 0].numpy()
         found.append(PROTOCOLS["volume"].evaluate(hu, archive.read_array(entry, "volumes").astype(np.float32)))
@@ -318,7 +318,7 @@ def test_without_ct_a_run_is_judged_by_its_projections(
     rule = SplitRule((0.0, 1.0, 0.0))
     with ArchiveWriter(str(tmp_path), grid, chest(grid), holds="radiographs", split_rule=rule) as writer:
         for seed in range(samples):
-            images = np.stack([standardise(one) for one in radiographs(thorax(seed, grid)[0], grid, chest(grid))])
+            images = np.stack([standardize(one) for one in radiographs(thorax(seed, grid)[0], grid, chest(grid))])
             entry = Entry(f"p{seed}", f"p{seed}", "x", f"{seed:064x}", "", "none", {})
             writer.add(entry, Radiographs(images))
     archive = Archive(str(tmp_path))

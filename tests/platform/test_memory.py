@@ -7,7 +7,7 @@ import torch
 
 from raylift.datasets.geometry import Grid, chest
 from raylift.platform.config import EngineConfig
-from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.presets.catalog import PRESETS
 from raylift.platform.presets.compositions import x2ct_gan_tiny
 from raylift.platform.presets.refiners import refiner_tiny
 from raylift.platform.training.memory import estimate

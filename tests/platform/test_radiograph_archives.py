@@ -105,7 +105,7 @@ def test_it_is_exported_with_a_card_that_says_so_and_reconstructs_a_pair(run, pa
 
 def test_a_search_is_judged_by_projections_too(config, pairs, archive32, ray_cluster, tmp_path, capsys):
     space = tmp_path / "space.yaml"
-    space.write_text("space:\n  optimiser.rate:\n    log_uniform: [1.0e-4, 1.0e-3]\n")
+    space.write_text("space:\n  optimizer.rate:\n    log_uniform: [1.0e-4, 1.0e-3]\n")
     words = ["--data.archive", str(pairs), "--data.unpaired", str(archive32), "--output", str(tmp_path / "search")]
     words += ["--trials", "2", "--train.steps", "2", "--train.validate-every", "1", "--cluster.workers", "1"]
     assert cli.main(["tune", str(space), "--preset", str(config), *words]) == 0

@@ -10,7 +10,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
 from raylift.models.systems.slim_radiographs import tiny
 from raylift.models.zoo import SYSTEMS
-from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
+from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
 from raylift.platform.presets.compositions import x2ct_gan_tiny
 from raylift.platform.training import engine as engines
 from raylift.platform.training.loop import take_turns
@@ -32,7 +32,7 @@ def run_of(system, stage: int) -> RunConfig:
         system=system,
         engine=EngineConfig(stage, gradient_clip=1.0),
         cluster=replace(run.cluster, workers=WORLD),
-        optimiser=OptimiserConfig(rate=1e-4),
+        optimizer=OptimizerConfig(rate=1e-4),
         train=replace(run.train, batch=WORLD),
     )
 

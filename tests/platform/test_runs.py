@@ -135,7 +135,7 @@ def test_a_finished_run_is_not_trained_again(finished_run, tiny):
 
 def test_a_loss_that_is_not_finite_stops_the_run_where_it_was_sound(tiny, ray_cluster, tmp_path):
     # Weights of 1e30 after the first step make the next loss infinite.
-    broken = replace(tiny, optimiser=replace(tiny.optimiser, rate=1e30), train=replace(tiny.train, validate_every=1))
+    broken = replace(tiny, optimizer=replace(tiny.optimizer, rate=1e30), train=replace(tiny.train, validate_every=1))
     url = str(tmp_path / "broken")
     with pytest.raises(NonFiniteLoss, match=r"loss at step \d is (nan|inf) on samples phantom-1-\d{4}"):
         runs.fit(runs.start(broken, url), url)

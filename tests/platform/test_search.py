@@ -14,7 +14,7 @@ import pytest
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
 from raylift.platform import cluster
-from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.presets.catalog import PRESETS
 from raylift.platform.tuning import search
 from raylift.platform.tuning.search import Search, Space
 
@@ -38,9 +38,9 @@ def test_every_space_that_comes_along_fits_its_preset(path):
     [
         ({"system.loss.voxl": {"uniform": [0.0, 1.0]}}, "did you mean system.loss.voxel"),
         ({"system.fusion.kind": {"choice": ["average", "max"]}}, "max not in literal"),
-        ({"optimiser.rate": {"uniform": [-1.0, 1.0]}}, "rate must be positive"),
-        ({"optimiser.rate": {"uniform": [1.0]}}, r"wants \[low, high\]"),
-        ({"optimiser.rate": {"uniform": [0.1, 1.0], "log_uniform": [0.1, 1.0]}}, "drawn in 2 ways"),
+        ({"optimizer.rate": {"uniform": [-1.0, 1.0]}}, "rate must be positive"),
+        ({"optimizer.rate": {"uniform": [1.0]}}, r"wants \[low, high\]"),
+        ({"optimizer.rate": {"uniform": [0.1, 1.0], "log_uniform": [0.1, 1.0]}}, "drawn in 2 ways"),
         ({"train.batch": {"integer": [4, 5]}}, "cannot be shared"),
     ],
 )
@@ -51,13 +51,13 @@ def test_a_space_that_no_run_can_follow_is_refused_before_anything_starts(tiny, 
 
 def test_a_space_with_an_unknown_draw_is_refused_by_its_file(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("space: {optimiser.rate: {lognormal: [0, 1]}}")
+    path.write_text("space: {optimizer.rate: {lognormal: [0, 1]}}")
     with pytest.raises(ConfigError, match=r"lognormal.*mine\.yaml"):
         search.load_space(str(path))
 
 
 def test_the_table_tells_settings_apart_that_end_alike():
-    keys = ("system.lifting.kind", "system.fusion.kind", "system.fusion.feedback", "optimiser.rate")
+    keys = ("system.lifting.kind", "system.fusion.kind", "system.fusion.feedback", "optimizer.rate")
     trial = search.Trial("t", dict.fromkeys(keys, 1), best=None, step=0, checkpoint="")
     headers = [str(column.header) for column in search.as_table([trial]).columns]
     assert headers == ["trial", "lifting.kind", "fusion.kind", "feedback", "rate", "PSNR, dB", "step"]

@@ -14,8 +14,8 @@ from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.systems.slim import tiny
 from raylift.models.zoo import SYSTEMS, System
-from raylift.platform.config import EngineConfig, OptimiserConfig, RunConfig
-from raylift.platform.presets.catalogue import PRESETS
+from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
+from raylift.platform.presets.catalog import PRESETS
 from raylift.platform.presets.compositions import x2ct_gan_tiny
 from raylift.platform.training import engine as engines
 from raylift.platform.training.loop import take_turns
@@ -51,7 +51,7 @@ def settings(system: System, stage: int) -> RunConfig:
         system=system,
         engine=EngineConfig(stage),
         cluster=replace(run.cluster, workers=1),
-        optimiser=OptimiserConfig(rate=1e-4),
+        optimizer=OptimizerConfig(rate=1e-4),
         train=replace(run.train, batch=1),
     )
 
@@ -114,7 +114,7 @@ def test_losses_under_zero_3_are_those_without(trained, name, checkpointing):
 
 
 def test_weight_decay_reaches_adam():
-    run = replace(settings(systems()["psr"], 0), optimiser=OptimiserConfig(rate=1e-3, weight_decay=0.5))
+    run = replace(settings(systems()["psr"], 0), optimizer=OptimizerConfig(rate=1e-3, weight_decay=0.5))
     assert run_ranks(1, decays, run)[0] == [0.5]
 
 

@@ -66,7 +66,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 def bomb(side: int) -> bytes:
-    """A picture of one colour: small as a file, huge in memory."""
+    """A picture of one color: small as a file, huge in memory."""
     file = io.BytesIO()
     Image.new("1", (side, side)).save(file, "PNG", optimize=True)
     return file.getvalue()

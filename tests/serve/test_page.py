@@ -32,24 +32,24 @@ class Visit:
     def at(self, name: str) -> Locator:
         return self.page.locator(f"#{name}")
 
-    def colours(self, name: str) -> np.ndarray:
+    def colors(self, name: str) -> np.ndarray:
         """What an image shows, in red, green and blue."""
         self.at(name).locator("img").scroll_into_view_if_needed()
         source = self.at(name).locator("img").get_attribute("src")
         return np.asarray(Image.open(io.BytesIO(self.page.request.get(source).body())).convert("RGB"), dtype=np.int32)
 
     def picture(self, name: str) -> np.ndarray:
-        """What an image shows, in grey."""
-        return np.asarray(Image.fromarray(self.colours(name).astype(np.uint8)).convert("L"), dtype=np.int32)
+        """What an image shows, in gray."""
+        return np.asarray(Image.fromarray(self.colors(name).astype(np.uint8)).convert("L"), dtype=np.int32)
 
-    def becomes(self, name: str, *, grey: bool) -> None:
-        """Wait until an image is grey, or coloured: each slice is drawn by an event of its own, in any order."""
+    def becomes(self, name: str, *, gray: bool) -> None:
+        """Wait until an image is gray, or colored: each slice is drawn by an event of its own, in any order."""
         for _ in range(300):
-            distance = np.ptp(self.colours(name), axis=2).max()
-            if distance == 0 if grey else distance > 50:
+            distance = np.ptp(self.colors(name), axis=2).max()
+            if distance == 0 if gray else distance > 50:
                 return
             self.page.wait_for_timeout(100)
-        pytest.fail(f"{name} is not {'grey' if grey else 'coloured'} after 30 s: channels differ by up to {distance}")
+        pytest.fail(f"{name} is not {'gray' if gray else 'colored'} after 30 s: channels differ by up to {distance}")
 
     def changed(self, name: str, act: Callable[[], object]) -> np.ndarray:
         """What an image shows once it shows something else than before."""
@@ -200,7 +200,7 @@ def test_the_spread_of_the_draws_is_a_map_with_a_bar_and_a_file_of_its_own(
     visit.reconstruct()
     assert "Mean of 4 draws, seeds 0 to 3." in (visit.at("facts").text_content() or "")
     expect(visit.at("spread")).to_be_hidden()
-    visit.becomes("axial-slice", grey=True)
+    visit.becomes("axial-slice", gray=True)
 
     visit.choose("what", "spread")
     expect(visit.at("meaning")).to_contain_text("not an error bar on the anatomy")
@@ -209,7 +209,7 @@ def test_the_spread_of_the_draws_is_a_map_with_a_bar_and_a_file_of_its_own(
     top = int(re.search(r"bright, (\d+) HU", bar.get_attribute("aria-label") or "").group(1))
     for plane in ("axial", "coronal", "sagittal"):
         expect(visit.at(f"{plane}-slice").locator("img")).to_be_visible()
-        visit.becomes(f"{plane}-slice", grey=False)
+        visit.becomes(f"{plane}-slice", gray=False)
     visit.page.screenshot(path=tmp_path / "spread.png", full_page=True)
 
     volumes = {}
@@ -239,7 +239,7 @@ def test_the_spread_of_the_draws_is_a_map_with_a_bar_and_a_file_of_its_own(
     expect(visit.at("spread")).to_be_hidden()
     expect(visit.at("download-spread")).to_be_hidden()
     for plane in ("axial", "coronal", "sagittal"):
-        visit.becomes(f"{plane}-slice", grey=True)
+        visit.becomes(f"{plane}-slice", gray=True)
     assert visit.problems == []
 
 

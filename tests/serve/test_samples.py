@@ -205,7 +205,7 @@ def test_the_service_says_how_its_model_draws_and_what_may_be_asked(client: Test
     assert "mean of so many draws" in client.get("/docs").text
 
 
-def test_the_colours_reach_to_where_few_voxels_are_above(drawing: Reconstructor) -> None:
+def test_the_colors_reach_to_where_few_voxels_are_above(drawing: Reconstructor) -> None:
     (made,) = drawing.reconstruct(inputs(1), [3])
     assert made.deviation is not None
     shown = SpreadMap.of(made.deviation)
@@ -217,9 +217,9 @@ def test_the_colours_reach_to_where_few_voxels_are_above(drawing: Reconstructor)
     picture = shown.slice_picture("coronal", 16)
     assert picture.shape == (448, 448, 3)
     # Brighter where the draws differ more; the letters stand at the edges.
-    grey = picture[56:-56, 56:-56].astype(float).mean(axis=2)
+    gray = picture[56:-56, 56:-56].astype(float).mean(axis=2)
     scale = 448 // 32
-    blocks = grey.reshape(grey.shape[0] // scale, scale, grey.shape[1] // scale, scale).mean(axis=(1, 3))
+    blocks = gray.reshape(gray.shape[0] // scale, scale, gray.shape[1] // scale, scale).mean(axis=(1, 3))
     first = 56 // scale
     inside = made.deviation[first : first + len(blocks), 16, first : first + len(blocks)]
     assert np.corrcoef(blocks.ravel(), inside.ravel())[0, 1] > 0.5

@@ -61,7 +61,7 @@ WRONG_MANIFESTS: list[tuple[bytes | Callable[[Any], Any], str]] = [
     (lambda m: {key: value for key, value in m.items() if key != "archive"}, "KeyError"),
     (lambda m: with_entry(m, index="0"), r"expected int, not '0' @ .*entries\[0\]\.index"),
     (lambda m: with_entry(m, split="exam"), "exam not in literal"),
-    (lambda m: with_entry(m, colour=1), r"extra fields found \(colour\)"),
+    (lambda m: with_entry(m, color=1), r"extra fields found \(color\)"),
 ]
 
 
@@ -85,7 +85,7 @@ class ArchiveSuite:
         assert np.array_equal(archive.read_array(stored, "labels"), whole.labels)
 
     def test_the_manifest_says_of_each_sample_what_was_said_of_it(self, url: str) -> None:
-        given = replace(entry(1), licence="CC BY 4.0", record={"size": [1, 2], "note": None})
+        given = replace(entry(1), license="CC BY 4.0", record={"size": [1, 2], "note": None})
         with ArchiveWriter(url, GRID, GEOMETRY) as writer:
             writer.add(given, sample(1))
         [stored] = Archive(url).entries()

@@ -69,11 +69,11 @@ def test_what_can_be_used_is_and_what_cannot_is_refused_by_name_and_counted(mixe
 
 
 def test_a_sample_is_the_resampled_ct_with_its_projections_and_labels(mixed: Path, tmp_path: Path) -> None:
-    run(mixed, tmp_path / "archive", licence="CC BY 4.0")
+    run(mixed, tmp_path / "archive", source_license="CC BY 4.0")
     archive = Archive(str(tmp_path / "archive"))
     [entry] = [entry for entry in archive.entries() if entry.source == "anna.nii.gz"]
     stored = archive.read(entry)
-    assert (entry.licence, entry.label_method) == ("CC BY 4.0", "threshold")
+    assert (entry.license, entry.label_method) == ("CC BY 4.0", "threshold")
     assert entry.record["source_size"] == [40, 30, 40]
     assert stored.volume.shape == GRID.shape
     assert stored.volume.min() == -1024

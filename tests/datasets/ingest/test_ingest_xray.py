@@ -19,7 +19,7 @@ from raylift.datasets.geometry import FRONTAL, Geometry, Grid, View, covering
 from raylift.datasets.geometry import chest as chest_stand
 from raylift.datasets.ingest.ct import Outcome, radiographs
 from raylift.datasets.ingest.xray import ingest_radiographs
-from raylift.datasets.intensity import standardise
+from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.radiographs.decoding import RadiographLimits, prepare, read
 from raylift.platform import cli
@@ -33,7 +33,7 @@ def pair_of(seed: int, px: int = 96) -> list[np.ndarray]:
     grid = Grid(64, 5.0)
     fine = covering(grid, replace(chest_stand(grid), detector_px=px))
     views = radiographs(thorax(seed, grid)[0], grid, fine)
-    return [np.rint(standardise(view) * 255).astype(np.uint8) for view in views]
+    return [np.rint(standardize(view) * 255).astype(np.uint8) for view in views]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def ingest(sources: list[Path], url: Path | str, geometry: Geometry = GEOMETRY, 
 
 
 def test_what_the_archive_holds_is_what_serving_makes_of_the_files_bit_for_bit(folder: Path, tmp_path: Path) -> None:
-    outcome = ingest([folder], tmp_path, licence="CC0-1.0")
+    outcome = ingest([folder], tmp_path, source_license="CC0-1.0")
     assert outcome.refused == []
     assert {entry.subject for entry in outcome.added} == {"a", "b", "c", "d"}
     archive = Archive(str(tmp_path))
@@ -76,7 +76,7 @@ def test_what_the_archive_holds_is_what_serving_makes_of_the_files_bit_for_bit(f
             flip = entry.subject == "b" and view == "lateral"
             served = prepare(read(data, "upload", view=view, flip=flip), GEOMETRY.detector_px)
             np.testing.assert_array_equal(image, served)
-        assert (entry.licence, entry.label_method) == ("CC0-1.0", "none")
+        assert (entry.license, entry.label_method) == ("CC0-1.0", "none")
         assert entry.source == f"{entry.subject}_pa.png + {entry.subject}_lat.png"
 
 
@@ -196,7 +196,7 @@ def test_subjects_and_splits_can_be_given(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_real_pairs_become_an_archive_facing_left(real_data: Path, tmp_path: Path) -> None:
-    assert verb(real_data / "xray", "--archive", tmp_path, "--licence", "see MANIFEST.csv") == 0
+    assert verb(real_data / "xray", "--archive", tmp_path, "--license", "see MANIFEST.csv") == 0
     archive = Archive(str(tmp_path))
     assert {entry.subject for entry in archive.entries()} == {"cc0_normal", "eurorad_12325_d0", "rad_covid15"}
     for entry in archive.entries():

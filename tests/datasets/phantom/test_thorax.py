@@ -74,26 +74,26 @@ def test_a_volume_holds_int16_hu_between_air_and_dense_bone(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_threshold_segmentation_finds_the_labelled_lungs(seed: int) -> None:
+def test_threshold_segmentation_finds_the_labeled_lungs(seed: int) -> None:
     assert lung_dice(*drawn(seed, COARSE), COARSE) > 0.95
 
 
 @pytest.mark.parametrize("seed", [4, 5])
-def test_threshold_segmentation_finds_the_labelled_lungs_at_fine_voxels(seed: int) -> None:
+def test_threshold_segmentation_finds_the_labeled_lungs_at_fine_voxels(seed: int) -> None:
     assert lung_dice(*drawn(seed, FINE), FINE) > 0.96
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_lungs_hold_two_and_a_half_to_seven_litres_and_the_heart_takes_from_the_left(seed: int) -> None:
+def test_lungs_hold_two_and_a_half_to_seven_liters_and_the_heart_takes_from_the_left(seed: int) -> None:
     _, labels = drawn(seed, COARSE)
     lung = np.isin(labels, (Label.LUNG, Label.VESSEL))
-    litres = lung.sum() * COARSE.spacing_mm**3 / 1e6
-    assert 2.5 < litres < 7
+    liters = lung.sum() * COARSE.spacing_mm**3 / 1e6
+    assert 2.5 < liters < 7
     components, _ = ndimage.label(ndimage.binary_erosion(lung))
     sizes = np.bincount(components.ravel())[1:]
     assert (sizes > 0.2 * sizes.sum()).sum() == 2, "the lungs are not two"
-    centre = [ndimage.center_of_mass(components == 1 + index)[2] for index in np.argsort(sizes)[-2:]]
-    smaller, larger = centre
+    center = [ndimage.center_of_mass(components == 1 + index)[2] for index in np.argsort(sizes)[-2:]]
+    smaller, larger = center
     assert larger < smaller, "the right lung, at low W, should be the larger"
 
 
@@ -127,7 +127,7 @@ def test_ribs_fall_forwards_and_the_last_two_end_in_the_flank() -> None:
 def test_heart_and_aorta_lie_to_the_left_and_the_liver_to_the_right(seed: int) -> None:
     person, (hu, labels) = Person.draw(seed), drawn(seed, COARSE)
     z = -(np.arange(COARSE.size) - (COARSE.size - 1) / 2) * COARSE.spacing_mm
-    beside_heart = (z > person.dome_z[0] + 8) & (z < vessels.heart_centre(person)[2] + 15)
+    beside_heart = (z > person.dome_z[0] + 8) & (z < vessels.heart_center(person)[2] + 15)
     lung = np.isin(labels[beside_heart], (Label.LUNG, Label.VESSEL))
     assert lung[:, :, :32].sum() > 1.1 * lung[:, :, 32:].sum(), "the heart does not lie to the left"
 

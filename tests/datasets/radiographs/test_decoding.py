@@ -17,37 +17,37 @@ from radiograph_samples import REAL, chest, dicom, disturbed, encoded
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.geometry import GEOMETRIES, Grid
 from raylift.datasets.ingest.ct import radiographs
-from raylift.datasets.intensity import standardise
+from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.radiographs.decoding import RadiographLimits, prepare, read, shows_bone_dark
 from raylift.datasets.scans import reader
 from raylift.datasets.scans.resample import resample
 
-GREY = Image.fromarray(chest().astype(np.uint8))
+GRAY = Image.fromarray(chest().astype(np.uint8))
 SIXTEEN = Image.fromarray(chest(most=40000).astype(np.uint16))
 
 DARK = 4000 - chest(most=4000).astype("<u2")
 
 PICTURES: dict[str, tuple[bytes, float]] = {
-    "PNG": (encoded(GREY, "PNG"), 0),
+    "PNG": (encoded(GRAY, "PNG"), 0),
     "PNG of 16 bits": (encoded(SIXTEEN, "PNG"), 0),
-    "PNG in colour": (encoded(GREY.convert("RGB"), "PNG"), 0),
-    "PNG with alpha": (encoded(GREY.convert("RGBA"), "PNG"), 0),
-    "grey PNG with alpha": (encoded(GREY.convert("LA"), "PNG"), 0),
-    "PNG with palette": (encoded(GREY.convert("P"), "PNG"), 0),
-    "PNG with transparent palette": (encoded(GREY.convert("P"), "PNG", transparency=bytes([255] * 256)), 0),
-    "interlaced PNG": (encoded(GREY, "PNG", interlace=1), 0),
-    "JPEG": (encoded(GREY, "JPEG", quality=95), 0.08),
-    "progressive JPEG": (encoded(GREY, "JPEG", quality=95, progressive=True), 0.08),
-    "JPEG in colour": (encoded(GREY.convert("RGB"), "JPEG", quality=95), 0.08),
-    "JPEG for print": (encoded(GREY.convert("CMYK"), "JPEG", quality=95), 0.08),
-    "TIFF": (encoded(GREY, "TIFF"), 0),
+    "PNG in color": (encoded(GRAY.convert("RGB"), "PNG"), 0),
+    "PNG with alpha": (encoded(GRAY.convert("RGBA"), "PNG"), 0),
+    "gray PNG with alpha": (encoded(GRAY.convert("LA"), "PNG"), 0),
+    "PNG with palette": (encoded(GRAY.convert("P"), "PNG"), 0),
+    "PNG with transparent palette": (encoded(GRAY.convert("P"), "PNG", transparency=bytes([255] * 256)), 0),
+    "interlaced PNG": (encoded(GRAY, "PNG", interlace=1), 0),
+    "JPEG": (encoded(GRAY, "JPEG", quality=95), 0.08),
+    "progressive JPEG": (encoded(GRAY, "JPEG", quality=95, progressive=True), 0.08),
+    "JPEG in color": (encoded(GRAY.convert("RGB"), "JPEG", quality=95), 0.08),
+    "JPEG for print": (encoded(GRAY.convert("CMYK"), "JPEG", quality=95), 0.08),
+    "TIFF": (encoded(GRAY, "TIFF"), 0),
     "TIFF of 16 bits": (encoded(SIXTEEN, "TIFF"), 0),
     "TIFF of 16 bits, big-endian": (encoded(Image.fromarray(chest(most=40000).astype(">u2")), "TIFF"), 0),
     "TIFF of 32 bits": (encoded(Image.fromarray(chest(most=10**6).astype(np.int32)), "TIFF"), 0),
     "TIFF of floats": (encoded(Image.fromarray(chest().astype(np.float32) / 7), "TIFF"), 1e-6),
-    "packed TIFF": (encoded(GREY, "TIFF", compression="tiff_lzw"), 0),
-    "BMP": (encoded(GREY, "BMP"), 0),
+    "packed TIFF": (encoded(GRAY, "TIFF", compression="tiff_lzw"), 0),
+    "BMP": (encoded(GRAY, "BMP"), 0),
     "DICOM": (dicom(), 0),
     "DICOM of signed values": (dicom(chest(most=4000).astype("<i2") - 2000), 0),
     "DICOM of 8 bits": (dicom(chest().astype(np.uint8)), 0),
@@ -77,11 +77,11 @@ def test_a_radiograph_of_each_kind_comes_out_bone_bright_and_the_right_way_round
 
 @pytest.mark.parametrize("window", [(1000, 500), (3000, 800)])
 def test_the_display_window_of_a_dicom_file_is_followed(window: tuple[int, int]) -> None:
-    centre, width = window
-    image = scaled(read(dicom(WindowCenter=centre, WindowWidth=width), "image"))
+    center, width = window
+    image = scaled(read(dicom(WindowCenter=center, WindowWidth=width), "image"))
     pixels = chest(most=4000)
-    assert (image[pixels < centre - width / 2 - 1] == 0).all()
-    assert (image[pixels > centre + width / 2 + 1] == 1).all()
+    assert (image[pixels < center - width / 2 - 1] == 0).all()
+    assert (image[pixels > center + width / 2 + 1] == 1).all()
 
 
 def test_a_display_window_is_followed_before_an_inversion() -> None:
@@ -126,7 +126,7 @@ def test_a_photograph_is_turned_as_its_camera_was_held(orientation: int) -> None
         4: [Image.Transpose.FLIP_TOP_BOTTOM], 5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90],
         7: [Image.Transpose.TRANSVERSE], 8: [Image.Transpose.ROTATE_270],
     }  # fmt: skip
-    picture = GREY
+    picture = GRAY
     for turn in turns[orientation]:
         picture = picture.transpose(turn)
     exif = Image.Exif()
@@ -135,7 +135,7 @@ def test_a_photograph_is_turned_as_its_camera_was_held(orientation: int) -> None
     assert np.array_equal(image, chest())
 
 
-def test_what_is_transparent_is_black_whatever_colour_it_hides() -> None:
+def test_what_is_transparent_is_black_whatever_color_it_hides() -> None:
     pixels = np.dstack([chest().astype(np.uint8)] * 3 + [np.full((120, 100), 255, np.uint8)])
     pixels[:20, :20, :3], pixels[:20, :20, 3] = 255, 0
     image = read(encoded(Image.fromarray(pixels, "RGBA"), "PNG"), "image", invert="no")
@@ -305,7 +305,7 @@ def projected(hu: np.ndarray, grid: Grid) -> Iterator[tuple[str, str, np.ndarray
 @pytest.mark.parametrize("views", ["phantom_views", "ct_views"])
 def test_a_projection_is_prepared_for_serving_as_it_is_for_training(views: str, request: pytest.FixtureRequest) -> None:
     for name, view, image in request.getfixturevalue(views):
-        trained_on = standardise(image)
+        trained_on = standardize(image)
         assert np.abs(prepare(image, len(image)) - trained_on).max() < 1e-6, (name, view)
         picture = Image.fromarray((trained_on * 65535).round().astype(np.uint16))
         served = prepare(read(encoded(picture, "PNG"), name, view=view), len(image))

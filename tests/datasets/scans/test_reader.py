@@ -35,16 +35,16 @@ def on_grid(path: Path, grid: Grid = CUBE, **options: bool) -> tuple[np.ndarray,
     return resample(reader.read(only(path)), grid, **options)
 
 
-def expected(grid: Grid, centre: list[float]) -> tuple[np.ndarray, np.ndarray]:
+def expected(grid: Grid, center: list[float]) -> tuple[np.ndarray, np.ndarray]:
     """The thorax where the record says the cube lies, in volume order, and which voxels the default scan reached."""
     along = (np.arange(grid.size) - (grid.size - 1) / 2) * grid.spacing_mm
-    x, y, z = along[None, None] + centre[0], along[None, :, None] + centre[1], centre[2] - along[:, None, None]
+    x, y, z = along[None, None] + center[0], along[None, :, None] + center[1], center[2] - along[:, None, None]
     inside = (abs(x) < 150) & (abs(y) < 110) & (abs(z) < 150)
     return thorax_hu(x, y, z), inside
 
 
 def mean_error(hu: np.ndarray, record: dict[str, Any], grid: Grid = CUBE) -> float:
-    truth, inside = expected(grid, record["centre_lps_mm"])
+    truth, inside = expected(grid, record["center_lps_mm"])
     return float(np.abs(hu - truth)[inside].mean())
 
 
@@ -130,37 +130,37 @@ def test_what_becomes_coarser_is_smoothed_first(tmp_path: Path) -> None:
     assert mean_error(hu, record) < 10
 
 
-def test_the_body_is_centred_where_the_scanner_did_not(tmp_path: Path) -> None:
+def test_the_body_is_centered_where_the_scanner_did_not(tmp_path: Path) -> None:
     def aside(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         return thorax_hu(x - 60, y + 40, z)
 
     hu, record = on_grid(write_image(thorax_image((110, 100, 80), hu=aside), tmp_path / "person.mha"))
-    assert record["centre_lps_mm"][:2] == pytest.approx([60, -40], abs=6)
+    assert record["center_lps_mm"][:2] == pytest.approx([60, -40], abs=6)
     body = segmentation.body(hu, CUBE.spacing_mm)
     for axis in (1, 2):
         where = np.flatnonzero(body.any(axis=tuple({0, 1, 2} - {axis})))
         assert (where[0] + where[-1]) / 2 == pytest.approx((CUBE.size - 1) / 2, abs=1.5)
 
 
-@pytest.mark.parametrize(("shift_mm", "centre_mm"), [(0, 0), (60, 60), (-60, -60), (150, 105), (-150, -105)])
+@pytest.mark.parametrize(("shift_mm", "center_mm"), [(0, 0), (60, 60), (-60, -60), (150, 105), (-150, -105)])
 def test_a_long_scan_is_cropped_about_the_lungs_but_never_beyond_its_ends(
-    shift_mm: float, centre_mm: float, tmp_path: Path
+    shift_mm: float, center_mm: float, tmp_path: Path
 ) -> None:
     def shifted(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
         return thorax_hu(x, y, z - shift_mm)
 
-    # 600 mm long, so a cube of 384 mm may be centred up to 105 mm from the middle.
+    # 600 mm long, so a cube of 384 mm may be centered up to 105 mm from the middle.
     path = write_image(thorax_image((80, 60, 120), (4.5, 4.5, 5.0), hu=shifted), tmp_path / "person.mha")
     hu, record = on_grid(path)
-    assert record["centred_on"] == "lungs"
-    assert record["centre_lps_mm"][2] == pytest.approx(centre_mm, abs=6)
+    assert record["centered_on"] == "lungs"
+    assert record["center_lps_mm"][2] == pytest.approx(center_mm, abs=6)
     assert (hu[[0, -1]] > -200).any(axis=(1, 2)).all(), "the first and the last slice are inside the scan"
 
 
 def test_a_short_scan_is_padded_with_air_about_its_middle(tmp_path: Path) -> None:
     hu, record = on_grid(write_image(thorax_image((80, 60, 40)), tmp_path / "person.mha"))
-    assert record["centred_on"] == "scan"
-    assert record["centre_lps_mm"][2] == pytest.approx(0, abs=3)
+    assert record["centered_on"] == "scan"
+    assert record["center_lps_mm"][2] == pytest.approx(0, abs=3)
     assert (hu[:16] == -1024).all()
     assert (hu[-16:] == -1024).all()
     assert (hu[18:-18] > -200).any(axis=(1, 2)).all()
@@ -422,7 +422,7 @@ def several_volumes() -> sitk.Image:
     return sitk.JoinSeries([thorax_image((20, 20, 20))] * 3)
 
 
-def coloured() -> sitk.Image:
+def colored() -> sitk.Image:
     return sitk.Compose([thorax_image((20, 20, 20))] * 3)
 
 
@@ -449,7 +449,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no room for the position": (changed_series(setting(4, ImagePositionPatient=[1, 2])), r"header cannot be read"),
     "pixels of no size": (changed_series(setting(PixelSpacing=[0, 0])), r"spacing .*0.* is not that of a CT"),
     "several frames": (changed_series(setting(NumberOfFrames=20)), r"multi-frame.*convert it to NIfTI"),
-    "a series in colour": (changed_series(setting(SamplesPerPixel=3)), r"colour"),
+    "a series in color": (changed_series(setting(SamplesPerPixel=3)), r"color"),
     "pixels without intercept": (
         changed_series(setting(RescaleIntercept=0)), r"not in HU.*subtract 1024",
     ),
@@ -458,7 +458,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a plane": (save(plane), r"64 x 64 voxels is not a volume of 8 slices"),
     "a thin volume": (save(thorax_image, (60, 60, 4)), r"60 x 60 x 4 voxels is not a volume"),
     "a series of volumes": (save(several_volumes, name="person.nii.gz"), r"20 x 20 x 20 x 3 voxels.*extract one"),
-    "several values a voxel": (save(coloured), r"voxels, a CT has one number each"),
+    "several values a voxel": (save(colored), r"voxels, a CT has one number each"),
     "complex values": (save(complex_values), r"voxels, a CT has one number each"),
     "HU and 1024": (save(in_other_units, 1, 1024), r"values 2\d to 1\d{3} are not in HU.*subtract 1024"),
     "a range of 0 to 1": (save(in_other_units, 1 / 4096, 0.25), r"are not in HU.*convert it to HU"),
@@ -467,9 +467,9 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing but air": (save(thorax_image, hu=air), r"not in HU"),
     "a voxel that is no number": (save(with_nan), r"NaN or infinite voxels"),
     "no orientation": (without_orientation, r"neither qform nor sform is set"),
-    "spacing in metres": (save(thorax_image, spacing=(0.0045, 0.0045, 0.0045)), r"spacing .* is not that of a CT"),
-    "a person ten metres tall": (save(thorax_image, (20, 20, 600), (15, 15, 18)), r"10800 mm is more than a scanner"),
-    "a person two metres wide": (save(thorax_image, (100, 100, 60), (18, 18, 18)), r"1800 x 1800 x 1080 mm is more"),
+    "spacing in meters": (save(thorax_image, spacing=(0.0045, 0.0045, 0.0045)), r"spacing .* is not that of a CT"),
+    "a person ten meters tall": (save(thorax_image, (20, 20, 600), (15, 15, 18)), r"10800 mm is more than a scanner"),
+    "a person two meters wide": (save(thorax_image, (100, 100, 60), (18, 18, 18)), r"1800 x 1800 x 1080 mm is more"),
     "half a NIfTI": (truncated(".nii", 0.5), r"truncated"),
     "half a compressed NIfTI": (truncated(".nii.gz", 0.5), r"truncated"),
     "half a NRRD": (truncated(".nrrd", 0.5), r"truncated"),
@@ -628,7 +628,7 @@ def test_a_real_scan_is_the_right_way_round_and_within_the_scale(real_data: Path
     grid = Grid(64, 5.0)
     hu, record = on_grid(real_data / "ct" / "lidc_idri_0002_2mm.nii.gz", grid)
     assert -1024 == hu.min() < hu.max() <= 3071
-    assert record["centred_on"] == "lungs"
+    assert record["centered_on"] == "lungs"
     lung = segmentation.lungs(hu, grid.spacing_mm)
     assert 2000 < lung.sum() * grid.spacing_mm**3 / 1000 < 8000
     # The spine is behind the middle of the body, and lungs narrow towards the neck.

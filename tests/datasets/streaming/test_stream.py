@@ -19,7 +19,7 @@ from samples import GEOMETRY, GRID, radiographs, sample, seed_of, write_archive
 from raylift.datasets.archive.archive import Archive, ArchiveWriter, Entry
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError, CorruptSample
-from raylift.datasets.intensity import Window, standardise
+from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.streaming.order import SampleOrder, Share
 from raylift.datasets.streaming.stream import Cache, Reader, Stream, Unpaired, load
 
@@ -98,7 +98,7 @@ def test_a_batch_holds_its_samples_as_a_network_sees_them(archive: Archive) -> N
             made = sample(seed_of(entry))
             torch.testing.assert_close(batch.volume[k, 0].numpy(), WINDOW.to_unit(made.volume.astype(np.float32)))
             for view in range(2):
-                np.testing.assert_array_equal(batch.views[k, view], standardise(made.radiographs[view]))
+                np.testing.assert_array_equal(batch.views[k, view], standardize(made.radiographs[view]))
 
 
 def test_views_can_be_chosen_and_put_in_another_order(archive: Archive) -> None:
