@@ -120,7 +120,7 @@ import os, signal, sys
 from pathlib import Path
 from raylift.datasets.scans.reader import Limits
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest import ingest
+from raylift.datasets.ingest.ct import ingest
 
 grid = Grid(24, 16.0)
 for fatal in range(int(sys.argv[3])):
@@ -466,7 +466,7 @@ def test_a_subprocess_that_loses_the_server_ends_without_loose_ends(running: S3S
     """No session left open and no exception that nobody asked for, also after an error."""
     write_archive(bucket, [0])
     code = (
-        "import sys; from raylift.datasets import store; from raylift.datasets.archive import Archive\n"
+        "import sys; from raylift.datasets.archive import store; from raylift.datasets.archive.archive import Archive\n"
         "from raylift.datasets.errors import StoreUnreachable\n"
         "store.S3_OPTIONS = {'config_kwargs': {'retries': {'max_attempts': 1}, 'connect_timeout': 5}}\n"
         "archive = Archive(sys.argv[1]); print('open', flush=True); sys.stdin.readline()\n"

@@ -106,13 +106,13 @@ class ArchiveSuite:
         """No session left open, no task never awaited, no thread that keeps the process."""
         write_archive(url, range(3))
         code = (
-            "import sys; from raylift.datasets.archive import Archive; from samples import *\n"
+            "import sys; from raylift.datasets.archive.archive import Archive; from samples import *\n"
             "archive = Archive(sys.argv[1])\n"
             "assert all(same(archive.read(one), sample(seed_of(one))) for one in archive.entries())\n"
             "write_archive(sys.argv[1], [7])\n"
             "print(len(Archive(sys.argv[1]).entries()))"
         )
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.getcwd()])}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.getcwd()])}
         # Warnings of pydicom's and SimpleITK's own imports aside, which `samples` makes.
         command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", code, url]
         run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
@@ -350,7 +350,7 @@ class TestFolder(ArchiveSuite):
             "import sys; from samples import *; first = int(sys.argv[2]); sys.stdin.readline()\n"
             "write_archive(sys.argv[1], range(first, first + 4), per_part=1, subjects=['a', 'b', 'c', 'd'])"
         )
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.getcwd()])}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.getcwd()])}
         writers = [
             subprocess.Popen([sys.executable, "-c", code, url, str(4 * k)], env=environment, stdin=subprocess.PIPE)
             for k in range(3)
