@@ -5,28 +5,45 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
 def header(name: str) -> None:
     """The conditions, as Markdown."""
-    packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "zarr", "numpy", "deepspeed", "ray"))
-    print(f"## {name}, {datetime.now(UTC):%Y-%m-%d}\n")
-    print(f"* machine: {processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
-    print(f"* versions: Python {platform.python_version()}, {packages}")
-    print(f"* command: `python {' '.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])}`\n", flush=True)
+    print("\n".join(conditions(name)) + "\n", flush=True)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """A Markdown table."""
-    print(f"{title}\n")
-    print("| " + " | ".join(columns) + " |")
-    print("| " + " | ".join("---" for _ in columns) + " |")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print(flush=True)
+    print("\n".join(table_lines(title, columns, rows)) + "\n", flush=True)
+
+
+def conditions(name: str, packages: Sequence[str] = ("torch", "zarr", "numpy", "deepspeed", "ray")) -> list[str]:
+    """Lines of Markdown: title and date, machine, versions of the packages that are installed, command."""
+    versions = [f"{package} {found}" for package in packages if (found := installed(package))]
+    return [
+        f"## {name}, {datetime.now(UTC):%Y-%m-%d}\n",
+        f"* machine: {processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",
+        f"* versions: {', '.join([f'Python {platform.python_version()}', *versions])}",
+        f"* command: `python {' '.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])}`",
+    ]
+
+
+def table_lines(title: str, columns: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return [f"{title}\n", *("| " + " | ".join(line) + " |" for line in lines)]
+
+
+def installed(package: str) -> str | None:
+    """A package's version, or None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def processor() -> str:
