@@ -1,4 +1,4 @@
-# raylift: make demo | make test | make check | make clean
+# raylift: make demo | make test | make check | make docs | make clean
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ CT ?=
 NO_SERVE ?=
 PORT ?= 8000
 
-.PHONY: demo test check format install install-dev clean
+.PHONY: demo test check docs format install install-dev install-docs clean
 .DEFAULT_GOAL := demo
 
 demo: install
@@ -21,6 +21,10 @@ check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The site, in site/. Warnings are errors, broken links among them.
+docs: install-docs
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(CURDIR) $(BIN)/python -m mkdocs build --strict
+
 format: install-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -28,6 +32,8 @@ format: install-dev
 install: $(VENV)/.installed
 
 install-dev: $(VENV)/.installed-dev
+
+install-docs: $(VENV)/.installed-docs
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
@@ -38,6 +44,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,docs]"
+	touch $@
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 		|| { echo "raylift needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.11"; exit 1; }
@@ -45,4 +55,4 @@ $(BIN)/python:
 		|| { echo "cannot make a virtual environment: on Debian, apt install python3-venv"; rm -rf $(VENV); exit 1; }
 
 clean:
-	rm -rf demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo site .pytest_cache .mypy_cache .ruff_cache

@@ -10,7 +10,7 @@ the best, so they are held while m moves, and this is the gradient of the whole.
 gradients with an exact line search need no step size, and because they start from the network's volume, what the
 radiographs do not see stays as the network made it. Where the network saw no attenuation none is put: otherwise the
 correction is smeared along the rays into the air round the patient. Agreement with the radiographs is no proof of a
-better volume: `docs/architecture.md` has figures.
+better volume: `docs/explanation/data-consistency.md` has figures.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the README shows, it shows as run: its commands and its Python, made small, in its own order."""
+"""README's commands, made small, run in their order, and so does the Python of the API page on what they made."""
 
 import re
 import shlex
@@ -17,10 +17,11 @@ from raylift.platform import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL) for kind in ("sh", "python")}
+PYTHON_PAGE = (REPOSITORY / "docs/reference/api/index.md").read_text(encoding="utf-8")
+PAGES = [*REPOSITORY.glob("*.md"), *sorted((REPOSITORY / "docs").rglob("*.md"))]
 COMMANDS = [
     shlex.split(line, comments=True)[1:]
-    for block in BLOCKS["sh"]
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
     for line in block.splitlines()
     if line.startswith("raylift ")
 ]
@@ -88,13 +89,24 @@ def test_the_commands_of_the_readme_do_what_it_says_in_their_order(commanded, mo
     assert volume.GetSpacing() == pytest.approx((10.0, 10.0, 10.0))
 
 
-def test_the_python_of_the_readme_runs(commanded, monkeypatch):
+def test_the_python_of_the_api_page_runs_on_what_the_readme_made(commanded, monkeypatch):
     monkeypatch.chdir(commanded)
-    (block,) = BLOCKS["python"]
+    (block,) = re.findall(r"```python\n(.*?)```", PYTHON_PAGE, re.DOTALL)
     names: dict[str, object] = {}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(block, "docs/reference/api/index.md", "exec"), names)
     assert tuple(names["volume"].shape) == (1, 1, 32, 32, 32)
-    assert tuple(names["radiograph"].shape) == (1, 1, 32, 32)
+    assert tuple(names["drr"].shape) == (1, 1, 32, 32)
+
+
+def test_an_archive_is_read_without_raylift_as_its_page_shows(commanded, monkeypatch):
+    monkeypatch.chdir(commanded)
+    page = (REPOSITORY / "docs/reference/archive-format.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(block, "docs/reference/archive-format.md", "exec"), names)
+    entry = Archive("data/chest").entries()
+    (same,) = (one for one in entry if one.id == names["entry"]["id"])
+    assert np.array_equal(names["volume_hu"], Archive("data/chest").read(same).volume)
 
 
 def test_the_table_of_verbs_has_every_verb_and_no_other():
@@ -102,19 +114,22 @@ def test_the_table_of_verbs_has_every_verb_and_no_other():
     assert named == list(cli.VERBS)
 
 
-def test_every_figure_the_readme_quotes_stands_in_a_result():
+def test_every_figure_that_a_page_quotes_stands_in_a_result():
     results = [REPOSITORY / "docs/results.md", *(REPOSITORY / "benchmarks/results").glob("*.md")]
     written = "\n".join(path.read_text(encoding="utf-8") for path in results)
-    quoted = re.findall(r"^> (.+)$", README, re.MULTILINE)
+    pages = [page.read_text(encoding="utf-8") for page in PAGES]
+    quoted = [line for page in pages for line in re.findall(r"^> (.+)$", page, re.MULTILINE)]
     assert len(quoted) >= 4
     for line in quoted:
         assert line in written, line
 
 
 def test_every_link_of_the_documents_leads_somewhere():
-    for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))):
+    generated = {"commands.md", "settings.md", "presets.md", "search-spaces.md", "tutorial.md"}
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+            there = (page.parent / target).exists() or Path(target).name in generated
+            assert there, f"{page.name} links to {target}"
 
 
 def test_the_tree_of_the_readme_names_every_folder_of_the_repository():

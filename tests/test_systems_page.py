@@ -28,11 +28,13 @@ def test_every_test_and_every_file_that_the_documents_name_is_there():
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").rglob("test_*.py"))
     tests = set(re.findall(r"^ *def (test_\w+)", sources, re.MULTILINE))
     named = []
-    for page in (*(REPOSITORY / "docs").glob("*.md"), *REPOSITORY.glob("*.md")):
+    for page in (*(REPOSITORY / "docs").rglob("*.md"), *REPOSITORY.glob("*.md")):
         spans = re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
         named += (named_here := [span for span in spans if re.fullmatch(r"test_\w+", span)])
         assert not set(named_here) - tests, page.name
         paths = [span for span in spans if re.fullmatch(r"(datasets|models|platform|serve|tests|\w+s)/[\w./]*", span)]
+        # What the guides' own commands make.
+        paths = [path for path in paths if not path.startswith(("runs/", "models/first", "models/chest"))]
         assert not [path for path in paths if "/" in path[:-1] and not (REPOSITORY / path).exists()], page.name
     assert len(named) > 8
 

@@ -1,0 +1,83 @@
+"""Reference page of the command line: each command's own parser says what there is."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from typing import Any
+from unittest import mock
+
+import tables
+import tyro
+
+from raylift.platform import cli
+
+INTRODUCTION = """\
+# Commands
+
+Generated from the parsers of the commands; `raylift COMMAND --help` prints the same in a terminal. Exit status: 0 done,
+1 nothing could be done, 2 a mistake in the command or its files, with the remedy on standard error.
+"""
+EXAMPLES = {"train": ["x2ct-gan-slim"], "tune": ["x2ct_gan"]}
+RUN_SETTINGS = (
+    "Every [setting](settings.md) of the run is an option as well, by its dotted name: `--train.steps 500`, "
+    "`--system.fusion.kind sum`."
+)
+
+
+class _Captured(Exception):
+    """Raised in place of parsing."""
+
+    def __init__(self, owner: type, default: Any) -> None:
+        self.owner, self.default = owner, default
+
+
+def page() -> str:
+    """The page of all commands."""
+    lines = [INTRODUCTION, "| command | purpose |", "| --- | --- |"]
+    lines += [f"| [`{name}`](#{name}) | {line} |" for name, (_, line) in cli.VERBS.items()]
+    for name in cli.VERBS:
+        lines += ["", f"## {name}", "", *_command(name)]
+    return "\n".join(lines) + "\n"
+
+
+def _command(name: str) -> list[str]:
+    owner, default = options_of(name)
+    own, *nested = tables.groups(owner, default)
+    lines = [own.intro, "", "```text", usage_of(name), "```", ""]
+    settings = [one for one in own.settings if "." not in one.key]
+    if name in EXAMPLES:
+        lines += [RUN_SETTINGS, ""]
+        nested = []
+    if settings:
+        lines += [*tables.table(settings, flags=True), ""]
+    for group in nested:
+        lines += [group.intro, "", *tables.table(group.settings, flags=True), ""]
+    return lines
+
+
+def options_of(name: str) -> tuple[type, Any]:
+    """The dataclass that a command parses its options into, and its default where it has one."""
+
+    def capture(owner: type, *, default: Any = tables.MISSING, **_: Any) -> None:
+        raise _Captured(owner, default)
+
+    with mock.patch.object(tyro, "cli", capture):
+        try:
+            cli.main([name, *EXAMPLES.get(name, [])])
+        except _Captured as found:
+            return found.owner, found.default
+    raise RuntimeError(f"raylift {name} parses no options")
+
+
+def usage_of(name: str) -> str:
+    """The first line of a command's help."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        cli.main([name, *(EXAMPLES.get(name, [])), "--help"])
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
+    usage = plain.strip().split("\n\n")[0].removeprefix("usage: ")
+    for example in EXAMPLES.get(name, []):
+        usage = usage.replace(example, "PRESET" if name == "train" else "SPACE")
+    return usage

@@ -1,0 +1,92 @@
+"""Reference pages of a run's settings and of the presets, from the configuration's dataclasses."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, get_type_hints
+
+import tables
+
+from raylift.platform.config import RunConfig
+from raylift.platform.presets.catalog import PRESETS
+
+INTRODUCTION = """\
+# Settings
+
+Every setting of a run, generated from the dataclasses of `raylift.platform.config` and of the systems. A setting is a
+flag of `raylift train` and `raylift tune` (`--optimizer.weight-decay 1e-4`; hyphens or underscores) and a key of a YAML
+file (`raylift train run.yaml`). `raylift train PRESET --dry-run` prints the whole tree of a preset, which is such a
+file. Unknown keys are errors.
+
+The defaults below are those of the dataclasses; a [preset](presets.md) has its own. Settings of a
+[system](../systems.md) depend on its family and stand in the second part.
+"""
+PRESETS_INTRODUCTION = """\
+# Presets
+
+`raylift train PRESET` starts from one of these. A preset with the bare name of a system holds its published settings;
+`-slim` is the same composition at 64 voxels a side for CPU cores; `-tiny` is for tests.
+
+| preset | system | voxels a side | batch | steps | description |
+| --- | --- | --- | --- | --- | --- |
+"""
+
+
+def page() -> str:
+    """The page of all settings."""
+    lines = [INTRODUCTION]
+    run = RunConfig()
+    hints = get_type_hints(RunConfig)
+    for name in hints:
+        if name == "system":
+            continue
+        lines += _section(getattr(run, name), name)
+    for family in families():
+        lines += _section(_first_preset(family).system, "system", title=f"system: {family.__name__}")
+    return "\n".join(lines)
+
+
+def presets_page() -> str:
+    """The page of all presets."""
+    rows = []
+    for name, make in PRESETS.items():
+        run = make()
+        text = " ".join((make.__doc__ or "").strip().split("\n\n")[0].split())
+        rows.append(
+            f"| `{name}` | `{run.system.name}` | {run.data.size} | {run.train.batch} | {run.train.steps:,} | {text} |"
+        )
+    return PRESETS_INTRODUCTION + "\n".join(rows) + "\n"
+
+
+def families() -> tuple[type, ...]:
+    """The dataclasses of systems that `system` may be."""
+    found: list[type] = []
+    for run in (make() for make in PRESETS.values()):
+        if type(run.system) not in found:
+            found.append(type(run.system))
+    return tuple(found)
+
+
+def _first_preset(family: type) -> RunConfig:
+    return next(run for run in (make() for make in PRESETS.values()) if type(run.system) is family)
+
+
+def _section(settings: Any, prefix: str, title: str = "") -> list[str]:
+    lines: list[str] = []
+    for number, group in enumerate(tables.groups(type(settings), settings, f"{prefix}.")):
+        if number == 0:
+            lines += [f"## {title or prefix}", ""]
+        else:
+            lines += [f"### {group.prefix}" + (f" ({title.split(': ')[1]})" if title else ""), ""]
+        lines += [_plain(group.intro), ""]
+        if number == 0 and title:
+            names = [name for name, make in PRESETS.items() if type(make().system) is type(settings)]
+            lines += [f"Presets: {', '.join(f'`{name}`' for name in names)}. Defaults are those of `{names[0]}`.", ""]
+        if group.settings:
+            lines += [*tables.table(group.settings, flags=False), ""]
+    return lines
+
+
+def _plain(text: str) -> str:
+    """A docstring as Markdown: its lists need an empty line before them."""
+    return re.sub(r"(?m)(?<=[^\n])\n(?=[*-] )", "\n\n", text)
