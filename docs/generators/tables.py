@@ -79,10 +79,15 @@ def table(settings: list[Setting], *, flags: bool) -> list[str]:
     lines.append("| --- | --- | --- | --- |")
     for one in settings:
         name = one.key.replace("_", "-").upper() if one.positional else f"--{one.key.replace('_', '-')}"
-        names = ", ".join(f"`{text}`" for text in (*one.aliases, name)) if flags else f"`{one.key}`"
+        names = ", ".join(map(breakable, (*one.aliases, name) if flags else (one.key,)))
         default = f"`{one.default}`" if one.default else ("required" if flags else "")
         lines.append(f"| {names} | {one.type} | {default} | {_cell(one.meaning)} |")
     return lines
+
+
+def breakable(key: str) -> str:
+    """A key as code that may be broken behind its dots and underscores, for narrow screens."""
+    return "<code>" + "".join(f"{mark}<wbr>" if mark in "._" else mark for mark in key) + "</code>"
 
 
 @cache
