@@ -23,7 +23,7 @@ import torch
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.streaming.stream import load
 from raylift.models import generative, weights
-from raylift.models.generative import Draw, Spread
+from raylift.models.generative import RunningStatistics, SamplingConfig
 from raylift.models.metrics import PROTOCOLS
 from raylift.models.weights import Model
 from raylift.platform.evaluation.evaluate import matching_views
@@ -48,7 +48,7 @@ def main() -> int:
     base = Model(model.network.base, model.description, "")
     rows = [measured("base", base, archive, options.split, None, (1,))[0]]
     for steps in options.steps:
-        settings = replace(model.network.settings, steps=steps)
+        settings = replace(model.network.sampling, steps=steps)
         rows += measured(f"{steps} steps", model, archive, options.split, settings, options.draws)
     header("refiner")
     scans = len(archive.entries(options.split))
@@ -64,15 +64,17 @@ def main() -> int:
 
 
 @torch.no_grad()
-def measured(name: str, model: Model, archive: Archive, split: str, settings: Draw | None, draws: list[int]) -> list:
+def measured(
+    name: str, model: Model, archive: Archive, split: str, settings: SamplingConfig | None, draws: list[int]
+) -> list:
     """A row for each number of draws: figures of all scans, then what the spread is worth, and seconds a scan."""
     window, views = model.description.window, matching_views(model, archive)
     scans: dict[int, list] = {count: [] for count in draws}
     for entry in archive.entries(split):
         batch, truth = load(archive, [entry], window, views), archive.read(entry).volume.astype(np.float32)
-        spread, started = Spread(), time.perf_counter()
+        spread, started = RunningStatistics(), time.perf_counter()
         for k in range(max(draws)):
-            spread.add(generative.volume(model.network, batch.views, settings, k))
+            spread.add(generative.predict(model.network, batch.views, settings, k))
             if k + 1 in scans:
                 seconds, hu = time.perf_counter() - started, window.to_hu(spread.mean)[0, 0].numpy()
                 figures = PROTOCOLS["volume"].evaluate(hu, truth)
@@ -88,13 +90,13 @@ def measured(name: str, model: Model, archive: Archive, split: str, settings: Dr
     ]
 
 
-def worth(spread: Spread, truth: torch.Tensor) -> tuple[float, float]:
+def worth(spread: RunningStatistics, truth: torch.Tensor) -> tuple[float, float]:
     """Correlation of spread and absolute error, and the ratio of their root mean squares; NaN for a single volume."""
-    if spread.deviation is None:
+    if spread.std is None:
         return float("nan"), float("nan")
     error = (spread.mean - truth).abs()
-    together = torch.corrcoef(torch.stack([spread.deviation.flatten(), error.flatten()]))[0, 1]
-    return float(together), float(spread.deviation.square().mean().sqrt() / error.square().mean().sqrt())
+    together = torch.corrcoef(torch.stack([spread.std.flatten(), error.flatten()]))[0, 1]
+    return float(together), float(spread.std.square().mean().sqrt() / error.square().mean().sqrt())
 
 
 def steepness(hu: np.ndarray) -> float:

@@ -23,7 +23,7 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.streaming.stream import load
 from raylift.models import baselines, weights
 from raylift.models.diffusion.samplers import SAMPLERS
-from raylift.models.generative import Draw, DrawingNetwork
+from raylift.models.generative import GenerativeNetwork, SamplingConfig
 from raylift.models.metrics import PROTOCOLS
 from raylift.platform.evaluation.evaluate import matching_views
 from raylift.platform.training.checkpoint import checkpoint_of
@@ -47,7 +47,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     model, archive = weights.load(checkpoint_of(options.model)), Archive(options.archive)
     network, views, window = model.network, matching_views(model, archive), model.description.window
-    if not isinstance(network, DrawingNetwork):
+    if not isinstance(network, GenerativeNetwork):
         parser.error(f"{model.description.system.name} computes its volumes and draws none")
     test = load(archive, archive.entries(options.split)[: options.scans], window, views)
 
@@ -68,8 +68,8 @@ def main() -> int:
     rows = [["mean training volume", "", *cells(measured(mean))]]
     for sampler in options.samplers:
         for steps in options.steps:
-            settings = Draw(sampler, steps)
-            got = measured(lambda radiographs, settings=settings: network.draw(radiographs, settings))
+            settings = SamplingConfig(sampler, steps)
+            got = measured(lambda radiographs, settings=settings: network.sample(radiographs, settings))
             best[steps] = max(best.get(steps, -np.inf), got[0])
             rows.append([sampler, str(steps), *cells(got)])
     description = model.description

@@ -15,7 +15,7 @@ from raylift.datasets.errors import ConfigError
 class Batch:
     """What a network trains on."""
 
-    truth: Float[Tensor, "n 1 d h w"] | None
+    ground_truth: Float[Tensor, "n 1 d h w"] | None
     """CT in the window's [0, 1], of the people in the views; None for systems that learn from radiographs."""
     views: Float[Tensor, "n views rows columns"]
     """Radiographs in [0, 1], bone bright, each standardized by its own percentiles and, for some models, matched."""
@@ -27,14 +27,14 @@ class Batch:
 
     @property
     def volume(self) -> Float[Tensor, "n 1 d h w"]:
-        """`truth`, for objectives that compare with it.
+        """`ground_truth`, for objectives that compare with it.
 
         Raises:
             ConfigError: the batch has none.
         """
-        if self.truth is None:
+        if self.ground_truth is None:
             raise ConfigError("a batch of radiographs without CT: only systems that learn from volumes are given it")
-        return self.truth
+        return self.ground_truth
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
@@ -43,4 +43,4 @@ class Batch:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
         views = self.views.to(device, non_blocking=True)
-        return Batch(moved(self.truth), views, self.ids, moved(self.labels), moved(self.unpaired))
+        return Batch(moved(self.ground_truth), views, self.ids, moved(self.labels), moved(self.unpaired))

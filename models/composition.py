@@ -25,7 +25,7 @@ from raylift.datasets.intensity import Window
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
 from raylift.models.objectives.objective import Objective, VolumeNetwork
 from raylift.models.parts.blocks import Checkpointing, initialize
-from raylift.models.parts.decoders import Build, DecoderConfig, DecoderName, GrowingDecoder, ViewDecoder
+from raylift.models.parts.decoders import DecoderConfig, DecoderContext, DecoderName, UpsamplingDecoder, ViewDecoder
 from raylift.models.parts.discriminators import DiscriminatorConfig
 from raylift.models.parts.encoders import EncoderConfig, at_size
 from raylift.models.parts.fusion import FusionConfig
@@ -39,7 +39,7 @@ CompositionName = Literal[
 ]
 
 DECODERS: dict[DecoderName, type[nn.Module]] = {
-    "growing": GrowingDecoder,
+    "upsampling": UpsamplingDecoder,
     "unet": UNet,
     "unet++": UNetPlusPlus,
     "none": NoDecoder,
@@ -68,9 +68,9 @@ class Parts(SystemConfig):
         lifted, levels = len(self.lifted_widths), len(self.decoder.channels)
         if levels < 2 and self.decoder.kind != "none":
             raise ConfigError(f"decoder widths {self.decoder.channels}: give two or more")
-        if self.decoder.kind == "growing" and levels != lifted:
+        if self.decoder.kind == "upsampling" and levels != lifted:
             raise ConfigError(
-                f"{levels} decoder widths for {lifted - 1} encoder stages: the growing decoder wants {lifted}"
+                f"{levels} decoder widths for {lifted - 1} encoder stages: the upsampling decoder wants {lifted}"
             )
         if self.decoder.kind == "none" and self.lifted_widths != (1,):
             raise ConfigError(
@@ -89,17 +89,17 @@ class Parts(SystemConfig):
         return self.lifting.along == "rays"
 
     @property
-    def decodes_alone(self) -> bool:
+    def has_single_view_decoder(self) -> bool:
         """Whether a lone view uses the decoder it would have to itself, as X2CT-GAN's does."""
         return self.fusion.feedback and len(self.views) == 1 and not self.shares_encoder
 
     @property
     def has_view_decoders(self) -> bool:
         """Whether views have decoders of their own beside the fused one."""
-        return self.fusion.feedback and self.decoder.kind == "growing" and not self.decodes_alone
+        return self.fusion.feedback and self.decoder.kind == "upsampling" and not self.has_single_view_decoder
 
     @property
-    def wants_auxiliaries(self) -> bool:
+    def needs_auxiliaries(self) -> bool:
         """Whether its loss looks at auxiliary volumes."""
         return False
 
@@ -125,7 +125,7 @@ class Composition(Parts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.wants_auxiliaries and not (self.decoder.has_auxiliaries or self.has_view_decoders):
+        if self.needs_auxiliaries and not (self.decoder.has_auxiliaries or self.has_view_decoders):
             raise ConfigError(
                 f"decoder '{self.decoder.kind}' has no auxiliary volumes here: set system.loss.deep_supervision to 0, "
                 "or use unet++, the rendering head, or fusion with feedback"
@@ -137,7 +137,7 @@ class Composition(Parts):
         return self.loss.lung > 0
 
     @property
-    def wants_auxiliaries(self) -> bool:
+    def needs_auxiliaries(self) -> bool:
         """Whether deep supervision has a weight."""
         return self.loss.deep_supervision > 0
 
@@ -183,14 +183,14 @@ class Reconstructor(VolumeNetwork):
         self.size, self.rays = grid.size, system.rays(grid, geometry)
         count = 1 if system.shares_encoder else len(system.views)
         self.branches = nn.ModuleList(ViewBranch(system, grid.size) for _ in range(count))
-        build = Build(
+        context = DecoderContext(
             views=len(system.views),
-            auxiliaries=system.wants_auxiliaries,
+            auxiliaries=system.needs_auxiliaries,
             checkpointing=system.checkpointing,
             view_decoders=system.has_view_decoders,
-            alone=system.decodes_alone,
+            single_view=system.has_single_view_decoder,
         )
-        self.decoder = DECODERS[system.decoder.kind](system.decoder, system.fusion, system.lifted_widths, build)
+        self.decoder = DECODERS[system.decoder.kind](system.decoder, system.fusion, system.lifted_widths, context)
         initialize(self)
 
     def volumes(self, radiographs: Float[Tensor, "n views rows columns"]) -> list[Float[Tensor, "n 1 d h w"]]:

@@ -1,4 +1,4 @@
-"""Networks that draw a volume instead of computing it: the same radiographs and seed give the same volume, always."""
+"""Generative networks sample a volume: the same radiographs and seed always give the same volume."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from raylift.datasets.errors import ConfigError
 from raylift.models.objectives.objective import VolumeNetwork
 
-SamplerName = Literal["ancestral", "ddim", "multistep"]
+SamplerName = Literal["ddpm", "ddim", "dpm_solver"]
 
 
 @dataclass(frozen=True)
-class Draw:
-    """How a volume is drawn."""
+class SamplingConfig:
+    """Settings of sampling."""
 
-    sampler: SamplerName = "multistep"
-    """ancestral: DDPM, noise at each step; ddim: no noise but the first; multistep: DPM-Solver++ of second order."""
+    sampler: SamplerName = "dpm_solver"
+    """ddpm: ancestral sampling, noise at each step; ddim: deterministic after the first noise; dpm_solver:
+    DPM-Solver++ of second order."""
     steps: int = 16
     """Evaluations of the denoiser."""
     seed: int = 0
@@ -32,86 +33,85 @@ class Draw:
             raise ConfigError(f"{self.steps} sampling steps: use 1 or more")
 
 
-class DrawingNetwork(VolumeNetwork):
-    """A generative network; called as any other it draws as its settings say.
+class GenerativeNetwork(VolumeNetwork):
+    """A network whose volumes are samples.
 
     Attributes:
-        settings: how `forward` draws; may be replaced after loading.
+        sampling: the settings of `forward`; may be replaced after loading.
     """
 
-    settings: Draw
+    sampling: SamplingConfig
 
     @abstractmethod
-    def draw(self, radiographs: Float[Tensor, "n views rows columns"], settings: Draw) -> Float[Tensor, "n 1 d h w"]:
+    def sample(
+        self, radiographs: Float[Tensor, "n views rows columns"], sampling: SamplingConfig
+    ) -> Float[Tensor, "n 1 d h w"]:
         """One volume in the window's [0, 1] for each set of radiographs.
 
-        What is drawn for an item depends on its radiographs and the settings alone, not on the rest of its batch.
+        The sample of an item depends on its radiographs and the settings alone, not on the rest of its batch.
         """
 
     def volumes(self, radiographs: Float[Tensor, "n views rows columns"]) -> list[Float[Tensor, "n 1 d h w"]]:
-        """A single draw."""
-        return [self.draw(radiographs, self.settings)]
+        """A single sample."""
+        return [self.sample(radiographs, self.sampling)]
 
 
 @dataclass(frozen=True)
-class DrawFlags:
-    """What is asked of a model that draws its volume; what is left out is as the model's own settings say."""
+class SamplingFlags:
+    """Sampling settings of a command; those left out keep the values of the model."""
 
     sampler: SamplerName | None = None
-    """How a drawing model goes from noise to a volume; otherwise as its settings say."""
+    """The sampler of a generative model; the model's own by default."""
     steps: int | None = None
-    """Evaluations of a drawing model's denoiser; otherwise as its settings say."""
+    """Evaluations of a generative model's denoiser; the model's own number by default."""
     seed: int | None = None
-    """Of a drawing model's noise; otherwise as its settings say."""
+    """Of a generative model's noise; the model's own by default."""
 
-    def settled(self, network: nn.Module, samples: int = 1) -> Draw | None:
-        """How that network will draw, or None for one that computes its volume.
+    def resolve(self, network: nn.Module, samples: int = 1) -> SamplingConfig | None:
+        """The sampling settings for a network, or None for a deterministic one.
 
         Args:
-            network: any that takes radiographs.
-            samples: how many volumes are wanted of the same radiographs.
+            network: any that maps radiographs to volumes.
+            samples: number of volumes for the same radiographs.
 
         Raises:
-            ConfigError: fewer than one sample or step, or something was asked of a network that does not draw.
+            ConfigError: fewer than one sample or step, or a setting was given for a deterministic network.
         """
         if samples < 1:
             raise ConfigError(f"{samples} samples: give 1 or more")
-        asked = {name: value for name, value in vars(self).items() if value is not None}
-        if isinstance(network, DrawingNetwork):
-            return replace(network.settings, **asked)
-        flags = [f"--{name}" for name in (*asked, *(["samples"] if samples > 1 else []))]
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if isinstance(network, GenerativeNetwork):
+            return replace(network.sampling, **given)
+        flags = [f"--{name}" for name in (*given, *(["samples"] if samples > 1 else []))]
         if flags:
-            raise ConfigError(
-                "this model computes its volume and draws nothing, so it has no use for "
-                f"{', '.join(flags)}: leave these out"
-            )
+            raise ConfigError(f"this model is deterministic, so it has no use for {', '.join(flags)}: leave these out")
         return None
 
 
-def volume(
-    network: nn.Module, radiographs: Float[Tensor, "n views rows columns"], settings: Draw | None, k: int = 0
+def predict(
+    network: nn.Module, radiographs: Float[Tensor, "n views rows columns"], sampling: SamplingConfig | None, k: int = 0
 ) -> Float[Tensor, "n 1 d h w"]:
-    """What a network makes of radiographs in fp32: without settings its computed volume, else its k-th draw.
+    """The volumes that a network predicts from radiographs, in fp32: with sampling settings its k-th sample.
 
-    The k-th draw has the seed `settings.seed + k` and is clipped to the window's [0, 1], so that the mean of several
-    is the mean of the volumes that each seed gives alone.
+    The k-th sample has the seed `sampling.seed + k` and is clipped to the window's [0, 1], so that the mean of several
+    samples is the mean of the volumes that each seed gives alone.
     """
-    if settings is None:
-        made: Tensor = network(radiographs)
-        return made.float()
-    assert isinstance(network, DrawingNetwork)
-    return network.draw(radiographs, replace(settings, seed=settings.seed + k)).float().clip(0.0, 1.0)
+    if sampling is None:
+        prediction: Tensor = network(radiographs)
+        return prediction.float()
+    assert isinstance(network, GenerativeNetwork)
+    return network.sample(radiographs, replace(sampling, seed=sampling.seed + k)).float().clip(0.0, 1.0)
 
 
-class Spread:
-    """Mean and standard deviation of volumes that come one after another (Welford 1962)."""
+class RunningStatistics:
+    """Mean and standard deviation of volumes that are added one by one (Welford 1962)."""
 
     def __init__(self) -> None:
         self._count = 0
         self._mean = self._squares = torch.zeros(())
 
     def add(self, volume: Float[Tensor, "*shape"]) -> None:
-        """Take one in."""
+        """Update the statistics with one volume."""
         self._count += 1
         before = volume - self._mean
         self._mean = self._mean + before / self._count
@@ -123,6 +123,6 @@ class Spread:
         return self._mean
 
     @property
-    def deviation(self) -> Float[Tensor, "*shape"] | None:
+    def std(self) -> Float[Tensor, "*shape"] | None:
         """The square root of the unbiased variance over volumes, voxel by voxel; None for a single one."""
         return (self._squares / (self._count - 1)).sqrt() if self._count > 1 else None

@@ -26,15 +26,15 @@ class Reprojected(Parts):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.loss.thickest_mm) != len(self.views):
+        if len(self.loss.max_thickness_mm) != len(self.views):
             raise ConfigError(
-                f"system.loss.thickest_mm {self.loss.thickest_mm} for {len(self.views)} views: give one for each, "
-                "and of thinnest_mm too"
+                f"system.loss.max_thickness_mm {self.loss.max_thickness_mm} for {len(self.views)} views: give one for "
+                "each, and of min_thickness_mm too"
             )
-        if self.discriminator.conditional and (self.loss.turned_deg or len(self.views) < 2):
+        if self.discriminator.conditional and (self.loss.rotation_std_deg or len(self.views) < 2):
             raise ConfigError(
                 "a conditional discriminator judges a view beside the others given: give two views or more and set "
-                "system.loss.turned_deg to 0, or set system.discriminator.conditional to false"
+                "system.loss.rotation_std_deg to 0, or set system.discriminator.conditional to false"
             )
 
     @property

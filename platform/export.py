@@ -7,7 +7,7 @@ from pathlib import Path
 
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
-from raylift.models.generative import DrawingNetwork
+from raylift.models.generative import GenerativeNetwork
 from raylift.models.weights import Model
 from raylift.models.zoo import LITERATURE
 from raylift.platform.evaluation.report import DISCLAIMER
@@ -44,7 +44,7 @@ def card(model: Model, sha256: str, metrics: dict[str, float]) -> str:
         if geometry.beam == "cone"
         else "parallel beam"
     )
-    settings = model.network.settings if isinstance(model.network, DrawingNetwork) else None
+    settings = model.network.sampling if isinstance(model.network, GenerativeNetwork) else None
     drawn = settings and f"{settings.sampler}, {settings.steps} steps, seed {settings.seed}; other seeds draw others"
     measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items()))
     taken = provenance.get("archive_holds") == "radiographs"

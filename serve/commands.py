@@ -14,7 +14,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import Inversion, read_file
 from raylift.datasets.radiographs.orientation import AskedFacing, hang, projected
-from raylift.models.generative import DrawFlags
+from raylift.models.generative import SamplingFlags
 from raylift.serve.settings import ServeSettings
 
 
@@ -38,7 +38,7 @@ class ReconstructOptions:
     """Where the patient of the lateral image faces; auto mirrors it where the image clearly shows the other edge."""
     consistency_steps: int = 0
     """Steps that fit the volume to the radiographs after the network; 0 leaves it as the network made it."""
-    draw: Annotated[DrawFlags, tyro.conf.arg(name="")] = field(default_factory=DrawFlags)
+    draw: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     samples: int = 1
     """Of a model that draws its volume: write the mean of so many draws, and beside it their standard deviation in HU,
     OUT-std.nii.gz."""
@@ -59,7 +59,7 @@ def reconstruct(arguments: list[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     model = weights.load(options.model)
-    options.draw.settled(model.network, options.samples)
+    options.draw.resolve(model.network, options.samples)
     reconstructor = Reconstructor(model, consistency_steps=options.consistency_steps, draw=options.draw)
     given = {"frontal": options.frontal, "lateral": options.lateral}
     try:

@@ -21,7 +21,7 @@ from raylift.datasets.archive.store import absolute
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.serialization import from_plain
 from raylift.models import weights
-from raylift.models.generative import Draw
+from raylift.models.generative import SamplingConfig
 from raylift.models.weights import Description
 from raylift.serve.replica import ModelReplica
 from raylift.serve.settings import ServeSettings
@@ -51,7 +51,7 @@ def application(settings: ServeSettings) -> serve.Application:
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
     )(ModelReplica)
     loaded = weights.load(settings.model)
-    draw = settings.draw.settled(loaded.network)
+    draw = settings.draw.resolve(loaded.network)
     # Every open page holds one request for as long as it is open.
     front = serve.deployment(
         name="entrance",
@@ -64,7 +64,7 @@ def application(settings: ServeSettings) -> serve.Application:
     return bound
 
 
-def _entrance(settings: ServeSettings, description: Description, sha256: str, draw: Draw | None) -> FastAPI:
+def _entrance(settings: ServeSettings, description: Description, sha256: str, draw: SamplingConfig | None) -> FastAPI:
     # Serve calls this in the replica: Gradio cannot be pickled, and is wanted and imported only there.
     from raylift.serve import ingress
 

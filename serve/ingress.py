@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from raylift.datasets.radiographs.decoding import RadiographLimits
-from raylift.models.generative import Draw
+from raylift.models.generative import SamplingConfig
 from raylift.models.weights import Description
 from raylift.serve.api import routes
 from raylift.serve.page import layout, theme
@@ -30,7 +30,9 @@ from raylift.serve.settings import ServeSettings
 READY_TIMEOUT_S = 5.0
 
 
-def build(settings: ServeSettings, description: Description, sha256: str, draw: Draw | None, model: str) -> FastAPI:
+def build(
+    settings: ServeSettings, description: Description, sha256: str, draw: SamplingConfig | None, model: str
+) -> FastAPI:
     """API and page in front of the deployment named `model`, which draws as `draw` says or computes."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Uploads are for this user's eyes alone, and do not outlive the service.

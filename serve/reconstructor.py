@@ -17,7 +17,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
 from raylift.datasets.radiographs.decoding import prepare
 from raylift.models import consistency, generative, weights
-from raylift.models.generative import DrawFlags, Spread
+from raylift.models.generative import RunningStatistics, SamplingFlags
 from raylift.models.weights import Description, Model
 
 
@@ -58,10 +58,10 @@ class Reconstructor:
     """
 
     def __init__(
-        self, model: Model, device: str = "cpu", consistency_steps: int = 0, draw: DrawFlags | None = None
+        self, model: Model, device: str = "cpu", consistency_steps: int = 0, draw: SamplingFlags | None = None
     ) -> None:
         consistency.require_steps(consistency_steps)
-        self.draw = (draw or DrawFlags()).settled(model.network)
+        self.draw = (draw or SamplingFlags()).resolve(model.network)
         self.description = model.description
         self.sha256 = model.sha256
         self._steps = consistency_steps
@@ -70,7 +70,7 @@ class Reconstructor:
 
     @classmethod
     def load(
-        cls, url: str, device: str = "cpu", consistency_steps: int = 0, draw: DrawFlags | None = None
+        cls, url: str, device: str = "cpu", consistency_steps: int = 0, draw: SamplingFlags | None = None
     ) -> Reconstructor:
         """From an exported folder or a checkpoint."""
         return cls(weights.load(url), device, consistency_steps, draw)
@@ -106,9 +106,9 @@ class Reconstructor:
         """
         counts = samples or [1] * len(radiographs)
         for count in set(counts):
-            DrawFlags().settled(self._network, count)
+            SamplingFlags().resolve(self._network, count)
         batch = torch.from_numpy(np.stack(radiographs)).to(self._device)
-        spreads = [Spread() for _ in counts]
+        spreads = [RunningStatistics() for _ in counts]
         residuals: list[list[dict[str, tuple[float, float]]]] = [[] for _ in counts]
         for k in range(max(counts)):
             wanted = [place for place, count in enumerate(counts) if count > k]
@@ -123,15 +123,15 @@ class Reconstructor:
 
     def _draw(self, batch: Tensor, k: int) -> tuple[Tensor, list[dict[str, tuple[float, float]]]]:
         """The k-th volumes of a batch, fitted if that was asked for, and their residuals."""
-        unit = generative.volume(self._network, batch, self.draw, k)
+        unit = generative.predict(self._network, batch, self.draw, k)
         if not self._steps:
             return unit, [{} for _ in unit]
         made = self.description
         fit = consistency.fit(unit, batch, made.window, made.grid, made.geometry, self._steps)
         return fit.volume, fit.by_view(made.geometry)
 
-    def _reconstruction(self, spread: Spread, residuals: dict[str, tuple[float, float]]) -> Reconstruction:
-        window, deviation = self.description.window, spread.deviation
+    def _reconstruction(self, spread: RunningStatistics, residuals: dict[str, tuple[float, float]]) -> Reconstruction:
+        window, deviation = self.description.window, spread.std
         return Reconstruction(
             _int16(window.to_hu(spread.mean)),
             None if deviation is None else _int16(deviation * window.width_hu),

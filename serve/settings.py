@@ -9,7 +9,7 @@ import tyro
 
 from raylift.datasets.errors import ConfigError
 from raylift.models.consistency import require_steps
-from raylift.models.generative import DrawFlags
+from raylift.models.generative import SamplingFlags
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ServeSettings:
     """Largest radiograph."""
     consistency_steps: int = 0
     """Steps that fit a volume to its radiographs after the network; 0 leaves it as the network made it, 10 will do."""
-    draw: Annotated[DrawFlags, tyro.conf.arg(name="")] = field(default_factory=DrawFlags)
+    draw: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     max_samples: int = 8
     """Draws that a request may ask for at most, of a model that draws its volume. Requests that are
     reconstructed together are answered together, after the last draw."""

@@ -137,7 +137,7 @@ def test_the_slim_diffusion_presets_take_the_fewest_steps_that_lose_next_to_noth
     for name in ("diffux2ct", "latent-diffusion"):
         (path,) = (REPOSITORY / "benchmarks/results").glob(f"*-sampling_steps-{name}-slim.md")
         (fewest,) = re.findall(r"^Fewest steps .*: (\d+)\.$", path.read_text(encoding="utf-8"), re.MULTILINE)
-        assert PRESETS[f"{name}-slim"]().system.draw.steps == int(fewest)
+        assert PRESETS[f"{name}-slim"]().system.sampling.steps == int(fewest)
 
 
 def test_the_refiner_takes_the_fewest_steps_that_lose_next_to_nothing():
@@ -146,7 +146,7 @@ def test_the_refiner_takes_the_fewest_steps_that_lose_next_to_nothing():
     reached = {int(steps): float(psnr) for steps, psnr in rows}
     assert len(reached) == 4
     fewest = min(steps for steps, psnr in reached.items() if max(reached.values()) - psnr < 0.1)
-    assert SYSTEMS["refiner"]().draw.steps == PRESETS["refiner-slim"]().system.draw.steps == fewest
+    assert SYSTEMS["refiner"]().draw.steps == PRESETS["refiner-slim"]().system.sampling.steps == fewest
 
 
 def test_every_slim_system_went_through_every_verb():

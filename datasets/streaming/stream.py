@@ -211,7 +211,7 @@ def _joined(singles: list[Batch]) -> Batch:
         return torch.cat(there) if there else None
 
     return Batch(
-        together([single.truth for single in singles]),
+        together([single.ground_truth for single in singles]),
         torch.cat([single.views for single in singles]),
         tuple(name for single in singles for name in single.ids),
         together([single.labels for single in singles]),

@@ -1,4 +1,4 @@
-"""Volumes drawn by a diffusion under a condition: what such networks share, whatever they denoise."""
+"""Generative networks that sample volumes from a diffusion model under a condition."""
 
 from __future__ import annotations
 
@@ -9,59 +9,71 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from raylift.models.diffusion.denoiser import Denoiser
-from raylift.models.diffusion.noise_schedule import Diffusion, DiffusionConfig
-from raylift.models.diffusion.samplers import SAMPLERS, Noise, steps_through
-from raylift.models.generative import Draw, DrawingNetwork
+from raylift.models.diffusion.noise_schedule import NoiseScheduler, NoiseSchedulerConfig
+from raylift.models.diffusion.samplers import SAMPLERS, Noise, timestep_schedule
+from raylift.models.generative import GenerativeNetwork, SamplingConfig
 
 Condition = list[Float[Tensor, "n k _ _ _"]]
 Data = Float[Tensor, "n c s s s"]
 
 
-class ConditionalDiffusion(DrawingNetwork):
-    """Data that are denoised under a condition made once a draw, and volumes that stand for such data.
+class ConditionalDiffusion(GenerativeNetwork):
+    """A denoiser, its noise schedule, and the conversion between volumes and the data that are denoised.
+
+    The condition is computed once for each sample.
 
     Attributes:
-        denoiser: the network that is asked at every step.
-        limit: estimates of the data are clipped to [-limit, limit] while sampling, never in training.
-        shape: channels and voxels a side of the data.
+        denoiser: the network that is evaluated at every step.
+        clip_sample_range: estimates of x_0 are clipped to [-clip_sample_range, clip_sample_range] during sampling,
+            never during training.
+        sample_shape: channels and voxels a side of the data.
     """
 
     denoiser: Denoiser
 
-    def __init__(self, diffusion: DiffusionConfig, settings: Draw, limit: float, shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        scheduler: NoiseSchedulerConfig,
+        sampling: SamplingConfig,
+        clip_sample_range: float,
+        sample_shape: tuple[int, int],
+    ) -> None:
         super().__init__()
-        self.diffusion = Diffusion(diffusion)
-        self.settings, self.limit, self.shape = settings, limit, shape
+        self.scheduler = NoiseScheduler(scheduler)
+        self.sampling, self.clip_sample_range, self.sample_shape = sampling, clip_sample_range, sample_shape
 
     @abstractmethod
     def condition(self, radiographs: Float[Tensor, "n views rows columns"]) -> Condition:
-        """What the denoiser is given beside the noisy data, finest first."""
+        """The condition volumes of the denoiser, finest first."""
 
     @abstractmethod
-    def learn(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:
-        """The data that stand for volumes in [0, 1], and weighted losses of whatever makes them, by their names."""
+    def encode(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:
+        """The data x_0 of volumes in [0, 1], and by name the weighted losses of the network that computes them."""
 
     @abstractmethod
-    def volume(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:
+    def decode(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:
         """Data as volumes in [0, 1]."""
 
-    def tell(self, noisy: Data, times: Int[Tensor, " n"], condition: Condition) -> Data:
-        """What the diffusion asks for, in fp32."""
-        told: Tensor = self.denoiser(noisy, times, condition)
-        return told.float()
+    def predict(self, noisy: Data, timesteps: Int[Tensor, " n"], condition: Condition) -> Data:
+        """The denoiser's prediction, of the scheduler's prediction type, in fp32."""
+        prediction: Tensor = self.denoiser(noisy, timesteps, condition)
+        return prediction.float()
 
     @torch.no_grad()
-    def draw(self, radiographs: Float[Tensor, "n views rows columns"], settings: Draw) -> Float[Tensor, "n 1 d h w"]:
-        """Noise, then as many estimates as the settings have steps, each under the same condition."""
+    def sample(
+        self, radiographs: Float[Tensor, "n views rows columns"], sampling: SamplingConfig
+    ) -> Float[Tensor, "n 1 d h w"]:
+        """Gaussian noise, then `sampling.steps` denoising steps under the same condition."""
         condition = self.condition(radiographs)
-        channels, size = self.shape
+        channels, size = self.sample_shape
         like = torch.empty(len(radiographs), channels, size, size, size, device=radiographs.device)
-        noise = Noise(settings.seed, like)
+        noise = Noise(sampling.seed, like)
 
-        def estimate(noisy: Tensor, time: int) -> Tensor:
-            times = torch.full((len(noisy),), time, device=noisy.device)
-            data = self.diffusion.one_step(self.tell(noisy, times, condition), noisy, times)
-            return data.clip(-self.limit, self.limit)
+        def predict_x0(noisy: Tensor, timestep: int) -> Tensor:
+            timesteps = torch.full((len(noisy),), timestep, device=noisy.device)
+            prediction = self.predict(noisy, timesteps, condition)
+            x0 = self.scheduler.predict_x0(prediction, noisy, timesteps)
+            return x0.clip(-self.clip_sample_range, self.clip_sample_range)
 
-        steps = steps_through(self.diffusion.levels, settings.steps)
-        return self.volume(SAMPLERS[settings.sampler](estimate, noise(), steps, noise), condition)
+        schedule = timestep_schedule(self.scheduler.alphas_cumprod, sampling.steps)
+        return self.decode(SAMPLERS[sampling.sampler](predict_x0, noise(), schedule, noise), condition)

@@ -1,8 +1,9 @@
-"""A 3-D U-Net that looks at noisy data, their timestep and a condition, with shifted windows at its coarser sizes.
+"""The denoiser: a 3-D U-Net on noisy data, their timestep and a condition, with shifted-window attention.
 
 ```
-noisy -> patches -> [blocks, windows] -> halve -> [blocks, windows] -> ... -> blocks -> double -> ... -> patches -> told
-                       ^ condition               ^ condition of that size
+noisy -> patches -> [blocks, attention] -> downsample -> [blocks, attention] -> ... -> blocks -> upsample -> ...
+                       ^ condition                          ^ condition of that size
+... -> depth to space -> prediction
 ```
 """
 
@@ -17,49 +18,46 @@ from functools import partial
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import require_least
 from raylift.models.parts.blocks import run
+from raylift.models.parts.divisibility import require_divisible_channels, require_divisible_size
 
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """The U-Net's settings; DiffuX2CT publishes none of them."""
+    """Settings of the U-Net; DiffuX2CT publishes none of them."""
 
     channels: tuple[int, ...] = (32, 64, 128, 256)
     """At each size, finest first."""
     blocks: int = 2
-    """Residual blocks at each size, on the way down and again on the way up."""
-    plain_sizes: int = 2
-    """Sizes, from the finest, that do without windows."""
+    """Residual blocks at each size, in the downsampling path and again in the upsampling path."""
+    levels_without_attention: int = 2
+    """Sizes, from the finest, that have no window attention."""
     window: int = 4
-    """Voxels a side of a window."""
+    """Voxels a side of an attention window."""
     heads: int = 4
     patch: int = 1
-    """Voxels a side that become channels of one at the finest size: 2 is an eighth of the work."""
+    """Voxels a side that space-to-depth turns into channels at the finest size: 2 is an eighth of the work."""
 
     def __post_init__(self) -> None:
         require_least(self, 1, "channels", "blocks", "window", "heads", "patch")
-        require_least(self, 0, "plain_sizes")
+        require_least(self, 0, "levels_without_attention")
         if not self.channels:
             raise ConfigError("no denoiser.channels: give one width or more")
-        attending = self.channels[self.plain_sizes :]
-        if any(width % self.heads for width in attending):
-            raise ConfigError(f"{self.heads} heads cannot share {attending} channels: use a divisor of each")
+        attended = self.channels[self.levels_without_attention :]
+        require_divisible_channels(attended, self.heads, "set denoiser.heads to a divisor of each")
 
     def sizes(self, size: int) -> tuple[int, ...]:
         """Voxels a side at each size for data of `size`, finest first.
 
         Raises:
-            ConfigError: the data cannot be divided so often.
+            ConfigError: the data are not divisible by all downsamplings.
         """
         step = self.patch * 2 ** (len(self.channels) - 1)
-        if size % step or size < 2 * step:
-            raise ConfigError(
-                f"data of {size} voxels a side cannot be divided by {step} to 2 or more: use a multiple of {step} from "
-                f"{2 * step} up, fewer denoiser.channels or a smaller denoiser.patch"
-            )
+        require_divisible_size(size, step, "fewer denoiser.channels or a smaller denoiser.patch")
         return tuple(size // self.patch // 2**k for k in range(len(self.channels)))
 
 
@@ -68,48 +66,47 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
-class DenoisingBlock(nn.Module):
-    """Two normed convolutions beside a straight path; an embedding scales and shifts what stands between them."""
+class ResnetBlock(nn.Module):
+    """Two normalized convolutions and a shortcut; the time embedding scales and shifts the second normalization."""
 
     def __init__(self, in_channels: int, out_channels: int, embedding: int = 0) -> None:
         super().__init__()
-        self.before = nn.Sequential(
-            group_norm(in_channels), nn.SiLU(), nn.Conv3d(in_channels, out_channels, 3, padding=1)
-        )
-        self.norm = group_norm(out_channels)
-        self.after = nn.Sequential(nn.SiLU(), nn.Conv3d(out_channels, out_channels, 3, padding=1))
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
-        self.straight = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1)
+        self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1)
         if embedding:
-            self.modulate = nn.Linear(embedding, 2 * out_channels)
+            self.time_emb_proj = nn.Linear(embedding, 2 * out_channels)
 
     def forward(
-        self, features: Float[Tensor, "n c d h w"], embedded: Float[Tensor, "n e"] | None = None
+        self, features: Float[Tensor, "n c d h w"], embedding: Float[Tensor, "n e"] | None = None
     ) -> Float[Tensor, "n out d h w"]:
-        """The same size."""
-        bend = self.norm(self.before(features))
-        if embedded is not None:
-            scale, shift = self.modulate(embedded)[..., None, None, None].chunk(2, dim=1)
-            bend = bend * (1 + scale) + shift
-        summed: Tensor = self.straight(features) + self.after(bend)
-        return summed
+        """Features of the same size."""
+        residual = self.norm2(self.conv1(F.silu(self.norm1(features))))
+        if embedding is not None:
+            scale, shift = self.time_emb_proj(embedding)[..., None, None, None].chunk(2, dim=1)
+            residual = residual * (1 + scale) + shift
+        output: Tensor = self.shortcut(features) + self.conv2(F.silu(residual))
+        return output
 
 
-def halve(in_channels: int, out_channels: int) -> nn.Conv3d:
+def downsample(in_channels: int, out_channels: int) -> nn.Conv3d:
     """A strided convolution to half the size."""
     return nn.Conv3d(in_channels, out_channels, 3, stride=2, padding=1)
 
 
-def double(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Nearest neighbors to twice the size, then a convolution: no chequerboard."""
+def upsample(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Nearest-neighbor interpolation to twice the size and a convolution, which avoids checkerboard artifacts."""
     return nn.Sequential(
         nn.Upsample(scale_factor=2.0, mode="nearest"), nn.Conv3d(in_channels, out_channels, 3, padding=1)
     )
 
 
-def shifted_windows(channels: int, heads: int, window: int) -> nn.Module:
-    """A plain and a shifted layer of window attention (Liu et al. 2021, in 3-D), MONAI's."""
-    # Takes seconds to import, so nobody who builds no denoiser pays for it.
+def shifted_window_attention(channels: int, heads: int, window: int) -> nn.Module:
+    """A regular and a shifted layer of window attention (Liu et al. 2021, in 3-D), MONAI's."""
+    # The import takes seconds, and only denoisers need it.
     from monai.networks.nets.swin_unetr import BasicLayer
 
     layer: nn.Module = BasicLayer(channels, 2, heads, [window] * 3, drop_path=[0.0, 0.0], qkv_bias=True)
@@ -117,100 +114,105 @@ def shifted_windows(channels: int, heads: int, window: int) -> nn.Module:
 
 
 class Stage(nn.Module):
-    """What happens at one size."""
+    """Residual blocks of one size, then window attention where the size has any."""
 
-    def __init__(self, widths: Sequence[int], embedding: int, windows: nn.Module | None) -> None:
+    def __init__(self, widths: Sequence[int], embedding: int, attention: nn.Module | None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(DenoisingBlock(come, go, embedding) for come, go in itertools.pairwise(widths))
-        self.windows = windows if windows is not None else nn.Identity()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(width, next_width, embedding) for width, next_width in itertools.pairwise(widths)
+        )
+        self.attention = attention if attention is not None else nn.Identity()
 
-    def forward(self, features: Float[Tensor, "n c d h w"], embedded: Float[Tensor, "n e"]) -> Tensor:
-        """Blocks, then windows."""
-        for block in self.blocks:
-            features = block(features, embedded)
-        attended: Tensor = self.windows(features)
+    def forward(self, features: Float[Tensor, "n c d h w"], embedding: Float[Tensor, "n e"]) -> Tensor:
+        """Features of the same size."""
+        for resnet in self.resnets:
+            features = resnet(features, embedding)
+        attended: Tensor = self.attention(features)
         return attended
 
 
 class Denoiser(nn.Module):
-    """Noisy data to what a diffusion asks for.
+    """Noisy data to the prediction of a diffusion model.
 
-    The condition enters at every size through a convolution of 1 x 1 x 1 whose answer is added, which for the finest
-    is what concatenating it with the noisy data would do. The last convolution starts at zero.
+    The condition is added at every size after a 1 x 1 x 1 convolution; at the finest size this equals concatenation
+    with the noisy data. The last convolution starts at zero.
     """
 
-    def __init__(self, config: DenoiserConfig, channels: int, condition: int, recompute: bool = False) -> None:
+    def __init__(self, config: DenoiserConfig, channels: int, condition: int, use_checkpoint: bool = False) -> None:
         super().__init__()
-        self.patch, self.recompute = config.patch, recompute
+        self.patch, self.use_checkpoint = config.patch, use_checkpoint
         widths, embedding = config.channels, 4 * config.channels[0]
-        self.waves = widths[0]
-        inside = channels * config.patch**3
-        self.embed = nn.Sequential(
+        self.embedding_channels = widths[0]
+        patch_channels = channels * config.patch**3
+        self.time_embedding = nn.Sequential(
             nn.Linear(config.channels[0], embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
 
-        def stage(index: int, come: int) -> Stage:
+        def stage(index: int, in_channels: int) -> Stage:
             width = widths[index]
-            attends = index >= config.plain_sizes
-            windows = shifted_windows(width, config.heads, config.window) if attends else None
-            return Stage((come, *(width,) * config.blocks), embedding, windows)
+            has_attention = index >= config.levels_without_attention
+            attention = shifted_window_attention(width, config.heads, config.window) if has_attention else None
+            return Stage((in_channels, *(width,) * config.blocks), embedding, attention)
 
-        self.enter = nn.Conv3d(inside, widths[0], 3, padding=1)
-        self.take_in = nn.ModuleList(nn.Conv3d(condition, width, 1) for width in widths)
-        self.down = nn.ModuleList(stage(k, width) for k, width in enumerate(widths))
-        self.shrink = nn.ModuleList(halve(widths[k], widths[k + 1]) for k in range(len(widths) - 1))
-        self.grow = nn.ModuleList(double(widths[k + 1], widths[k]) for k in range(len(widths) - 1))
-        self.up = nn.ModuleList(stage(k, 2 * widths[k]) for k in range(len(widths) - 1))
-        self.leave = nn.Sequential(group_norm(widths[0]), nn.SiLU(), nn.Conv3d(widths[0], inside, 3, padding=1))
-        for layer in self.take_in:
+        self.conv_in = nn.Conv3d(patch_channels, widths[0], 3, padding=1)
+        self.cond_proj = nn.ModuleList(nn.Conv3d(condition, width, 1) for width in widths)
+        self.down_blocks = nn.ModuleList(stage(k, width) for k, width in enumerate(widths))
+        self.downsamplers = nn.ModuleList(downsample(*pair) for pair in itertools.pairwise(widths))
+        self.upsamplers = nn.ModuleList(upsample(widths[k + 1], widths[k]) for k in range(len(widths) - 1))
+        self.up_blocks = nn.ModuleList(stage(k, 2 * widths[k]) for k in range(len(widths) - 1))
+        self.conv_out = nn.Sequential(
+            group_norm(widths[0]), nn.SiLU(), nn.Conv3d(widths[0], patch_channels, 3, padding=1)
+        )
+        for layer in self.cond_proj:
             assert isinstance(layer, nn.Conv3d)
             nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-        for parameter in self.leave[-1].parameters():
+        for parameter in self.conv_out[-1].parameters():
             nn.init.zeros_(parameter)
 
     def forward(
         self,
         noisy: Float[Tensor, "n c s s s"],
-        times: Int[Tensor, " n"],
+        timesteps: Int[Tensor, " n"],
         condition: Sequence[Float[Tensor, "n k _ _ _"]],
     ) -> Float[Tensor, "n c s s s"]:
-        """The condition comes finest first, each as large as `DenoiserConfig.sizes` says."""
-        embedded = self.embed(_waves(times, self.waves))
-        features = self.enter(fold(noisy, self.patch))
+        """A prediction as large as the data; the condition is finest first, in the sizes of `DenoiserConfig.sizes`."""
+        checkpointed = partial(run, use_checkpoint=self.use_checkpoint)
+        embedding = self.time_embedding(timestep_embedding(timesteps, self.embedding_channels))
+        features = self.conv_in(space_to_depth(noisy, self.patch))
         skips: list[Tensor] = []
-        for k, stage in enumerate(self.down):
-            features = features if k == 0 else self.shrink[k - 1](features)
-            features = run(stage, features + self.take_in[k](condition[k]), embedded, recompute=self.recompute)
+        for k, stage in enumerate(self.down_blocks):
+            features = features if k == 0 else self.downsamplers[k - 1](features)
+            features = checkpointed(stage, features + self.cond_proj[k](condition[k]), embedding)
             skips.append(features)
         skips.pop()
         while skips:
-            rise = partial(self._rise, len(skips) - 1)
-            features = run(rise, features, skips.pop(), embedded, recompute=self.recompute)
-        return unfold(run(self.leave, features, recompute=self.recompute), self.patch)
+            features = checkpointed(partial(self._up, len(skips) - 1), features, skips.pop(), embedding)
+        return depth_to_space(checkpointed(self.conv_out, features), self.patch)
 
-    def _rise(self, index: int, features: Tensor, skip: Tensor, embedded: Tensor) -> Tensor:
-        risen: Tensor = self.up[index](torch.cat([self.grow[index](features), skip], dim=1), embedded)
-        return risen
+    def _up(self, index: int, features: Tensor, skip: Tensor, embedding: Tensor) -> Tensor:
+        upsampled = self.upsamplers[index](features)
+        output: Tensor = self.up_blocks[index](torch.cat([upsampled, skip], dim=1), embedding)
+        return output
 
 
-def _waves(times: Int[Tensor, " n"], channels: int) -> Float[Tensor, "n channels"]:
-    """Sines and cosines of timesteps, from one radian a step to one in ten thousand."""
+def timestep_embedding(timesteps: Int[Tensor, " n"], channels: int) -> Float[Tensor, "n channels"]:
+    """The sinusoidal embedding of timesteps, from one radian a timestep to one radian in ten thousand."""
     half = (channels + 1) // 2
-    rates = torch.exp(torch.arange(half, device=times.device) * (-math.log(10_000) / max(half - 1, 1)))
-    angles = times[:, None] * rates
+    frequencies = torch.exp(torch.arange(half, device=timesteps.device) * (-math.log(10_000) / max(half - 1, 1)))
+    angles = timesteps[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :channels]
 
 
-def fold(data: Float[Tensor, "n c s s s"], patch: int) -> Float[Tensor, "n folded q q q"]:
-    """Cubes of `patch` voxels a side as channels."""
+def space_to_depth(data: Float[Tensor, "n c s s s"], patch: int) -> Float[Tensor, "n patches q q q"]:
+    """Cubes of `patch` voxels a side as channels: pixel unshuffle in 3-D."""
     n, c, s, *_ = data.shape
     q = s // patch
     cubes = data.reshape(n, c, q, patch, q, patch, q, patch)
     return cubes.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(n, c * patch**3, q, q, q)
 
 
-def unfold(data: Float[Tensor, "n folded q q q"], patch: int) -> Float[Tensor, "n c s s s"]:
-    """Undoes `fold`."""
-    n, folded, q, *_ = data.shape
-    cubes = data.reshape(n, folded // patch**3, patch, patch, patch, q, q, q)
-    return cubes.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(n, folded // patch**3, *(q * patch,) * 3)
+def depth_to_space(data: Float[Tensor, "n patches q q q"], patch: int) -> Float[Tensor, "n c s s s"]:
+    """The inverse of `space_to_depth`: pixel shuffle in 3-D."""
+    n, channels, q, *_ = data.shape
+    cubes = data.reshape(n, channels // patch**3, patch, patch, patch, q, q, q)
+    return cubes.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(n, channels // patch**3, *(q * patch,) * 3)

@@ -1,16 +1,17 @@
-"""The equations of a diffusion model: how data become noise, and what a network is asked to tell.
+"""Noise schedules: the forward process of a diffusion model and the quantities that its network predicts.
 
-With a_t the cumulative product of 1 - beta (Ho et al. 2020; Liu et al. write alpha_t for it), x_0 the data and
-e ~ N(0, 1),
+With abar_t the cumulative product of alpha_t = 1 - beta_t (Ho et al. 2020), x_0 the data and epsilon ~ N(0, 1),
 
-    x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e.
+    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) epsilon.
 
-A network tells e (`epsilon`), x_0 (`sample`) or sqrt(a_t) e - sqrt(1 - a_t) x_0 (`v`, Salimans and Ho 2022); each of
-them gives the data by one step. For epsilon that is
+As in diffusers, a network predicts epsilon (`epsilon`), x_0 (`sample`) or
+v = sqrt(abar_t) epsilon - sqrt(1 - abar_t) x_0 (`v_prediction`, Salimans and Ho 2022). Each prediction determines an
+estimate of x_0; for epsilon it is
 
-    x_0 = (x_t - sqrt(1 - a_t) e) / sqrt(a_t).
+    x_0 = (x_t - sqrt(1 - abar_t) epsilon) / sqrt(abar_t).
 
-DiffuX2CT as we could read it has 1 - a_t in place of the second root, which does not undo the first equation.
+DiffuX2CT as we could read it has 1 - abar_t in place of the second square root, which does not invert the forward
+process.
 """
 
 from __future__ import annotations
@@ -26,90 +27,90 @@ from torch import Tensor
 
 from raylift.datasets.errors import ConfigError
 
-ScheduleName = Literal["linear", "cosine"]
-PredictionName = Literal["epsilon", "sample", "v"]
+BetaSchedule = Literal["linear", "cosine"]
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
-LEAST_NOISE, LEAST_SIGNAL = 1e-9, 1e-12
-"""The smallest 1 - a_t and the smallest a_t that single precision computes with."""
+MIN_NOISE, MIN_SIGNAL = 1e-9, 1e-12
+"""The smallest 1 - abar_t and the smallest abar_t that single precision can represent in these equations."""
+
+Data = Float[Tensor, "n c d h w"]
 
 
 @dataclass(frozen=True)
-class DiffusionConfig:
-    """A noise schedule, and what the network tells."""
+class NoiseSchedulerConfig:
+    """A noise schedule and the prediction type of the network."""
 
-    schedule: ScheduleName = "linear"
-    """linear: beta from `beta_first` to `beta_last`; cosine: Nichol and Dhariwal 2021."""
-    timesteps: int = 1000
-    beta_first: float = 1e-6
-    beta_last: float = 1e-2
-    prediction: PredictionName = "epsilon"
+    beta_schedule: BetaSchedule = "linear"
+    """linear: beta from `beta_start` to `beta_end`; cosine: Nichol and Dhariwal 2021."""
+    num_train_timesteps: int = 1000
+    beta_start: float = 1e-6
+    beta_end: float = 1e-2
+    prediction_type: PredictionType = "epsilon"
+    """epsilon: the noise; sample: the data x_0; v_prediction: v."""
 
     def __post_init__(self) -> None:
-        if self.timesteps < 1 or not 0 < self.beta_first <= self.beta_last < 1:
-            raise ConfigError(f"{self}: give one timestep or more, and 0 < beta_first <= beta_last < 1")
-        levels = self.levels()
-        noise, signal = 1 - levels[0], levels[-1]
-        if noise < LEAST_NOISE or signal < LEAST_SIGNAL:
+        if self.num_train_timesteps < 1 or not 0 < self.beta_start <= self.beta_end < 1:
+            raise ConfigError(f"{self}: give one timestep or more, and 0 < beta_start <= beta_end < 1")
+        alphas_cumprod = self.alphas_cumprod()
+        noise, signal = 1 - alphas_cumprod[0], alphas_cumprod[-1]
+        if noise < MIN_NOISE or signal < MIN_SIGNAL:
             raise ConfigError(
-                f"{self.schedule} schedule: noise begins with {noise:g} and signal ends with {signal:g}, too little to "
-                f"compute with: raise beta_first until the one is {LEAST_NOISE:g}, and lower beta_last or timesteps "
-                f"until the other is {LEAST_SIGNAL:g}"
+                f"{self.beta_schedule} schedule: noise begins with {noise:g} and signal ends with {signal:g}, below "
+                f"single precision: raise beta_start until the noise is {MIN_NOISE:g}, and lower beta_end or "
+                f"num_train_timesteps until the signal is {MIN_SIGNAL:g}"
             )
 
-    def levels(self) -> list[float]:
-        """a_t for t from 0 (nearly the data) to `timesteps` - 1 (nearly noise)."""
-        if self.schedule == "linear":
-            beta = np.linspace(self.beta_first, self.beta_last, self.timesteps)
+    def alphas_cumprod(self) -> list[float]:
+        """abar_t for t from 0 (nearly the data) to `num_train_timesteps` - 1 (nearly noise)."""
+        if self.beta_schedule == "linear":
+            betas = np.linspace(self.beta_start, self.beta_end, self.num_train_timesteps)
         else:
             # Equation 17, with its offset of 0.008 and its largest beta of 0.999.
-            times = np.arange(self.timesteps + 1) / self.timesteps
+            times = np.arange(self.num_train_timesteps + 1) / self.num_train_timesteps
             signal = np.cos((times + 0.008) / 1.008 * math.pi / 2) ** 2
-            beta = np.minimum(1 - signal[1:] / signal[:-1], 0.999)
-        levels: list[float] = np.cumprod(1 - beta).tolist()
-        return levels
+            betas = np.minimum(1 - signal[1:] / signal[:-1], 0.999)
+        alphas_cumprod: list[float] = np.cumprod(1 - betas).tolist()
+        return alphas_cumprod
 
 
-class Diffusion:
-    """The process of a configuration; it has no weights and lives on whatever device its tensors are on."""
+class NoiseScheduler:
+    """The forward process of a configuration; it has no weights and runs on the device of its input tensors."""
 
-    def __init__(self, config: DiffusionConfig) -> None:
+    def __init__(self, config: NoiseSchedulerConfig) -> None:
         self.config = config
-        self.levels = config.levels()
+        self.alphas_cumprod = config.alphas_cumprod()
 
-    def draw_times(self, like: Float[Tensor, "n c d h w"]) -> Int[Tensor, " n"]:
-        """A timestep for each item, all equally likely, from torch's global generator."""
-        return torch.randint(self.config.timesteps, (len(like),), device=like.device)
+    def sample_timesteps(self, like: Data) -> Int[Tensor, " n"]:
+        """A uniformly distributed timestep for each item, from torch's global generator."""
+        return torch.randint(self.config.num_train_timesteps, (len(like),), device=like.device)
 
-    def noisy(
-        self, data: Float[Tensor, "n c d h w"], noise: Float[Tensor, "n c d h w"], times: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n c d h w"]:
+    def add_noise(self, data: Data, noise: Data, timesteps: Int[Tensor, " n"]) -> Data:
         """x_t."""
-        signal, spread = self._roots(times)
-        return signal * data + spread * noise
+        signal, sigma = self._signal_and_sigma(timesteps)
+        return signal * data + sigma * noise
 
-    def target(
-        self, data: Float[Tensor, "n c d h w"], noise: Float[Tensor, "n c d h w"], times: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n c d h w"]:
-        """What the network should tell."""
-        if self.config.prediction == "epsilon":
+    def target(self, data: Data, noise: Data, timesteps: Int[Tensor, " n"]) -> Data:
+        """The training target of the network, by its prediction type."""
+        if self.config.prediction_type == "epsilon":
             return noise
-        if self.config.prediction == "sample":
+        if self.config.prediction_type == "sample":
             return data
-        signal, spread = self._roots(times)
-        return signal * noise - spread * data
+        signal, sigma = self._signal_and_sigma(timesteps)
+        return signal * noise - sigma * data
 
-    def one_step(
-        self, told: Float[Tensor, "n c d h w"], noisy: Float[Tensor, "n c d h w"], times: Int[Tensor, " n"]
-    ) -> Float[Tensor, "n c d h w"]:
-        """The data, from what the network tells of x_t."""
-        signal, spread = self._roots(times)
-        if self.config.prediction == "epsilon":
-            return (noisy - spread * told) / signal
-        if self.config.prediction == "sample":
-            return told
-        return signal * noisy - spread * told
+    def predict_x0(self, prediction: Data, noisy: Data, timesteps: Int[Tensor, " n"]) -> Data:
+        """The estimate of x_0 from the network's prediction at x_t."""
+        signal, sigma = self._signal_and_sigma(timesteps)
+        if self.config.prediction_type == "epsilon":
+            return (noisy - sigma * prediction) / signal
+        if self.config.prediction_type == "sample":
+            return prediction
+        return signal * noisy - sigma * prediction
 
-    def _roots(self, times: Int[Tensor, " n"]) -> tuple[Float[Tensor, "n 1 1 1 1"], Float[Tensor, "n 1 1 1 1"]]:
-        """sqrt(a_t) and sqrt(1 - a_t); the roots are taken in double precision, where a_t near 1 keeps its digits."""
-        level = torch.tensor(self.levels, dtype=torch.float64, device=times.device)[times].reshape(-1, 1, 1, 1, 1)
-        return level.sqrt().float(), (1 - level).sqrt().float()
+    def _signal_and_sigma(
+        self, timesteps: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n 1 1 1 1"], Float[Tensor, "n 1 1 1 1"]]:
+        """sqrt(abar_t) and sqrt(1 - abar_t), in double precision, which keeps the digits of abar_t near 1."""
+        table = torch.tensor(self.alphas_cumprod, dtype=torch.float64, device=timesteps.device)
+        abar = table[timesteps].reshape(-1, 1, 1, 1, 1)
+        return abar.sqrt().float(), (1 - abar).sqrt().float()

@@ -1,8 +1,8 @@
-"""From noise to data in a few steps: three samplers with one signature.
+"""Samplers: from Gaussian noise to data in a few denoising steps, three algorithms with one signature.
 
-A sampler walks down the timesteps it is given and asks at each for an estimate of the data, so it knows neither what
-the network tells nor what it is conditioned on. Below, a and s are a_t at the step and at the next one (1 after the
-last), x the noisy data and x_0 the estimate; log(a / (1 - a)) / 2 is half the log signal-to-noise ratio.
+A sampler visits a descending sequence of timesteps and needs an estimate of x_0 at each. It depends neither on the
+prediction type nor on the condition. In the equations, a and s are abar_t at the current and at the next timestep (1
+after the last), x the noisy data, and log(a / (1 - a)) / 2 is half the log signal-to-noise ratio.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor
 from raylift.models.generative import SamplerName
 
 Data = Float[Tensor, "n c d h w"]
-Estimate = Callable[[Data, int], Data]
-"""The data, estimated from noisy data and their timestep."""
-Steps = Sequence[tuple[int, float, float]]
+PredictX0 = Callable[[Data, int], Data]
+"""An estimate of x_0 from noisy data and their timestep."""
+Schedule = Sequence[tuple[int, float, float]]
 """For each step the timestep, a and s."""
 
 
 class Noise:
-    """White noise that depends on a seed and on how often it was asked, the same for every item of a batch.
+    """White noise that depends on a seed and on the number of calls before, the same for every item of a batch.
 
-    It is drawn on the CPU, so that a seed means the same on every device.
+    The generator runs on the CPU, so that a seed gives the same noise on every device.
     """
 
     def __init__(self, seed: int, like: Data) -> None:
@@ -40,62 +40,63 @@ class Noise:
         return one.to(self._like).expand(self._like.shape)
 
 
-def steps_through(levels: Sequence[float], count: int) -> Steps:
-    """Timesteps from the last of `levels` to the first, equally far apart in log signal-to-noise ratio.
+def timestep_schedule(alphas_cumprod: Sequence[float], count: int) -> Schedule:
+    """Timesteps from the last to the first, uniformly spaced in log signal-to-noise ratio.
 
-    There are `count` of them, or as many as there are levels. The first timestep is among them if there are two or
-    more: from there the step to the data is tiny, and the order of a sampler counts for all the others.
+    There are `count` timesteps, or as many as `alphas_cumprod` has. With two or more the first timestep is among them:
+    the step from there to the data is tiny, so the order of a sampler matters for all the others.
     """
-    count = min(count, len(levels))
-    ratios = np.array([_half_log_snr(level) for level in levels])
-    times = [len(levels) - 1]
+    count = min(count, len(alphas_cumprod))
+    ratios = np.array([_half_log_snr(abar) for abar in alphas_cumprod])
+    timesteps = [len(alphas_cumprod) - 1]
     for k, ratio in enumerate(np.linspace(ratios[-1], ratios[0], count)[1:], start=1):
-        # The nearest one that is neither taken nor needed by those to come.
-        times.append(int(np.abs(ratios - ratio).argmin().clip(count - 1 - k, times[-1] - 1)))
-    following = [*(levels[t] for t in times[1:]), 1.0]
-    return [(t, levels[t], after) for t, after in zip(times, following, strict=True)]
+        # The nearest timestep that is below the previous one and leaves enough timesteps for the rest.
+        timesteps.append(int(np.abs(ratios - ratio).argmin().clip(count - 1 - k, timesteps[-1] - 1)))
+    following = [*(alphas_cumprod[t] for t in timesteps[1:]), 1.0]
+    return [(t, alphas_cumprod[t], after) for t, after in zip(timesteps, following, strict=True)]
 
 
-def ancestral(estimate: Estimate, start: Data, steps: Steps, noise: Noise) -> Data:
+def ddpm(predict_x0: PredictX0, start: Data, schedule: Schedule, noise: Noise) -> Data:
     """DDPM (Ho et al. 2020), equation 7, over any subsequence of timesteps: the posterior's mean and its noise."""
     x = start
-    for t, a, s in steps:
+    for t, a, s in schedule:
         beta = 1 - a / s
-        x = math.sqrt(s) * beta / (1 - a) * estimate(x, t) + math.sqrt(a / s) * (1 - s) / (1 - a) * x
+        x = math.sqrt(s) * beta / (1 - a) * predict_x0(x, t) + math.sqrt(a / s) * (1 - s) / (1 - a) * x
         if s < 1:
             x = x + math.sqrt(beta * (1 - s) / (1 - a)) * noise()
     return x
 
 
-def ddim(estimate: Estimate, start: Data, steps: Steps, noise: Noise) -> Data:  # noqa: ARG001
-    """DDIM (Song et al. 2021), equation 12 with eta 0: the implied noise is kept and the level lowered."""
+def ddim(predict_x0: PredictX0, start: Data, schedule: Schedule, noise: Noise) -> Data:  # noqa: ARG001
+    """DDIM (Song et al. 2021), equation 12 with eta 0: the implied noise is kept at the next noise level."""
     x = start
-    for t, a, s in steps:
-        data = estimate(x, t)
-        x = math.sqrt(s) * data + math.sqrt((1 - s) / (1 - a)) * (x - math.sqrt(a) * data)
+    for t, a, s in schedule:
+        x0 = predict_x0(x, t)
+        x = math.sqrt(s) * x0 + math.sqrt((1 - s) / (1 - a)) * (x - math.sqrt(a) * x0)
     return x
 
 
-def multistep(estimate: Estimate, start: Data, steps: Steps, noise: Noise) -> Data:  # noqa: ARG001
-    """DPM-Solver++ 2M (Lu et al. 2022), algorithm 2: each step extrapolates from this estimate and the one before.
+def dpm_solver(predict_x0: PredictX0, start: Data, schedule: Schedule, noise: Noise) -> Data:  # noqa: ARG001
+    """DPM-Solver++ 2M (Lu et al. 2022), algorithm 2: each step extrapolates from this estimate and the previous one.
 
-    The first step and the last are of first order, where there is nothing before and no level to extrapolate to.
+    The first step has no previous estimate and the last one ends at infinite signal-to-noise ratio: both are of first
+    order.
     """
-    x, before, h_before = start, start, 0.0
-    for t, a, s in steps:
-        data = estimate(x, t)
+    x, previous, h_previous = start, start, 0.0
+    for t, a, s in schedule:
+        x0 = predict_x0(x, t)
         if s == 1:
-            return data
+            return x0
         h = _half_log_snr(s) - _half_log_snr(a)
-        aim = data if h_before == 0 else data + h / (2 * h_before) * (data - before)
-        x = math.sqrt((1 - s) / (1 - a)) * x - math.sqrt(s) * math.expm1(-h) * aim
-        before, h_before = data, h
+        extrapolated = x0 if h_previous == 0 else x0 + h / (2 * h_previous) * (x0 - previous)
+        x = math.sqrt((1 - s) / (1 - a)) * x - math.sqrt(s) * math.expm1(-h) * extrapolated
+        previous, h_previous = x0, h
     return x
 
 
-Sampler = Callable[[Estimate, Data, Steps, Noise], Data]
-SAMPLERS: dict[SamplerName, Sampler] = {"ancestral": ancestral, "ddim": ddim, "multistep": multistep}
+Sampler = Callable[[PredictX0, Data, Schedule, Noise], Data]
+SAMPLERS: dict[SamplerName, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver}
 
 
-def _half_log_snr(level: float) -> float:
-    return 0.5 * math.log(level / (1 - level))
+def _half_log_snr(abar: float) -> float:
+    return 0.5 * math.log(abar / (1 - abar))

@@ -1,9 +1,9 @@
-"""Radiographs to three feature planes, and planes to a condition at every voxel of a volume of any size.
+"""The tri-plane condition of DiffuX2CT: radiographs to three feature planes, and planes to a condition volume.
 
 ```
-frontal -> encoder -+                +-> coronal plane  (D, W) -+
-                    +-> seen on each +-> sagittal plane (D, H) -+-> implicit decoder at (d, h, w) -> condition
-lateral -> encoder -+                +-> axial plane    (H, W) -+
+frontal -> encoder -+                     +-> coronal plane  (D, W) -+
+                    +-> projected to each +-> sagittal plane (D, H) -+-> implicit decoder at (d, h, w) -> condition
+lateral -> encoder -+                     +-> axial plane    (H, W) -+
 ```
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -21,12 +22,13 @@ from torch.nn import functional as F
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.serialization import require_least
-from raylift.models.parts.blocks import convolve_2d, run
+from raylift.models.parts.blocks import norm_act_conv_2d, run
+from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.encoders import EncoderConfig, at_size
 from raylift.models.parts.rays import Rays
 
 NORMALS = (2, 3, 4)
-"""The axes of an N, C, D, H, W volume that the axial, coronal and sagittal planes lack."""
+"""The axes of an N, C, D, H, W volume that are normal to the axial, coronal and sagittal planes."""
 OCTAVES = 6
 
 
@@ -43,97 +45,94 @@ class TriPlaneConfig:
     """Width of the implicit decoder."""
     layers: int = 2
     """Hidden layers of the implicit decoder after the first."""
-    condition: int = 32
-    """Channels of the condition."""
+    condition_channels: int = 32
 
     def __post_init__(self) -> None:
-        require_least(self, 1, "channels", "hidden", "condition")
+        require_least(self, 1, "channels", "hidden", "condition_channels")
         require_least(self, 0, "layers")
 
 
 class TriPlane(nn.Module):
-    """Two radiographs to the condition of a denoiser."""
+    """Radiographs to the condition of a denoiser, with an encoder for each view."""
 
     def __init__(
-        self, config: TriPlaneConfig, views: Sequence[str], grid: Grid, geometry: Geometry, recompute: bool = False
+        self, config: TriPlaneConfig, views: Sequence[str], grid: Grid, geometry: Geometry, use_checkpoint: bool = False
     ) -> None:
         super().__init__()
         if not views or len(set(views)) != len(views):
             raise ConfigError(f"views {tuple(views)}: name one or more, each once")
         step = 2 ** config.encoder.halvings()
-        if grid.size % step or grid.size < 2 * step:
-            raise ConfigError(
-                f"size {grid.size} cannot be divided by {step} to 2 or more: use a multiple of {step} from {2 * step} "
-                "up, or fewer stages of system.triplane.encoder.layers"
-            )
-        self.size, self.recompute = grid.size, recompute
-        axes = [Rays(grid, geometry, geometry.view(name), are_true=False).axis for name in views]
-        self.encoders = nn.ModuleList(config.encoder.build(recompute) for _ in views)
+        require_divisible_size(grid.size, step, "fewer stages of system.triplane.encoder.layers")
+        self.size, self.use_checkpoint = grid.size, use_checkpoint
+        axes = [Rays(grid, geometry, geometry.view(name), follow_geometry=False).axis for name in views]
+        self.encoders = nn.ModuleList(config.encoder.build(use_checkpoint) for _ in views)
         self.generator = PlaneGenerator(config, axes)
         self.decoder = ImplicitDecoder(config)
 
     def forward(
         self, radiographs: Float[Tensor, "n views rows columns"], sizes: Sequence[int]
     ) -> list[Float[Tensor, "n k _ _ _"]]:
-        """A condition of each of the sizes, in voxels a side."""
+        """A condition volume for each of the sizes, in voxels a side."""
         radiographs = at_size(radiographs, self.size)
         features = [encoder(radiographs[:, k : k + 1]) for k, encoder in enumerate(self.encoders)]
         planes = self.generator(features)
-        return [run(self.decoder, *planes, *_coordinates(size, planes[0]), recompute=self.recompute) for size in sizes]
+        decode = partial(run, self.decoder, *planes, use_checkpoint=self.use_checkpoint)
+        return [decode(_coordinate_encoding(size, planes[0])) for size in sizes]
 
 
 class PlaneGenerator(nn.Module):
-    """The views' features to three planes, each from all views, from the coarsest size of the features to the finest.
+    """The features of the views to three planes, from the coarsest size of the features to the finest.
 
-    Where a plane is parallel to a view's image it sees that image. Elsewhere it sees the mean of the image along the
-    axis that the plane lacks, repeated along the axis that the view lacks.
+    Every plane depends on all views. A plane parallel to a view's image takes that image. Any other plane takes the
+    mean of the image along the plane's normal, repeated along the axis of the view's rays.
     """
 
     def __init__(self, config: TriPlaneConfig, axes: Sequence[int]) -> None:
         super().__init__()
         self.axes = tuple(axes)
         widths = [len(axes) * width for width in config.encoder.channels()]
-        self.join = nn.ModuleList(
+        self.convs = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(width, config.channels, 3, padding=1) for width in widths) for _ in NORMALS
         )
         self.refine = nn.ModuleList(
-            nn.ModuleList(convolve_2d(config.channels, config.channels) for _ in widths) for _ in NORMALS
+            nn.ModuleList(norm_act_conv_2d(config.channels, config.channels) for _ in widths) for _ in NORMALS
         )
 
     def forward(self, features: Sequence[Sequence[Float[Tensor, "n _ _ _"]]]) -> list[Float[Tensor, "n c s s"]]:
         """Features of every view from full size down, to the axial, coronal and sagittal plane."""
         planes = []
-        for normal, join, refine in zip(NORMALS, self.join, self.refine, strict=True):
-            assert isinstance(join, nn.ModuleList)
+        for normal, convs, refine in zip(NORMALS, self.convs, self.refine, strict=True):
+            assert isinstance(convs, nn.ModuleList)
             assert isinstance(refine, nn.ModuleList)
             plane: Tensor | None = None
-            for k in reversed(range(len(join))):
-                views = [seen(image[k], axis, normal) for image, axis in zip(features, self.axes, strict=True)]
-                joined = join[k](torch.cat(views, dim=1))
+            for k in reversed(range(len(convs))):
+                pairs = zip(features, self.axes, strict=True)
+                views = [project_to_plane(image[k], axis, normal) for image, axis in pairs]
+                merged = convs[k](torch.cat(views, dim=1))
                 if plane is not None:
-                    joined = joined + F.interpolate(plane, size=joined.shape[2:], mode="bilinear", align_corners=False)
-                plane = joined + refine[k](joined)
+                    merged = merged + F.interpolate(plane, size=merged.shape[2:], mode="bilinear", align_corners=False)
+                plane = merged + refine[k](merged)
             assert plane is not None
             planes.append(plane)
         return planes
 
 
 class ImplicitDecoder(nn.Module):
-    """A network that answers for any point of the volume, given the three planes there and the point.
+    """An implicit neural decoder: the planes' features at a point and the point's coordinates to the condition there.
 
-    Its first layer is linear in what it is given side by side, so it is applied to planes and axes, and the answers
-    are added up at the voxels: the same sum, at a fraction of the work.
+    The first layer is linear in the concatenation of its inputs. It is therefore applied to planes and axes, and the
+    results are added at the voxels: the same sum with a fraction of the work.
     """
 
     def __init__(self, config: TriPlaneConfig) -> None:
         super().__init__()
-        self.planes = nn.ModuleList(nn.Conv2d(config.channels, config.hidden, 1, bias=False) for _ in NORMALS)
-        self.axes = nn.ModuleList(nn.Linear(1 + 2 * OCTAVES, config.hidden, bias=False) for _ in NORMALS)
+        self.plane_proj = nn.ModuleList(nn.Conv2d(config.channels, config.hidden, 1, bias=False) for _ in NORMALS)
+        self.coordinate_proj = nn.ModuleList(nn.Linear(1 + 2 * OCTAVES, config.hidden, bias=False) for _ in NORMALS)
         self.bias = nn.Parameter(torch.zeros(config.hidden, 1, 1, 1))
         hidden = [nn.Sequential(nn.GELU(), nn.Conv3d(config.hidden, config.hidden, 1)) for _ in range(config.layers)]
-        self.think = nn.Sequential(*hidden, nn.GELU(), nn.Conv3d(config.hidden, config.condition, 1))
-        # Torch's own start would shrink the condition to a tenth of the noise it has to be heard over.
-        for module in self.think.modules():
+        self.mlp = nn.Sequential(*hidden, nn.GELU(), nn.Conv3d(config.hidden, config.condition_channels, 1))
+        # Torch's default initialization would give the condition a tenth of the scale of the noise.
+        for module in self.mlp.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
@@ -142,27 +141,29 @@ class ImplicitDecoder(nn.Module):
         axial: Float[Tensor, "n c s s"],
         coronal: Float[Tensor, "n c s s"],
         sagittal: Float[Tensor, "n c s s"],
-        along: Float[Tensor, "q waves"],
+        coordinates: Float[Tensor, "q encoding"],
     ) -> Float[Tensor, "n k q q q"]:
-        """`along` has the waves of the voxels' centers on an axis, and so says how many there are."""
-        size = len(along)
+        """The condition at all voxels, given the encoded coordinates of the q voxel centers of an axis."""
+        size = len(coordinates)
+        planes = zip(NORMALS, (axial, coronal, sagittal), self.plane_proj, self.coordinate_proj, strict=True)
         total = self.bias
-        for normal, plane, layer, axis in zip(NORMALS, (axial, coronal, sagittal), self.planes, self.axes, strict=True):
-            shape = [1, -1, *(size if a == normal else 1 for a in NORMALS)]
-            total = total + layer(resized(plane, size)).unsqueeze(normal) + axis(along).T.reshape(shape)
-        condition: Tensor = self.think(total)
+        for normal, plane, plane_proj, coordinate_proj in planes:
+            shape = [1, -1, *(size if axis == normal else 1 for axis in NORMALS)]
+            total = total + plane_proj(resize_plane(plane, size)).unsqueeze(normal)
+            total = total + coordinate_proj(coordinates).T.reshape(shape)
+        condition: Tensor = self.mlp(total)
         return condition
 
 
-def seen(image: Float[Tensor, "n c s s"], axis: int, normal: int) -> Float[Tensor, "n c s s"]:
-    """A view's image, whose rays run along `axis`, as the plane without the axis `normal` sees it."""
+def project_to_plane(image: Float[Tensor, "n c s s"], axis: int, normal: int) -> Float[Tensor, "n c s s"]:
+    """The features of a view whose rays run along `axis`, on the plane with normal `normal`."""
     size = image.shape[-1]
     line = image.unsqueeze(axis).mean(dim=normal, keepdim=True)
     return line.expand(*image.shape[:2], *(1 if a == normal else size for a in NORMALS)).squeeze(normal)
 
 
-def resized(plane: Float[Tensor, "n c s s"], size: int) -> Float[Tensor, "n c q q"]:
-    """The plane at the centers of `size` voxels a side: interpolated, or averaged where they are coarser."""
+def resize_plane(plane: Float[Tensor, "n c s s"], size: int) -> Float[Tensor, "n c q q"]:
+    """The plane at the centers of `size` voxels a side: interpolated, or averaged where the voxels are coarser."""
     if plane.shape[-1] == size:
         return plane
     if plane.shape[-1] % size == 0:
@@ -170,8 +171,8 @@ def resized(plane: Float[Tensor, "n c s s"], size: int) -> Float[Tensor, "n c q 
     return F.interpolate(plane, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
-def _coordinates(size: int, like: Tensor) -> tuple[Float[Tensor, "q waves"]]:
-    """The centers of the voxels along an axis, -1 to 1 from face to face, with sines and cosines of six octaves."""
-    place = torch.linspace(-1 + 1 / size, 1 - 1 / size, size, dtype=torch.float32, device=like.device)[:, None]
-    angles = place * (math.pi / 2 * 2.0 ** torch.arange(OCTAVES, dtype=torch.float32, device=like.device))
-    return (torch.cat([place, angles.sin(), angles.cos()], dim=1),)
+def _coordinate_encoding(size: int, like: Tensor) -> Float[Tensor, "q encoding"]:
+    """The voxel centers along an axis, in [-1, 1] from face to face, with a sinusoidal encoding of six octaves."""
+    centers = torch.linspace(-1 + 1 / size, 1 - 1 / size, size, dtype=torch.float32, device=like.device)[:, None]
+    angles = centers * (math.pi / 2 * 2.0 ** torch.arange(OCTAVES, dtype=torch.float32, device=like.device))
+    return torch.cat([centers, angles.sin(), angles.cos()], dim=1)

@@ -131,7 +131,7 @@ class DiscriminatorPlayer(Player):
         real = least_squares(self.network(batch.volume, batch.views), real=True)
         made = least_squares(self.network(carried["reconstruction"], batch.views), real=False)
         loss = self.weights.adversarial * (real + made)
-        return loss, {"real": real.detach(), "made": made.detach()}, {}
+        return loss, {"real": real.detach(), "fake": made.detach()}, {}
 
 
 def reconstruction_objective(

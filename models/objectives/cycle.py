@@ -69,7 +69,7 @@ class CycleNetworks:
         seen: Tensor = self.projection(volume)
         return seen
 
-    def volumes_of_others(self, batch: Batch) -> tuple[Float[Tensor, "n 1 d h w"], bool]:
+    def unpaired_volumes(self, batch: Batch) -> tuple[Float[Tensor, "n 1 d h w"], bool]:
         """Volumes of people whose radiographs are not in the batch, and whether they are CT."""
         if batch.unpaired is not None:
             return batch.unpaired, True
@@ -87,7 +87,7 @@ class VolumePlayer(Player):
     def forward(self, batch: Batch, carried: Carried) -> Turn:  # noqa: ARG002
         """Carries the volumes made and those of others, so that all later turns see the same."""
         (networks,) = self._others
-        real, are_ct = networks.volumes_of_others(batch)
+        real, are_ct = networks.unpaired_volumes(batch)
         volume: Tensor = self.network(batch.views)
         with torch.no_grad():
             shown = networks.radiographs(real)
@@ -98,8 +98,8 @@ class VolumePlayer(Player):
         if self.weights.adversarial:
             terms["adversarial"] = cross_entropy(networks.volume_discriminator(volume, batch.views), real=True)
         logs = {name: value.detach() for name, value in terms.items()}
-        logs["others_are_ct"] = real.new_tensor(float(are_ct))
-        return _weighted(terms, self.weights), logs, {"reconstruction": volume.detach(), "others": real}
+        logs["unpaired_is_ct"] = real.new_tensor(float(are_ct))
+        return _weighted(terms, self.weights), logs, {"reconstruction": volume.detach(), "unpaired": real}
 
 
 class ProjectionPlayer(Player):
@@ -114,10 +114,10 @@ class ProjectionPlayer(Player):
         """Carries the radiographs of others over to their discriminator."""
         (networks,) = self._others
         assert networks.view_discriminator is not None
-        shown: Tensor = self.network(carried["others"])
+        shown: Tensor = self.network(carried["unpaired"])
         terms = {
             "cycle_radiographs": F.l1_loss(self.network(carried["reconstruction"]), batch.views),
-            "cycle_volumes": F.l1_loss(networks.generator(shown), carried["others"]),
+            "cycle_volumes": F.l1_loss(networks.generator(shown), carried["unpaired"]),
         }
         if self.weights.adversarial:
             terms["adversarial"] = cross_entropy(networks.view_discriminator(batch.views, shown), real=True)
@@ -134,9 +134,9 @@ class VolumeDiscriminatorPlayer(Player):
 
     def forward(self, batch: Batch, carried: Carried) -> Turn:
         """The mean of both cross-entropies."""
-        real = cross_entropy(self.network(carried["others"], batch.views), real=True, smoothing=self.smoothing)
+        real = cross_entropy(self.network(carried["unpaired"], batch.views), real=True, smoothing=self.smoothing)
         made = cross_entropy(self.network(carried["reconstruction"], batch.views), real=False)
-        return (real + made) / 2, {"real": real.detach(), "made": made.detach()}, {}
+        return (real + made) / 2, {"real": real.detach(), "fake": made.detach()}, {}
 
 
 def cycle_objective(networks: CycleNetworks, weights: CycleLoss) -> Objective:

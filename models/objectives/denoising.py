@@ -42,18 +42,21 @@ class DenoisingPlayer(Player):
         """Timesteps and noise come from torch's global generator."""
         network = self.network
         assert isinstance(network, ConditionalDiffusion)
+        scheduler = network.scheduler
         condition = network.condition(batch.views)
-        data, losses = network.learn(batch.volume, condition)
-        noise, times = torch.randn_like(data), network.diffusion.draw_times(data)
-        noisy = network.diffusion.noisy(data, noise, times)
-        told = network.tell(noisy, times, condition)
-        target = network.diffusion.target(data, noise, times)
-        logs: dict[str, Tensor] = {f"{network.diffusion.config.prediction}_mse": F.mse_loss(told, target)}
+        data, losses = network.encode(batch.volume, condition)
+        noise, timesteps = torch.randn_like(data), scheduler.sample_timesteps(data)
+        noisy = scheduler.add_noise(data, noise, timesteps)
+        prediction = network.predict(noisy, timesteps, condition)
+        target = scheduler.target(data, noise, timesteps)
+        logs: dict[str, Tensor] = {f"{scheduler.config.prediction_type}_mse": F.mse_loss(prediction, target)}
         losses = {**losses, **logs}
         if self.weights.projection:
-            estimate = network.diffusion.one_step(told, noisy, times)
+            estimate = scheduler.predict_x0(prediction, noisy, timesteps)
             logs["projection_l1"] = orthogonal_projection_l1(estimate, data)
-            losses["projection"] = self.weights.projection / network.diffusion.config.timesteps * logs["projection_l1"]
+            losses["projection"] = (
+                self.weights.projection / scheduler.config.num_train_timesteps * logs["projection_l1"]
+            )
         detached = {name: value.detach() for name, value in {**losses, **logs}.items() if name != "projection"}
         return torch.stack(list(losses.values())).sum(), detached, {}
 

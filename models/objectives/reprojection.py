@@ -30,16 +30,16 @@ class ReprojectionLoss:
     """Times the squared error of the re-projections' range as a share of the range expected, added to the projection's
     term. Standardized radiographs have neither scale nor offset: without this the volume has neither, and total
     variation shrinks it to nothing."""
-    thinnest_mm: tuple[float, ...] = (30.0, 0.0)
-    thickest_mm: tuple[float, ...] = (270.0, 345.0)
+    min_thickness_mm: tuple[float, ...] = (30.0, 0.0)
+    max_thickness_mm: tuple[float, ...] = (270.0, 345.0)
     """The range expected, for each view: millimeters of water at the percentiles by which radiographs are standardized.
     No radiograph tells it; these are round means of adults in a cube of 320 mm (48 to 272 and 0 to 347 over 38
     phantoms, 14 to 271 and 0 to 342 over six CTs)."""
-    smoothness: float = 0.1
+    total_variation: float = 0.1
     """Total variation of the volume."""
     adversarial: float = 1.0
     """Cross-entropy of the discriminator's scores of re-projections."""
-    turned_deg: float = 0.0
+    rotation_std_deg: float = 0.0
     """With more than 0 the discriminator judges re-projections turned about the patient's axis by N(0, this) too: a
     volume should look like a person to an eye that stands elsewhere. An unconditional discriminator only."""
     balanced: bool = True
@@ -47,27 +47,34 @@ class ReprojectionLoss:
     step. The sum then hardly moves whatever is learned: look at the terms."""
 
     def __post_init__(self) -> None:
-        weights = ("projection", "calibration", "smoothness", "adversarial", "turned_deg")
+        weights = ("projection", "calibration", "total_variation", "adversarial", "rotation_std_deg")
         negative = [name for name in weights if getattr(self, name) < 0]
         if negative:
             raise ConfigError(f"below 0: {', '.join(f'system.loss.{name}' for name in negative)}")
-        pairs = zip(self.thinnest_mm, self.thickest_mm, strict=False)
-        if len(self.thinnest_mm) != len(self.thickest_mm) or any(not 0 <= low < high for low, high in pairs):
+        pairs = zip(self.min_thickness_mm, self.max_thickness_mm, strict=False)
+        if len(self.min_thickness_mm) != len(self.max_thickness_mm) or any(not 0 <= low < high for low, high in pairs):
             raise ConfigError(
-                f"system.loss.thinnest_mm {self.thinnest_mm} and thickest_mm {self.thickest_mm}: give as many of each, "
+                f"system.loss.min_thickness_mm {self.min_thickness_mm} and max_thickness_mm {self.max_thickness_mm}: "
+                "give as many of each, "
                 "from 0 up, the second larger"
             )
         if not self.projection:
             raise ConfigError("without system.loss.projection the radiographs would teach nothing: give it a weight")
 
-    def miscalibration(self, range_mm: Float[Tensor, "n views 2"]) -> Float[Tensor, ""]:
+    def calibration_error(self, range_mm: Float[Tensor, "n views 2"]) -> Float[Tensor, ""]:
         """Mean squared error of ranges, as a share of what is expected between thinnest and thickest."""
-        expected = torch.stack([range_mm.new_tensor(self.thinnest_mm), range_mm.new_tensor(self.thickest_mm)], dim=-1)
+        expected = torch.stack(
+            [range_mm.new_tensor(self.min_thickness_mm), range_mm.new_tensor(self.max_thickness_mm)], dim=-1
+        )
         return ((range_mm - expected) / expected.diff(dim=-1)).square().mean()
 
     def weighted(self, terms: dict[str, Tensor]) -> Tensor:
         """The sum of the terms, each times its weight."""
-        shares = {"projection": self.projection, "smoothness": self.smoothness, "adversarial": self.adversarial}
+        shares = {
+            "projection": self.projection,
+            "total_variation": self.total_variation,
+            "adversarial": self.adversarial,
+        }
         weights = torch.stack([value.new_tensor(shares[name]) for name, value in terms.items()])
         values = torch.stack(list(terms.values()))
         if self.balanced:
@@ -95,15 +102,15 @@ class ReprojectingPlayer(Player):
         volume: Tensor = self.network(batch.views)
         seen = self.reprojection(volume)
         agreement = F.mse_loss(seen.images, batch.views)
-        calibration = self.weights.miscalibration(seen.range_mm)
+        calibration = self.weights.calibration_error(seen.range_mm)
         terms = {"projection": agreement + self.weights.calibration * calibration}
-        if self.weights.smoothness:
-            terms["smoothness"] = total_variation(volume)
+        if self.weights.total_variation:
+            terms["total_variation"] = total_variation(volume)
         made = seen.images
         (discriminator,) = self._others
         if discriminator is not None:
-            if self.weights.turned_deg:
-                made = torch.cat([made, self.reprojection.turned(volume, self.weights.turned_deg).images], dim=1)
+            if self.weights.rotation_std_deg:
+                made = torch.cat([made, self.reprojection.turned(volume, self.weights.rotation_std_deg).images], dim=1)
             terms["adversarial"] = cross_entropy(discriminator(batch.views, made), real=True)
         logs = {name: value.detach() for name, value in terms.items()}
         logs |= {"agreement": agreement.detach(), "calibration": calibration.detach()}
@@ -121,7 +128,7 @@ class ViewDiscriminatorPlayer(Player):
         """The mean of both cross-entropies; real ones are called 1 less the smoothing."""
         real = cross_entropy(self.network(batch.views), real=True, smoothing=self.smoothing)
         made = cross_entropy(self.network(batch.views, carried["reprojections"]), real=False)
-        return (real + made) / 2, {"real": real.detach(), "made": made.detach()}, {}
+        return (real + made) / 2, {"real": real.detach(), "fake": made.detach()}, {}
 
 
 def reprojection_objective(

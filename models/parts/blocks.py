@@ -1,4 +1,4 @@
-"""The small parts that encoders, decoders and discriminators are made of."""
+"""Convolution blocks of encoders, decoders and discriminators, activation checkpointing and weight initialization."""
 
 from __future__ import annotations
 
@@ -14,44 +14,45 @@ from torch.utils.checkpoint import checkpoint
 
 T = TypeVar("T")
 Checkpointing = Literal["none", "finest", "all"]
-"""Which activations are dropped after the forward pass and computed again in the backward pass."""
+"""Which activations are dropped after the forward pass and recomputed in the backward pass."""
 
 
-def recomputed(part: Callable[..., Any], *inputs: Tensor) -> Any:
-    """Calls a part, and again in the backward pass for its activations; an estimate of memory measures here.
+def checkpointed(module: Callable[..., Any], *inputs: Tensor) -> Any:
+    """The output of a module under activation checkpointing; the memory estimate replaces this function.
 
-    Running statistics of batch norm are those of the first time alone.
+    Running statistics of batch norm are updated in the first forward pass only.
     """
-    modules = part.modules() if isinstance(part, nn.Module) else ()
-    norms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
+    modules = module.modules() if isinstance(module, nn.Module) else ()
+    norms = [norm for norm in modules if isinstance(norm, nn.BatchNorm2d)]
     if not norms:
-        return checkpoint(part, *inputs, use_reentrant=False)
-    return checkpoint(part, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), _unmoved(norms)))
+        return checkpoint(module, *inputs, use_reentrant=False)
+    contexts = nullcontext(), _frozen_running_statistics(norms)
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=lambda: contexts)
 
 
 @contextmanager
-def _unmoved(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
-    # Not without tracking: the second pass must keep as many tensors as the first.
+def _frozen_running_statistics(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
+    # Not by switching tracking off: the recomputation must save as many tensors as the first pass.
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, momentum, counted in before:
-            norm.momentum, norm.num_batches_tracked = momentum, counted
+        for norm, momentum, batches_tracked in before:
+            norm.momentum, norm.num_batches_tracked = momentum, batches_tracked
 
 
-def run(part: Callable[..., T], *inputs: Tensor, recompute: bool) -> T:
-    """The part's answer; with `recompute` its activations are dropped and computed again in the backward pass."""
-    if recompute and torch.is_grad_enabled():
-        answer: T = recomputed(part, *inputs)
-        return answer
-    return part(*inputs)
+def run(module: Callable[..., T], *inputs: Tensor, use_checkpoint: bool) -> T:
+    """The output of a module, with `use_checkpoint` under activation checkpointing."""
+    if use_checkpoint and torch.is_grad_enabled():
+        output: T = checkpointed(module, *inputs)
+        return output
+    return module(*inputs)
 
 
-def convolve_2d(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """Instance norm, ReLU, convolution: the order inside dense networks."""
+def norm_act_conv_2d(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """Instance norm, ReLU, convolution: the order of dense networks."""
     return nn.Sequential(
         nn.InstanceNorm2d(in_channels),
         nn.ReLU(inplace=True),
@@ -59,8 +60,8 @@ def convolve_2d(in_channels: int, out_channels: int, kernel: int = 3, stride: in
     )
 
 
-def convolve_3d(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Sequential:
-    """Convolution, instance norm, ReLU at the same size."""
+def conv_norm_act_3d(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Sequential:
+    """Convolution, instance norm, ReLU, at the same size."""
     return nn.Sequential(
         nn.Conv3d(in_channels, out_channels, kernel, padding=kernel // 2),
         nn.InstanceNorm3d(out_channels),
@@ -68,39 +69,39 @@ def convolve_3d(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Sequ
     )
 
 
-class JoiningConvolution(nn.Conv3d):
-    """A 3 x 3 x 3 convolution of volumes side by side that never puts them side by side.
+class SplitConcatConv3d(nn.Conv3d):
+    """A 3 x 3 x 3 convolution of concatenated volumes that never builds the concatenation.
 
-    Each volume meets its own part of the kernel, and the answers are added up, so that nothing as large as all of them
-    together is made or kept for the backward pass.
+    Each volume is convolved with its own part of the kernel and the results are added, so that no tensor of all input
+    channels is allocated or saved for the backward pass.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
 
     def forward(self, *volumes: Float[Tensor, "n _ d h w"]) -> Float[Tensor, "n out d h w"]:
-        """The same size; the channels of all volumes together are `in_channels`."""
+        """A volume of the same size; the channels of all inputs add up to `in_channels`."""
         first, *others = volumes
-        part, *parts = self.weight.split_with_sizes([volume.shape[1] for volume in volumes], dim=1)
-        made = F.conv3d(first, part, self.bias, padding=1)
-        for volume, weight in zip(others, parts, strict=True):
-            made += F.conv3d(volume, weight, padding=1)
-        return made
+        kernel, *kernels = self.weight.split_with_sizes([volume.shape[1] for volume in volumes], dim=1)
+        output = F.conv3d(first, kernel, self.bias, padding=1)
+        for volume, weight in zip(others, kernels, strict=True):
+            output += F.conv3d(volume, weight, padding=1)
+        return output
 
 
-class Join(nn.Sequential):
-    """Volumes side by side through a convolution, instance norm, ReLU, and what else follows."""
+class ConcatConvBlock(nn.Sequential):
+    """Convolution of concatenated volumes, instance norm, ReLU, and any modules that follow."""
 
-    def __init__(self, in_channels: int, out_channels: int, *then: nn.Module) -> None:
-        norm, rectify = nn.InstanceNorm3d(out_channels), nn.ReLU(inplace=True)
-        super().__init__(JoiningConvolution(in_channels, out_channels), norm, rectify, *then)
+    def __init__(self, in_channels: int, out_channels: int, *following: nn.Module) -> None:
+        norm, activation = nn.InstanceNorm3d(out_channels), nn.ReLU(inplace=True)
+        super().__init__(SplitConcatConv3d(in_channels, out_channels), norm, activation, *following)
 
     def forward(self, *volumes: Float[Tensor, "n _ d h w"]) -> Float[Tensor, "n out d h w"]:
-        """The same size; the channels of all volumes together are `in_channels`."""
-        convolve, *then = self
-        features: Tensor = convolve(*volumes)
-        for part in then:
-            features = part(features)
+        """A volume of the same size; the channels of all inputs add up to `in_channels`."""
+        conv, *following = self
+        features: Tensor = conv(*volumes)
+        for module in following:
+            features = module(features)
         return features
 
 
@@ -114,48 +115,48 @@ def upsample_3d(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class DenseLayer(nn.Module):
-    """A DenseNet layer: a bottleneck of 1 x 1, then 3 x 3, joined to what came in."""
+    """A DenseNet layer: a 1 x 1 bottleneck and a 3 x 3 convolution, concatenated with the input."""
 
     def __init__(self, in_channels: int, growth: int, bottleneck: int) -> None:
         super().__init__()
-        self.narrow = convolve_2d(in_channels, bottleneck, kernel=1)
-        self.grow = convolve_2d(bottleneck, growth)
+        self.bottleneck = norm_act_conv_2d(in_channels, bottleneck, kernel=1)
+        self.conv = norm_act_conv_2d(bottleneck, growth)
 
-    def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n grown h w"]:
-        """`in_channels` to `in_channels + growth`."""
-        return torch.cat([features, self.grow(self.narrow(features))], dim=1)
+    def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n out h w"]:
+        """`in_channels + growth` channels."""
+        return torch.cat([features, self.conv(self.bottleneck(features))], dim=1)
 
 
 class DepthTapConvolution(nn.Conv3d):
-    """A 3-D convolution to one or two channels, which leaves most of a vector unit idle.
+    """A 3-D convolution to one or two channels, faster than torch's.
 
-    The depth taps are computed as channels of their own and added up shifted: the same sum, seven times faster on a
-    CPU for a kernel of 7.
+    So few output channels leave most of a vector unit idle. The depth taps are therefore computed as output channels
+    of a 2-D kernel and added with shifts: the same sum, seven times faster on a CPU for a kernel of 7.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 7) -> None:
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
 
     def forward(self, features: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n out d h w"]:
-        """The same size."""
+        """A volume of the same size."""
         kernel, depth = self.kernel_size[0], features.shape[2]
-        reach = kernel // 2
+        padding = kernel // 2
         # out, in, k, k, k -> k x out, in, 1, k, k
         weight = self.weight.permute(2, 0, 1, 3, 4).flatten(0, 1).unsqueeze(2)
-        taps = F.conv3d(features, weight, padding=(0, reach, reach))
-        taps = F.pad(taps, (0, 0, 0, 0, reach, reach))
+        taps = F.conv3d(features, weight, padding=(0, padding, padding))
+        taps = F.pad(taps, (0, 0, 0, 0, padding, padding))
         taps = taps.reshape(len(taps), kernel, self.out_channels, *taps.shape[2:])
-        summed = torch.stack([taps[:, k, :, k : k + depth] for k in range(kernel)]).sum(dim=0)
+        output = torch.stack([taps[:, k, :, k : k + depth] for k in range(kernel)]).sum(dim=0)
         assert self.bias is not None
-        return summed + self.bias.reshape(-1, 1, 1, 1)
+        return output + self.bias.reshape(-1, 1, 1, 1)
 
 
-class Residual(nn.Module):
-    """Two 3 x 3 x 3 convolutions beside a straight path, which is a 1 x 1 x 1 convolution where the shape changes."""
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 x 3 convolutions and a shortcut, which is a 1 x 1 x 1 convolution where the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
-        self.bend = nn.Sequential(
+        self.residual = nn.Sequential(
             nn.Conv3d(in_channels, out_channels, 3, stride, padding=1),
             nn.InstanceNorm3d(out_channels),
             nn.ReLU(inplace=True),
@@ -164,17 +165,20 @@ class Residual(nn.Module):
             nn.InstanceNorm3d(out_channels),
         )
         same = in_channels == out_channels and stride == 1
-        self.straight = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1, stride)
+        self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1, stride)
 
     def forward(self, features: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n out d2 h2 w2"]:
-        """The sum of both paths, rectified."""
-        return torch.relu(self.bend(features) + self.straight(features))
+        """ReLU of residual and shortcut."""
+        return torch.relu(self.residual(features) + self.shortcut(features))
 
 
 def initialize(network: nn.Module, std: float = 0.02) -> None:
-    """Weights from N(0, std), biases zero, as X2CT-GAN and pix2pix start their networks."""
+    """Weights from N(0, std), biases zero, the initialization of X2CT-GAN and pix2pix."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose3d | nn.Linear):
             nn.init.normal_(module.weight, 0.0, std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.MultiheadAttention):
+            nn.init.normal_(module.in_proj_weight, 0.0, std)
+            nn.init.zeros_(module.in_proj_bias)

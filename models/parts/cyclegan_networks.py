@@ -18,7 +18,7 @@ from raylift.datasets.serialization import require_least, require_share
 from raylift.models.drr import Reprojection
 from raylift.models.objectives.cycle import CycleLoss, CycleNetworks, cycle_objective
 from raylift.models.objectives.objective import Objective, VolumeNetwork
-from raylift.models.parts.blocks import Residual, initialize, upsample_3d
+from raylift.models.parts.blocks import ResidualBlock, initialize, upsample_3d
 from raylift.models.parts.discriminators import Discriminator, DiscriminatorConfig, ViewDiscriminatorConfig
 from raylift.models.parts.heads import Head
 from raylift.models.parts.rays import Rays
@@ -101,7 +101,7 @@ class CycleGan(SystemConfig):
 
     def rays(self, grid: Grid, geometry: Geometry) -> list[Rays]:
         """How the views' rays cross the volume, in the views' order."""
-        rays = [Rays(grid, geometry, geometry.view(name), are_true=False) for name in self.views]
+        rays = [Rays(grid, geometry, geometry.view(name), follow_geometry=False) for name in self.views]
         for ray in rays:
             ray.check()
         return rays
@@ -121,7 +121,9 @@ class VolumeGenerator(VolumeNetwork):
         entering, widest = len(rays) if self.stacked else 1, system.channels[-1]
         self.encoders = nn.ModuleList(_encoder(entering, system) for _ in self.rays)
         self.merge = nn.Conv3d(len(self.rays) * (widest + 1), widest, 1)
-        self.blocks = nn.Sequential(*(Residual(widest, widest, dropout=system.dropout) for _ in range(system.blocks)))
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(widest, widest, dropout=system.dropout) for _ in range(system.blocks))
+        )
         self.up = nn.Sequential(*(upsample_3d(*pair) for pair in pairwise(reversed(system.channels))))
         self.head = Head(system.channels[0], "sigmoid")
         initialize(self)
@@ -133,7 +135,7 @@ class VolumeGenerator(VolumeNetwork):
         images = [radiographs] if self.stacked else list(radiographs.unsqueeze(2).unbind(1))
         placed = []
         for image, encoder, rays in zip(images, self.encoders, self.rays, strict=True):
-            spread = rays.spread(encoder(image))
+            spread = rays.backproject(encoder(image))
             placed += [spread, rays.depth(spread.shape[-1], like=spread).expand(len(spread), -1, -1, -1, -1)]
         return [self.head(self.up(self.blocks(self.merge(torch.cat(placed, dim=1)))))]
 
@@ -160,15 +162,15 @@ class RadiographGenerator(nn.Module):
             ]
         self.down = nn.Sequential(*layers)
         folded = system.projection_channels[-1] * (grid.size >> halvings)
-        self.unfold = nn.ModuleList(nn.Conv2d(folded, 4**halvings, 1) for _ in rays)
-        self.enlarge = nn.PixelShuffle(2**halvings)
+        self.to_pixels = nn.ModuleList(nn.Conv2d(folded, 4**halvings, 1) for _ in rays)
+        self.pixel_shuffle = nn.PixelShuffle(2**halvings)
         initialize(self)
 
     def forward(self, volume: Float[Tensor, "n 1 d h w"]) -> Float[Tensor, "n views rows columns"]:
         """Radiographs in [0, 1], as batches have them."""
         images = [
-            self.enlarge(unfold(self.down(volume.movedim(axis, 2)).flatten(1, 2)))
-            for axis, unfold in zip(self.axes, self.unfold, strict=True)
+            self.pixel_shuffle(unfold(self.down(volume.movedim(axis, 2)).flatten(1, 2)))
+            for axis, unfold in zip(self.axes, self.to_pixels, strict=True)
         ]
         shown = torch.sigmoid(torch.cat(images, dim=1))
         if shown.shape[-1] != self.pixels:

@@ -1,7 +1,7 @@
-"""From lifted volumes of several sizes to the reconstruction, each decoder by its name.
+"""Decoders: the lifted volumes of several sizes to the reconstruction, each decoder under its configuration name.
 
-A decoder takes, for each view, its lifted volumes from the coarsest up, fuses the views, and gives volumes: first the
-reconstruction, then auxiliary ones of the same size where it has any and deep supervision wants them.
+The input of a decoder is, for each view, its lifted volumes coarsest first. The decoder fuses the views. Its output is
+the reconstruction, followed by auxiliary volumes of the same size where deep supervision needs them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import require_least
-from raylift.models.parts.blocks import Checkpointing, Join, convolve_3d, run, upsample_3d
+from raylift.models.parts.blocks import Checkpointing, ConcatConvBlock, conv_norm_act_3d, run, upsample_3d
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.heads import ActivationName, Head, Rendering
 
-DecoderName = Literal["growing", "unet", "unet++", "none"]
+DecoderName = Literal["upsampling", "unet", "unet++", "none"]
 HeadName = Literal["convolution", "rendering"]
 
 Lifted = list[list[Float[Tensor, "n _ _ _ _"]]]
@@ -30,28 +30,28 @@ Lifted = list[list[Float[Tensor, "n _ _ _ _"]]]
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """How lifted volumes become the reconstruction; the defaults are X2CT-GAN's."""
+    """Settings of the decoder; the defaults are X2CT-GAN's."""
 
-    kind: DecoderName = "growing"
-    """growing: from the coarsest volume up, the views fused at each size (X2CT-GAN, CVAA-GAN, X-Recon). unet: down
-    and up again in 3-D with residual blocks (3DCNN). unet++: the same with nested paths (DuoLift-GAN). none: the lifted
-    volume is the answer (PSR)."""
+    kind: DecoderName = "upsampling"
+    """upsampling: from the coarsest volume to the finest, with the views fused at each size (X2CT-GAN, CVAA-GAN,
+    X-Recon). unet: a 3-D U-Net with residual blocks (3DCNN). unet++: a 3-D U-Net++ (DuoLift-GAN). none: the fused
+    lifted volume is the reconstruction (PSR)."""
     channels: tuple[int, ...] = (256, 128, 64, 32, 16, 16)
     """From the coarsest volume to the finest."""
     blocks: int = 1
-    """Convolutions (growing) or residual blocks (unet) at each size, after the one that joins."""
+    """Convolutions (upsampling) or residual blocks (unet) at each size, after the skip connection."""
     view_blocks: int = 2
-    """The same in the decoders that views have to themselves, and in that of a lone view."""
+    """The same in the decoder of each view, and in the decoder of a single view."""
     coarsest_blocks: int = 0
-    """Convolutions before the first step up of the growing decoder."""
+    """Convolutions before the first upsampling of the upsampling decoder."""
     head: HeadName = "convolution"
-    """rendering: X-Recon's, an intensity at each size, combined from coarse to fine; with the growing decoder only."""
+    """rendering: X-Recon's, intensities at each size, combined from coarse to fine; upsampling decoder only."""
     head_kernel: int = 7
     output: ActivationName = "relu"
 
     def __post_init__(self) -> None:
-        if self.head == "rendering" and self.kind != "growing":
-            raise ConfigError(f"the rendering head grows with the volume: decoder '{self.kind}' wants convolution")
+        if self.head == "rendering" and self.kind != "upsampling":
+            raise ConfigError(f"decoder '{self.kind}' has no rendering head: use upsampling, or head convolution")
         require_least(self, 1, "channels")
         require_least(self, 0, "blocks", "view_blocks", "coarsest_blocks")
         if self.head_kernel < 1 or self.head_kernel % 2 == 0:
@@ -61,59 +61,59 @@ class DecoderConfig:
 
     @property
     def has_auxiliaries(self) -> bool:
-        """Whether deep supervision has something to supervise; the growing decoder's depends on fusion too."""
+        """Whether the decoder itself has auxiliary volumes; those of an upsampling decoder depend on fusion too."""
         return self.kind == "unet++" or self.head == "rendering"
 
 
 @dataclass(frozen=True)
-class Build:
-    """What a decoder must know of the rest of the network."""
+class DecoderContext:
+    """Properties of the rest of the network that a decoder depends on."""
 
     views: int
     auxiliaries: bool = False
-    """Whether deep supervision wants auxiliary volumes."""
+    """Whether deep supervision needs auxiliary volumes."""
     checkpointing: Checkpointing = "none"
     view_decoders: bool = False
-    """Whether views have decoders of their own."""
-    alone: bool = False
-    """Whether the one view there is decodes by itself, with the blocks that a view's own decoder has."""
+    """Whether each view has a decoder of its own."""
+    single_view: bool = False
+    """Whether the only view is decoded with the blocks of a view decoder."""
 
-    def recompute(self, finest: bool) -> bool:
-        """Whether a part of the decoder is computed again in the backward pass."""
+    def use_checkpoint(self, finest: bool) -> bool:
+        """Whether the activations of a part of the decoder are recomputed in the backward pass."""
         return self.checkpointing == "all" or (finest and self.checkpointing == "finest")
 
 
 class DecoderLevel(nn.Module):
-    """One size of the growing decoder: join what comes from below with a skip, refine, and go up.
+    """One size of the upsampling decoder: the skip connection, convolution blocks, upsampling.
 
-    `join` and `refine` are two steps because X2CT-GAN fuses the views between them.
+    `merge` and `refine` are two steps because X2CT-GAN fuses the views between them.
     """
 
-    def __init__(self, channels: int, joined: int, blocks: int, up_channels: int | None) -> None:
+    def __init__(self, channels: int, merged: int, blocks: int, up_channels: int | None) -> None:
         super().__init__()
-        self.compress = Join(joined, channels) if joined else None
-        self.blocks = nn.Sequential(*(convolve_3d(channels, channels) for _ in range(blocks)))
+        self.concat_conv = ConcatConvBlock(merged, channels) if merged else None
+        self.blocks = nn.Sequential(*(conv_norm_act_3d(channels, channels) for _ in range(blocks)))
         self.up = upsample_3d(channels, up_channels) if up_channels else nn.Identity()
 
-    def join(self, *volumes: Float[Tensor, "n _ d h w"]) -> Float[Tensor, "n c d h w"]:
-        """Concatenate and bring to the level's width."""
-        if self.compress is None:
+    def merge(self, *volumes: Float[Tensor, "n _ d h w"]) -> Float[Tensor, "n c d h w"]:
+        """The concatenation of the volumes, convolved to the level's width."""
+        if self.concat_conv is None:
             (volume,) = volumes
             return volume
-        joined: Tensor = self.compress(*volumes)
-        return joined
+        merged: Tensor = self.concat_conv(*volumes)
+        return merged
 
     def refine(self, features: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n up d2 h2 w2"]:
-        """The level's blocks, then the step to twice the size, where there is one."""
+        """The output of the level's blocks, upsampled to twice the size except at the last level."""
         refined: Tensor = self.up(self.blocks(features))
         return refined
 
 
-class Levels(nn.ModuleList):
-    """A level for each width, coarsest first; the last has one block at most and only refines."""
+class DecoderLevels(nn.ModuleList):
+    """A level for each width, coarsest first; the last has one block at most and no upsampling."""
 
     def __init__(self, channels: Sequence[int], skips: Sequence[int], blocks: int, coarsest_blocks: int) -> None:
-        # The coarsest volume is joined with nothing, so it is only brought to its width where it has another.
+        # The coarsest volume has no skip connection and is convolved only where its width differs.
         first = DecoderLevel(channels[0], skips[0] if skips[0] != channels[0] else 0, coarsest_blocks, channels[1])
         inner = [
             DecoderLevel(width, width + skip, blocks, above)
@@ -123,14 +123,14 @@ class Levels(nn.ModuleList):
         super().__init__([first, *inner, last])
 
     def level(self, index: int) -> DecoderLevel:
-        """One level, 0 the coarsest."""
+        """One level; index 0 is the coarsest."""
         level = self[index]
         assert isinstance(level, DecoderLevel)
         return level
 
 
 class ViewDecoder(nn.Module):
-    """A decoder that one view has to itself beside the fused one; X2CT-GAN's connection C feeds it.
+    """The decoder of one view beside the fused decoder; X2CT-GAN's connection C replaces its volumes by the fused ones.
 
     Its own reconstruction, whose loss has no weight in the published system, is computed for deep supervision only.
     """
@@ -138,45 +138,48 @@ class ViewDecoder(nn.Module):
     def __init__(self, config: DecoderConfig, widths: Sequence[int]) -> None:
         super().__init__()
         skips = (config.channels[0], *widths[1:])
-        self.levels = Levels(config.channels, skips, config.view_blocks, config.coarsest_blocks)
+        self.levels = DecoderLevels(config.channels, skips, config.view_blocks, config.coarsest_blocks)
         self.head = Head(config.channels[-1], config.output, config.head_kernel)
 
     def forward(
         self, below: Float[Tensor, "n _ _ _ _"], skip: Float[Tensor, "n _ d h w"], index: int
     ) -> Float[Tensor, "n c d h w"]:
-        """The level's skip joined with what the fused volume of the level below grows into."""
-        return self.levels.level(index).join(self.levels.level(index - 1).refine(below), skip)
+        """The lifted volume of a level merged with the refined and upsampled fused volume of the level below."""
+        return self.levels.level(index).merge(self.levels.level(index - 1).refine(below), skip)
 
     def volume(self, fused: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n 1 d h w"]:
         """The view's own reconstruction, from the finest fused volume."""
-        own: Tensor = self.head(self.levels.level(len(self.levels) - 1).refine(fused))
-        return own
+        volume: Tensor = self.head(self.levels.level(len(self.levels) - 1).refine(fused))
+        return volume
 
 
-class GrowingDecoder(nn.Module):
-    """At each size: fuse the views, join the fusion with what has grown so far, refine, double.
+class UpsamplingDecoder(nn.Module):
+    """At each size: fusion of the views, merged with the upsampled volume of the coarser size, then blocks.
 
-    With view decoders, what a view brings to the fusion is its lifted volume joined with what the fused volume of the
-    size below grew into.
+    With view decoders, the input of the fusion is the output of each view's decoder at that size instead of its lifted
+    volume.
     """
 
-    def __init__(self, config: DecoderConfig, fusion: FusionConfig, widths: Sequence[int], build: Build) -> None:
+    def __init__(
+        self, config: DecoderConfig, fusion: FusionConfig, widths: Sequence[int], context: DecoderContext
+    ) -> None:
         super().__init__()
-        self.auxiliaries, self.build = build.auxiliaries, build
+        self.auxiliaries, self.context = context.auxiliaries, context
         channels = config.channels
-        feeds = build.view_decoders
-        entering = (widths[0], *channels[1:]) if feeds else tuple(widths)
-        # The coarsest volume has nothing below it to attend by; CVAA-GAN sums there.
-        first = FusionConfig("sum") if fusion.kind == "alignment" else fusion
-        fuse = [
-            (fusion if index else first).build(width, build.views, channels[index] if index else 0, keep_width=feeds)
-            for index, width in enumerate(entering)
+        has_view_decoders = context.view_decoders
+        fusion_widths = (widths[0], *channels[1:]) if has_view_decoders else tuple(widths)
+        # Alignment needs a coarser volume, which the coarsest size has not; CVAA-GAN sums there.
+        coarsest = FusionConfig("sum") if fusion.kind == "alignment" else fusion
+        fusions = [
+            (fusion if index else coarsest).build(
+                width, context.views, channels[index] if index else 0, keep_width=has_view_decoders
+            )
+            for index, width in enumerate(fusion_widths)
         ]
-        self.fuse = nn.ModuleList(fuse)
-        skips = [one.out_channels for one in fuse]
-        self.levels = Levels(
-            channels, skips, config.view_blocks if build.alone else config.blocks, config.coarsest_blocks
-        )
+        self.fusions = nn.ModuleList(fusions)
+        skips = [one.out_channels for one in fusions]
+        blocks = config.view_blocks if context.single_view else config.blocks
+        self.levels = DecoderLevels(channels, skips, blocks, config.coarsest_blocks)
         self.head: nn.Module
         if config.head == "rendering":
             pairs = zip(channels[1:], skips[1:], strict=True)
@@ -185,38 +188,39 @@ class GrowingDecoder(nn.Module):
             self.head = Head(channels[-1], config.output, config.head_kernel)
 
     def forward(self, lifted: Lifted, decoders: Sequence[nn.Module] = ()) -> list[Float[Tensor, "n 1 d h w"]]:
-        """The reconstruction, then at will what it was at the sizes below, or the views' own."""
-        own = [decoder for decoder in decoders if isinstance(decoder, ViewDecoder)]
+        """The reconstruction, then with auxiliaries those of the coarser sizes or of the view decoders."""
+        view_decoders = [decoder for decoder in decoders if isinstance(decoder, ViewDecoder)]
         by_size = [list(views) for views in zip(*lifted, strict=True)]
-        fused = self.levels.level(0).join(self.fuse[0](by_size[0]))
-        volume = run(self.levels.level(0).refine, fused, recompute=self.build.recompute(finest=False))
-        renders = []
+        fused = self.levels.level(0).merge(self.fusions[0](by_size[0]))
+        volume = run(self.levels.level(0).refine, fused, use_checkpoint=self.context.use_checkpoint(finest=False))
+        intensities = []
         for index in range(1, len(by_size)):
             views = by_size[index]
-            again = partial(run, recompute=self.build.recompute(finest=index == len(by_size) - 1))
-            if own:
-                pairs = zip(own, views, strict=True)
-                views = [again(partial(decoder, index=index), fused, view) for decoder, view in pairs]
-            fused, *made = again(partial(self._level, index), volume, *views)
+            finest = index == len(by_size) - 1
+            checkpointed = partial(run, use_checkpoint=self.context.use_checkpoint(finest))
+            if view_decoders:
+                pairs = zip(view_decoders, views, strict=True)
+                views = [checkpointed(partial(decoder, index=index), fused, view) for decoder, view in pairs]
+            fused, *outputs = checkpointed(partial(self._level, index), volume, *views)
             if isinstance(self.head, Rendering):
-                renders.append(made.pop(0))
-            volume = made[0] if made else fused
+                intensities.append(outputs.pop(0))
+            volume = outputs[0] if outputs else fused
         if isinstance(self.head, Rendering):
-            return self.head.combine(renders, coarser=self.auxiliaries)
-        made = [again(self.head, volume)]
+            return self.head.combine(intensities, self.auxiliaries)
+        volumes = [checkpointed(self.head, volume)]
         if self.auxiliaries:
-            # Along rays all views have one decoder, which has one thing to say.
-            made += [again(decoder.volume, fused) for decoder in dict.fromkeys(own)]
-        return made
+            # Along rays all views share one decoder, which has a single volume.
+            volumes += [checkpointed(decoder.volume, fused) for decoder in dict.fromkeys(view_decoders)]
+        return volumes
 
     def _level(self, index: int, below: Tensor, *views: Tensor) -> tuple[Tensor, ...]:
-        """One size: the fused views, their rendering where there is one, and what they grow into with what is below."""
-        fused: Tensor = self.fuse[index](list(views), below)
-        made = [fused]
+        """One size: the fused views, with a rendering head their intensities, and the level's output."""
+        fused: Tensor = self.fusions[index](list(views), below)
+        outputs = [fused]
         if isinstance(self.head, Rendering):
-            made.append(self.head(torch.cat([fused, below], dim=1), index - 1))
-            if index == len(self.fuse) - 1:
-                # Nothing reads what a finest size with a rendering would grow into.
-                return tuple(made)
+            outputs.append(self.head(torch.cat([fused, below], dim=1), index - 1))
+            if index == len(self.fusions) - 1:
+                # With a rendering head nothing uses the output of the finest level.
+                return tuple(outputs)
         level = self.levels.level(index)
-        return (*made, level.refine(level.join(below, fused)))
+        return (*outputs, level.refine(level.merge(below, fused)))

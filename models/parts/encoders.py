@@ -1,4 +1,4 @@
-"""What a radiograph becomes before it is lifted: features at several sizes, each half the one before."""
+"""Encoders: a radiograph to features at several sizes, each half the previous one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import require_least
-from raylift.models.parts.attention import TransformerBlock, positions
-from raylift.models.parts.blocks import DenseLayer, convolve_2d, run
+from raylift.models.parts.attention import positional_encoding, transformer_block
+from raylift.models.parts.blocks import DenseLayer, norm_act_conv_2d, run
+from raylift.models.parts.divisibility import require_divisible_channels
 from raylift.models.parts.unet_2d import ImageUNet
 
 EncoderName = Literal["dense", "transformer", "hourglass", "unet", "image"]
@@ -20,19 +21,19 @@ EncoderName = Literal["dense", "transformer", "hourglass", "unet", "image"]
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """How a radiograph is encoded; the defaults are X2CT-GAN's."""
+    """Settings of the encoder; the defaults are X2CT-GAN's."""
 
     kind: EncoderName = "dense"
     """dense: X2CT-GAN's densely connected stages. transformer: the same, with transformer blocks before the last stage
-    (TRCT-GAN). hourglass: PSR's residual encoder-decoder, whose answer is one map of full size. unet: the U-Net, the
-    same (cGAN-128). image: the radiograph itself, nothing learned (3DCNN)."""
+    (TRCT-GAN). hourglass: PSR's residual encoder-decoder, whose output is one map of full size. unet: the U-Net, with
+    the same output (cGAN-128). image: the radiograph itself (3DCNN)."""
     stem: int = 64
-    """Channels at full size; the hourglass has four times as many inside, the U-Net doubles them with each halving."""
+    """Channels at full size; the hourglass has four times as many inside, the U-Net doubles them at each halving."""
     growth: int = 32
     bottleneck: int = 128
     layers: tuple[int, ...] = (6, 12, 24, 16, 6)
     """Dense layers of each stage, or residual blocks of the hourglass at each size; every stage halves the image. The
-    U-Net has as many halvings as there are numbers here and two convolutions a size, whatever they are."""
+    U-Net has as many halvings as there are numbers here and two convolutions at each size, whatever the numbers."""
     transformer_blocks: int = 6
     heads: int = 8
 
@@ -41,11 +42,10 @@ class EncoderConfig:
             raise ConfigError(f"encoder layers {self.layers}: give one or more stages of one or more layers")
         require_least(self, 1, "stem", "growth", "bottleneck", "heads")
         require_least(self, 0, "transformer_blocks")
-        if self.kind == "transformer" and (len(self.layers) < 2 or self.channels()[-2] % self.heads):
-            raise ConfigError(
-                f"{self.heads} heads cannot share {self.channels()[-2:][0]} channels: use a divisor, "
-                "and two stages or more"
-            )
+        if self.kind == "transformer":
+            if len(self.layers) < 2:
+                raise ConfigError(f"encoder layers {self.layers}: the transformer encoder needs two stages or more")
+            require_divisible_channels(self.channels()[-2:-1], self.heads, "set system.encoder.heads to a divisor")
 
     def channels(self) -> tuple[int, ...]:
         """Channels at full size, then after each halving."""
@@ -61,29 +61,29 @@ class EncoderConfig:
         return (*widths, widths[-1] + self.layers[-1] * self.growth)
 
     def halvings(self) -> int:
-        """How often the radiograph is halved inside."""
+        """How often the encoder halves the radiograph."""
         return 0 if self.kind == "image" else len(self.layers)
 
-    def build(self, recompute: bool) -> nn.Module:
-        """The encoder, with fresh weights: a list of features for an image, from full size down."""
+    def build(self, use_checkpoint: bool) -> nn.Module:
+        """The encoder, with fresh weights: an image to a list of features, from full size down."""
         if self.kind == "image":
             return ImageEncoder()
         if self.kind == "hourglass":
-            return Hourglass(self, recompute)
+            return Hourglass(self, use_checkpoint)
         if self.kind == "unet":
-            return ImageUNet(tuple(self.stem << k for k in range(len(self.layers) + 1)), recompute)
-        return DenseEncoder(self, recompute)
+            return ImageUNet(tuple(self.stem << k for k in range(len(self.layers) + 1)), use_checkpoint)
+        return DenseEncoder(self, use_checkpoint)
 
 
 def at_size(radiographs: Float[Tensor, "n views rows columns"], size: int) -> Float[Tensor, "n views s s"]:
-    """Radiographs of so many pixels a side."""
+    """Radiographs resized to `size` pixels a side, bilinear with antialiasing."""
     if radiographs.shape[2:] == (size, size):
         return radiographs
     return F.interpolate(radiographs, size=(size, size), mode="bilinear", antialias=True)
 
 
 class ImageEncoder(nn.Module):
-    """The radiograph as it is."""
+    """The radiograph itself."""
 
     def forward(self, radiograph: Float[Tensor, "n 1 rows columns"]) -> list[Float[Tensor, "n _ _ _"]]:
         """A list of one."""
@@ -91,11 +91,11 @@ class ImageEncoder(nn.Module):
 
 
 class DenseEncoder(nn.Module):
-    """A stem at full size, then stages that halve the image; transformer blocks, if any, stand before the last."""
+    """A stem at full size, then stages that halve the image; transformer blocks, if any, precede the last stage."""
 
-    def __init__(self, config: EncoderConfig, recompute: bool = False) -> None:
+    def __init__(self, config: EncoderConfig, use_checkpoint: bool = False) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.use_checkpoint = use_checkpoint
         widths = config.channels()
         self.stem = nn.Sequential(
             nn.Conv2d(1, config.stem, 7, padding=3, padding_mode="reflect"),
@@ -105,15 +105,15 @@ class DenseEncoder(nn.Module):
         self.stages = nn.ModuleList()
         for index, count in enumerate(config.layers):
             width, last = widths[index], index == len(config.layers) - 1
-            stage = nn.Sequential(convolve_2d(width, width, stride=2))
+            stage = nn.Sequential(norm_act_conv_2d(width, width, stride=2))
             for _ in range(count):
                 stage.append(DenseLayer(width, config.growth, config.bottleneck))
                 width += config.growth
             if not last:
-                stage.append(convolve_2d(width, widths[index + 1], kernel=1))
+                stage.append(norm_act_conv_2d(width, widths[index + 1], kernel=1))
             self.stages.append(stage)
         blocks = config.transformer_blocks if config.kind == "transformer" else 0
-        self.transformer = nn.ModuleList(TransformerBlock(widths[-2], config.heads) for _ in range(blocks))
+        self.transformer = nn.ModuleList(transformer_block(widths[-2], config.heads) for _ in range(blocks))
 
     def forward(self, radiograph: Float[Tensor, "n 1 rows columns"]) -> list[Float[Tensor, "n _ _ _"]]:
         """Features from full size down, one more than there are stages."""
@@ -121,18 +121,18 @@ class DenseEncoder(nn.Module):
         for stage in self.stages:
             if len(features) == len(self.stages) and len(self.transformer):
                 features[-1] = self._attend(features[-1])
-            features.append(run(stage, features[-1], recompute=self.recompute))
+            features.append(run(stage, features[-1], use_checkpoint=self.use_checkpoint))
         return features
 
     def _attend(self, features: Float[Tensor, "n c s s"]) -> Float[Tensor, "n c s s"]:
         tokens = features.flatten(2).transpose(1, 2)
-        tokens = tokens + positions(features.shape[-1], 2, features.shape[1], like=tokens)
+        tokens = tokens + positional_encoding(features.shape[-1], 2, features.shape[1], like=tokens)
         for block in self.transformer:
-            tokens = run(block, tokens, recompute=self.recompute)
+            tokens = run(block, tokens, use_checkpoint=self.use_checkpoint)
         return tokens.transpose(1, 2).reshape(features.shape)
 
 
-def _normed(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+def _conv_norm_act(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False),
         nn.BatchNorm2d(out_channels),
@@ -141,38 +141,38 @@ def _normed(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 
 
 
 class Bottleneck(nn.Module):
-    """PSR's residual block: 1 x 1 to half the width, 3 x 3, 3 x 3, beside a straight path."""
+    """PSR's residual block: 1 x 1 to half the width, 3 x 3, 3 x 3, and a shortcut."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         half = out_channels // 2
-        self.bend = nn.Sequential(
-            _normed(in_channels, half, kernel=1),
-            _normed(half, half),
+        self.residual = nn.Sequential(
+            _conv_norm_act(in_channels, half, kernel=1),
+            _conv_norm_act(half, half),
             nn.Conv2d(half, out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
         same = in_channels == out_channels
-        self.straight = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n out h w"]:
-        """The sum of both paths, rectified."""
-        rectified: Tensor = F.relu(self.bend(features) + self.straight(features))
-        return rectified
+        """ReLU of residual and shortcut."""
+        output: Tensor = F.relu(self.residual(features) + self.shortcut(features))
+        return output
 
 
 class Hourglass(nn.Module):
-    """PSR's 2-D encoder-decoder: it looks at the radiograph at twice the volume's size, halves it, goes down and back.
+    """PSR's 2-D encoder-decoder: its input is the radiograph at twice the volume's size, halved by the stem.
 
-    Batch norm as published; what comes up is added to what went down.
+    Batch norm as published; skip connections add.
     """
 
-    def __init__(self, config: EncoderConfig, recompute: bool = False) -> None:
+    def __init__(self, config: EncoderConfig, use_checkpoint: bool = False) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.use_checkpoint = use_checkpoint
         stem, width = config.stem, 4 * config.stem
         self.stem = nn.Sequential(
-            _normed(1, stem, kernel=7, stride=2),
+            _conv_norm_act(1, stem, kernel=7, stride=2),
             Bottleneck(stem, 2 * stem),
             Bottleneck(2 * stem, 2 * stem),
             Bottleneck(2 * stem, 2 * stem),
@@ -181,19 +181,19 @@ class Hourglass(nn.Module):
         self.down = nn.ModuleList(
             nn.Sequential(nn.MaxPool2d(2), *(Bottleneck(width, width) for _ in range(count))) for count in config.layers
         )
-        self.up = nn.ModuleList(
+        self.upsamplers = nn.ModuleList(
             nn.ConvTranspose2d(width, width, 4, stride=2, padding=1, groups=width, bias=False) for _ in config.layers
         )
-        self.refine = nn.ModuleList(Bottleneck(width, width) for _ in config.layers[1:])
+        self.up = nn.ModuleList(Bottleneck(width, width) for _ in config.layers[1:])
 
     def forward(self, radiograph: Float[Tensor, "n 1 s s"]) -> list[Float[Tensor, "n c s s"]]:
         """One map as large as the radiograph."""
-        twice = F.interpolate(radiograph, scale_factor=2.0, mode="bilinear", align_corners=False)
-        features = [run(self.stem, twice, recompute=self.recompute)]
+        enlarged = F.interpolate(radiograph, scale_factor=2.0, mode="bilinear", align_corners=False)
+        skips = [run(self.stem, enlarged, use_checkpoint=self.use_checkpoint)]
         for stage in self.down:
-            features.append(run(stage, features[-1], recompute=self.recompute))
-        up = self.up[0](features.pop())
-        for grow, refine in zip(self.up[1:], self.refine, strict=True):
-            up = grow(run(refine, up + features.pop(), recompute=self.recompute))
-        # What the stem saw at full size is not added: the published decoder ends with the last step up.
-        return [up]
+            skips.append(run(stage, skips[-1], use_checkpoint=self.use_checkpoint))
+        features = self.upsamplers[0](skips.pop())
+        for upsampler, block in zip(self.upsamplers[1:], self.up, strict=True):
+            features = upsampler(run(block, features + skips.pop(), use_checkpoint=self.use_checkpoint))
+        # The stem's output is no skip connection: the published decoder ends with the last upsampling.
+        return [features]

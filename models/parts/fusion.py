@@ -1,7 +1,7 @@
-"""How the volumes of several views become one. Each option has a name, and a configuration chooses it by name.
+"""View fusion: the feature volumes of several views to one, each fusion under the name it has in a configuration.
 
-A fusion takes the views' volumes of one size and, where decoding has begun, the volume that comes up from below; it
-gives `out_channels` channels.
+A fusion takes the views' volumes of one size and, in an upsampling decoder, the upsampled volume of the next coarser
+size (`below`).
 """
 
 from __future__ import annotations
@@ -23,26 +23,33 @@ Volume = Float[Tensor, "n _ d h w"]
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """How views are fused; the defaults are X2CT-GAN's."""
+    """Settings of the view fusion; the defaults are X2CT-GAN's."""
 
     kind: FusionName = "average"
     """average, sum and attention take any number of views with the same weights. attention: a score for each view at
-    each voxel, softmax over the views. alignment: CVAA-GAN's, such scores made from all views together, and what they
-    fuse both plain and distilled."""
+    each voxel, softmax over the views. alignment: CVAA-GAN's, scores computed from all views together; its output
+    holds the weighted sum, the same after a distillation mask, and the plain sum."""
     feedback: bool = True
-    """With the growing decoder: each view has a decoder of its own, in which the fused volume replaces what the view
-    had (X2CT-GAN's connection C)."""
+    """With the upsampling decoder: each view has a decoder of its own, in which the fused volume replaces the view's
+    own one (X2CT-GAN's connection C)."""
 
     def build(self, channels: int, views: int, below: int = 0, keep_width: bool = False) -> Fusion:
-        """The fusion of `views` volumes of `channels` channels beside a volume of `below` channels from below."""
+        """The fusion of `views` volumes of `channels` channels.
+
+        Args:
+            channels: of each view's volume.
+            views: their number.
+            below: channels of the upsampled volume of the next coarser size, 0 without one.
+            keep_width: whether the fused volume must have `channels` channels too.
+        """
         fusion = FUSIONS[self.kind](channels, views, below)
         if keep_width and fusion.out_channels != channels:
-            return Narrowed(fusion, channels)
+            return ProjectedFusion(fusion, channels)
         return fusion
 
 
 class Fusion(nn.Module):
-    """What all fusions are."""
+    """The interface of a fusion."""
 
     def __init__(self, channels: int, views: int, below: int) -> None:  # noqa: ARG002
         super().__init__()
@@ -55,14 +62,14 @@ class Fusion(nn.Module):
 
     @abstractmethod
     def forward(self, views: list[Volume], below: Volume | None = None) -> Volume:
-        """One volume of several, given what comes up from below."""
+        """The fused volume of the views' volumes, given the upsampled volume of the next coarser size."""
 
 
 class Average(Fusion):
     """The mean over views: X2CT-GAN's connection C."""
 
     def forward(self, views: list[Volume], below: Volume | None = None) -> Volume:  # noqa: ARG002
-        """One volume."""
+        """The fused volume."""
         return torch.stack(views).mean(dim=0)
 
 
@@ -70,7 +77,7 @@ class Sum(Fusion):
     """The sum over views."""
 
     def forward(self, views: list[Volume], below: Volume | None = None) -> Volume:  # noqa: ARG002
-        """One volume."""
+        """The fused volume."""
         return torch.stack(views).sum(dim=0)
 
 
@@ -83,19 +90,19 @@ class Concatenate(Fusion):
 
     @property
     def out_channels(self) -> int:
-        """As many as all views have together."""
+        """The channels of all views together."""
         return self.channels * self.views
 
     def forward(self, views: list[Volume], below: Volume | None = None) -> Volume:  # noqa: ARG002
-        """One volume."""
+        """The fused volume."""
         return torch.cat(views, dim=1)
 
 
-class Attention(Fusion):
-    """A score for each view at each voxel, from the view and what comes from below; softmax over the views.
+class ViewAttention(Fusion):
+    """A score for each view at each voxel, from the view and the coarser volume; softmax over the views.
 
-    CVAA-GAN's view attention alignment with each view scored by itself, by weights that all views share, so that it
-    takes any number of them.
+    CVAA-GAN's view attention alignment with a score for each view by itself, from weights that all views share, so
+    that the number of views is free.
     """
 
     def __init__(self, channels: int, views: int, below: int) -> None:
@@ -104,16 +111,16 @@ class Attention(Fusion):
         self.score = DepthTapConvolution(channels, 1)
 
     def forward(self, views: list[Volume], below: Volume | None = None) -> Volume:
-        """The views weighted."""
-        scores = [self.score(self.correlate(beside(view, below))) for view in views]
-        return weigh(views, torch.cat(scores, dim=1))
+        """The weighted sum of the views."""
+        scores = [self.score(self.correlate(concatenate(view, below))) for view in views]
+        return weighted_sum(views, torch.cat(scores, dim=1))
 
 
 class Alignment(Fusion):
-    """CVAA-GAN's module: view attention alignment, then fine distillation, beside the plain sum.
+    """CVAA-GAN's module: view attention alignment, then fine distillation, and the plain sum.
 
-    Views fused by attention are the coarse features; a sigmoid mask on them makes the fine ones. Coarse, fine and sum
-    are concatenated (what comes from below joins them in the decoder).
+    The views weighted by attention are the coarse features; a sigmoid mask on them gives the fine ones. The output
+    concatenates coarse features, fine features and sum; the decoder adds the coarser volume.
     """
 
     def __init__(self, channels: int, views: int, below: int) -> None:
@@ -132,41 +139,42 @@ class Alignment(Fusion):
 
     def forward(self, views: list[Volume], below: Volume | None = None) -> Volume:
         """Three times the channels of a view."""
-        aware = [correlate(beside(view, below)) for correlate, view in zip(self.correlate, views, strict=True)]
-        coarse = weigh(views, self.score(torch.cat(aware, dim=1)))
-        fine = coarse * torch.sigmoid(self.distil(beside(coarse, below)))
+        pairs = zip(self.correlate, views, strict=True)
+        correlated = [correlate(concatenate(view, below)) for correlate, view in pairs]
+        coarse = weighted_sum(views, self.score(torch.cat(correlated, dim=1)))
+        fine = coarse * torch.sigmoid(self.distil(concatenate(coarse, below)))
         return torch.cat([coarse, fine, torch.stack(views).sum(dim=0)], dim=1)
 
 
-class Narrowed(Fusion):
-    """Another fusion, mixed to a width by a 1 x 1 x 1 convolution."""
+class ProjectedFusion(Fusion):
+    """Another fusion and a 1 x 1 x 1 convolution to a given width."""
 
     def __init__(self, fusion: Fusion, channels: int) -> None:
         super().__init__(channels, 0, 0)
         self.fusion = fusion
-        self.mix = nn.Conv3d(fusion.out_channels, channels, 1)
+        self.out_proj = nn.Conv3d(fusion.out_channels, channels, 1)
 
     def forward(self, views: list[Volume], below: Volume | None = None) -> Volume:
-        """One volume."""
-        mixed: Tensor = self.mix(self.fusion(views, below))
-        return mixed
+        """The fused volume."""
+        projected: Tensor = self.out_proj(self.fusion(views, below))
+        return projected
 
 
 FUSIONS: dict[FusionName, type[Fusion]] = {
     "average": Average,
     "sum": Sum,
     "concatenate": Concatenate,
-    "attention": Attention,
+    "attention": ViewAttention,
     "alignment": Alignment,
 }
 
 
-def beside(volume: Volume, below: Volume | None) -> Volume:
-    """The channels of both, or of the one there is."""
+def concatenate(volume: Volume, below: Volume | None) -> Volume:
+    """The channels of both volumes, or of the first where there is no second."""
     return volume if below is None else torch.cat([volume, below], dim=1)
 
 
-def weigh(views: list[Volume], scores: Float[Tensor, "n views d h w"]) -> Volume:
-    """The views' sum, weighted at each voxel by the softmax of the scores."""
+def weighted_sum(views: list[Volume], scores: Float[Tensor, "n views d h w"]) -> Volume:
+    """The sum of the views, weighted at each voxel by the softmax of the scores."""
     weights = torch.softmax(scores, dim=1)
     return torch.stack([view * weights[:, k : k + 1] for k, view in enumerate(views)]).sum(dim=0)

@@ -1,7 +1,7 @@
-"""From 2-D to 3-D: how the features of a radiograph become volumes, each lifting by its name.
+"""Lifting from 2-D to 3-D: the features of a radiograph to volumes, each lifting under its configuration name.
 
-A lifting takes an encoder's features from full size down, and the radiograph's rays, and gives volumes from the
-coarsest up. It holds no view: the same weights lift along any rays.
+A lifting takes an encoder's features from full size down and the rays of the radiograph's view; its volumes are
+coarsest first. No weight belongs to a view: the same weights lift along any rays.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import require_least, require_share
-from raylift.models.parts.attention import Attention, positions
-from raylift.models.parts.blocks import Residual, run
+from raylift.models.parts.attention import positional_encoding
+from raylift.models.parts.blocks import ResidualBlock, run
+from raylift.models.parts.divisibility import require_divisible_channels
 from raylift.models.parts.rays import Rays
 
 LiftingName = Literal["repeat", "plain", "duo", "attention", "channels"]
@@ -31,43 +32,47 @@ Volumes = list[Float[Tensor, "n _ _ _ _"]]
 
 @dataclass(frozen=True)
 class LiftingConfig:
-    """How features become volumes; the defaults are X2CT-GAN's."""
+    """Settings of the lifting; the defaults are X2CT-GAN's."""
 
     kind: LiftingName = "repeat"
-    """repeat: at every depth, then a 3-D convolution (X2CT-GAN). plain: at every depth, nothing learned (3DCNN). duo:
-    repeat, beside the radiograph itself through a 3-D ResNet (DuoLift-GAN). attention: repeat, and voxels of coarse
-    volumes attend to all pixels (TRCT-GAN). channels: a map's channels are the depths (PSR)."""
+    """repeat: features repeated at every depth, then a 3-D convolution (X2CT-GAN). plain: repeated, without weights
+    (3DCNN). duo: repeat, merged with the radiograph itself after a 3-D ResNet (DuoLift-GAN). attention: repeat, and
+    the voxels of coarse volumes attend to all pixels (TRCT-GAN). channels: the channels of a map are the depths
+    (PSR)."""
     along: Literal["axes", "rays"] = "axes"
-    """axes: depths lie behind each other along an axis of the volume. rays: along the cone-beam rays of the view's own
-    geometry; all views share one encoder, and any pose will do."""
+    """axes: depths lie along an axis of the volume. rays: along the rays of the view's own geometry; all views share
+    one encoder, and any pose is possible."""
     coarsest: Literal["vector", "features"] = "vector"
-    """Where the coarsest volume comes from: a fully connected layer on the mean of the coarsest features, or those
-    features lifted like the others. Along rays it is always the features, because a fully connected layer would learn
-    one pose."""
+    """Source of the coarsest volume: a fully connected layer on the mean of the coarsest features, or those features
+    lifted like the others. Along rays it is always the features, because a fully connected layer fits one pose."""
     dropout: float = 0.5
     """Of the fully connected layer."""
     heads: int = 4
-    """Of attention."""
+    """Attention heads."""
 
     def __post_init__(self) -> None:
         require_least(self, 1, "heads")
         require_share(self, "dropout")
 
     @property
-    def by_vector(self) -> bool:
-        """Whether the coarsest volume comes through a fully connected layer."""
+    def has_vector_lift(self) -> bool:
+        """Whether the coarsest volume is the output of a fully connected layer."""
         return self.coarsest == "vector" and self.along == "axes"
 
     def widths(self, features: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
-        """Channels of the lifted volumes, coarsest first, for an encoder's and a decoder's, the decoder's first.
+        """Channels of the lifted volumes, coarsest first.
+
+        Args:
+            features: channels of the encoder's features, from full size down.
+            wanted: channels of the decoder, coarsest first, which most liftings take over.
 
         Raises:
-            ConfigError: the encoder and this lifting do not go together.
+            ConfigError: the encoder and this lifting do not fit.
         """
         if self.kind == "channels":
             if len(features) != 1:
                 raise ConfigError(
-                    f"lifting by channels wants one map, not {len(features)}: use the hourglass or unet encoder"
+                    f"lifting 'channels' takes one feature map, not {len(features)}: use the hourglass or unet encoder"
                 )
             return (1,)
         if self.kind == "plain":
@@ -78,31 +83,31 @@ class LiftingConfig:
             )
         return wanted[len(wanted) - len(features) :]
 
-    def build(self, features: tuple[int, ...], widths: tuple[int, ...], size: int, recompute: bool) -> nn.Module:
-        """The lifting, with fresh weights, for a volume of `size` voxels a side."""
+    def build(self, features: tuple[int, ...], widths: tuple[int, ...], size: int, use_checkpoint: bool) -> nn.Module:
+        """The lifting to a volume of `size` voxels a side, with fresh weights."""
         if self.kind == "channels":
             return ChannelLifting(features[0], size, shared=self.along == "rays")
         if self.kind == "plain":
             return PlainLifting()
         if self.kind == "duo":
-            return DuoLifting(self, features, widths, size, recompute)
-        return PyramidLifting(self, features, widths, size, recompute)
+            return DuoLifting(self, features, widths, size, use_checkpoint)
+        return PyramidLifting(self, features, widths, size, use_checkpoint)
 
 
 class PlaneConvolution(nn.Conv3d):
-    """A 3 x 3 x 3 convolution of an image repeated along an axis, without repeating it.
+    """A 3 x 3 x 3 convolution of an image repeated along an axis, without repeating the image.
 
-    Repeated features differ along the rays only where the zero padding of the convolution reaches, in the first and
-    the last plane. So three 2-D convolutions, with the kernel's depth taps summed, give the same result as the 3-D one
-    for a fraction of its work: the planes between are all one plane.
+    The result differs along the rays only where the zero padding of the convolution reaches: in the first and the
+    last plane. Three 2-D convolutions, with sums of the kernel's depth taps, therefore give the result of the 3-D
+    convolution for a fraction of its work; all planes in between are equal.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, image: Float[Tensor, "n c s s"], axis: int) -> list[Float[Tensor, "n c s s"]]:  # type: ignore[override]
-        """The first plane, any between, and the last."""
-        # What taps meet features: all but the one before the first plane, all, all but the one after the last.
+        """The first plane, any inner plane, and the last plane."""
+        # Taps inside the volume: all but the first at the first plane, all, all but the last at the last plane.
         return [self._convolve(image, axis, taps) for taps in ((1, 2), (0, 1, 2), (0, 1))]
 
     def _convolve(self, image: Tensor, axis: int, taps: tuple[int, ...]) -> Tensor:
@@ -111,172 +116,170 @@ class PlaneConvolution(nn.Conv3d):
 
 
 class RepeatLift(nn.Module):
-    """X2CT-GAN's connection B: narrow by 1 x 1, repeat along the axis, let a 3-D convolution tell depths apart."""
+    """X2CT-GAN's connection B: a 1 x 1 projection, repetition along the axis, a 3-D convolution."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.narrow = _narrow(in_channels, out_channels)
-        self.mix = PlaneConvolution(out_channels)
+        self.in_proj = _pointwise_conv(in_channels, out_channels)
+        self.conv = PlaneConvolution(out_channels)
 
     def forward(self, features: Float[Tensor, "n c s s"], rays: Rays) -> Float[Tensor, "n out s s s"]:
-        """A cube as large as the image."""
+        """A cube with the image's resolution."""
         size, axis = features.shape[-1], rays.axis
         counts = (1, size - 2, 1)
-        planes = _normalize(self.mix(self.narrow(features), axis), counts)
-        lifted = torch.cat(
+        planes = _normalize(self.conv(self.in_proj(features), axis), counts)
+        volume = torch.cat(
             [
                 plane.unsqueeze(axis).expand(*plane.shape[:2], *_cube(size, axis, count))
                 for plane, count in zip(planes, counts, strict=True)
             ],
             dim=axis,
         )
-        return torch.relu(lifted)
+        return torch.relu(volume)
 
 
 class RayLift(nn.Module):
-    """Connection B along the view's own rays: pixels meet the voxels their rays cross, and each voxel knows its depth.
+    """Connection B along the view's own rays: back-projected features and a depth channel, then a 3-D convolution.
 
-    The depth is a channel of its own: along oblique rays it cannot be read from the padding, as it is along axes.
+    Along oblique rays the depth cannot be inferred from the padding, as it can along axes.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.narrow = _narrow(in_channels, out_channels)
-        self.mix = nn.Sequential(
+        self.in_proj = _pointwise_conv(in_channels, out_channels)
+        self.conv = nn.Sequential(
             nn.Conv3d(out_channels + 1, out_channels, 3, padding=1),
             nn.InstanceNorm3d(out_channels),
             nn.ReLU(inplace=True),
         )
 
     def forward(self, features: Float[Tensor, "n c s s"], rays: Rays) -> Float[Tensor, "n out s s s"]:
-        """A cube as large as the image."""
-        met = rays.spread(self.narrow(features))
-        depth = rays.depth(features.shape[-1], like=met).expand(len(met), -1, -1, -1, -1)
-        lifted: Tensor = self.mix(torch.cat([met, depth], dim=1))
+        """A cube with the image's resolution."""
+        volume = rays.backproject(self.in_proj(features))
+        depth = rays.depth(features.shape[-1], like=volume).expand(len(volume), -1, -1, -1, -1)
+        lifted: Tensor = self.conv(torch.cat([volume, depth], dim=1))
         return lifted
 
 
 class VectorLift(nn.Module):
-    """X2CT-GAN's connection A: the mean over an image becomes the coarsest volume through one fully connected layer."""
+    """X2CT-GAN's connection A: the mean over the image to the coarsest volume by one fully connected layer."""
 
     def __init__(self, in_channels: int, out_channels: int, size: int, dropout: float = 0.5) -> None:
         super().__init__()
         self.shape = (out_channels, size, size, size)
-        self.connect = nn.Linear(in_channels, out_channels * size**3)
+        self.fc = nn.Linear(in_channels, out_channels * size**3)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Float[Tensor, "n c _ _"], rays: Rays) -> Float[Tensor, "n out s s s"]:  # noqa: ARG002
         """A cube of the size given at construction."""
         vector = features.mean(dim=(2, 3))
-        return torch.relu(self.dropout(self.connect(vector))).reshape(-1, *self.shape)
+        return torch.relu(self.dropout(self.fc(vector))).reshape(-1, *self.shape)
 
 
 class AttentionLift(nn.Module):
-    """A lift whose voxels also attend to every pixel, so that what a radiograph shows far away can inform a voxel.
+    """A lift with cross-attention from each voxel to every pixel, added to the lifted features.
 
-    The repeated features stay beside the attended ones: a voxel keeps what its own ray shows.
+    Every voxel keeps the features of its own ray and gains information from the rest of the radiograph.
     """
 
     def __init__(self, lift: nn.Module, in_channels: int, out_channels: int, heads: int) -> None:
         super().__init__()
         self.lift = lift
-        self.tokens = nn.Linear(in_channels, out_channels)
-        self.before = nn.LayerNorm(out_channels)
-        self.attention = Attention(out_channels, heads)
+        self.pixel_proj = nn.Linear(in_channels, out_channels)
+        self.norm = nn.LayerNorm(out_channels)
+        self.attention = nn.MultiheadAttention(out_channels, heads, batch_first=True)
 
     def forward(self, features: Float[Tensor, "n c s s"], rays: Rays) -> Float[Tensor, "n out s s s"]:
-        """A cube as large as the image."""
+        """A cube with the image's resolution."""
         lifted: Tensor = self.lift(features, rays)
         size, width = features.shape[-1], lifted.shape[1]
-        pixels = self.tokens(features.flatten(2).transpose(1, 2)) + positions(size, 2, width, like=lifted)
-        voxels = self.before(lifted.flatten(2).transpose(1, 2)) + positions(size, 3, width, like=lifted)
-        attended: Tensor = self.attention(voxels, pixels)
-        return lifted + attended.transpose(1, 2).reshape(lifted.shape)
+        pixels = self.pixel_proj(features.flatten(2).transpose(1, 2)) + positional_encoding(size, 2, width, like=lifted)
+        voxels = self.norm(lifted.flatten(2).transpose(1, 2)) + positional_encoding(size, 3, width, like=lifted)
+        attended, _ = self.attention(voxels, pixels, pixels, need_weights=False)
+        output: Tensor = lifted + attended.transpose(1, 2).reshape(lifted.shape)
+        return output
 
 
-LARGEST_ATTENDED = 16
-"""Volumes up to this size attend: at 16 a side 4,096 voxels ask 256 pixels."""
+MAX_ATTENTION_SIZE = 16
+"""The largest volume, in voxels a side, that has attention: 4,096 voxels to 256 pixels."""
 
 
 class PyramidLifting(nn.Module):
     """A lift for each size."""
 
     def __init__(
-        self, config: LiftingConfig, features: tuple[int, ...], widths: tuple[int, ...], size: int, recompute: bool
+        self, config: LiftingConfig, features: tuple[int, ...], widths: tuple[int, ...], size: int, use_checkpoint: bool
     ) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.use_checkpoint = use_checkpoint
         pairs = list(zip(reversed(features), widths, strict=True))
         sizes = [size >> k for k in reversed(range(len(features)))]
 
-        def lift(index: int) -> nn.Module:
-            kind = RayLift if config.along == "rays" else RepeatLift
-            made = kind(*pairs[index])
-            if config.kind == "attention" and sizes[index] <= LARGEST_ATTENDED:
-                if pairs[index][1] % config.heads:
-                    raise ConfigError(
-                        f"{config.heads} heads cannot share {pairs[index][1]} channels: set system.lifting.heads to a "
-                        "divisor of the coarse widths of system.decoder.channels"
-                    )
-                return AttentionLift(made, *pairs[index], config.heads)
-            return made
+        def build_lift(index: int) -> nn.Module:
+            lift = (RayLift if config.along == "rays" else RepeatLift)(*pairs[index])
+            if config.kind != "attention" or sizes[index] > MAX_ATTENTION_SIZE:
+                return lift
+            remedy = "set system.lifting.heads to a divisor of the coarse widths of system.decoder.channels"
+            require_divisible_channels(pairs[index][1:], config.heads, remedy)
+            return AttentionLift(lift, *pairs[index], config.heads)
 
-        self.coarsest = VectorLift(*pairs[0], sizes[0], config.dropout) if config.by_vector else lift(0)
-        self.finer = nn.ModuleList(lift(index) for index in range(1, len(pairs)))
+        has_vector_lift = config.has_vector_lift
+        self.coarsest = VectorLift(*pairs[0], sizes[0], config.dropout) if has_vector_lift else build_lift(0)
+        self.finer = nn.ModuleList(build_lift(index) for index in range(1, len(pairs)))
 
     def forward(self, radiograph: Image, features: Features, rays: Rays) -> Volumes:  # noqa: ARG002
-        """Volumes from the coarsest up."""
+        """Volumes, coarsest first."""
         lifts = zip([self.coarsest, *self.finer], reversed(features), strict=True)
-        return [run(partial(lift, rays=rays), flat, recompute=self.recompute) for lift, flat in lifts]
+        return [run(partial(lift, rays=rays), image, use_checkpoint=self.use_checkpoint) for lift, image in lifts]
 
 
 class DuoLifting(PyramidLifting):
-    """DuoLift's two branches: features lifted, and the radiograph itself lifted and taken through a 3-D ResNet.
+    """DuoLift's two branches: lifted features, and the lifted radiograph itself after a 3-D ResNet.
 
-    The ResNet halves the volume as often as the encoder halves the image; at each size a 1 x 1 x 1 convolution makes
-    one volume of both branches'.
+    The ResNet downsamples the volume as often as the encoder downsamples the image. At each size a 1 x 1 x 1
+    convolution merges both branches.
     """
 
     def __init__(
-        self, config: LiftingConfig, features: tuple[int, ...], widths: tuple[int, ...], size: int, recompute: bool
+        self, config: LiftingConfig, features: tuple[int, ...], widths: tuple[int, ...], size: int, use_checkpoint: bool
     ) -> None:
-        super().__init__(config, features, widths, size, recompute)
-        self.knows_depth = config.along == "rays"
-        inside = [1 + self.knows_depth, *reversed(widths)]
+        super().__init__(config, features, widths, size, use_checkpoint)
+        self.has_depth_channel = config.along == "rays"
+        channels = [1 + self.has_depth_channel, *reversed(widths)]
         self.resnet = nn.ModuleList(
-            Residual(width, after, stride=2 if index else 1) for index, (width, after) in enumerate(pairwise(inside))
+            ResidualBlock(width, next_width, stride=2 if index else 1)
+            for index, (width, next_width) in enumerate(pairwise(channels))
         )
         self.merge = nn.ModuleList(nn.Conv3d(2 * width, width, 1) for width in widths)
 
     def forward(self, radiograph: Image, features: Features, rays: Rays) -> Volumes:
-        """Volumes from the coarsest up."""
-        image = rays.spread(radiograph)
-        if self.knows_depth:
-            depth = rays.depth(radiograph.shape[-1], like=image).expand(len(image), -1, -1, -1, -1)
-            image = torch.cat([image, depth], dim=1)
-        images = []
+        """Volumes, coarsest first."""
+        volume = rays.backproject(radiograph)
+        if self.has_depth_channel:
+            depth = rays.depth(radiograph.shape[-1], like=volume).expand(len(volume), -1, -1, -1, -1)
+            volume = torch.cat([volume, depth], dim=1)
+        volumes = []
         for block in self.resnet:
-            image = run(block, image, recompute=self.recompute)
-            images.append(image)
+            volume = run(block, volume, use_checkpoint=self.use_checkpoint)
+            volumes.append(volume)
         lifted = super().forward(radiograph, features, rays)
-        return [
-            merge(torch.cat(both, dim=1)) for merge, *both in zip(self.merge, lifted, reversed(images), strict=True)
-        ]
+        branches = zip(self.merge, lifted, reversed(volumes), strict=True)
+        return [merge(torch.cat(both, dim=1)) for merge, *both in branches]
 
 
 class PlainLifting(nn.Module):
-    """Features at every depth, as they are."""
+    """Features repeated at every depth, without weights."""
 
     def forward(self, radiograph: Image, features: Features, rays: Rays) -> Volumes:  # noqa: ARG002
-        """Volumes from the coarsest up."""
-        return [rays.spread(flat) for flat in reversed(features)]
+        """Volumes, coarsest first."""
+        return [rays.backproject(image) for image in reversed(features)]
 
 
 class ChannelLifting(nn.Module):
-    """PSR's way: two 1 x 1 convolutions make a channel for every depth, and channels are stood up as a volume.
+    """PSR's lifting: two 1 x 1 convolutions give a channel for every depth, and the channels become the volume.
 
-    Where views share it batch norm would be trained on each view's statistics and used with the mean of all, so
-    instance norm stands there.
+    Batch norm in a lifting that views share would be trained on the statistics of each view and evaluated with their
+    mean, so a shared one has instance norm.
     """
 
     def __init__(self, in_channels: int, size: int, shared: bool = False) -> None:
@@ -290,11 +293,11 @@ class ChannelLifting(nn.Module):
 
     def forward(self, radiograph: Image, features: Features, rays: Rays) -> Volumes:  # noqa: ARG002
         """One volume of one channel."""
-        (flat,) = features
-        return [rays.stand_up(self.depths(flat))]
+        (image,) = features
+        return [rays.depths_to_volume(self.depths(image))]
 
 
-def _narrow(in_channels: int, out_channels: int) -> nn.Sequential:
+def _pointwise_conv(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 1), nn.InstanceNorm2d(out_channels), nn.ReLU(inplace=True)
     )
@@ -305,9 +308,9 @@ def _cube(size: int, axis: int, count: int) -> tuple[int, ...]:
 
 
 def _normalize(planes: list[Tensor], counts: tuple[int, ...], eps: float = 1e-5) -> list[Tensor]:
-    """Instance norm over a volume given as planes and how often each occurs."""
+    """Instance norm over a volume given as its distinct planes and the number of times each occurs."""
     total = sum(counts)
     mean = sum(p.mean(dim=(2, 3), keepdim=True) * (n / total) for p, n in zip(planes, counts, strict=True))
-    spread = [(p - mean).square().mean(dim=(2, 3), keepdim=True) for p in planes]
-    variance = torch.stack([s * (n / total) for s, n in zip(spread, counts, strict=True)]).sum(0)
+    squares = [(p - mean).square().mean(dim=(2, 3), keepdim=True) for p in planes]
+    variance = torch.stack([s * (n / total) for s, n in zip(squares, counts, strict=True)]).sum(0)
     return [(p - mean) * torch.rsqrt(variance + eps) for p in planes]

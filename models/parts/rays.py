@@ -1,7 +1,7 @@
-"""How the rays of a view cross the volume, for everything that carries an image into 3-D.
+"""The rays of a view through the volume: every lifting from 2-D to 3-D uses them.
 
-Volumes stand in the patient's order (D, H, W) whatever view they came from, so nothing after the lifting has to know
-which way a view looked.
+Lifted volumes are in the patient's axis order (D, H, W) for every view, so that the parts after the lifting are
+independent of the view's direction.
 """
 
 from __future__ import annotations
@@ -19,61 +19,65 @@ from raylift.datasets.projector import backproject, in_view
 
 
 def repeat_along_axis(features: Float[Tensor, "n c rows columns"], axis: int) -> Float[Tensor, "n c d h w"]:
-    """Each pixel's features at every depth, rays running along axis 3 or 4 of N, C, D, H, W; the image is square."""
+    """Each pixel's features at every depth, with rays along axis 3 or 4 of N, C, D, H, W; the image is square."""
     shape = [*features.shape[:2], *(features.shape[2],) * 3]
     return features.unsqueeze(axis).expand(shape)
 
 
 @dataclass(frozen=True)
 class Rays:
-    """The rays of one view, taken as straight lines along an axis of the volume or as the cone they are."""
+    """The rays of one view, either parallel to an axis of the volume or as the geometry has them."""
 
     grid: Grid
     geometry: Geometry
     view: View
-    are_true: bool
-    """Whether the geometry's own rays are followed; otherwise the view must look along an axis."""
+    follow_geometry: bool
+    """Whether rays follow the geometry; otherwise they are parallel to an axis, and the view must be too."""
 
     @property
     def axis(self) -> int:
-        """The axis of an N, C, D, H, W volume along which the rays run, if they run along one."""
-        turns = (self.view.azimuth_deg, self.view.elevation_deg, self.view.roll_deg)
-        if turns == (0.0, 0.0, 0.0):
+        """The axis of an N, C, D, H, W volume to which the rays are parallel.
+
+        Raises:
+            ConfigError: the view is neither frontal nor lateral.
+        """
+        rotation = (self.view.azimuth_deg, self.view.elevation_deg, self.view.roll_deg)
+        if rotation == (0.0, 0.0, 0.0):
             return 3
-        if turns == (90.0, 0.0, 0.0):
+        if rotation == (90.0, 0.0, 0.0):
             return 4
         raise ConfigError(
-            f"view '{self.view.name}' is no frontal or lateral one: repeating features along an axis cannot follow it, "
+            f"view '{self.view.name}' is neither frontal nor lateral, so features cannot be repeated along an axis: "
             "use system.lifting.along rays"
         )
 
     def check(self) -> None:
-        """Raise a ConfigError if these rays cannot be followed."""
-        if not self.are_true:
+        """Raise a ConfigError if the view has no axis and needs one."""
+        if not self.follow_geometry:
             _ = self.axis
 
-    def spread(self, features: Float[Tensor, "n c s s"]) -> Float[Tensor, "n c s s s"]:
-        """The features at every voxel that their ray meets, in a cube as fine as the image."""
-        if not self.are_true:
+    def backproject(self, features: Float[Tensor, "n c s s"]) -> Float[Tensor, "n c s s s"]:
+        """The features at every voxel that their ray crosses, in a cube with the image's resolution."""
+        if not self.follow_geometry:
             return repeat_along_axis(features, self.axis)
         size = features.shape[-1]
-        # Positions need more than bf16 has.
+        # bf16 is too coarse for coordinates.
         with torch.autocast(features.device.type, enabled=False):
-            met = backproject(features.float(), (size,) * 3, self._spacing_mm(size), self.geometry, self.view)
-        return met.to(features.dtype)
+            volume = backproject(features.float(), (size,) * 3, self._spacing_mm(size), self.geometry, self.view)
+        return volume.to(features.dtype)
 
     def depth(self, size: int, like: Tensor) -> Float[Tensor, "1 1 s s s"]:
-        """How far along its ray a voxel lies: 0 at the isocenter's depth, 1 half a volume's edge behind it."""
-        if not self.are_true:
+        """The depth of each voxel along its ray: 0 at the isocenter's depth, 1 half a volume's edge behind it."""
+        if not self.follow_geometry:
             line = torch.linspace(-1 + 1 / size, 1 - 1 / size, size, dtype=like.dtype, device=like.device)
             return line.reshape([size if axis == self.axis else 1 for axis in range(5)]).expand(1, 1, *(size,) * 3)
         with torch.autocast(like.device.type, enabled=False):
             _, _, depth = in_view((size,) * 3, self._spacing_mm(size), self.view, like.float())
         return (depth / (self.grid.extent_mm / 2))[None, None].to(like.dtype)
 
-    def stand_up(self, maps: Float[Tensor, "n s s s"]) -> Float[Tensor, "n 1 s s s"]:
-        """Maps whose channels are depths along the rays, as a volume in the patient's order."""
-        if not self.are_true:
+    def depths_to_volume(self, maps: Float[Tensor, "n s s s"]) -> Float[Tensor, "n 1 s s s"]:
+        """Maps whose channels are depths along the rays, as a volume in the patient's axis order."""
+        if not self.follow_geometry:
             return maps.movedim(1, self.axis - 1).unsqueeze(1)
         size = maps.shape[-1]
         with torch.autocast(maps.device.type, enabled=False):
@@ -85,8 +89,8 @@ class Rays:
             points = torch.stack(
                 [column * scale / detector_mm, row * scale / detector_mm, depth / (self.grid.extent_mm / 2)], dim=-1
             ).expand(len(maps), -1, -1, -1, -1)
-            stood = F.grid_sample(maps.float().unsqueeze(1), points, padding_mode="border", align_corners=False)
-        return stood.to(maps.dtype)
+            volume = F.grid_sample(maps.float().unsqueeze(1), points, padding_mode="border", align_corners=False)
+        return volume.to(maps.dtype)
 
     def _spacing_mm(self, size: int) -> float:
         return self.grid.extent_mm / size

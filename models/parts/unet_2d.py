@@ -1,4 +1,4 @@
-"""The 2-D U-Net (Ronneberger et al. 2015) as an encoder: down to the coarsest features and back to one map."""
+"""The 2-D U-Net (Ronneberger et al. 2015) as an encoder: its output is one map of full size."""
 
 from __future__ import annotations
 
@@ -12,34 +12,36 @@ from raylift.models.parts.blocks import run
 
 
 class ImageUNet(nn.Module):
-    """Two convolutions a size, max pooling down, transposed convolutions up, skips concatenated.
+    """Two convolutions at each size, max pooling, transposed convolutions, concatenated skip connections.
 
     Args:
-        widths: channels from full size down; each size is half the one before.
-        recompute: whether activations are computed again in the backward pass.
+        widths: channels from full size down; each size is half the previous one.
+        use_checkpoint: whether activations are recomputed in the backward pass.
     """
 
-    def __init__(self, widths: tuple[int, ...], recompute: bool = False) -> None:
+    def __init__(self, widths: tuple[int, ...], use_checkpoint: bool = False) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.use_checkpoint = use_checkpoint
         self.pool = nn.MaxPool2d(2)
-        self.down = nn.ModuleList(_twice(before, width) for before, width in pairwise((1, *widths)))
-        self.grow = nn.ModuleList(nn.ConvTranspose2d(below, width, 2, stride=2) for width, below in pairwise(widths))
-        self.up = nn.ModuleList(_twice(2 * width, width) for width in widths[:-1])
+        self.down = nn.ModuleList(_double_conv(width, next_width) for width, next_width in pairwise((1, *widths)))
+        self.upsamplers = nn.ModuleList(
+            nn.ConvTranspose2d(below, width, 2, stride=2) for width, below in pairwise(widths)
+        )
+        self.up = nn.ModuleList(_double_conv(2 * width, width) for width in widths[:-1])
 
     def forward(self, radiograph: Float[Tensor, "n 1 s s"]) -> list[Float[Tensor, "n c s s"]]:
         """One map as large as the radiograph."""
-        skips = [run(self.down[0], radiograph, recompute=self.recompute)]
+        skips = [run(self.down[0], radiograph, use_checkpoint=self.use_checkpoint)]
         for block in self.down[1:]:
-            skips.append(run(block, self.pool(skips[-1]), recompute=self.recompute))
+            skips.append(run(block, self.pool(skips[-1]), use_checkpoint=self.use_checkpoint))
         features = skips.pop()
         for index in reversed(range(len(self.up))):
-            joined = torch.cat([self.grow[index](features), skips.pop()], dim=1)
-            features = run(self.up[index], joined, recompute=self.recompute)
+            concatenated = torch.cat([self.upsamplers[index](features), skips.pop()], dim=1)
+            features = run(self.up[index], concatenated, use_checkpoint=self.use_checkpoint)
         return [features]
 
 
-def _twice(in_channels: int, channels: int) -> nn.Sequential:
+def _double_conv(in_channels: int, channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, 3, padding=1),
         nn.InstanceNorm2d(channels),

@@ -40,5 +40,5 @@ def cgan_128(views: tuple[str, ...] = ("frontal", "lateral")) -> Reprojected:
         decoder=DecoderConfig(kind="unet", channels=(32, 16, 8), head_kernel=3, output="sigmoid"),
         discriminator=ViewDiscriminatorConfig(pooled=False, conditional=True),
         # Two views' errors, each with weight 1, are twice their mean.
-        loss=ReprojectionLoss(projection=2.0, smoothness=0.0, balanced=False),
+        loss=ReprojectionLoss(projection=2.0, total_variation=0.0, balanced=False),
     )

@@ -8,7 +8,7 @@ Not published as far as we could read it, and chosen here: 1000 timesteps with b
 (a public re-implementation of the same group's Diff2CT); every width; the condition enters at all sizes of the U-Net,
 of which the two coarser ones have windows of 4 voxels; DPM-Solver++ for sampling; Adam at 2e-4 with betas 0.9 and
 0.999; a moving average of the weights. The paper's one-step estimate lacks a square root: see
-`models.diffusion.schedule`.
+`models.diffusion.noise_schedule`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
 from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion, Data
 from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig
-from raylift.models.diffusion.noise_schedule import DiffusionConfig
+from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.diffusion.triplane import TriPlane, TriPlaneConfig
-from raylift.models.generative import Draw
+from raylift.models.generative import SamplingConfig
 from raylift.models.objectives.denoising import DenoisingLoss, denoising_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
@@ -41,9 +41,9 @@ class TriPlaneSystem(SystemConfig):
     """Names of views of the archive's geometry that look along an axis."""
     triplane: TriPlaneConfig = field(default_factory=TriPlaneConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    scheduler: NoiseSchedulerConfig = field(default_factory=NoiseSchedulerConfig)
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
-    draw: Draw = field(default_factory=Draw)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How the network draws unless told otherwise."""
     checkpointing: Literal["none", "all"] = "none"
     """Which activations are dropped after the forward pass and computed again in the backward pass."""
@@ -74,12 +74,12 @@ class TriPlaneDiffusion(ConditionalDiffusion):
     def __init__(
         self, system: TriPlaneSystem, grid: Grid, geometry: Geometry, limit: float, shape: tuple[int, int]
     ) -> None:
-        super().__init__(system.diffusion, system.draw, limit, shape)
+        super().__init__(system.scheduler, system.sampling, limit, shape)
         channels, size = shape
         self.sizes = system.denoiser.sizes(size)
         again = system.checkpointing == "all"
         self.triplane = TriPlane(system.triplane, system.views, grid, geometry, again)
-        self.denoiser = Denoiser(system.denoiser, channels, system.triplane.condition, again)
+        self.denoiser = Denoiser(system.denoiser, channels, system.triplane.condition_channels, again)
 
     def condition(self, radiographs: Float[Tensor, "n views rows columns"]) -> Condition:
         """Finest first."""
@@ -90,10 +90,10 @@ class TriPlaneDiffusion(ConditionalDiffusion):
 class VolumeDiffusion(TriPlaneDiffusion):
     """A diffusion of volumes brought to [-1, 1]."""
 
-    def learn(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:  # noqa: ARG002
+    def encode(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:  # noqa: ARG002
         """Nothing has to be learned about them."""
         return 2 * volume - 1, {}
 
-    def volume(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:  # noqa: ARG002
+    def decode(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:  # noqa: ARG002
         """Back from [-1, 1]."""
         return (data + 1) / 2

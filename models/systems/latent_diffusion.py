@@ -21,7 +21,7 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.models.diffusion.autoencoder import Autoencoder, AutoencoderConfig
 from raylift.models.diffusion.conditional import Condition, Data
 from raylift.models.diffusion.denoiser import DenoiserConfig
-from raylift.models.diffusion.noise_schedule import DiffusionConfig
+from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.objectives.denoising import DenoisingLoss
 from raylift.models.systems.diffux2ct import TriPlaneDiffusion, TriPlaneSystem
 
@@ -34,8 +34,10 @@ class LatentDiffusion(TriPlaneSystem):
     """Latents are denoised."""
 
     name: Literal["latent-diffusion"] = "latent-diffusion"
-    denoiser: DenoiserConfig = field(default_factory=lambda: DenoiserConfig((64, 128, 256), plain_sizes=1))
-    diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig("cosine", prediction="sample"))
+    denoiser: DenoiserConfig = field(default_factory=lambda: DenoiserConfig((64, 128, 256), levels_without_attention=1))
+    scheduler: NoiseSchedulerConfig = field(
+        default_factory=lambda: NoiseSchedulerConfig("cosine", prediction_type="sample")
+    )
     loss: DenoisingLoss = field(default_factory=lambda: DenoisingLoss(projection=0.0))
     """Without the projection term: a projection of latents is no radiograph."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
@@ -53,16 +55,16 @@ class LatentNetwork(TriPlaneDiffusion):
     """A diffusion of latents."""
 
     def __init__(self, system: LatentDiffusion, grid: Grid, geometry: Geometry) -> None:
-        shape = (system.autoencoder.latent, system.autoencoder.latent_size(grid.size))
+        shape = (system.autoencoder.latent_channels, system.autoencoder.latent_size(grid.size))
         super().__init__(system, grid, geometry, LIMIT, shape)
         self.autoencoder = Autoencoder(system.autoencoder, system.checkpointing == "all")
         self.kl = system.autoencoder.kl
 
-    def learn(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:  # noqa: ARG002
+    def encode(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:  # noqa: ARG002
         """The mean latents, cut off from the autoencoder, and the autoencoder's own loss."""
         latents, error, divergence = self.autoencoder.losses(2 * volume - 1)
         return latents.detach(), {"autoencoder_l1": error, "kl": self.kl * divergence}
 
-    def volume(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:  # noqa: ARG002
+    def decode(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:  # noqa: ARG002
         """What the latents decode to, back from [-1, 1]."""
         return (self.autoencoder.decode(data) + 1) / 2

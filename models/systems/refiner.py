@@ -29,9 +29,9 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
 from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion, Data
-from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig, fold, unfold
-from raylift.models.diffusion.noise_schedule import DiffusionConfig
-from raylift.models.generative import Draw
+from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig, depth_to_space, space_to_depth
+from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
+from raylift.models.generative import SamplingConfig
 from raylift.models.objectives.denoising import DenoisingLoss, denoising_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.encoders import at_size
@@ -55,9 +55,11 @@ class Refiner(SystemConfig):
     residual_scale: float = 0.1
     """What is 1 to the denoiser, as a share of the window: about twice the base's root mean square error."""
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
-    diffusion: DiffusionConfig = field(default_factory=lambda: DiffusionConfig(schedule="cosine", prediction="sample"))
+    scheduler: NoiseSchedulerConfig = field(
+        default_factory=lambda: NoiseSchedulerConfig(beta_schedule="cosine", prediction_type="sample")
+    )
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
-    draw: Draw = field(default_factory=lambda: Draw(steps=1))
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(steps=1))
     """How the network draws unless told otherwise: with one step a draw is nearest to the truth. More steps spread the
     draws more, and each is then further from it: `docs/systems.md` has figures."""
     checkpointing: Literal["none", "all"] = "none"
@@ -108,11 +110,11 @@ class ResidualDiffusion(ConditionalDiffusion):
 
     def __init__(self, system: Refiner, grid: Grid, geometry: Geometry) -> None:
         scale = system.residual_scale
-        super().__init__(system.diffusion, system.draw, limit=1 / scale, shape=(1, grid.size))
+        super().__init__(system.scheduler, system.sampling, clip_sample_range=1 / scale, sample_shape=(1, grid.size))
         base_grid, base_geometry = system.frame_of("base", grid, geometry)
         self.base = system.base.reconstructor(base_grid, base_geometry).requires_grad_(False).eval()
         self.base_px, self.size, self.scale = base_geometry.detector_px, grid.size, scale
-        self.rays = [Rays(grid, geometry, geometry.view(name), are_true=True) for name in system.views]
+        self.rays = [Rays(grid, geometry, geometry.view(name), follow_geometry=True) for name in system.views]
         self.sizes, self.patch = system.denoiser.sizes(grid.size), system.denoiser.patch
         channels = (1 + len(self.rays)) * self.patch**3
         self.denoiser = Denoiser(system.denoiser, 1, channels, system.checkpointing == "all")
@@ -130,17 +132,17 @@ class ResidualDiffusion(ConditionalDiffusion):
         if coarse.shape[-1] != self.size:
             coarse = F.interpolate(coarse, size=(self.size,) * 3, mode="trilinear", align_corners=False)
         images = at_size(radiographs, self.size)
-        seen = [rays.spread(images[:, k : k + 1]) for k, rays in enumerate(self.rays)]
-        finest = fold(torch.cat([coarse, *seen], dim=1), self.patch)
+        seen = [rays.backproject(images[:, k : k + 1]) for k, rays in enumerate(self.rays)]
+        finest = space_to_depth(torch.cat([coarse, *seen], dim=1), self.patch)
         return [finest if k == 0 else F.avg_pool3d(finest, 2**k) for k in range(len(self.sizes))]
 
-    def learn(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:
+    def encode(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:
         """What the base's volume lacks; nothing has to be learned about it."""
         return (volume - self._coarse(condition)) / self.scale, {}
 
-    def volume(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:
+    def decode(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:
         """The base's volume and what it lacks."""
         return self._coarse(condition) + self.scale * data
 
     def _coarse(self, condition: Condition) -> Float[Tensor, "n 1 d h w"]:
-        return unfold(condition[0][:, : self.patch**3], self.patch)
+        return depth_to_space(condition[0][:, : self.patch**3], self.patch)

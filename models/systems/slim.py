@@ -27,7 +27,7 @@ def shrunk(
     layers: tuple[int, ...],
     growth: int,
     channels: tuple[int, ...],
-    judging: tuple[int, ...],
+    discriminator_channels: tuple[int, ...],
 ) -> Composition:
     """The system with these dense layers, growth, decoder and discriminator widths, coarsest first."""
     encoder, decoder = system.encoder, system.decoder
@@ -47,6 +47,6 @@ def shrunk(
         encoder=encoder,
         lifting=replace(system.lifting, heads=2),
         decoder=decoder,
-        discriminator=replace(system.discriminator, channels=judging, condition_channels=4),
+        discriminator=replace(system.discriminator, channels=discriminator_channels, condition_channels=4),
         checkpointing="none",
     )

@@ -26,25 +26,31 @@ def tiny(system: S) -> S:
 
 
 def _reprojected(
-    system: Reprojected, layers: tuple[int, ...], growth: int, channels: tuple[int, ...], judging: tuple[int, ...]
+    system: Reprojected,
+    layers: tuple[int, ...],
+    growth: int,
+    channels: tuple[int, ...],
+    discriminator_channels: tuple[int, ...],
 ) -> Reprojected:
     dense = system.encoder.kind == "dense"
     encoder = replace(system.encoder, stem=growth, growth=growth, bottleneck=4 * growth)
     return replace(
         system,
         encoder=replace(encoder, stem=2 * growth, layers=layers) if dense else encoder,
-        # A growing decoder has a width for every size of the encoder.
+        # An upsampling decoder has a width for every size of the encoder.
         decoder=replace(system.decoder, channels=channels if dense else channels[-3:]),
-        discriminator=replace(system.discriminator, channels=judging),
+        discriminator=replace(system.discriminator, channels=discriminator_channels),
     )
 
 
-def _cycle(system: CycleGan, channels: tuple[int, ...], blocks: int, judging: tuple[int, ...]) -> CycleGan:
+def _cycle(
+    system: CycleGan, channels: tuple[int, ...], blocks: int, discriminator_channels: tuple[int, ...]
+) -> CycleGan:
     return replace(
         system,
         channels=channels,
         blocks=blocks,
         projection_channels=channels,
-        volume_discriminator=replace(system.volume_discriminator, channels=judging),
-        view_discriminator=replace(system.view_discriminator, channels=judging[:-1]),
+        volume_discriminator=replace(system.volume_discriminator, channels=discriminator_channels),
+        view_discriminator=replace(system.view_discriminator, channels=discriminator_channels[:-1]),
     )

@@ -8,7 +8,7 @@ dynamic attention module that ties 2-D and 3-D features together. The rest is ou
 * for the tie, voxels of the volumes up to 16 a side ask all pixels of their view's features of the same size, beside
   the features of their own ray;
 * views fused by a softmax at each voxel, from each view and what has grown;
-* X2CT-GAN's dense encoder, growing decoder, head, discriminator, losses and schedule around it.
+* X2CT-GAN's dense encoder, upsampling decoder, head, discriminator, losses and schedule around it.
 
 A public attempt broadcast one vector along two axes of the volume and dropped the skips, so that no detail of the
 radiographs could reach its output. Here every size has its own lifted features, and a test holds that a pixel moves

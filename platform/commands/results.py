@@ -12,7 +12,7 @@ import tyro
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import Split
 from raylift.models import weights
-from raylift.models.generative import DrawFlags
+from raylift.models.generative import SamplingFlags
 from raylift.platform.progress import console, meter
 
 
@@ -35,7 +35,7 @@ class EvaluateOptions:
     """Folder for report.html, metrics.json and figures."""
     consistency_steps: int = 0
     """Measure the model a second time, after so many steps that fit its volumes to the radiographs; 10 will do."""
-    draw: Annotated[DrawFlags, tyro.conf.arg(name="")] = field(default_factory=DrawFlags)
+    draw: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     samples: int = 1
     """Measure the mean of so many draws of a drawing model, with seeds from the first one on."""
 

@@ -25,7 +25,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.streaming.stream import load
 from raylift.models import baselines, consistency, generative
-from raylift.models.generative import Draw, DrawFlags, Spread
+from raylift.models.generative import RunningStatistics, SamplingConfig, SamplingFlags
 from raylift.models.metrics import PROTOCOLS, Figures, lung_dice
 from raylift.models.weights import Model
 
@@ -149,7 +149,7 @@ def evaluate(
     protocols: Sequence[ProtocolName] = (),
     command: str = "",
     consistency_steps: int = 0,
-    draw: DrawFlags | None = None,
+    draw: SamplingFlags | None = None,
     samples: int = 1,
     progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Evaluation:
@@ -166,7 +166,7 @@ def evaluate(
             is empty, steps are negative, or something was asked of the drawing that the model cannot do.
     """
     consistency.require_steps(consistency_steps)
-    settings = (draw or DrawFlags()).settled(model.network, samples)
+    settings = (draw or SamplingFlags()).resolve(model.network, samples)
     description = model.description
     views = matching_views(model, archive)
     entries = archive.entries(split)
@@ -211,13 +211,13 @@ class _Own:
 
 
 @torch.no_grad()
-def _reconstruct(model: Model, batch: Batch, settings: Draw | None, samples: int, steps: int) -> _Own:
-    made, moved = Spread(), Spread()
+def _reconstruct(model: Model, batch: Batch, settings: SamplingConfig | None, samples: int, steps: int) -> _Own:
+    made, moved = RunningStatistics(), RunningStatistics()
     residuals: list[dict[str, tuple[float, float]]] = []
     seconds, of = 0.0, model.description
     for k in range(samples):
         started = time.perf_counter()
-        unit = generative.volume(model.network, batch.views, settings, k)
+        unit = generative.predict(model.network, batch.views, settings, k)
         seconds += time.perf_counter() - started
         made.add(unit)
         if steps:

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from raylift.models.diffusion.autoencoder import AutoencoderConfig
 from raylift.models.diffusion.denoiser import DenoiserConfig
-from raylift.models.diffusion.noise_schedule import DiffusionConfig
+from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.diffusion.triplane import TriPlaneConfig
-from raylift.models.generative import Draw
+from raylift.models.generative import SamplingConfig
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.systems.diffux2ct import DiffuX2CT
 from raylift.models.systems.latent_diffusion import LatentDiffusion
@@ -18,13 +18,17 @@ from raylift.platform.presets.budgets import on_gpu, on_two_cores
 ADAM = OptimizerConfig(rate=2e-4, beta_1=0.9, beta_2=0.999)
 """Of the public re-implementation of Diff2CT; DiffuX2CT's is not published."""
 SLIM_PLANES = TriPlaneConfig(
-    EncoderConfig(stem=16, growth=8, bottleneck=32, layers=(2, 3, 3)), channels=16, hidden=32, layers=1, condition=16
+    EncoderConfig(stem=16, growth=8, bottleneck=32, layers=(2, 3, 3)),
+    channels=16,
+    hidden=32,
+    layers=1,
+    condition_channels=16,
 )
-SLIM_DENOISER = DenoiserConfig(channels=(32, 48, 64), blocks=1, plain_sizes=1, patch=2)
-FAST = DiffusionConfig(schedule="cosine", prediction="sample")
+SLIM_DENOISER = DenoiserConfig(channels=(32, 48, 64), blocks=1, levels_without_attention=1, patch=2)
+FAST = NoiseSchedulerConfig(beta_schedule="cosine", prediction_type="sample")
 """What learns in minutes; noise alone takes many times as long to say where the patient is."""
 
-FEW = Draw(steps=2)
+FEW = SamplingConfig(steps=2)
 """Measured on trained slim models: of 1 to 32 steps the fewest within 0.1 dB of the best, for every sampler."""
 
 
@@ -40,7 +44,7 @@ def latent_diffusion_biplanar() -> RunConfig:
 
 def diffux2ct_slim() -> RunConfig:
     """DiffuX2CT with 1.4 million parameters at 64^3, which tells the volume instead of the noise, for two CPU cores."""
-    run = on_two_cores(DiffuX2CT(triplane=SLIM_PLANES, denoiser=SLIM_DENOISER, diffusion=FAST, draw=FEW))
+    run = on_two_cores(DiffuX2CT(triplane=SLIM_PLANES, denoiser=SLIM_DENOISER, scheduler=FAST, sampling=FEW))
     return replace(run, optimizer=replace(ADAM, rate=1e-3))
 
 
@@ -49,9 +53,9 @@ def latent_diffusion_slim() -> RunConfig:
     system = LatentDiffusion(
         triplane=SLIM_PLANES,
         denoiser=replace(SLIM_DENOISER, patch=1),
-        diffusion=FAST,
-        draw=FEW,
-        autoencoder=AutoencoderConfig(channels=(16, 32), latent=4),
+        scheduler=FAST,
+        sampling=FEW,
+        autoencoder=AutoencoderConfig(channels=(16, 32), latent_channels=4),
     )
     run = on_two_cores(system)
     return replace(run, optimizer=replace(ADAM, rate=1e-3))

@@ -12,7 +12,7 @@ from raylift.platform.config import OptimizerConfig, RunConfig
 from raylift.platform.presets.budgets import on_gpu, on_two_cores
 
 ADAM = OptimizerConfig(rate=2e-4, beta_1=0.9, beta_2=0.999)
-SLIM_DENOISER = DenoiserConfig(channels=(32, 48, 64), blocks=1, plain_sizes=3, patch=2)
+SLIM_DENOISER = DenoiserConfig(channels=(32, 48, 64), blocks=1, levels_without_attention=3, patch=2)
 
 
 def refiner() -> RunConfig:
@@ -31,6 +31,8 @@ def refiner_slim() -> RunConfig:
 def refiner_tiny() -> RunConfig:
     """The refiner of the tiny X2CT-GAN at 32^3: seconds a run, for tests."""
     run = refiner_slim()
-    system = Refiner(base=tiny(x2ct_gan()), denoiser=DenoiserConfig(channels=(8, 16), blocks=1, plain_sizes=2, patch=2))
+    system = Refiner(
+        base=tiny(x2ct_gan()), denoiser=DenoiserConfig(channels=(8, 16), blocks=1, levels_without_attention=2, patch=2)
+    )
     train = replace(run.train, steps=20, batch=4, validate_every=10, log_every=5, validation_samples=2)
     return replace(run, system=system, data=replace(run.data, size=32), train=train)

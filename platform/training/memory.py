@@ -125,18 +125,18 @@ def _saved(parameters: list[torch.nn.Parameter]) -> Iterator[Callable[[], int]]:
     """
     outer, parts = _Tally(parameters), [0]
 
-    def measured(part: Callable[..., Any], *inputs: Tensor) -> Any:
+    def measured(module: Callable[..., Any], *inputs: Tensor) -> Any:
         inner = _Tally(parameters)
         for tensor in inputs:
             outer.pack(tensor)
         with torch.autograd.graph.saved_tensors_hooks(inner.pack, lambda tensor: tensor):
-            answer = part(*inputs)
+            output = module(*inputs)
         parts.append(inner.total)
-        return answer
+        return output
 
-    recomputed, blocks.recomputed = blocks.recomputed, measured
+    checkpointed, blocks.checkpointed = blocks.checkpointed, measured
     try:
         with torch.autograd.graph.saved_tensors_hooks(outer.pack, lambda tensor: tensor):
             yield lambda: outer.total + max(parts)
     finally:
-        blocks.recomputed = recomputed
+        blocks.checkpointed = checkpointed

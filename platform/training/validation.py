@@ -66,7 +66,7 @@ class Validation:
                 figures = self._against_truth(made, batch) if self._volumes else self._against_views(made, batch)
                 sums += torch.stack([*figures, made.new_ones(())]).double()
             if picture is None:
-                picture = _coronal(batch.truth, self._judged(made))
+                picture = _coronal(batch.ground_truth, self._judged(made))
         network.train(training)
         dist.all_reduce(sums)
         *totals, count = sums.tolist()

@@ -22,7 +22,7 @@ from raylift import __version__
 from raylift.datasets.errors import RayliftError
 from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import RadiographLimits
-from raylift.models.generative import Draw, SamplerName
+from raylift.models.generative import SamplerName, SamplingConfig
 from raylift.models.weights import Description
 from raylift.serve.api import manual
 from raylift.serve.api.form import BadRequest, asked_draws, flip_choices, radiographs
@@ -57,7 +57,7 @@ class Backend:
     ready: Callable[[], Awaitable[bool]]
     consistency_steps: int = 0
     """Steps by which volumes are fitted to their radiographs."""
-    draw: Draw | None = None
+    draw: SamplingConfig | None = None
     """How the model draws; None if it computes its volume."""
     max_samples: int = 1
     """Draws that a request may ask for at most."""

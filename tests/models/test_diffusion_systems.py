@@ -12,10 +12,16 @@ from raylift.datasets.geometry import Grid, View, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
 from raylift.models.diffusion.autoencoder import Autoencoder, AutoencoderConfig
-from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig, fold, shifted_windows, unfold
-from raylift.models.diffusion.noise_schedule import DiffusionConfig
-from raylift.models.diffusion.triplane import ImplicitDecoder, TriPlaneConfig, resized, seen
-from raylift.models.generative import Draw
+from raylift.models.diffusion.denoiser import (
+    Denoiser,
+    DenoiserConfig,
+    depth_to_space,
+    shifted_window_attention,
+    space_to_depth,
+)
+from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
+from raylift.models.diffusion.triplane import ImplicitDecoder, TriPlaneConfig, project_to_plane, resize_plane
+from raylift.models.generative import SamplingConfig
 from raylift.models.objectives.denoising import DenoisingLoss
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.systems.diffux2ct import DiffuX2CT, VolumeDiffusion
@@ -70,7 +76,7 @@ def test_every_part_gets_gradients_from_one_view_and_from_two(name, count):
     assert list(objective.players) == ["denoiser"]
     # The last convolution starts at zero and passes nothing back until it has stepped.
     with torch.no_grad():
-        for parameter in objective.reconstructor.denoiser.leave.parameters():
+        for parameter in objective.reconstructor.denoiser.conv_out.parameters():
             parameter.normal_(0, 0.02)
     loss, logs, carried = objective.players["denoiser"](batch(count), {})
     loss.backward()
@@ -85,7 +91,7 @@ def test_every_part_gets_gradients_from_one_view_and_from_two(name, count):
 @pytest.mark.parametrize("timesteps", [1000, 100])
 def test_the_loss_is_the_noise_error_and_one_over_t_of_the_projections(timesteps):
     torch.manual_seed(0)
-    system = replace(TINY["diffux2ct"], diffusion=replace(DiffuX2CT().diffusion, timesteps=timesteps))
+    system = replace(TINY["diffux2ct"], scheduler=replace(DiffuX2CT().scheduler, num_train_timesteps=timesteps))
     objective = system.objective(GRID, GEOMETRY)
     with torch.no_grad():
         loss, logs, _ = objective.players["denoiser"](batch(), {})
@@ -101,7 +107,7 @@ def test_the_projection_loss_alone_reaches_the_denoiser():
         torch.manual_seed(0)
         objective = replace(TINY["diffux2ct"], loss=DenoisingLoss(projection=weight)).objective(GRID, GEOMETRY)
         objective.players["denoiser"](batch(), {})[0].backward()
-        gradients.append(objective.reconstructor.denoiser.leave[-1].weight.grad)
+        gradients.append(objective.reconstructor.denoiser.conv_out[-1].weight.grad)
     assert float((gradients[1] - gradients[0]).norm()) > 0.01 * float(gradients[0].norm())
 
 
@@ -145,7 +151,9 @@ def test_it_overfits_two_volumes_and_does_not_answer_with_their_mean(overfitted)
 
 def test_in_as_many_steps_an_estimate_of_the_noise_draws_what_is_worse_than_an_empty_volume():
     system = TINY["diffux2ct"]
-    telling_noise = replace(system, diffusion=replace(system.diffusion, prediction="epsilon"), draw=Draw("ddim", 16))
+    telling_noise = replace(
+        system, scheduler=replace(system.scheduler, prediction_type="epsilon"), sampling=SamplingConfig("ddim", 16)
+    )
     network, losses = learned(telling_noise, STEPS["diffux2ct"], rate=1e-3)
     assert sum(losses[-10:]) < sum(losses[:10]) / 2
     data = two_boxes()
@@ -160,28 +168,28 @@ def test_the_published_composition_learns_to_tell_the_noise():
     assert sum(losses[-10:]) / 10 < 0.1
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "multistep"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver"])
 def test_a_draw_depends_on_radiographs_and_seed_and_not_on_the_rest_of_the_batch(overfitted, sampler):
     views = torch.cat([two_boxes().views, two_boxes().views.flip(0) * 0.9])
-    settings = Draw(sampler, 4, seed=11)
-    four = overfitted.draw(views, settings)
+    settings = SamplingConfig(sampler, 4, seed=11)
+    four = overfitted.sample(views, settings)
     torch.manual_seed(123)
-    again = overfitted.draw(views, settings)
+    again = overfitted.sample(views, settings)
     assert torch.equal(four, again)
     for k in range(4):
-        torch.testing.assert_close(overfitted.draw(views[k : k + 1], settings), four[k : k + 1], atol=1e-4, rtol=1e-4)
-    other = overfitted.draw(views, replace(settings, seed=12))
+        torch.testing.assert_close(overfitted.sample(views[k : k + 1], settings), four[k : k + 1], atol=1e-4, rtol=1e-4)
+    other = overfitted.sample(views, replace(settings, seed=12))
     assert float((other - four).abs().max()) > 1e-3
     assert float((other - four).abs().max()) > 100 * float((again - four).abs().max())
 
 
 def test_called_it_draws_as_its_settings_say(overfitted):
     views = two_boxes().views
-    settings, overfitted.settings = overfitted.settings, Draw("ddim", 3, 5)
+    settings, overfitted.sampling = overfitted.sampling, SamplingConfig("ddim", 3, 5)
     try:
-        assert torch.equal(overfitted(views), overfitted.draw(views, Draw("ddim", 3, 5)))
+        assert torch.equal(overfitted(views), overfitted.sample(views, SamplingConfig("ddim", 3, 5)))
     finally:
-        overfitted.settings = settings
+        overfitted.sampling = settings
 
 
 def test_a_saved_network_draws_what_it_drew(overfitted, tmp_path):
@@ -201,13 +209,13 @@ def test_each_view_reaches_the_volume(name):
     torch.manual_seed(0)
     network = TINY[name].reconstructor(GRID, GEOMETRY)
     with torch.no_grad():
-        network.denoiser.leave[-1].weight.normal_(0, 0.05)
+        network.denoiser.conv_out[-1].weight.normal_(0, 0.05)
     views = torch.rand(1, 2, 32, 32)
-    settings = Draw("ddim", 2)
+    settings = SamplingConfig("ddim", 2)
     for view in range(2):
         changed = views.clone()
         changed[:, view] = changed[:, view].flip(-1)
-        assert not torch.allclose(network.draw(views, settings), network.draw(changed, settings), atol=1e-5)
+        assert not torch.allclose(network.sample(views, settings), network.sample(changed, settings), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -217,7 +225,7 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
         torch.manual_seed(0)
         objective = replace(TINY[name], checkpointing=checkpointing).objective(GRID, GEOMETRY)
         with torch.no_grad():
-            objective.reconstructor.denoiser.leave[-1].weight.normal_(0, 0.05)
+            objective.reconstructor.denoiser.conv_out[-1].weight.normal_(0, 0.05)
         torch.manual_seed(1)
         loss, _, _ = objective.players["denoiser"](batch(), {})
         loss.backward()
@@ -235,7 +243,7 @@ def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32(name):
         torch.manual_seed(0)
         objective = TINY[name].objective(GRID, GEOMETRY)
         with torch.no_grad():
-            objective.reconstructor.denoiser.leave[-1].weight.normal_(0, 0.05)
+            objective.reconstructor.denoiser.conv_out[-1].weight.normal_(0, 0.05)
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             loss, _, _ = objective.players["denoiser"](batch(), {})
@@ -251,10 +259,10 @@ def test_a_draw_makes_its_condition_once_and_stays_in_the_range_of_the_data():
     network.triplane.register_forward_hook(lambda *_: made.append("condition"))
     network.denoiser.register_forward_hook(lambda *_: made.append("step"))
     # Estimates far out of range.
-    torch.nn.init.normal_(network.denoiser.leave[-1].weight, std=1.0)
-    for sampler in ("ancestral", "ddim", "multistep"):
+    torch.nn.init.normal_(network.denoiser.conv_out[-1].weight, std=1.0)
+    for sampler in ("ddpm", "ddim", "dpm_solver"):
         made.clear()
-        drawn = network.draw(batch().views, Draw(sampler, 3))
+        drawn = network.sample(batch().views, SamplingConfig(sampler, 3))
         assert made == ["condition", "step", "step", "step"]
         assert drawn.min() == 0
         assert drawn.max() == 1
@@ -265,14 +273,14 @@ def test_the_published_denoiser_has_shifted_windows_at_its_coarser_sizes():
         denoiser = DiffuX2CT().reconstructor(Grid(128), chest(Grid(128))).denoiser
     shifts = [
         [tuple(block.shift_size) for module in stage.modules() for block in getattr(module, "blocks", ())]
-        for stage in (stage.windows for stage in denoiser.down)
+        for stage in (stage.attention for stage in denoiser.down_blocks)
     ]
     assert shifts == [[], [], *[[(0, 0, 0), (2, 2, 2)]] * 2]
 
 
 def test_shifted_windows_carry_what_a_voxel_knows_into_the_next_window():
     torch.manual_seed(0)
-    windows = shifted_windows(8, 2, 4).eval()
+    windows = shifted_window_attention(8, 2, 4).eval()
     features = torch.rand(1, 8, 8, 8, 8)
     changed = features.clone()
     # In one channel: layer norm takes away what all have in common.
@@ -288,7 +296,7 @@ def test_shifted_windows_carry_what_a_voxel_knows_into_the_next_window():
 def test_patches_of_two_voxels_a_side_are_an_eighth_of_the_work():
     spent = []
     for patch in (1, 2):
-        config = replace(DenoiserConfig((32, 48, 64), blocks=1, plain_sizes=3), patch=patch)
+        config = replace(DenoiserConfig((32, 48, 64), blocks=1, levels_without_attention=3), patch=patch)
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             condition = [torch.empty(1, 16, size, size, size) for size in config.sizes(64)]
             Denoiser(config, 1, 16)(torch.empty(1, 1, 64, 64, 64), torch.zeros(1, dtype=torch.long), condition)
@@ -298,7 +306,7 @@ def test_patches_of_two_voxels_a_side_are_an_eighth_of_the_work():
 
 def test_radiographs_of_another_size_are_brought_to_the_volumes():
     network = TINY["diffux2ct"].reconstructor(GRID, GEOMETRY)
-    assert network.draw(torch.rand(1, 2, 50, 50), Draw("ddim", 1)).shape == (1, 1, 32, 32, 32)
+    assert network.sample(torch.rand(1, 2, 50, 50), SamplingConfig("ddim", 1)).shape == (1, 1, 32, 32, 32)
 
 
 @pytest.mark.parametrize(("axis", "own"), [(3, 3), (4, 4)])
@@ -306,13 +314,13 @@ def test_a_plane_sees_a_view_as_the_mean_of_the_repeated_volume(axis, own):
     image = torch.rand(2, 3, 6, 6)
     volume = image.unsqueeze(axis).expand(*image.shape[:2], 6, 6, 6)
     for normal in (2, 3, 4):
-        torch.testing.assert_close(seen(image, axis, normal), volume.mean(dim=normal))
-    assert torch.equal(seen(image, axis, own), image)
+        torch.testing.assert_close(project_to_plane(image, axis, normal), volume.mean(dim=normal))
+    assert torch.equal(project_to_plane(image, axis, own), image)
 
 
 def test_the_implicit_decoder_is_a_network_of_the_planes_and_the_point_side_by_side():
     torch.manual_seed(0)
-    config = TriPlaneConfig(channels=4, hidden=8, condition=5)
+    config = TriPlaneConfig(channels=4, hidden=8, condition_channels=5)
     decoder = ImplicitDecoder(config)
     planes, along = [torch.rand(2, 4, 6, 6) for _ in range(3)], torch.rand(6, 13)
     made = decoder(*planes, along)
@@ -323,27 +331,31 @@ def test_the_implicit_decoder_is_a_network_of_the_planes_and_the_point_side_by_s
         [axial[:, :, h, w], coronal[:, :, d, w], sagittal[:, :, d, h], along[[d, h, w]].flatten().expand(2, -1)], dim=1
     )
     matrix = torch.cat(
-        [*(layer.weight.flatten(1) for layer in decoder.planes), *(layer.weight for layer in decoder.axes)], dim=1
+        [
+            *(layer.weight.flatten(1) for layer in decoder.plane_proj),
+            *(layer.weight for layer in decoder.coordinate_proj),
+        ],
+        dim=1,
     )
     first = given @ matrix.T + decoder.bias.flatten()
-    answer = decoder.think(first[..., None, None, None])[..., 0, 0, 0]
+    answer = decoder.mlp(first[..., None, None, None])[..., 0, 0, 0]
     torch.testing.assert_close(made[:, :, d, h, w], answer)
 
 
 def test_the_implicit_decoder_is_asked_at_voxels_of_any_size():
     plane = torch.arange(8.0).expand(1, 1, 8, 8)
     # At the centers of coarser voxels a straight line has the mean of what they cover, at finer ones it goes on.
-    torch.testing.assert_close(resized(plane, 4)[0, 0, 0], torch.tensor([0.5, 2.5, 4.5, 6.5]))
-    torch.testing.assert_close(resized(plane, 16)[0, 0, 0, 1:-1], torch.arange(14) / 2 + 0.25)
-    assert resized(plane, 6).shape == (1, 1, 6, 6)
+    torch.testing.assert_close(resize_plane(plane, 4)[0, 0, 0], torch.tensor([0.5, 2.5, 4.5, 6.5]))
+    torch.testing.assert_close(resize_plane(plane, 16)[0, 0, 0, 1:-1], torch.arange(14) / 2 + 0.25)
+    assert resize_plane(plane, 6).shape == (1, 1, 6, 6)
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_patches_become_channels_and_come_back(patch):
     data = torch.rand(2, 3, 8, 8, 8)
-    folded = fold(data, patch)
+    folded = space_to_depth(data, patch)
     assert folded.shape == (2, 3 * patch**3, 8 // patch, 8 // patch, 8 // patch)
-    assert torch.equal(unfold(folded, patch), data)
+    assert torch.equal(depth_to_space(folded, patch), data)
     # The voxels of a patch stand together.
     assert set(folded[0, : patch**3, 0, 0, 0].tolist()) == set(data[0, 0, :patch, :patch, :patch].flatten().tolist())
 
@@ -351,16 +363,16 @@ def test_patches_become_channels_and_come_back(patch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda: DenoiserConfig(heads=3), "3 heads cannot share"),
+        (lambda: DenoiserConfig(heads=3), "3 heads do not divide"),
         (lambda: DenoiserConfig(patch=0), "patch is 0: give 1 or more"),
         (lambda: DenoiserConfig(channels=()), "give one width or more"),
-        (lambda: DiffusionConfig(beta_first=1e-20), "noise begins with 0 .* raise beta_first"),
-        (lambda: DiffusionConfig(beta_last=0.5), "signal ends with 5.* lower beta_last or timesteps"),
+        (lambda: NoiseSchedulerConfig(beta_start=1e-20), "noise begins with 0 .* raise beta_start"),
+        (lambda: NoiseSchedulerConfig(beta_end=0.5), "signal ends with 5.* lower beta_end or num_train_timesteps"),
         (lambda: DenoisingLoss(ema_decay=1.0), "decay in"),
         (lambda: DenoiserConfig().sizes(44), "multiple of 8 from 16 up, fewer denoiser.channels"),
         (lambda: DiffuX2CT().reconstructor(Grid(40), chest(Grid(40))), "multiple of 16 from 32 up, or fewer stages"),
         (lambda: LatentDiffusion(loss=DenoisingLoss()), "latents have no projections"),
-        (lambda: AutoencoderConfig(latent=0), "latent is 0: give 1 or more"),
+        (lambda: AutoencoderConfig(latent_channels=0), "latent_channels is 0: give 1 or more"),
         (lambda: LatentDiffusion().reconstructor(Grid(66), chest(Grid(66))), "use a multiple of 4"),
         (lambda: DiffuX2CT(views=("frontal", "frontal")).reconstructor(Grid(64), chest(Grid(64))), "each once"),
         (lambda: DiffuX2CT(views=("skyline",)).reconstructor(Grid(64), chest(Grid(64))), "no view 'skyline'"),
@@ -380,7 +392,7 @@ def test_planes_want_views_along_an_axis():
 def test_the_condition_may_be_that_of_any_encoder():
     planes = replace(TINY["diffux2ct"].triplane, encoder=EncoderConfig("hourglass", stem=4, layers=(1, 1)))
     network = replace(TINY["diffux2ct"], triplane=planes).reconstructor(GRID, GEOMETRY)
-    assert network.draw(batch().views, Draw("ddim", 1)).shape == (2, 1, 32, 32, 32)
+    assert network.sample(batch().views, SamplingConfig("ddim", 1)).shape == (2, 1, 32, 32, 32)
 
 
 def test_latents_are_a_quarter_as_large_and_normalized_for_every_volume():
@@ -400,12 +412,12 @@ def test_latents_are_a_quarter_as_large_and_normalized_for_every_volume():
 def test_the_denoiser_teaches_the_autoencoder_nothing_and_the_autoencoder_the_denoiser_nothing():
     torch.manual_seed(0)
     network = TINY["latent-diffusion"].reconstructor(GRID, GEOMETRY)
-    latents, losses = network.learn(batch().volume, [])
+    latents, losses = network.encode(batch().volume, [])
     assert not latents.requires_grad
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in network.autoencoder.parameters())
     assert all(p.grad is None for p in (*network.denoiser.parameters(), *network.triplane.parameters()))
     # No state that training changes but the weights: nothing that ranks could disagree on.
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    network.learn(batch().volume * 0.1, [])
+    network.encode(batch().volume * 0.1, [])
     assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import FRONTAL, LATERAL, Grid, View, chest, parallel, x2ct
-from raylift.models.parts.attention import positions
+from raylift.models.parts.attention import positional_encoding, transformer_block
 from raylift.models.parts.blocks import DepthTapConvolution
 from raylift.models.parts.discriminators import DiscriminatorConfig
 from raylift.models.parts.encoders import EncoderConfig
@@ -33,11 +33,11 @@ def test_lifting_by_planes_equals_a_3d_convolution_of_repeated_features(view, si
     along = rays(view)
     features = torch.randn(2, 6, size, size, dtype=torch.float64, requires_grad=True)
     fast = lift(features, along)
-    repeated = repeat_along_axis(lift.narrow(features), along.axis)
-    plain = torch.relu(F.instance_norm(F.conv3d(repeated, lift.mix.weight, lift.mix.bias, padding=1)))
+    repeated = repeat_along_axis(lift.in_proj(features), along.axis)
+    plain = torch.relu(F.instance_norm(F.conv3d(repeated, lift.conv.weight, lift.conv.bias, padding=1)))
     torch.testing.assert_close(fast, plain, atol=1e-10, rtol=1e-10)
     weights = torch.randn_like(fast)
-    gradients = [torch.autograd.grad((out * weights).sum(), [features, lift.mix.weight]) for out in (fast, plain)]
+    gradients = [torch.autograd.grad((out * weights).sum(), [features, lift.conv.weight]) for out in (fast, plain)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-8)
 
@@ -67,39 +67,39 @@ def test_a_head_ends_with_the_activation_of_its_name():
 def test_rendering_averages_each_size_with_what_was_rendered_below_it():
     rendering = Rendering([1, 1, 1], "linear")
     renders = [torch.full((1, 1, size, size, size), value) for size, value in ((2, 8.0), (4, 4.0), (8, 2.0))]
-    final, nearest, coarsest = rendering.combine(renders, coarser=True)
+    final, nearest, coarsest = rendering.combine(renders, auxiliaries=True)
     # ((8 / 2 + 4) / 2 + 2) / 2, and the coarser ones with their weights brought to one.
     torch.testing.assert_close(final, torch.full((1, 1, 8, 8, 8), 3.0))
     torch.testing.assert_close(nearest, torch.full((1, 1, 8, 8, 8), 4.0 / 0.75))
     torch.testing.assert_close(coarsest, torch.full((1, 1, 8, 8, 8), 8.0))
-    assert len(rendering.combine(renders, coarser=False)) == 1
+    assert len(rendering.combine(renders, auxiliaries=False)) == 1
 
 
 def test_a_detail_lands_on_its_row_and_column_at_every_depth():
     # A lone bright pixel, lifted, must be where its ray is: row = D, column = W of a frontal view, all of H.
     image = torch.zeros(1, 1, 8, 8)
     image[0, 0, 2, 5] = 1.0
-    assert rays(FRONTAL).spread(image).nonzero()[:, 2:].tolist() == [[2, depth, 5] for depth in range(8)]
-    assert rays(LATERAL).spread(image).nonzero()[:, 2:].tolist() == [[2, 5, depth] for depth in range(8)]
+    assert rays(FRONTAL).backproject(image).nonzero()[:, 2:].tolist() == [[2, depth, 5] for depth in range(8)]
+    assert rays(LATERAL).backproject(image).nonzero()[:, 2:].tolist() == [[2, 5, depth] for depth in range(8)]
 
 
 @pytest.mark.parametrize("view", [FRONTAL, LATERAL], ids=lambda view: view.name)
 def test_with_parallel_rays_true_rays_are_the_axes(view):
     image, maps = torch.rand(2, 3, 16, 16), torch.rand(2, 16, 16, 16)
     straight, true = rays(view), rays(view, true=True, geometry=parallel)
-    torch.testing.assert_close(true.spread(image), straight.spread(image), atol=1e-5, rtol=0)
+    torch.testing.assert_close(true.backproject(image), straight.backproject(image), atol=1e-5, rtol=0)
     # Rays run from back to front and from the patient's left: against the order of the axes.
     sign = torch.tensor(1.0) if torch.allclose(true.depth(16, image), straight.depth(16, image), atol=1e-5) else -1.0
     torch.testing.assert_close(true.depth(16, image), sign * straight.depth(16, image), atol=1e-5, rtol=0)
-    stood = straight.stand_up(maps if sign == 1 else maps.flip(1))
-    torch.testing.assert_close(true.stand_up(maps), stood, atol=1e-4, rtol=0)
+    stood = straight.depths_to_volume(maps if sign == 1 else maps.flip(1))
+    torch.testing.assert_close(true.depths_to_volume(maps), stood, atol=1e-4, rtol=0)
 
 
 def test_true_rays_of_a_cone_spread_towards_the_detector():
     # A pixel off the center: its voxels lie nearer to the axis the nearer they are to the source.
     image = torch.zeros(1, 1, 16, 16)
     image[0, 0, 7:9, 12] = 1.0
-    volume = rays(FRONTAL, true=True, geometry=x2ct).spread(image)[0, 0, 7]
+    volume = rays(FRONTAL, true=True, geometry=x2ct).backproject(image)[0, 0, 7]
     depth = rays(FRONTAL, true=True, geometry=x2ct).depth(16, image)[0, 0, 7, :, 0]
     columns = torch.arange(16.0)
     place = (volume * columns).sum(1) / volume.sum(1).clamp_min(1e-6)
@@ -134,7 +134,7 @@ def test_every_lifting_gives_a_volume_for_every_size_and_the_radiograph_reaches_
     features = (3, 4, 5)
     widths = config.widths(features, (9, 6, 4, 2))
     assert widths == ((5, 4, 3) if kind == "plain" else (6, 4, 2))
-    lifting = config.build(features, widths, 16, recompute=False)
+    lifting = config.build(features, widths, 16, use_checkpoint=False)
     radiograph = torch.rand(2, 1, 16, 16, requires_grad=True)
     pyramid = [
         F.avg_pool2d(radiograph, 2**k).repeat(1, c, 1, 1) * torch.arange(1.0, c + 1).view(-1, 1, 1)
@@ -158,9 +158,7 @@ def test_the_transformer_mixes_what_dense_stages_keep_apart():
     # Far corners of the image influence one another only through attention, once norms are held.
     torch.manual_seed(0)
     tokens = torch.rand(1, 16, 8)
-    from raylift.models.parts.attention import TransformerBlock
-
-    block = TransformerBlock(8, 2)
+    block = transformer_block(8, 2)
     changed = tokens.clone()
     changed[0, 15, 0] += 1.0
     assert not torch.allclose(block(tokens)[0, 0], block(changed)[0, 0], atol=1e-5)
@@ -169,7 +167,7 @@ def test_the_transformer_mixes_what_dense_stages_keep_apart():
 def test_the_published_transformer_stands_before_the_last_stage_with_64_tokens_at_128():
     met = []
     with torch.device("meta"):
-        encoder = EncoderConfig("transformer").build(recompute=False)
+        encoder = EncoderConfig("transformer").build(use_checkpoint=False)
         for block in encoder.transformer:
             block.register_forward_pre_hook(lambda _, given: met.append(tuple(given[0].shape)))
         features = encoder(torch.empty(1, 1, 128, 128))
@@ -202,13 +200,13 @@ def test_a_voxel_attends_to_pixels_that_no_convolution_brings_to_it():
 
 def test_along_true_rays_nothing_is_fully_connected():
     for along, count in (("axes", 1), ("rays", 0)):
-        lifting = LiftingConfig(along=along).build((3, 4, 5), (5, 4, 3), 16, recompute=False)
+        lifting = LiftingConfig(along=along).build((3, 4, 5), (5, 4, 3), 16, use_checkpoint=False)
         assert sum(isinstance(module, torch.nn.Linear) for module in lifting.modules()) == count
 
 
 def test_positions_differ_from_place_to_place():
     for axes in (2, 3):
-        places = positions(4, axes, 14, like=torch.zeros(1))
+        places = positional_encoding(4, axes, 14, like=torch.zeros(1))
         assert places.shape == (4**axes, 14)
         assert len(torch.unique(places.round(decimals=4), dim=0)) == 4**axes
 
@@ -216,7 +214,7 @@ def test_positions_differ_from_place_to_place():
 @pytest.mark.parametrize("kind", ["dense", "transformer", "hourglass", "image"])
 def test_an_encoder_gives_the_channels_it_promises_at_halved_sizes(kind):
     config = EncoderConfig(kind, stem=8, growth=4, bottleneck=8, layers=(1, 1, 1), transformer_blocks=1, heads=1)
-    features = config.build(recompute=False)(torch.rand(2, 1, 32, 32))
+    features = config.build(use_checkpoint=False)(torch.rand(2, 1, 32, 32))
     assert tuple(f.shape[1] for f in features) == config.channels()
     assert [f.shape[-1] for f in features] == [32 >> k for k in range(len(features))]
 
@@ -229,7 +227,7 @@ def test_plain_fusions_do_what_their_names_say():
     assert torch.equal(fused["concatenate"], torch.cat(views, dim=1))
     narrowed = FusionConfig("concatenate").build(3, 2, keep_width=True)
     assert narrowed(views).shape == (1, 3, 2, 2, 2)
-    assert narrowed.mix.weight.shape == (3, 6, 1, 1, 1)
+    assert narrowed.out_proj.weight.shape == (3, 6, 1, 1, 1)
 
 
 @pytest.mark.parametrize("kind", ["average", "sum", "concatenate", "attention", "alignment"])

@@ -86,11 +86,11 @@ def test_nobody_looks_at_the_volumes_or_the_labels_of_a_batch(name):
     data = batch(system)
     poisoned = replace(
         data,
-        truth=torch.full_like(data.volume, torch.nan),
+        ground_truth=torch.full_like(data.volume, torch.nan),
         labels=torch.full(data.volume.shape, 255, dtype=torch.uint8),
     )
     losses = []
-    for given in (data, poisoned, replace(data, truth=None)):
+    for given in (data, poisoned, replace(data, ground_truth=None)):
         torch.manual_seed(0)
         results, _ = turns(system.objective(GRID, GEOMETRY), given)
         losses.append({player: float(loss) for player, (loss, _) in results.items()})
@@ -140,11 +140,11 @@ def gradient(system, data) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("balanced", [True, False])
-@pytest.mark.parametrize("term", ["projection", "calibration", "smoothness", "adversarial"])
+@pytest.mark.parametrize("term", ["projection", "calibration", "total_variation", "adversarial"])
 def test_every_term_of_a_reprojecting_system_reaches_its_generator(term, balanced):
     # The public notebook's generator had no gradient but weight decay, under a loss that looked alive.
     system = tiny(SYSTEMS["u-x2ctgan"]())
-    weights = replace(system.loss, balanced=balanced, smoothness=1.0)
+    weights = replace(system.loss, balanced=balanced, total_variation=1.0)
     system = replace(system, loss=weights)
     whole = gradient(system, batch(system))
     # Balanced weights are relative: a term is taken away by next to no weight.
@@ -166,7 +166,7 @@ def test_balanced_weights_sum_to_one_and_are_held():
     weights = ReprojectionLoss()
     terms = {
         "projection": torch.tensor(0.2, requires_grad=True),
-        "smoothness": torch.tensor(0.05, requires_grad=True),
+        "total_variation": torch.tensor(0.05, requires_grad=True),
         "adversarial": torch.tensor(0.8, requires_grad=True),
     }
     loss = weights.weighted(terms)
@@ -183,11 +183,11 @@ def test_a_balanced_loss_logs_its_terms_by_themselves():
     system = tiny(SYSTEMS["u-x2ctgan"]())
     results, _ = turns(system.objective(GRID, GEOMETRY), batch(system))
     loss, logs = results["generator"]
-    weighted = system.loss.weighted({name: logs[name] for name in ("projection", "smoothness", "adversarial")})
+    weighted = system.loss.weighted({name: logs[name] for name in ("projection", "total_variation", "adversarial")})
     assert loss == pytest.approx(weighted)
     assert logs["projection"] == pytest.approx(logs["agreement"] + logs["calibration"])
     # The sum says next to nothing: it is the harmonic mean of terms that differ by orders of magnitude.
-    assert logs["projection"] > 1.5 * logs["smoothness"]
+    assert logs["projection"] > 1.5 * logs["total_variation"]
 
 
 def test_weight_decay_of_adam_is_the_published_penalty_on_squared_parameters():
@@ -319,7 +319,7 @@ def test_an_unconditional_discriminator_judges_each_image_alone_with_one_score_i
 
 def test_turned_re_projections_are_judged_too_where_asked():
     system = tiny(SYSTEMS["u-x2ctgan"]())
-    system = replace(system, loss=replace(system.loss, turned_deg=20.0))
+    system = replace(system, loss=replace(system.loss, rotation_std_deg=20.0))
     _, carried = turns(system.objective(GRID, GEOMETRY), batch(system))
     assert carried["reprojections"].shape == (2, 4, 32, 32)
 
@@ -344,7 +344,7 @@ def test_the_volume_discriminator_sees_unpaired_ct_where_there_is_any(name, monk
     shown = watch_what_is_called_real(monkeypatch)
     results, _ = turns(objective, data)
     assert torch.equal(shown[0], data.unpaired)
-    assert results["generator"][1]["others_are_ct"] == 1
+    assert results["generator"][1]["unpaired_is_ct"] == 1
 
 
 def test_without_unpaired_ct_it_sees_drawn_people_and_never_noise(monkeypatch):
@@ -352,7 +352,7 @@ def test_without_unpaired_ct_it_sees_drawn_people_and_never_noise(monkeypatch):
     objective = system.objective(GRID, GEOMETRY)
     shown = watch_what_is_called_real(monkeypatch)
     results, _ = turns(objective, batch(system, unpaired=False))
-    assert results["generator"][1]["others_are_ct"] == 0
+    assert results["generator"][1]["unpaired_is_ct"] == 0
     pool = [Window().to_unit(torch.from_numpy(thorax(2**33 + k, GRID)[0].astype("float32"))) for k in range(3)]
     for volume in shown[0][:, 0]:
         assert any(torch.equal(volume, person) for person in pool)
@@ -380,8 +380,8 @@ def test_the_generator_of_radiographs_has_no_weights_but_those_that_are_trained(
     made = network(volume)
     assert torch.equal(made, network(volume))
     made.square().sum().backward()
-    assert {"unfold.0.weight", "unfold.1.weight"} <= set(dict(network.named_parameters()))
-    assert all(float(parameter.grad.abs().sum()) > 0 for parameter in network.unfold.parameters())
+    assert {"to_pixels.0.weight", "to_pixels.1.weight"} <= set(dict(network.named_parameters()))
+    assert all(float(parameter.grad.abs().sum()) > 0 for parameter in network.to_pixels.parameters())
     assert made.shape == people().views.shape
 
 
@@ -450,11 +450,11 @@ def test_smoothed_targets_are_the_discriminators_alone():
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [
-        (Reprojected, {"views": ("frontal",)}, "thickest_mm .* for 1 views: give one for each"),
+        (Reprojected, {"views": ("frontal",)}, "max_thickness_mm .* for 1 views: give one for each"),
         (Reprojected, {"views": ()}, "name one or more"),
         (ReprojectionLoss, {"projection": 0.0}, "the radiographs would teach nothing"),
-        (ReprojectionLoss, {"smoothness": -1.0}, "below 0: system.loss.smoothness"),
-        (ReprojectionLoss, {"thinnest_mm": (300.0, 0.0)}, "from 0 up, the second larger"),
+        (ReprojectionLoss, {"total_variation": -1.0}, "below 0: system.loss.total_variation"),
+        (ReprojectionLoss, {"min_thickness_mm": (300.0, 0.0)}, "from 0 up, the second larger"),
         (CycleLoss, {"cycle": 0.0}, "the cycle's weight must be positive"),
         (CycleLoss, {"discriminators_every": 0}, "discriminators_every 1 or more"),
         (CycleGan, {"drawn_people": 0}, "0 drawn people"),
@@ -469,7 +469,7 @@ def test_settings_that_cannot_work_are_refused_with_the_remedy(make, settings, m
 def test_a_conditional_discriminator_wants_two_views_and_no_turned_ones():
     system = SYSTEMS["cgan-128"]()
     with pytest.raises(ConfigError, match="give two views or more"):
-        replace(system, loss=replace(system.loss, turned_deg=5.0))
+        replace(system, loss=replace(system.loss, rotation_std_deg=5.0))
     cycle = SYSTEMS["cyclegan-b"]()
     with pytest.raises(ConfigError, match="volumes of other people have no radiographs"):
         replace(cycle, volume_discriminator=replace(cycle.volume_discriminator, conditional=True))

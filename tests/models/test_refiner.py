@@ -11,7 +11,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models.diffusion.denoiser import DenoiserConfig
-from raylift.models.generative import Draw
+from raylift.models.generative import SamplingConfig
 from raylift.models.systems.psr import psr
 from raylift.models.systems.refiner import Refiner
 from raylift.models.systems.slim import tiny
@@ -20,7 +20,9 @@ from raylift.models.systems.x2ct import x2ct_gan
 GRID = Grid(32, 10.0)
 GEOMETRY = chest(GRID)
 SYSTEM = Refiner(
-    base=tiny(x2ct_gan()), denoiser=DenoiserConfig((8, 16), blocks=1, plain_sizes=2, patch=2), draw=Draw(steps=4)
+    base=tiny(x2ct_gan()),
+    denoiser=DenoiserConfig((8, 16), blocks=1, levels_without_attention=2, patch=2),
+    sampling=SamplingConfig(steps=4),
 )
 FINER = replace(SYSTEM, upsampling=2, base=tiny(psr()), denoiser=DenoiserConfig((8, 16), 1, 2, patch=1))
 
@@ -39,7 +41,7 @@ def network(system: Refiner = SYSTEM, grid: Grid = GRID):
     torch.manual_seed(0)
     made = system.reconstructor(grid, chest(grid))
     # The last layer starts at zero, under which nothing else has an effect.
-    torch.nn.init.normal_(made.denoiser.leave[-1].weight, std=0.1)
+    torch.nn.init.normal_(made.denoiser.conv_out[-1].weight, std=0.1)
     return made
 
 
@@ -68,7 +70,7 @@ def test_the_denoiser_learns_and_the_base_does_not(system):
     assert not any(module.training for module in player.network.base.modules())
     data = two_boxes()
     data = replace(data, views=data.views[:, : len(system.views)])
-    torch.nn.init.normal_(player.network.denoiser.leave[-1].weight, std=0.1)
+    torch.nn.init.normal_(player.network.denoiser.conv_out[-1].weight, std=0.1)
     before = {name: tensor.clone() for name, tensor in player.network.base.state_dict().items()}
     loss, _, _ = player(data, {})
     loss.backward()
@@ -83,9 +85,9 @@ def test_what_is_learned_is_what_the_bases_volume_lacks(system):
     made, data = network(system), two_boxes()
     views = data.views[:, : len(system.views)]
     condition = made.condition(views)
-    residual, _ = made.learn(data.volume, condition)
-    torch.testing.assert_close(made.volume(residual, condition), data.volume)
-    coarse = made.volume(torch.zeros_like(residual), condition)
+    residual, _ = made.encode(data.volume, condition)
+    torch.testing.assert_close(made.decode(residual, condition), data.volume)
+    coarse = made.decode(torch.zeros_like(residual), condition)
     with torch.no_grad():
         expected = made.base(views).clip(0.0, 1.0)
     if system.upsampling == 2:
@@ -100,24 +102,24 @@ def test_what_is_learned_is_what_the_bases_volume_lacks(system):
 
 def test_a_refiner_that_has_learned_nothing_leaves_the_bases_volume_where_one_that_tells_noise_adds_some():
     views, far = two_boxes().views, {}
-    for prediction in ("sample", "epsilon", "v"):
+    for prediction_type in ("sample", "epsilon", "v_prediction"):
         torch.manual_seed(0)
-        system = replace(SYSTEM, diffusion=replace(SYSTEM.diffusion, prediction=prediction))
+        system = replace(SYSTEM, scheduler=replace(SYSTEM.scheduler, prediction_type=prediction_type))
         made = system.reconstructor(GRID, GEOMETRY).eval()
         with torch.no_grad():
-            far[prediction] = float((made(views) - made.base(views).clip(0.0, 1.0)).abs().mean())
+            far[prediction_type] = float((made(views) - made.base(views).clip(0.0, 1.0)).abs().mean())
     assert far["sample"] < 1e-6
-    assert min(far["epsilon"], far["v"]) > 1e-3
+    assert min(far["epsilon"], far["v_prediction"]) > 1e-3
 
 
 def test_draws_depend_on_radiographs_and_seed_and_not_on_the_batch():
     made = network().eval()
     views = torch.rand(4, 2, 32, 32, generator=torch.Generator().manual_seed(1))
-    together = made.draw(views, Draw(steps=3, seed=5))
-    alone = torch.cat([made.draw(view[None], Draw(steps=3, seed=5)) for view in views])
+    together = made.sample(views, SamplingConfig(steps=3, seed=5))
+    alone = torch.cat([made.sample(view[None], SamplingConfig(steps=3, seed=5)) for view in views])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-3)
-    assert torch.equal(made.draw(views, Draw(steps=3, seed=5)), together)
-    assert (made.draw(views, Draw(steps=3, seed=6)) - together).abs().mean() > 1e-3
+    assert torch.equal(made.sample(views, SamplingConfig(steps=3, seed=5)), together)
+    assert (made.sample(views, SamplingConfig(steps=3, seed=6)) - together).abs().mean() > 1e-3
     assert (together[0] - together[1]).abs().mean() > 1e-3
 
 
@@ -126,12 +128,12 @@ def test_each_view_reaches_the_denoiser_past_the_base():
     noisy, times = torch.zeros(2, 1, 32, 32, 32), torch.full((2,), 500)
     condition = made.condition(data.views)
     with torch.no_grad():
-        told = made.tell(noisy, times, condition)
+        told = made.predict(noisy, times, condition)
         for view in range(3):
             changed = [level.clone() for level in condition]
             # Channels are the coarse volume's eight, then eight of each view.
             changed[0][:, 8 * view : 8 * view + 8] += 0.1
-            assert not torch.allclose(made.tell(noisy, times, changed), told, atol=1e-6)
+            assert not torch.allclose(made.predict(noisy, times, changed), told, atol=1e-6)
 
 
 def test_a_refiner_overfits_what_its_base_lacks():
@@ -181,7 +183,7 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient():
     [
         ({"residual_scale": 0.0}, 32, "give a share of the window"),
         ({"upsampling": 2}, 33, "33 is no multiple of 2"),
-        ({"denoiser": DenoiserConfig((8,) * 5, patch=2)}, 32, "cannot be divided by 32"),
+        ({"denoiser": DenoiserConfig((8,) * 5, patch=2)}, 32, "not divisible by 32"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_with_the_remedy(settings, size, message):

@@ -81,9 +81,9 @@ def test_a_volume_gets_its_gradient_from_every_view():
 
 
 def test_calibration_is_the_error_of_the_range_as_a_share_of_what_is_expected():
-    weights = ReprojectionLoss(thinnest_mm=(0.0,), thickest_mm=(200.0,))
-    assert weights.miscalibration(torch.tensor([[[0.0, 200.0]]])) == 0
-    assert weights.miscalibration(torch.tensor([[[20.0, 160.0]]])) == pytest.approx((0.1**2 + 0.2**2) / 2)
+    weights = ReprojectionLoss(min_thickness_mm=(0.0,), max_thickness_mm=(200.0,))
+    assert weights.calibration_error(torch.tensor([[[0.0, 200.0]]])) == 0
+    assert weights.calibration_error(torch.tensor([[[20.0, 160.0]]])) == pytest.approx((0.1**2 + 0.2**2) / 2)
 
 
 def test_total_variation_of_a_step_is_its_height_times_its_area():

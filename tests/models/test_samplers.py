@@ -7,36 +7,40 @@ import pytest
 import torch
 
 from raylift.datasets.errors import ConfigError
-from raylift.models.diffusion.noise_schedule import Diffusion, DiffusionConfig
-from raylift.models.diffusion.samplers import SAMPLERS, Noise, steps_through
-from raylift.models.generative import Draw
+from raylift.models.diffusion.noise_schedule import NoiseScheduler, NoiseSchedulerConfig
+from raylift.models.diffusion.samplers import SAMPLERS, Noise, timestep_schedule
+from raylift.models.generative import SamplingConfig
 
 MEAN, SPREAD = -0.6, 0.3
 """Of the data: most of a CT is air."""
 LIKE = torch.empty(1, 1, 24, 24, 24)
 
 
-def gaussian_estimate(levels):
+def gaussian_estimate(alphas_cumprod):
     """The posterior mean of x_0 given x_t, exact for data of N(MEAN, SPREAD)."""
 
     def estimate(noisy, time):
-        signal = math.sqrt(levels[time])
-        gain = signal * SPREAD**2 / (levels[time] * SPREAD**2 + 1 - levels[time])
+        signal = math.sqrt(alphas_cumprod[time])
+        gain = signal * SPREAD**2 / (alphas_cumprod[time] * SPREAD**2 + 1 - alphas_cumprod[time])
         return MEAN + gain * (noisy - signal * MEAN)
 
     return estimate
 
 
 def sampled(name, schedule, steps, seed=0):
-    levels = DiffusionConfig(schedule).levels()
+    alphas_cumprod = NoiseSchedulerConfig(schedule).alphas_cumprod()
     noise = Noise(seed, LIKE)
     start = noise()
-    return SAMPLERS[name](gaussian_estimate(levels), start, steps_through(levels, steps), noise), start, levels
+    return (
+        SAMPLERS[name](gaussian_estimate(alphas_cumprod), start, timestep_schedule(alphas_cumprod, steps), noise),
+        start,
+        alphas_cumprod,
+    )
 
 
-def flown(start, levels):
+def flown(start, alphas_cumprod):
     """Where the probability flow takes the starting noise: for Gaussians the map is linear."""
-    last = levels[-1]
+    last = alphas_cumprod[-1]
     return MEAN + SPREAD * (start - math.sqrt(last) * MEAN) / math.sqrt(last * SPREAD**2 + 1 - last)
 
 
@@ -52,39 +56,39 @@ def test_every_sampler_reaches_the_distribution_of_the_data(name, schedule):
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_in_few_steps_the_second_order_is_nearer_to_the_flow_and_gains_faster(schedule):
     errors = {}
-    for name in ("ddim", "multistep"):
+    for name in ("ddim", "dpm_solver"):
         for steps in (8, 16, 32):
-            made, start, levels = sampled(name, schedule, steps)
-            errors[name, steps] = float((made - flown(start, levels)).square().mean().sqrt()) / SPREAD
+            made, start, alphas_cumprod = sampled(name, schedule, steps)
+            errors[name, steps] = float((made - flown(start, alphas_cumprod)).square().mean().sqrt()) / SPREAD
         # More steps are better for both: doubling them halves DDIM's error.
         assert errors[name, 8] > errors[name, 16] > errors[name, 32]
     for steps in (8, 16, 32):
-        assert errors["multistep", steps] < errors["ddim", steps] / 2
+        assert errors["dpm_solver", steps] < errors["ddim", steps] / 2
     assert errors["ddim", 8] / errors["ddim", 32] == pytest.approx(4, rel=0.2)
-    assert errors["multistep", 8] / errors["multistep", 32] > 6
+    assert errors["dpm_solver", 8] / errors["dpm_solver", 32] > 6
 
 
 def test_the_linear_schedule_is_the_published_one_and_the_cosine_ends_in_noise():
-    linear, cosine = DiffusionConfig().levels(), DiffusionConfig("cosine").levels()
+    linear, cosine = NoiseSchedulerConfig().alphas_cumprod(), NoiseSchedulerConfig("cosine").alphas_cumprod()
     assert linear[0] == pytest.approx(1 - 1e-6, abs=1e-12)
     assert linear[-1] == pytest.approx(math.exp(-1000 * (1e-6 + 1e-2) / 2), rel=0.02)
     assert linear[-1] / linear[-2] == pytest.approx(1 - 1e-2)
     assert cosine[499] == pytest.approx(math.cos((0.5 + 0.008) / 1.008 * math.pi / 2) ** 2, rel=1e-3)
     assert 0 < cosine[-1] < 1e-8
-    for levels in (linear, cosine):
-        assert all(one > other for one, other in itertools.pairwise(levels))
+    for alphas_cumprod in (linear, cosine):
+        assert all(one > other for one, other in itertools.pairwise(alphas_cumprod))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v"])
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 def test_what_is_asked_of_the_network_gives_the_data_back_in_one_step(prediction, schedule):
     # With 1 - a_t in place of its root, as the paper is quoted, this would be off by the noise.
-    diffusion = Diffusion(DiffusionConfig(schedule, prediction=prediction))
+    diffusion = NoiseScheduler(NoiseSchedulerConfig(schedule, prediction_type=prediction))
     generator = torch.Generator().manual_seed(0)
     data, noise = (torch.randn(4, 1, 4, 4, 4, generator=generator) for _ in range(2))
     times = torch.tensor([0, 250, 500, 900])
-    noisy = diffusion.noisy(data, noise, times)
-    back = diffusion.one_step(diffusion.target(data, noise, times), noisy, times)
+    noisy = diffusion.add_noise(data, noise, times)
+    back = diffusion.predict_x0(diffusion.target(data, noise, times), noisy, times)
     torch.testing.assert_close(back, data, atol=1e-4, rtol=1e-4)
     assert float((noisy - data)[0].abs().max()) < 0.1
     assert torch.corrcoef(torch.stack([noisy[3].flatten(), noise[3].flatten()]))[0, 1] > 0.9
@@ -92,32 +96,32 @@ def test_what_is_asked_of_the_network_gives_the_data_back_in_one_step(prediction
 
 def test_timesteps_are_all_equally_likely():
     torch.manual_seed(0)
-    diffusion = Diffusion(DiffusionConfig(timesteps=4))
-    counts = torch.bincount(diffusion.draw_times(torch.empty(4000, 1, 1, 1, 1)), minlength=4)
+    diffusion = NoiseScheduler(NoiseSchedulerConfig(num_train_timesteps=4))
+    counts = torch.bincount(diffusion.sample_timesteps(torch.empty(4000, 1, 1, 1, 1)), minlength=4)
     assert counts.min() > 900
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 16, 64, 1000, 5000])
 def test_steps_go_from_noise_to_the_data(count):
-    levels = DiffusionConfig().levels()
-    steps = steps_through(levels, count)
+    alphas_cumprod = NoiseSchedulerConfig().alphas_cumprod()
+    steps = timestep_schedule(alphas_cumprod, count)
     assert len(steps) == min(count, 1000)
     assert steps[0][0] == 999
     assert steps[-1][2] == 1
     assert count == 1 or steps[-1][0] == 0
-    assert all(before[2] == after[1] == levels[after[0]] for before, after in itertools.pairwise(steps))
+    assert all(before[2] == after[1] == alphas_cumprod[after[0]] for before, after in itertools.pairwise(steps))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_steps_are_equally_far_apart_in_log_signal_to_noise_ratio(schedule):
-    levels = DiffusionConfig(schedule).levels()
+    alphas_cumprod = NoiseSchedulerConfig(schedule).alphas_cumprod()
 
     def strides(times):
-        ratios = [math.log(levels[t] / (1 - levels[t])) for t in times]
+        ratios = [math.log(alphas_cumprod[t] / (1 - alphas_cumprod[t])) for t in times]
         # At its noisy end a cosine schedule has no timesteps fine enough.
         return [after - before for before, after in itertools.pairwise(ratios)][3:]
 
-    chosen = strides([t for t, *_ in steps_through(levels, 9)])
+    chosen = strides([t for t, *_ in timestep_schedule(alphas_cumprod, 9)])
     assert max(chosen) < 1.2 * min(chosen)
     equal_times = strides([999 - 125 * k for k in range(8)] + [0])
     assert max(equal_times) > 5 * min(equal_times)
@@ -136,23 +140,28 @@ def test_noise_is_a_function_of_the_seed_and_alike_for_every_item():
 
 def test_of_the_three_samplers_only_ancestral_draws_noise_on_the_way():
     for name in SAMPLERS:
-        levels = DiffusionConfig().levels()
+        alphas_cumprod = NoiseSchedulerConfig().alphas_cumprod()
         # The same start, other noise after it.
         made = [
             SAMPLERS[name](
-                gaussian_estimate(levels), torch.ones_like(LIKE), steps_through(levels, 8), Noise(seed, LIKE)
+                gaussian_estimate(alphas_cumprod),
+                torch.ones_like(LIKE),
+                timestep_schedule(alphas_cumprod, 8),
+                Noise(seed, LIKE),
             )
             for seed in (1, 2)
         ]
-        assert torch.equal(*made) == (name != "ancestral")
+        assert torch.equal(*made) == (name != "ddpm")
 
 
-@pytest.mark.parametrize("settings", [{"timesteps": 0}, {"beta_first": 0.0}, {"beta_first": 0.5}, {"beta_last": 1.0}])
+@pytest.mark.parametrize(
+    "settings", [{"num_train_timesteps": 0}, {"beta_start": 0.0}, {"beta_start": 0.5}, {"beta_end": 1.0}]
+)
 def test_a_schedule_that_is_none_is_refused(settings):
-    with pytest.raises(ConfigError, match="beta_first <= beta_last < 1"):
-        DiffusionConfig(**settings)
+    with pytest.raises(ConfigError, match="beta_start <= beta_end < 1"):
+        NoiseSchedulerConfig(**settings)
 
 
 def test_no_steps_are_refused():
     with pytest.raises(ConfigError, match="0 sampling steps: use 1 or more"):
-        Draw(steps=0)
+        SamplingConfig(steps=0)

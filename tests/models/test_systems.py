@@ -194,11 +194,11 @@ def test_each_view_reaches_the_volume(name):
 
 
 CROSSED = [
-    ("repeat", "alignment", "growing", True, "axes"),
-    ("duo", "alignment", "growing", False, "axes"),
+    ("repeat", "alignment", "upsampling", True, "axes"),
+    ("duo", "alignment", "upsampling", False, "axes"),
     ("duo", "attention", "unet++", False, "rays"),
-    ("attention", "concatenate", "growing", True, "rays"),
-    ("plain", "average", "growing", True, "axes"),
+    ("attention", "concatenate", "upsampling", True, "rays"),
+    ("plain", "average", "upsampling", True, "axes"),
     ("plain", "sum", "unet", False, "rays"),
     ("repeat", "alignment", "unet", False, "rays"),
     ("attention", "alignment", "unet++", False, "axes"),
@@ -249,8 +249,8 @@ def test_psr_normalizes_over_the_batch_and_3dcnn_each_volume_by_itself():
 def test_cvaa_gan_sums_and_refines_the_coarsest_views_and_aligns_the_others():
     with torch.device("meta"):
         decoder = SYSTEMS["cvaa-gan"]().reconstructor(Grid(128), chest(Grid(128))).decoder
-    assert [type(fuse) for fuse in decoder.fuse] == [Sum, *[Alignment] * 5]
-    assert {fuse.score.kernel_size for fuse in decoder.fuse[1:]} == {(7, 7, 7)}
+    assert [type(fuse) for fuse in decoder.fusions] == [Sum, *[Alignment] * 5]
+    assert {fuse.score.kernel_size for fuse in decoder.fusions[1:]} == {(7, 7, 7)}
     assert len(decoder.levels.level(0).blocks) == 1
     assert {len(decoder.levels.level(k).blocks) for k in range(1, 6)} == {0}
 
@@ -354,7 +354,7 @@ def test_radiographs_of_another_size_are_brought_to_the_volumes():
     ("settings", "message"),
     [
         ({"decoder": DecoderConfig(channels=(8, 8, 8, 8))}, "4 decoder widths for 5 encoder stages: give 6"),
-        ({"decoder": DecoderConfig(channels=(8,) * 7)}, "the growing decoder wants 6"),
+        ({"decoder": DecoderConfig(channels=(8,) * 7)}, "the upsampling decoder wants 6"),
         ({"decoder": DecoderConfig("unet", channels=(8, 8))}, "2 decoder widths for 5 encoder stages: give 6 or more"),
         ({"decoder": DecoderConfig("none")}, "without a decoder the lifted volume is the answer"),
         ({"views": ("frontal", "frontal")}, "name one or more, each once"),
@@ -386,7 +386,7 @@ def test_numbers_that_make_no_network_are_refused(make, message):
 
 def test_heads_that_cannot_share_the_lifted_channels_are_refused():
     system = tiny(x2ct_gan())
-    with pytest.raises(ConfigError, match=r"3 heads cannot share .* divisor of the coarse widths"):
+    with pytest.raises(ConfigError, match=r"3 heads do not divide .* divisor of the coarse widths"):
         replace(system, lifting=LiftingConfig("attention", heads=3)).reconstructor(GRID, GEOMETRY)
 
 
@@ -406,7 +406,7 @@ def test_rendering_belongs_to_the_growing_decoder():
 
 
 def test_heads_must_share_the_transformers_channels():
-    with pytest.raises(ConfigError, match="3 heads cannot share"):
+    with pytest.raises(ConfigError, match="3 heads do not divide"):
         EncoderConfig("transformer", heads=3)
 
 
@@ -414,9 +414,13 @@ def test_every_crossing_of_lifting_fusion_and_decoder_builds():
     base = tiny(x2ct_gan())
     with torch.device("meta"):
         for lifting, along, fusion, feedback, decoder in product(
-            get_args(LiftingName), ("axes", "rays"), get_args(FusionName), (True, False), ("growing", "unet", "unet++")
+            get_args(LiftingName),
+            ("axes", "rays"),
+            get_args(FusionName),
+            (True, False),
+            ("upsampling", "unet", "unet++"),
         ):
-            if lifting == "channels" or fusion == "sum" or (feedback and decoder != "growing"):
+            if lifting == "channels" or fusion == "sum" or (feedback and decoder != "upsampling"):
                 continue
             choices = {"fusion": FusionConfig(fusion, feedback), "decoder": replace(base.decoder, kind=decoder)}
             system = replace(base, lifting=LiftingConfig(lifting, along, heads=2), **choices)

@@ -8,7 +8,7 @@ import torch
 
 from raylift.datasets.archive.archive import Archive
 from raylift.models import weights
-from raylift.models.generative import DrawingNetwork
+from raylift.models.generative import GenerativeNetwork
 from raylift.platform.config import EngineConfig
 from raylift.platform.evaluation.evaluate import evaluate
 from raylift.platform.export import export
@@ -25,7 +25,7 @@ def test_it_trains_resumes_at_another_stage_evaluates_and_exports(name, stages, 
     preset = PRESETS[f"{name}-tiny"]()
     run = replace(
         preset,
-        system=replace(preset.system, draw=replace(preset.system.draw, steps=2)),
+        system=replace(preset.system, draw=replace(preset.system.sampling, steps=2)),
         data=replace(preset.data, archive=str(archive32)),
         engine=EngineConfig(stages[0]),
         train=replace(preset.train, steps=4, validate_every=2, log_every=1, validation_samples=2),
@@ -50,8 +50,8 @@ def test_it_trains_resumes_at_another_stage_evaluates_and_exports(name, stages, 
     assert len(moved) > 0.9 * len(own) - 10
 
     model = weights.load(best)
-    assert isinstance(model.network, DrawingNetwork)
-    assert model.network.settings == run.system.draw
+    assert isinstance(model.network, GenerativeNetwork)
+    assert model.network.sampling == run.system.sampling
     result = evaluate(model, Archive(str(archive32)), protocols=("volume",))
     assert 0 < result.mean("model", "volume")["psnr_db"] < 40
     folder = tmp_path / "exported"

@@ -42,7 +42,7 @@ def fresh(run: RunConfig) -> Objective:
     torch.manual_seed(5)
     objective = run.system.objective(GRID, chest(GRID))
     # The last layer starts at zero, and would keep all others from learning at the first step.
-    torch.nn.init.normal_(objective.reconstructor.denoiser.leave[-1].weight, std=0.1)
+    torch.nn.init.normal_(objective.reconstructor.denoiser.conv_out[-1].weight, std=0.1)
     return objective
 
 

@@ -93,7 +93,7 @@ def test_a_system_that_learns_from_radiographs_never_sees_a_volume_of_theirs(
     seen = set()
     for _ in range(6):
         for batch in next(stream):
-            assert batch.truth is None
+            assert batch.ground_truth is None
             assert batch.labels is None
             assert batch.views.shape == (2, 2, 32, 32)
             assert batch.unpaired is not None

@@ -26,7 +26,7 @@ def wanted(archive32) -> RunConfig:
     run = refiner_tiny()
     return replace(
         run,
-        system=replace(run.system, draw=replace(run.system.draw, steps=2)),
+        system=replace(run.system, draw=replace(run.system.sampling, steps=2)),
         data=replace(run.data, archive=str(archive32)),
         train=replace(run.train, steps=4, validate_every=2, log_every=1),
     )
@@ -71,7 +71,7 @@ def test_the_verbs_take_a_refiner_by_the_same_names(refined, archive32, tmp_path
     assert all(after < before for before, after in residuals.values())
     assert cli.main(["evaluate", str(refined), *options]) == 0
     own = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert own["provenance"]["drawing"] == {"sampler": "multistep", "steps": 2, "seed": 0, "samples": 1}
+    assert own["provenance"]["drawing"] == {"sampler": "dpm_solver", "steps": 2, "seed": 0, "samples": 1}
     assert own["mean"]["model"] != metrics["mean"]["model"]
 
     assert cli.main(["export", str(refined), str(tmp_path / "model")]) == 0

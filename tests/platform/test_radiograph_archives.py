@@ -53,7 +53,7 @@ def test_it_is_judged_by_projections_and_sees_ct_of_other_people(run, archive32)
     checkpoint = run / "checkpoints/step-00000004"
     state = json.loads((checkpoint / "state.json").read_text())
     assert list(state["metrics"]) == OF_PROJECTIONS
-    assert all(entry["generator/others_are_ct"] == 1 for entry in state["history"] if "rate" in entry)
+    assert all(entry["generator/unpaired_is_ct"] == 1 for entry in state["history"] if "rate" in entry)
     provenance = weights.load(checkpoint).description.provenance
     assert provenance["archive_holds"] == "radiographs"
     assert provenance["unpaired"]["archive"] == str(archive32)

@@ -49,7 +49,7 @@ def test_its_prior_is_told_beside_its_weights_and_its_turns_in_its_history(cycle
     assert "2 procedural thoraces" in model.description.provenance["notes"][0]
     assert model.network(torch.rand(1, 2, 32, 32)).shape == (1, 1, 32, 32, 32)
     history = [e for e in json.loads((checkpoint / "state.json").read_text())["history"] if "rate" in e]
-    assert all(entry["generator/others_are_ct"] == 0 for entry in history)
+    assert all(entry["generator/unpaired_is_ct"] == 0 for entry in history)
     assert ["volume_discriminator/loss" in entry for entry in history] == [True, False, True, False]
 
 

@@ -163,7 +163,7 @@ def test_an_archive_of_another_size_is_refused_before_anything_starts(tiny, tmp_
 
 def test_settings_that_make_no_network_are_refused_before_anything_is_written(tiny, tmp_path):
     lifting = replace(tiny.system.lifting, kind="attention", heads=3)
-    with pytest.raises(ConfigError, match="3 heads cannot share"):
+    with pytest.raises(ConfigError, match="3 heads do not divide"):
         runs.start(replace(tiny, system=replace(tiny.system, lifting=lifting)), str(tmp_path / "unmade"))
     with pytest.raises(ConfigError, match=r"pass --data\.size 32"):
         runs.start(replace(tiny, data=replace(tiny.data, size=64)), str(tmp_path / "unmade"))

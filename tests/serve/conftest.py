@@ -17,7 +17,7 @@ from playwright.sync_api import BrowserContext, sync_playwright
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
-from raylift.models.generative import DrawFlags
+from raylift.models.generative import SamplingFlags
 from raylift.models.weights import Description
 from raylift.platform.presets.compositions import x2ct_gan_tiny
 from raylift.platform.presets.refiners import refiner_tiny
@@ -112,14 +112,14 @@ def drawing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(5)
     network = description.system.reconstructor(description.grid, description.geometry)
     # A fresh denoiser tells nothing.
-    torch.nn.init.normal_(network.denoiser.leave[-1].weight, std=0.3)
+    torch.nn.init.normal_(network.denoiser.conv_out[-1].weight, std=0.3)
     weights.save(folder, network.state_dict(), description)
     return folder
 
 
 @pytest.fixture(scope="session")
 def drawing(drawing_folder: Path) -> Reconstructor:
-    return Reconstructor.load(str(drawing_folder), draw=DrawFlags(steps=2))
+    return Reconstructor.load(str(drawing_folder), draw=SamplingFlags(steps=2))
 
 
 @pytest.fixture(scope="session")

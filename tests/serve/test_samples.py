@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.radiographs.decoding import RadiographLimits, read
-from raylift.models.generative import DrawFlags
+from raylift.models.generative import SamplingFlags
 from raylift.platform import cli
 from raylift.serve.api import routes
 from raylift.serve.page.std_map import SpreadMap
@@ -28,7 +28,7 @@ def inputs(count: int) -> list[np.ndarray]:
 def singles(folder: Path, given: np.ndarray, count: int, steps: int = 0, first: int = 0) -> np.ndarray:
     """Volumes of as many seeds, each drawn alone."""
     made = [
-        Reconstructor.load(str(folder), consistency_steps=steps, draw=DrawFlags(steps=2, seed=first + k))
+        Reconstructor.load(str(folder), consistency_steps=steps, draw=SamplingFlags(steps=2, seed=first + k))
         for k in range(count)
     ]
     return np.stack([one.reconstruct([given])[0].hu for one in made]).astype(np.float64)
@@ -44,15 +44,15 @@ def volume(data: bytes, folder: Path) -> sitk.Image:
 def test_samples_give_the_mean_and_the_spread_of_what_their_seeds_give_alone(
     drawing_folder: Path, radiographs: dict[str, bytes], steps: int
 ) -> None:
-    several = Reconstructor.load(str(drawing_folder), consistency_steps=steps, draw=DrawFlags(steps=2))
+    several = Reconstructor.load(str(drawing_folder), consistency_steps=steps, draw=SamplingFlags(steps=2))
     given = several.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
     (made,) = several.reconstruct([given], [3])
     alone = singles(drawing_folder, given, 3, steps)
     assert np.abs(made.hu - alone.mean(axis=0)).max() <= 1
-    assert made.deviation is not None
+    assert made.std is not None
     # The draws alone were rounded to whole HU.
-    assert np.abs(made.deviation - alone.std(axis=0, ddof=1)).max() <= 2
-    assert made.deviation.mean() > 10
+    assert np.abs(made.std - alone.std(axis=0, ddof=1)).max() <= 2
+    assert made.std.mean() > 10
     assert bool(made.residuals) == (steps > 0)
 
 
@@ -60,14 +60,14 @@ def test_requests_of_one_batch_get_as_many_draws_as_each_asked_for(drawing: Reco
     given = inputs(3)
     together = drawing.reconstruct(given, [1, 3, 2])
     alone = [drawing.reconstruct([one], [count])[0] for one, count in zip(given, [1, 3, 2], strict=True)]
-    assert [one.deviation is None for one in together] == [True, False, False]
+    assert [one.std is None for one in together] == [True, False, False]
     for one, other in zip(together, alone, strict=True):
         assert np.abs(np.subtract(one.hu, other.hu, dtype=np.int32)).max() <= 1
-    assert np.abs(np.subtract(together[1].deviation, alone[1].deviation, dtype=np.int32)).max() <= 1
+    assert np.abs(np.subtract(together[1].std, alone[1].std, dtype=np.int32)).max() <= 1
 
 
 def test_a_model_that_computes_its_volume_refuses_samples(reconstructor: Reconstructor) -> None:
-    with pytest.raises(ConfigError, match="computes its volume"):
+    with pytest.raises(ConfigError, match="is deterministic"):
         reconstructor.reconstruct(inputs(1), [2])
 
 
@@ -89,7 +89,7 @@ def test_the_verb_writes_the_mean_and_beside_it_the_spread_in_the_same_frame(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = ["--samples", "2", "--seed", "7", "--sampler", "multistep", "--steps", "2"]
+    options = ["--samples", "2", "--seed", "7", "--sampler", "dpm_solver", "--steps", "2"]
     output = tmp_path / "ct.nii.gz"
     assert cli.main(["reconstruct", str(drawing_folder), "-o", str(output), *pair, *options]) == 0
     mean, deviation = (sitk.ReadImage(str(tmp_path / name)) for name in ("ct.nii.gz", "ct-std.nii.gz"))
@@ -102,7 +102,7 @@ def test_the_verb_writes_the_mean_and_beside_it_the_spread_in_the_same_frame(
     assert f"{tmp_path / 'ct-std.nii.gz'}: standard deviation over 2 draws" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "multistep"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver"])
 def test_every_sampler_can_be_named(drawing_folder: Path, pair: list[str], tmp_path: Path, sampler: str) -> None:
     options = ["--sampler", sampler, "--steps", "3"]
     output = tmp_path / "ct.nii.gz"
@@ -169,7 +169,7 @@ def test_a_request_gets_the_mean_of_its_samples_and_with_spread_a_zip_of_both(
         assert [name.removesuffix(".nii.gz")[-4:] == "-std" for name in names] == [False, True]
         again, deviation = (sitk.GetArrayFromImage(volume(archive.read(name), tmp_path))[::-1] for name in names)
     np.testing.assert_array_equal(again, mean)
-    np.testing.assert_array_equal(deviation, expected.deviation)
+    np.testing.assert_array_equal(deviation, expected.std)
     single = client.post(URL, files=radiographs, data={"invert": "no"})
     assert single.content != plain.content
 
@@ -195,7 +195,7 @@ def test_draws_beyond_what_the_service_allows_are_refused(
 
 def test_the_service_says_how_its_model_draws_and_what_may_be_asked(client: TestClient) -> None:
     drawn = client.get("/v1/model").json()["drawing"]
-    assert drawn == {"sampler": "multistep", "steps": 2, "seed": 0, "max_samples": 3}
+    assert drawn == {"sampler": "dpm_solver", "steps": 2, "seed": 0, "max_samples": 3}
     schema = client.get("/openapi.json").json()
     OpenAPI.model_validate(schema)
     route = schema["paths"][URL]["post"]
@@ -207,12 +207,12 @@ def test_the_service_says_how_its_model_draws_and_what_may_be_asked(client: Test
 
 def test_the_colors_reach_to_where_few_voxels_are_above(drawing: Reconstructor) -> None:
     (made,) = drawing.reconstruct(inputs(1), [3])
-    assert made.deviation is not None
-    shown = SpreadMap.of(made.deviation)
+    assert made.std is not None
+    shown = SpreadMap.of(made.std)
     top = shown.top_hu
     assert top % 40 == 0
-    assert (made.deviation > top - 40).mean() > 0.001
-    assert (made.deviation > top).mean() <= 0.005
+    assert (made.std > top - 40).mean() > 0.001
+    assert (made.std > top).mean() <= 0.005
     assert SpreadMap.of(np.zeros((8, 8, 8), np.int16)).top_hu == 40
     picture = shown.slice_picture("coronal", 16)
     assert picture.shape == (448, 448, 3)
@@ -221,5 +221,5 @@ def test_the_colors_reach_to_where_few_voxels_are_above(drawing: Reconstructor) 
     scale = 448 // 32
     blocks = gray.reshape(gray.shape[0] // scale, scale, gray.shape[1] // scale, scale).mean(axis=(1, 3))
     first = 56 // scale
-    inside = made.deviation[first : first + len(blocks), 16, first : first + len(blocks)]
+    inside = made.std[first : first + len(blocks), 16, first : first + len(blocks)]
     assert np.corrcoef(blocks.ravel(), inside.ravel())[0, 1] > 0.5

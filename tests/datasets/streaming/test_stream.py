@@ -398,10 +398,10 @@ def write_radiographs(url: str, count: int) -> Archive:
 def test_radiographs_without_ct_make_batches_without_a_volume(tmp_path: Path) -> None:
     archive = write_radiographs(str(tmp_path), COUNT)
     [batch] = next(iter(stream(archive, archive, Share(0, 1, 4), volumes=False)))
-    assert batch.truth is None
+    assert batch.ground_truth is None
     for name, views in zip(batch.ids, batch.views, strict=True):
         np.testing.assert_array_equal(views, radiographs(int(name.partition("-")[2])).radiographs)
-    assert batch.to(torch.device("cpu")).truth is None
+    assert batch.to(torch.device("cpu")).ground_truth is None
     with pytest.raises(ConfigError, match="a batch of radiographs without CT"):
         _ = batch.volume
     with pytest.raises(ConfigError, match="holds radiographs without CT, and whoever reads volumes needs CT"):
@@ -417,7 +417,7 @@ def test_a_stream_without_volumes_reads_none_from_an_archive_that_has_them(archi
             return super().read_array(entry, name)
 
     batch = load(Counted(archive.url), archive.entries()[:3], WINDOW, (0, 1), volumes=False)
-    assert batch.truth is None
+    assert batch.ground_truth is None
     assert torch.equal(batch.views, load(archive, archive.entries()[:3], WINDOW, (0, 1)).views)
     assert read == {"radiographs": 3}
 
