@@ -1,4 +1,4 @@
-"""The service on Ray Serve: replicas of the model behind one entrance with the API and the page."""
+"""The service on Ray Serve: replicas of the model behind one ingress with the API and the page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 from ray import serve
@@ -19,7 +19,6 @@ from ray.util import list_named_actors
 
 from raylift.datasets.archive.store import absolute
 from raylift.datasets.errors import ConfigError, RayliftError
-from raylift.datasets.serialization import from_plain
 from raylift.models import weights
 from raylift.models.generative import SamplingConfig
 from raylift.models.weights import Description
@@ -31,16 +30,16 @@ if TYPE_CHECKING:
 
 APP = "raylift"
 MODEL_DEPLOYMENT = "model"
-ANSWER_TIMEOUT_S = 10.0
+RESPONSE_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 120.0
 
 
-class NotServing(RayliftError, RuntimeError):
-    """A service that was started and does not answer."""
+class ServiceNotReady(RayliftError, RuntimeError):
+    """The service was deployed and does not respond."""
 
 
 def application(settings: ServeSettings) -> serve.Application:
-    """The Serve application; its entrance stays one replica, because the page's sessions live in its process."""
+    """The Serve application. The ingress is a single replica, because the page's sessions live in its process."""
     settings = replace(settings, model=absolute(settings.model))
     model = serve.deployment(
         name=MODEL_DEPLOYMENT,
@@ -51,70 +50,67 @@ def application(settings: ServeSettings) -> serve.Application:
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
     )(ModelReplica)
     loaded = weights.load(settings.model)
-    draw = settings.draw.resolve(loaded.network)
-    # Every open page holds one request for as long as it is open.
-    front = serve.deployment(
-        name="entrance",
+    sampling = settings.sampling.resolve(loaded.network)
+    # Every open page holds one request while it is open.
+    ingress = serve.deployment(
+        name="ingress",
         num_replicas=1,
         max_ongoing_requests=1000,
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": 0.1},
-    )(serve.ingress(lambda: _entrance(settings, loaded.description, loaded.sha256, draw))())
-    bound: serve.Application = front.bind(model.bind(settings))
+    )(serve.ingress(lambda: _build_ingress(settings, loaded.description, loaded.sha256, sampling))())
+    bound: serve.Application = ingress.bind(model.bind(settings))
     return bound
 
 
-def _entrance(settings: ServeSettings, description: Description, sha256: str, draw: SamplingConfig | None) -> FastAPI:
-    # Serve calls this in the replica: Gradio cannot be pickled, and is wanted and imported only there.
+def _build_ingress(
+    settings: ServeSettings, description: Description, sha256: str, sampling: SamplingConfig | None
+) -> FastAPI:
+    # Serve calls this in the replica: Gradio cannot be pickled and is imported only there.
     from raylift.serve import ingress
 
-    return ingress.build(settings, description, sha256, draw, MODEL_DEPLOYMENT)
-
-
-def from_arguments(arguments: dict[str, Any]) -> serve.Application:
-    """The application from the arguments of a Serve config file, by the names of `ServeSettings`."""
-    return application(from_plain(ServeSettings, arguments, "args"))
+    return ingress.build(settings, description, sha256, sampling, MODEL_DEPLOYMENT)
 
 
 def start(settings: ServeSettings) -> str:
-    """Start the service on the Ray that is connected and return its URL once it answers.
+    """Start the service on the connected Ray cluster and return its URL once it responds.
 
     Raises:
-        ConfigError: Serve already runs on this cluster, or the port is taken.
-        NotServing: it was deployed and does not answer.
+        ConfigError: Ray Serve already runs on this cluster, or the port is in use.
+        ServiceNotReady: the service was deployed and does not respond.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if any(actor["name"] == "SERVE_CONTROLLER_ACTOR" for actor in list_named_actors(all_namespaces=True)):
-        raise ConfigError("Ray Serve already runs on this cluster: end it with `serve shutdown`, then start again")
+        raise ConfigError("Ray Serve already runs on this cluster: run `serve shutdown` first")
     _require_free(settings.host, settings.port)
     deployed = application(settings)
     serve.start(http_options={"host": settings.host, "port": settings.port})
     serve.run(deployed, name=APP, route_prefix="/", logging_config={"log_level": "WARNING"})
-    _await_answer("127.0.0.1" if settings.host == "0.0.0.0" else settings.host, settings.port)  # noqa: S104
+    _wait_until_ready("127.0.0.1" if settings.host == "0.0.0.0" else settings.host, settings.port)  # noqa: S104
     return f"http://{settings.host}:{settings.port}"
 
 
 def interruption() -> threading.Event:
-    """Set by Ctrl-C or SIGTERM from now on; a second one ends the process where it stands.
+    """An event that Ctrl-C or SIGTERM sets from now on; a second signal ends the process at once.
 
-    To be asked for before `start`: what comes while Ray is busy it would swallow.
+    Call it before `start`, because Ray ignores signals that arrive while it starts.
     """
-    ended = threading.Event()
+    interrupted = threading.Event()
 
     def end(*_: object) -> None:
-        if ended.is_set():
+        if interrupted.is_set():
             raise KeyboardInterrupt
-        ended.set()
+        interrupted.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
-    return ended
+    return interrupted
 
 
-def wait(ended: threading.Event) -> None:
-    """Until the service is to end, then leave Ray with nothing of it."""
-    ended.wait()
-    # Ray prints that the task which ends Serve's controller was ended with it.
+def wait(interrupted: threading.Event) -> None:
+    """Block until the event is set, then shut the service and Ray down."""
+    interrupted.wait()
+    # Ray prints a message about the task that shuts Serve's controller down.
     with contextlib.redirect_stdout(io.StringIO()):
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
@@ -129,22 +125,22 @@ def _require_free(host: str, port: int) -> None:
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
 
 
-def _await_answer(host: str, port: int) -> None:
-    """Serve calls an application running before its proxy has its routes."""
+def _wait_until_ready(host: str, port: int) -> None:
+    """Poll `/readyz`: Serve reports an application as running before its proxy has the routes."""
     until = time.monotonic() + START_TIMEOUT_S
     while True:
-        connection = http.client.HTTPConnection(host, port, timeout=ANSWER_TIMEOUT_S)
+        connection = http.client.HTTPConnection(host, port, timeout=RESPONSE_TIMEOUT_S)
         try:
             connection.request("GET", "/readyz")
             status = connection.getresponse().status
-            problem = f"answers {status}"
+            problem = f"responds with status {status}"
         except OSError as error:
-            status, problem = 0, f"does not answer: {error}"
+            status, problem = 0, f"does not respond: {error}"
         finally:
             connection.close()
         if status == 200:
             return
         if time.monotonic() > until:
             serve.shutdown()  # type: ignore[no-untyped-call]
-            raise NotServing(f"http://{host}:{port}/readyz {problem}; the logs of Ray Serve say more")
+            raise ServiceNotReady(f"http://{host}:{port}/readyz {problem}; see the logs of Ray Serve")
         time.sleep(0.2)

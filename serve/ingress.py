@@ -1,4 +1,4 @@
-"""The application that a browser or a program meets: the API, and the page over it."""
+"""The web application: the API with the page mounted on it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from raylift.datasets.radiographs.decoding import RadiographLimits
 from raylift.models.generative import SamplingConfig
 from raylift.models.weights import Description
 from raylift.serve.api import routes
+from raylift.serve.backend import Backend, Unavailable
 from raylift.serve.page import layout, theme
 from raylift.serve.reconstructor import Reconstruction
 from raylift.serve.settings import ServeSettings
@@ -31,35 +32,34 @@ READY_TIMEOUT_S = 5.0
 
 
 def build(
-    settings: ServeSettings, description: Description, sha256: str, draw: SamplingConfig | None, model: str
+    settings: ServeSettings, description: Description, sha256: str, sampling: SamplingConfig | None, model: str
 ) -> FastAPI:
-    """API and page in front of the deployment named `model`, which draws as `draw` says or computes."""
+    """API and page for the deployment named `model`; `sampling` is None for a deterministic model."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    # Uploads are for this user's eyes alone, and do not outlive the service.
+    # Only this user can read the uploads, and they are deleted with the service.
     uploads = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="raylift-page-")
 
     async def reconstruct(radiographs: Float32[np.ndarray, "views rows columns"], samples: int) -> Reconstruction:
         try:
             handle = serve.get_deployment_handle(model)
-            made: Reconstruction = await handle.reconstruct.remote((radiographs, samples))
+            result: Reconstruction = await handle.reconstruct.remote((radiographs, samples))
         except BackPressureError as error:
-            raise routes.Unavailable("too many reconstructions are waiting: try again in a few seconds") from error
+            raise Unavailable("the queue is full: try again in a few seconds") from error
         except (RayActorError, DeploymentUnavailableError) as error:
-            raise routes.Unavailable("the model is being restarted: try again in a few seconds") from error
-        return made
+            raise Unavailable("the model is restarting: try again in a few seconds") from error
+        return result
 
     async def ready() -> bool:
         try:
-            answer = serve.get_deployment_handle(model).ready.remote()
-            return bool(await asyncio.wait_for(answer, READY_TIMEOUT_S))
+            response = serve.get_deployment_handle(model).ready.remote()
+            return bool(await asyncio.wait_for(response, READY_TIMEOUT_S))
         except Exception:
-            logging.getLogger("ray.serve").exception("the model does not answer")
+            logging.getLogger("ray.serve").exception("the model does not respond")
             return False
 
     limits = RadiographLimits(max_bytes=settings.max_upload_mib * 2**20)
-    backend = routes.Backend(
-        description, sha256, reconstruct, ready, settings.consistency_steps, draw, settings.max_samples if draw else 1
-    )
+    max_samples = settings.max_samples if sampling else 1
+    backend = Backend(description, sha256, reconstruct, ready, settings.consistency_steps, sampling, max_samples)
     app = routes.build(backend, limits)
     gr.mount_gradio_app(
         app,

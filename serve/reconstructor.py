@@ -1,4 +1,4 @@
-"""Radiographs to a volume in HU, and that volume as a NIfTI file that a viewer opens the right way up."""
+"""Reconstruction of a CT volume in HU from radiographs, and its NIfTI file in the patient's orientation."""
 
 from __future__ import annotations
 
@@ -21,47 +21,52 @@ from raylift.models.generative import RunningStatistics, SamplingFlags
 from raylift.models.weights import Description, Model
 
 
-def prepared(
+def prepare_radiographs(
     images: Mapping[str, Float32[np.ndarray, "_ _"]], description: Description
 ) -> Float32[np.ndarray, "views rows columns"]:
-    """Bone-bright radiographs of any size, one for each of the model's views, as it was trained on them."""
-    return np.stack([prepared_one(images[view.name], view.name, description) for view in description.geometry.views])
+    """Bone-bright radiographs of any size, one of each view, as the network's input."""
+    return np.stack(
+        [prepare_radiograph(images[view.name], view.name, description) for view in description.geometry.views]
+    )
 
 
-def prepared_one(
+def prepare_radiograph(
     image: Float32[np.ndarray, "_ _"], view: str, description: Description
 ) -> Float32[np.ndarray, "rows columns"]:
-    """The same of one view."""
+    """A bone-bright radiograph of any size as the network's input for one view."""
     return prepare(image, description.geometry.detector_px, description.histograms.get(view))
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """A volume, and how well it explains the radiographs it was made of."""
+    """A reconstructed volume with its standard deviation over samples and its reprojection residuals."""
 
     hu: Int16[np.ndarray, "d h w"]
-    """In volume order; the mean where several were drawn."""
-    deviation: Int16[np.ndarray, "d h w"] | None = None
-    """The standard deviation over draws in HU, voxel by voxel; None where there was one volume."""
+    """In volume order; the mean over samples if there are several."""
+    std: Int16[np.ndarray, "d h w"] | None = None
+    """Voxel-wise standard deviation over samples in HU; None for a single sample."""
     residuals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """By view, before and after the consistency fit, averaged over draws; empty where there was none."""
+    """Reprojection residual of each view before and after the data-consistency fit, averaged over samples; empty
+    without a fit."""
 
 
 class Reconstructor:
-    """A model that takes prepared radiographs, and fits its volumes to them in `consistency_steps` steps.
+    """A model that reconstructs volumes from prepared radiographs, with an optional data-consistency fit.
 
     Attributes:
-        draw: how the model draws; None if it computes its volume.
+        description: the model's system, grid, geometry and window.
+        sha256: digest of the weights.
+        sampling: sampler settings of a generative model; None for a deterministic one.
 
     Raises:
-        ConfigError: steps are negative, or something was asked of the drawing that the model cannot do.
+        ConfigError: `consistency_steps` is negative, or the model does not support the sampler settings.
     """
 
     def __init__(
-        self, model: Model, device: str = "cpu", consistency_steps: int = 0, draw: SamplingFlags | None = None
+        self, model: Model, device: str = "cpu", consistency_steps: int = 0, sampling: SamplingFlags | None = None
     ) -> None:
         consistency.require_steps(consistency_steps)
-        self.draw = (draw or SamplingFlags()).resolve(model.network)
+        self.sampling = (sampling or SamplingFlags()).resolve(model.network)
         self.description = model.description
         self.sha256 = model.sha256
         self._steps = consistency_steps
@@ -70,27 +75,25 @@ class Reconstructor:
 
     @classmethod
     def load(
-        cls, url: str, device: str = "cpu", consistency_steps: int = 0, draw: SamplingFlags | None = None
+        cls, url: str, device: str = "cpu", consistency_steps: int = 0, sampling: SamplingFlags | None = None
     ) -> Reconstructor:
-        """From an exported folder or a checkpoint."""
-        return cls(weights.load(url), device, consistency_steps, draw)
+        """Load an exported folder or a checkpoint."""
+        return cls(weights.load(url), device, consistency_steps, sampling)
 
     @property
     def views(self) -> list[str]:
-        """Names of the views it wants, in order."""
+        """Names of the required views, in the model's order."""
         return [view.name for view in self.description.geometry.views]
 
     def prepare(self, images: dict[str, Float32[np.ndarray, "_ _"]]) -> Float32[np.ndarray, "views rows columns"]:
-        """Bone-bright radiographs of any size, by view, as the network wants them.
+        """Bone-bright radiographs of any size, by view, as the network's input.
 
         Raises:
-            ConfigError: a view is missing or too many.
+            ConfigError: the views are not those of the model.
         """
         if set(images) != set(self.views):
-            raise ConfigError(
-                f"this model wants {' and '.join(self.views)}, given were {' and '.join(images) or 'none'}"
-            )
-        return prepared(images, self.description)
+            raise ConfigError(f"this model requires {' and '.join(self.views)}, got {' and '.join(images) or 'none'}")
+        return prepare_radiographs(images, self.description)
 
     @torch.no_grad()
     def reconstruct(
@@ -98,43 +101,47 @@ class Reconstructor:
     ) -> list[Reconstruction]:
         """A volume in HU for each set of prepared radiographs.
 
-        With more than one sample it is the mean of so many draws, each fitted by itself, and their standard deviation
-        comes with it. The seeds of the draws count from the settings' seed on.
+        With more than one sample the volume is their mean, and the standard deviation is returned too. Each sample is
+        fitted separately. Sample k has the seed `sampling.seed + k`.
+
+        Args:
+            radiographs: one set for each volume.
+            samples: number of samples of each volume; 1 each if omitted.
 
         Raises:
-            ConfigError: samples are fewer than one, or more of a model that computes its volume.
+            ConfigError: fewer than one sample, or more than one of a deterministic model.
         """
         counts = samples or [1] * len(radiographs)
         for count in set(counts):
             SamplingFlags().resolve(self._network, count)
         batch = torch.from_numpy(np.stack(radiographs)).to(self._device)
-        spreads = [RunningStatistics() for _ in counts]
+        moments = [RunningStatistics() for _ in counts]
         residuals: list[list[dict[str, tuple[float, float]]]] = [[] for _ in counts]
         for k in range(max(counts)):
-            wanted = [place for place, count in enumerate(counts) if count > k]
-            unit, told = self._draw(batch[wanted], k)
-            for place, one, pairs in zip(wanted, unit, told, strict=True):
-                spreads[place].add(one)
-                residuals[place].append(pairs)
+            indices = [index for index, count in enumerate(counts) if count > k]
+            unit, fits = self._sample(batch[indices], k)
+            for index, volume, pairs in zip(indices, unit, fits, strict=True):
+                moments[index].add(volume)
+                residuals[index].append(pairs)
         return [
-            self._reconstruction(spread, consistency.mean_residuals(told))
-            for spread, told in zip(spreads, residuals, strict=True)
+            self._reconstruction(moment, consistency.mean_residuals(fits))
+            for moment, fits in zip(moments, residuals, strict=True)
         ]
 
-    def _draw(self, batch: Tensor, k: int) -> tuple[Tensor, list[dict[str, tuple[float, float]]]]:
-        """The k-th volumes of a batch, fitted if that was asked for, and their residuals."""
-        unit = generative.predict(self._network, batch, self.draw, k)
+    def _sample(self, batch: Tensor, k: int) -> tuple[Tensor, list[dict[str, tuple[float, float]]]]:
+        """Sample k of each item of a batch, after the data-consistency fit if there is one, and its residuals."""
+        unit = generative.predict(self._network, batch, self.sampling, k)
         if not self._steps:
             return unit, [{} for _ in unit]
-        made = self.description
-        fit = consistency.fit(unit, batch, made.window, made.grid, made.geometry, self._steps)
-        return fit.volume, fit.by_view(made.geometry)
+        model = self.description
+        fit = consistency.fit(unit, batch, model.window, model.grid, model.geometry, self._steps)
+        return fit.volume, fit.by_view(model.geometry)
 
-    def _reconstruction(self, spread: RunningStatistics, residuals: dict[str, tuple[float, float]]) -> Reconstruction:
-        window, deviation = self.description.window, spread.std
+    def _reconstruction(self, moments: RunningStatistics, residuals: dict[str, tuple[float, float]]) -> Reconstruction:
+        window, std = self.description.window, moments.std
         return Reconstruction(
-            _int16(window.to_hu(spread.mean)),
-            None if deviation is None else _int16(deviation * window.width_hu),
+            _int16(window.to_hu(moments.mean)),
+            None if std is None else _int16(std * window.width_hu),
             residuals,
         )
 
@@ -143,13 +150,13 @@ def _int16(volume: Float[Tensor, "1 d h w"]) -> Int16[np.ndarray, "d h w"]:
     return volume[0].round().cpu().numpy().astype(np.int16)
 
 
-def told(residuals: dict[str, tuple[float, float]]) -> str:
-    """What the fit did, for a person: each view's residual before and after it."""
+def format_residuals(residuals: dict[str, tuple[float, float]]) -> str:
+    """Text with the residual of each view before and after the data-consistency fit."""
     return ", ".join(f"{view} {before:.3f} -> {after:.3f}" for view, (before, after) in residuals.items())
 
 
 def nifti(hu: Int16[np.ndarray, "d h w"], grid: Grid, note: str = "") -> bytes:
-    """A gzipped NIfTI: HU as int16, spacing in mm, axes along the patient's (LPS), centered on the origin."""
+    """A gzipped NIfTI file: int16 HU, spacing in mm, LPS axes, centered on the origin."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(hu[::-1]))
     image.SetSpacing((grid.spacing_mm,) * 3)
     image.SetOrigin([-(n - 1) / 2 * grid.spacing_mm for n in image.GetSize()])

@@ -1,4 +1,4 @@
-"""What a service is started with."""
+"""Settings of the service."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from raylift.models.generative import SamplingFlags
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """Serve a model over HTTP, with an API and a web page, until Ctrl-C."""
+    """Serve a model over HTTP with an API and a web page until Ctrl-C."""
 
     model: tyro.conf.Positional[str]
-    """An exported folder or a checkpoint; a folder or a URL."""
+    """Exported folder or checkpoint, as a path or URL."""
     host: str = "127.0.0.1"
-    """Address to listen on. There is no login: put a proxy with one in front before opening it to others."""
+    """Address to listen on. The service has no login: use a proxy with authentication on a shared network."""
     port: int = 8000
     replicas: int = 1
-    """Copies of the model."""
+    """Number of copies of the model."""
     cpus_per_replica: float = 1.0
     gpus_per_replica: float = 0.0
     threads_per_replica: int = 1
-    """PyTorch threads of a replica."""
+    """PyTorch threads of each replica."""
     max_batch: int = 4
-    """Requests a replica reconstructs together."""
+    """Largest number of requests that a replica reconstructs as one batch."""
     batch_wait_s: float = 0.02
-    """How long a request waits for others to join it."""
+    """How long a request waits for others to form a batch."""
     max_waiting: int = 64
-    """Requests that wait for a replica; more are answered 503."""
+    """Length of the queue; further requests receive status 503."""
     max_upload_mib: int = 64
-    """Largest radiograph."""
+    """Largest radiograph file."""
     consistency_steps: int = 0
-    """Steps that fit a volume to its radiographs after the network; 0 leaves it as the network made it, 10 will do."""
-    draw: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
+    """Steps of the data-consistency fit after the network; 0 for none, 10 are usually enough."""
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     max_samples: int = 8
-    """Draws that a request may ask for at most, of a model that draws its volume. Requests that are
-    reconstructed together are answered together, after the last draw."""
+    """Largest number of samples of a request to a generative model. The requests of one batch complete together,
+    after the last sample."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
@@ -58,4 +58,4 @@ class ServeSettings:
                 raise ConfigError(f"--{name} is {count}: give 1 or more")
         require_steps(self.consistency_steps)
         if min(self.cpus_per_replica, self.gpus_per_replica, self.batch_wait_s) < 0:
-            raise ConfigError("CPUs, GPUs and waiting times are not negative")
+            raise ConfigError("CPUs, GPUs and waiting times must not be negative")

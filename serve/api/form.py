@@ -1,108 +1,103 @@
-"""The form of a request, checked field by field: what passes is named, bounded and an image."""
+"""The form of a reconstruction request: a pydantic model that FastAPI validates and documents."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TypeVar, get_args
+from typing import Any, Literal
 
 import numpy as np
+from fastapi import HTTPException, Request, UploadFile
 from jaxtyping import Float32
-from starlette.datastructures import FormData, UploadFile
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from raylift.datasets.errors import RayliftError, RefusedFile
 from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits, read
-from raylift.datasets.radiographs.orientation import as_projected, projected
+from raylift.datasets.radiographs.orientation import as_projected
 
-VIEWS = ("frontal", "lateral")
-Choice = TypeVar("Choice", bound=str)
-
-
-class BadRequest(RayliftError, ValueError):
-    """A request that cannot be served, with the HTTP status that says so."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+ORIENTATION = {"frontal": ", the patient's right at the left edge", "lateral": ", the patient facing the left edge"}
+MAX_FILES = 8
+MAX_FIELDS = 16
+"""A form with more files or other fields is refused while it is parsed."""
 
 
-async def radiographs(
-    form: FormData, poses: Sequence[View], limits: RadiographLimits, max_samples: int = 1
-) -> dict[str, Float32[np.ndarray, "_ _"]]:
-    """The images of a form by view, bone bright, for a model that was trained on these poses.
+class ReconstructionForm(BaseModel):
+    """The fields that every model accepts; `form_model` adds those of a model's views."""
 
-    Fields: `frontal` and `lateral` are files; `invert` is auto, yes or no for both; `flip_frontal` and `flip_lateral`
-    are true or false, and of a lateral view auto, which mirrors it where the patient clearly faces otherwise than in
-    projections. Where more than one sample may be asked for, `samples` and `spread` may be there too.
+    model_config = ConfigDict(extra="forbid")
 
-    Raises:
-        BadRequest: 422 for a wrong, missing, surplus or repeated field; 415 for what is no image that can be used; 413
-            for one that is too large.
+    invert: Inversion = Field("auto", description="invert images in which bone is dark")
+
+    @model_validator(mode="after")
+    def _std_needs_two_samples(self) -> ReconstructionForm:
+        if self.include_std and self.sample_count == 1:
+            raise ValueError("return_std requires samples to be 2 or more")
+        return self
+
+    @property
+    def sample_count(self) -> int:
+        """Number of samples whose mean is returned."""
+        return int(getattr(self, "samples", 1))
+
+    @property
+    def include_std(self) -> bool:
+        """Whether the standard deviation over samples is returned too."""
+        return bool(getattr(self, "return_std", "false") == "true")
+
+    async def radiographs(
+        self, poses: Sequence[View], limits: RadiographLimits
+    ) -> dict[str, Float32[np.ndarray, "_ _"]]:
+        """The decoded images by view, bone bright, in the orientation of the model's DRRs.
+
+        Raises:
+            HTTPException: 413 for a file over the size limit, 422 for an empty file.
+            RefusedFile: a file is not a readable radiograph.
+        """
+        images = {}
+        for pose in poses:
+            upload: UploadFile = getattr(self, pose.name)
+            if (upload.size or 0) > limits.max_bytes:
+                raise HTTPException(413, f"{pose.name}: {upload.size} bytes, over the limit of {limits.max_bytes}")
+            data = await upload.read()
+            if not data:
+                raise HTTPException(422, f"field {pose.name} is an empty file")
+            images[pose.name] = await asyncio.to_thread(self._decode, data, pose, limits)
+        return images
+
+    def _decode(self, data: bytes, pose: View, limits: RadiographLimits) -> Float32[np.ndarray, "_ _"]:
+        flip = getattr(self, f"flip_{pose.name}")
+        image = read(data, pose.name, limits, view=pose.name, invert=self.invert, flip=flip == "true")
+        return as_projected(image, pose) if flip == "auto" else image
+
+
+def form_model(poses: Sequence[View], max_samples: int) -> type[ReconstructionForm]:
+    """The form for a model's views: a file and a flip for each.
+
+    With `max_samples` above 1 the form also has the fields `samples` and `return_std`.
     """
-    wanted = [pose.name for pose in poses]
-    known = [*wanted, "invert", *(f"flip_{view}" for view in wanted)]
-    known += ["samples", "spread"] if max_samples > 1 else []
-    _check_fields(form, known, wanted)
-    invert = _choice(form, "invert", get_args(Inversion), "auto")
-    images = {}
+    fields: dict[str, Any] = {}
     for pose in poses:
         view = pose.name
-        upload = form[view]
-        if not isinstance(upload, UploadFile):
-            raise BadRequest(422, f"field {view} is text: send a file")
-        flips = flip_choices(pose)
-        flip = _choice(form, f"flip_{view}", flips, flips[0])
-        if (upload.size or 0) > limits.max_bytes:
-            raise BadRequest(413, f"{view}: {upload.size} bytes, over the limit of {limits.max_bytes}")
-        data = await upload.read()
-        if not data:
-            raise BadRequest(422, f"field {view} is an empty file")
-        try:
-            image = await asyncio.to_thread(read, data, view, limits, view=view, invert=invert, flip=flip == "true")
-        except RefusedFile as error:
-            raise BadRequest(415, str(error)) from error
-        images[view] = await asyncio.to_thread(as_projected, image, pose) if flip == "auto" else image
-    return images
+        flip = f"mirror the {view} image left to right; auto mirrors a lateral image if the patient clearly faces right"
+        fields[view] = UploadFile, Field(description=f"{view} radiograph{ORIENTATION.get(view, '')}")
+        fields[f"flip_{view}"] = Literal["auto", "true", "false"], Field("auto", description=flip)
+    if max_samples > 1:
+        samples = f"number of samples, 1 to {max_samples}; their mean is returned"
+        std = "return a zip of the mean and the standard deviation over samples"
+        fields["samples"] = int, Field(1, ge=1, le=max_samples, description=samples)
+        fields["return_std"] = Literal["true", "false"], Field("false", description=std)
+    return create_model("ReconstructionForm", __base__=ReconstructionForm, **fields)
 
 
-def flip_choices(pose: View) -> tuple[str, ...]:
-    """What the field that mirrors a view may say, what it says by itself first."""
-    return ("false", "true") if projected(pose) is None else ("auto", "true", "false")
-
-
-def asked_draws(form: FormData, max_samples: int) -> tuple[int, bool]:
-    """How many draws the field `samples` asks for, and whether `spread` asks for their standard deviation too.
+async def require_multipart(request: Request) -> None:
+    """Refuse what FastAPI accepts: a body of another type as an empty form, and the last value of a repeated field.
 
     Raises:
-        BadRequest: 422 for a number outside 1 to `max_samples`, or the spread of a single draw.
+        HTTPException: 415 for another content type, 422 for a repeated field.
     """
-    counts = [str(count) for count in range(1, max_samples + 1)]
-    samples = int(_choice(form, "samples", counts, "1"))
-    spread = _choice(form, "spread", ("true", "false"), "false") == "true"
-    if spread and samples == 1:
-        raise BadRequest(422, "field spread is true, and a single draw has none: send samples from 2 up with it")
-    return samples, spread
-
-
-def _check_fields(form: FormData, known: list[str], wanted: list[str]) -> None:
-    given = [view for view in VIEWS if view in form]
-    if set(given) != set(wanted):
-        raise BadRequest(
-            422, f"this model wants {' and '.join(wanted)}; sent were {' and '.join(given) or 'no images'}"
-        )
-    unknown = sorted(f"{name:.40}" for name in set(form) - set(known))
-    if unknown:
-        raise BadRequest(422, f"unknown field {', '.join(unknown)}: send {', '.join(known)}")
-    repeated = sorted(name for name in form if len(form.getlist(name)) > 1)
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise HTTPException(415, "send the radiographs as multipart/form-data")
+    form = await request.form()
+    repeated = sorted(f"{name:.40}" for name in form if len(form.getlist(name)) > 1)
     if repeated:
-        raise BadRequest(422, f"field {', '.join(repeated)} was sent more than once")
-
-
-def _choice(form: FormData, name: str, choices: Sequence[Choice], default: Choice) -> Choice:
-    value = form.get(name, default)
-    for choice in choices:
-        if value == choice:
-            return choice
-    shown = f"'{value:.40}'" if isinstance(value, str) else "a file"
-    raise BadRequest(422, f"field {name} is {shown}: send {', '.join(choices[:-1])} or {choices[-1]}")
+        raise HTTPException(422, f"field {', '.join(repeated)} was sent more than once")

@@ -1,4 +1,4 @@
-"""What may come in at all: requests for known paths, with bodies of a bounded size."""
+"""ASGI middleware that refuses requests for unknown paths and bodies over a size limit."""
 
 from __future__ import annotations
 
@@ -10,34 +10,38 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 PATHS = re.compile(
     # The API.
     r"/healthz|/readyz|/docs|/openapi\.json|/v1/[a-z]+"
-    # The page, and of Gradio's two score routes those it uses. `file=` with a URL would fetch that URL for anyone.
+    # The page, and those of Gradio's routes that it uses. `file=` with a URL would fetch that URL for any client.
     r"|/|/config|/theme\.css|/manifest\.json|/favicon\.ico|/robots\.txt|/(assets|static)/.+"
     r"|/gradio_api/(upload|upload_progress|startup-events|queue/(join|data)|run/predict|cancel|reset|heartbeat/\w+|file=/.+)"
 )
 
 
 class KnownPaths:
-    """Answers 404 to every path that neither the API nor the page has a use for."""
+    """Responds 404 to every path that neither the API nor the page uses."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] == "http" and not PATHS.fullmatch(scope["path"]):
-            await _refuse(send, 404, "there is nothing here")
+            await _refuse(send, 404, "not found")
         else:
             await self._app(scope, receive, send)
 
 
 class BodyLimit:
-    """Refuses requests whose body is over a limit, by its header where it says so, else while it arrives."""
+    """Responds 413 to bodies over a limit: by the content-length if there is one, otherwise while receiving.
+
+    FastAPI's own `max_body_size` responds in plain text without naming the limit, and only if no handler below it
+    catches the exception.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app, self._max_bytes = app, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -48,35 +52,35 @@ class BodyLimit:
         if int(declared) > self._max_bytes:
             await self._refuse_size(send)
             return
-        received, answered = 0, False
+        received, started = 0, False
 
-        async def counted() -> Message:
+        async def count_bytes() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
-                raise _TooMuch
+                raise _BodyTooLarge
             return message
 
-        async def noted(message: Message) -> None:
-            nonlocal answered
-            # Whoever reads the body may have turned _TooMuch into an answer of its own.
-            if not answered and received > self._max_bytes:
-                raise _TooMuch
-            answered = True
+        async def send_within_limit(message: Message) -> None:
+            nonlocal started
+            # A handler may have caught _BodyTooLarge and responded itself.
+            if not started and received > self._max_bytes:
+                raise _BodyTooLarge
+            started = True
             await send(message)
 
         try:
-            await self._app(scope, counted, noted)
-        except _TooMuch:
-            if not answered:
+            await self._app(scope, count_bytes, send_within_limit)
+        except _BodyTooLarge:
+            if not started:
                 await self._refuse_size(send)
 
     async def _refuse_size(self, send: Send) -> None:
         await _refuse(send, 413, f"the request is over the limit of {self._max_bytes} bytes")
 
 
-class _TooMuch(Exception):
+class _BodyTooLarge(Exception):
     pass
 
 

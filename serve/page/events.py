@@ -1,4 +1,4 @@
-"""What the page's buttons do, apart from how they look."""
+"""Event handlers of the page, independent of its layout."""
 
 from __future__ import annotations
 
@@ -17,23 +17,30 @@ from jaxtyping import Float32, Int16
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits, read
 from raylift.datasets.radiographs.orientation import hang
-from raylift.serve.api.routes import Backend
+from raylift.serve.backend import Backend
 from raylift.serve.page import example
-from raylift.serve.page.images import Plane, beside, enlarge, marked, reprojections, slice_picture
-from raylift.serve.page.std_map import SpreadMap
-from raylift.serve.reconstructor import prepared_one, told
+from raylift.serve.page.images import (
+    Plane,
+    reprojections,
+    side_by_side,
+    slice_picture,
+    to_picture,
+    with_orientation_letters,
+)
+from raylift.serve.page.std_map import StdMap
+from raylift.serve.reconstructor import format_residuals, prepare_radiograph
 
 Volume = Int16[np.ndarray, "d h w"]
 
 
-HANGING = {
-    "frontal": "The patient's right belongs at the left edge.",
-    "lateral": "The patient faces the left edge.",
+ORIENTATION = {
+    "frontal": "The patient's right must be at the left edge.",
+    "lateral": "The patient must face the left edge.",
 }
 
 
-class Given(NamedTuple):
-    """What the page holds for one view."""
+class ViewInput(NamedTuple):
+    """The controls of one view."""
 
     path: str | None
     invert: Inversion
@@ -41,135 +48,142 @@ class Given(NamedTuple):
 
 
 class Actions:
-    """The page's answers for one model; nothing of a visitor is kept here, so many can use the page at once."""
+    """The event handlers for one model. They keep no state of a session, so sessions can run concurrently."""
 
     def __init__(self, backend: Backend, limits: RadiographLimits) -> None:
         self._backend, self._limits = backend, limits
 
-    def look(self, view: str, path: str | None, invert: Inversion, flip: bool) -> list[Any]:
-        """The preview of a radiograph, as the network will see it, and the message where there is none."""
+    def preview(self, view: str, path: str | None, invert: Inversion, flip: bool) -> list[Any]:
+        """The network's input for a radiograph, and the error message if there is none."""
         if path is None:
             return [gr.Image(value=None, visible=False), gr.Markdown(visible=False)]
         try:
-            prepared = self._prepare(view, Given(path, invert, flip))
+            prepared = self._prepare(view, ViewInput(path, invert, flip))
         except RayliftError as error:
             return [gr.Image(value=None, visible=False), gr.Markdown(sentence(error), visible=True)]
-        return [gr.Image(value=marked(enlarge(prepared), view), visible=True), gr.Markdown(visible=False)]
+        picture = with_orientation_letters(to_picture(prepared), view)
+        return [gr.Image(value=picture, visible=True), gr.Markdown(visible=False)]
 
-    def face(self, view: str, path: str | None, invert: Inversion) -> Any:
-        """The flip control for a lateral radiograph that was just chosen, set where its facing is clear."""
+    def suggest_flip(self, view: str, path: str | None, invert: Inversion) -> Any:
+        """The flip control of a newly chosen lateral radiograph, set if the patient clearly faces the other edge."""
         pose = self._backend.description.geometry.view(view)
         try:
             data = Path(path).read_bytes() if path else b""
             image = read(data, view, self._limits, view=view, invert=invert) if data else None
         except (RayliftError, FileNotFoundError):
-            image = None  # the preview says what is wrong
-        hung = None if image is None else hang(image, pose, "auto")
-        if hung is None:
-            return gr.Checkbox(value=False, info=HANGING[view] + ("" if image is None else " Here it is not clear."))
-        faced = "faced" if hung.mirrored else "faces"
-        return gr.Checkbox(value=hung.mirrored, info=f"{HANGING[view]} This one {faced} {hung.facing}.")
+            image = None  # the preview shows the error
+        oriented = None if image is None else hang(image, pose, "auto")
+        if oriented is None:
+            ambiguous = "" if image is None else " The orientation of this image could not be detected."
+            return gr.Checkbox(value=False, info=ORIENTATION[view] + ambiguous)
+        flipped = "; the image was flipped" if oriented.mirrored else ""
+        detected = f" Detected: patient faces {oriented.facing}{flipped}."
+        return gr.Checkbox(value=oriented.mirrored, info=ORIENTATION[view] + detected)
 
     async def reconstruct(self, *values: Any) -> list[Any]:
-        """Everything that is shown of a volume, from path, inversion and flip of each view in turn.
+        """All outputs of a reconstruction.
 
-        Of a model that draws, the number of draws stands behind them, and what is shown of their spread comes last.
+        Args:
+            values: file path, inversion and flip of each view in turn; of a generative model also the number of
+                samples.
         """
-        began = time.monotonic()
+        started = time.monotonic()
         views = len(self._backend.views)
-        given = [Given(*values[3 * k : 3 * k + 3]) for k in range(views)]
+        inputs = [ViewInput(*values[3 * k : 3 * k + 3]) for k in range(views)]
         samples = int(values[3 * views]) if len(values) > 3 * views else 1
         samples = max(1, min(samples, self._backend.max_samples))
         try:
-            prepared = await asyncio.to_thread(self._prepare_all, given)
-            made = await self._backend.reconstruct(prepared, samples)
+            prepared = await asyncio.to_thread(self._prepare_all, inputs)
+            result = await self._backend.reconstruct(prepared, samples)
         except RayliftError as error:
             raise gr.Error(sentence(error), duration=None) from error
         except Exception as error:
             # Gradio would show an empty message.
-            raise gr.Error("The service failed: its log says why.", duration=None) from error
-        seconds, volume = time.monotonic() - began, made.hu
-        checks, download = await asyncio.gather(
-            asyncio.to_thread(self._checks, prepared, volume),
+            raise gr.Error("The service failed; see its log.", duration=None) from error
+        seconds, volume = time.monotonic() - started, result.hu
+        comparisons, download = await asyncio.gather(
+            asyncio.to_thread(self._comparisons, prepared, volume),
             asyncio.to_thread(self._download, volume, "reconstruction.nii.gz"),
         )
         grid = self._backend.description.grid
         facts = (
-            f"{grid.size}³ voxels of {grid.spacing_mm:g} mm, {volume.min()} to {volume.max()} HU, in {seconds:.1f} s. "
-            "Letters are the patient's right, left, anterior, posterior, superior and inferior."
+            f"{grid.size}³ voxels of {grid.spacing_mm:g} mm, {volume.min()} to {volume.max()} HU, "
+            f"reconstructed in {seconds:.1f} s. "
+            "R, L, A, P, S, I: the patient's right, left, anterior, posterior, superior, inferior."
         )
-        draw = self._backend.draw
-        if draw and samples > 1:
-            facts += f" Mean of {samples} draws, seeds {draw.seed} to {draw.seed + samples - 1}."
-        if made.residuals:
-            facts += f" Fitted to the radiographs; projection residual: {told(made.residuals)}."
-        shown = [volume, gr.Column(visible=True), facts, *checks, download]
-        return shown + (await asyncio.to_thread(self._spread, made.deviation) if self._backend.draws else [])
+        sampling = self._backend.sampling
+        if sampling and samples > 1:
+            facts += f" Mean of {samples} samples, seeds {sampling.seed} to {sampling.seed + samples - 1}."
+        if result.residuals:
+            residuals = format_residuals(result.residuals)
+            facts += f" Data-consistency fit; reprojection residual before -> after: {residuals}."
+        outputs = [volume, gr.Column(visible=True), facts, *comparisons, download]
+        return outputs + (await asyncio.to_thread(self._std, result.std) if self._backend.multiple_samples else [])
 
-    def _spread(self, deviation: Volume | None) -> list[Any]:
-        """The map's state, its switch set back to the volume, the bar and the file."""
-        if deviation is None:
+    def _std(self, std: Volume | None) -> list[Any]:
+        """State of the standard-deviation map, its switch set back to the volume, its color bar and its file."""
+        if std is None:
             return [None, gr.Radio(value="volume", visible=False), "", gr.DownloadButton(visible=False)]
-        download = self._download(deviation, "reconstruction-std.nii.gz")
-        shown = SpreadMap.of(deviation)
-        return [shown, gr.Radio(value="volume", visible=True), shown.bar(), download]
+        std_map = StdMap.of(std)
+        download = self._download(std, "reconstruction-std.nii.gz")
+        return [std_map, gr.Radio(value="volume", visible=True), std_map.colorbar(), download]
 
-    def cut(
+    def show_slice(
         self,
         plane: Plane,
         volume: Volume | None,
         index: float,
         window: str,
-        spread: SpreadMap | None = None,
-        what: str = "volume",
+        std: StdMap | None = None,
+        content: str = "volume",
     ) -> Any:
-        """One slice of the volume, or of the spread of the draws."""
+        """One slice of the volume or of the standard deviation over samples."""
         if volume is None:
             return None
-        if what == "spread" and spread is not None:
-            return spread.slice_picture(plane, int(index))
+        if content == "std" and std is not None:
+            return std.slice_picture(plane, int(index))
         return slice_picture(volume, plane, int(index), window)
 
     def example(self) -> list[Any]:
-        """The synthetic radiographs as if they had been uploaded: file, inversion and flip of each view in turn."""
+        """The synthetic radiographs as uploads: file, inversion and flip of each view in turn."""
         return [
             value
             for view, data in self._example_files.items()
-            for value in (_keep(data, f"synthetic-{view}.png"), "auto", False)
+            for value in (_save_temporary(data, f"synthetic-{view}.png"), "auto", False)
         ]
 
     @functools.cached_property
     def _example_files(self) -> dict[str, bytes]:
         return example.files(self._backend.description)
 
-    def _prepare(self, view: str, given: Given) -> Float32[np.ndarray, "px px"]:
-        if given.path is None:
-            raise ConfigError(f"the {view} radiograph is missing: choose a file for it")
+    def _prepare(self, view: str, controls: ViewInput) -> Float32[np.ndarray, "px px"]:
+        if controls.path is None:
+            raise ConfigError(f"the {view} radiograph is missing: choose a file")
         try:
-            data = Path(given.path).read_bytes()
+            data = Path(controls.path).read_bytes()
         except FileNotFoundError as error:
-            raise ConfigError(f"the {view} radiograph is no longer here: choose its file again") from error
-        image = read(data, view, self._limits, view=view, invert=given.invert, flip=given.flip)
-        return prepared_one(image, view, self._backend.description)
+            raise ConfigError(f"the upload of the {view} radiograph has expired: choose the file again") from error
+        image = read(data, view, self._limits, view=view, invert=controls.invert, flip=controls.flip)
+        return prepare_radiograph(image, view, self._backend.description)
 
-    def _prepare_all(self, given: list[Given]) -> Float32[np.ndarray, "views px px"]:
-        return np.stack([self._prepare(view, one) for view, one in zip(self._backend.views, given, strict=True)])
+    def _prepare_all(self, inputs: list[ViewInput]) -> Float32[np.ndarray, "views px px"]:
+        return np.stack([self._prepare(view, one) for view, one in zip(self._backend.views, inputs, strict=True)])
 
-    def _checks(self, prepared: Float32[np.ndarray, "views px px"], volume: Volume) -> list[Any]:
+    def _comparisons(self, prepared: Float32[np.ndarray, "views px px"], volume: Volume) -> list[Any]:
         description = self._backend.description
-        made = reprojections(volume, description.grid, description.geometry)
-        return [beside(enlarge(image), picture) for image, picture in zip(prepared, made, strict=True)]
+        pictures = reprojections(volume, description.grid, description.geometry)
+        return [side_by_side(to_picture(image), picture) for image, picture in zip(prepared, pictures, strict=True)]
 
     def _download(self, volume: Volume, name: str) -> Any:
-        return gr.DownloadButton(value=_keep(self._backend.nifti(volume), name), visible=True)
+        return gr.DownloadButton(value=_save_temporary(self._backend.nifti(volume), name), visible=True)
 
 
 def sentence(error: Exception) -> str:
-    """An error's message as a sentence."""
+    """An error's message with a capital letter and a full stop."""
     text = str(error)
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def _keep(data: bytes, name: str) -> str:
-    """Write where Gradio may read it and deletes it in time; returns the path."""
+def _save_temporary(data: bytes, name: str) -> str:
+    """Write a file that Gradio may serve and later deletes; returns its path."""
     return str(save_bytes_to_cache(data, name, get_upload_folder()))

@@ -1,4 +1,4 @@
-"""Radiographs of a synthetic thorax as files, to try a model without any of one's own."""
+"""Synthetic example radiographs: digitally reconstructed radiographs (DRRs) of a phantom thorax as PNG files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SEED = 7
 
 
 def files(description: Description) -> dict[str, bytes]:
-    """16-bit PNGs by view, bone bright, as the model's geometry sees the phantom of `SEED`."""
+    """16-bit PNG files by view, bone bright: DRRs of the phantom with seed `SEED` in the model's geometry."""
     hu, _ = thorax(SEED, description.grid)
     images = radiographs(hu, description.grid, description.geometry)
     return {view.name: _png(image) for view, image in zip(description.geometry.views, images, strict=True)}

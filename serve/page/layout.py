@@ -1,4 +1,4 @@
-"""The web page: radiographs in, slices and a NIfTI file out."""
+"""Layout of the web page: uploads, slice viewers, reprojections and the NIfTI download."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ import gradio as gr
 from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import RadiographLimits
 from raylift.datasets.radiographs.orientation import projected
-from raylift.serve.api.routes import DISCLAIMER, Backend
-from raylift.serve.page.events import HANGING, Actions
-from raylift.serve.page.gradio_patch import Blocks
+from raylift.serve.backend import DISCLAIMER, Backend
+from raylift.serve.page.events import ORIENTATION, Actions
 from raylift.serve.page.images import PLANES, WINDOWS
-from raylift.serve.page.std_map import MEANING
+from raylift.serve.page.std_map import EXPLANATION
+from raylift.serve.page.upload_guard import GuardedBlocks
 
-NOTICE = "two views do not determine a volume, and it says nothing when it is wrong."
-PROJECTED = "The network was trained on radiographs projected from CT. Real ones are outside what it learned, "
-TAKEN = "The network was trained on radiographs alone, and its volumes were never compared with CT of their people; "
+NOTICE = "Radiographs do not determine a volume uniquely, and nothing on this page warns of an incorrect one."
+TRAINED_ON_DRRS = (
+    "The network was trained on digitally reconstructed radiographs (DRRs) of CT scans; real radiographs are outside "
+    "its training distribution. "
+)
+TRAINED_ON_RADIOGRAPHS = (
+    "The network was trained on radiographs alone; its volumes were never compared with CT scans of the same patients. "
+)
 DIRECTIONS = {
     "axial": "superior to inferior",
     "coronal": "anterior to posterior",
     "sagittal": "right to left",
 }
-KEPT_S = 3600
-"""How long uploads, downloads and volumes are kept for an open page."""
-DRAWS = 4
-"""Asked for unless the visitor wants another number."""
-PEOPLE = 64
-"""Pages whose volumes are kept at once."""
+RETENTION_S = 3600
+"""Retention of uploads, downloads and volumes."""
+DEFAULT_SAMPLES = 4
+"""Initial value of the slider."""
+MAX_SESSIONS = 64
+"""Largest number of sessions whose volumes are kept."""
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 16}
 
 
@@ -38,42 +43,42 @@ def build(backend: Backend, limits: RadiographLimits) -> gr.Blocks:
     """The page for one model."""
     actions = Actions(backend, limits)
     page: gr.Blocks
-    with Blocks(title="raylift", analytics_enabled=False, delete_cache=(KEPT_S // 6, KEPT_S)) as page:
-        gr.Markdown(f"# raylift\nA CT volume of the chest from {' and '.join(backend.views)} radiographs.")
+    with GuardedBlocks(title="raylift", analytics_enabled=False, delete_cache=(RETENTION_S // 6, RETENTION_S)) as page:
+        gr.Markdown(f"# raylift\nReconstruct a chest CT volume from {' and '.join(backend.views)} radiographs.")
         gr.Markdown(_notice(backend), elem_id="notice")
-        given = _radiographs(actions, backend.description.geometry.views, limits)
-        samples = [_samples(backend.max_samples)] if backend.draws else []
+        inputs = _radiographs(actions, backend.description.geometry.views, limits)
+        samples = [_samples_slider(backend.max_samples)] if backend.multiple_samples else []
         with gr.Row():
             go = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct", scale=2)
             example = gr.Button("Use a synthetic example", elem_id="example", scale=1)
-        example.click(actions.example, None, given, **PRIVATE)
-        given = [*given, *samples]
-        shown, results = _results(actions, backend)
-        _on_reconstruct(go, actions, given, shown)
-        # A volume belongs to the radiographs above it.
-        gr.on([one.change for one in given], lambda: gr.Column(visible=False), None, results, queue=False, **PRIVATE)
+        example.click(actions.example, None, inputs, **PRIVATE)
+        inputs = [*inputs, *samples]
+        outputs, results = _results(actions, backend)
+        _on_reconstruct(go, actions, inputs, outputs)
+        # The results are hidden as soon as an input no longer matches them.
+        gr.on([one.change for one in inputs], lambda: gr.Column(visible=False), None, results, queue=False, **PRIVATE)
         gr.Markdown(_about(backend), elem_id="about")
-    page.state_session_capacity = PEOPLE
+    page.state_session_capacity = MAX_SESSIONS
     return page
 
 
 def _radiographs(actions: Actions, views: Sequence[View], limits: RadiographLimits) -> list[Any]:
-    """The first step; returns file, inversion and flip of each view in turn."""
+    """Step 1, the uploads; returns file, inversion and flip of each view in turn."""
     gr.Markdown(f"## 1. Radiographs\nDICOM, PNG, JPEG, TIFF or BMP, up to {limits.max_bytes >> 20} MB each.")
-    given: list[Any] = []
+    inputs: list[Any] = []
     with gr.Row(equal_height=False):
         for view in views:
             with gr.Column(min_width=320), gr.Group():
-                given += _radiograph(actions, view.name, projected(view) is not None)
-    return given
+                inputs += _radiograph(actions, view.name, projected(view) is not None)
+    return inputs
 
 
 def _radiograph(actions: Actions, view: str, is_lateral: bool) -> list[Any]:
     upload = gr.File(label=f"{view.capitalize()} radiograph", height=132, elem_id=f"{view}-file")
     problem = gr.Markdown(visible=False, elem_id=f"{view}-problem", elem_classes="problem")
-    preview = gr.Image(
-        label=f"{view.capitalize()}, as the network sees it",
-        alt_text=f"{view} radiograph as the network sees it",
+    image = gr.Image(
+        label=f"{view.capitalize()}, network input",
+        alt_text=f"{view} radiograph as prepared for the network",
         interactive=False,
         visible=False,
         format="png",
@@ -90,43 +95,46 @@ def _radiograph(actions: Actions, view: str, is_lateral: bool) -> list[Any]:
             elem_id=f"{view}-invert",
             min_width=160,
         )
-        flip = gr.Checkbox(label="Flip left and right", info=HANGING.get(view), elem_id=f"{view}-flip", min_width=160)
-    given = [upload, invert, flip]
-    look: dict[str, Any] = {
-        "fn": partial(actions.look, view),
-        "inputs": given,
-        "outputs": [preview, problem],
+        flip = gr.Checkbox(
+            label="Flip left and right", info=ORIENTATION.get(view), elem_id=f"{view}-flip", min_width=160
+        )
+    inputs = [upload, invert, flip]
+    preview: dict[str, Any] = {
+        "fn": partial(actions.preview, view),
+        "inputs": inputs,
+        "outputs": [image, problem],
         **PRIVATE,
     }
-    gr.on([invert.change, flip.change], **look)
+    gr.on([invert.change, flip.change], **preview)
     if is_lateral:
-        # What the new file shows first, so that the preview is of the image as it will be used.
-        upload.change(partial(actions.face, view), [upload, invert], flip, **PRIVATE).then(**look)
+        # The flip is set before the preview, so that the preview shows the network's input.
+        upload.change(partial(actions.suggest_flip, view), [upload, invert], flip, **PRIVATE).then(**preview)
     else:
-        upload.change(**look)
-    return given
+        upload.change(**preview)
+    return inputs
 
 
-def _samples(most: int) -> Any:
-    """How many draws a volume is the mean of."""
+def _samples_slider(max_samples: int) -> Any:
+    """The number of samples."""
     return gr.Slider(
         1,
-        most,
-        value=min(DRAWS, most),
+        max_samples,
+        value=min(DEFAULT_SAMPLES, max_samples),
         step=1,
-        label="Draws",
-        info="The volume is their mean. From two draws on, the page shows where they differ. Each takes its time.",
+        label="Samples",
+        info="The volume is the mean over samples; with two or more, their standard deviation is shown too. "
+        "Computing time grows with the number.",
         elem_id="samples",
         buttons=[],
     )
 
 
 def _results(actions: Actions, backend: Backend) -> tuple[list[Any], Any]:
-    """The second step, hidden until there is a volume; returns what a reconstruction fills, and the whole."""
+    """Steps 2 and 3, hidden until there is a volume; returns the outputs of a reconstruction and their column."""
     with gr.Column(visible=False, elem_id="results") as results:
         gr.Markdown("## 2. Volume")
         facts = gr.Markdown(elem_id="facts")
-        volume = gr.State(time_to_live=KEPT_S)
+        volume = gr.State(time_to_live=RETENTION_S)
         with gr.Row(equal_height=True):
             window = gr.Radio(
                 [(f"{name} {w.width_hu:g} / {(w.low_hu + w.high_hu) / 2:g}", name) for name, w in WINDOWS.items()],
@@ -136,55 +144,55 @@ def _results(actions: Actions, backend: Backend) -> tuple[list[Any], Any]:
                 scale=3,
             )
             download = gr.DownloadButton("Download NIfTI", elem_id="download", variant="primary", scale=1)
-        spread, choice = _spread() if backend.draws else ([], [])
+        std, choices = _std_controls() if backend.multiple_samples else ([], [])
         with gr.Row():
             for plane in PLANES:
                 with gr.Column(min_width=280), gr.Group():
-                    cut = partial(actions.cut, plane)
-                    _slice_viewer(plane, backend.description.grid.size, cut, volume, [window, *choice])
+                    show = partial(actions.show_slice, plane)
+                    _slice_viewer(plane, backend.description.grid.size, show, volume, [window, *choices])
         gr.Markdown(
-            "## 3. Does it fit the radiographs?\n"
-            "Each radiograph beside the projection of the volume along the same rays."
+            "## 3. Consistency with the radiographs\n"
+            "Each radiograph and the reprojection of the volume (its DRR in the same geometry)."
         )
         with gr.Row():
-            checks = [
+            comparisons = [
                 gr.Image(
-                    label=f"{view.capitalize()}: given, and projected from the volume",
-                    alt_text=f"{view} radiograph beside the projection of the volume",
+                    label=f"{view.capitalize()}: radiograph (left), reprojection (right)",
+                    alt_text=f"{view} radiograph and reprojection of the volume",
                     interactive=False,
                     format="png",
                     min_width=320,
-                    elem_id=f"{view}-check",
+                    elem_id=f"{view}-comparison",
                     elem_classes="picture",
                     buttons=["fullscreen"],
                 )
                 for view in backend.views
             ]
-    return [volume, results, facts, *checks, download, *spread], results
+    return [volume, results, facts, *comparisons, download, *std], results
 
 
-def _spread() -> tuple[list[Any], list[Any]]:
-    """The switch between volume and spread; returns what a reconstruction fills, and what slices depend on."""
-    shown = gr.State(time_to_live=KEPT_S)
+def _std_controls() -> tuple[list[Any], list[Any]]:
+    """The switch to the standard deviation; returns the outputs of a reconstruction and the inputs of the slices."""
+    std_map = gr.State(time_to_live=RETENTION_S)
     with gr.Row(equal_height=True):
-        what = gr.Radio(
-            [("Volume", "volume"), ("Spread of the draws", "spread")],
+        content = gr.Radio(
+            [("Volume", "volume"), ("Standard deviation over samples", "std")],
             value="volume",
-            label="Slices show",
+            label="Slice content",
             visible=False,
-            elem_id="what",
+            elem_id="slice-content",
             scale=3,
         )
-        download = gr.DownloadButton("Download spread", visible=False, elem_id="download-spread", scale=1)
-    with gr.Column(visible=False, elem_id="spread") as key:
-        bar = gr.HTML(elem_id="bar")
-        gr.Markdown(MEANING, elem_id="meaning")
-    what.change(lambda name: gr.Column(visible=name == "spread"), what, key, queue=False, **PRIVATE)
-    return [shown, what, bar, download], [shown, what]
+        download = gr.DownloadButton("Download standard deviation", visible=False, elem_id="download-std", scale=1)
+    with gr.Column(visible=False, elem_id="std") as legend:
+        colorbar = gr.HTML(elem_id="colorbar")
+        gr.Markdown(EXPLANATION, elem_id="explanation")
+    content.change(lambda name: gr.Column(visible=name == "std"), content, legend, queue=False, **PRIVATE)
+    return [std_map, content, colorbar, download], [std_map, content]
 
 
-def _slice_viewer(plane: str, size: int, cut: Callable[..., Any], volume: Any, choices: list[Any]) -> None:
-    """A slice and its slider; drawn anew when the volume or one of the choices changes."""
+def _slice_viewer(plane: str, size: int, show: Callable[..., Any], volume: Any, choices: list[Any]) -> None:
+    """A slice and its slider, updated when the volume or one of the choices changes."""
     picture = gr.Image(
         label=plane.capitalize(),
         alt_text=f"{plane} slice",
@@ -205,7 +213,7 @@ def _slice_viewer(plane: str, size: int, cut: Callable[..., Any], volume: Any, c
     )
     gr.on(
         [slider.change, volume.change, *(choice.change for choice in choices)],
-        cut,
+        show,
         [volume, slider, *choices],
         picture,
         show_progress="hidden",
@@ -214,33 +222,34 @@ def _slice_viewer(plane: str, size: int, cut: Callable[..., Any], volume: Any, c
     )
 
 
-def _on_reconstruct(go: Any, actions: Actions, given: list[Any], shown: list[Any]) -> None:
-    """The button says that it works, and cannot be pressed meanwhile; then the page moves to the volume."""
-    at_once: dict[str, Any] = {"inputs": None, "outputs": go, "queue": False, "show_progress": "hidden", **PRIVATE}
-    busy = go.click(lambda: gr.Button("Reconstructing …", interactive=False), **at_once)
-    made = busy.then(actions.reconstruct, given, shown, show_progress="hidden", **PRIVATE)
-    # Not `then`, which Gradio 6 leaves out after a failure.
-    for ended in (made.success, made.failure):
-        ended(lambda: gr.Button("Reconstruct", interactive=True), **at_once)
-    made.success(None, js="() => document.getElementById('results').scrollIntoView({behavior: 'smooth'})")
+def _on_reconstruct(go: Any, actions: Actions, inputs: list[Any], outputs: list[Any]) -> None:
+    """Disable the button during a reconstruction, then scroll to the results."""
+    immediate: dict[str, Any] = {"inputs": None, "outputs": go, "queue": False, "show_progress": "hidden", **PRIVATE}
+    busy = go.click(lambda: gr.Button("Reconstructing …", interactive=False), **immediate)
+    done = busy.then(actions.reconstruct, inputs, outputs, show_progress="hidden", **PRIVATE)
+    # Not `then`, which Gradio 6 skips after a failure.
+    for ended in (done.success, done.failure):
+        ended(lambda: gr.Button("Reconstruct", interactive=True), **immediate)
+    done.success(None, js="() => document.getElementById('results').scrollIntoView({behavior: 'smooth'})")
 
 
 def _notice(backend: Backend) -> str:
-    taken = backend.description.provenance.get("archive_holds") == "radiographs"
-    return f"**{DISCLAIMER}** {TAKEN if taken else PROJECTED}{NOTICE}"
+    radiographs_only = backend.description.provenance.get("archive_holds") == "radiographs"
+    return f"**{DISCLAIMER}** {TRAINED_ON_RADIOGRAPHS if radiographs_only else TRAINED_ON_DRRS}{NOTICE}"
 
 
 def _about(backend: Backend) -> str:
-    description, geometry = backend.description, backend.description.geometry
-    steps = backend.consistency_steps
-    draw = backend.draw
-    drawn = f", drawn by {draw.sampler} in {draw.steps} steps from seed {draw.seed}" if draw else ""
-    fitted = f", fitted to the radiographs in up to {steps} steps" if steps else ""
-    distances = f"source to axis {geometry.source_axis_mm:g} mm, source to detector {geometry.source_detector_mm:g} mm"
-    return (
-        f"Model {description.system.name}: {description.grid.size}³ voxels of {description.grid.spacing_mm:g} mm, "
-        f"{description.window.low_hu:g} to {description.window.high_hu:g} HU, trained for "
-        f"{distances if geometry.beam == 'cone' else 'parallel rays'}{drawn}{fitted}. "
-        f"Weights SHA-256 `{backend.sha256[:16]}…`. "
-        "The same service answers `POST /v1/reconstructions`: see [the API's manual](/docs)."
-    )
+    """The model, its geometry and sampler, and a link to the API reference."""
+    description, geometry, sampling = backend.description, backend.description.geometry, backend.sampling
+    window, steps = description.window, backend.consistency_steps
+    cone = f"source to axis {geometry.source_axis_mm:g} mm, source to detector {geometry.source_detector_mm:g} mm"
+    lines = [
+        f"Model: {description.system.name}, {description.grid.size}³ voxels of {description.grid.spacing_mm:g} mm, "
+        f"{window.low_hu:g} to {window.high_hu:g} HU.",
+        f"Geometry: {'cone beam, ' + cone if geometry.beam == 'cone' else 'parallel beam'}.",
+        f"Sampler: {sampling.sampler}, {sampling.steps} steps, seed {sampling.seed}." if sampling else "",
+        f"Data-consistency fit: up to {steps} steps." if steps else "",
+        f"SHA-256 of the weights: `{backend.sha256[:16]}…`.",
+        "HTTP API: `POST /v1/reconstructions`, see the [API reference](/docs).",
+    ]
+    return " ".join(line for line in lines if line)

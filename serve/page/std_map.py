@@ -1,4 +1,4 @@
-"""Where a model's draws differ, for the page: the standard deviation as a map in color, its bar, and what it means."""
+"""The standard deviation over samples for the page: color map, color bar and explanation."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ import numpy as np
 from jaxtyping import Int16, UInt8
 from matplotlib.colors import to_hex
 
-from raylift.serve.page.images import PLANES, Plane, enlarge, marked
+from raylift.serve.page.images import PLANES, Plane, to_picture, with_orientation_letters
 
 COLORS = mpl.colormaps["inferno"]
-"""Rises evenly in lightness, so that it reads the same in gray and to the color-blind."""
-MEANING = (
-    "**Spread** is the standard deviation of the draws at each voxel, in HU: bright is where the model's own draws "
-    "differ. It is not an error bar on the anatomy. Where all draws are wrong in the same way, it is dark."
+"""Lightness increases uniformly, so the map is legible in gray and to color-blind readers."""
+EXPLANATION = (
+    "**Standard deviation** over samples at each voxel, in HU: bright where the model's samples differ. It is not an "
+    "error bar on the anatomy. Where all samples share the same error, it is dark."
 )
 
 
-class SpreadMap(NamedTuple):
-    """The standard deviation over draws, and the HU of the brightest color, the same for all slices."""
+class StdMap(NamedTuple):
+    """Voxel-wise standard deviation over samples, and the HU of the brightest color in all slices."""
 
-    deviation: Int16[np.ndarray, "d h w"]
-    top_hu: int
+    std: Int16[np.ndarray, "d h w"]
+    max_hu: int
 
     @classmethod
-    def of(cls, deviation: Int16[np.ndarray, "d h w"]) -> SpreadMap:
-        """With a top that is a multiple of 40 and has at most 0.5 % of the voxels above it."""
-        return cls(deviation, max(40, 40 * math.ceil(float(np.quantile(deviation, 0.995)) / 40)))
+    def of(cls, std: Int16[np.ndarray, "d h w"]) -> StdMap:
+        """The map whose brightest color is the 99.5th percentile, rounded up to a multiple of 40 HU."""
+        return cls(std, max(40, 40 * math.ceil(float(np.quantile(std, 0.995)) / 40)))
 
     def slice_picture(self, plane: Plane, index: int) -> UInt8[np.ndarray, "rows columns 3"]:
-        """One slice, hung and enlarged as the volume's are."""
+        """One slice in color, oriented and resized as those of the volume."""
         axis = PLANES.index(plane)
-        index = min(max(index, 0), self.deviation.shape[axis] - 1)
-        unit = np.take(self.deviation, index, axis=axis).astype(np.float32) / self.top_hu
-        return marked(COLORS(enlarge(unit), bytes=True)[..., :3], plane)
+        index = min(max(index, 0), self.std.shape[axis] - 1)
+        unit = np.take(self.std, index, axis=axis).astype(np.float32) / self.max_hu
+        return with_orientation_letters(COLORS(to_picture(unit), bytes=True)[..., :3], plane)
 
-    def bar(self) -> str:
-        """The colors from 0 HU to the top, as HTML."""
+    def colorbar(self) -> str:
+        """The colors from 0 HU to `max_hu` as HTML."""
         colors = ", ".join(to_hex(COLORS(k / 8)) for k in range(9))
-        ticks = "".join(f"<span>{self.top_hu * k // 4} HU</span>" for k in range(5))
+        ticks = "".join(f"<span>{self.max_hu * k // 4} HU</span>" for k in range(5))
+        label = f"Color bar from dark, 0 HU, to bright, {self.max_hu} HU and above"
         return (
-            f'<div class="bar" role="img" aria-label="Colors from dark, 0 HU, to bright, {self.top_hu} HU and more">'
+            f'<div class="colorbar" role="img" aria-label="{label}">'
             f'<i style="background: linear-gradient(to right, {colors})"></i><div>{ticks}</div></div>'
         )

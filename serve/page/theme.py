@@ -1,4 +1,4 @@
-"""How the page looks. Nothing is fetched from elsewhere: fonts are the reader's own."""
+"""Theme and style sheet of the page. Fonts are those of the client's system, so nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ CSS = """
 #about * { color: var(--body-text-color-subdued); font-size: .85rem; }
 .problem { border-left: 4px solid #dc2626 !important; background: color-mix(in srgb, #dc2626 12%, transparent);
   padding: .6rem .9rem !important; }
-#download, #download-spread { align-self: end; min-height: 2.9rem; }
+#download, #download-std { align-self: end; min-height: 2.9rem; }
 
-/* Gradio gives the blocks of a group a border of the text's color. */
+/* Gradio's default border of blocks in a group has the color of the text. */
 .gr-group .block { border-width: 0; }
 .gr-group .upload { border: 1px dashed var(--body-text-color-subdued) !important; }
 
-/* Pictures are read on black, in both themes. */
+/* Pictures have a black background in both themes. */
 .picture, .picture .image-container, .picture .image-frame, .picture button, .picture img {
   background: #000 !important; }
 .picture > label { background: rgb(0 0 0 / .65); color: #e2e8f0; border: 0; box-shadow: none; }
@@ -43,8 +43,8 @@ CSS = """
 .picture img { width: 100%; object-fit: contain; }
 .preview img { height: 300px; }
 
-.bar i { display: block; height: .8rem; border-radius: var(--radius-sm); }
-.bar div { display: flex; justify-content: space-between; font-size: .85rem; }
+.colorbar i { display: block; height: .8rem; border-radius: var(--radius-sm); }
+.colorbar div { display: flex; justify-content: space-between; font-size: .85rem; }
 
 .controls .wrap, #window .wrap { gap: .3rem; }
 .controls .wrap label, #window .wrap label { padding: .3rem .45rem; }

@@ -33,7 +33,7 @@ from raylift.platform.monitor import deciding, told
 from raylift.platform.presets.compositions import x2ct_gan_tiny
 from raylift.platform.training.inputs import check, describe, open_stream
 from raylift.platform.training.validation import Validation
-from raylift.serve.reconstructor import prepared
+from raylift.serve.reconstructor import prepare_radiographs
 
 GRID = Grid(32, 10.0)
 
@@ -217,7 +217,7 @@ def test_training_serves_itself_what_serving_makes_of_the_same_files_bit_for_bit
             view: read((pairs_folder / f"{name}_{word}.png").read_bytes(), "upload", view=view)
             for view, word in (("frontal", "pa"), ("lateral", "lat"))
         }
-        np.testing.assert_array_equal(views.numpy(), prepared(images, description))
+        np.testing.assert_array_equal(views.numpy(), prepare_radiographs(images, description))
 
 
 def test_matching_brings_radiographs_nearer_to_the_projections_they_were_printed_from(
@@ -246,7 +246,7 @@ def test_a_model_of_projections_keeps_their_histograms_for_serving(tiny: RunConf
     stored = {entry.id: archive.read_array(entry, "radiographs") for entry in archive.entries()}
     for name, views in zip(batch.ids, batch.views, strict=True):
         images = dict(zip(("frontal", "lateral"), stored[name], strict=True))
-        np.testing.assert_allclose(views.numpy(), prepared(images, description), atol=1e-5)
+        np.testing.assert_allclose(views.numpy(), prepare_radiographs(images, description), atol=1e-5)
 
 
 def test_without_projections_in_its_geometry_nothing_can_be_matched(

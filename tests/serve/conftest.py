@@ -105,7 +105,7 @@ def model_folder(description: Description, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def drawing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def generative_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained network that draws: its answers differ from seed to seed."""
     folder = tmp_path_factory.mktemp("drawing")
     description = Description(refiner_tiny().system, GRID, chest(GRID), Window())
@@ -118,8 +118,8 @@ def drawing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def drawing(drawing_folder: Path) -> Reconstructor:
-    return Reconstructor.load(str(drawing_folder), draw=SamplingFlags(steps=2))
+def generative(generative_folder: Path) -> Reconstructor:
+    return Reconstructor.load(str(generative_folder), sampling=SamplingFlags(steps=2))
 
 
 @pytest.fixture(scope="session")
@@ -162,11 +162,11 @@ def fitting_url(services: list[Service], model_folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def drawing_url(services: list[Service], drawing_folder: Path) -> Iterator[str]:
+def generative_url(services: list[Service], generative_folder: Path) -> Iterator[str]:
     """Where a service answers whose model draws, for one test."""
     for running in services:
         running.stop()
-    services.append(Service.start(drawing_folder, "--steps", "2", "--max-samples", "5"))
+    services.append(Service.start(generative_folder, "--steps", "2", "--max-samples", "5"))
     yield services[-1].url
     services[-1].stop()
 

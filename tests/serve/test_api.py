@@ -16,6 +16,7 @@ from raylift.datasets.radiographs.decoding import RadiographLimits, prepare, rea
 from raylift.datasets.radiographs.histogram import finish
 from raylift.models.weights import Description, Model
 from raylift.serve.api import routes
+from raylift.serve.backend import Backend, Unavailable
 from raylift.serve.reconstructor import Reconstruction, Reconstructor
 
 
@@ -28,7 +29,7 @@ def client(
     async def ready() -> bool:
         return True
 
-    return TestClient(routes.build(routes.Backend(description, sha256, answer, ready, steps), RadiographLimits()))
+    return TestClient(routes.build(Backend(description, sha256, answer, ready, steps), RadiographLimits()))
 
 
 @pytest.fixture(scope="session")
@@ -200,9 +201,9 @@ def test_a_model_of_one_view_wants_one_radiograph(description: Description, radi
     frontal = {"frontal": radiographs["frontal"]}
     assert service.post("/v1/reconstructions", files=frontal).status_code == 200
     answer = service.post("/v1/reconstructions", files=radiographs)
-    assert answer.json() == {"detail": "this model wants frontal; sent were frontal and lateral"}
+    assert answer.json() == {"detail": "unknown field lateral: send invert, frontal, flip_frontal"}
     answer = service.post("/v1/reconstructions", files=frontal, data={"flip_lateral": "true"})
-    assert answer.json() == {"detail": "unknown field flip_lateral: send frontal, invert, flip_frontal"}
+    assert answer.json() == {"detail": "unknown field flip_lateral: send invert, frontal, flip_frontal"}
 
 
 def test_the_service_says_what_it_serves(service_client: TestClient, reconstructor: Reconstructor) -> None:
@@ -219,12 +220,12 @@ def test_a_model_that_does_not_answer_is_not_ready_and_a_busy_one_asks_for_patie
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
     async def busy(_: np.ndarray, __: int) -> Reconstruction:
-        raise routes.Unavailable("too many reconstructions are waiting: try again in a few seconds")
+        raise Unavailable("the queue is full: try again in a few seconds")
 
     async def ready() -> bool:
         return False
 
-    there = TestClient(routes.build(routes.Backend(description, "0" * 64, busy, ready), RadiographLimits()))
+    there = TestClient(routes.build(Backend(description, "0" * 64, busy, ready), RadiographLimits()))
     assert there.get("/readyz").status_code == 503
     answer = there.post("/v1/reconstructions", files=radiographs)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
@@ -241,13 +242,13 @@ def test_a_fault_of_the_service_is_told_without_its_inside(
     with pytest.raises(RuntimeError, match="CUDA"):
         there.post("/v1/reconstructions", files=radiographs)
     answer = TestClient(there.app, raise_server_exceptions=False).post("/v1/reconstructions", files=radiographs)
-    assert (answer.status_code, answer.json()) == (500, {"detail": "the service failed: its log says why"})
+    assert (answer.status_code, answer.json()) == (500, {"detail": "the service failed; see its log"})
 
 
 def test_the_openapi_description_is_valid_and_names_every_field(service_client: TestClient) -> None:
     schema = service_client.get("/openapi.json").json()
     OpenAPI.model_validate(schema)
-    form = schema["paths"]["/v1/reconstructions"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    form = schema["components"]["schemas"]["ReconstructionForm"]
     assert form["required"] == ["frontal", "lateral"]
     assert set(form["properties"]) == {"frontal", "lateral", "invert", "flip_frontal", "flip_lateral"}
     assert set(schema["paths"]) == {"/healthz", "/readyz", "/v1/model", "/v1/reconstructions"}

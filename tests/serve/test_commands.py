@@ -72,13 +72,13 @@ def test_a_lateral_is_mirrored_where_its_patient_clearly_faces_right_or_is_said_
     picture = np.asarray(Image.open(lateral))
     Image.fromarray(np.ascontiguousarray(picture[:, ::-1])).save(lateral)
     mirrored, said = volume()
-    assert "lateral: the patient faces right and is mirrored; --facing says otherwise" in said
+    assert "lateral: the patient faces right; the image is mirrored: pass --facing to override" in said
     assert np.abs(mirrored - plain).max() <= 1
     assert np.array_equal(volume("--facing", "right")[0], mirrored)
     assert np.abs(volume("--facing", "left")[0] - plain).mean() > 1
     Image.fromarray(np.maximum(picture, picture[:, ::-1])).save(lateral)
     _, said = volume()
-    assert "lateral: it is not clear where the patient faces, left is assumed: pass --facing" in said
+    assert "lateral: cannot detect which edge the patient faces; assuming left: pass --facing" in said
 
 
 def test_a_fit_says_how_far_the_projections_were_from_the_radiographs_and_are(
@@ -91,7 +91,7 @@ def test_a_fit_says_how_far_the_projections_were_from_the_radiographs_and_are(
 
     assert "residual" not in said()
     told = re.search(
-        r"^projection residual before and after the fit: "
+        r"^reprojection residual before and after the data-consistency fit: "
         r"frontal (\d\.\d{3}) -> (\d\.\d{3}), lateral (\d\.\d{3}) -> (\d\.\d{3})$",
         said("--consistency-steps", "3"),
         re.MULTILINE,
@@ -107,7 +107,7 @@ def test_a_fit_says_how_far_the_projections_were_from_the_radiographs_and_are(
     [
         ({"--lateral": "nowhere.png"}, "nowhere.png: No such file or directory"),
         ({"--lateral": "."}, ".: Is a directory"),
-        ({"--lateral": None}, "this model wants frontal and lateral, given were frontal"),
+        ({"--lateral": None}, "this model requires frontal and lateral, got frontal"),
         ({"--lateral": "text.png"}, "text.png: not an image raylift reads: give DICOM, PNG, JPEG, TIFF, BMP"),
         ({"-o": "volume.nii"}, "volume.nii: volumes are written as .nii.gz"),
         ({"-o": "text.png/volume.nii.gz"}, "text.png: File exists"),
@@ -141,7 +141,7 @@ def test_a_mistake_is_told_in_one_line_and_exit_status_2(
     [
         (["--port", "70000"], "port 70000 is outside 1 to 65535"),
         (["--max-batch", "0"], "--max-batch is 0: give 1 or more"),
-        (["--batch-wait-s", "-1"], "not negative"),
+        (["--batch-wait-s", "-1"], "must not be negative"),
         (["--consistency-steps", "-1"], "a consistency fit of -1 steps"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from raylift.datasets.radiographs.decoding import RadiographLimits, read
-from raylift.serve.api import routes
+from raylift.serve.backend import Backend
 from raylift.serve.page import layout
 from raylift.serve.page.events import Actions
 from raylift.serve.reconstructor import Reconstruction, Reconstructor
@@ -21,14 +21,14 @@ def fitting(model_folder: Path) -> Reconstructor:
     return Reconstructor.load(str(model_folder), consistency_steps=3)
 
 
-def backend(reconstructor: Reconstructor, steps: int) -> routes.Backend:
+def backend(reconstructor: Reconstructor, steps: int) -> Backend:
     async def answer(prepared: np.ndarray, samples: int) -> Reconstruction:
         return reconstructor.reconstruct([prepared], [samples])[0]
 
     async def ready() -> bool:
         return True
 
-    return routes.Backend(reconstructor.description, reconstructor.sha256, answer, ready, steps)
+    return Backend(reconstructor.description, reconstructor.sha256, answer, ready, steps)
 
 
 def test_a_service_that_was_told_to_fit_answers_with_the_fitted_volume_and_its_residuals(
@@ -67,11 +67,11 @@ def test_the_page_tells_the_residuals_of_a_volume_that_was_fitted(
         shown = asyncio.run(Actions(backend(one, steps), RadiographLimits()).reconstruct(*values))
         return str(shown[2])
 
-    told = r"Fitted to the radiographs; projection residual: frontal \d\.\d{3} -> \d\.\d{3}, lateral \d\.\d{3} -> "
-    assert re.search(told, facts(fitting, 3))
+    fit = r"Data-consistency fit; reprojection residual before -> after: "
+    assert re.search(fit + r"frontal \d\.\d{3} -> \d\.\d{3}, lateral \d\.\d{3} -> ", facts(fitting, 3))
     assert "residual" not in facts(reconstructor, 0)
 
 
 def test_the_page_says_below_whether_its_model_fits(fitting: Reconstructor) -> None:
-    assert "fitted to the radiographs in up to 3 steps" in layout._about(backend(fitting, 3))
-    assert "fitted" not in layout._about(backend(fitting, 0))
+    assert "Data-consistency fit: up to 3 steps" in layout._about(backend(fitting, 3))
+    assert "fit" not in layout._about(backend(fitting, 0))

@@ -21,6 +21,7 @@ from raylift.datasets.radiographs.decoding import RadiographLimits
 from raylift.models.weights import Description
 from raylift.serve.api import routes
 from raylift.serve.api.request_limits import BodyLimit
+from raylift.serve.backend import Backend
 
 MAX_BYTES = 200_000
 URL = "/v1/reconstructions"
@@ -36,7 +37,7 @@ def there(description: Description) -> TestClient:
     async def ready() -> bool:
         return True
 
-    backend = routes.Backend(description, "0" * 64, reconstruct, ready)
+    backend = Backend(description, "0" * 64, reconstruct, ready)
     return TestClient(routes.build(backend, RadiographLimits(max_bytes=MAX_BYTES, max_pixels=10_000_000)))
 
 
@@ -118,13 +119,16 @@ def test_a_file_that_is_no_radiograph_is_refused_with_a_sentence(
 @pytest.mark.parametrize(
     ("files", "fields", "words"),
     [
-        pytest.param(["frontal"], {}, ["wants frontal and lateral", "sent were frontal"], id="missing"),
+        pytest.param(["frontal"], {}, ["requires frontal and lateral", "missing: lateral"], id="missing"),
         pytest.param(["frontal", "lateral", "oblique"], {}, ["unknown field oblique", "flip_lateral"], id="surplus"),
         pytest.param(["frontal", "lateral"], {"flp_lateral": "true"}, ["unknown field flp_lateral"], id="misspelt"),
         pytest.param(["frontal"], {"lateral": "a.png"}, ["field lateral is text: send a file"], id="text"),
-        pytest.param(["frontal", "lateral"], {"invert": "maybe"}, ["'maybe'", "auto, yes or no"], id="invert"),
+        pytest.param(["frontal", "lateral"], {"invert": "maybe"}, ["'maybe'", "'auto', 'yes' or 'no'"], id="invert"),
         pytest.param(
-            ["frontal", "lateral"], {"flip_lateral": "1"}, ["flip_lateral is '1'", "auto, true or false"], id="flip"
+            ["frontal", "lateral"],
+            {"flip_lateral": "1"},
+            ["flip_lateral is '1'", "'auto', 'true' or 'false'"],
+            id="flip",
         ),
         pytest.param(["frontal", "lateral", "invert"], {}, ["invert is a file"], id="a file for a word"),
         pytest.param(["frontal", "lateral"], {"x" * 500: "1"}, ["unknown field xxx"], id="long name"),
@@ -152,10 +156,10 @@ def test_more_files_than_any_model_takes_are_not_read(there: TestClient) -> None
     [
         ({"content-type": "application/json"}, b"{}", 415, "multipart/form-data"),
         ({}, b"", 415, "multipart/form-data"),
-        ({"content-type": "image/png"}, noise("PNG"), 415, "frontal and lateral"),
+        ({"content-type": "image/png"}, noise("PNG"), 415, "multipart/form-data"),
         ({"content-type": "multipart/form-data"}, b"x", 422, "boundary"),
         ({"content-type": "multipart/form-data; boundary=b"}, b"not a form at all", 422, "cannot be read"),
-        ({"content-type": "multipart/form-data; boundary=b"}, b"--b--", 422, "sent were no images"),
+        ({"content-type": "multipart/form-data; boundary=b"}, b"--b--", 422, "missing: frontal, lateral"),
     ],
 )
 def test_a_body_that_is_no_form_is_refused(

@@ -5,7 +5,16 @@ from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.radiographs.decoding import prepare, read
 from raylift.models.weights import Description
-from raylift.serve.page.images import MARKS, PLANES, SIDE_PX, Plane, beside, marked, reprojections, slice_picture
+from raylift.serve.page.images import (
+    ORIENTATION_LETTERS,
+    PLANES,
+    SIDE_PX,
+    Plane,
+    reprojections,
+    side_by_side,
+    slice_picture,
+    with_orientation_letters,
+)
 
 
 def box() -> np.ndarray:
@@ -21,17 +30,17 @@ def test_the_letters_name_the_edges_that_a_slice_is_hung_by(plane: Plane) -> Non
     assert picture.shape == (SIDE_PX, SIDE_PX)
     assert (picture[40:200, 40:200] > 150).sum() > 1000
     assert (picture[200:, 200:] > 150).sum() < 1000
-    left, _, upper, _ = MARKS[plane]
+    left, _, upper, _ = ORIENTATION_LETTERS[plane]
     assert {left, upper} < {"R", "A", "S"}
 
 
 def test_letters_stand_at_the_middle_of_their_edges() -> None:
-    drawn = marked(np.zeros((SIDE_PX, SIDE_PX), np.uint8), "axial") > 128
+    drawn = with_orientation_letters(np.zeros((SIDE_PX, SIDE_PX), np.uint8), "axial") > 128
     middle = slice(SIDE_PX // 2 - 20, SIDE_PX // 2 + 20)
     edges = [drawn[middle, :40], drawn[middle, -40:], drawn[:40, middle], drawn[-40:, middle]]
     assert all(edge.any() for edge in edges)
     assert drawn.sum() == sum(edge.sum() for edge in edges)
-    assert not (marked(np.zeros((SIDE_PX, SIDE_PX), np.uint8), "frontal") > 128)[:40].any()
+    assert not (with_orientation_letters(np.zeros((SIDE_PX, SIDE_PX), np.uint8), "frontal") > 128)[:40].any()
 
 
 def test_a_window_shows_what_lies_between_its_ends() -> None:
@@ -54,4 +63,4 @@ def test_a_volume_that_is_the_truth_projects_to_the_radiographs_it_gave(
     frontal = prepare(read(radiographs["frontal"], "frontal", invert="no"), 32)
     small = made[0].reshape(32, 14, 32, 14).mean((1, 3)) / 255
     assert np.corrcoef(small.ravel(), frontal.ravel())[0, 1] > 0.99
-    assert beside(*made).shape == (SIDE_PX, 2 * SIDE_PX + 8)
+    assert side_by_side(*made).shape == (SIDE_PX, 2 * SIDE_PX + 8)

@@ -109,7 +109,7 @@ def test_radiographs_become_slices_projections_and_a_file(visit: Visit, files: d
     assert ((narrow == 0) | (narrow == 255)).mean() > 0.3
 
     for view in files:
-        pair, preview = visit.picture(f"{view}-check"), visit.picture(f"{view}-preview")
+        pair, preview = visit.picture(f"{view}-comparison"), visit.picture(f"{view}-preview")
         assert pair.shape == (448, 2 * 448 + 8)
         np.testing.assert_array_equal(pair[:150, :448], preview[:150])
         assert pair[:, -448:].std() > 5
@@ -147,14 +147,14 @@ def test_a_lateral_that_clearly_faces_right_is_shown_flipped_and_the_visitor_may
     chosen, control = visit.at("lateral-file").locator("input[type=file]"), visit.at("lateral-flip")
     chosen.set_input_files(files["lateral"])
     expect(visit.at("lateral-preview").locator("img")).to_be_visible()
-    expect(control).to_contain_text("The patient faces the left edge. This one faces left.")
+    expect(control).to_contain_text("The patient must face the left edge. Detected: patient faces left.")
     expect(control.locator("input")).not_to_be_checked()
     plain = visit.picture("lateral-preview")
     visit.at("lateral-file").get_by_label("Clear").click()
     expect(visit.at("lateral-preview")).to_be_hidden()
     Image.open(files["lateral"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
     chosen.set_input_files(tmp_path / "mirrored.png")
-    expect(control).to_contain_text("This one faced right.")
+    expect(control).to_contain_text("Detected: patient faces right; the image was flipped.")
     expect(control.locator("input")).to_be_checked()
     expect(visit.at("lateral-preview").locator("img")).to_be_visible()
     assert np.abs(visit.picture("lateral-preview") - plain)[:150].mean() < 2
@@ -187,24 +187,24 @@ def test_a_file_that_is_no_image_is_refused_in_a_sentence_and_not_used(visit: Vi
 
 def test_reconstruct_without_radiographs_asks_for_them(visit: Visit) -> None:
     visit.at("reconstruct").click()
-    expect(visit.page.get_by_text("The frontal radiograph is missing: choose a file for it.")).to_be_visible()
+    expect(visit.page.get_by_text("The frontal radiograph is missing: choose a file.")).to_be_visible()
 
 
 def test_the_spread_of_the_draws_is_a_map_with_a_bar_and_a_file_of_its_own(
-    browser: BrowserContext, drawing_url: str, tmp_path: Path
+    browser: BrowserContext, generative_url: str, tmp_path: Path
 ) -> None:
-    visit = Visit(browser, drawing_url)
+    visit = Visit(browser, generative_url)
     visit.at("example").click()
     expect(visit.at("lateral-preview").locator("img")).to_be_visible()
     expect(visit.at("samples").locator("input[type=number]")).to_have_value("4")
     visit.reconstruct()
-    assert "Mean of 4 draws, seeds 0 to 3." in (visit.at("facts").text_content() or "")
-    expect(visit.at("spread")).to_be_hidden()
+    assert "Mean of 4 samples, seeds 0 to 3." in (visit.at("facts").text_content() or "")
+    expect(visit.at("std")).to_be_hidden()
     visit.becomes("axial-slice", gray=True)
 
-    visit.choose("what", "spread")
-    expect(visit.at("meaning")).to_contain_text("not an error bar on the anatomy")
-    bar = visit.at("bar").locator("[role=img]")
+    visit.choose("slice-content", "std")
+    expect(visit.at("explanation")).to_contain_text("not an error bar on the anatomy")
+    bar = visit.at("colorbar").locator("[role=img]")
     expect(bar).to_be_visible()
     top = int(re.search(r"bright, (\d+) HU", bar.get_attribute("aria-label") or "").group(1))
     for plane in ("axial", "coronal", "sagittal"):
@@ -213,7 +213,7 @@ def test_the_spread_of_the_draws_is_a_map_with_a_bar_and_a_file_of_its_own(
     visit.page.screenshot(path=tmp_path / "spread.png", full_page=True)
 
     volumes = {}
-    for button, name in (("download", "reconstruction.nii.gz"), ("download-spread", "reconstruction-std.nii.gz")):
+    for button, name in (("download", "reconstruction.nii.gz"), ("download-std", "reconstruction-std.nii.gz")):
         with visit.page.expect_download() as download:
             visit.at(button).click()
         assert download.value.suggested_filename == name
@@ -235,16 +235,16 @@ def test_the_spread_of_the_draws_is_a_map_with_a_bar_and_a_file_of_its_own(
     number.press("Enter")
     expect(visit.at("results")).to_be_hidden()
     visit.reconstruct()
-    expect(visit.at("what")).to_be_hidden()
-    expect(visit.at("spread")).to_be_hidden()
-    expect(visit.at("download-spread")).to_be_hidden()
+    expect(visit.at("slice-content")).to_be_hidden()
+    expect(visit.at("std")).to_be_hidden()
+    expect(visit.at("download-std")).to_be_hidden()
     for plane in ("axial", "coronal", "sagittal"):
         visit.becomes(f"{plane}-slice", gray=True)
     assert visit.problems == []
 
 
 def test_the_page_of_a_model_that_computes_its_volume_knows_nothing_of_draws(visit: Visit) -> None:
-    for name in ("samples", "what", "bar"):
+    for name in ("samples", "slice-content", "colorbar"):
         expect(visit.at(name)).to_have_count(0)
 
 

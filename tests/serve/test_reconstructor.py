@@ -60,9 +60,9 @@ def test_a_fit_of_fewer_than_no_steps_is_refused(model_folder: Path) -> None:
 
 def test_other_views_than_the_models_are_refused(reconstructor: Reconstructor) -> None:
     image = np.random.default_rng(0).random((40, 40), dtype=np.float32)
-    with pytest.raises(ConfigError, match=r"this model wants frontal and lateral, given were frontal$"):
+    with pytest.raises(ConfigError, match=r"this model requires frontal and lateral, got frontal$"):
         reconstructor.prepare({"frontal": image})
-    with pytest.raises(ConfigError, match="given were none"):
+    with pytest.raises(ConfigError, match="got none"):
         reconstructor.prepare({})
     with pytest.raises(ConfigError, match="oblique"):
         reconstructor.prepare({"frontal": image, "lateral": image, "oblique": image})

@@ -15,7 +15,8 @@ from raylift.datasets.radiographs.decoding import RadiographLimits, read
 from raylift.models.generative import SamplingFlags
 from raylift.platform import cli
 from raylift.serve.api import routes
-from raylift.serve.page.std_map import SpreadMap
+from raylift.serve.backend import Backend
+from raylift.serve.page.std_map import StdMap
 from raylift.serve.reconstructor import Reconstruction, Reconstructor
 
 URL = "/v1/reconstructions"
@@ -28,7 +29,7 @@ def inputs(count: int) -> list[np.ndarray]:
 def singles(folder: Path, given: np.ndarray, count: int, steps: int = 0, first: int = 0) -> np.ndarray:
     """Volumes of as many seeds, each drawn alone."""
     made = [
-        Reconstructor.load(str(folder), consistency_steps=steps, draw=SamplingFlags(steps=2, seed=first + k))
+        Reconstructor.load(str(folder), consistency_steps=steps, sampling=SamplingFlags(steps=2, seed=first + k))
         for k in range(count)
     ]
     return np.stack([one.reconstruct([given])[0].hu for one in made]).astype(np.float64)
@@ -42,12 +43,12 @@ def volume(data: bytes, folder: Path) -> sitk.Image:
 
 @pytest.mark.parametrize("steps", [0, 2], ids=["as drawn", "fitted"])
 def test_samples_give_the_mean_and_the_spread_of_what_their_seeds_give_alone(
-    drawing_folder: Path, radiographs: dict[str, bytes], steps: int
+    generative_folder: Path, radiographs: dict[str, bytes], steps: int
 ) -> None:
-    several = Reconstructor.load(str(drawing_folder), consistency_steps=steps, draw=SamplingFlags(steps=2))
+    several = Reconstructor.load(str(generative_folder), consistency_steps=steps, sampling=SamplingFlags(steps=2))
     given = several.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
     (made,) = several.reconstruct([given], [3])
-    alone = singles(drawing_folder, given, 3, steps)
+    alone = singles(generative_folder, given, 3, steps)
     assert np.abs(made.hu - alone.mean(axis=0)).max() <= 1
     assert made.std is not None
     # The draws alone were rounded to whole HU.
@@ -56,10 +57,10 @@ def test_samples_give_the_mean_and_the_spread_of_what_their_seeds_give_alone(
     assert bool(made.residuals) == (steps > 0)
 
 
-def test_requests_of_one_batch_get_as_many_draws_as_each_asked_for(drawing: Reconstructor) -> None:
+def test_requests_of_one_batch_get_as_many_draws_as_each_asked_for(generative: Reconstructor) -> None:
     given = inputs(3)
-    together = drawing.reconstruct(given, [1, 3, 2])
-    alone = [drawing.reconstruct([one], [count])[0] for one, count in zip(given, [1, 3, 2], strict=True)]
+    together = generative.reconstruct(given, [1, 3, 2])
+    alone = [generative.reconstruct([one], [count])[0] for one, count in zip(given, [1, 3, 2], strict=True)]
     assert [one.std is None for one in together] == [True, False, False]
     for one, other in zip(together, alone, strict=True):
         assert np.abs(np.subtract(one.hu, other.hu, dtype=np.int32)).max() <= 1
@@ -82,8 +83,8 @@ def pair(radiographs: dict[str, bytes], tmp_path: Path) -> list[str]:
 
 
 def test_the_verb_writes_the_mean_and_beside_it_the_spread_in_the_same_frame(
-    drawing_folder: Path,
-    drawing: Reconstructor,
+    generative_folder: Path,
+    generative: Reconstructor,
     radiographs: dict[str, bytes],
     pair: list[str],
     tmp_path: Path,
@@ -91,22 +92,22 @@ def test_the_verb_writes_the_mean_and_beside_it_the_spread_in_the_same_frame(
 ) -> None:
     options = ["--samples", "2", "--seed", "7", "--sampler", "dpm_solver", "--steps", "2"]
     output = tmp_path / "ct.nii.gz"
-    assert cli.main(["reconstruct", str(drawing_folder), "-o", str(output), *pair, *options]) == 0
+    assert cli.main(["reconstruct", str(generative_folder), "-o", str(output), *pair, *options]) == 0
     mean, deviation = (sitk.ReadImage(str(tmp_path / name)) for name in ("ct.nii.gz", "ct-std.nii.gz"))
     for frame in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
         assert getattr(mean, frame)() == getattr(deviation, frame)()
-    given = drawing.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
-    alone = singles(drawing_folder, given, 2, first=7)
+    given = generative.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
+    alone = singles(generative_folder, given, 2, first=7)
     assert np.abs(sitk.GetArrayFromImage(mean)[::-1] - alone.mean(axis=0)).max() <= 1
     assert np.abs(sitk.GetArrayFromImage(deviation)[::-1] - alone.std(axis=0, ddof=1)).max() <= 2
-    assert f"{tmp_path / 'ct-std.nii.gz'}: standard deviation over 2 draws" in capsys.readouterr().out
+    assert f"{tmp_path / 'ct-std.nii.gz'}: standard deviation over 2 samples" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver"])
-def test_every_sampler_can_be_named(drawing_folder: Path, pair: list[str], tmp_path: Path, sampler: str) -> None:
+def test_every_sampler_can_be_named(generative_folder: Path, pair: list[str], tmp_path: Path, sampler: str) -> None:
     options = ["--sampler", sampler, "--steps", "3"]
     output = tmp_path / "ct.nii.gz"
-    assert cli.main(["reconstruct", str(drawing_folder), "-o", str(output), *pair, *options]) == 0
+    assert cli.main(["reconstruct", str(generative_folder), "-o", str(output), *pair, *options]) == 0
     assert sitk.GetArrayFromImage(sitk.ReadImage(str(output))).std() > 10
     assert not (tmp_path / "ct-std.nii.gz").exists()
 
@@ -116,8 +117,8 @@ def test_every_sampler_can_be_named(drawing_folder: Path, pair: list[str], tmp_p
     [
         ("model_folder", ["--steps", "4"], "has no use for --steps"),
         ("model_folder", ["--samples", "2"], "has no use for --samples"),
-        ("drawing_folder", ["--samples", "0"], "0 samples: give 1 or more"),
-        ("drawing_folder", ["--steps", "0"], "0 sampling steps: use 1 or more"),
+        ("generative_folder", ["--samples", "0"], "0 samples: give 1 or more"),
+        ("generative_folder", ["--steps", "0"], "0 sampling steps: use 1 or more"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_and_nothing_written(
@@ -137,31 +138,33 @@ def test_what_the_model_cannot_do_is_refused_and_nothing_written(
 
 
 @pytest.fixture
-def client(drawing: Reconstructor) -> TestClient:
+def client(generative: Reconstructor) -> TestClient:
     """The API with a drawing network behind it, which allows three draws."""
 
     async def answer(prepared: np.ndarray, samples: int) -> Reconstruction:
-        return drawing.reconstruct([prepared], [samples])[0]
+        return generative.reconstruct([prepared], [samples])[0]
 
     async def ready() -> bool:
         return True
 
-    backend = routes.Backend(drawing.description, drawing.sha256, answer, ready, draw=drawing.draw, max_samples=3)
+    backend = Backend(
+        generative.description, generative.sha256, answer, ready, sampling=generative.sampling, max_samples=3
+    )
     return TestClient(routes.build(backend, RadiographLimits()))
 
 
 def test_a_request_gets_the_mean_of_its_samples_and_with_spread_a_zip_of_both(
-    client: TestClient, drawing: Reconstructor, radiographs: dict[str, bytes], tmp_path: Path
+    client: TestClient, generative: Reconstructor, radiographs: dict[str, bytes], tmp_path: Path
 ) -> None:
-    given = drawing.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
-    (expected,) = drawing.reconstruct([given], [3])
+    given = generative.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
+    (expected,) = generative.reconstruct([given], [3])
     fields = {"invert": "no", "samples": "3"}
     plain = client.post(URL, files=radiographs, data=fields)
     assert plain.headers["content-type"] == "application/gzip"
     mean = sitk.GetArrayFromImage(volume(plain.content, tmp_path))[::-1]
     np.testing.assert_array_equal(mean, expected.hu)
 
-    both = client.post(URL, files=radiographs, data=fields | {"spread": "true"})
+    both = client.post(URL, files=radiographs, data=fields | {"return_std": "true"})
     assert both.headers["content-type"] == "application/zip"
     assert both.headers["content-disposition"].endswith('.zip"')
     with zipfile.ZipFile(io.BytesIO(both.content)) as archive:
@@ -177,11 +180,11 @@ def test_a_request_gets_the_mean_of_its_samples_and_with_spread_a_zip_of_both(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"samples": "4"}, "field samples is '4': send 1, 2 or 3"),
-        ({"samples": "1e3"}, "field samples is '1e3': send 1, 2 or 3"),
-        ({"samples": "0"}, "field samples is '0'"),
-        ({"spread": "true"}, "a single draw has none: send samples from 2 up"),
-        ({"samples": "2", "spread": "yes"}, "field spread is 'yes': send true or false"),
+        ({"samples": "4"}, "field samples is '4': input should be less than or equal to 3"),
+        ({"samples": "1e3"}, "field samples is '1e3': input should be a valid integer"),
+        ({"samples": "0"}, "field samples is '0': input should be greater than or equal to 1"),
+        ({"return_std": "true"}, "return_std requires samples to be 2 or more"),
+        ({"samples": "2", "return_std": "yes"}, "field return_std is 'yes': input should be 'true' or 'false'"),
         ({"seed": "3"}, "unknown field seed"),
     ],
 )
@@ -194,26 +197,26 @@ def test_draws_beyond_what_the_service_allows_are_refused(
 
 
 def test_the_service_says_how_its_model_draws_and_what_may_be_asked(client: TestClient) -> None:
-    drawn = client.get("/v1/model").json()["drawing"]
+    drawn = client.get("/v1/model").json()["sampling"]
     assert drawn == {"sampler": "dpm_solver", "steps": 2, "seed": 0, "max_samples": 3}
     schema = client.get("/openapi.json").json()
     OpenAPI.model_validate(schema)
     route = schema["paths"][URL]["post"]
-    form = route["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
-    assert (form["samples"]["maximum"], form["spread"]["enum"]) == (3, ["true", "false"])
+    form = schema["components"]["schemas"]["ReconstructionForm"]["properties"]
+    assert (form["samples"]["maximum"], form["return_std"]["enum"]) == (3, ["true", "false"])
     assert set(route["responses"]["200"]["content"]) == {"application/gzip", "application/zip"}
-    assert "mean of so many draws" in client.get("/docs").text
+    assert "number of samples, 1 to 3" in client.get("/docs").text
 
 
-def test_the_colors_reach_to_where_few_voxels_are_above(drawing: Reconstructor) -> None:
-    (made,) = drawing.reconstruct(inputs(1), [3])
+def test_the_colors_reach_to_where_few_voxels_are_above(generative: Reconstructor) -> None:
+    (made,) = generative.reconstruct(inputs(1), [3])
     assert made.std is not None
-    shown = SpreadMap.of(made.std)
-    top = shown.top_hu
+    shown = StdMap.of(made.std)
+    top = shown.max_hu
     assert top % 40 == 0
     assert (made.std > top - 40).mean() > 0.001
     assert (made.std > top).mean() <= 0.005
-    assert SpreadMap.of(np.zeros((8, 8, 8), np.int16)).top_hu == 40
+    assert StdMap.of(np.zeros((8, 8, 8), np.int16)).max_hu == 40
     picture = shown.slice_picture("coronal", 16)
     assert picture.shape == (448, 448, 3)
     # Brighter where the draws differ more; the letters stand at the edges.

@@ -1,0 +1,52 @@
+"""The model as the HTTP API and the web page use it, independent of the process that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int16
+
+from raylift.datasets.errors import RayliftError
+from raylift.models.generative import SamplingConfig
+from raylift.models.weights import Description
+from raylift.serve.reconstructor import Reconstruction, nifti
+
+DISCLAIMER = "Research software, not a medical device: not for diagnosis."
+
+
+class Unavailable(RayliftError, RuntimeError):
+    """The model accepts no request now: its queue is full, or it is restarting."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A served model: its description and the calls to it."""
+
+    description: Description
+    sha256: str
+    reconstruct: Callable[[Float32[np.ndarray, "views rows columns"], int], Awaitable[Reconstruction]]
+    """Maps prepared radiographs and the number of samples to a volume in HU; raises Unavailable."""
+    ready: Callable[[], Awaitable[bool]]
+    """Whether the model is loaded and responds."""
+    consistency_steps: int = 0
+    """Steps of the data-consistency fit; 0 for none."""
+    sampling: SamplingConfig | None = None
+    """Sampler settings of a generative model; None for a deterministic one."""
+    max_samples: int = 1
+    """Largest number of samples of a request."""
+
+    @property
+    def multiple_samples(self) -> bool:
+        """Whether a request may set a number of samples above 1."""
+        return self.sampling is not None and self.max_samples > 1
+
+    @property
+    def views(self) -> list[str]:
+        """Names of the required views, in the model's order."""
+        return [view.name for view in self.description.geometry.views]
+
+    def nifti(self, volume: Int16[np.ndarray, "d h w"]) -> bytes:
+        """A volume as gzipped NIfTI with the digest of the weights in its header."""
+        return nifti(volume, self.description.grid, f"raylift {self.sha256[:12]}, research only")
