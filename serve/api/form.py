@@ -1,4 +1,7 @@
-"""The form of a reconstruction request: a pydantic model that FastAPI validates and documents."""
+"""The form of a reconstruction request: a pydantic model that FastAPI validates and documents.
+
+A model's DRRs are the digitally reconstructed radiographs that it was trained on.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits, read
-from raylift.datasets.radiographs.orientation import as_projected
+from raylift.datasets.radiographs.orientation import as_projected, projected
 
 ORIENTATION = {"frontal": ", the patient's right at the left edge", "lateral": ", the patient facing the left edge"}
 MAX_FILES = 8
@@ -78,9 +81,13 @@ def form_model(poses: Sequence[View], max_samples: int) -> type[ReconstructionFo
     fields: dict[str, Any] = {}
     for pose in poses:
         view = pose.name
-        flip = f"mirror the {view} image left to right; auto mirrors a lateral image if the patient clearly faces right"
+        flip = f"mirror the {view} image left to right"
         fields[view] = UploadFile, Field(description=f"{view} radiograph{ORIENTATION.get(view, '')}")
-        fields[f"flip_{view}"] = Literal["auto", "true", "false"], Field("auto", description=flip)
+        if projected(pose) is None:
+            fields[f"flip_{view}"] = Literal["true", "false"], Field("false", description=flip)
+        else:
+            flip += "; auto if the patient clearly faces the other edge than in the model's DRRs"
+            fields[f"flip_{view}"] = Literal["auto", "true", "false"], Field("auto", description=flip)
     if max_samples > 1:
         samples = f"number of samples, 1 to {max_samples}; their mean is returned"
         std = "return a zip of the mean and the standard deviation over samples"

@@ -72,7 +72,7 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
     form_type = form_model(poses, backend.max_samples)
     handle_errors(app, form_type, views)
     app.add_middleware(KnownPaths)
-    # Room for the other fields of the form beside one file a view.
+    # One file for each view, and the other fields of the form.
     app.add_middleware(BodyLimit, max_bytes=len(views) * limits.max_bytes + 2**16)
     decodes = asyncio.Semaphore(MAX_CONCURRENT_DECODES)
 

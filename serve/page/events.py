@@ -116,7 +116,7 @@ class Actions:
             facts += f" Mean of {samples} samples, seeds {sampling.seed} to {sampling.seed + samples - 1}."
         if result.residuals:
             residuals = format_residuals(result.residuals)
-            facts += f" Data-consistency fit; reprojection residual before -> after: {residuals}."
+            facts += f" Reprojection residual before -> after the data-consistency fit: {residuals}."
         outputs = [volume, gr.Column(visible=True), facts, *comparisons, download]
         return outputs + (await asyncio.to_thread(self._std, result.std) if self._backend.multiple_samples else [])
 

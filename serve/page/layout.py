@@ -17,7 +17,7 @@ from raylift.serve.page.images import PLANES, WINDOWS
 from raylift.serve.page.std_map import EXPLANATION
 from raylift.serve.page.upload_guard import GuardedBlocks
 
-NOTICE = "Radiographs do not determine a volume uniquely, and nothing on this page warns of an incorrect one."
+NOTICE = "Radiographs do not determine a volume uniquely, and the page does not detect errors."
 TRAINED_ON_DRRS = (
     "The network was trained on digitally reconstructed radiographs (DRRs) of CT scans; real radiographs are outside "
     "its training distribution. "

@@ -40,13 +40,13 @@ CHROMIUM_FLAGS = [
 
 @dataclass
 class Service:
-    """`raylift serve` as a person starts it: with a Ray of its own, a replica of the model, the API and the page."""
+    """`raylift serve` as a subprocess: its own Ray cluster, one replica of the model, the API and the page."""
 
     port: int
     process: subprocess.Popen[str]
     scratch: Path
-    """Its folder for temporary files."""
-    said_at_the_end: str = ""
+    """Folder for temporary files."""
+    final_output: str = ""
 
     @property
     def url(self) -> str:
@@ -56,7 +56,7 @@ class Service:
     def start(cls, model: Path, *options: str) -> "Service":
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        # Short: Ray's sockets lie below it.
+        # A short path, because Ray's sockets are in it.
         scratch = Path(tempfile.mkdtemp(prefix="rl-"))
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         with (scratch / "stderr").open("w") as stderr:
@@ -70,23 +70,23 @@ class Service:
                 start_new_session=True,
             )
         assert process.stdout is not None
-        said = process.stdout.readline()
-        if not said.startswith(f"serving {model} on http://127.0.0.1:{port} "):
+        line = process.stdout.readline()
+        if not line.startswith(f"serving {model} on http://127.0.0.1:{port} "):
             process.kill()
-            pytest.fail(f"raylift serve did not start: {said}{(scratch / 'stderr').read_text()}")
+            pytest.fail(f"raylift serve did not start: {line}{(scratch / 'stderr').read_text()}")
         return cls(port, process, scratch)
 
     def stop(self) -> list[psutil.Process]:
-        """End it as a container does; returns the processes that it leaves behind."""
+        """Stop the service with SIGTERM; returns its child processes that are still running."""
         if self.process.poll() is not None:
             return []
-        family = psutil.Process(self.process.pid).children(recursive=True)
+        children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGTERM)
-        self.said_at_the_end, _ = self.process.communicate(timeout=60)
-        left: list[psutil.Process] = psutil.wait_procs(family, timeout=15)[1]
-        for process in left:
+        self.final_output, _ = self.process.communicate(timeout=60)
+        remaining: list[psutil.Process] = psutil.wait_procs(children, timeout=15)[1]
+        for process in remaining:
             process.kill()
-        return left
+        return remaining
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +96,7 @@ def description() -> Description:
 
 @pytest.fixture(scope="session")
 def model_folder(description: Description, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network: its answers differ from input to input, and reach past both ends of the window."""
+    """An untrained network whose outputs depend on the input and exceed both ends of the window."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(5)
     state = description.system.reconstructor(description.grid, description.geometry).state_dict()
@@ -106,12 +106,12 @@ def model_folder(description: Description, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def generative_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network that draws: its answers differ from seed to seed."""
-    folder = tmp_path_factory.mktemp("drawing")
+    """An untrained generative network whose samples depend on the seed."""
+    folder = tmp_path_factory.mktemp("generative")
     description = Description(refiner_tiny().system, GRID, chest(GRID), Window())
     torch.manual_seed(5)
     network = description.system.reconstructor(description.grid, description.geometry)
-    # A fresh denoiser tells nothing.
+    # The last layer of a new denoiser is zero.
     torch.nn.init.normal_(network.denoiser.conv_out[-1].weight, std=0.3)
     weights.save(folder, network.state_dict(), description)
     return folder
@@ -135,7 +135,7 @@ def radiographs(description: Description) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def services() -> Iterator[list[Service]]:
-    """All that were started; the last may run."""
+    """All services that were started; only the last may still run."""
     started: list[Service] = []
     yield started
     for service in started:
@@ -145,7 +145,7 @@ def services() -> Iterator[list[Service]]:
 
 @pytest.fixture
 def service(services: list[Service], model_folder: Path) -> Service:
-    """A running service, the same for all tests unless one of them ends it."""
+    """A running service, shared by the tests and restarted if one of them stops it."""
     if not services or services[-1].process.poll() is not None:
         services.append(Service.start(model_folder, *SERVICE_OPTIONS))
     return services[-1]
@@ -153,7 +153,7 @@ def service(services: list[Service], model_folder: Path) -> Service:
 
 @pytest.fixture
 def fitting_url(services: list[Service], model_folder: Path) -> Iterator[str]:
-    """Where a service answers that fits its volumes to their radiographs, for one test."""
+    """URL of a service with a data-consistency fit, for one test."""
     for running in services:
         running.stop()
     services.append(Service.start(model_folder, "--consistency-steps", "3"))
@@ -163,7 +163,7 @@ def fitting_url(services: list[Service], model_folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def generative_url(services: list[Service], generative_folder: Path) -> Iterator[str]:
-    """Where a service answers whose model draws, for one test."""
+    """URL of a service with a generative model, for one test."""
     for running in services:
         running.stop()
     services.append(Service.start(generative_folder, "--steps", "2", "--max-samples", "5"))
@@ -173,7 +173,7 @@ def generative_url(services: list[Service], generative_folder: Path) -> Iterator
 
 @pytest.fixture
 def url(service: Service) -> str:
-    """Where the service answers."""
+    """URL of the service."""
     return service.url
 
 

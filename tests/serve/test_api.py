@@ -23,18 +23,20 @@ from raylift.serve.reconstructor import Reconstruction, Reconstructor
 def client(
     description: Description, sha256: str, reconstruct: Callable[[np.ndarray], Reconstruction], steps: int = 0
 ) -> TestClient:
-    async def answer(prepared: np.ndarray, samples: int) -> Reconstruction:
+    async def reconstruct_in_thread(prepared: np.ndarray, samples: int) -> Reconstruction:
         return await asyncio.to_thread(reconstruct, prepared)
 
     async def ready() -> bool:
         return True
 
-    return TestClient(routes.build(Backend(description, sha256, answer, ready, steps), RadiographLimits()))
+    return TestClient(
+        routes.build(Backend(description, sha256, reconstruct_in_thread, ready, steps), RadiographLimits())
+    )
 
 
 @pytest.fixture(scope="session")
 def service_client(reconstructor: Reconstructor) -> TestClient:
-    """The API with the real network behind it, in this process."""
+    """The API with the real network, in this process."""
     return client(reconstructor.description, reconstructor.sha256, lambda one: reconstructor.reconstruct([one])[0])
 
 
@@ -44,20 +46,20 @@ def opened(data: bytes, folder: Path) -> sitk.Image:
     return sitk.ReadImage(str(path))
 
 
-def test_radiographs_come_back_as_the_volume_the_network_makes_of_them(
+def test_the_response_is_the_networks_volume_for_the_radiographs(
     service_client: TestClient, reconstructor: Reconstructor, radiographs: dict[str, bytes], tmp_path: Path
 ) -> None:
-    answer = service_client.post("/v1/reconstructions", files=radiographs, data={"invert": "no"})
-    assert answer.status_code == 200
+    response = service_client.post("/v1/reconstructions", files=radiographs, data={"invert": "no"})
+    assert response.status_code == 200
     prepared = np.stack([prepare(read(data, view, invert="no"), 32) for view, data in radiographs.items()])
-    image = opened(answer.content, tmp_path)
+    image = opened(response.content, tmp_path)
     assert (image.GetSize(), image.GetSpacing()) == ((32, 32, 32), (10.0, 10.0, 10.0))
     hu = sitk.GetArrayFromImage(image)
     np.testing.assert_array_equal(hu[::-1], reconstructor.reconstruct([prepared])[0].hu)
     assert (hu.min(), hu.max()) == (-1024, 1476)
 
 
-def test_radiographs_and_their_negatives_give_one_volume_unless_told_otherwise(
+def test_inverted_radiographs_give_the_same_volume_unless_inversion_is_off(
     service_client: TestClient, radiographs: dict[str, bytes], tmp_path: Path
 ) -> None:
     def negative(data: bytes) -> bytes:
@@ -66,9 +68,9 @@ def test_radiographs_and_their_negatives_give_one_volume_unless_told_otherwise(
         return file.getvalue()
 
     def volume(files: dict[str, bytes], **fields: str) -> np.ndarray:
-        answer = service_client.post("/v1/reconstructions", files=files, data=fields)
-        assert answer.status_code == 200
-        return sitk.GetArrayFromImage(opened(answer.content, tmp_path)).astype(np.int32)
+        response = service_client.post("/v1/reconstructions", files=files, data=fields)
+        assert response.status_code == 200
+        return sitk.GetArrayFromImage(opened(response.content, tmp_path)).astype(np.int32)
 
     negatives = {view: negative(data) for view, data in radiographs.items()}
     plain = volume(radiographs, invert="no")
@@ -77,14 +79,16 @@ def test_radiographs_and_their_negatives_give_one_volume_unless_told_otherwise(
     assert np.abs(volume(negatives, invert="no") - plain).mean() > 1
 
 
-def test_real_radiographs_are_taken_as_they_come(service_client: TestClient, real_data: Path, tmp_path: Path) -> None:
+def test_real_radiographs_are_reconstructed_without_options(
+    service_client: TestClient, real_data: Path, tmp_path: Path
+) -> None:
     files = {view: (real_data / "xray" / f"cc0_normal_{view}.jpg").read_bytes() for view in ("frontal", "lateral")}
-    answer = service_client.post("/v1/reconstructions", files=files)
-    assert answer.status_code == 200
-    assert opened(answer.content, tmp_path).GetSize() == (32, 32, 32)
+    response = service_client.post("/v1/reconstructions", files=files)
+    assert response.status_code == 200
+    assert opened(response.content, tmp_path).GetSize() == (32, 32, 32)
 
 
-def test_an_answer_names_its_file_its_kind_and_its_weights(
+def test_the_headers_give_file_name_content_type_and_digest_of_the_weights(
     service_client: TestClient, reconstructor: Reconstructor, radiographs: dict[str, bytes]
 ) -> None:
     headers = [service_client.post("/v1/reconstructions", files=radiographs).headers for _ in range(2)]
@@ -95,12 +99,12 @@ def test_an_answer_names_its_file_its_kind_and_its_weights(
     assert all(name.startswith('attachment; filename="reconstruction-') for name in names)
 
 
-def test_an_answer_that_was_fitted_tells_in_its_headers_how_far_the_projections_were_and_are(
+def test_the_headers_give_the_reprojection_residuals_before_and_after_the_fit(
     service_client: TestClient, model_folder: Path, radiographs: dict[str, bytes]
 ) -> None:
     fitting = Reconstructor.load(str(model_folder), consistency_steps=3)
-    there = client(fitting.description, fitting.sha256, lambda one: fitting.reconstruct([one])[0], 3)
-    plain, fitted = (one.post("/v1/reconstructions", files=radiographs) for one in (service_client, there))
+    api = client(fitting.description, fitting.sha256, lambda one: fitting.reconstruct([one])[0], 3)
+    plain, fitted = (one.post("/v1/reconstructions", files=radiographs) for one in (service_client, api))
     assert not [name for name in plain.headers if "residual" in name]
     before, after = (
         {view: float(value) for view, value in (part.split("=") for part in fitted.headers[name].split(", "))}
@@ -109,14 +113,14 @@ def test_an_answer_that_was_fitted_tells_in_its_headers_how_far_the_projections_
     assert list(before) == list(after) == ["frontal", "lateral"]
     assert all(0 < after[view] < before[view] < 2 for view in before)
     assert fitted.content != plain.content
-    assert [one.get("/v1/model").json()["consistency_steps"] for one in (service_client, there)] == [0, 3]
-    schema = there.get("/openapi.json").json()
+    assert [one.get("/v1/model").json()["consistency_steps"] for one in (service_client, api)] == [0, 3]
+    schema = api.get("/openapi.json").json()
     OpenAPI.model_validate(schema)
-    told = schema["paths"]["/v1/reconstructions"]["post"]["responses"]["200"]["headers"]
-    assert set(told) == {"X-Raylift-Model", "X-Raylift-Residual-Before", "X-Raylift-Residual-After"}
+    headers = schema["paths"]["/v1/reconstructions"]["post"]["responses"]["200"]["headers"]
+    assert set(headers) == {"X-Raylift-Model", "X-Raylift-Residual-Before", "X-Raylift-Residual-After"}
 
 
-def test_what_is_high_anterior_and_right_in_the_volume_is_so_in_the_file(
+def test_superior_anterior_right_in_the_volume_is_superior_anterior_right_in_the_file(
     description: Description, radiographs: dict[str, bytes], tmp_path: Path
 ) -> None:
     def box(_: np.ndarray) -> Reconstruction:
@@ -124,8 +128,8 @@ def test_what_is_high_anterior_and_right_in_the_volume_is_so_in_the_file(
         hu[2:6, 4:8, 3:9] = 900
         return Reconstruction(hu)
 
-    answer = client(description, "0" * 64, box).post("/v1/reconstructions", files=radiographs)
-    image = opened(answer.content, tmp_path)
+    response = client(description, "0" * 64, box).post("/v1/reconstructions", files=radiographs)
+    image = opened(response.content, tmp_path)
     inside = np.argwhere(sitk.GetArrayFromImage(image) == 900)[:, ::-1]
     points = np.array([image.TransformIndexToPhysicalPoint(index.tolist()) for index in inside])
     # LPS in mm about the isocenter: x to the left, y to the back, z up; voxels of 10 mm, 32 a side.
@@ -133,80 +137,78 @@ def test_what_is_high_anterior_and_right_in_the_volume_is_so_in_the_file(
     np.testing.assert_allclose(points.max(0), [-75, -85, 135])
 
 
-def test_a_flip_and_an_inversion_reach_the_image_they_name(
-    description: Description, radiographs: dict[str, bytes]
-) -> None:
-    seen: list[np.ndarray] = []
+def test_flip_and_inversion_apply_to_the_named_image(description: Description, radiographs: dict[str, bytes]) -> None:
+    received: list[np.ndarray] = []
 
     def keep(prepared: np.ndarray) -> Reconstruction:
-        seen.append(prepared)
+        received.append(prepared)
         return Reconstruction(np.zeros((32, 32, 32), np.int16))
 
-    there = client(description, "0" * 64, keep)
+    api = client(description, "0" * 64, keep)
     for fields in ({"invert": "no"}, {"invert": "no", "flip_lateral": "true"}, {"invert": "yes"}):
-        assert there.post("/v1/reconstructions", files=radiographs, data=fields).status_code == 200
-    plain, flipped, inverted = seen
+        assert api.post("/v1/reconstructions", files=radiographs, data=fields).status_code == 200
+    plain, flipped, inverted = received
     np.testing.assert_array_equal(flipped[0], plain[0])
     np.testing.assert_allclose(flipped[1], plain[1][:, ::-1], atol=1e-5)
     np.testing.assert_allclose(inverted[0], 1 - plain[0], atol=0.02)
 
 
-def test_a_lateral_that_clearly_faces_the_other_edge_is_mirrored_unless_told_otherwise(
+def test_a_lateral_that_clearly_faces_right_is_mirrored_unless_flip_lateral_is_false(
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
-    seen: list[np.ndarray] = []
+    received: list[np.ndarray] = []
 
     def keep(prepared: np.ndarray) -> Reconstruction:
-        seen.append(prepared)
+        received.append(prepared)
         return Reconstruction(np.zeros((32, 32, 32), np.int16))
 
-    there = client(description, "0" * 64, keep)
+    api = client(description, "0" * 64, keep)
     file = io.BytesIO()
     Image.open(io.BytesIO(radiographs["lateral"])).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file, "PNG")
     mirrored = {**radiographs, "lateral": file.getvalue()}
     for files, fields in ((radiographs, {}), (mirrored, {}), (mirrored, {"flip_lateral": "auto"})):
-        assert there.post("/v1/reconstructions", files=files, data=fields).status_code == 200
-    np.testing.assert_allclose(seen[1], seen[0], atol=1e-5)
-    np.testing.assert_array_equal(seen[2], seen[1])
-    assert there.post("/v1/reconstructions", files=mirrored, data={"flip_lateral": "false"}).status_code == 200
-    np.testing.assert_allclose(seen[3][1], seen[0][1][:, ::-1], atol=1e-5)
+        assert api.post("/v1/reconstructions", files=files, data=fields).status_code == 200
+    np.testing.assert_allclose(received[1], received[0], atol=1e-5)
+    np.testing.assert_array_equal(received[2], received[1])
+    assert api.post("/v1/reconstructions", files=mirrored, data={"flip_lateral": "false"}).status_code == 200
+    np.testing.assert_allclose(received[3][1], received[0][1][:, ::-1], atol=1e-5)
 
 
-def test_a_model_of_matched_histograms_is_given_matched_radiographs(
+def test_radiographs_are_histogram_matched_if_the_model_was_trained_so(
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
-    seen: list[np.ndarray] = []
+    received: list[np.ndarray] = []
 
     def keep(prepared: np.ndarray) -> Reconstruction:
-        seen.append(prepared)
+        received.append(prepared)
         return Reconstruction(np.zeros((32, 32, 32), np.int16))
 
     levels = tuple(float(value) for value in np.linspace(0.2, 1, 65))
     matching = replace(description, histograms={"frontal": levels, "lateral": levels})
     for described in (description, matching):
-        there = client(described, "0" * 64, keep)
-        assert there.post("/v1/reconstructions", files=radiographs).status_code == 200
-    plain, matched = seen
+        api = client(described, "0" * 64, keep)
+        assert api.post("/v1/reconstructions", files=radiographs).status_code == 200
+    plain, matched = received
     np.testing.assert_array_equal(matched, np.stack([finish(image, levels) for image in plain]))
     assert np.abs(matched - plain).mean() > 0.02
 
 
-def test_a_model_of_one_view_wants_one_radiograph(description: Description, radiographs: dict[str, bytes]) -> None:
+def test_a_single_view_model_requires_one_radiograph(description: Description, radiographs: dict[str, bytes]) -> None:
     system = replace(description.system, views=("frontal",))
     geometry = replace(description.geometry, views=(FRONTAL,))
     alone = replace(description, system=system, geometry=geometry)
     network = system.reconstructor(alone.grid, geometry).eval().requires_grad_(False)
-    there = Reconstructor(Model(network, alone, "0" * 64))
-    service = client(alone, there.sha256, lambda one: there.reconstruct([one])[0])
+    reconstructor = Reconstructor(Model(network, alone, "0" * 64))
+    service = client(alone, reconstructor.sha256, lambda one: reconstructor.reconstruct([one])[0])
     frontal = {"frontal": radiographs["frontal"]}
     assert service.post("/v1/reconstructions", files=frontal).status_code == 200
-    answer = service.post("/v1/reconstructions", files=radiographs)
-    assert answer.json() == {"detail": "unknown field lateral: send invert, frontal, flip_frontal"}
-    answer = service.post("/v1/reconstructions", files=frontal, data={"flip_lateral": "true"})
-    assert answer.json() == {"detail": "unknown field flip_lateral: send invert, frontal, flip_frontal"}
+    response = service.post("/v1/reconstructions", files=radiographs)
+    assert response.json() == {"detail": "unknown field lateral: send invert, frontal, flip_frontal"}
+    response = service.post("/v1/reconstructions", files=frontal, data={"flip_lateral": "true"})
+    assert response.json() == {"detail": "unknown field flip_lateral: send invert, frontal, flip_frontal"}
 
 
-def test_the_service_says_what_it_serves(service_client: TestClient, reconstructor: Reconstructor) -> None:
+def test_health_readiness_and_model_are_reported(service_client: TestClient, reconstructor: Reconstructor) -> None:
     assert service_client.get("/healthz").json() == {"status": "ok"}
     assert service_client.get("/readyz").json() == {"status": "ready"}
     model = service_client.get("/v1/model").json()
@@ -216,7 +218,7 @@ def test_the_service_says_what_it_serves(service_client: TestClient, reconstruct
     assert "not for diagnosis" in model["notice"]
 
 
-def test_a_model_that_does_not_answer_is_not_ready_and_a_busy_one_asks_for_patience(
+def test_an_unresponsive_model_is_not_ready_and_a_full_queue_gives_503_with_retry_after(
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
     async def busy(_: np.ndarray, __: int) -> Reconstruction:
@@ -225,27 +227,25 @@ def test_a_model_that_does_not_answer_is_not_ready_and_a_busy_one_asks_for_patie
     async def ready() -> bool:
         return False
 
-    there = TestClient(routes.build(Backend(description, "0" * 64, busy, ready), RadiographLimits()))
-    assert there.get("/readyz").status_code == 503
-    answer = there.post("/v1/reconstructions", files=radiographs)
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-    assert "try again" in answer.json()["detail"]
+    api = TestClient(routes.build(Backend(description, "0" * 64, busy, ready), RadiographLimits()))
+    assert api.get("/readyz").status_code == 503
+    response = api.post("/v1/reconstructions", files=radiographs)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert "try again" in response.json()["detail"]
 
 
-def test_a_fault_of_the_service_is_told_without_its_inside(
-    description: Description, radiographs: dict[str, bytes]
-) -> None:
+def test_an_internal_error_is_reported_without_details(description: Description, radiographs: dict[str, bytes]) -> None:
     def broken(_: np.ndarray) -> Reconstruction:
         raise RuntimeError("CUDA error at /home/someone/secret.cu")
 
-    there = client(description, "0" * 64, broken)
+    api = client(description, "0" * 64, broken)
     with pytest.raises(RuntimeError, match="CUDA"):
-        there.post("/v1/reconstructions", files=radiographs)
-    answer = TestClient(there.app, raise_server_exceptions=False).post("/v1/reconstructions", files=radiographs)
-    assert (answer.status_code, answer.json()) == (500, {"detail": "the service failed; see its log"})
+        api.post("/v1/reconstructions", files=radiographs)
+    response = TestClient(api.app, raise_server_exceptions=False).post("/v1/reconstructions", files=radiographs)
+    assert (response.status_code, response.json()) == (500, {"detail": "the service failed; see its log"})
 
 
-def test_the_openapi_description_is_valid_and_names_every_field(service_client: TestClient) -> None:
+def test_the_openapi_description_is_valid_and_lists_every_field(service_client: TestClient) -> None:
     schema = service_client.get("/openapi.json").json()
     OpenAPI.model_validate(schema)
     form = schema["components"]["schemas"]["ReconstructionForm"]
@@ -254,7 +254,7 @@ def test_the_openapi_description_is_valid_and_names_every_field(service_client: 
     assert set(schema["paths"]) == {"/healthz", "/readyz", "/v1/model", "/v1/reconstructions"}
 
 
-def test_the_manual_shows_every_route_and_loads_nothing_from_elsewhere(service_client: TestClient) -> None:
+def test_the_api_reference_lists_every_route_and_loads_nothing_external(service_client: TestClient) -> None:
     page = service_client.get("/docs").text
     for text in (
         "POST /v1/reconstructions",
@@ -269,6 +269,6 @@ def test_the_manual_shows_every_route_and_loads_nothing_from_elsewhere(service_c
     assert page.count("http") == page.count("http://testserver/") + page.count("httpx")
 
 
-def test_a_host_name_in_a_request_is_not_written_into_the_manual_as_markup(service_client: TestClient) -> None:
+def test_the_host_header_is_escaped_in_the_api_reference(service_client: TestClient) -> None:
     page = service_client.get("/docs", headers={"host": "<script>alert(1)</script>"}).text
     assert "<script" not in page

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def pair(radiographs: dict[str, bytes], tmp_path: Path) -> list[str]:
-    """Options that name both synthetic radiographs."""
+    """Options for both synthetic radiographs."""
     options = []
     for view, data in radiographs.items():
         (tmp_path / f"{view}.png").write_bytes(data)
@@ -27,7 +27,7 @@ def pair(radiographs: dict[str, bytes], tmp_path: Path) -> list[str]:
     return options
 
 
-def test_real_radiographs_become_a_volume_on_disk(
+def test_real_radiographs_are_reconstructed_to_a_nifti_file(
     real_data: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair = [str(real_data / "xray" / f"cc0_normal_{view}.jpg") for view in ("frontal", "lateral")]
@@ -36,18 +36,18 @@ def test_real_radiographs_become_a_volume_on_disk(
     assert cli.main(["reconstruct", str(model_folder), *options]) == 0
     image = sitk.ReadImage(str(output))
     assert (image.GetSize(), image.GetSpacing()) == ((32, 32, 32), (10.0, 10.0, 10.0))
-    said = capsys.readouterr().out
-    assert f"{output}: 32^3 voxels of 10 mm" in said
-    assert "not for diagnosis" in said
+    printed = capsys.readouterr().out
+    assert f"{output}: 32^3 voxels of 10 mm" in printed
+    assert "not for diagnosis" in printed
 
 
-def test_a_flipped_image_gives_what_its_mirror_image_gives(
+def test_flip_frontal_equals_a_mirrored_file(
     model_folder: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def volume(name: str, *options: str) -> np.ndarray:
         output = tmp_path / f"{name}.nii.gz"
-        words = ["reconstruct", str(model_folder), "-o", str(output), "--invert", "no", *pair, *options]
-        assert cli.main(words) == 0, capsys.readouterr().err
+        command = ["reconstruct", str(model_folder), "-o", str(output), "--invert", "no", *pair, *options]
+        assert cli.main(command) == 0, capsys.readouterr().err
         return sitk.GetArrayFromImage(sitk.ReadImage(str(output))).astype(np.int32)
 
     plain, flipped = volume("plain"), volume("flipped", "--flip-frontal")
@@ -57,7 +57,7 @@ def test_a_flipped_image_gives_what_its_mirror_image_gives(
     assert np.abs(plain - flipped).mean() > 1
 
 
-def test_a_lateral_is_mirrored_where_its_patient_clearly_faces_right_or_is_said_to(
+def test_a_lateral_is_mirrored_if_the_patient_faces_right_as_detected_or_given(
     model_folder: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def volume(*options: str) -> tuple[np.ndarray, str]:
@@ -65,39 +65,39 @@ def test_a_lateral_is_mirrored_where_its_patient_clearly_faces_right_or_is_said_
         assert cli.main(["reconstruct", str(model_folder), "-o", str(output), *pair, *options]) == 0
         return sitk.GetArrayFromImage(sitk.ReadImage(str(output))).astype(np.int32), capsys.readouterr().out
 
-    plain, said = volume()
-    assert "faces" not in said
+    plain, printed = volume()
+    assert "faces" not in printed
     assert np.array_equal(volume("--facing", "left")[0], plain)
     lateral = Path(pair[3])
     picture = np.asarray(Image.open(lateral))
     Image.fromarray(np.ascontiguousarray(picture[:, ::-1])).save(lateral)
-    mirrored, said = volume()
-    assert "lateral: the patient faces right; the image is mirrored: pass --facing to override" in said
+    mirrored, printed = volume()
+    assert "lateral: the patient faces right; the image is mirrored: pass --facing to override" in printed
     assert np.abs(mirrored - plain).max() <= 1
     assert np.array_equal(volume("--facing", "right")[0], mirrored)
     assert np.abs(volume("--facing", "left")[0] - plain).mean() > 1
     Image.fromarray(np.maximum(picture, picture[:, ::-1])).save(lateral)
-    _, said = volume()
-    assert "lateral: cannot detect which edge the patient faces; assuming left: pass --facing" in said
+    _, printed = volume()
+    assert "lateral: cannot detect which edge the patient faces; assuming left: pass --facing" in printed
 
 
-def test_a_fit_says_how_far_the_projections_were_from_the_radiographs_and_are(
+def test_the_fit_prints_the_reprojection_residuals_before_and_after(
     model_folder: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def said(*options: str) -> str:
-        words = ["reconstruct", str(model_folder), "-o", str(tmp_path / "volume.nii.gz"), *pair, *options]
-        assert cli.main(words) == 0
+    def printed(*options: str) -> str:
+        command = ["reconstruct", str(model_folder), "-o", str(tmp_path / "volume.nii.gz"), *pair, *options]
+        assert cli.main(command) == 0
         return capsys.readouterr().out
 
-    assert "residual" not in said()
-    told = re.search(
+    assert "residual" not in printed()
+    match = re.search(
         r"^reprojection residual before and after the data-consistency fit: "
         r"frontal (\d\.\d{3}) -> (\d\.\d{3}), lateral (\d\.\d{3}) -> (\d\.\d{3})$",
-        said("--consistency-steps", "3"),
+        printed("--consistency-steps", "3"),
         re.MULTILINE,
     )
-    assert told is not None
-    frontal, frontal_after, lateral, lateral_after = map(float, told.groups())
+    assert match is not None
+    frontal, frontal_after, lateral, lateral_after = map(float, match.groups())
     assert frontal_after < frontal
     assert lateral_after < lateral
 
@@ -114,7 +114,7 @@ def test_a_fit_says_how_far_the_projections_were_from_the_radiographs_and_are(
         ({"model": "nowhere"}, "nowhere is not a model"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_exit_status_2(
+def test_an_error_is_one_line_with_exit_status_2(
     change: dict[str, str | None],
     message: str,
     model_folder: Path,
@@ -124,16 +124,16 @@ def test_a_mistake_is_told_in_one_line_and_exit_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("text.png").write_text("this is no picture")
-    asked = {"-o": "volume.nii.gz", pair[0]: pair[1], pair[2]: pair[3], "model": str(model_folder)} | change
-    model = asked.pop("model")
-    options = [word for name, value in asked.items() if value is not None for word in (name, value)]
+    Path("text.png").write_text("not an image")
+    arguments = {"-o": "volume.nii.gz", pair[0]: pair[1], pair[2]: pair[3], "model": str(model_folder)} | change
+    model = arguments.pop("model")
+    options = [word for name, value in arguments.items() if value is not None for word in (name, value)]
     assert cli.main(["reconstruct", str(model), *options]) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("raylift: ")
-    assert message in said.err
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    printed = capsys.readouterr()
+    assert printed.err.startswith("raylift: ")
+    assert message in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_mistake_is_told_in_one_line_and_exit_status_2(
         (["--consistency-steps", "-1"], "a consistency fit of -1 steps"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_before_anything_starts(
+def test_invalid_settings_are_refused_before_anything_starts(
     options: list[str], message: str, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -153,22 +153,22 @@ def test_settings_that_cannot_work_are_refused_before_anything_starts(
     assert message in capsys.readouterr().err
 
 
-def test_ctrl_c_while_the_service_starts_ends_it(model_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_during_startup_stops_the_service(model_folder: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     log = tmp_path / "log"
-    with log.open("w") as told:
+    with log.open("w") as log_file:
         process = subprocess.Popen(
             [sys.executable, "-m", "raylift", "serve", str(model_folder), "--port", str(port)],
             cwd=REPOSITORY,
             env=environment,
-            stdout=told,
-            stderr=told,
+            stdout=log_file,
+            stderr=log_file,
             start_new_session=True,
         )
         try:
-            # Ray's proxy listens, and Serve waits for the deployments.
+            # The proxy listens while Serve waits for the deployments.
             until = time.monotonic() + 120
             while not listens(port):
                 assert process.poll() is None, log.read_text()

@@ -28,11 +28,11 @@ URL = "/v1/reconstructions"
 
 
 @pytest.fixture(scope="session")
-def there(description: Description) -> TestClient:
-    """The API with small limits; behind it, what must never be reached."""
+def api(description: Description) -> TestClient:
+    """The API with small limits, and a backend that must not be called."""
 
     async def reconstruct(_: np.ndarray, __: int) -> np.ndarray:
-        raise AssertionError("a request that had to be refused was served")
+        raise AssertionError("an invalid request reached the backend")
 
     async def ready() -> bool:
         return True
@@ -41,9 +41,9 @@ def there(description: Description) -> TestClient:
     return TestClient(routes.build(backend, RadiographLimits(max_bytes=MAX_BYTES, max_pixels=10_000_000)))
 
 
-def refused(answer: Any, status: int, *words: str) -> None:
-    assert answer.status_code == status, answer.text
-    detail = answer.json()["detail"]
+def refused(response: Any, status: int, *words: str) -> None:
+    assert response.status_code == status, response.text
+    detail = response.json()["detail"]
     assert all(word in detail for word in words), detail
     assert "Traceback" not in detail
     assert len(detail) < 300
@@ -55,8 +55,8 @@ def noise(kind: str, rows: int = 64, columns: int = 64) -> bytes:
     return file.getvalue()
 
 
-def png_that_claims(width: int, height: int) -> bytes:
-    """A valid header, and far fewer pixels than it says."""
+def png_declaring(width: int, height: int) -> bytes:
+    """A valid header that declares far more pixels than follow."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -67,7 +67,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 def bomb(side: int) -> bytes:
-    """A picture of one color: small as a file, huge in memory."""
+    """An image of one color: a small file, huge in memory."""
     file = io.BytesIO()
     Image.new("1", (side, side)).save(file, "PNG", optimize=True)
     return file.getvalue()
@@ -92,16 +92,16 @@ def dicom(rows: int, columns: int, pixels: bytes, modality: str = "DX") -> bytes
     ("file", "status", "words"),
     [
         pytest.param(b"", 422, ["lateral", "empty file"], id="empty"),
-        pytest.param(b"this is no picture", 415, ["lateral", "not an image raylift reads", "PNG"], id="text"),
+        pytest.param(b"not an image", 415, ["lateral", "not an image raylift reads", "PNG"], id="text"),
         pytest.param(b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n", 415, ["not an image raylift reads"], id="PDF"),
         pytest.param(b"GIF89a" + b"\0" * 200, 415, ["not an image raylift reads"], id="GIF"),
         pytest.param(noise("JPEG")[:900], 415, ["lateral", "damaged"], id="truncated JPEG"),
         pytest.param(noise("PNG")[:900], 415, ["damaged"], id="truncated PNG"),
         pytest.param(noise("PNG", 20, 64), 415, ["20 x 64 pixels", "under 32"], id="too small"),
         pytest.param(bomb(5000), 415, ["5000 x 5000 pixels", "over the limit of 10000000"], id="bomb"),
-        pytest.param(png_that_claims(60000, 60000), 415, ["lateral"], id="huge claim"),
-        pytest.param(png_that_claims(2**31 - 1, 2**31 - 1), 415, ["lateral"], id="absurd claim"),
-        pytest.param(png_that_claims(1000, 1000), 415, ["damaged"], id="pixels missing"),
+        pytest.param(png_declaring(60000, 60000), 415, ["lateral"], id="huge declared size"),
+        pytest.param(png_declaring(2**31 - 1, 2**31 - 1), 415, ["lateral"], id="absurd declared size"),
+        pytest.param(png_declaring(1000, 1000), 415, ["damaged"], id="pixels missing"),
         pytest.param(dicom(65535, 65535, b"\0" * 64), 415, ["65535 x 65535", "over the limit"], id="huge DICOM"),
         pytest.param(dicom(64, 64, b"\0" * 64), 415, ["pixels cannot be decoded"], id="short DICOM"),
         pytest.param(dicom(64, 64, b"\1" * 4096), 415, ["constant"], id="constant DICOM"),
@@ -110,18 +110,18 @@ def dicom(rows: int, columns: int, pixels: bytes, modality: str = "DX") -> bytes
         pytest.param(bytes(MAX_BYTES + 1), 413, ["lateral: 200001 bytes, over the limit of 200000"], id="large"),
     ],
 )
-def test_a_file_that_is_no_radiograph_is_refused_with_a_sentence(
-    there: TestClient, file: bytes, status: int, words: list[str]
+def test_a_file_that_is_not_a_radiograph_is_refused_with_a_sentence(
+    api: TestClient, file: bytes, status: int, words: list[str]
 ) -> None:
-    refused(there.post(URL, files={"frontal": noise("PNG"), "lateral": file}), status, *words)
+    refused(api.post(URL, files={"frontal": noise("PNG"), "lateral": file}), status, *words)
 
 
 @pytest.mark.parametrize(
     ("files", "fields", "words"),
     [
         pytest.param(["frontal"], {}, ["requires frontal and lateral", "missing: lateral"], id="missing"),
-        pytest.param(["frontal", "lateral", "oblique"], {}, ["unknown field oblique", "flip_lateral"], id="surplus"),
-        pytest.param(["frontal", "lateral"], {"flp_lateral": "true"}, ["unknown field flp_lateral"], id="misspelt"),
+        pytest.param(["frontal", "lateral", "oblique"], {}, ["unknown field oblique", "flip_lateral"], id="unknown"),
+        pytest.param(["frontal", "lateral"], {"flp_lateral": "true"}, ["unknown field flp_lateral"], id="misspelled"),
         pytest.param(["frontal"], {"lateral": "a.png"}, ["field lateral is text: send a file"], id="text"),
         pytest.param(["frontal", "lateral"], {"invert": "maybe"}, ["'maybe'", "'auto', 'yes' or 'no'"], id="invert"),
         pytest.param(
@@ -130,25 +130,25 @@ def test_a_file_that_is_no_radiograph_is_refused_with_a_sentence(
             ["flip_lateral is '1'", "'auto', 'true' or 'false'"],
             id="flip",
         ),
-        pytest.param(["frontal", "lateral", "invert"], {}, ["invert is a file"], id="a file for a word"),
+        pytest.param(["frontal", "lateral", "invert"], {}, ["invert is a file"], id="file instead of text"),
         pytest.param(["frontal", "lateral"], {"x" * 500: "1"}, ["unknown field xxx"], id="long name"),
     ],
 )
-def test_a_form_with_other_fields_is_refused_by_their_names(
-    there: TestClient, files: list[str], fields: dict[str, str], words: list[str]
+def test_missing_unknown_and_invalid_fields_are_named(
+    api: TestClient, files: list[str], fields: dict[str, str], words: list[str]
 ) -> None:
     body = {name: ("a.png", noise("PNG")) for name in files}
-    refused(there.post(URL, files=body, data=fields), 422, *words)
+    refused(api.post(URL, files=body, data=fields), 422, *words)
 
 
-def test_a_field_that_is_sent_twice_is_refused(there: TestClient) -> None:
+def test_a_field_that_is_sent_twice_is_refused(api: TestClient) -> None:
     twice = [("frontal", noise("PNG")), ("lateral", noise("PNG")), ("lateral", noise("PNG", 80, 80))]
-    refused(there.post(URL, files=twice), 422, "field lateral was sent more than once")
+    refused(api.post(URL, files=twice), 422, "field lateral was sent more than once")
 
 
-def test_more_files_than_any_model_takes_are_not_read(there: TestClient) -> None:
+def test_a_form_with_too_many_files_is_refused_while_it_is_parsed(api: TestClient) -> None:
     many = [(f"view{k}", noise("PNG")) for k in range(9)]
-    refused(there.post(URL, files=many), 422, "cannot be read", "Too many files")
+    refused(api.post(URL, files=many), 422, "cannot be read", "Too many files")
 
 
 @pytest.mark.parametrize(
@@ -162,32 +162,32 @@ def test_more_files_than_any_model_takes_are_not_read(there: TestClient) -> None
         ({"content-type": "multipart/form-data; boundary=b"}, b"--b--", 422, "missing: frontal, lateral"),
     ],
 )
-def test_a_body_that_is_no_form_is_refused(
-    there: TestClient, headers: dict[str, str], body: bytes, status: int, word: str
+def test_a_body_that_is_not_a_multipart_form_is_refused(
+    api: TestClient, headers: dict[str, str], body: bytes, status: int, word: str
 ) -> None:
-    refused(there.post(URL, content=body, headers=headers), status, word)
+    refused(api.post(URL, content=body, headers=headers), status, word)
 
 
-def test_a_body_that_says_it_is_too_large_is_refused_unread(there: TestClient) -> None:
-    refused(there.post(URL, content=b"x", headers={"content-length": "999999999"}), 413, "over the limit")
-    refused(there.post(URL, content=b"x", headers={"content-length": "-1"}), 400, "not a number")
+def test_a_declared_length_over_the_limit_is_refused_without_reading(api: TestClient) -> None:
+    refused(api.post(URL, content=b"x", headers={"content-length": "999999999"}), 413, "over the limit")
+    refused(api.post(URL, content=b"x", headers={"content-length": "-1"}), 400, "not a number")
 
 
 def chunked(app: Any, chunks: int, size: int) -> tuple[int, bytes, int]:
-    """Send a body without a content-length; returns status, answer, and how many chunks were taken."""
-    taken, sent = 0, []
+    """Send a body without a content-length; returns status, response body and the number of chunks received."""
+    received, sent = 0, []
 
     async def receive() -> Message:
-        nonlocal taken
-        taken += 1
-        return {"type": "http.request", "body": b"x" * size, "more_body": taken < chunks}
+        nonlocal received
+        received += 1
+        return {"type": "http.request", "body": b"x" * size, "more_body": received < chunks}
 
     async def send(message: Message) -> None:
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
     asyncio.run(app(scope, receive, send))
-    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]), taken
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]), received
 
 
 async def length(scope: Scope, receive: Receive, send: Send) -> None:
@@ -199,22 +199,22 @@ async def swallows_errors(scope: Scope, receive: Receive, send: Send) -> None:
     try:
         await length(scope, receive, send)
     except Exception:
-        await PlainTextResponse("all is well")(scope, receive, send)
+        await PlainTextResponse("ok")(scope, receive, send)
 
 
 @pytest.mark.parametrize("app", [length, swallows_errors])
-def test_a_body_of_unknown_length_is_cut_off_at_the_limit(app: Any) -> None:
-    status, answer, taken = chunked(BodyLimit(app, 1000), 1000, 100)
+def test_a_body_of_unknown_length_is_refused_at_the_limit(app: Any) -> None:
+    status, response, received = chunked(BodyLimit(app, 1000), 1000, 100)
     assert status == 413
-    assert "over the limit of 1000 bytes" in json.loads(answer)["detail"]
-    assert taken == 11
+    assert "over the limit of 1000 bytes" in json.loads(response)["detail"]
+    assert received == 11
 
 
-def test_a_body_that_fills_the_limit_exactly_passes() -> None:
+def test_a_body_at_the_limit_passes() -> None:
     assert chunked(BodyLimit(length, 1000), 10, 100) == (200, b"1000", 10)
 
 
-def test_an_answer_that_streams_passes_untouched() -> None:
+def test_a_streamed_response_passes_unchanged() -> None:
     async def stream(scope: Scope, _: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for k in range(3):
@@ -223,15 +223,15 @@ def test_an_answer_that_streams_passes_untouched() -> None:
     assert chunked(BodyLimit(stream, 1), 1, 0)[:2] == (200, b"012")
 
 
-def test_other_traffic_than_requests_is_left_alone() -> None:
-    seen = []
+def test_other_protocols_than_http_pass_unchanged() -> None:
+    scopes = []
 
     async def app(scope: Scope, _: Receive, __: Send) -> None:
-        seen.append(scope["type"])
+        scopes.append(scope["type"])
 
     async def nothing() -> AsyncIterator[Any]:
         yield None
 
     for kind in ("lifespan", "websocket"):
         asyncio.run(BodyLimit(app, 1)({"type": kind}, nothing, nothing))  # type: ignore[arg-type]
-    assert seen == ["lifespan", "websocket"]
+    assert scopes == ["lifespan", "websocket"]

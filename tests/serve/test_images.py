@@ -18,14 +18,14 @@ from raylift.serve.page.images import (
 
 
 def box() -> np.ndarray:
-    """A bright box on the patient's right, in front and above; nothing else."""
+    """A bright box at the patient's right, anterior and superior."""
     hu = np.full((32, 32, 32), -1000, np.int16)
     hu[2:8, 2:8, 2:8] = 900
     return hu
 
 
 @pytest.mark.parametrize("plane", PLANES)
-def test_the_letters_name_the_edges_that_a_slice_is_hung_by(plane: Plane) -> None:
+def test_the_letters_match_the_orientation_of_a_slice(plane: Plane) -> None:
     picture = slice_picture(box(), plane, 5, "wide")
     assert picture.shape == (SIDE_PX, SIDE_PX)
     assert (picture[40:200, 40:200] > 150).sum() > 1000
@@ -34,33 +34,33 @@ def test_the_letters_name_the_edges_that_a_slice_is_hung_by(plane: Plane) -> Non
     assert {left, upper} < {"R", "A", "S"}
 
 
-def test_letters_stand_at_the_middle_of_their_edges() -> None:
-    drawn = with_orientation_letters(np.zeros((SIDE_PX, SIDE_PX), np.uint8), "axial") > 128
+def test_letters_are_at_the_middle_of_their_edges() -> None:
+    picture = with_orientation_letters(np.zeros((SIDE_PX, SIDE_PX), np.uint8), "axial") > 128
     middle = slice(SIDE_PX // 2 - 20, SIDE_PX // 2 + 20)
-    edges = [drawn[middle, :40], drawn[middle, -40:], drawn[:40, middle], drawn[-40:, middle]]
+    edges = [picture[middle, :40], picture[middle, -40:], picture[:40, middle], picture[-40:, middle]]
     assert all(edge.any() for edge in edges)
-    assert drawn.sum() == sum(edge.sum() for edge in edges)
+    assert picture.sum() == sum(edge.sum() for edge in edges)
     assert not (with_orientation_letters(np.zeros((SIDE_PX, SIDE_PX), np.uint8), "frontal") > 128)[:40].any()
 
 
-def test_a_window_shows_what_lies_between_its_ends() -> None:
+def test_a_window_maps_its_hu_range_to_gray() -> None:
     hu = np.linspace(-1024, 1476, 32).astype(np.int16).reshape(1, 1, 32).repeat(32, 0).repeat(32, 1)
     lung, soft = (slice_picture(hu, "axial", 0, window)[100] for window in ("lung", "soft tissue"))
     assert (lung == 255).mean() == pytest.approx(1 - (150 + 1024) / 2500, abs=0.05)
     assert (soft == 0).mean() == pytest.approx((-160 + 1024) / 2500, abs=0.05)
 
 
-def test_an_index_beyond_the_volume_shows_its_last_slice() -> None:
+def test_an_index_beyond_the_volume_is_clamped_to_the_last_slice() -> None:
     np.testing.assert_array_equal(slice_picture(box(), "axial", 99, "wide"), slice_picture(box(), "axial", 31, "wide"))
 
 
-def test_a_volume_that_is_the_truth_projects_to_the_radiographs_it_gave(
+def test_reprojections_of_the_ground_truth_match_its_radiographs(
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
     grid = Grid(32, 10.0)
-    made = reprojections(thorax(7, grid)[0], grid, chest(grid))
-    assert [picture.shape for picture in made] == [(SIDE_PX, SIDE_PX)] * 2
+    pictures = reprojections(thorax(7, grid)[0], grid, chest(grid))
+    assert [picture.shape for picture in pictures] == [(SIDE_PX, SIDE_PX)] * 2
     frontal = prepare(read(radiographs["frontal"], "frontal", invert="no"), 32)
-    small = made[0].reshape(32, 14, 32, 14).mean((1, 3)) / 255
+    small = pictures[0].reshape(32, 14, 32, 14).mean((1, 3)) / 255
     assert np.corrcoef(small.ravel(), frontal.ravel())[0, 1] > 0.99
-    assert side_by_side(*made).shape == (SIDE_PX, 2 * SIDE_PX + 8)
+    assert side_by_side(*pictures).shape == (SIDE_PX, 2 * SIDE_PX + 8)

@@ -10,12 +10,12 @@ import SimpleITK as sitk
 from PIL import Image
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
-# The five seconds of the default are short on a machine with other work.
+# The default of five seconds is too short on a loaded machine.
 expect.set_options(timeout=30_000)
 
 
 class Visit:
-    """A page that notes what it asks for and what goes wrong."""
+    """A page that records its requests and errors."""
 
     def __init__(self, browser: BrowserContext, url: str) -> None:
         self.page: Page = browser.new_page()
@@ -24,8 +24,8 @@ class Visit:
         self.problems: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("response", lambda answer: answer.status >= 400 and self.problems.append(answer.url))
-        self.page.on("console", lambda said: said.type == "error" and self.problems.append(said.text))
+        self.page.on("response", lambda response: response.status >= 400 and self.problems.append(response.url))
+        self.page.on("console", lambda message: message.type == "error" and self.problems.append(message.text))
         self.page.goto(url)
         expect(self.page.locator("#reconstruct")).to_be_visible()
 
@@ -33,17 +33,17 @@ class Visit:
         return self.page.locator(f"#{name}")
 
     def colors(self, name: str) -> np.ndarray:
-        """What an image shows, in red, green and blue."""
+        """Pixels of an image as RGB."""
         self.at(name).locator("img").scroll_into_view_if_needed()
         source = self.at(name).locator("img").get_attribute("src")
         return np.asarray(Image.open(io.BytesIO(self.page.request.get(source).body())).convert("RGB"), dtype=np.int32)
 
     def picture(self, name: str) -> np.ndarray:
-        """What an image shows, in gray."""
+        """Pixels of an image as gray values."""
         return np.asarray(Image.fromarray(self.colors(name).astype(np.uint8)).convert("L"), dtype=np.int32)
 
     def becomes(self, name: str, *, gray: bool) -> None:
-        """Wait until an image is gray, or colored: each slice is drawn by an event of its own, in any order."""
+        """Wait until an image is gray or colored: each slice is updated by its own event, in any order."""
         for _ in range(300):
             distance = np.ptp(self.colors(name), axis=2).max()
             if distance == 0 if gray else distance > 50:
@@ -52,7 +52,7 @@ class Visit:
         pytest.fail(f"{name} is not {'gray' if gray else 'colored'} after 30 s: channels differ by up to {distance}")
 
     def changed(self, name: str, act: Callable[[], object]) -> np.ndarray:
-        """What an image shows once it shows something else than before."""
+        """Run an action and return the pixels of an image after it changed."""
         before = self.at(name).locator("img").get_attribute("src") or ""
         act()
         expect(self.at(name).locator("img")).not_to_have_attribute("src", before)
@@ -71,16 +71,16 @@ class Visit:
 def visit(browser: BrowserContext, url: str) -> Iterator[Visit]:
     visit = Visit(browser, url)
     yield visit
-    strangers = {
+    external = {
         one for one in visit.requests if urlsplit(one).scheme not in ("data", "blob") and not one.startswith(url)
     }
-    assert strangers == set(), "the page asks someone else than the service"
+    assert external == set(), "the page loads from another host"
     assert visit.problems == []
 
 
 @pytest.fixture
 def files(request: pytest.FixtureRequest, radiographs: dict[str, bytes], tmp_path: Path) -> dict[str, Path]:
-    """Real radiographs where there are some, else synthetic ones."""
+    """Real radiographs if available, otherwise synthetic ones."""
     try:
         folder: Path = request.getfixturevalue("real_data")
         return {view: folder / "xray" / f"cc0_normal_{view}.jpg" for view in radiographs}
@@ -91,7 +91,9 @@ def files(request: pytest.FixtureRequest, radiographs: dict[str, bytes], tmp_pat
         return paths
 
 
-def test_radiographs_become_slices_projections_and_a_file(visit: Visit, files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_reconstruction_gives_slices_reprojections_and_a_file(
+    visit: Visit, files: dict[str, Path], tmp_path: Path
+) -> None:
     for view, file in files.items():
         visit.at(f"{view}-file").locator("input[type=file]").set_input_files(file)
         expect(visit.at(f"{view}-preview").locator("img")).to_be_visible()
@@ -125,13 +127,13 @@ def test_radiographs_become_slices_projections_and_a_file(visit: Visit, files: d
     visit.page.screenshot(path=tmp_path / "page.png", full_page=True)
 
 
-def test_inversion_and_flip_change_the_preview_as_they_say(visit: Visit, files: dict[str, Path]) -> None:
+def test_inversion_and_flip_change_the_preview(visit: Visit, files: dict[str, Path]) -> None:
     for view, file in files.items():
         visit.at(f"{view}-file").locator("input[type=file]").set_input_files(file)
         expect(visit.at(f"{view}-preview").locator("img")).to_be_visible()
         plain = visit.picture(f"{view}-preview")
         flipped = visit.changed(f"{view}-preview", visit.at(f"{view}-flip").locator("input").check)
-        # The letters stand at half height; resizing is symmetric to a fraction of a pixel; a thorax almost is.
+        # Letters are at half height; resizing is symmetric to a fraction of a pixel; a thorax is almost symmetric.
         off = np.abs(flipped - plain[:, ::-1])[:150].mean()
         assert off < 2
         assert np.abs(flipped - plain)[:150].mean() > 1 + 1.5 * off
@@ -141,7 +143,7 @@ def test_inversion_and_flip_change_the_preview_as_they_say(visit: Visit, files: 
         assert np.corrcoef(inverted[inside].ravel(), plain[inside].ravel())[0, 1] < -0.9
 
 
-def test_a_lateral_that_clearly_faces_right_is_shown_flipped_and_the_visitor_may_undo_it(
+def test_a_lateral_that_clearly_faces_right_is_flipped_and_the_user_can_undo_it(
     visit: Visit, files: dict[str, Path], tmp_path: Path
 ) -> None:
     chosen, control = visit.at("lateral-file").locator("input[type=file]"), visit.at("lateral-flip")
@@ -162,7 +164,7 @@ def test_a_lateral_that_clearly_faces_right_is_shown_flipped_and_the_visitor_may
     assert np.abs(undone - plain)[:150].mean() > 4
 
 
-def test_the_example_needs_no_file_and_obeys_the_same_controls(visit: Visit) -> None:
+def test_the_example_needs_no_file_and_has_the_same_controls(visit: Visit) -> None:
     visit.at("example").click()
     expect(visit.at("lateral-preview").locator("img")).to_be_visible()
     visit.reconstruct()
@@ -171,7 +173,7 @@ def test_the_example_needs_no_file_and_obeys_the_same_controls(visit: Visit) -> 
     expect(visit.at("results")).to_be_hidden()
 
 
-def test_a_file_that_is_no_image_is_refused_in_a_sentence_and_not_used(visit: Visit, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused_with_a_sentence_and_not_used(visit: Visit, tmp_path: Path) -> None:
     visit.at("example").click()
     expect(visit.at("frontal-preview").locator("img")).to_be_visible()
     (tmp_path / "letter.pdf").write_bytes(b"%PDF-1.7")
@@ -185,12 +187,12 @@ def test_a_file_that_is_no_image_is_refused_in_a_sentence_and_not_used(visit: Vi
     expect(visit.at("results")).to_be_hidden()
 
 
-def test_reconstruct_without_radiographs_asks_for_them(visit: Visit) -> None:
+def test_reconstruct_without_radiographs_reports_the_missing_file(visit: Visit) -> None:
     visit.at("reconstruct").click()
     expect(visit.page.get_by_text("The frontal radiograph is missing: choose a file.")).to_be_visible()
 
 
-def test_the_spread_of_the_draws_is_a_map_with_a_bar_and_a_file_of_its_own(
+def test_the_standard_deviation_over_samples_is_shown_as_a_map_with_color_bar_and_file(
     browser: BrowserContext, generative_url: str, tmp_path: Path
 ) -> None:
     visit = Visit(browser, generative_url)
@@ -210,7 +212,7 @@ def test_the_spread_of_the_draws_is_a_map_with_a_bar_and_a_file_of_its_own(
     for plane in ("axial", "coronal", "sagittal"):
         expect(visit.at(f"{plane}-slice").locator("img")).to_be_visible()
         visit.becomes(f"{plane}-slice", gray=False)
-    visit.page.screenshot(path=tmp_path / "spread.png", full_page=True)
+    visit.page.screenshot(path=tmp_path / "std.png", full_page=True)
 
     volumes = {}
     for button, name in (("download", "reconstruction.nii.gz"), ("download-std", "reconstruction-std.nii.gz")):
@@ -226,10 +228,10 @@ def test_the_spread_of_the_draws_is_a_map_with_a_bar_and_a_file_of_its_own(
 
     visit.page.set_viewport_size({"width": 390, "height": 844})
     assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
-    visit.page.screenshot(path=tmp_path / "spread-phone.png", full_page=True)
+    visit.page.screenshot(path=tmp_path / "std-phone.png", full_page=True)
     visit.page.set_viewport_size({"width": 1280, "height": 900})
 
-    # A single draw has no spread, and the page does not go on showing the last one's.
+    # A single sample has no standard deviation, and that of the previous volume is hidden.
     number = visit.at("samples").locator("input[type=number]")
     number.fill("1")
     number.press("Enter")
@@ -243,13 +245,13 @@ def test_the_spread_of_the_draws_is_a_map_with_a_bar_and_a_file_of_its_own(
     assert visit.problems == []
 
 
-def test_the_page_of_a_model_that_computes_its_volume_knows_nothing_of_draws(visit: Visit) -> None:
+def test_the_page_of_a_deterministic_model_has_no_sampling_controls(visit: Visit) -> None:
     for name in ("samples", "slice-content", "colorbar"):
         expect(visit.at(name)).to_have_count(0)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_on_a_phone_nothing_is_wider_than_the_screen(browser: BrowserContext, url: str, theme: str) -> None:
+def test_on_a_phone_nothing_exceeds_the_screen_width(browser: BrowserContext, url: str, theme: str) -> None:
     visit = Visit(browser, f"{url}/?__theme={theme}")
     visit.page.set_viewport_size({"width": 390, "height": 844})
     visit.at("example").click()

@@ -1,4 +1,4 @@
-"""Models that draw: several draws become a mean and a spread, by verb and by request, and no more than is allowed."""
+"""Generative models: mean and standard deviation over samples, by command, by request and on the page."""
 
 import io
 import zipfile
@@ -27,12 +27,12 @@ def inputs(count: int) -> list[np.ndarray]:
 
 
 def singles(folder: Path, given: np.ndarray, count: int, steps: int = 0, first: int = 0) -> np.ndarray:
-    """Volumes of as many seeds, each drawn alone."""
-    made = [
+    """One sample for each of several seeds, each computed separately."""
+    reconstructors = [
         Reconstructor.load(str(folder), consistency_steps=steps, sampling=SamplingFlags(steps=2, seed=first + k))
         for k in range(count)
     ]
-    return np.stack([one.reconstruct([given])[0].hu for one in made]).astype(np.float64)
+    return np.stack([one.reconstruct([given])[0].hu for one in reconstructors]).astype(np.float64)
 
 
 def volume(data: bytes, folder: Path) -> sitk.Image:
@@ -41,23 +41,23 @@ def volume(data: bytes, folder: Path) -> sitk.Image:
     return sitk.ReadImage(str(path))
 
 
-@pytest.mark.parametrize("steps", [0, 2], ids=["as drawn", "fitted"])
-def test_samples_give_the_mean_and_the_spread_of_what_their_seeds_give_alone(
+@pytest.mark.parametrize("steps", [0, 2], ids=["no fit", "fit"])
+def test_several_samples_give_mean_and_standard_deviation_of_the_single_ones(
     generative_folder: Path, radiographs: dict[str, bytes], steps: int
 ) -> None:
     several = Reconstructor.load(str(generative_folder), consistency_steps=steps, sampling=SamplingFlags(steps=2))
     given = several.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
-    (made,) = several.reconstruct([given], [3])
+    (result,) = several.reconstruct([given], [3])
     alone = singles(generative_folder, given, 3, steps)
-    assert np.abs(made.hu - alone.mean(axis=0)).max() <= 1
-    assert made.std is not None
-    # The draws alone were rounded to whole HU.
-    assert np.abs(made.std - alone.std(axis=0, ddof=1)).max() <= 2
-    assert made.std.mean() > 10
-    assert bool(made.residuals) == (steps > 0)
+    assert np.abs(result.hu - alone.mean(axis=0)).max() <= 1
+    assert result.std is not None
+    # The single samples are rounded to whole HU.
+    assert np.abs(result.std - alone.std(axis=0, ddof=1)).max() <= 2
+    assert result.std.mean() > 10
+    assert bool(result.residuals) == (steps > 0)
 
 
-def test_requests_of_one_batch_get_as_many_draws_as_each_asked_for(generative: Reconstructor) -> None:
+def test_the_requests_of_one_batch_have_their_own_number_of_samples(generative: Reconstructor) -> None:
     given = inputs(3)
     together = generative.reconstruct(given, [1, 3, 2])
     alone = [generative.reconstruct([one], [count])[0] for one, count in zip(given, [1, 3, 2], strict=True)]
@@ -67,14 +67,14 @@ def test_requests_of_one_batch_get_as_many_draws_as_each_asked_for(generative: R
     assert np.abs(np.subtract(together[1].std, alone[1].std, dtype=np.int32)).max() <= 1
 
 
-def test_a_model_that_computes_its_volume_refuses_samples(reconstructor: Reconstructor) -> None:
+def test_a_deterministic_model_refuses_several_samples(reconstructor: Reconstructor) -> None:
     with pytest.raises(ConfigError, match="is deterministic"):
         reconstructor.reconstruct(inputs(1), [2])
 
 
 @pytest.fixture
 def pair(radiographs: dict[str, bytes], tmp_path: Path) -> list[str]:
-    """Options that name both synthetic radiographs."""
+    """Options for both synthetic radiographs."""
     options = ["--invert", "no"]
     for view, data in radiographs.items():
         (tmp_path / f"{view}.png").write_bytes(data)
@@ -82,7 +82,7 @@ def pair(radiographs: dict[str, bytes], tmp_path: Path) -> list[str]:
     return options
 
 
-def test_the_verb_writes_the_mean_and_beside_it_the_spread_in_the_same_frame(
+def test_the_command_writes_mean_and_standard_deviation_in_the_same_frame(
     generative_folder: Path,
     generative: Reconstructor,
     radiographs: dict[str, bytes],
@@ -104,7 +104,7 @@ def test_the_verb_writes_the_mean_and_beside_it_the_spread_in_the_same_frame(
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver"])
-def test_every_sampler_can_be_named(generative_folder: Path, pair: list[str], tmp_path: Path, sampler: str) -> None:
+def test_every_sampler_can_be_chosen(generative_folder: Path, pair: list[str], tmp_path: Path, sampler: str) -> None:
     options = ["--sampler", sampler, "--steps", "3"]
     output = tmp_path / "ct.nii.gz"
     assert cli.main(["reconstruct", str(generative_folder), "-o", str(output), *pair, *options]) == 0
@@ -121,7 +121,7 @@ def test_every_sampler_can_be_named(generative_folder: Path, pair: list[str], tm
         ("generative_folder", ["--steps", "0"], "0 sampling steps: use 1 or more"),
     ],
 )
-def test_what_the_model_cannot_do_is_refused_and_nothing_written(
+def test_unsupported_options_are_refused_and_nothing_is_written(
     model: str,
     options: list[str],
     message: str,
@@ -131,29 +131,29 @@ def test_what_the_model_cannot_do_is_refused_and_nothing_written(
     request: pytest.FixtureRequest,
 ) -> None:
     output = tmp_path / "ct.nii.gz"
-    words = ["reconstruct", str(request.getfixturevalue(model)), "-o", str(output), *pair, *options]
-    assert cli.main(words) == 2
+    command = ["reconstruct", str(request.getfixturevalue(model)), "-o", str(output), *pair, *options]
+    assert cli.main(command) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
 
 
 @pytest.fixture
 def client(generative: Reconstructor) -> TestClient:
-    """The API with a drawing network behind it, which allows three draws."""
+    """The API with a generative network and up to three samples."""
 
-    async def answer(prepared: np.ndarray, samples: int) -> Reconstruction:
+    async def reconstruct(prepared: np.ndarray, samples: int) -> Reconstruction:
         return generative.reconstruct([prepared], [samples])[0]
 
     async def ready() -> bool:
         return True
 
     backend = Backend(
-        generative.description, generative.sha256, answer, ready, sampling=generative.sampling, max_samples=3
+        generative.description, generative.sha256, reconstruct, ready, sampling=generative.sampling, max_samples=3
     )
     return TestClient(routes.build(backend, RadiographLimits()))
 
 
-def test_a_request_gets_the_mean_of_its_samples_and_with_spread_a_zip_of_both(
+def test_a_request_returns_the_mean_and_with_return_std_a_zip_of_both(
     client: TestClient, generative: Reconstructor, radiographs: dict[str, bytes], tmp_path: Path
 ) -> None:
     given = generative.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
@@ -188,17 +188,17 @@ def test_a_request_gets_the_mean_of_its_samples_and_with_spread_a_zip_of_both(
         ({"seed": "3"}, "unknown field seed"),
     ],
 )
-def test_draws_beyond_what_the_service_allows_are_refused(
+def test_invalid_numbers_of_samples_are_refused(
     client: TestClient, radiographs: dict[str, bytes], fields: dict[str, str], message: str
 ) -> None:
-    answer = client.post(URL, files=radiographs, data=fields)
-    assert answer.status_code == 422
-    assert message in answer.json()["detail"]
+    response = client.post(URL, files=radiographs, data=fields)
+    assert response.status_code == 422
+    assert message in response.json()["detail"]
 
 
-def test_the_service_says_how_its_model_draws_and_what_may_be_asked(client: TestClient) -> None:
-    drawn = client.get("/v1/model").json()["sampling"]
-    assert drawn == {"sampler": "dpm_solver", "steps": 2, "seed": 0, "max_samples": 3}
+def test_the_model_info_and_openapi_description_include_the_sampling(client: TestClient) -> None:
+    sampling = client.get("/v1/model").json()["sampling"]
+    assert sampling == {"sampler": "dpm_solver", "steps": 2, "seed": 0, "max_samples": 3}
     schema = client.get("/openapi.json").json()
     OpenAPI.model_validate(schema)
     route = schema["paths"][URL]["post"]
@@ -208,21 +208,21 @@ def test_the_service_says_how_its_model_draws_and_what_may_be_asked(client: Test
     assert "number of samples, 1 to 3" in client.get("/docs").text
 
 
-def test_the_colors_reach_to_where_few_voxels_are_above(generative: Reconstructor) -> None:
-    (made,) = generative.reconstruct(inputs(1), [3])
-    assert made.std is not None
-    shown = StdMap.of(made.std)
-    top = shown.max_hu
+def test_the_brightest_color_is_the_99_5th_percentile_rounded_up(generative: Reconstructor) -> None:
+    (result,) = generative.reconstruct(inputs(1), [3])
+    assert result.std is not None
+    std_map = StdMap.of(result.std)
+    top = std_map.max_hu
     assert top % 40 == 0
-    assert (made.std > top - 40).mean() > 0.001
-    assert (made.std > top).mean() <= 0.005
+    assert (result.std > top - 40).mean() > 0.001
+    assert (result.std > top).mean() <= 0.005
     assert StdMap.of(np.zeros((8, 8, 8), np.int16)).max_hu == 40
-    picture = shown.slice_picture("coronal", 16)
+    picture = std_map.slice_picture("coronal", 16)
     assert picture.shape == (448, 448, 3)
-    # Brighter where the draws differ more; the letters stand at the edges.
+    # Brighter where the samples differ more; the letters are at the edges.
     gray = picture[56:-56, 56:-56].astype(float).mean(axis=2)
     scale = 448 // 32
     blocks = gray.reshape(gray.shape[0] // scale, scale, gray.shape[1] // scale, scale).mean(axis=(1, 3))
     first = 56 // scale
-    inside = made.std[first : first + len(blocks), 16, first : first + len(blocks)]
+    inside = result.std[first : first + len(blocks), 16, first : first + len(blocks)]
     assert np.corrcoef(blocks.ravel(), inside.ravel())[0, 1] > 0.5

@@ -16,7 +16,7 @@ from raylift.datasets.radiographs.decoding import prepare, read
 from raylift.serve import deployment
 from raylift.serve.reconstructor import Reconstructor
 
-# As the service of these tests is started.
+# The options of the service of these tests.
 BATCH, BATCH_WAIT_S, UPLOAD_MIB = 4, 0.8, 4
 
 
@@ -32,7 +32,7 @@ def hu(data: bytes, path: Path) -> np.ndarray:
 
 
 def variants() -> list[dict[str, str]]:
-    """Fields of eight requests whose volumes are all different."""
+    """Fields of eight requests with different volumes."""
     return [
         {"invert": invert, "flip_frontal": frontal, "flip_lateral": lateral}
         for invert in ("yes", "no")
@@ -49,48 +49,46 @@ def expected(reconstructor: Reconstructor, radiographs: dict[str, bytes], fields
     return reconstructor.reconstruct([np.stack(images)])[0].hu
 
 
-def test_eight_requests_at_once_each_get_their_own_volume(
+def test_eight_concurrent_requests_each_get_their_own_volume(
     http: httpx.Client, reconstructor: Reconstructor, radiographs: dict[str, bytes], tmp_path: Path
 ) -> None:
-    asked = variants()
+    requests = variants()
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda one: http.post("/v1/reconstructions", files=radiographs, data=one), asked))
-    assert [answer.status_code for answer in answers] == [200] * 8
-    volumes = [hu(answer.content, tmp_path / f"{k}.nii.gz") for k, answer in enumerate(answers)]
-    for volume, fields in zip(volumes, asked, strict=True):
-        right = expected(reconstructor, radiographs, fields)
-        assert np.abs(np.subtract(volume, right, dtype=np.int32)).max() <= 1
+        responses = list(pool.map(lambda one: http.post("/v1/reconstructions", files=radiographs, data=one), requests))
+    assert [response.status_code for response in responses] == [200] * 8
+    volumes = [hu(response.content, tmp_path / f"{k}.nii.gz") for k, response in enumerate(responses)]
+    for volume, fields in zip(volumes, requests, strict=True):
+        correct = expected(reconstructor, radiographs, fields)
+        assert np.abs(np.subtract(volume, correct, dtype=np.int32)).max() <= 1
     assert len({volume.tobytes() for volume in volumes}) == 8
 
 
-def test_a_lone_request_waits_for_company_and_a_full_batch_leaves_at_once(
+def test_a_single_request_waits_for_the_batch_and_a_full_batch_starts_at_once(
     http: httpx.Client, radiographs: dict[str, bytes]
 ) -> None:
     def seconds(count: int) -> float:
-        began = time.monotonic()
+        started = time.monotonic()
         with ThreadPoolExecutor(count) as pool:
-            answers = list(pool.map(lambda _: http.post("/v1/reconstructions", files=radiographs), range(count)))
-        assert {answer.status_code for answer in answers} == {200}
-        return time.monotonic() - began
+            responses = list(pool.map(lambda _: http.post("/v1/reconstructions", files=radiographs), range(count)))
+        assert {response.status_code for response in responses} == {200}
+        return time.monotonic() - started
 
     assert seconds(1) >= BATCH_WAIT_S
     assert min(seconds(BATCH) for _ in range(5)) < BATCH_WAIT_S
 
 
-def test_requests_beyond_those_that_may_wait_are_told_to_come_back(
-    http: httpx.Client, radiographs: dict[str, bytes]
-) -> None:
+def test_requests_beyond_the_queue_get_503_with_retry_after(http: httpx.Client, radiographs: dict[str, bytes]) -> None:
     with ThreadPoolExecutor(60) as pool:
-        answers = list(pool.map(lambda _: http.post("/v1/reconstructions", files=radiographs), range(60)))
-    statuses = [answer.status_code for answer in answers]
+        responses = list(pool.map(lambda _: http.post("/v1/reconstructions", files=radiographs), range(60)))
+    statuses = [response.status_code for response in responses]
     assert set(statuses) == {200, 503}
-    refused = answers[statuses.index(503)]
+    refused = responses[statuses.index(503)]
     assert refused.headers["retry-after"] == "5"
     assert refused.json() == {"detail": "the queue is full: try again in a few seconds"}
     assert http.get("/readyz").status_code == 200
 
 
-def test_the_routes_of_the_api_come_before_the_page(http: httpx.Client, reconstructor: Reconstructor) -> None:
+def test_the_routes_of_the_api_take_precedence_over_the_page(http: httpx.Client, reconstructor: Reconstructor) -> None:
     assert http.get("/healthz").json() == {"status": "ok"}
     assert http.get("/readyz").json() == {"status": "ready"}
     assert http.get("/v1/model").json()["sha256"] == reconstructor.sha256
@@ -99,16 +97,14 @@ def test_the_routes_of_the_api_come_before_the_page(http: httpx.Client, reconstr
     assert '"title":"raylift"' in http.get("/").text
 
 
-def test_a_refusal_is_json_with_a_sentence_through_the_whole_service(
-    http: httpx.Client, radiographs: dict[str, bytes]
-) -> None:
-    answer = http.post("/v1/reconstructions", files={"frontal": radiographs["frontal"]})
-    assert answer.status_code == 422
-    assert answer.json() == {"detail": "this model requires frontal and lateral; missing: lateral"}
+def test_the_running_service_refuses_with_a_json_sentence(http: httpx.Client, radiographs: dict[str, bytes]) -> None:
+    response = http.post("/v1/reconstructions", files={"frontal": radiographs["frontal"]})
+    assert response.status_code == 422
+    assert response.json() == {"detail": "this model requires frontal and lateral; missing: lateral"}
     assert http.post("/v1/reconstructions", files={**radiographs, "lateral": b"%PDF-1.7"}).status_code == 415
 
 
-def test_a_body_of_unknown_length_is_cut_off_at_the_limit(http: httpx.Client) -> None:
+def test_the_running_service_refuses_a_body_of_unknown_length_at_the_limit(http: httpx.Client) -> None:
     async def endless() -> int:
         async def chunks() -> AsyncIterator[bytes]:
             yield b'--b\r\ncontent-disposition: form-data; name="frontal"; filename="a.png"\r\n\r\n'
@@ -117,14 +113,14 @@ def test_a_body_of_unknown_length_is_cut_off_at_the_limit(http: httpx.Client) ->
 
         async with httpx.AsyncClient(base_url=http.base_url, timeout=60, trust_env=False) as client:
             headers = {"content-type": "multipart/form-data; boundary=b"}
-            answer = await client.post("/v1/reconstructions", content=chunks(), headers=headers)
-            assert "over the limit" in answer.json()["detail"]
-            return answer.status_code
+            response = await client.post("/v1/reconstructions", content=chunks(), headers=headers)
+            assert "over the limit" in response.json()["detail"]
+            return response.status_code
 
     assert asyncio.run(endless()) == 413
 
 
-def test_the_page_takes_uploads_up_to_its_limit_and_no_larger_ones(http: httpx.Client) -> None:
+def test_the_page_accepts_uploads_up_to_the_limit_and_no_larger_ones(http: httpx.Client) -> None:
     limit = UPLOAD_MIB * 2**20
     allowed = http.post("/gradio_api/upload", files={"files": ("a.dcm", bytes(limit - 4096))})
     assert allowed.status_code == 200, allowed.text
@@ -133,17 +129,19 @@ def test_the_page_takes_uploads_up_to_its_limit_and_no_larger_ones(http: httpx.C
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", "../../../../etc/passwd", __file__])
-def test_the_page_gives_no_file_of_the_machine_away(http: httpx.Client, path: str) -> None:
+def test_the_page_serves_no_file_of_the_machine(http: httpx.Client, path: str) -> None:
     assert http.get(f"/gradio_api/file={path}").status_code in (403, 404)
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", __file__, "http://127.0.0.1/", "https://example.org/a.png"])
-def test_an_event_of_the_page_takes_no_file_that_was_not_uploaded(service: Any, http: httpx.Client, path: str) -> None:
+def test_an_event_of_the_page_accepts_no_file_that_was_not_uploaded(
+    service: Any, http: httpx.Client, path: str
+) -> None:
     file = {"path": path, "meta": {"_type": "gradio.FileData"}, "orig_name": "a.png"}
-    event = {"data": [file, "auto", False], "fn_index": 0, "session_hash": "stranger", "trigger_id": 0}
+    event = {"data": [file, "auto", False], "fn_index": 0, "session_hash": "other-session", "trigger_id": 0}
     assert http.post("/gradio_api/queue/join", json=event).status_code == 200
-    with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": "stranger"}) as answer:
-        ended = next(line for line in answer.iter_lines() if "process_completed" in line)
+    with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": "other-session"}) as response:
+        ended = next(line for line in response.iter_lines() if "process_completed" in line)
     assert "was not uploaded to this page" in ended
     assert not list(service.scratch.glob(f"raylift-page-*/*/{Path(path).name}"))
 
@@ -152,25 +150,25 @@ def test_an_event_of_the_page_takes_no_file_that_was_not_uploaded(service: Any, 
     "path",
     [
         "/gradio_api/file=http://127.0.0.1/",
-        "/gradio_api/proxy=https://someone.hf.space/a",
+        "/gradio_api/proxy=https://example.hf.space/a",
         "/gradio_api/component_server",
         "/gradio_api/info",
         "/monitoring",
         "/nothing",
     ],
 )
-def test_what_gradio_serves_and_the_page_does_not_use_is_not_there(http: httpx.Client, path: str) -> None:
+def test_gradio_routes_that_the_page_does_not_use_give_404(http: httpx.Client, path: str) -> None:
     assert http.get(path).status_code == http.post(path).status_code == 404
 
 
-def test_a_port_that_is_taken_is_refused_by_its_number() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_a_port_in_use_is_refused_by_its_number() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
             deployment._require_free("127.0.0.1", port)
 
 
-def test_ending_the_service_leaves_no_process_no_port_and_no_upload(service: Any) -> None:
+def test_stopping_the_service_leaves_no_process_no_port_and_no_upload(service: Any) -> None:
     httpx.post(f"{service.url}/gradio_api/upload", files={"files": ("a.dcm", b"radiograph")}, trust_env=False)
     assert list(service.scratch.glob("raylift-page-*/*/a.dcm"))
     assert service.stop() == []
@@ -178,4 +176,4 @@ def test_ending_the_service_leaves_no_process_no_port_and_no_upload(service: Any
     assert not list(service.scratch.glob("raylift-page-*"))
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", service.port)) != 0
-    assert (service.said_at_the_end, (service.scratch / "stderr").read_text()) == ("", "")
+    assert (service.final_output, (service.scratch / "stderr").read_text()) == ("", "")
