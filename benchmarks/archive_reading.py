@@ -30,8 +30,8 @@ from raylift.datasets.archive.store import Folder
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.ct import ingest_phantoms
 from raylift.datasets.intensity import Window, standardize
-from raylift.datasets.streaming.order import SampleOrder, Share
-from raylift.datasets.streaming.stream import Stream, load
+from raylift.datasets.streaming.order import BatchPartition, SampleOrder
+from raylift.datasets.streaming.stream import BatchStream, load_batch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
@@ -64,13 +64,15 @@ def measure(where: str, archive_url: str, files_url: str) -> None:
     archive = Archive(archive_url)
     write_files(archive, files_url)
     entries = archive.entries()
-    order, share = SampleOrder(len(entries), 0), Share(0, 1, 1)
-    batches = iter(Stream(archive, entries, order, share, Window(), threads=THREADS, batches_ahead=4))
+    order, share = SampleOrder(len(entries), 0), BatchPartition(0, 1, 1)
+    batches = iter(BatchStream(archive, entries, order, share, Window(), threads=THREADS, prefetch_batches=4))
     rng = np.random.default_rng(0)
     drawn = (int(rng.integers(VOLUMES)) for _ in itertools.count())
     rates = {
         "raylift archive, 2 threads ahead": rate(lambda: next(batches)),
-        "raylift archive, one after another": rate(lambda: load(archive, [entries[next(drawn)]], Window(), (0, 1))),
+        "raylift archive, one after another": rate(
+            lambda: load_batch(archive, [entries[next(drawn)]], Window(), (0, 1))
+        ),
         "gzip HDF5 a volume at 320, zoomed to 128": rate(lambda: read_file(files_url, 320, next(drawn))),
         "gzip HDF5 a volume at 128": rate(lambda: read_file(files_url, 128, next(drawn))),
     }

@@ -29,8 +29,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raylift.datasets import projector
-from raylift.datasets.geometry import FRONTAL, Geometry, Grid, View, covering
-from raylift.datasets.intensity import attenuation
+from raylift.datasets.geometry import FRONTAL, Geometry, Grid, View, fit_detector
+from raylift.datasets.intensity import hu_to_attenuation
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import INDEX_TO_PATIENT
 
@@ -54,13 +54,13 @@ def projectors(report: Report, small: bool) -> None:
 
 def beam(grid: Grid) -> Geometry:
     """A chest stand whose detector is clear of the volume in every pose: SAD 1650 mm, SDD 2000 mm."""
-    return covering(grid, Geometry("cone", 1650.0, 2000.0, grid.size, 1.0))
+    return fit_detector(grid, Geometry("cone", 1650.0, 2000.0, grid.size, 1.0))
 
 
 def phantoms(grid: Grid, device: torch.device) -> Tensor:
     """The attenuation of a thorax, and of its mirror images."""
     hu = torch.from_numpy(thorax(1, grid)[0]).float()
-    density = attenuation(hu)[None].to(device)
+    density = hu_to_attenuation(hu)[None].to(device)
     return torch.stack([density, density.flip(1), density.flip(2), density.flip(3)])
 
 

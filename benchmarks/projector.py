@@ -25,7 +25,7 @@ import torch
 
 from raylift.datasets import projector
 from raylift.datasets.geometry import FRONTAL, Grid, chest
-from raylift.datasets.intensity import attenuation
+from raylift.datasets.intensity import hu_to_attenuation
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.scans import reader
 from raylift.datasets.scans.resample import resample
@@ -83,7 +83,7 @@ def main() -> None:
         hu = resample(reader.read(source), GRID)[0]
     else:
         hu = thorax(1, GRID)[0]
-    density = attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]
+    density = hu_to_attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]
     axes = projector._axes(FRONTAL, density)
 
     def by_slices(x: torch.Tensor) -> torch.Tensor:

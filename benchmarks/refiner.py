@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.streaming.stream import load
+from raylift.datasets.streaming.stream import load_batch
 from raylift.models import generative, weights
 from raylift.models.generative import RunningStatistics, SamplingConfig
 from raylift.models.metrics import PROTOCOLS
@@ -71,7 +71,7 @@ def measured(
     window, views = model.description.window, matching_views(model, archive)
     scans: dict[int, list] = {count: [] for count in draws}
     for entry in archive.entries(split):
-        batch, truth = load(archive, [entry], window, views), archive.read(entry).volume.astype(np.float32)
+        batch, truth = load_batch(archive, [entry], window, views), archive.read(entry).volume.astype(np.float32)
         spread, started = RunningStatistics(), time.perf_counter()
         for k in range(max(draws)):
             spread.add(generative.predict(model.network, batch.views, settings, k))

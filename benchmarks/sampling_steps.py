@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.streaming.stream import load
+from raylift.datasets.streaming.stream import load_batch
 from raylift.models import baselines, weights
 from raylift.models.diffusion.samplers import SAMPLERS
 from raylift.models.generative import GenerativeNetwork, SamplingConfig
@@ -49,7 +49,7 @@ def main() -> int:
     network, views, window = model.network, matching_views(model, archive), model.description.window
     if not isinstance(network, GenerativeNetwork):
         parser.error(f"{model.description.system.name} computes its volumes and draws none")
-    test = load(archive, archive.entries(options.split)[: options.scans], window, views)
+    test = load_batch(archive, archive.entries(options.split)[: options.scans], window, views)
 
     def measured(draw: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
         """Mean PSNR, mean SSIM and seconds a volume."""
@@ -61,7 +61,7 @@ def main() -> int:
         figures = [PROTOCOLS["volume"].evaluate(one, truth) for one, truth in zip(*hu, strict=True)]
         return fmean(f["psnr_db"] for f in figures), fmean(f["ssim"] for f in figures), seconds
 
-    train = (load(archive, [entry], window, views) for entry in archive.entries("train"))
+    train = (load_batch(archive, [entry], window, views) for entry in archive.entries("train"))
     mean = baselines.fit(train, model.description.grid, model.description.geometry)["mean volume"]
     header("sampling_steps")
     best: dict[int, float] = {}

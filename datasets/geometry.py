@@ -129,7 +129,7 @@ def chest(grid: Grid) -> Geometry:
     Source: SDD of 1800 to 1830 mm in the headers of the Indiana collection; the axis stands half a thorax and a gap
     before the detector.
     """
-    return covering(grid, Geometry("cone", 1650.0, 1800.0, grid.size, 1.0))
+    return fit_detector(grid, Geometry("cone", 1650.0, 1800.0, grid.size, 1.0))
 
 
 def x2ct(grid: Grid) -> Geometry:
@@ -142,10 +142,10 @@ def x2ct(grid: Grid) -> Geometry:
 
 def parallel(grid: Grid) -> Geometry:
     """Parallel rays: every pixel sums one line of voxels."""
-    return covering(grid, Geometry("parallel", 1.0, 1.0, grid.size, 1.0))
+    return fit_detector(grid, Geometry("parallel", 1.0, 1.0, grid.size, 1.0))
 
 
-def covering(grid: Grid, geometry: Geometry) -> Geometry:
+def fit_detector(grid: Grid, geometry: Geometry) -> Geometry:
     """The same geometry with the pitch at which the detector covers the volume's central plane."""
     return replace(geometry, detector_pitch_mm=grid.extent_mm * geometry.magnification / geometry.detector_px)
 

@@ -46,7 +46,7 @@ class Window:
         return unit.clip(0.0, 1.0) * self.width_hu + self.low_hu
 
 
-def attenuation(hu: Float[Tensor, "*shape"], water_per_mm: float = WATER_PER_MM) -> Float[Tensor, "*shape"]:
+def hu_to_attenuation(hu: Float[Tensor, "*shape"], water_per_mm: float = WATER_PER_MM) -> Float[Tensor, "*shape"]:
     """HU to linear attenuation in 1/mm: `water * (1 + HU / 1000)`, never below zero."""
     return (water_per_mm * (1.0 + hu / 1000.0)).clamp_min(0.0)
 

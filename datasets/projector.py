@@ -58,7 +58,7 @@ def backproject(
         ConfigError: the source of a cone beam stands inside the volume.
     """
     _require_source_outside(shape, spacing_mm, geometry, view)
-    column, row, depth = in_view(shape, spacing_mm, view, image)
+    column, row, depth = view_coordinates(shape, spacing_mm, view, image)
     scale = torch.ones_like(depth)
     if geometry.beam == "cone":
         scale = geometry.source_detector_mm / (depth + geometry.source_axis_mm)
@@ -69,7 +69,7 @@ def backproject(
     return sampled.reshape(image.shape[0], image.shape[1], *shape)
 
 
-def in_view(
+def view_coordinates(
     shape: tuple[int, int, int], spacing_mm: float, view: View, like: Tensor
 ) -> tuple[Float[Tensor, "d h w"], Float[Tensor, "d h w"], Float[Tensor, "d h w"]]:
     """Where voxel centers stand as a view sees them, in mm: along its columns, its rows and its central ray."""
@@ -78,7 +78,7 @@ def in_view(
     return column, row, depth
 
 
-def project_turned(
+def project_pose(
     attenuation: Float[Tensor, "n 1 d h w"],
     spacing_mm: float,
     geometry: Geometry,

@@ -35,7 +35,7 @@ def from_plain(kind: type[T], data: Any, where: str) -> T:
         raise ConfigError(f"expected keys and values, not {data!r:.80} @ {where}") from error
 
 
-def require_least(settings: object, least: float, *names: str) -> None:
+def require_minimum(settings: object, least: float, *names: str) -> None:
     """Check that settings, or all numbers of those that are lists, are not below the least one that makes sense.
 
     Raises:
@@ -48,7 +48,7 @@ def require_least(settings: object, least: float, *names: str) -> None:
             raise ConfigError(f"{name} is {value!r}: give {'numbers of ' * isinstance(value, tuple)}{least} or more")
 
 
-def require_share(settings: object, *names: str) -> None:
+def require_fraction(settings: object, *names: str) -> None:
     """Check that settings are shares of which something is left: from 0 up to, not including, 1.
 
     Raises:

@@ -34,7 +34,7 @@ CAPTION = (
 
 def radiographs(hu: Int16[np.ndarray, "d h w"], grid: Grid) -> list[Float[np.ndarray, "rows columns"]]:
     """The views of a chest stand, bone bright, each scaled to its own range."""
-    attenuation = intensity.attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]
+    attenuation = intensity.hu_to_attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]
     geometry = chest(grid)
     images = (project(attenuation, grid.spacing_mm, geometry, view) for view in geometry.views)
     return [intensity.standardize(image[0, 0].numpy()) for image in images]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import WATER_PER_MM, Window, attenuation
+from raylift.datasets.intensity import WATER_PER_MM, Window, hu_to_attenuation
 from raylift.datasets.projector import project
 
 STRENGTH = 1.0
@@ -100,8 +100,8 @@ def fit(
     if radiographs.shape[1] != len(geometry.views):
         raise ConfigError(f"{radiographs.shape[1]} radiographs for a geometry of {len(geometry.views)} views")
     start, radiographs = volume.detach().float(), radiographs.detach().float()
-    origin = attenuation(window.to_hu(start))
-    low, high = attenuation(start.new_tensor([window.low_hu, window.high_hu])).tolist()
+    origin = hu_to_attenuation(window.to_hu(start))
+    low, high = hu_to_attenuation(start.new_tensor([window.low_hu, window.high_hu])).tolist()
     air = origin <= low
     width = WATER_PER_MM * window.width_hu / 1000
     # The term's curvature a voxel, in 1/mm as the density is.
@@ -157,7 +157,7 @@ def agreement(
     geometry: Geometry,
 ) -> Agreement:
     """How volumes in the window's [0, 1] agree with standardized radiographs; see `fit` for the arguments."""
-    state = _compare(attenuation(window.to_hu(volume.float())), radiographs.float(), grid, geometry)
+    state = _compare(hu_to_attenuation(window.to_hu(volume.float())), radiographs.float(), grid, geometry)
     return Agreement(state.residual, -10 * state.error.square().mean(dim=(2, 3)).clamp_min(1e-12).log10())
 
 

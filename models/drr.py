@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import WATER_PER_MM, Window, attenuation
-from raylift.datasets.projector import project, project_turned
+from raylift.datasets.intensity import WATER_PER_MM, Window, hu_to_attenuation
+from raylift.datasets.projector import project, project_pose
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Reprojection:
             for view, angle in zip(self.views, angles, strict=True):
                 axes = torch.as_tensor(view.axes(), dtype=density.dtype, device=density.device) @ _about_z(angle)
                 offset = density.new_tensor(view.offset_mm)
-                images.append(project_turned(density, self.grid.spacing_mm, self.geometry, axes, offset))
+                images.append(project_pose(density, self.grid.spacing_mm, self.geometry, axes, offset))
             return standardized(torch.cat(images, dim=1))
 
     def _density(self, volume: Tensor) -> Tensor:
         # Positions and sums of a hundred samples need more than bf16 has.
-        return attenuation(self.window.to_hu(volume.float()))
+        return hu_to_attenuation(self.window.to_hu(volume.float()))
 
 
 def standardized(images: Float[Tensor, "n views rows columns"]) -> Seen:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raylift.datasets.geometry import FRONTAL, LATERAL, Geometry, View
-from raylift.datasets.projector import project_turned
+from raylift.datasets.projector import project_pose
 
 
 def least_squares(scores: Float[Tensor, "*patches"], real: bool) -> Float[Tensor, ""]:
@@ -82,7 +82,7 @@ def cone_projection_l1(
             # Drawn on the CPU, so that a seed means the same on every device.
             turn, move = (torch.randn(3, device="cpu").to(both.device) * s for s in (jitter_deg, jitter_voxels))
             axes = torch.as_tensor(view.axes(), dtype=both.dtype, device=both.device) @ _rotation(turn.deg2rad())
-            seen = project_turned(both, CONE_UNITS / size, geometry, axes, move) / CONE_STEP
+            seen = project_pose(both, CONE_UNITS / size, geometry, axes, move) / CONE_STEP
             made, true = seen.chunk(2)
             errors.append(F.l1_loss(made, true))
     return torch.stack(errors).mean()

@@ -29,7 +29,7 @@ from raylift.datasets.archive.store import Folder, absolute, is_local, join
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
-from raylift.datasets.radiographs.histogram import Quantiles, Reference
+from raylift.datasets.radiographs.histogram import Quantiles, ReferenceHistograms
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models.zoo import System
 
@@ -50,13 +50,13 @@ class Description:
     geometry: Geometry
     """The geometry of the radiographs it was trained on; its views are the network's, in the same order."""
     window: Window
-    histograms: Reference = field(default_factory=dict)
+    histograms: ReferenceHistograms = field(default_factory=dict)
     """Quantiles of projections by view, to which every radiograph is matched first; empty: none is."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Archive, run, step, seed, config hash and versions."""
 
     @property
-    def wanted(self) -> tuple[Quantiles, ...]:
+    def reference_quantiles(self) -> tuple[Quantiles, ...]:
         """The quantiles in the order of the geometry's views; none if radiographs are not matched."""
         return tuple(self.histograms[view.name] for view in self.geometry.views) if self.histograms else ()
 

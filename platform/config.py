@@ -13,7 +13,7 @@ import yaml
 from raylift.datasets.archive.store import absolute
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import Window
-from raylift.datasets.serialization import from_plain, require_least, to_plain
+from raylift.datasets.serialization import from_plain, require_minimum, to_plain
 from raylift.models.composition import Composition
 from raylift.models.zoo import System
 
@@ -36,14 +36,14 @@ class DataConfig:
     """The HU range the network sees as [0, 1]."""
     threads: int = 2
     """Reader threads a worker."""
-    batches_ahead: int = 2
+    prefetch_batches: int = 2
     """Global batches read before they are needed."""
     cache_gib: float = 1.0
     """Memory a worker may hold samples in, so that later epochs need not read them again."""
 
     def __post_init__(self) -> None:
-        require_least(self, 1, "size", "threads")
-        require_least(self, 0, "batches_ahead", "cache_gib")
+        require_minimum(self, 1, "size", "threads")
+        require_minimum(self, 0, "prefetch_batches", "cache_gib")
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class EngineConfig:
     """Largest norm of a player's gradient; 0 does not clip."""
 
     def __post_init__(self) -> None:
-        require_least(self, 1, "gradient_accumulation")
-        require_least(self, 0, "gradient_clip")
+        require_minimum(self, 1, "gradient_accumulation")
+        require_minimum(self, 0, "gradient_clip")
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class ClusterConfig:
     """Times a run starts again from its newest checkpoint after losing a worker."""
 
     def __post_init__(self) -> None:
-        require_least(self, 1, "workers", "threads_per_worker")
-        require_least(self, 0, "cpus_per_worker", "gpus_per_worker", "max_failures")
+        require_minimum(self, 1, "workers", "threads_per_worker")
+        require_minimum(self, 0, "cpus_per_worker", "gpus_per_worker", "max_failures")
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,10 @@ class TrainConfig:
     """Newest checkpoints kept, beside the best one."""
 
     def __post_init__(self) -> None:
-        require_least(
+        require_minimum(
             self, 1, "steps", "batch", "log_every", "validate_every", "validation_samples", "keep_checkpoints"
         )
-        require_least(self, 0, "seed")
+        require_minimum(self, 0, "seed")
 
 
 @dataclass(frozen=True)

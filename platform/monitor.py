@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from raylift.datasets.archive.manifest import Holds
+from raylift.datasets.archive.manifest import Contents
 
 METRICS = {"val_psnr_db": "volume", "val_reprojection_psnr_db": "reprojection"}
 """Protocol of each metric that decides which checkpoint is the best; more is better."""
-DECIDING: dict[Holds, str] = {"volumes": "val_psnr_db", "radiographs": "val_reprojection_psnr_db"}
+DECIDING: dict[Contents, str] = {"volumes": "val_psnr_db", "radiographs": "val_reprojection_psnr_db"}
 """The metric by what the archive holds."""
 
 

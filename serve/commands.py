@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import Inversion, read_file
-from raylift.datasets.radiographs.orientation import AskedFacing, hang, projected
+from raylift.datasets.radiographs.orientation import PatientFacingOption, expected_patient_facing, orient
 from raylift.models.generative import SamplingFlags
 from raylift.serve.settings import ServeSettings
 
@@ -29,12 +29,12 @@ class ReconstructOptions:
     frontal: Path | None = None
     """Frontal radiograph (DICOM, PNG, JPEG, TIFF, BMP), the patient's right at the left edge."""
     lateral: Path | None = None
-    """Lateral radiograph; see --facing."""
+    """Lateral radiograph; see --patient-facing."""
     invert: Inversion = "auto"
     """Whether to invert the images; auto inverts those in which bone is dark."""
     flip_frontal: bool = False
     """Mirror the frontal image left to right."""
-    facing: AskedFacing = "auto"
+    patient_facing: PatientFacingOption = "auto"
     """The edge that the patient faces in the lateral image; auto detects it. The image is mirrored if the model's DRRs
     face the other edge."""
     consistency_steps: int = 0
@@ -71,7 +71,7 @@ def reconstruct(arguments: list[str]) -> int:
             images["frontal"] = np.ascontiguousarray(images["frontal"][:, ::-1])
         for pose in reconstructor.description.geometry.views:
             if pose.name in images:
-                images[pose.name] = _oriented(images[pose.name], pose, options.facing)
+                images[pose.name] = _oriented(images[pose.name], pose, options.patient_facing)
         (result,) = reconstructor.reconstruct([reconstructor.prepare(images)], [options.samples])
         grid, note = reconstructor.description.grid, f"raylift {reconstructor.sha256[:12]}, research only"
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -92,15 +92,23 @@ def reconstruct(arguments: list[str]) -> int:
     return 0
 
 
-def _oriented(image: Float32[np.ndarray, "_ _"], pose: View, facing: AskedFacing) -> Float32[np.ndarray, "_ _"]:
+def _oriented(
+    image: Float32[np.ndarray, "_ _"], pose: View, patient_facing: PatientFacingOption
+) -> Float32[np.ndarray, "_ _"]:
     """The image in the orientation of the model's DRRs; prints whether it was mirrored or is ambiguous."""
-    hung = hang(image, pose, facing)
-    if hung is None:
-        print(f"{pose.name}: cannot detect which edge the patient faces; assuming {projected(pose)}: pass --facing")
+    oriented = orient(image, pose, patient_facing)
+    if oriented is None:
+        print(
+            f"{pose.name}: cannot detect which edge the patient faces; assuming {expected_patient_facing(pose)}: "
+            "pass --patient-facing"
+        )
         return image
-    if hung.detected and hung.mirrored:
-        print(f"{pose.name}: the patient faces {hung.facing}; the image is mirrored: pass --facing to override")
-    return hung.image
+    if oriented.detected and oriented.mirrored:
+        print(
+            f"{pose.name}: the patient faces {oriented.patient_facing}; the image is mirrored: "
+            "pass --patient-facing to override"
+        )
+    return oriented.image
 
 
 def serve(arguments: list[str]) -> int:

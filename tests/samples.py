@@ -14,12 +14,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy.special import expit
 
-from raylift.datasets.archive.archive import ArchiveWriter, Entry, Radiographs, Sample
-from raylift.datasets.geometry import Geometry, Grid, covering
+from raylift.datasets.archive.archive import ArchiveWriter, Entry, RadiographSample, Sample
+from raylift.datasets.geometry import Geometry, Grid, fit_detector
 from raylift.datasets.intensity import standardize
 
 GRID = Grid(16, 20.0)
-GEOMETRY = covering(GRID, Geometry("cone", 1650.0, 1800.0, 8, 1.0))
+GEOMETRY = fit_detector(GRID, Geometry("cone", 1650.0, 1800.0, 8, 1.0))
 
 
 def thorax_hu(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -125,12 +125,12 @@ def sample(seed: int, grid: Grid = GRID, geometry: Geometry = GEOMETRY) -> Sampl
     )
 
 
-def radiographs(seed: int, geometry: Geometry = GEOMETRY) -> Radiographs:
+def radiographs(seed: int, geometry: Geometry = GEOMETRY) -> RadiographSample:
     """Radiographs of noise without CT, standardized as an archive holds them."""
     rng = np.random.default_rng(seed)
     px = geometry.detector_px
     images = [standardize(rng.random((px, px), dtype=np.float32)) for _ in geometry.views]
-    return Radiographs(np.stack(images))
+    return RadiographSample(np.stack(images))
 
 
 def entry(seed: int, subject: str = "") -> Entry:
@@ -139,9 +139,11 @@ def entry(seed: int, subject: str = "") -> Entry:
     return Entry(subject, subject, f"{seed}.nii.gz", f"{seed:064x}", "CC0-1.0", "threshold", {"seed": seed})
 
 
-def write_archive(url: str, seeds: Sequence[int], *, per_part: int = 4, subjects: Sequence[str] = ()) -> list[Entry]:
+def write_archive(
+    url: str, seeds: Sequence[int], *, samples_per_shard: int = 4, subjects: Sequence[str] = ()
+) -> list[Entry]:
     """The samples of these seeds in the archive at `url`; what it published."""
-    with ArchiveWriter(url, GRID, GEOMETRY, per_part=per_part) as writer:
+    with ArchiveWriter(url, GRID, GEOMETRY, samples_per_shard=samples_per_shard) as writer:
         for k, seed in enumerate(seeds):
             writer.add(entry(seed, subjects[k] if subjects else ""), sample(seed))
     return writer.published
@@ -152,7 +154,7 @@ def seed_of(stored: Entry) -> int:
     return int(stored.record["seed"])
 
 
-def same(one: Sample | Radiographs, other: Sample | Radiographs) -> bool:
+def same(one: Sample | RadiographSample, other: Sample | RadiographSample) -> bool:
     """Whether all arrays are equal, types included."""
     pairs = [(a, other.arrays()[name]) for name, a in one.arrays().items()]
     return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)

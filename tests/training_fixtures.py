@@ -23,7 +23,7 @@ def archive32(tmp_path_factory) -> Path:
     """Twelve phantoms at 32^3, in all three splits."""
     url = tmp_path_factory.mktemp("archive32")
     grid = Grid(32, 10.0)
-    ingest_phantoms(str(url), grid, chest(grid), count=12, seed=1, per_part=5)
+    ingest_phantoms(str(url), grid, chest(grid), count=12, seed=1, samples_per_shard=5)
     return url
 
 

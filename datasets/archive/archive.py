@@ -32,20 +32,20 @@ from jaxtyping import Float32, Int16, UInt8
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from raylift.datasets.archive import manifest as manifests
-from raylift.datasets.archive.manifest import Entry, Holds, Manifest, latest_manifest
+from raylift.datasets.archive.manifest import Contents, Entry, Manifest, latest_manifest
 from raylift.datasets.archive.splits import Split, SplitRule
-from raylift.datasets.archive.store import Folder, absolute, join, reachable, zarr_store
+from raylift.datasets.archive.store import Folder, absolute, join, store_errors, zarr_store
 from raylift.datasets.errors import ConfigError, CorruptSample, NoArchive, StoreUnreachable
 from raylift.datasets.geometry import Geometry, Grid
 
 __all__ = [
     "Archive",
     "ArchiveWriter",
+    "Contents",
     "Entry",
-    "Holds",
     "Manifest",
-    "Pair",
-    "Radiographs",
+    "PairedSample",
+    "RadiographSample",
     "Sample",
     "digest",
     "latest_manifest",
@@ -55,7 +55,7 @@ MANIFESTS_KEPT = 5
 
 
 @dataclass(frozen=True)
-class Radiographs:
+class RadiographSample:
     """Radiographs of one person without CT, in memory."""
 
     radiographs: Float32[np.ndarray, "views rows columns"]
@@ -67,7 +67,7 @@ class Radiographs:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedSample:
     """A CT and its radiographs, in memory."""
 
     volume: Int16[np.ndarray, "d h w"]
@@ -81,7 +81,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Sample(Pair):
+class Sample(PairedSample):
     """All that an archive stores of one scan."""
 
     labels: UInt8[np.ndarray, "d h w"]
@@ -108,7 +108,7 @@ class Archive:
 
     def require_volumes(self, who: str) -> None:
         """Raise a ConfigError where the archive holds no CT, and say who needs it."""
-        if self.manifest.holds != "volumes":
+        if self.manifest.contents != "volumes":
             raise ConfigError(
                 f"{self.url} holds radiographs without CT, and {who} needs CT: "
                 "give an archive made by raylift ingest or raylift phantom"
@@ -125,16 +125,16 @@ class Archive:
         pair = self.read_pair(entry)
         return Sample(pair.volume, pair.radiographs, self.read_array(entry, "labels"))
 
-    def read_pair(self, entry: Entry) -> Pair:
+    def read_pair(self, entry: Entry) -> PairedSample:
         """`read` without the labels."""
-        return Pair(self.read_array(entry, "volumes"), self.read_array(entry, "radiographs"))
+        return PairedSample(self.read_array(entry, "volumes"), self.read_array(entry, "radiographs"))
 
     def read_array(self, entry: Entry, name: str) -> np.ndarray:
         """One of a sample's arrays, checked against its digest; raises what `read` does."""
         if name != "radiographs":
             self.require_volumes(f"whoever reads {name}")
         try:
-            with reachable(self.url):
+            with store_errors(self.url):
                 array = np.asarray(self._array(entry.part, name)[entry.index])
         except StoreUnreachable:
             raise
@@ -174,26 +174,26 @@ class ArchiveWriter:
         geometry: Geometry,
         *,
         split_rule: SplitRule | None = None,
-        per_part: int = 8,
-        holds: Holds = "volumes",
+        samples_per_shard: int = 8,
+        contents: Contents = "volumes",
     ) -> None:
-        if per_part < 1:
-            raise ConfigError(f"{per_part} samples a part: a part holds one or more")
+        if samples_per_shard < 1:
+            raise ConfigError(f"{samples_per_shard} samples a part: a part holds one or more")
         self.url = absolute(url)
-        self.per_part = per_part
+        self.samples_per_shard = samples_per_shard
         self.published: list[Entry] = []
         """What this writer has added to the archive so far."""
         self.superseded = 0
         """Samples given to this writer whose source was there already, or was published by another meanwhile."""
         self._folder = Folder(self.url)
-        self._waiting: list[tuple[Entry, Sample | Radiographs]] = []
+        self._waiting: list[tuple[Entry, Sample | RadiographSample]] = []
         try:
             self.manifest: Manifest = latest_manifest(self._folder)
         except NoArchive:
-            self.manifest = Manifest(grid, geometry, split_rule or SplitRule(), holds=holds)
+            self.manifest = Manifest(grid, geometry, split_rule or SplitRule(), contents=contents)
         if split_rule is not None and self.manifest.split_rule != split_rule:
             raise ConfigError(f"{self.url} was split by {self.manifest.split_rule}, which cannot change later")
-        self._require(grid, geometry, holds)
+        self._require(grid, geometry, contents)
 
     def __enter__(self) -> ArchiveWriter:
         return self
@@ -202,24 +202,24 @@ class ArchiveWriter:
         if kind is None:
             self.publish()
 
-    def holds(self, source_sha256: str) -> bool:
+    def contains(self, source_sha256: str) -> bool:
         """Whether a source of that digest is published or waiting."""
         known = (*self.manifest.entries, *(entry for entry, _ in self._waiting))
         return any(entry.source_sha256 == source_sha256 for entry in known)
 
-    def add(self, entry: Entry, sample: Sample | Radiographs) -> None:
+    def add(self, entry: Entry, sample: Sample | RadiographSample) -> None:
         """Take a sample in; its split and a unique id are given to it when it is published with its part.
 
         Raises:
             ConfigError: it is not of the kind that the archive holds.
         """
-        if isinstance(sample, Sample) != (self.manifest.holds == "volumes"):
-            raise ConfigError(f"{self.url} holds {self.manifest.holds}, and {entry.id} is another kind of sample")
-        if self.holds(entry.source_sha256):
+        if isinstance(sample, Sample) != (self.manifest.contents == "volumes"):
+            raise ConfigError(f"{self.url} holds {self.manifest.contents}, and {entry.id} is another kind of sample")
+        if self.contains(entry.source_sha256):
             self.superseded += 1
             return
         self._waiting.append((entry, sample))
-        if len(self._waiting) >= self.per_part:
+        if len(self._waiting) >= self.samples_per_shard:
             self.publish()
 
     def publish(self) -> None:
@@ -227,26 +227,26 @@ class ArchiveWriter:
         if not self._waiting:
             return
         part = uuid.uuid4().hex[:12]
-        with reachable(self.url):
+        with store_errors(self.url):
             self._write_part(part)
         written = [
             replace(entry, part=part, index=k, sha256={name: digest(array) for name, array in sample.arrays().items()})
             for k, (entry, sample) in enumerate(self._waiting)
         ]
-        while fresh := manifests.named(self.manifest, written):
+        while fresh := manifests.new_entries(self.manifest, written):
             manifest = replace(
                 self.manifest,
                 generation=self.manifest.generation + 1,
                 entries=(*self.manifest.entries, *fresh),
             )
             try:
-                self._folder.create(manifests.file_name(manifest.generation), manifest.to_json())
+                self._folder.create(manifests.manifest_path(manifest.generation), manifest.to_json())
                 self.manifest = manifest
                 break
             except FileExistsError:
                 # Another writer was faster: its samples are kept, and ours follow under the next number.
                 mine, self.manifest = self.manifest, latest_manifest(self._folder)
-                self._require(mine.grid, mine.geometry, mine.holds)
+                self._require(mine.grid, mine.geometry, mine.contents)
                 if self.manifest.split_rule.assigned != mine.split_rule.assigned:
                     raise ConfigError(
                         f"{self.url} was just made by another writer with other subjects assigned to splits by hand: "
@@ -255,12 +255,12 @@ class ArchiveWriter:
         self.published += fresh
         self.superseded += len(written) - len(fresh)
         self._waiting = []
-        for name in manifests.published(self._folder)[:-MANIFESTS_KEPT]:
+        for name in manifests.published_manifests(self._folder)[:-MANIFESTS_KEPT]:
             self._folder.remove(f"manifests/{name}")
 
-    def _require(self, grid: Grid, geometry: Geometry, holds: Holds) -> None:
-        if self.manifest.holds != holds:
-            raise ConfigError(f"{self.url} holds {self.manifest.holds}, not {holds}: use another URL")
+    def _require(self, grid: Grid, geometry: Geometry, contents: Contents) -> None:
+        if self.manifest.contents != contents:
+            raise ConfigError(f"{self.url} holds {self.manifest.contents}, not {contents}: use another URL")
         if (self.manifest.grid, self.manifest.geometry) != (grid, geometry):
             raise ConfigError(
                 f"{self.url} holds {self.manifest.grid} in {self.manifest.geometry}; asked for were {grid} in "

@@ -20,7 +20,7 @@ from raylift.datasets.serialization import from_plain, to_plain
 
 FORMAT, FORMAT_VERSION = "raylift-archive", 1
 
-Holds = Literal["volumes", "radiographs"]
+Contents = Literal["volumes", "radiographs"]
 """CT with radiographs projected from it and labels, or radiographs that were taken, without CT."""
 
 
@@ -53,16 +53,16 @@ class Manifest:
     split_rule: SplitRule = field(default_factory=SplitRule)
     generation: int = 0
     entries: tuple[Entry, ...] = ()
-    holds: Holds = "volumes"
+    contents: Contents = "volumes"
     """Of radiographs without CT, grid and geometry say for which volumes and poses they are meant."""
 
     def to_json(self) -> bytes:
         """The manifest file."""
         head = {"format": FORMAT, "version": FORMAT_VERSION, "written_by": f"raylift {__version__}"}
         plain = to_plain(self)
-        if self.holds == "volumes":
+        if self.contents == "volumes":
             # As it was before there was another kind, so that what reads those archives reads these.
-            del plain["holds"]
+            del plain["contents"]
         return json.dumps({**head, "archive": plain}, indent=1).encode()
 
     @classmethod
@@ -82,7 +82,7 @@ def latest_manifest(folder: Folder) -> Manifest:
     """The archive's newest manifest, or NoArchive where nothing was published."""
     pruned = ""
     while True:
-        names = published(folder)
+        names = published_manifests(folder)
         if not names:
             raise NoArchive(f"{folder.url} holds no raylift archive: make one with raylift ingest or raylift phantom")
         where = join(folder.url, "manifests", names[-1])
@@ -95,17 +95,17 @@ def latest_manifest(folder: Folder) -> Manifest:
             pruned = names[-1]
 
 
-def file_name(generation: int) -> str:
+def manifest_path(generation: int) -> str:
     """Where a manifest of that number stands in the archive."""
     return f"manifests/{generation:06d}.json"
 
 
-def published(folder: Folder) -> list[str]:
+def published_manifests(folder: Folder) -> list[str]:
     """Published manifests, oldest first; what a writer has put beside them meanwhile is not among them."""
     return [name for name in folder.names("manifests") if name.endswith(".json") and not name.startswith(".")]
 
 
-def named(manifest: Manifest, written: list[Entry]) -> list[Entry]:
+def new_entries(manifest: Manifest, written: list[Entry]) -> list[Entry]:
     """The entries whose source the manifest lacks, with a split by its rule and ids that it does not have yet."""
     known = {entry.source_sha256 for entry in manifest.entries}
     taken = {entry.id for entry in manifest.entries}

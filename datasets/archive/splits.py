@@ -41,7 +41,9 @@ class SplitRule:
         return "train" if place < train else "val" if place < train + val else "test"
 
 
-def balanced(subjects: Iterable[str], shares: tuple[float, float, float], assigned: Mapping[str, Split]) -> SplitRule:
+def balanced_split_rule(
+    subjects: Iterable[str], shares: tuple[float, float, float], assigned: Mapping[str, Split]
+) -> SplitRule:
     """The rule for a new archive: of 100 salts the first whose counts come closest to the shares.
 
     Hashing eight subjects with one fixed salt leaves the test split empty four times in ten. The salt is chosen by

@@ -72,21 +72,21 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """The whole object. Raises FileNotFoundError where there is none."""
-        with reachable(self.url):
+        with store_errors(self.url):
             data: bytes = self.fs.cat_file(self.key(name))
         return data
 
     def exists(self, name: str) -> bool:
         """Whether there is an object or folder of that name, asked of the store and not of a cache."""
         self.fs.invalidate_cache()
-        with reachable(self.url):
+        with store_errors(self.url):
             return bool(self.fs.exists(self.key(name)))
 
     def names(self, name: str = "") -> list[str]:
         """Names directly inside a folder, sorted; empty where there is no such folder."""
         self.fs.invalidate_cache()
         try:
-            with reachable(self.url):
+            with store_errors(self.url):
                 found = self.fs.ls(self.key(name).rstrip("/"), detail=False)
         except FileNotFoundError:
             return []
@@ -98,7 +98,7 @@ class Folder:
             aside = self._write_aside(name, data)
             aside.replace(self.key(name))
         else:
-            with reachable(self.url):
+            with store_errors(self.url):
                 self.fs.pipe_file(self.key(name), data)
 
     def create(self, name: str, data: bytes) -> None:
@@ -110,7 +110,7 @@ class Folder:
             finally:
                 aside.unlink()
             return
-        with reachable(self.url):
+        with store_errors(self.url):
             try:
                 self.fs.pipe_file(self.key(name), data, mode="create")
             except OSError as error:
@@ -132,20 +132,20 @@ class Folder:
             self.fs.get_file(str(source), str(aside))
             aside.replace(target)
         else:
-            with reachable(self.url):
+            with store_errors(self.url):
                 self.fs.put_file(str(source), self.key(name))
 
     def get(self, name: str, target: Path) -> None:
         """Copy an object to a local file."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        with reachable(self.url):
+        with store_errors(self.url):
             self.fs.get_file(self.key(name), str(target))
 
     def remove(self, name: str) -> None:
         """Remove an object or a whole folder; nothing happens where there is none."""
         if self.exists(name):
             # Another may remove it at the same time.
-            with reachable(self.url), suppress(FileNotFoundError):
+            with store_errors(self.url), suppress(FileNotFoundError):
                 self.fs.rm(self.key(name), recursive=True)
 
     def _holds(self, name: str, data: bytes) -> bool:
@@ -172,7 +172,7 @@ def _refused(error: OSError) -> bool:
 
 
 @contextmanager
-def reachable(url: str) -> Iterator[None]:
+def store_errors(url: str) -> Iterator[None]:
     """Name the place in errors of an object store: half of them are no OSError, and most name only an address.
 
     Raises:

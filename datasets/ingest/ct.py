@@ -15,37 +15,45 @@ import torch
 from jaxtyping import Float32, Int16
 
 from raylift.datasets import segmentation
-from raylift.datasets.archive.archive import ArchiveWriter, Entry, Holds, Manifest, Radiographs, Sample, latest_manifest
-from raylift.datasets.archive.splits import Split, SplitRule, balanced
+from raylift.datasets.archive.archive import (
+    ArchiveWriter,
+    Contents,
+    Entry,
+    Manifest,
+    RadiographSample,
+    Sample,
+    latest_manifest,
+)
+from raylift.datasets.archive.splits import Split, SplitRule, balanced_split_rule
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile
-from raylift.datasets.files import Source
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import attenuation
+from raylift.datasets.intensity import hu_to_attenuation
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project
 from raylift.datasets.scans import reader, resample
+from raylift.datasets.sources import Source
 
 Progress = Callable[[int, int, str], None]
 """Called with what is done, what there is in all, and the name of what comes next."""
 
 
 @dataclass
-class Outcome:
+class IngestReport:
     """What an ingest did."""
 
     added: list[Entry] = field(default_factory=list)
-    already_there: int = 0
+    already_present: int = 0
     refused: list[RefusedFile] = field(default_factory=list)
-    passed_over: int = 0
+    skipped: int = 0
     """Files in searched folders that are neither volumes nor DICOM."""
-    absent: int = 0
+    absent_subjects: int = 0
     """Subjects whose split was given by hand and of whom nothing was found: misspelt, or elsewhere."""
-    alone: int = 0
+    single_view: int = 0
     """Persons or studies with a frontal or a lateral radiograph only."""
-    inexact: int = 0
+    ambiguous: int = 0
     """Those with several radiographs of a view, where exact pairs were asked for."""
-    missing: list[str] = field(default_factory=list)
+    missing_files: list[str] = field(default_factory=list)
     """Files that a table of pairs names and that are not there."""
 
     def summary(self) -> str:
@@ -53,38 +61,38 @@ class Outcome:
         splits = Counter(entry.split for entry in self.added)
         parts = [f"{len(self.added)} added ({', '.join(f'{n} {split}' for split, n in sorted(splits.items()))})"]
         parts[0] = parts[0].replace(" ()", "")
-        parts.append(f"{self.already_there} already there")
+        parts.append(f"{self.already_present} already there")
         parts.append(f"{len(self.refused)} refused")
-        if self.passed_over:
-            parts.append(f"{self.passed_over} other files passed over")
-        if self.absent:
-            parts.append(f"{self.absent} subjects with a given split not found")
-        if self.alone:
-            parts.append(f"{self.alone} with one of the two views only")
-        if self.inexact:
-            parts.append(f"{self.inexact} with several of a view left out")
-        if self.missing:
-            shown = ", ".join(self.missing[:3]) + (" ..." if len(self.missing) > 3 else "")
-            parts.append(f"{len(self.missing)} listed files missing ({shown})")
+        if self.skipped:
+            parts.append(f"{self.skipped} other files passed over")
+        if self.absent_subjects:
+            parts.append(f"{self.absent_subjects} subjects with a given split not found")
+        if self.single_view:
+            parts.append(f"{self.single_view} with one of the two views only")
+        if self.ambiguous:
+            parts.append(f"{self.ambiguous} with several of a view left out")
+        if self.missing_files:
+            shown = ", ".join(self.missing_files[:3]) + (" ..." if len(self.missing_files) > 3 else "")
+            parts.append(f"{len(self.missing_files)} listed files missing ({shown})")
         return ", ".join(parts)
 
 
-def ingest(
+def ingest_ct(
     sources: Sequence[Path],
     url: str,
     grid: Grid,
     geometry: Geometry,
     *,
-    limits: reader.Limits,
+    limits: reader.ScanLimits,
     source_license: str = "not stated",
     subject_pattern: str = "",
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
     assigned: Mapping[str, Split] | None = None,
     require_whole_thorax: bool = False,
     keep_table: bool = False,
-    per_part: int = 8,
+    samples_per_shard: int = 8,
     progress: Progress = lambda *_: None,
-) -> Outcome:
+) -> IngestReport:
     """Bring every CT under `sources` into the archive at `url`, skipping those whose bytes are already in it.
 
     A run that was cut goes on: what it published is skipped. A file's subject is its name without suffix, or what the
@@ -103,7 +111,7 @@ def ingest(
         assigned: splits given by hand; an archive that exists takes no others than it was made with.
         require_whole_thorax: refuse scans without two whole lungs.
         keep_table: keep what lies around the body.
-        per_part: volumes a shard; each full shard is published at once.
+        samples_per_shard: volumes a shard; each full shard is published at once.
         progress: called before each scan and at the end.
 
     Raises:
@@ -113,9 +121,9 @@ def ingest(
     found = reader.find(sources)
     scans = [replace(source, subject=subject_of(source, subject_pattern)) for source in found.sources]
     subjects = {scan.subject for scan in scans}
-    writer = open_writer(url, grid, geometry, subjects, shares, assigned, per_part)
+    writer = open_writer(url, grid, geometry, subjects, shares, assigned, samples_per_shard)
     absent = len(set(assigned or {}) - subjects)
-    outcome = Outcome(refused=list(found.refused), passed_over=found.passed_over, absent=absent)
+    outcome = IngestReport(refused=list(found.refused), skipped=found.skipped, absent_subjects=absent)
 
     def make(source: Source, sha256: str) -> tuple[Entry, Sample]:
         scan = reader.read(source, limits)
@@ -133,18 +141,18 @@ def ingest(
         )
         return entry, Sample(hu, radiographs(hu, grid, geometry), segmentation.labels(hu, grid.spacing_mm))
 
-    fill(writer, scans, make, outcome, progress)
+    add_samples(writer, scans, make, outcome, progress)
     return outcome
 
 
 Made = TypeVar("Made", bound=Source)
 
 
-def fill(
+def add_samples(
     writer: ArchiveWriter,
     sources: Sequence[Made],
-    make: Callable[[Made, str], tuple[Entry, Sample | Radiographs]],
-    outcome: Outcome,
+    make: Callable[[Made, str], tuple[Entry, Sample | RadiographSample]],
+    outcome: IngestReport,
     progress: Progress,
 ) -> None:
     """Make a sample of every source that the archive lacks, given it and its digest; what is refused is counted."""
@@ -153,8 +161,8 @@ def fill(
             progress(done, len(sources), source.name)
             try:
                 sha256 = source.digest()
-                if writer.holds(sha256):
-                    outcome.already_there += 1
+                if writer.contains(sha256):
+                    outcome.already_present += 1
                     continue
                 entry, sample = make(source, sha256)
             except RefusedFile as error:
@@ -166,7 +174,7 @@ def fill(
                 writer.add(entry, sample)
         progress(len(sources), len(sources), "")
     outcome.added = writer.published
-    outcome.already_there += writer.superseded
+    outcome.already_present += writer.superseded
 
 
 def ingest_phantoms(
@@ -177,25 +185,25 @@ def ingest_phantoms(
     count: int,
     seed: int,
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    per_part: int = 8,
+    samples_per_shard: int = 8,
     progress: Progress = lambda *_: None,
-) -> Outcome:
-    """Bring `count` synthetic thoraces into the archive at `url`, skipping those already in it; see `ingest`.
+) -> IngestReport:
+    """Bring `count` synthetic thoraces into the archive at `url`, skipping those already in it; see `ingest_ct`.
 
     Each person is drawn from `seed` and a number from 0, so a larger count adds to a smaller one.
     """
     if count < 1 or seed < 0:
         raise ConfigError(f"{count} phantoms from seed {seed}: draw one or more, from a seed of 0 or more")
     subjects = {f"phantom-{seed}-{number:04d}": number for number in range(count)}
-    writer = open_writer(url, grid, geometry, set(subjects), shares, None, per_part)
-    outcome = Outcome()
+    writer = open_writer(url, grid, geometry, set(subjects), shares, None, samples_per_shard)
+    outcome = IngestReport()
     with writer:
         for done, (subject, number) in enumerate(subjects.items()):
             progress(done, count, subject)
             # A phantom's source is its name and grid: there is no file to digest.
             sha256 = hashlib.sha256(f"{subject} on {grid}".encode()).hexdigest()
-            if writer.holds(sha256):
-                outcome.already_there += 1
+            if writer.contains(sha256):
+                outcome.already_present += 1
                 continue
             drawn = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
             hu, labels = thorax(drawn, grid)
@@ -211,7 +219,7 @@ def ingest_phantoms(
             writer.add(entry, Sample(hu, radiographs(hu, grid, geometry), labels))
         progress(count, count, "")
     outcome.added = writer.published
-    outcome.already_there += writer.superseded
+    outcome.already_present += writer.superseded
     return outcome
 
 
@@ -219,7 +227,7 @@ def radiographs(
     hu: Int16[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
 ) -> Float32[np.ndarray, "views rows columns"]:
     """The line integrals of a volume in every view of the geometry."""
-    density = attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]
+    density = hu_to_attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]
     images = [project(density, grid.spacing_mm, geometry, view)[0, 0] for view in geometry.views]
     return torch.stack(images).numpy()
 
@@ -250,8 +258,8 @@ def open_writer(
     subjects: set[str],
     shares: tuple[float, float, float],
     assigned: Mapping[str, Split] | None,
-    per_part: int,
-    holds: Holds = "volumes",
+    samples_per_shard: int,
+    contents: Contents = "volumes",
 ) -> ArchiveWriter:
     """A writer whose split rule is the archive's own, or for a new archive suits these subjects.
 
@@ -259,10 +267,10 @@ def open_writer(
         ConfigError: what is asked for is not what the archive is.
     """
     manifest = _manifest(url)
-    rule: SplitRule | None = balanced(subjects, shares, assigned or {}) if manifest is None else None
+    rule: SplitRule | None = balanced_split_rule(subjects, shares, assigned or {}) if manifest is None else None
     if manifest is not None and assigned and dict(manifest.split_rule.assigned) != dict(assigned):
         raise ConfigError(f"{url} was split by another assignment, which cannot change once it is published")
-    return ArchiveWriter(url, grid, geometry, split_rule=rule, per_part=per_part, holds=holds)
+    return ArchiveWriter(url, grid, geometry, split_rule=rule, samples_per_shard=samples_per_shard, contents=contents)
 
 
 def _manifest(url: str) -> Manifest | None:

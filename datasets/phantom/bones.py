@@ -101,7 +101,7 @@ def vertebral_arches(person: Person) -> Tubes:
         parts.append(
             Tubes.along([arch, tip], [2.6, 2.8], [7.0, 5.5], up=(0.0, float(np.sin(fall)), float(np.cos(fall))))
         )
-    return Tubes.join(parts)
+    return Tubes.concatenate(parts)
 
 
 def clavicle(person: Person, side: int) -> Tubes:
@@ -137,7 +137,7 @@ def scapula(person: Person, side: int) -> Tubes:
     acromion = socket + mm(side * 10, 4, 26)
     ridge = [sheet[3, 0], sheet[2, 4] + mm(0, 13, 4), acromion + mm(-side * 14, 10, -6), acromion]
     coracoid = [socket + mm(-side * 10, -4, 10), socket + mm(-side * 14, -22, 20), socket + mm(-side * 4, -36, 14)]
-    return Tubes.join(
+    return Tubes.concatenate(
         [
             *(Tubes.along(row, 1.4, 4.8) for row in sheet[:-1]),
             Tubes.along(sheet[:, -1], [4.5] * 9 + [3.5] * 4),

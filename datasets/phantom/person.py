@@ -80,7 +80,7 @@ class Person:
     """Depth of the gas in the stomach."""
 
     @classmethod
-    def draw(cls, seed: int) -> Person:
+    def sample(cls, seed: int) -> Person:
         """The person of that seed."""
         rng = np.random.default_rng([seed, 0])
 

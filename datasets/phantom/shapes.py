@@ -74,7 +74,7 @@ class Tubes:
         return cls(start, end, radius, 0.88 * radius, np.zeros_like(start))
 
     @classmethod
-    def join(cls, parts: Sequence[Tubes]) -> Tubes:
+    def concatenate(cls, parts: Sequence[Tubes]) -> Tubes:
         """All segments of `parts`."""
         return cls(
             np.concatenate([part.start for part in parts]),
@@ -130,7 +130,7 @@ class Raster:
         steepness = np.sqrt(slopes[0] ** 2 + slopes[1] ** 2 + slopes[2] ** 2)
         return np.asarray(field / np.maximum(steepness, 0.2), dtype=np.float32)
 
-    def waves(self, rng: np.random.Generator, length_mm: Real, count: int = 6) -> Float32[np.ndarray, "d h w"]:
+    def smooth_noise(self, rng: np.random.Generator, length_mm: Real, count: int = 6) -> Float32[np.ndarray, "d h w"]:
         """A smooth random field of mean 0 and variance 1 that varies over about `length_mm`, at any spacing alike."""
         total = np.zeros(self.grid.shape, dtype=np.float32)
         for _ in range(count):

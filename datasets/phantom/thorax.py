@@ -53,7 +53,7 @@ class Tissue:
     cartilage: float
 
     @classmethod
-    def draw(cls, seed: int) -> Tissue:
+    def sample(cls, seed: int) -> Tissue:
         """The tissues of that seed; two persons in five were given contrast."""
         rng = np.random.default_rng([seed, 9])
         contrast = rng.random() < 0.4
@@ -81,9 +81,9 @@ def thorax(seed: int, grid: Grid) -> tuple[Int16[np.ndarray, "d h w"], UInt8[np.
         seed: any integer from 0; another seed is another person.
         grid: voxels; 64 of 5 mm and 128 of 2.5 mm both span the neck to the upper belly.
     """
-    painter = Painter(Person.draw(seed), Tissue.draw(seed), Raster(grid))
+    painter = Painter(Person.sample(seed), Tissue.sample(seed), Raster(grid))
     painter.trunk()
-    painter.belly()
+    painter.abdomen()
     painter.mediastinum()
     painter.lungs()
     painter.bones()
@@ -145,7 +145,7 @@ class Painter:
         self.paint(r.coverage(skin + 2), t.fat)
         self.paint(r.coverage(np.maximum(glands, skin + 5) * 0.35) * 0.8, SKIN_HU)
         # Curved planes of fat part the muscles, about parallel to the ribs and thicker in heavy people.
-        planes = r.waves(np.random.default_rng([p.seed, 5]), 110.0) * 9 + (self.wall - 26) * 0.7
+        planes = r.smooth_noise(np.random.default_rng([p.seed, 5]), 110.0) * 9 + (self.wall - 26) * 0.7
         fat = r.sheet(planes, 1.6 + 0.1 * p.fat_mm)
         self.paint(r.coverage(np.maximum(muscle, skin + 3)), t.muscle + fat * (t.fat - t.muscle))
         self.paint(r.sheet(self.wall - 11.5, 2.5) * r.coverage(muscle + 8) * np.clip(8 * level, 0, 1), t.fat)
@@ -171,7 +171,7 @@ class Painter:
                 glands = np.minimum(glands, r.ellipsoid(middle, (0.28 * wide, 12 + 0.5 * p.breast_mm, 30)))
         return breasts, glands
 
-    def belly(self) -> None:
+    def abdomen(self) -> None:
         """What lies under the diaphragm: psoas, kidneys, stomach, liver, spleen and bowel in fat."""
         p, r, t = self.person, self.raster, self.tissue
         (right, left), y, w = p.dome_z, p.spine_y, p.width
@@ -205,7 +205,7 @@ class Painter:
             self.paint_hollow(r.coverage(loop) * free, r.coverage(loop + 3) * free, 40.0, filling)
 
     def mediastinum(self) -> None:
-        """Heart, great vessels, gullet and airways in fat, and the space they keep from the lungs."""
+        """Heart, great vessels, esophagus and airways in fat, and the space they keep from the lungs."""
         p, r, t = self.person, self.raster, self.tissue
         spine_x, spine_y = self.spine
         chambers = {name: r.ellipsoid(*shape) for name, shape in vessels.chambers(p).items()}
@@ -213,7 +213,7 @@ class Painter:
         for chamber in chambers.values():
             heart = union(heart, chamber, 12.0)
         aorta, arteries, veins = vessels.aorta(p), vessels.arteries(p), vessels.veins(p)
-        gullet, airway = vessels.oesophagus(p), vessels.airway(p)
+        esophagus, airway = vessels.esophagus(p), vessels.airway(p)
         column = superellipse(r.x - spine_x, r.y - spine_y - 9, 22.0, 28.0, 2.2)
         # The lungs come close to each other behind the sternum, less so above the heart.
         _, middle_y, _, before, _ = self.cage
@@ -223,7 +223,7 @@ class Painter:
         between = np.abs(r.x - spine_x - 3) - half
         # The pericardium rests on the diaphragm, with pads of fat in the angle.
         rest = union(heart - 3, np.maximum(self.above, heart - 45), 22.0)
-        great = r.tube_distance(Tubes.join([aorta, arteries, veins, gullet, airway]), 30.0)
+        great = r.tube_distance(Tubes.concatenate([aorta, arteries, veins, esophagus, airway]), 30.0)
         self.space = union(union(rest, great - 2, 20.0), union(column, between, 10.0), 14.0)
 
         self.paint(r.coverage(column) * self.cavity, t.fat)
@@ -240,7 +240,7 @@ class Painter:
                 self.paint(r.coverage(chambers[name]) * clear, t.myocardium)
             blood = t.right_blood if name.startswith("right") else t.blood
             self.paint(r.coverage(chambers[name] + wall_mm) * clear, blood)
-        self.paint(r.tubes(gullet), 35.0)
+        self.paint(r.tubes(esophagus), 35.0)
         self.paint(r.tubes(veins), t.right_blood)
         self.paint(r.tubes(vessels.pulmonary_veins(p)), t.blood)
         self.paint(r.tubes(arteries), t.blood)
@@ -255,18 +255,18 @@ class Painter:
         share = r.coverage(r.rescaled(intersection(pleura, -self.space, 8.0)))
         rng = np.random.default_rng([p.seed, 4])
         # Denser at the back and the base of someone who lies on their back.
-        density = t.lung + 10 * r.waves(rng, 70.0)
+        density = t.lung + 10 * r.smooth_noise(rng, 70.0)
         density += 0.35 * (r.y - (p.spine_y - 60)) - 0.12 * (r.z - (p.carina_z - 60))
         density += self._fissures(rng)
         self.paint(share, density.clip(-930, -700))
         self.labels[share > 0.5] = Label.LUNG
         trees = [vessels.lung_trees(p, side) for side in SIDES]
         vessel = share * r.tubes(
-            Tubes.join([vessels.pulmonary_veins(p), *(tubes for tree in trees for tubes in tree[:2])])
+            Tubes.concatenate([vessels.pulmonary_veins(p), *(tubes for tree in trees for tubes in tree[:2])])
         )
         self.paint(vessel, 0.5 * (t.blood + t.right_blood))
         self.labels[(vessel > 0.4) & (share > 0.5)] = Label.VESSEL
-        bronchi = Tubes.join([tree[2] for tree in trees])
+        bronchi = Tubes.concatenate([tree[2] for tree in trees])
         self.paint_hollow(r.tubes(bronchi, -0.9) * share, r.tubes(bronchi) * share, BRONCHUS_WALL_HU, GAS_HU)
 
     def _fissures(self, rng: np.random.Generator) -> Volume:
@@ -289,14 +289,14 @@ class Painter:
         """Spine, ribs and their cartilage, sternum, collar bones, shoulder blades, and the heads of the arms."""
         p, r = self.person, self.raster
         pairs = [(number, side) for number in range(1, 13) for side in SIDES]
-        gristle = Tubes.join([bones.cartilage(p, *pair) for pair in pairs if pair[0] in bones.WITH_CARTILAGE])
-        self.paint(r.tubes(gristle), self.tissue.cartilage)
+        cartilage = Tubes.concatenate([bones.cartilage(p, *pair) for pair in pairs if pair[0] in bones.WITH_CARTILAGE])
+        self.paint(r.tubes(cartilage), self.tissue.cartilage)
         self._vertebral_bodies()
         for side in SIDES:
             self._bone(r.ellipsoid(bones.humeral_head(p, side), (23, 23, 24)), 2.0)
         scapulae = [bones.scapula(p, side) for side in SIDES]
-        thin = Tubes.join([*(bones.rib(p, *pair) for pair in pairs), bones.vertebral_arches(p), *scapulae])
-        clavicles = Tubes.join([bones.clavicle(p, side) for side in SIDES])
+        thin = Tubes.concatenate([*(bones.rib(p, *pair) for pair in pairs), bones.vertebral_arches(p), *scapulae])
+        clavicles = Tubes.concatenate([bones.clavicle(p, side) for side in SIDES])
         for tubes, cortex_mm in ((thin, p.cortex_mm), (clavicles, 2 * p.cortex_mm)):
             share = r.tubes(tubes)
             self.paint_hollow(share, r.tubes(tubes, cortex_mm), self.tissue.cortex, self.tissue.marrow)

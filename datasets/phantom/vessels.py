@@ -1,4 +1,4 @@
-"""Heart, great vessels, gullet, airways and the branching vessels of the lungs of a drawn person.
+"""Heart, great vessels, esophagus, airways and the branching vessels of the lungs of a drawn person.
 
 Points beside the spine are read as `at(left, behind, z)`: mm from the middle of the spine, z about the carina.
 """
@@ -87,7 +87,7 @@ def arteries(person: Person) -> Tubes:
         ([fork, at(-10, -48, z - 23), at(-32, -44, z - 26), right], [11, 10.5, 9.5, 7.5]),
         ([fork, at(28, -40, z - 6), at(42, -22, z - 4), left], [11.5, 11, 10, 7.5]),
     ]
-    return Tubes.join([Tubes.along(points, radii) for points, radii in courses])
+    return Tubes.concatenate([Tubes.along(points, radii) for points, radii in courses])
 
 
 def veins(person: Person) -> Tubes:
@@ -110,13 +110,13 @@ def veins(person: Person) -> Tubes:
         (inferior, [11, 11, 10, 10]),
         (azygos, [2.5, 3.5, 4, 4.5, 4.5]),
     ]
-    return Tubes.join([Tubes.along(points, radii) for points, radii in courses])
+    return Tubes.concatenate([Tubes.along(points, radii) for points, radii in courses])
 
 
 def pulmonary_veins(person: Person) -> Tubes:
     """Two on either side, from the root of the lung to the left atrium."""
     center = heart_center(person)
-    return Tubes.join(
+    return Tubes.concatenate(
         [
             Tubes.along([center + person.heart * mm(side * 20, 27, above), root], [7.5, 5.5])
             for side, root in zip(SIDES, vein_roots(person), strict=True)
@@ -125,7 +125,7 @@ def pulmonary_veins(person: Person) -> Tubes:
     )
 
 
-def oesophagus(person: Person) -> Tubes:
+def esophagus(person: Person) -> Tubes:
     """From the neck behind trachea and heart to the stomach."""
     z, at, (_, dome) = person.carina_z, person.beside_spine, person.dome_z
     upper = [at(1, -17, z + 130), at(3, -18, z + 60), at(4, -22, z), at(3, -24, z - 50)]
@@ -142,7 +142,7 @@ def airway(person: Person) -> Tubes:
         ([at(-2, -35, z + 2), at(-18, -31, z - 16), right + mm(3, 12, -4)], [0.85, 0.78, 0.68]),
         ([at(1, -35, z + 2), at(20, -29, z - 18), left + mm(-3, 4, -14)], [0.8, 0.7, 0.6]),
     ]
-    return Tubes.join([Tubes.along(points, r * np.array(radii)) for points, radii in courses])
+    return Tubes.concatenate([Tubes.along(points, r * np.array(radii)) for points, radii in courses])
 
 
 def hila(person: Person) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:

@@ -22,7 +22,7 @@ MOST = 200
 """More marks than anyone writes: then it is a pattern, and stays."""
 
 
-def without_annotations(image: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "rows columns"]:
+def remove_annotations(image: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "rows columns"]:
     """The image with such marks filled by the median of what surrounds each; the image itself where there are none."""
     if min(image.shape) < SMALLEST_PX:
         return image

@@ -6,14 +6,14 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 
-def without_bright_frame(image: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "_ _"]:
+def crop_bright_border(image: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "_ _"]:
     """Without the rows and columns at the sides that lie wholly in the upper twentieth of the image's range."""
     low, high = np.percentile(image, (0.5, 99.5))
     bright = high - 0.05 * (high - low)
     return _trimmed(image, image.min(axis=1) < bright, image.min(axis=0) < bright)
 
 
-def without_plain_margin(image: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "_ _"]:
+def crop_uniform_margin(image: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "_ _"]:
     """Without the rows and columns at the sides in which nothing is to be seen."""
     span = 0.05 * float(image.max() - image.min())
     return _trimmed(image, np.ptp(image, axis=1) > span, np.ptp(image, axis=0) > span)

@@ -23,12 +23,12 @@ from torch.nn import functional as F
 from raylift.datasets import dicom
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.intensity import standardize
-from raylift.datasets.radiographs.annotations import without_annotations
-from raylift.datasets.radiographs.borders import without_bright_frame, without_plain_margin
-from raylift.datasets.radiographs.histogram import Quantiles, finish
+from raylift.datasets.radiographs.annotations import remove_annotations
+from raylift.datasets.radiographs.borders import crop_bright_border, crop_uniform_margin
+from raylift.datasets.radiographs.histogram import Quantiles, standardize_and_match
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-NOT_PROJECTIONS = ("CT", "MR", "NM", "PT", "US")
+CROSS_SECTIONAL_MODALITIES = ("CT", "MR", "NM", "PT", "US")
 MOST = 1e30
 """The range of values that float32 can still be computed with."""
 Inversion = Literal["auto", "yes", "no"]
@@ -57,7 +57,7 @@ def read(
     """A file's bytes as a bone-bright image of any size and scale.
 
     DICOM says by its photometric interpretation whether dark is dense, and brings its own display window; other files
-    do not, so with `auto` they are inverted where `shows_bone_dark` says so.
+    do not, so with `auto` they are inverted where `is_bone_dark` says so.
 
     Args:
         data: the file.
@@ -77,7 +77,7 @@ def read(
     low, high = float(image.min()), float(image.max())
     if not 0 < high - low < MOST:
         raise RefusedFile(f"{name}: the image is constant or has no finite values: {low:g} to {high:g}")
-    if invert == "yes" or (invert == "auto" and not is_dicom and shows_bone_dark(image, view)):
+    if invert == "yes" or (invert == "auto" and not is_dicom and is_bone_dark(image, view)):
         image = high + low - image
     return np.ascontiguousarray(image[:, ::-1] if flip else image, dtype=np.float32)
 
@@ -97,7 +97,7 @@ def read_file(
 
 
 def prepare(
-    image: Float32[np.ndarray, "rows columns"], size: int, wanted: Quantiles | None = None
+    image: Float32[np.ndarray, "rows columns"], size: int, reference: Quantiles | None = None
 ) -> Float32[np.ndarray, "size size"]:
     """The image in [0, 1] on a square of `size` pixels, as archives hold it and networks see it.
 
@@ -109,7 +109,7 @@ def prepare(
     rows and columns at the sides as bright as the densest bone, which a mask around an inverted image or the border of
     a scanned film leaves. A projection at its own size comes out as `standardize` gives it to training.
     """
-    pixels = torch.from_numpy(standardize(without_annotations(without_bright_frame(image))))[None, None]
+    pixels = torch.from_numpy(standardize(remove_annotations(crop_bright_border(image))))[None, None]
     # Whole pixels are averaged first, so that a large image is never padded at its full size.
     pixels = F.avg_pool2d(pixels, max(1, max(pixels.shape) // (8 * size)))
     rows, columns = pixels.shape[2:]
@@ -117,10 +117,10 @@ def prepare(
     top, left = (side - rows) // 2, (side - columns) // 2
     square = F.pad(pixels, (left, side - columns - left, top, side - rows - top))
     resized = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    return finish(resized[0, 0].numpy(), wanted)
+    return standardize_and_match(resized[0, 0].numpy(), reference)
 
 
-def shows_bone_dark(image: Float32[np.ndarray, "rows columns"], view: str | None = None) -> bool:
+def is_bone_dark(image: Float32[np.ndarray, "rows columns"], view: str | None = None) -> bool:
     """Whether the image shows dense tissue dark, judged by what is dense in every chest.
 
     In a frontal image spine and mediastinum are denser than the lungs left and right of them. In a lateral one
@@ -128,7 +128,7 @@ def shows_bone_dark(image: Float32[np.ndarray, "rows columns"], view: str | None
     Without a view both differences are added. Plain margins of any brightness are left out first.
     """
     step = max(1, max(image.shape) // 512)
-    pixels = standardize(without_plain_margin(image[::step, ::step]))
+    pixels = standardize(crop_uniform_margin(image[::step, ::step]))
 
     def mean(top: float, bottom: float, left: float, right: float) -> float:
         """Of a region given by shares of the height and the width; an edge takes one pixel at least."""
@@ -172,7 +172,7 @@ def _read_dicom(data: bytes, name: str, limits: RadiographLimits) -> Float32[np.
     try:
         dataset = dicom.parse(data, name)
         modality = dataset.get("Modality")
-        if modality in NOT_PROJECTIONS:
+        if modality in CROSS_SECTIONAL_MODALITIES:
             raise RefusedFile(f"{name}: modality {modality}: a slice is not a radiograph")
         if int(dataset.get("NumberOfFrames") or 1) > 1 or int(dataset.get("SamplesPerPixel") or 1) != 1:
             raise RefusedFile(f"{name}: a radiograph has one frame and one sample a pixel")

@@ -16,9 +16,9 @@ from pathlib import Path
 import pydicom
 
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.files import walk
-from raylift.datasets.radiographs.pairing import FoundPairs, Group, ViewName, paired
+from raylift.datasets.radiographs.pairing import FoundPairs, PairCandidates, ViewName, select_pairs
 from raylift.datasets.scans import dicom_series
+from raylift.datasets.sources import walk
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 WORDS: dict[str, ViewName] = {
@@ -28,11 +28,11 @@ POSITIONS: dict[str, ViewName] = {"PA": "frontal", "AP": "frontal", "LL": "later
 """Of DICOM's defined terms; decubitus and oblique views are neither."""
 
 
-def search(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
+def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
     """All pairs under files and folders."""
-    groups: dict[tuple[str, ...], Group] = {}
+    groups: dict[tuple[str, ...], PairCandidates] = {}
     refused: list[RefusedFile] = []
-    passed_over = 0
+    skipped = 0
     for path, searched in walk(paths, refused):
         try:
             header = None if path.suffix.lower() in SUFFIXES else dicom_series.header(path)
@@ -43,20 +43,20 @@ def search(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
             # One unreadable file must not end the search; what pydicom raises on a damaged one is open.
             refused.append(RefusedFile(f"{path}: cannot be read: {error!r}"))
             continue
-        view, rest = told_by_name(path, paths)
+        view, rest = view_from_path(path, paths)
         if header is not None:
             view = POSITIONS.get(str(header.get("ViewPosition") or "").upper(), view)
         if view is None or (header is None and path.suffix.lower() not in SUFFIXES):
-            passed_over += searched
+            skipped += searched
             if not searched:
                 refused.append(RefusedFile(f"{path}: no radiograph whose view is known: name it frontal or lateral"))
             continue
         key, group = _of_study(path, header) if header is not None else _of_name(path, rest)
         groups.setdefault(key, group).add(view, path)
-    return paired(groups.values(), exact, refused, passed_over)
+    return select_pairs(groups.values(), exact, refused, skipped)
 
 
-def told_by_name(path: Path, roots: Sequence[Path]) -> tuple[ViewName | None, tuple[str, ...]]:
+def view_from_path(path: Path, roots: Sequence[Path]) -> tuple[ViewName | None, tuple[str, ...]]:
     """The view that words of the path below its root name, if all name one, and that path without them and suffix."""
     root = next((root for root in roots if path.is_relative_to(root) and path != root), path.parent)
     views, rest = set(), []
@@ -68,12 +68,12 @@ def told_by_name(path: Path, roots: Sequence[Path]) -> tuple[ViewName | None, tu
     return (views.pop() if len(views) == 1 else None), (str(root), *rest)
 
 
-def _of_name(path: Path, rest: tuple[str, ...]) -> tuple[tuple[str, ...], Group]:
-    return ("name", *rest), Group("-".join(filter(None, rest[1:])) or path.parent.name)
+def _of_name(path: Path, rest: tuple[str, ...]) -> tuple[tuple[str, ...], PairCandidates]:
+    return ("name", *rest), PairCandidates("-".join(filter(None, rest[1:])) or path.parent.name)
 
 
-def _of_study(path: Path, header: pydicom.Dataset) -> tuple[tuple[str, ...], Group]:
+def _of_study(path: Path, header: pydicom.Dataset) -> tuple[tuple[str, ...], PairCandidates]:
     study = str(header.get("StudyInstanceUID") or path.parent)
     # A patient's own number stays out of archives; the pseudonym is stable, so splits by subject still hold.
     patient = str(header.get("PatientID") or study)
-    return ("study", study), Group("sub-" + hashlib.sha256(patient.encode()).hexdigest()[:12], is_dicom=True)
+    return ("study", study), PairCandidates("sub-" + hashlib.sha256(patient.encode()).hexdigest()[:12], is_dicom=True)

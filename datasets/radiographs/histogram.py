@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32
 from raylift.datasets.intensity import standardize
 
 Quantiles = tuple[float, ...]
-Reference = Mapping[str, Quantiles]
+ReferenceHistograms = Mapping[str, Quantiles]
 """Quantiles by the name of a view."""
 
 LEVELS = 65
@@ -24,12 +24,12 @@ AIR = 0.01
 """Standardized values up to this are air round the patient or margin: how much of it there is says nothing."""
 
 
-def finish(
-    image: Float32[np.ndarray, "rows columns"], wanted: Quantiles | None = None
+def standardize_and_match(
+    image: Float32[np.ndarray, "rows columns"], reference: Quantiles | None = None
 ) -> Float32[np.ndarray, "rows columns"]:
-    """A bone-bright image as a network sees it: standardized, and matched where quantiles are wanted."""
+    """A bone-bright image as a network sees it: standardized, and matched where quantiles are reference."""
     standard = standardize(image)
-    return standard if wanted is None else matched(standard, wanted)
+    return standard if reference is None else match_histogram(standard, reference)
 
 
 def quantiles(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, " levels"]:
@@ -38,18 +38,20 @@ def quantiles(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, " l
     return levels
 
 
-def reference(images: Iterable[Float[np.ndarray, "rows columns"]]) -> Quantiles:
+def mean_quantiles(images: Iterable[Float[np.ndarray, "rows columns"]]) -> Quantiles:
     """The mean quantiles of standardized projections of one view."""
     return tuple(float(value) for value in np.mean([quantiles(image) for image in images], axis=0))
 
 
-def matched(image: Float32[np.ndarray, "rows columns"], wanted: Quantiles) -> Float32[np.ndarray, "rows columns"]:
+def match_histogram(
+    image: Float32[np.ndarray, "rows columns"], reference: Quantiles
+) -> Float32[np.ndarray, "rows columns"]:
     """A standardized image with the quantiles of the reference; air stays as it is."""
     if not (image > AIR).any():
         return image
     # Of equal quantiles the mean counts, or a large even region would move to an end of its share.
     levels, inverse = np.unique(quantiles(image), return_inverse=True)
-    targets = np.bincount(inverse, weights=np.asarray(wanted)) / np.bincount(inverse)
+    targets = np.bincount(inverse, weights=np.asarray(reference)) / np.bincount(inverse)
     mapped: Float32[np.ndarray, "rows columns"]
     mapped = np.interp(image, [0.0, AIR, *levels], [0.0, AIR, *targets]).astype(np.float32)
     return mapped

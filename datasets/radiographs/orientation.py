@@ -20,10 +20,10 @@ from jaxtyping import Float, Float32
 
 from raylift.datasets.geometry import View
 from raylift.datasets.intensity import standardize
-from raylift.datasets.radiographs.borders import without_plain_margin
+from raylift.datasets.radiographs.borders import crop_uniform_margin
 
-Facing = Literal["left", "right"]
-AskedFacing = Literal["auto", "left", "right"]
+PatientFacing = Literal["left", "right"]
+PatientFacingOption = Literal["auto", "left", "right"]
 
 SURE = 0.06
 """The least difference, in shares of the image's range, at which the sign is trusted."""
@@ -36,11 +36,11 @@ HEART = slice(17, 25), slice(9, 15)
 
 
 @dataclass(frozen=True)
-class Hung:
+class OrientedRadiograph:
     """A radiograph as the view projects it, and how it came."""
 
     image: Float32[np.ndarray, "rows columns"]
-    facing: Facing | None
+    patient_facing: PatientFacing | None
     """Where the patient of the file faced; None if the view is no lateral one."""
     detected: bool
     """Whether that was told from the image, not asked."""
@@ -48,51 +48,57 @@ class Hung:
 
     def record(self) -> dict[str, Any]:
         """What an archive keeps of it; nothing of a view that is no lateral one."""
-        if self.facing is None:
+        if self.patient_facing is None:
             return {}
-        return {"facing": self.facing, "facing_detected": self.detected, "mirrored": self.mirrored}
+        return {
+            "patient_facing": self.patient_facing,
+            "patient_facing_detected": self.detected,
+            "mirrored": self.mirrored,
+        }
 
 
-def hang(image: Float32[np.ndarray, "rows columns"], view: View, asked: AskedFacing) -> Hung | None:
+def orient(
+    image: Float32[np.ndarray, "rows columns"], view: View, asked: PatientFacingOption
+) -> OrientedRadiograph | None:
     """The image, mirrored if it is a lateral one and its patient faces otherwise than in projections of the view.
 
-    None where the facing is to be told from the image and the image does not say it.
+    None where it is to be detected in the image (`auto`) and the image does not show it clearly.
     """
-    wanted = projected(view)
+    wanted = expected_patient_facing(view)
     if wanted is None:
-        return Hung(image, None, detected=False, mirrored=False)
-    found = detect(image) if asked == "auto" else asked
+        return OrientedRadiograph(image, None, detected=False, mirrored=False)
+    found = detect_patient_facing(image) if asked == "auto" else asked
     if found is None:
         return None
     mirrored = found != wanted
     shown = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
-    return Hung(shown, found, detected=asked == "auto", mirrored=mirrored)
+    return OrientedRadiograph(shown, found, detected=asked == "auto", mirrored=mirrored)
 
 
-def as_projected(image: Float32[np.ndarray, "rows columns"], view: View) -> Float32[np.ndarray, "rows columns"]:
+def orient_where_clear(image: Float32[np.ndarray, "rows columns"], view: View) -> Float32[np.ndarray, "rows columns"]:
     """The image, mirrored where it shows clearly that its patient faces otherwise than in projections of the view."""
-    hung = hang(image, view, "auto")
+    hung = orient(image, view, "auto")
     return image if hung is None else hung.image
 
 
-def lean(image: Float32[np.ndarray, "rows columns"]) -> float:
+def patient_facing_score(image: Float32[np.ndarray, "rows columns"]) -> float:
     """How clearly the patient of a bone-bright lateral image faces left; negative for right."""
     step = max(1, max(image.shape) // 512)
-    body = _between_body_edges(without_plain_margin(standardize(image[::step, ::step])))
+    body = _between_body_edges(crop_uniform_margin(standardize(image[::step, ::step])))
     mirrored = body[:, ::-1]
     behind, before = mirrored[RETROSTERNAL].mean(), body[RETROSTERNAL].mean()
     return float(behind - before + body[HEART].mean() - mirrored[HEART].mean())
 
 
-def detect(image: Float32[np.ndarray, "rows columns"]) -> Facing | None:
+def detect_patient_facing(image: Float32[np.ndarray, "rows columns"]) -> PatientFacing | None:
     """Where the patient faces, or None where the image does not say it clearly."""
-    leaning = lean(image)
+    leaning = patient_facing_score(image)
     if abs(leaning) < SURE:
         return None
     return "left" if leaning > 0 else "right"
 
 
-def projected(view: View) -> Facing | None:
+def expected_patient_facing(view: View) -> PatientFacing | None:
     """Where the patient faces in projections of a view; None if it is no lateral one."""
     along_columns = float(view.axes()[0, 1])
     if abs(along_columns) < 0.7:

@@ -17,7 +17,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from raylift.datasets import dicom
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.files import Limits, Source, check_bytes, check_extent, check_size, last_line
+from raylift.datasets.sources import ScanLimits, Source, check_bytes, check_extent, check_size, last_line
 
 BEHIND_HEADER = 0x0029_0000
 """The first DICOM tag behind those that describe an image."""
@@ -47,7 +47,7 @@ def key(path: Path) -> tuple[str, str] | None:
     return str(said.get("SeriesInstanceUID", path.parent)), str(patient)
 
 
-def read(source: Source, limits: Limits) -> sitk.Image:
+def read(source: Source, limits: ScanLimits) -> sitk.Image:
     """The slices as one volume.
 
     Raises:
@@ -72,7 +72,7 @@ def read(source: Source, limits: Limits) -> sitk.Image:
         raise RefusedFile(f"{name}: the slices cannot be read, one may be truncated: {last_line(error)}") from error
 
 
-def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Limits) -> list[Path]:
+def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: ScanLimits) -> list[Path]:
     """The files from one end of the volume to the other, or a RefusedFile where they are none."""
     name = source.where
     first = headers[source.files[0]]

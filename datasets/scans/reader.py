@@ -17,10 +17,10 @@ import numpy as np
 import SimpleITK as sitk
 
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.files import DEFAULT_LIMITS, Limits, Source, walk
 from raylift.datasets.scans import dicom_series, volume_file
+from raylift.datasets.sources import DEFAULT_LIMITS, ScanLimits, Source, walk
 
-__all__ = ["Found", "Limits", "Scan", "Source", "find", "read"]
+__all__ = ["Found", "Scan", "ScanLimits", "Source", "find", "read"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Found:
 
     sources: list[Source] = field(default_factory=list)
     refused: list[RefusedFile] = field(default_factory=list)
-    passed_over: int = 0
+    skipped: int = 0
     """Files in searched folders that are neither volumes nor DICOM."""
 
 
@@ -78,10 +78,10 @@ def find(paths: Iterable[Path]) -> Found:
         # A patient's own number stays out of archives; the pseudonym is stable, so splits by subject still hold.
         pseudonym = "sub-" + hashlib.sha256(patient.encode()).hexdigest()[:12]
         found.sources.append(Source(name, pseudonym, tuple(members), is_dicom=True))
-    return Found(found.sources, found.refused, passed_over=len(set(others) - data_files))
+    return Found(found.sources, found.refused, skipped=len(set(others) - data_files))
 
 
-def read(source: Source, limits: Limits = DEFAULT_LIMITS) -> Scan:
+def read(source: Source, limits: ScanLimits = DEFAULT_LIMITS) -> Scan:
     """The scan in HU.
 
     Raises:

@@ -14,7 +14,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.files import BYTES, Limits, Source, check_bytes, check_extent, check_size, last_line
+from raylift.datasets.sources import BYTES, ScanLimits, Source, check_bytes, check_extent, check_size, last_line
 
 IMAGE_IO = {
     ".nii": "NiftiImageIO", ".nii.gz": "NiftiImageIO", ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO",
@@ -52,7 +52,7 @@ def data_files(path: Path) -> list[Path]:
     return [path.with_name(value)]
 
 
-def read(source: Source, limits: Limits) -> sitk.Image:
+def read(source: Source, limits: ScanLimits) -> sitk.Image:
     """The file's volume, in the type it is stored in.
 
     Raises:

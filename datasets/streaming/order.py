@@ -37,35 +37,35 @@ class SampleOrder:
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchPartition:
     """What one of `world` workers takes of every global batch, in `accumulation` micro-batches."""
 
     rank: int
-    world: int
+    world_size: int
     global_batch: int
     accumulation: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world:
-            raise ConfigError(f"rank {self.rank} is outside 0 to {self.world - 1}")
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"rank {self.rank} is outside 0 to {self.world_size - 1}")
         if min(self.global_batch, self.accumulation) < 1:
             raise ConfigError(
                 f"a global batch of {self.global_batch} in {self.accumulation} micro-batches: both must be 1 or more"
             )
-        if self.global_batch % (self.world * self.accumulation):
+        if self.global_batch % (self.world_size * self.accumulation):
             raise ConfigError(
-                f"a global batch of {self.global_batch} cannot be shared by {self.world} workers in "
-                f"{self.accumulation} micro-batches each: choose a multiple of {self.world * self.accumulation}"
+                f"a global batch of {self.global_batch} cannot be shared by {self.world_size} workers in "
+                f"{self.accumulation} micro-batches each: choose a multiple of {self.world_size * self.accumulation}"
             )
 
     @property
     def micro_batch(self) -> int:
         """Samples of one micro-batch of one worker."""
-        return self.global_batch // (self.world * self.accumulation)
+        return self.global_batch // (self.world_size * self.accumulation)
 
     def positions(self, start: int) -> list[list[int]]:
         """Global positions of this worker's micro-batches in the global batch that begins at `start`."""
-        stride = self.world * self.micro_batch
+        stride = self.world_size * self.micro_batch
         first = start + self.rank * self.micro_batch
         return [
             list(range(first + micro * stride, first + micro * stride + self.micro_batch))

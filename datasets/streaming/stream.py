@@ -22,12 +22,12 @@ from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import Window
-from raylift.datasets.radiographs.histogram import Quantiles, finish
-from raylift.datasets.streaming.order import SampleOrder, Share
+from raylift.datasets.radiographs.histogram import Quantiles, standardize_and_match
+from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 
 
 @runtime_checkable
-class Reader(Protocol):
+class SampleReader(Protocol):
     """What reads samples: an archive, or something around one."""
 
     def read_array(self, entry: Entry, name: str) -> np.ndarray:
@@ -35,10 +35,10 @@ class Reader(Protocol):
         ...
 
 
-class Cache:
+class CachedReader:
     """A reader that keeps the arrays read last, up to a number of bytes; threads may share it."""
 
-    def __init__(self, inner: Reader, max_bytes: int) -> None:
+    def __init__(self, inner: SampleReader, max_bytes: int) -> None:
         self._inner = inner
         self._max_bytes = max_bytes
         self._held: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
@@ -70,10 +70,10 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class Unpaired:
+class UnpairedVolumes:
     """CT of other people, in an order of its own that follows from the position in the stream alone."""
 
-    reader: Reader
+    reader: SampleReader
     entries: list[Entry]
     order: SampleOrder
 
@@ -87,10 +87,10 @@ class Unpaired:
         return _volume(self.reader, entry, window)
 
 
-class Stream:
+class BatchStream:
     """Micro-batches of one worker, for ever.
 
-    Each item is the list of the worker's micro-batches in one global batch. `samples_taken` counts the samples of all
+    Each item is the list of the worker's micro-batches in one global batch. `samples_consumed` counts samples of all
     workers up to the last item handed out; set it before iterating to go on from there.
 
     Args:
@@ -102,29 +102,29 @@ class Stream:
         views: which radiographs, by their place in the archive's geometry.
         volumes: whether batches carry the CT of the views.
         labels: whether batches carry labels.
-        wanted: quantiles that each view is matched to; none if they are not.
+        reference_quantiles: quantiles that each view is matched to; none if they are not.
         unpaired: CT of other people, one for each sample.
         threads: readers at once.
-        batches_ahead: global batches that are read while one is used.
+        prefetch_batches: global batches that are read while one is used.
     """
 
     def __init__(
         self,
-        reader: Reader,
+        reader: SampleReader,
         entries: list[Entry],
         order: SampleOrder,
-        share: Share,
+        share: BatchPartition,
         window: Window,
         *,
         views: Sequence[int] = (0, 1),
         volumes: bool = True,
         labels: bool = False,
-        wanted: Sequence[Quantiles] = (),
-        unpaired: Unpaired | None = None,
+        reference_quantiles: Sequence[Quantiles] = (),
+        unpaired: UnpairedVolumes | None = None,
         threads: int = 2,
-        batches_ahead: int = 2,
+        prefetch_batches: int = 2,
     ) -> None:
-        self.samples_taken = 0
+        self.samples_consumed = 0
         self._reader = reader
         self._entries = entries
         self._order = order
@@ -133,58 +133,60 @@ class Stream:
         self._views = views
         self._volumes = volumes
         self._labels = labels
-        self._wanted = wanted
+        self._reference_quantiles = reference_quantiles
         self._unpaired = unpaired
         self._threads = threads
-        self._batches_ahead = batches_ahead
+        self._prefetch_batches = prefetch_batches
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        start = self.samples_taken
+        start = self.samples_consumed
         queue: deque[list[list[Future[Batch]]]] = deque()
         pool = ThreadPoolExecutor(self._threads, thread_name_prefix="raylift-read")
         try:
             while True:
-                while len(queue) <= self._batches_ahead:
+                while len(queue) <= self._prefetch_batches:
                     queue.append(
                         [[pool.submit(self._load, p) for p in micro] for micro in self._share.positions(start)]
                     )
                     start += self._share.global_batch
                 batches = [_joined([future.result() for future in micro]) for micro in queue.popleft()]
-                self.samples_taken += self._share.global_batch
+                self.samples_consumed += self._share.global_batch
                 yield batches
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _load(self, position: int) -> Batch:
         entry = self._entries[self._order.at(position)]
-        single = _single(self._reader, entry, self._window, self._views, self._volumes, self._labels, self._wanted)
+        single = _single(
+            self._reader, entry, self._window, self._views, self._volumes, self._labels, self._reference_quantiles
+        )
         if self._unpaired is None:
             return single
         return replace(single, unpaired=self._unpaired.read(position, entry.subject, self._window))
 
 
-def load(
-    reader: Reader,
+def load_batch(
+    reader: SampleReader,
     entries: list[Entry],
     window: Window,
     views: Sequence[int],
     *,
     volumes: bool = True,
     labels: bool = False,
-    wanted: Sequence[Quantiles] = (),
+    reference_quantiles: Sequence[Quantiles] = (),
 ) -> Batch:
-    """A batch of exactly these samples; see `Stream` for the arguments."""
-    return _joined([_single(reader, entry, window, views, volumes, labels, wanted) for entry in entries])
+    """A batch of exactly these samples; see `BatchStream` for the arguments."""
+    return _joined([_single(reader, entry, window, views, volumes, labels, reference_quantiles) for entry in entries])
 
 
 def _single(
-    reader: Reader,
+    reader: SampleReader,
     entry: Entry,
     window: Window,
     views: Sequence[int],
     volumes: bool,
     labels: bool,
-    wanted: Sequence[Quantiles],
+    reference_quantiles: Sequence[Quantiles],
 ) -> Batch:
     """One sample as a network sees it: volume in the window's [0, 1], the chosen views finished (see `histogram`).
 
@@ -192,14 +194,14 @@ def _single(
     """
     truth = _volume(reader, entry, window) if volumes else None
     stored = reader.read_array(entry, "radiographs")
-    levels: Sequence[Quantiles | None] = wanted or [None] * len(views)
-    finished = [finish(stored[view], quantiles) for view, quantiles in zip(views, levels, strict=True)]
+    levels: Sequence[Quantiles | None] = reference_quantiles or [None] * len(views)
+    finished = [standardize_and_match(stored[view], quantiles) for view, quantiles in zip(views, levels, strict=True)]
     images = torch.from_numpy(np.stack(finished))
     marks = torch.from_numpy(reader.read_array(entry, "labels"))[None, None] if labels else None
     return Batch(truth, images[None], (entry.id,), marks)
 
 
-def _volume(reader: Reader, entry: Entry, window: Window) -> Float[Tensor, "1 1 d h w"]:
+def _volume(reader: SampleReader, entry: Entry, window: Window) -> Float[Tensor, "1 1 d h w"]:
     return window.to_unit(torch.from_numpy(reader.read_array(entry, "volumes").astype(np.float32)))[None, None]
 
 

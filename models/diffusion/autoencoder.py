@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.serialization import require_least
+from raylift.datasets.serialization import require_minimum
 from raylift.models.diffusion.denoiser import ResnetBlock, downsample, group_norm, upsample
 from raylift.models.parts.blocks import run
 from raylift.models.parts.divisibility import require_divisible_size
@@ -35,8 +35,8 @@ class AutoencoderConfig:
     """Weight of the mean KL divergence beside the mean absolute error, whose weight is 1."""
 
     def __post_init__(self) -> None:
-        require_least(self, 1, "channels", "latent_channels", "blocks")
-        require_least(self, 0, "kl")
+        require_minimum(self, 1, "channels", "latent_channels", "blocks")
+        require_minimum(self, 0, "kl")
         if not self.channels:
             raise ConfigError("no autoencoder.channels: give one width or more")
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.serialization import require_least
+from raylift.datasets.serialization import require_minimum
 from raylift.models.parts.blocks import run
 from raylift.models.parts.divisibility import require_divisible_channels, require_divisible_size
 
@@ -43,8 +43,8 @@ class DenoiserConfig:
     """Voxels a side that space-to-depth turns into channels at the finest size: 2 is an eighth of the work."""
 
     def __post_init__(self) -> None:
-        require_least(self, 1, "channels", "blocks", "window", "heads", "patch")
-        require_least(self, 0, "levels_without_attention")
+        require_minimum(self, 1, "channels", "blocks", "window", "heads", "patch")
+        require_minimum(self, 0, "levels_without_attention")
         if not self.channels:
             raise ConfigError("no denoiser.channels: give one width or more")
         attended = self.channels[self.levels_without_attention :]

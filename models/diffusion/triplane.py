@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.serialization import require_least
+from raylift.datasets.serialization import require_minimum
 from raylift.models.parts.blocks import norm_act_conv_2d, run
 from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.encoders import EncoderConfig, at_size
@@ -48,8 +48,8 @@ class TriPlaneConfig:
     condition_channels: int = 32
 
     def __post_init__(self) -> None:
-        require_least(self, 1, "channels", "hidden", "condition_channels")
-        require_least(self, 0, "layers")
+        require_minimum(self, 1, "channels", "hidden", "condition_channels")
+        require_minimum(self, 0, "layers")
 
 
 class TriPlane(nn.Module):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
-from raylift.datasets.serialization import require_least, require_share
+from raylift.datasets.serialization import require_fraction, require_minimum
 from raylift.models.drr import Reprojection
 from raylift.models.objectives.cycle import CycleLoss, CycleNetworks, cycle_objective
 from raylift.models.objectives.objective import Objective, VolumeNetwork
@@ -63,9 +63,9 @@ class CycleGan(SystemConfig):
                 f"channels {self.channels}, projection_channels {self.projection_channels}, {self.drawn_people} drawn "
                 "people: give two, one and one or more"
             )
-        require_least(self, 1, "channels", "projection_channels")
-        require_least(self, 0, "blocks")
-        require_share(self, "dropout")
+        require_minimum(self, 1, "channels", "projection_channels")
+        require_minimum(self, 0, "blocks")
+        require_fraction(self, "dropout")
         if self.view_discriminator.conditional:
             raise ConfigError(
                 "radiographs made of other people's volumes have no others of the same person to be judged beside: set "

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.serialization import require_least
+from raylift.datasets.serialization import require_minimum
 from raylift.models.parts.blocks import Checkpointing, ConcatConvBlock, conv_norm_act_3d, run, upsample_3d
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.heads import ActivationName, Head, Rendering
@@ -52,8 +52,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.head == "rendering" and self.kind != "upsampling":
             raise ConfigError(f"decoder '{self.kind}' has no rendering head: use upsampling, or head convolution")
-        require_least(self, 1, "channels")
-        require_least(self, 0, "blocks", "view_blocks", "coarsest_blocks")
+        require_minimum(self, 1, "channels")
+        require_minimum(self, 0, "blocks", "view_blocks", "coarsest_blocks")
         if self.head_kernel < 1 or self.head_kernel % 2 == 0:
             raise ConfigError(
                 f"head_kernel is {self.head_kernel}: give an odd number, so that the volume keeps its size"

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raylift.datasets.serialization import require_least
+from raylift.datasets.serialization import require_minimum
 from raylift.models.parts.blocks import conv_norm_act_3d, initialize
 from raylift.models.parts.encoders import at_size
 from raylift.models.parts.rays import Rays
@@ -34,7 +34,7 @@ class DiscriminatorConfig:
     """Channels of a radiograph after the convolution block of `lifted`."""
 
     def __post_init__(self) -> None:
-        require_least(self, 1, "channels", "condition_channels")
+        require_minimum(self, 1, "channels", "condition_channels")
 
     def build(self, rays: Sequence[Rays]) -> nn.Module:
         """The discriminator for views with these rays, with fresh weights."""
@@ -97,7 +97,7 @@ class ViewDiscriminatorConfig:
     single image, with the same weights for every view."""
 
     def __post_init__(self) -> None:
-        require_least(self, 1, "channels")
+        require_minimum(self, 1, "channels")
 
     def build(self, views: int) -> ViewDiscriminator:
         """The discriminator for this number of views, with fresh weights."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.serialization import require_least
+from raylift.datasets.serialization import require_minimum
 from raylift.models.parts.attention import positional_encoding, transformer_block
 from raylift.models.parts.blocks import DenseLayer, norm_act_conv_2d, run
 from raylift.models.parts.divisibility import require_divisible_channels
@@ -40,8 +40,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if not self.layers or min(self.layers) < 1:
             raise ConfigError(f"encoder layers {self.layers}: give one or more stages of one or more layers")
-        require_least(self, 1, "stem", "growth", "bottleneck", "heads")
-        require_least(self, 0, "transformer_blocks")
+        require_minimum(self, 1, "stem", "growth", "bottleneck", "heads")
+        require_minimum(self, 0, "transformer_blocks")
         if self.kind == "transformer":
             if len(self.layers) < 2:
                 raise ConfigError(f"encoder layers {self.layers}: the transformer encoder needs two stages or more")

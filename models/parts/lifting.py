@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.serialization import require_least, require_share
+from raylift.datasets.serialization import require_fraction, require_minimum
 from raylift.models.parts.attention import positional_encoding
 from raylift.models.parts.blocks import ResidualBlock, run
 from raylift.models.parts.divisibility import require_divisible_channels
@@ -51,8 +51,8 @@ class LiftingConfig:
     """Attention heads."""
 
     def __post_init__(self) -> None:
-        require_least(self, 1, "heads")
-        require_share(self, "dropout")
+        require_minimum(self, 1, "heads")
+        require_fraction(self, "dropout")
 
     @property
     def has_vector_lift(self) -> bool:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid, View
-from raylift.datasets.projector import backproject, in_view
+from raylift.datasets.projector import backproject, view_coordinates
 
 
 def repeat_along_axis(features: Float[Tensor, "n c rows columns"], axis: int) -> Float[Tensor, "n c d h w"]:
@@ -72,7 +72,7 @@ class Rays:
             line = torch.linspace(-1 + 1 / size, 1 - 1 / size, size, dtype=like.dtype, device=like.device)
             return line.reshape([size if axis == self.axis else 1 for axis in range(5)]).expand(1, 1, *(size,) * 3)
         with torch.autocast(like.device.type, enabled=False):
-            _, _, depth = in_view((size,) * 3, self._spacing_mm(size), self.view, like.float())
+            _, _, depth = view_coordinates((size,) * 3, self._spacing_mm(size), self.view, like.float())
         return (depth / (self.grid.extent_mm / 2))[None, None].to(like.dtype)
 
     def depths_to_volume(self, maps: Float[Tensor, "n s s s"]) -> Float[Tensor, "n 1 s s s"]:
@@ -81,7 +81,7 @@ class Rays:
             return maps.movedim(1, self.axis - 1).unsqueeze(1)
         size = maps.shape[-1]
         with torch.autocast(maps.device.type, enabled=False):
-            column, row, depth = in_view((size,) * 3, self._spacing_mm(size), self.view, maps.float())
+            column, row, depth = view_coordinates((size,) * 3, self._spacing_mm(size), self.view, maps.float())
             scale = torch.ones_like(depth)
             if self.geometry.beam == "cone":
                 scale = self.geometry.source_detector_mm / (depth + self.geometry.source_axis_mm)

@@ -14,12 +14,12 @@ from raylift.datasets.archive.store import absolute
 from raylift.datasets.errors import NoArchive
 from raylift.datasets.geometry import GEOMETRIES, Geometry, Grid
 from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits
-from raylift.datasets.radiographs.orientation import AskedFacing
-from raylift.datasets.scans.reader import Limits
+from raylift.datasets.radiographs.orientation import PatientFacingOption
+from raylift.datasets.scans.reader import ScanLimits
 from raylift.platform.progress import meter
 
 if TYPE_CHECKING:
-    from raylift.datasets.ingest.ct import Outcome
+    from raylift.datasets.ingest.ct import IngestReport
 
 GeometryName = Literal["chest", "x2ct", "parallel"]
 
@@ -75,19 +75,19 @@ class IngestOptions:
     archive: str
     """Folder or URL of the archive."""
     grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
-    limits: Limits = field(default_factory=Limits)
+    limits: ScanLimits = field(default_factory=ScanLimits)
     subjects: Annotated[SubjectOptions, tyro.conf.arg(name="")] = field(default_factory=SubjectOptions)
     require_whole_thorax: bool = False
     """Refuse scans without two whole lungs."""
     keep_table: bool = False
     """Keep what lies around the body."""
-    per_part: int = 8
+    samples_per_shard: int = 8
     """Volumes a shard; each full shard is published at once."""
 
 
 def ingest(arguments: list[str]) -> int:
     """CT files and folders to an archive."""
-    from raylift.datasets.ingest.ct import ingest as run
+    from raylift.datasets.ingest.ct import ingest_ct as run
 
     options = tyro.cli(IngestOptions, prog="raylift ingest", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)
@@ -104,7 +104,7 @@ def ingest(arguments: list[str]) -> int:
             assigned=options.subjects.assigned(),
             require_whole_thorax=options.require_whole_thorax,
             keep_table=options.keep_table,
-            per_part=options.per_part,
+            samples_per_shard=options.samples_per_shard,
             progress=shown.at,
         )
     return _told(options.archive, outcome)
@@ -123,17 +123,17 @@ class IngestXrayOptions:
     archive: str
     """Folder or URL of the archive."""
     pairs: Path | None = None
-    """CSV with columns subject, frontal, lateral and perhaps facing; or Indiana's indiana_projections.csv."""
+    """CSV with columns subject, frontal, lateral and optionally patient_facing, or indiana_projections.csv."""
     exact: bool = False
     """Leave out people with more than one radiograph of a view; otherwise the first of each is taken."""
-    facing: AskedFacing = "auto"
+    patient_facing: PatientFacingOption = "auto"
     """Where the patients of the lateral radiographs face; auto looks at each and refuses what is not clear."""
     invert: Inversion = "auto"
     """Whether to invert images that show bone dark."""
     grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
     limits: RadiographLimits = field(default_factory=RadiographLimits)
     subjects: Annotated[SubjectOptions, tyro.conf.arg(name="")] = field(default_factory=SubjectOptions)
-    per_part: int = 64
+    samples_per_shard: int = 64
     """Pairs a shard; each full shard is published at once."""
 
 
@@ -151,25 +151,25 @@ def ingest_xray(arguments: list[str]) -> int:
             geometry,
             pairs=options.pairs,
             exact=options.exact,
-            facing=options.facing,
+            patient_facing=options.patient_facing,
             invert=options.invert,
             limits=options.limits,
             source_license=options.subjects.license,
             subject_pattern=options.subjects.subject_pattern,
             shares=options.subjects.shares,
             assigned=options.subjects.assigned(),
-            per_part=options.per_part,
+            samples_per_shard=options.samples_per_shard,
             progress=shown.at,
         )
     return _told(options.archive, outcome)
 
 
-def _told(archive: str, outcome: Outcome) -> int:
+def _told(archive: str, outcome: IngestReport) -> int:
     """What an ingest did, in lines; the exit status."""
     for refusal in outcome.refused:
         print(f"refused: {refusal}")
     print(f"{absolute(archive)}: {outcome.summary()}")
-    return 0 if outcome.added or outcome.already_there else 1
+    return 0 if outcome.added or outcome.already_present else 1
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class PhantomOptions:
     grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares that train, validate and test."""
-    per_part: int = 8
+    samples_per_shard: int = 8
     """Volumes a shard."""
 
 
@@ -202,7 +202,7 @@ def phantom(arguments: list[str]) -> int:
             count=options.count,
             seed=options.seed,
             shares=options.shares,
-            per_part=options.per_part,
+            samples_per_shard=options.samples_per_shard,
             progress=shown.at,
         )
     print(f"{absolute(options.archive)}: {outcome.summary()}")

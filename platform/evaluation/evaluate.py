@@ -23,7 +23,7 @@ from raylift.datasets.archive.archive import Archive, Entry
 from raylift.datasets.archive.splits import Split
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.streaming.stream import load
+from raylift.datasets.streaming.stream import load_batch
 from raylift.models import baselines, consistency, generative
 from raylift.models.generative import RunningStatistics, SamplingConfig, SamplingFlags
 from raylift.models.metrics import PROTOCOLS, Figures, lung_dice
@@ -172,7 +172,7 @@ def evaluate(
     entries = archive.entries(split)
     if not entries:
         raise ConfigError(f"{archive.url} has no sample in the {split} split")
-    has_truth = archive.manifest.holds == "volumes"
+    has_truth = archive.manifest.contents == "volumes"
     protocols = tuple(protocols) or (OF_VOLUMES if has_truth else (REPROJECTION,))
     for name in protocols:
         if name != REPROJECTION:
@@ -182,7 +182,9 @@ def evaluate(
     cases, seconds = [], 0.0
     for done, entry in enumerate(entries):
         progress(done, len(entries), entry.id)
-        batch = load(archive, [entry], window, views, volumes=has_truth, wanted=description.wanted)
+        batch = load_batch(
+            archive, [entry], window, views, volumes=has_truth, reference_quantiles=description.reference_quantiles
+        )
         truth = archive.read_array(entry, "volumes").astype(np.float32) if has_truth else None
         own = _reconstruct(model, batch, settings, samples, consistency_steps)
         seconds += own.seconds
@@ -251,7 +253,9 @@ def matching_views(model: Model, archive: Archive) -> list[int]:
 
 def _batches(archive: Archive, model: Model, views: list[int]) -> Iterator[Batch]:
     for entry in archive.entries("train"):
-        yield load(archive, [entry], model.description.window, views, wanted=model.description.wanted)
+        yield load_batch(
+            archive, [entry], model.description.window, views, reference_quantiles=model.description.reference_quantiles
+        )
 
 
 def _figures(

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import attenuation, standardize
+from raylift.datasets.intensity import hu_to_attenuation, standardize
 from raylift.datasets.projector import project
 from raylift.platform.evaluation.evaluate import MODEL, Case
 from raylift.platform.monitor import METRICS, deciding
@@ -88,7 +88,7 @@ def reproject(
     hu: Float32[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
 ) -> Float32[np.ndarray, "views rows columns"]:
     """A volume's standardized radiographs in every view of the geometry."""
-    density = attenuation(torch.from_numpy(np.ascontiguousarray(hu)))[None, None]
+    density = hu_to_attenuation(torch.from_numpy(np.ascontiguousarray(hu)))[None, None]
     images = [project(density, grid.spacing_mm, geometry, view)[0, 0].numpy() for view in geometry.views]
     return np.stack([standardize(image) for image in images])
 

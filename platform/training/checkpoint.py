@@ -51,7 +51,7 @@ class State:
     """What a run needs to go on, beside its tensors."""
 
     step: int
-    samples_taken: int
+    samples_consumed: int
     metrics: dict[str, float]
     """Of the validation at this step."""
     history: list[dict[str, float]] = field(default_factory=list)

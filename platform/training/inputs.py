@@ -15,10 +15,10 @@ from raylift import __version__
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import standardize
-from raylift.datasets.radiographs.histogram import Reference, reference
+from raylift.datasets.radiographs.histogram import ReferenceHistograms, mean_quantiles
 from raylift.datasets.serialization import to_plain
-from raylift.datasets.streaming.order import SampleOrder, Share
-from raylift.datasets.streaming.stream import Cache, Stream, Unpaired
+from raylift.datasets.streaming.order import BatchPartition, SampleOrder
+from raylift.datasets.streaming.stream import BatchStream, CachedReader, UnpairedVolumes
 from raylift.models import weights
 from raylift.models.weights import Description
 from raylift.platform.config import RunConfig
@@ -30,8 +30,8 @@ UNPAIRED = 1
 
 
 def open_stream(
-    archive: Archive, run: RunConfig, description: Description, share: Share, samples_taken: int = 0
-) -> Stream:
+    archive: Archive, run: RunConfig, description: Description, share: BatchPartition, samples_consumed: int = 0
+) -> BatchStream:
     """This worker's stream, at the position where that many samples were taken."""
     cache_bytes = int(run.data.cache_gib * 2**30)
     unpaired = None
@@ -41,10 +41,10 @@ def open_stream(
         others = Archive(run.data.unpaired)
         entries = others.entries("train")
         seed = int(np.random.SeedSequence([run.train.seed, UNPAIRED]).generate_state(1)[0])
-        unpaired = Unpaired(Cache(others, cache_bytes), entries, SampleOrder(len(entries), seed))
+        unpaired = UnpairedVolumes(CachedReader(others, cache_bytes), entries, SampleOrder(len(entries), seed))
     entries = archive.entries("train")
-    stream = Stream(
-        Cache(archive, cache_bytes),
+    stream = BatchStream(
+        CachedReader(archive, cache_bytes),
         entries,
         SampleOrder(len(entries), run.train.seed),
         share,
@@ -52,12 +52,12 @@ def open_stream(
         views=view_indices(archive, run),
         volumes=run.system.learns_from == "volumes",
         labels=run.system.needs_labels,
-        wanted=description.wanted,
+        reference_quantiles=description.reference_quantiles,
         unpaired=unpaired,
         threads=run.data.threads,
-        batches_ahead=run.data.batches_ahead,
+        prefetch_batches=run.data.prefetch_batches,
     )
-    stream.samples_taken = samples_taken
+    stream.samples_consumed = samples_consumed
     return stream
 
 
@@ -83,7 +83,7 @@ def describe(run: RunConfig, archive: Archive, goes_on_from: str | None = None) 
     provenance: dict[str, Any] = {
         "archive": archive.url,
         "archive_generation": archive.manifest.generation,
-        "archive_holds": archive.manifest.holds,
+        "archive_contents": archive.manifest.contents,
         "training_samples": [entry.id for entry in archive.entries("train")],
         "config": to_plain(run),
         "config_sha256": run.sha256(),
@@ -96,7 +96,7 @@ def describe(run: RunConfig, archive: Archive, goes_on_from: str | None = None) 
             "archive_generation": others.manifest.generation,
             "samples": [entry.id for entry in others.entries("train")],
         }
-    histograms: Reference = {}
+    histograms: ReferenceHistograms = {}
     if run.data.match_histograms:
         if goes_on_from:
             histograms = weights.description_of(goes_on_from).histograms
@@ -112,13 +112,13 @@ def describe(run: RunConfig, archive: Archive, goes_on_from: str | None = None) 
     )
 
 
-def projection_histograms(archive: Archive, run: RunConfig, indices: Sequence[int]) -> Reference:
+def projection_histograms(archive: Archive, run: RunConfig, indices: Sequence[int]) -> ReferenceHistograms:
     """Quantiles of the train split's projections in these views; see `projections_beside`."""
     source = projections_beside(archive, run)
     entries = source.entries("train")[:PROJECTIONS_COUNTED]
     stored = [source.read_array(entry, "radiographs") for entry in entries]
     views = archive.manifest.geometry.views
-    return {views[k].name: reference(standardize(images[k]) for images in stored) for k in indices}
+    return {views[k].name: mean_quantiles(standardize(images[k]) for images in stored) for k in indices}
 
 
 def projections_beside(archive: Archive, run: RunConfig) -> Archive:
@@ -127,10 +127,10 @@ def projections_beside(archive: Archive, run: RunConfig) -> Archive:
     Raises:
         ConfigError: neither has projections in the archive's geometry.
     """
-    if archive.manifest.holds == "volumes":
+    if archive.manifest.contents == "volumes":
         return archive
     others = Archive(run.data.unpaired) if run.data.unpaired else archive
-    if others.manifest.holds != "volumes" or others.manifest.geometry != archive.manifest.geometry:
+    if others.manifest.contents != "volumes" or others.manifest.geometry != archive.manifest.geometry:
         raise ConfigError(
             f"data.match-histograms needs projections, and {archive.url} holds radiographs that were taken: name an "
             "archive of CT with its geometry as data.unpaired, or leave the histograms as they are"
@@ -177,7 +177,7 @@ def check_size(archive: Archive, run: RunConfig) -> None:
     """Raise a ConfigError where an archive's volumes are not of the run's size."""
     size = archive.manifest.grid.size
     if size != run.data.size:
-        what = "holds volumes" if archive.manifest.holds == "volumes" else "is for volumes"
+        what = "holds volumes" if archive.manifest.contents == "volumes" else "is for volumes"
         raise ConfigError(
             f"{archive.url} {what} of {size} voxels a side, the run wants {run.data.size}: "
             f"pass --data.size {size} or use another archive"

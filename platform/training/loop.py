@@ -15,7 +15,7 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import RayliftError
 from raylift.datasets.serialization import from_plain, to_plain
-from raylift.datasets.streaming.order import Share
+from raylift.datasets.streaming.order import BatchPartition
 from raylift.models.objectives.objective import Objective, frozen
 from raylift.platform.config import RunConfig
 from raylift.platform.monitor import deciding
@@ -67,8 +67,8 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
         reporter.note(note)
     description = replace(description, provenance={**description.provenance, "notes": list(objective.notes)})
     state, objective_engines = restore(resume_from, objective, run, device, reporter)
-    share = Share(rank, world, run.train.batch, run.engine.gradient_accumulation)
-    stream = open_stream(archive, run, description, share, state.samples_taken)
+    share = BatchPartition(rank, world, run.train.batch, run.engine.gradient_accumulation)
+    stream = open_stream(archive, run, description, share, state.samples_consumed)
     reconstructing = next(iter(objective_engines.values()))
     validation = Validation(archive, run, description, rank, world, device)
     board = TensorBoard(run_url, state.history) if rank == 0 else None
@@ -105,7 +105,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
             history.append({"step": float(done), **metrics})
             tensors = gather(objective_engines)
             if board:
-                written = State(done, stream.samples_taken, metrics, history, to_plain(run), run.sha256())
+                written = State(done, stream.samples_consumed, metrics, history, to_plain(run), run.sha256())
                 here = replace(description, provenance={**description.provenance, "step": done})
                 checkpoints.save(written, tensors, here)
                 checkpoints.prune(run.train.keep_checkpoints, deciding(metrics))
@@ -164,7 +164,7 @@ def restore(
     """Engines for all players, from a checkpoint or fresh, and the state to begin with."""
     if url is None:
         pretrained.fill(objective.reconstructor, run.system)
-        return State(step=0, samples_taken=0, metrics={}), engines.start(objective, run, device)
+        return State(step=0, samples_consumed=0, metrics={}), engines.start(objective, run, device)
     with local_copy(url) as local:
         state = load_state(local)
         # Weights go in before DeepSpeed takes the parameters apart, Adam's moments after.

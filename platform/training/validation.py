@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.batch import Batch
-from raylift.datasets.streaming.stream import load
+from raylift.datasets.streaming.stream import load_batch
 from raylift.models.consistency import agreement
 from raylift.models.system_config import DEFAULT_WINDOW
 from raylift.models.weights import Description
@@ -38,7 +38,7 @@ class Validation:
         entries = archive.entries("val")[: run.train.validation_samples]
         names = [view.name for view in archive.manifest.geometry.views]
         self._archive, self._device, self._description = archive, device, description
-        self._volumes = archive.manifest.holds == "volumes"
+        self._volumes = archive.manifest.contents == "volumes"
         self._views = [names.index(view.name) for view in description.geometry.views]
         # With ZeRO-3 a forward is a collective: every rank takes equally many, some again and without weight.
         turns = -(-len(entries) // world)
@@ -59,7 +59,14 @@ class Validation:
         picture = None
         for entry, counts in self._mine:
             # Runs with other windows are compared in the protocol's.
-            batch = load(self._archive, [entry], DEFAULT_WINDOW, self._views, volumes=self._volumes, wanted=of.wanted)
+            batch = load_batch(
+                self._archive,
+                [entry],
+                DEFAULT_WINDOW,
+                self._views,
+                volumes=self._volumes,
+                reference_quantiles=of.reference_quantiles,
+            )
             batch = batch.to(self._device)
             made = network(batch.views).float().clip(0.0, 1.0)
             if counts:

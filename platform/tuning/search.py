@@ -154,7 +154,7 @@ def fit(url: str, say: Callable[[str], None] = print) -> list[Trial]:
     space = validate(search)
     archive = check(search.run)
     pretrained.check(search.run, archive)
-    metric = DECIDING[archive.manifest.holds]
+    metric = DECIDING[archive.manifest.contents]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shape = search.run.cluster
     cpus, gpus = shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits, read
-from raylift.datasets.radiographs.orientation import as_projected, projected
+from raylift.datasets.radiographs.orientation import expected_patient_facing, orient_where_clear
 
 ORIENTATION = {"frontal": ", the patient's right at the left edge", "lateral": ", the patient facing the left edge"}
 MAX_FILES = 8
@@ -70,7 +70,7 @@ class ReconstructionForm(BaseModel):
     def _decode(self, data: bytes, pose: View, limits: RadiographLimits) -> Float32[np.ndarray, "_ _"]:
         flip = getattr(self, f"flip_{pose.name}")
         image = read(data, pose.name, limits, view=pose.name, invert=self.invert, flip=flip == "true")
-        return as_projected(image, pose) if flip == "auto" else image
+        return orient_where_clear(image, pose) if flip == "auto" else image
 
 
 def form_model(poses: Sequence[View], max_samples: int) -> type[ReconstructionForm]:
@@ -83,7 +83,7 @@ def form_model(poses: Sequence[View], max_samples: int) -> type[ReconstructionFo
         view = pose.name
         flip = f"mirror the {view} image left to right"
         fields[view] = UploadFile, Field(description=f"{view} radiograph{ORIENTATION.get(view, '')}")
-        if projected(pose) is None:
+        if expected_patient_facing(pose) is None:
             fields[f"flip_{view}"] = Literal["true", "false"], Field("false", description=flip)
         else:
             flip += "; auto if the patient clearly faces the other edge than in the model's DRRs"

@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int16
 
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits, read
-from raylift.datasets.radiographs.orientation import hang
+from raylift.datasets.radiographs.orientation import orient
 from raylift.serve.backend import Backend
 from raylift.serve.page import example
 from raylift.serve.page.images import (
@@ -72,12 +72,12 @@ class Actions:
             image = read(data, view, self._limits, view=view, invert=invert) if data else None
         except (RayliftError, FileNotFoundError):
             image = None  # the preview shows the error
-        oriented = None if image is None else hang(image, pose, "auto")
+        oriented = None if image is None else orient(image, pose, "auto")
         if oriented is None:
             ambiguous = "" if image is None else " The orientation of this image could not be detected."
             return gr.Checkbox(value=False, info=ORIENTATION[view] + ambiguous)
         flipped = "; the image was flipped" if oriented.mirrored else ""
-        detected = f" Detected: patient faces {oriented.facing}{flipped}."
+        detected = f" Detected: patient faces {oriented.patient_facing}{flipped}."
         return gr.Checkbox(value=oriented.mirrored, info=ORIENTATION[view] + detected)
 
     async def reconstruct(self, *values: Any) -> list[Any]:

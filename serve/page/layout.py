@@ -10,7 +10,7 @@ import gradio as gr
 
 from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import RadiographLimits
-from raylift.datasets.radiographs.orientation import projected
+from raylift.datasets.radiographs.orientation import expected_patient_facing
 from raylift.serve.backend import DISCLAIMER, Backend
 from raylift.serve.page.events import ORIENTATION, Actions
 from raylift.serve.page.images import PLANES, WINDOWS
@@ -69,7 +69,7 @@ def _radiographs(actions: Actions, views: Sequence[View], limits: RadiographLimi
     with gr.Row(equal_height=False):
         for view in views:
             with gr.Column(min_width=320), gr.Group():
-                inputs += _radiograph(actions, view.name, projected(view) is not None)
+                inputs += _radiograph(actions, view.name, expected_patient_facing(view) is not None)
     return inputs
 
 
@@ -234,7 +234,7 @@ def _on_reconstruct(go: Any, actions: Actions, inputs: list[Any], outputs: list[
 
 
 def _notice(backend: Backend) -> str:
-    radiographs_only = backend.description.provenance.get("archive_holds") == "radiographs"
+    radiographs_only = backend.description.provenance.get("archive_contents") == "radiographs"
     return f"**{DISCLAIMER}** {TRAINED_ON_RADIOGRAPHS if radiographs_only else TRAINED_ON_DRRS}{NOTICE}"
 
 

@@ -14,7 +14,7 @@ from raylift.datasets.geometry import (
     Grid,
     View,
     chest,
-    covering,
+    fit_detector,
     parallel,
     x2ct,
 )
@@ -127,6 +127,6 @@ def test_a_grid_outside_the_bounds_is_refused(size: int, spacing_mm: float) -> N
 
 def test_covering_keeps_everything_but_the_pitch() -> None:
     geometry = Geometry("cone", 1000, 1500, 200, 1.0, (LATERAL,))
-    covered = covering(Grid(100, 2.0), geometry)
+    covered = fit_detector(Grid(100, 2.0), geometry)
     assert covered.detector_pitch_mm == pytest.approx(1.5)
     assert (covered.source_axis_mm, covered.detector_px, covered.views) == (1000, 200, (LATERAL,))

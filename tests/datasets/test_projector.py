@@ -11,8 +11,8 @@ from torch import Tensor
 from raylift.datasets import projector
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import FRONTAL, LATERAL, Geometry, View
-from raylift.datasets.intensity import attenuation
-from raylift.datasets.projector import backproject, in_view, project, project_turned
+from raylift.datasets.intensity import hu_to_attenuation
+from raylift.datasets.projector import backproject, project, project_pose, view_coordinates
 
 CONE = Geometry("cone", 800.0, 1200.0, 40, 6.0)
 PARALLEL = Geometry("parallel", 1.0, 1.0, 40, 4.0)
@@ -165,11 +165,11 @@ def test_volumes_of_a_batch_are_projected_each_by_itself_and_linearly(geometry: 
 def test_air_and_padding_contribute_nothing(hu: int, view: View) -> None:
     body = torch.full((1, 1, 20, 20, 20), float(hu))
     body[0, 0, 8:12, 8:12, 8:12] = 40.0
-    alone = attenuation(body) * (body > 0)
+    alone = hu_to_attenuation(body) * (body > 0)
     torch.testing.assert_close(
-        project(attenuation(body), 4.0, CONE, view), project(alone, 4.0, CONE, view), rtol=0, atol=0
+        project(hu_to_attenuation(body), 4.0, CONE, view), project(alone, 4.0, CONE, view), rtol=0, atol=0
     )
-    assert not project(attenuation(torch.full_like(body, float(hu))), 4.0, CONE, view).any()
+    assert not project(hu_to_attenuation(torch.full_like(body, float(hu))), 4.0, CONE, view).any()
 
 
 def test_an_offset_moves_what_is_imaged_at_the_center() -> None:
@@ -201,7 +201,7 @@ def test_a_source_just_outside_the_volume_is_not() -> None:
 def real_attenuation(real_data: Path) -> Tensor:
     image = sitk.DICOMOrient(sitk.ReadImage(str(real_data / "ct" / "lidc_idri_0001_2mm.nii.gz")), "LPI")
     assert image.GetSpacing() == (2, 2, 2)
-    return attenuation(torch.from_numpy(sitk.GetArrayFromImage(image).astype(np.float32)))[None, None]
+    return hu_to_attenuation(torch.from_numpy(sitk.GetArrayFromImage(image).astype(np.float32)))[None, None]
 
 
 @pytest.mark.parametrize("view", [FRONTAL, LATERAL, View("oblique", 35, 10)], ids=lambda view: view.name)
@@ -235,14 +235,14 @@ def test_a_pose_given_as_tensors_is_projected_as_the_view_of_that_pose(view: Vie
     volume = torch.rand(2, 1, 16, 16, 16)
     geometry = Geometry("cone", 300.0, 700.0, 16, 20.0)
     by_view = project(volume, 8.0, geometry, view)
-    by_tensors = project_turned(volume, 8.0, geometry, torch.tensor(view.axes()).float(), torch.zeros(3))
+    by_tensors = project_pose(volume, 8.0, geometry, torch.tensor(view.axes()).float(), torch.zeros(3))
     # Both sample planes a voxel apart or less, but not the same ones.
     assert (by_view - by_tensors).abs().mean() < 0.02 * by_view.mean()
     torch.testing.assert_close(by_view.sum(), by_tensors.sum(), rtol=0.01, atol=0)
 
 
 def test_a_voxel_stands_where_the_views_axes_say() -> None:
-    column, row, depth = in_view((4, 4, 4), 10.0, FRONTAL, torch.zeros(1))
+    column, row, depth = view_coordinates((4, 4, 4), 10.0, FRONTAL, torch.zeros(1))
     # Columns to the patient's left (W), rows to the feet (D), rays from back to front (against H).
     assert column[0, 0, :].tolist() == [-15.0, -5.0, 5.0, 15.0]
     assert row[:, 0, 0].tolist() == [-15.0, -5.0, 5.0, 15.0]

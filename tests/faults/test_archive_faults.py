@@ -26,8 +26,8 @@ from raylift.datasets.archive.archive import Archive, Entry
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import ArchiveError, CorruptSample, StoreUnreachable
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest.ct import ingest
-from raylift.datasets.scans.reader import Limits
+from raylift.datasets.ingest.ct import ingest_ct
+from raylift.datasets.scans.reader import ScanLimits
 
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
@@ -74,7 +74,7 @@ for fatal in range(1, 10_000):
     child = os.fork()
     if child == 0:
         dies_at(fatal)
-        write_archive(str(root / str(fatal)), range(3, 7), per_part=2)
+        write_archive(str(root / str(fatal)), range(3, 7), samples_per_shard=2)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     print(fatal, status, flush=True)
@@ -118,9 +118,9 @@ def write_archive_of_missing(url: str, seeds: range) -> list[int]:
 KILLED_INGESTS = """
 import os, signal, sys
 from pathlib import Path
-from raylift.datasets.scans.reader import Limits
+from raylift.datasets.scans.reader import ScanLimits
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest.ct import ingest
+from raylift.datasets.ingest.ct import ingest_ct
 
 grid = Grid(24, 16.0)
 for fatal in range(int(sys.argv[3])):
@@ -129,8 +129,8 @@ for fatal in range(int(sys.argv[3])):
         def progress(done, count, name):
             if done == fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
-        ingest([Path(sys.argv[1])], f"{sys.argv[2]}/{fatal}", grid, chest(grid), limits=Limits(), per_part=2,
-               progress=progress)
+        ingest_ct([Path(sys.argv[1])], f"{sys.argv[2]}/{fatal}", grid, chest(grid), limits=ScanLimits(),
+                  samples_per_shard=2, progress=progress)
         os._exit(0)
     print(os.waitpid(child, 0)[1], flush=True)
 """
@@ -147,8 +147,8 @@ def test_an_ingest_killed_at_any_file_goes_on_where_it_was(tmp_path: Path) -> No
     run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
     assert run.stdout.split() == ["9"] * 6, run.stderr
     for fatal in range(6):
-        outcome = ingest([scans], str(tmp_path / str(fatal)), grid, chest(grid), limits=Limits())
-        assert (outcome.already_there, len(outcome.added)) == (fatal // 2 * 2, 5 - fatal // 2 * 2)
+        outcome = ingest_ct([scans], str(tmp_path / str(fatal)), grid, chest(grid), limits=ScanLimits())
+        assert (outcome.already_present, len(outcome.added)) == (fatal // 2 * 2, 5 - fatal // 2 * 2)
         entries = Archive(str(tmp_path / str(fatal))).entries()
         assert [entry.source for entry in entries] == [f"{k}.nii.gz" for k in range(5)]
 
@@ -157,7 +157,7 @@ def test_writers_killed_while_others_write_lose_nothing_of_the_others(tmp_path: 
     url = str(tmp_path / "archive")
     code = (
         "import sys; from samples import write_archive; first = int(sys.argv[2])\n"
-        "print('up', flush=True); write_archive(sys.argv[1], range(first, first + 200), per_part=1)"
+        "print('up', flush=True); write_archive(sys.argv[1], range(first, first + 200), samples_per_shard=1)"
     )
     victims = [
         subprocess.Popen([sys.executable, "-c", code, url, str(1000 * k)], env=ENVIRONMENT, stdout=subprocess.PIPE)
@@ -168,7 +168,7 @@ def test_writers_killed_while_others_write_lose_nothing_of_the_others(tmp_path: 
             assert victim.stdout is not None
             victim.stdout.readline()
         time.sleep(0.3)
-        write_archive(url, range(8), per_part=2)
+        write_archive(url, range(8), samples_per_shard=2)
     finally:
         for victim in victims:
             victim.kill()
@@ -212,7 +212,7 @@ class DamageSuite:
 
     @pytest.fixture
     def folder(self, url: str) -> Folder:
-        write_archive(url, range(8), per_part=4)
+        write_archive(url, range(8), samples_per_shard=4)
         return Folder(url)
 
     @staticmethod
@@ -405,7 +405,7 @@ def test_readers_ride_out_a_restart_of_the_server(running: S3Server, bucket: str
 def test_a_writer_rides_out_a_restart_of_the_server(running: S3Server, bucket: str) -> None:
     write_archive(bucket, [0])
     with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(write_archive, bucket, range(1, 40), per_part=3)
+        writing = pool.submit(write_archive, bucket, range(1, 40), samples_per_shard=3)
         time.sleep(0.5)
         assert not writing.done()
         outage(running, 0.5)
@@ -450,7 +450,7 @@ def test_a_writer_cut_off_for_good_leaves_an_archive_that_the_next_run_completes
     monkeypatch.setattr(store, "S3_OPTIONS", options)
     write_archive(bucket, range(2))
     with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(write_archive, bucket, range(2, 60), per_part=2)
+        writing = pool.submit(write_archive, bucket, range(2, 60), samples_per_shard=2)
         time.sleep(delay_s)
         running.kill()
         with pytest.raises(StoreUnreachable):

@@ -11,7 +11,7 @@ from torch import Tensor
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import FRONTAL, Geometry, Grid, View, chest, parallel, x2ct
 from raylift.datasets.ingest.ct import radiographs
-from raylift.datasets.intensity import Window, attenuation, standardize
+from raylift.datasets.intensity import Window, hu_to_attenuation, standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project
 from raylift.datasets.radiographs.decoding import prepare, read
@@ -127,7 +127,7 @@ def test_values_stay_in_the_window_and_air_stays_air() -> None:
     fitted = fit(start, noisy, WINDOW, GRID, chest(GRID), 10, strength=0.0)
     assert fitted.volume.min() >= 0
     assert fitted.volume.max() <= 1
-    air = attenuation(WINDOW.to_hu(start)) == 0
+    air = hu_to_attenuation(WINDOW.to_hu(start)) == 0
     assert air.float().mean() > 0.2
     assert torch.equal(fitted.volume[air], start[air])
     assert not torch.equal(fitted.volume, start)

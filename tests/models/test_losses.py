@@ -92,13 +92,13 @@ def test_poses_are_drawn_from_the_global_generator_and_no_jitter_draws_the_same_
 
 
 def test_the_poses_are_turned_and_moved_by_as_much_as_is_said(monkeypatch):
-    poses, project = [], losses.project_turned
+    poses, project = [], losses.project_pose
 
     def seen(volume, spacing_mm, geometry, axes, offset):
         poses.append((axes, offset))
         return project(volume, spacing_mm, geometry, axes, offset)
 
-    monkeypatch.setattr(losses, "project_turned", seen)
+    monkeypatch.setattr(losses, "project_pose", seen)
     torch.manual_seed(0)
     for _ in range(300):
         cone_projection_l1(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4))

@@ -12,7 +12,7 @@ import torch
 from processes import run_ranks
 from torch import nn
 
-from raylift.datasets.archive.archive import Archive, ArchiveWriter, Entry, Radiographs
+from raylift.datasets.archive.archive import Archive, ArchiveWriter, Entry, RadiographSample
 from raylift.datasets.archive.splits import SplitRule
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest, parallel
@@ -21,7 +21,7 @@ from raylift.datasets.ingest.xray import ingest_radiographs
 from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.radiographs.decoding import RadiographLimits, read
-from raylift.datasets.streaming.order import Share
+from raylift.datasets.streaming.order import BatchPartition
 from raylift.models import weights
 from raylift.models.baselines import BackProjection
 from raylift.models.composition import Composition
@@ -71,7 +71,7 @@ def test_labels_are_read_for_a_loss_inside_the_lungs_and_only_then(
     assert isinstance(system, Composition)
     run = replace(tiny, system=replace(system, loss=replace(system.loss, lung=lung)))
     archive = Archive(str(archive32))
-    stream = open_stream(archive, run, describe(run, archive), Share(0, 1, 4, 1))
+    stream = open_stream(archive, run, describe(run, archive), BatchPartition(0, 1, 4, 1))
     (batch,) = next(iter(stream))
     assert (batch.labels is not None) == (lung > 0)
     if batch.labels is not None:
@@ -85,11 +85,11 @@ def test_a_system_that_learns_from_radiographs_never_sees_a_volume_of_theirs(
 ) -> None:
     run = from_radiographs(tiny, archive=archive32 if kind == "volumes" else pairs32, unpaired=archive32)
     archive = check(run)
-    assert archive.manifest.holds == kind
+    assert archive.manifest.contents == kind
     subjects = {entry.id: entry for entry in archive.entries()}
     others = Archive(str(archive32))
     own = {bytes(run.data.window.to_unit(others.read(e).volume.astype(np.float32))): e for e in others.entries()}
-    stream = iter(open_stream(archive, run, describe(run, archive), Share(0, 1, 4, 2)))
+    stream = iter(open_stream(archive, run, describe(run, archive), BatchPartition(0, 1, 4, 2)))
     seen = set()
     for _ in range(6):
         for batch in next(stream):
@@ -116,7 +116,9 @@ def test_a_resumed_run_goes_on_with_the_same_radiographs_and_the_same_other_peop
     description = describe(run, archive)
 
     def taken(workers: int, begin: int, steps: int) -> list[list[tuple[str, bytes]]]:
-        streams = [iter(open_stream(archive, run, description, Share(k, workers, 4), begin)) for k in range(workers)]
+        streams = [
+            iter(open_stream(archive, run, description, BatchPartition(k, workers, 4), begin)) for k in range(workers)
+        ]
         found = []
         for _ in range(steps):
             batches = [batch for stream in streams for batch in next(stream)]
@@ -139,7 +141,7 @@ def test_what_a_model_was_trained_beside_stands_in_its_description(
     run = from_radiographs(tiny, archive=pairs32, unpaired=archive32)
     archive = check(run)
     provenance = describe(run, archive).provenance
-    assert provenance["archive_holds"] == "radiographs"
+    assert provenance["archive_contents"] == "radiographs"
     assert provenance["unpaired"]["archive"] == str(archive32)
     assert provenance["unpaired"]["samples"] == [entry.id for entry in Archive(str(archive32)).entries("train")]
 
@@ -211,7 +213,7 @@ def test_training_serves_itself_what_serving_makes_of_the_same_files_bit_for_bit
     run = matching(run) if match else run
     archive = check(run)
     description = describe(run, archive)
-    (batch,) = next(iter(open_stream(archive, run, description, Share(0, 1, 4))))
+    (batch,) = next(iter(open_stream(archive, run, description, BatchPartition(0, 1, 4))))
     for name, views in zip(batch.ids, batch.views, strict=True):
         images = {
             view: read((pairs_folder / f"{name}_{word}.png").read_bytes(), "upload", view=view)
@@ -227,7 +229,7 @@ def test_matching_brings_radiographs_nearer_to_the_projections_they_were_printed
     distances = []
     for run in (plain, matching(plain)):
         archive = check(run)
-        (batch,) = next(iter(open_stream(archive, run, describe(run, archive), Share(0, 1, 6))))
+        (batch,) = next(iter(open_stream(archive, run, describe(run, archive), BatchPartition(0, 1, 6))))
         truth = [
             standardize(image)
             for name in batch.ids
@@ -242,7 +244,7 @@ def test_a_model_of_projections_keeps_their_histograms_for_serving(tiny: RunConf
     description = describe(matching(tiny), archive)
     assert list(description.histograms) == ["frontal", "lateral"]
     assert describe(tiny, archive).histograms == {}
-    (batch,) = next(iter(open_stream(archive, matching(tiny), description, Share(0, 1, 4))))
+    (batch,) = next(iter(open_stream(archive, matching(tiny), description, BatchPartition(0, 1, 4))))
     stored = {entry.id: archive.read_array(entry, "radiographs") for entry in archive.entries()}
     for name, views in zip(batch.ids, batch.views, strict=True):
         images = dict(zip(("frontal", "lateral"), stored[name], strict=True))
@@ -316,11 +318,11 @@ def test_without_ct_a_run_is_judged_by_its_projections(
 ) -> None:
     grid = GRID
     rule = SplitRule((0.0, 1.0, 0.0))
-    with ArchiveWriter(str(tmp_path), grid, chest(grid), holds="radiographs", split_rule=rule) as writer:
+    with ArchiveWriter(str(tmp_path), grid, chest(grid), contents="radiographs", split_rule=rule) as writer:
         for seed in range(samples):
             images = np.stack([standardize(one) for one in radiographs(thorax(seed, grid)[0], grid, chest(grid))])
             entry = Entry(f"p{seed}", f"p{seed}", "x", f"{seed:064x}", "", "none", {})
-            writer.add(entry, Radiographs(images))
+            writer.add(entry, RadiographSample(images))
     archive = Archive(str(tmp_path))
     assert len(archive.entries("val")) == samples
     results = run_ranks(world, validated, world, str(tmp_path), samples)

@@ -55,7 +55,7 @@ def test_it_is_judged_by_projections_and_sees_ct_of_other_people(run, archive32)
     assert list(state["metrics"]) == OF_PROJECTIONS
     assert all(entry["generator/unpaired_is_ct"] == 1 for entry in state["history"] if "rate" in entry)
     provenance = weights.load(checkpoint).description.provenance
-    assert provenance["archive_holds"] == "radiographs"
+    assert provenance["archive_contents"] == "radiographs"
     assert provenance["unpaired"]["archive"] == str(archive32)
 
 

@@ -39,7 +39,7 @@ def test_a_finished_run_has_checkpoints_curves_and_its_whole_configuration(finis
     published = Checkpoints(str(finished_run)).published()
     assert [summary["step"] for _, summary in published] == [4, 8]
     state = json.loads((finished_run / "checkpoints/step-00000008/state.json").read_text())
-    assert state["samples_taken"] == 8 * tiny.train.batch
+    assert state["samples_consumed"] == 8 * tiny.train.batch
     assert {"generator/loss", "discriminator/loss", "rate"} <= state["history"][0].keys()
     assert [entry["step"] for entry in state["history"] if "val_psnr_db" in entry] == [4, 8]
     assert list((finished_run / "tensorboard").glob("events*"))
@@ -107,7 +107,7 @@ def test_a_run_goes_on_with_one_worker_on_another_zero_stage(finished_run, tiny,
     changed = replace(tiny, engine=EngineConfig(zero_stage=3), cluster=replace(tiny.cluster, workers=1))
     runs.fit(changed, str(half))
     state = json.loads((half / "checkpoints/step-00000008/state.json").read_text())
-    assert state["samples_taken"] == 8 * tiny.train.batch
+    assert state["samples_consumed"] == 8 * tiny.train.batch
     whole, again = (folder / "checkpoints/step-00000008" for folder in (finished_run, half))
     moved = largest_difference(finished_run / "checkpoints/step-00000004", whole)
     assert largest_difference(whole, again) < 1.5 * moved

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylift.datasets.streaming.order import SampleOrder, Share
+from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 
 orders = st.builds(SampleOrder, st.integers(1, 60), st.integers(0, 2**63), st.booleans())
 
@@ -19,7 +19,7 @@ def shared(draw: st.DrawFn) -> tuple[int, int, int]:
 
 def taken(order: SampleOrder, start: int, batch: int, world: int, accumulation: int) -> list[int]:
     """The samples of one global batch, over all workers."""
-    shares = [Share(rank, world, batch, accumulation) for rank in range(world)]
+    shares = [BatchPartition(rank, world, batch, accumulation) for rank in range(world)]
     positions = [p for share in shares for micro in share.positions(start) for p in micro]
     return [order.at(p) for p in sorted(positions)]
 
@@ -41,7 +41,7 @@ def test_a_position_has_its_sample_whatever_was_asked_before(order: SampleOrder,
 @given(shared(), st.integers(0, 1000))
 def test_workers_share_out_a_global_batch_without_gap_or_overlap(sharing: tuple[int, int, int], start: int) -> None:
     batch, world, accumulation = sharing
-    shares = [Share(rank, world, batch, accumulation) for rank in range(world)]
+    shares = [BatchPartition(rank, world, batch, accumulation) for rank in range(world)]
     parts = [share.positions(start) for share in shares]
     assert all(len(part) == accumulation for part in parts)
     assert {len(micro) for part in parts for micro in part} == {batch // world // accumulation}

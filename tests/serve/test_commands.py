@@ -67,18 +67,18 @@ def test_a_lateral_is_mirrored_if_the_patient_faces_right_as_detected_or_given(
 
     plain, printed = volume()
     assert "faces" not in printed
-    assert np.array_equal(volume("--facing", "left")[0], plain)
+    assert np.array_equal(volume("--patient-facing", "left")[0], plain)
     lateral = Path(pair[3])
     picture = np.asarray(Image.open(lateral))
     Image.fromarray(np.ascontiguousarray(picture[:, ::-1])).save(lateral)
     mirrored, printed = volume()
-    assert "lateral: the patient faces right; the image is mirrored: pass --facing to override" in printed
+    assert "lateral: the patient faces right; the image is mirrored: pass --patient-facing to override" in printed
     assert np.abs(mirrored - plain).max() <= 1
-    assert np.array_equal(volume("--facing", "right")[0], mirrored)
-    assert np.abs(volume("--facing", "left")[0] - plain).mean() > 1
+    assert np.array_equal(volume("--patient-facing", "right")[0], mirrored)
+    assert np.abs(volume("--patient-facing", "left")[0] - plain).mean() > 1
     Image.fromarray(np.maximum(picture, picture[:, ::-1])).save(lateral)
     _, printed = volume()
-    assert "lateral: cannot detect which edge the patient faces; assuming left: pass --facing" in printed
+    assert "lateral: cannot detect which edge the patient faces; assuming left: pass --patient-facing" in printed
 
 
 def test_the_fit_prints_the_reprojection_residuals_before_and_after(

@@ -73,7 +73,7 @@ class ArchiveSuite:
         raise NotImplementedError
 
     def test_samples_come_back_bit_for_bit(self, url: str) -> None:
-        write_archive(url, range(6), per_part=4)
+        write_archive(url, range(6), samples_per_shard=4)
         assert_holds(url, [0, 1, 2, 3, 4, 5])
 
     def test_a_pair_is_the_sample_without_its_labels(self, url: str) -> None:
@@ -96,7 +96,7 @@ class ArchiveSuite:
         assert (manifest.grid, manifest.geometry) == (GRID, GEOMETRY)
 
     def test_threads_share_an_archive(self, url: str) -> None:
-        write_archive(url, range(5), per_part=2)
+        write_archive(url, range(5), samples_per_shard=2)
         archive = Archive(url)
         with ThreadPoolExecutor(6) as pool:
             read = list(pool.map(archive.read, archive.entries() * 4))
@@ -126,7 +126,7 @@ class ArchiveSuite:
         np.testing.assert_array_equal(part["volumes"][0], sample(2).volume)
 
     def test_a_part_is_one_shard_an_array(self, url: str) -> None:
-        entries = write_archive(url, range(6), per_part=3)
+        entries = write_archive(url, range(6), samples_per_shard=3)
         parts = {stored.part for stored in entries}
         assert len(parts) == 2
         assert [stored.index for stored in entries] == [0, 1, 2, 0, 1, 2]
@@ -135,7 +135,7 @@ class ArchiveSuite:
                 assert len([o for o in objects(Folder(url), f"parts/{part}/{name}") if "/c/" in o]) == 1
 
     def test_each_full_part_is_published_at_once_and_the_rest_at_the_end(self, url: str) -> None:
-        with ArchiveWriter(url, GRID, GEOMETRY, per_part=2) as writer:
+        with ArchiveWriter(url, GRID, GEOMETRY, samples_per_shard=2) as writer:
             for seed, published in ((0, 0), (1, 2), (2, 2)):
                 writer.add(entry(seed), sample(seed))
                 assert len(writer.published) == published
@@ -145,7 +145,7 @@ class ArchiveSuite:
 
     def test_an_error_drops_what_is_not_published_and_nothing_else(self, url: str) -> None:
         def fail() -> None:
-            with ArchiveWriter(url, GRID, GEOMETRY, per_part=2) as writer:
+            with ArchiveWriter(url, GRID, GEOMETRY, samples_per_shard=2) as writer:
                 for seed in range(3):
                     writer.add(entry(seed), sample(seed))
                 raise KeyboardInterrupt
@@ -163,7 +163,7 @@ class ArchiveSuite:
     def test_later_runs_add_and_skip_what_is_there(self, url: str) -> None:
         write_archive(url, [0, 1])
         with ArchiveWriter(url, GRID, GEOMETRY) as writer:
-            assert [writer.holds(entry(seed).source_sha256) for seed in (0, 1, 2)] == [True, True, False]
+            assert [writer.contains(entry(seed).source_sha256) for seed in (0, 1, 2)] == [True, True, False]
         write_archive(url, [2])
         assert_holds(url, [0, 1, 2])
 
@@ -184,7 +184,7 @@ class ArchiveSuite:
 
     def test_entries_of_a_split_come_in_order_of_their_ids(self, url: str) -> None:
         rule = SplitRule((0.4, 0.3, 0.3))
-        with ArchiveWriter(url, GRID, GEOMETRY, split_rule=rule, per_part=3) as writer:
+        with ArchiveWriter(url, GRID, GEOMETRY, split_rule=rule, samples_per_shard=3) as writer:
             for seed in (5, 3, 9, 1, 7):
                 writer.add(entry(seed), sample(seed))
         archive = Archive(url)
@@ -256,7 +256,7 @@ class ArchiveSuite:
     def test_few_manifests_are_kept_and_an_open_archive_goes_on(self, url: str) -> None:
         write_archive(url, [0])
         old = Archive(url)
-        write_archive(url, range(1, 7), per_part=1)
+        write_archive(url, range(1, 7), samples_per_shard=1)
         names = Folder(url).names("manifests")
         assert names == [f"{n:06d}.json" for n in range(3, 8)]
         assert same(old.read(old.entries()[0]), sample(0))
@@ -278,7 +278,7 @@ class ArchiveSuite:
         with ThreadPoolExecutor(1) as pool:
             watching = pool.submit(watch)
             try:
-                write_archive(url, range(1, 8), per_part=1)
+                write_archive(url, range(1, 8), samples_per_shard=1)
             finally:
                 done.set()
             sizes = watching.result()
@@ -305,11 +305,11 @@ class ArchiveSuite:
             ArchiveWriter(url, GRID, GEOMETRY)
 
     def test_an_archive_of_radiographs_says_what_it_holds_and_has_no_ct(self, url: str) -> None:
-        with ArchiveWriter(url, GRID, GEOMETRY, holds="radiographs", per_part=2) as writer:
+        with ArchiveWriter(url, GRID, GEOMETRY, contents="radiographs", samples_per_shard=2) as writer:
             for seed in range(3):
                 writer.add(entry(seed), radiographs(seed))
         archive = Archive(url)
-        assert archive.manifest.holds == "radiographs"
+        assert archive.manifest.contents == "radiographs"
         for stored in archive.entries():
             assert list(stored.sha256) == ["radiographs"]
             made = radiographs(seed_of(stored)).radiographs
@@ -323,21 +323,21 @@ class ArchiveSuite:
     def test_an_archive_keeps_to_one_kind_of_sample(self, url: str, there: Any) -> None:
         other: Any = {"volumes": "radiographs", "radiographs": "volumes"}[there]
         samples: dict[str, Any] = {"volumes": sample, "radiographs": radiographs}
-        racing = ArchiveWriter(url, GRID, GEOMETRY, holds=other)
+        racing = ArchiveWriter(url, GRID, GEOMETRY, contents=other)
         racing.add(entry(5), samples[other](5))
-        with ArchiveWriter(url, GRID, GEOMETRY, holds=there) as writer:
+        with ArchiveWriter(url, GRID, GEOMETRY, contents=there) as writer:
             with pytest.raises(ConfigError, match=f"holds {there}, and subject-1 is another kind of sample"):
                 writer.add(entry(1), samples[other](1))
             writer.add(entry(0), samples[there](0))
         with pytest.raises(ConfigError, match=f"{url} holds {there}, not {other}: use another URL"):
-            ArchiveWriter(url, GRID, GEOMETRY, holds=other)
+            ArchiveWriter(url, GRID, GEOMETRY, contents=other)
         with pytest.raises(ConfigError, match=f"{url} holds {there}, not {other}"):
             racing.publish()
         assert len(Archive(url).entries()) == 1
 
     def test_a_part_holds_one_sample_or_more(self, url: str) -> None:
         with pytest.raises(ConfigError, match="0 samples a part"):
-            ArchiveWriter(url, GRID, GEOMETRY, per_part=0)
+            ArchiveWriter(url, GRID, GEOMETRY, samples_per_shard=0)
 
 
 class TestFolder(ArchiveSuite):
@@ -348,7 +348,7 @@ class TestFolder(ArchiveSuite):
     def test_processes_that_write_at_once_all_get_their_samples_in(self, url: str) -> None:
         code = (
             "import sys; from samples import *; first = int(sys.argv[2]); sys.stdin.readline()\n"
-            "write_archive(sys.argv[1], range(first, first + 4), per_part=1, subjects=['a', 'b', 'c', 'd'])"
+            "write_archive(sys.argv[1], range(first, first + 4), samples_per_shard=1, subjects=['a', 'b', 'c', 'd'])"
         )
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.getcwd()])}
         writers = [
@@ -361,7 +361,7 @@ class TestFolder(ArchiveSuite):
         assert_holds(url, list(range(12)))
 
     def test_pruning_leaves_what_another_writer_is_about_to_publish(self, url: str) -> None:
-        write_archive(url, range(6), per_part=1)
+        write_archive(url, range(6), samples_per_shard=1)
         aside = Path(url) / "manifests" / ".000008.json.0123"
         aside.write_bytes(b"half of it")
         write_archive(url, [6])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylift.datasets.archive.splits import SPLITS, SplitRule, balanced, read_assignments
+from raylift.datasets.archive.splits import SPLITS, SplitRule, balanced_split_rule, read_assignments
 from raylift.datasets.errors import ConfigError
 
 SHARES = (0.8, 0.1, 0.1)
@@ -55,7 +55,7 @@ def test_shares_that_are_none_are_refused(shares: tuple[float, float, float]) ->
 
 @given(st.sets(st.text(min_size=1, max_size=8), min_size=8, max_size=12))
 def test_a_few_subjects_are_spread_over_all_splits(subjects: set[str]) -> None:
-    rule = balanced(subjects, SHARES, {})
+    rule = balanced_split_rule(subjects, SHARES, {})
     counts = Counter(rule.split(subject) for subject in subjects)
     assert set(counts) == set(SPLITS)
     assert counts["train"] >= len(subjects) - 4
@@ -63,12 +63,12 @@ def test_a_few_subjects_are_spread_over_all_splits(subjects: set[str]) -> None:
 
 def test_the_balance_depends_neither_on_the_order_of_subjects_nor_on_how_often_they_come() -> None:
     names = [f"s{k}" for k in range(9)]
-    assert balanced(names, SHARES, {}) == balanced(names[::-1] * 3, SHARES, {})
+    assert balanced_split_rule(names, SHARES, {}) == balanced_split_rule(names[::-1] * 3, SHARES, {})
 
 
 def test_the_balance_counts_those_assigned_by_hand() -> None:
     names = [f"s{k}" for k in range(10)]
-    rule = balanced(names, SHARES, {"s0": "test", "s1": "val"})
+    rule = balanced_split_rule(names, SHARES, {"s0": "test", "s1": "val"})
     assert Counter(rule.split(name) for name in names) == {"train": 8, "val": 1, "test": 1}
 
 

@@ -12,10 +12,10 @@ from raylift.datasets import segmentation
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile
 from raylift.datasets.geometry import FRONTAL, LATERAL, Grid, chest
-from raylift.datasets.ingest.ct import Outcome, ingest, ingest_phantoms, radiographs
-from raylift.datasets.intensity import attenuation
+from raylift.datasets.ingest.ct import IngestReport, ingest_ct, ingest_phantoms, radiographs
+from raylift.datasets.intensity import hu_to_attenuation
 from raylift.datasets.projector import project
-from raylift.datasets.scans.reader import Limits
+from raylift.datasets.scans.reader import ScanLimits
 
 GRID = Grid(32, 12.0)
 GEOMETRY = chest(GRID)
@@ -30,9 +30,9 @@ def person(folder: Path, name: str, mark: int = 0) -> Path:
     )
 
 
-def run(sources: list[Path] | Path, url: Path, **options: Any) -> Outcome:
-    options = {"limits": Limits(), **options}
-    return ingest(sources if isinstance(sources, list) else [sources], str(url), GRID, GEOMETRY, **options)
+def run(sources: list[Path] | Path, url: Path, **options: Any) -> IngestReport:
+    options = {"limits": ScanLimits(), **options}
+    return ingest_ct(sources if isinstance(sources, list) else [sources], str(url), GRID, GEOMETRY, **options)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_what_can_be_used_is_and_what_cannot_is_refused_by_name_and_counted(mixe
     for path, refusal in zip((mixed / "holed", mixed / "text.mha", mixed / "torn.nii.gz"), refusals, strict=True):
         assert refusal.startswith(str(path))
     assert all(isinstance(error, RefusedFile) for error in outcome.refused)
-    assert (outcome.already_there, outcome.passed_over) == (0, 1)
+    assert (outcome.already_present, outcome.skipped) == (0, 1)
     assert outcome.summary().endswith("0 already there, 3 refused, 1 other files passed over")
     assert outcome.summary().startswith("3 added (")
     assert Archive(str(tmp_path / "archive")).entries() == sorted(outcome.added, key=lambda entry: entry.id)
@@ -79,7 +79,7 @@ def test_a_sample_is_the_resampled_ct_with_its_projections_and_labels(mixed: Pat
     assert stored.volume.min() == -1024
     assert 400 < stored.volume.max() < 600
     np.testing.assert_array_equal(stored.labels, segmentation.labels(stored.volume, GRID.spacing_mm))
-    density = attenuation(torch.from_numpy(stored.volume.astype(np.float32)))[None, None]
+    density = hu_to_attenuation(torch.from_numpy(stored.volume.astype(np.float32)))[None, None]
     for image, view in zip(stored.radiographs, (FRONTAL, LATERAL), strict=True):
         np.testing.assert_allclose(image, project(density, GRID.spacing_mm, GEOMETRY, view)[0, 0], rtol=1e-5)
 
@@ -87,10 +87,10 @@ def test_a_sample_is_the_resampled_ct_with_its_projections_and_labels(mixed: Pat
 def test_running_again_adds_nothing_and_a_new_file_alone_is_added(mixed: Path, tmp_path: Path) -> None:
     first = run(mixed, tmp_path / "archive")
     again = run(mixed, tmp_path / "archive")
-    assert (len(again.added), again.already_there, len(again.refused)) == (0, 3, 3)
+    assert (len(again.added), again.already_present, len(again.refused)) == (0, 3, 3)
     person(mixed, "emil.mha", 9)
     third = run(mixed, tmp_path / "archive")
-    assert ([entry.source for entry in third.added], third.already_there) == (["emil.mha"], 3)
+    assert ([entry.source for entry in third.added], third.already_present) == (["emil.mha"], 3)
     assert len(Archive(str(tmp_path / "archive")).entries()) == len(first.added) + 1
 
 
@@ -98,7 +98,7 @@ def test_one_scan_under_two_names_is_taken_once(tmp_path: Path) -> None:
     path = person(tmp_path / "scans", "anna.nii.gz")
     (path.parent / "copy.nii.gz").write_bytes(path.read_bytes())
     outcome = run(path.parent, tmp_path / "archive")
-    assert (len(outcome.added), outcome.already_there) == (1, 1)
+    assert (len(outcome.added), outcome.already_present) == (1, 1)
 
 
 def test_a_file_that_vanishes_meanwhile_is_refused_and_the_others_go_on(tmp_path: Path) -> None:
@@ -173,14 +173,14 @@ def test_assigned_subjects_go_where_they_were_put_and_stay_there(tmp_path: Path)
     assert {entry.subject: entry.split for entry in Archive(str(url)).entries()} == assigned
     with pytest.raises(ConfigError, match="split by another assignment, which cannot change"):
         run(folder, url, assigned={"anna": "train"})
-    assert run(folder, url, assigned=assigned).already_there == 3
+    assert run(folder, url, assigned=assigned).already_present == 3
 
 
 def test_assigned_subjects_of_whom_there_is_no_scan_are_counted(tmp_path: Path) -> None:
     """A misspelt test subject would otherwise be trained on, and nobody told."""
     person(tmp_path / "scans", "anna.nii.gz")
     outcome = run(tmp_path / "scans", tmp_path / "archive", assigned={"anna": "train", "Bert": "test", "carl": "val"})
-    assert outcome.absent == 2
+    assert outcome.absent_subjects == 2
     assert outcome.summary() == "1 added (1 train), 0 already there, 0 refused, 2 subjects with a given split not found"
 
 
@@ -199,7 +199,7 @@ def test_a_scan_too_thin_to_smooth_is_refused_and_not_the_end(tmp_path: Path) ->
     folder = tmp_path / "scans"
     person(folder, "anna.nii.gz")
     write_image(thorax_image((60, 50, 3), (6.0, 6.0, 3.0)), folder / "thin.nii.gz")
-    outcome = run(folder, tmp_path / "archive", limits=Limits(min_slices=2))
+    outcome = run(folder, tmp_path / "archive", limits=ScanLimits(min_slices=2))
     assert [entry.source for entry in outcome.added] == ["anna.nii.gz"]
     assert "thin.nii.gz: " in str(outcome.refused[0])
 
@@ -218,7 +218,7 @@ def test_phantoms_are_drawn_once_and_more_of_them_later(tmp_path: Path) -> None:
     geometry = chest(grid)
     first = ingest_phantoms(url, grid, geometry, count=3, seed=0)
     again = ingest_phantoms(url, grid, geometry, count=4, seed=0)
-    assert (len(first.added), again.already_there, len(again.added)) == (3, 3, 1)
+    assert (len(first.added), again.already_present, len(again.added)) == (3, 3, 1)
     archive = Archive(url)
     assert [entry.id for entry in archive.entries()] == [f"phantom-0-{k:04d}" for k in range(4)]
     assert {entry.label_method for entry in archive.entries()} == {"phantom"}
@@ -248,7 +248,7 @@ def test_real_scans_of_every_kind_become_one_archive(real_data: Path, tmp_path: 
     grid = Grid(64, 6.0)
     geometry = chest(grid)
     sources = [real_data / "ct" / "lidc_idri_0003_2mm.nii.gz", real_data / "ct" / "lung_pet_ct_dx_a0001.nii.gz"]
-    outcome = ingest([*sources, real_data / "raw"], str(tmp_path / "archive"), grid, geometry, limits=Limits())
+    outcome = ingest_ct([*sources, real_data / "raw"], str(tmp_path / "archive"), grid, geometry, limits=ScanLimits())
     assert sorted(entry.source for entry in outcome.added) == [
         "dicom_ct_lung_dx_a0002", "elastix_3DCT_lung.mha", "lidc_idri_0003_2mm.nii.gz", "lung_pet_ct_dx_a0001.nii.gz",
     ]  # fmt: skip

@@ -15,9 +15,9 @@ from samples import write_archive
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.geometry import FRONTAL, Geometry, Grid, View, covering
+from raylift.datasets.geometry import FRONTAL, Geometry, Grid, View, fit_detector
 from raylift.datasets.geometry import chest as chest_stand
-from raylift.datasets.ingest.ct import Outcome, radiographs
+from raylift.datasets.ingest.ct import IngestReport, radiographs
 from raylift.datasets.ingest.xray import ingest_radiographs
 from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
@@ -31,7 +31,7 @@ GEOMETRY = chest_stand(GRID)
 def pair_of(seed: int, px: int = 96) -> list[np.ndarray]:
     """A frontal and a left lateral image of a phantom, 0 to 255."""
     grid = Grid(64, 5.0)
-    fine = covering(grid, replace(chest_stand(grid), detector_px=px))
+    fine = fit_detector(grid, replace(chest_stand(grid), detector_px=px))
     views = radiographs(thorax(seed, grid)[0], grid, fine)
     return [np.rint(standardize(view) * 255).astype(np.uint8) for view in views]
 
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def ingest(sources: list[Path], url: Path | str, geometry: Geometry = GEOMETRY, **options: Any) -> Outcome:
+def ingest(sources: list[Path], url: Path | str, geometry: Geometry = GEOMETRY, **options: Any) -> IngestReport:
     return ingest_radiographs(
         sources, str(url), GRID, geometry, limits=options.pop("limits", RadiographLimits()), **options
     )
@@ -67,7 +67,11 @@ def test_what_the_archive_holds_is_what_serving_makes_of_the_files_bit_for_bit(f
     assert outcome.refused == []
     assert {entry.subject for entry in outcome.added} == {"a", "b", "c", "d"}
     archive = Archive(str(tmp_path))
-    assert (archive.manifest.holds, archive.manifest.grid, archive.manifest.geometry) == ("radiographs", GRID, GEOMETRY)
+    assert (archive.manifest.contents, archive.manifest.grid, archive.manifest.geometry) == (
+        "radiographs",
+        GRID,
+        GEOMETRY,
+    )
     for entry in archive.entries():
         stored = archive.read_array(entry, "radiographs")
         assert stored.shape == (2, 32, 32)
@@ -87,7 +91,7 @@ def test_the_facing_is_told_kept_with_the_entry_and_brought_to_what_is_projected
     one, other = Archive(str(tmp_path / "left")), Archive(str(tmp_path / "right"))
     for entry, mirrored in zip(one.entries(), other.entries(), strict=True):
         facing = "right" if entry.subject == "b" else "left"
-        said = {"facing": facing, "facing_detected": True}
+        said = {"patient_facing": facing, "patient_facing_detected": True}
         assert entry.record["lateral"].items() >= {**said, "mirrored": facing == "right"}.items()
         assert mirrored.record["lateral"].items() >= {**said, "mirrored": facing == "left"}.items()
         assert entry.record["frontal"] == {"file": f"{entry.subject}_pa.png", "size": [96, 96]}
@@ -97,15 +101,16 @@ def test_the_facing_is_told_kept_with_the_entry_and_brought_to_what_is_projected
 
 
 def test_a_facing_that_is_asked_for_is_not_looked_for(folder: Path, tmp_path: Path) -> None:
-    ingest([folder], tmp_path / "asked", facing="right")
+    ingest([folder], tmp_path / "asked", patient_facing="right")
     for entry in Archive(str(tmp_path / "asked")).entries():
         assert (
-            entry.record["lateral"].items() >= {"facing": "right", "facing_detected": False, "mirrored": True}.items()
+            entry.record["lateral"].items()
+            >= {"patient_facing": "right", "patient_facing_detected": False, "mirrored": True}.items()
         )
     csv = tmp_path / "pairs.csv"
-    csv.write_text("subject,frontal,lateral,facing\na,a_pa.png,a_lat.png,left\nb,b_pa.png,b_lat.png,\n")
-    ingest([folder], tmp_path / "listed", pairs=csv, facing="right")
-    told = [entry.record["lateral"]["facing"] for entry in Archive(str(tmp_path / "listed")).entries()]
+    csv.write_text("subject,frontal,lateral,patient_facing\na,a_pa.png,a_lat.png,left\nb,b_pa.png,b_lat.png,\n")
+    ingest([folder], tmp_path / "listed", pairs=csv, patient_facing="right")
+    told = [entry.record["lateral"]["patient_facing"] for entry in Archive(str(tmp_path / "listed")).entries()]
     assert told == ["left", "right"]
 
 
@@ -118,7 +123,7 @@ def test_a_lateral_that_does_not_show_its_facing_is_refused_and_the_others_go_on
     [refusal] = outcome.refused
     assert str(refusal).startswith(f"{tmp_path / 'z_lat.png'}: it does not show clearly where the patient faces: pass")
     assert len(outcome.added) == 4
-    again = ingest([tmp_path], tmp_path / "archive", facing="left")
+    again = ingest([tmp_path], tmp_path / "archive", patient_facing="left")
     assert [entry.subject for entry in again.added] == ["z"]
 
 
@@ -200,7 +205,7 @@ def test_the_real_pairs_become_an_archive_facing_left(real_data: Path, tmp_path:
     archive = Archive(str(tmp_path))
     assert {entry.subject for entry in archive.entries()} == {"cc0_normal", "eurorad_12325_d0", "rad_covid15"}
     for entry in archive.entries():
-        said = {"facing": "left", "facing_detected": True, "mirrored": False}
+        said = {"patient_facing": "left", "patient_facing_detected": True, "mirrored": False}
         assert entry.record["lateral"].items() >= said.items()
         files = [real_data / "xray" / entry.record[view]["file"] for view in ("frontal", "lateral")]
         served = [
@@ -208,4 +213,4 @@ def test_the_real_pairs_become_an_archive_facing_left(real_data: Path, tmp_path:
             for path, view in zip(files, ("frontal", "lateral"), strict=True)
         ]
         np.testing.assert_array_equal(archive.read_array(entry, "radiographs"), served)
-    assert json.loads((tmp_path / "manifests" / "000001.json").read_text())["archive"]["holds"] == "radiographs"
+    assert json.loads((tmp_path / "manifests" / "000001.json").read_text())["archive"]["contents"] == "radiographs"

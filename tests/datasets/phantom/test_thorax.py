@@ -53,12 +53,12 @@ def test_one_seed_is_one_body_at_two_voxel_sizes() -> None:
 
 
 def test_different_seeds_are_different_people() -> None:
-    people = [Person.draw(seed) for seed in range(40)]
+    people = [Person.sample(seed) for seed in range(40)]
     assert len({person.female for person in people}) == 2
     for name, spread in (("width", 0.15), ("fat_mm", 10), ("dome_level", 0.08), ("heart", 0.15), ("kyphosis_mm", 20)):
         values = [getattr(person, name) for person in people]
         assert max(values) - min(values) > spread, name
-    contrast = [Tissue.draw(seed).blood > 100 for seed in range(40)]
+    contrast = [Tissue.sample(seed).blood > 100 for seed in range(40)]
     assert 5 < sum(contrast) < 35
 
 
@@ -99,7 +99,7 @@ def test_lungs_hold_two_and_a_half_to_seven_liters_and_the_heart_takes_from_the_
 
 def test_twelve_pairs_of_ribs_stand_out_as_bone_with_soft_gaps_between_them() -> None:
     seed = 4
-    person, (hu, labels) = Person.draw(seed), drawn(seed, FINE)
+    person, (hu, labels) = Person.sample(seed), drawn(seed, FINE)
     for side in SIDES:
         ribs = [bones.rib(person, number, side) for number in range(1, 13)]
         for number, rib in enumerate(ribs, start=1):
@@ -114,7 +114,7 @@ def test_twelve_pairs_of_ribs_stand_out_as_bone_with_soft_gaps_between_them() ->
 
 
 def test_ribs_fall_forwards_and_the_last_two_end_in_the_flank() -> None:
-    person = Person.draw(4)
+    person = Person.sample(4)
     for side in SIDES:
         for number in range(1, 13):
             rib = bones.rib(person, number, side)
@@ -125,7 +125,7 @@ def test_ribs_fall_forwards_and_the_last_two_end_in_the_flank() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_heart_and_aorta_lie_to_the_left_and_the_liver_to_the_right(seed: int) -> None:
-    person, (hu, labels) = Person.draw(seed), drawn(seed, COARSE)
+    person, (hu, labels) = Person.sample(seed), drawn(seed, COARSE)
     z = -(np.arange(COARSE.size) - (COARSE.size - 1) / 2) * COARSE.spacing_mm
     beside_heart = (z > person.dome_z[0] + 8) & (z < vessels.heart_center(person)[2] + 15)
     lung = np.isin(labels[beside_heart], (Label.LUNG, Label.VESSEL))
@@ -141,7 +141,7 @@ def test_heart_and_aorta_lie_to_the_left_and_the_liver_to_the_right(seed: int) -
 
     low = min(person.dome_z) - 45
     right = np.array([[x, person.spine_y - 50, low] for x in range(-90, -40, 5)])
-    assert np.abs(hu[at(COARSE, right)] - Tissue.draw(seed).liver).max() < 15
+    assert np.abs(hu[at(COARSE, right)] - Tissue.sample(seed).liver).max() < 15
     assert hu[at(COARSE, right * [-1, 1, 1])].mean() < hu[at(COARSE, right)].mean() - 10
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from radiograph_samples import REAL, chest
 
-from raylift.datasets.radiographs.annotations import without_annotations
+from raylift.datasets.radiographs.annotations import remove_annotations
 from raylift.datasets.radiographs.decoding import prepare, read
 
 
@@ -37,7 +37,7 @@ def test_letters_near_a_side_are_filled_with_what_surrounds_them(
     plain = radiograph(px)
     written = written_on(plain, text, place)
     assert np.abs(written - plain).max() > 100
-    clean = without_annotations(written)
+    clean = remove_annotations(written)
     assert clean.max() < written.max()
     where = written != plain
     assert np.abs(clean - plain)[where].max() < 40, "what is left of a letter's edge"
@@ -58,27 +58,27 @@ def test_a_box_of_text_that_would_set_the_scale_does_not() -> None:
 )
 def test_what_may_be_metal_or_anatomy_stays(text: str, place: tuple[float, float], height: float) -> None:
     image = written_on(radiograph(), text, place, height)
-    assert np.array_equal(without_annotations(image), image)
+    assert np.array_equal(remove_annotations(image), image)
 
 
 def test_bright_tissue_that_ends_at_a_side_stays() -> None:
     image = radiograph()
     image[400:, :60] = image.max()
-    assert np.array_equal(without_annotations(image), image)
+    assert np.array_equal(remove_annotations(image), image)
 
 
 def test_a_pattern_of_countless_marks_is_left_alone_and_soon() -> None:
     image = np.zeros((4000, 4000), np.float32)
     image[::16, ::16] = 1
     began = time.process_time()
-    assert np.array_equal(without_annotations(image), image)
+    assert np.array_equal(remove_annotations(image), image)
     assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_of_real_radiographs_the_letters_go_and_little_else(name: str, real_data: Path) -> None:
     image = read((real_data / "xray" / f"{name}.jpg").read_bytes(), name, invert="no")
-    clean = without_annotations(image)
+    clean = remove_annotations(image)
     changed = clean != image
     # Those of two collections have letters of full white in the upper corners; the third's have none.
     if name.startswith("eurorad"):

@@ -19,7 +19,7 @@ from raylift.datasets.geometry import GEOMETRIES, Grid
 from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
-from raylift.datasets.radiographs.decoding import RadiographLimits, prepare, read, shows_bone_dark
+from raylift.datasets.radiographs.decoding import RadiographLimits, is_bone_dark, prepare, read
 from raylift.datasets.scans import reader
 from raylift.datasets.scans.resample import resample
 
@@ -110,8 +110,8 @@ def test_a_picture_that_shows_bone_dark_is_inverted_unless_told_otherwise(kind: 
 
 def test_a_dicom_file_is_inverted_by_hand_only() -> None:
     dark = dicom(DARK)
-    assert shows_bone_dark(read(dark, "image"))
-    assert not shows_bone_dark(read(dark, "image", invert="yes"))
+    assert is_bone_dark(read(dark, "image"))
+    assert not is_bone_dark(read(dark, "image", invert="yes"))
 
 
 def test_flipping_mirrors_left_and_right() -> None:
@@ -318,8 +318,8 @@ def test_no_projection_is_taken_for_its_negative_nor_its_negative_for_it(
 ) -> None:
     for name, view, image in request.getfixturevalue(views):
         for known in (view, None):
-            assert not shows_bone_dark(image, known), (name, view)
-            assert shows_bone_dark(image.max() - image, known), (name, view)
+            assert not is_bone_dark(image, known), (name, view)
+            assert is_bone_dark(image.max() - image, known), (name, view)
 
 
 @pytest.mark.parametrize("views", ["phantom_views", "ct_views"])
@@ -328,8 +328,8 @@ def test_bone_is_seen_as_bright_or_dark_through_frames_cuts_and_tone_curves(
 ) -> None:
     for name, view, image in request.getfixturevalue(views)[::3]:
         for what, other in disturbed(image):
-            assert not shows_bone_dark(other, view), (name, view, what)
-            assert shows_bone_dark(1 - other, view), (name, view, what)
+            assert not is_bone_dark(other, view), (name, view, what)
+            assert is_bone_dark(1 - other, view), (name, view, what)
 
 
 # --- real radiographs ---
@@ -344,8 +344,8 @@ def test_a_real_radiograph_and_its_negative_come_out_bone_bright(name: str, real
         assert np.array_equal(read(data, name, view=known), image)
         assert np.corrcoef(read(negative, name, view=known).ravel(), image.ravel())[0, 1] > 0.999
     for what, other in disturbed(image[::8, ::8] if image.shape[0] > 1000 else image):
-        assert not shows_bone_dark(other, view), what
-        assert shows_bone_dark(1 - other, view), what
+        assert not is_bone_dark(other, view), what
+        assert is_bone_dark(1 - other, view), what
     assert prepare(image, 128).mean() > 0.2
 
 
@@ -362,7 +362,7 @@ def test_a_real_dicom_radiograph_is_inverted_once(real_data: Path) -> None:
     data = (real_data / "raw" / "dx_pa_monochrome1_RG1_J2KI.dcm").read_bytes()
     image = read(data, "RG1")
     assert image.shape == (1955, 1841)
-    assert not shows_bone_dark(image, "frontal")
+    assert not is_bone_dark(image, "frontal")
     square = prepare(image, 128)
     assert square[90:, 54:74].mean() > square[30:60, 30:45].mean() + 0.2, "the spine is brighter than the lung"
 

@@ -9,7 +9,7 @@ from raylift.datasets.geometry import chest as chest_stand
 from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
-from raylift.datasets.radiographs.histogram import AIR, LEVELS, matched, quantiles, reference
+from raylift.datasets.radiographs.histogram import AIR, LEVELS, match_histogram, mean_quantiles, quantiles
 
 GRID = Grid(64, 5.0)
 
@@ -23,23 +23,23 @@ def projections() -> list[np.ndarray]:
 @pytest.mark.parametrize("curve", [0.4, 0.7, 1.6])
 def test_a_tone_curve_is_undone(projections: list[np.ndarray], curve: float) -> None:
     """Matched, a projection and its hard or soft print are nearly one image."""
-    wanted = reference(projections)
+    wanted = mean_quantiles(projections)
     for image in projections:
         printed = standardize(image**curve)
         before = np.abs(printed - image).mean()
-        after = np.abs(matched(printed, wanted) - matched(image, wanted)).mean()
+        after = np.abs(match_histogram(printed, wanted) - match_histogram(image, wanted)).mean()
         assert after < 0.1 * before
 
 
 def test_a_matched_image_has_the_quantiles_of_the_reference(projections: list[np.ndarray]) -> None:
-    wanted = reference(projections)
+    wanted = mean_quantiles(projections)
     assert len(wanted) == LEVELS
-    np.testing.assert_allclose(quantiles(matched(projections[0] ** 2, wanted)), wanted, atol=0.03)
+    np.testing.assert_allclose(quantiles(match_histogram(projections[0] ** 2, wanted)), wanted, atol=0.03)
 
 
 def test_order_is_kept_and_air_stays_air(projections: list[np.ndarray]) -> None:
     image = projections[1] ** 2
-    result = matched(image, reference(projections))
+    result = match_histogram(image, mean_quantiles(projections))
     assert (np.diff(result.ravel()[np.argsort(image.ravel(), kind="stable")]) >= 0).all()
     assert np.array_equal(result[image <= AIR], image[image <= AIR])
     assert (result.min(), result.max(), result.dtype) == (0, 1, np.float32)
@@ -52,9 +52,9 @@ def test_a_large_even_region_moves_to_the_middle_of_its_share() -> None:
     wanted = tuple(np.linspace(AIR, 1, LEVELS))
     share = [(even[even > AIR] < 0.7).mean(), (even[even > AIR] <= 0.7).mean()]
     low, high = np.quantile(wanted, share)
-    assert matched(even, wanted)[even == np.float32(0.7)][0] == pytest.approx((low + high) / 2, abs=0.03)
+    assert match_histogram(even, wanted)[even == np.float32(0.7)][0] == pytest.approx((low + high) / 2, abs=0.03)
 
 
 def test_an_image_of_air_alone_stays_as_it_is() -> None:
     image = np.zeros((8, 8), np.float32)
-    assert np.array_equal(matched(image, tuple(np.linspace(AIR, 1, LEVELS))), image)
+    assert np.array_equal(match_histogram(image, tuple(np.linspace(AIR, 1, LEVELS))), image)

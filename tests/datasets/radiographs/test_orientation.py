@@ -13,7 +13,11 @@ from raylift.datasets.geometry import FRONTAL, GEOMETRIES, LATERAL, Grid, View
 from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.radiographs.decoding import prepare, read
-from raylift.datasets.radiographs.orientation import detect, lean, projected
+from raylift.datasets.radiographs.orientation import (
+    detect_patient_facing,
+    expected_patient_facing,
+    patient_facing_score,
+)
 from raylift.datasets.scans import reader
 from raylift.datasets.scans.resample import resample
 
@@ -31,7 +35,7 @@ def told(images: list[np.ndarray]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for image in images:
         for other, truth in ((image, "left"), (image[:, ::-1], "right")):
-            found = detect(np.ascontiguousarray(other))
+            found = detect_patient_facing(np.ascontiguousarray(other))
             counts["not" if found is None else "right" if found == truth else "wrong"] += 1
     return counts
 
@@ -69,7 +73,10 @@ def test_real_laterals_are_told_as_the_manifest_says_through_frames_cuts_and_ton
     [line] = [line for line in manifest.splitlines() if f"{name}_lateral" in line]
     assert "facing image left" in line
     image = read((real_data / "xray" / f"{name}_lateral.jpg").read_bytes(), name, view="lateral")
-    assert (detect(image), detect(np.ascontiguousarray(image[:, ::-1]))) == ("left", "right")
+    assert (detect_patient_facing(image), detect_patient_facing(np.ascontiguousarray(image[:, ::-1]))) == (
+        "left",
+        "right",
+    )
     small = prepare(image, 128)
     counts = told([other for _, other in disturbed(small)])
     assert counts["wrong"] == 0
@@ -78,7 +85,9 @@ def test_real_laterals_are_told_as_the_manifest_says_through_frames_cuts_and_ton
 
 def test_a_mirror_image_leans_as_much_the_other_way() -> None:
     image = laterals(thorax(3, GRID)[0])[0]
-    assert lean(np.ascontiguousarray(image[:, ::-1])) == pytest.approx(-lean(image), abs=1e-6)
+    assert patient_facing_score(np.ascontiguousarray(image[:, ::-1])) == pytest.approx(
+        -patient_facing_score(image), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("kind", ["even", "symmetric", "noise"])
@@ -90,18 +99,18 @@ def test_where_the_image_does_not_say_it_nothing_is_told(kind: str) -> None:
     if kind == "symmetric":
         image = radiographs(thorax(0, GRID)[0], GRID, GEOMETRIES["chest"](GRID))[1]
         image = image + image[:, ::-1]
-    assert detect(image) is None
+    assert detect_patient_facing(image) is None
 
 
 @pytest.mark.parametrize(
-    ("view", "facing"), [(LATERAL, "left"), (RIGHT, "right"), (FRONTAL, None), (View("oblique", 60.0), "left")]
+    ("view", "patient_facing"), [(LATERAL, "left"), (RIGHT, "right"), (FRONTAL, None), (View("oblique", 60.0), "left")]
 )
 def test_a_view_projects_the_patient_facing_one_way(view: View, facing: str | None) -> None:
-    assert projected(view) == facing
+    assert expected_patient_facing(view) == facing
 
 
 def test_the_other_lateral_view_projects_the_patient_facing_right() -> None:
     geometry = GEOMETRIES["parallel"](GRID)
     hu = thorax(1, GRID)[0]
     image = radiographs(hu, GRID, type(geometry)(**{**vars(geometry), "views": (RIGHT,)}))[0]
-    assert detect(image) == "right"
+    assert detect_patient_facing(image) == "right"

@@ -10,8 +10,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from radiograph_samples import dicom
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.radiographs.csv_table import listed, same_image
-from raylift.datasets.radiographs.folder_search import search
+from raylift.datasets.radiographs.folder_search import find_pairs
+from raylift.datasets.radiographs.pair_table import image_key, read_pairs
 from raylift.datasets.radiographs.pairing import FoundPairs
 
 
@@ -46,28 +46,28 @@ def test_files_are_paired_by_what_their_names_have_in_common(
 ) -> None:
     folder = tmp_path / "xrays"
     touch(folder, frontal, lateral)
-    assert pairs(search([folder]), folder) == {subject: (frontal, lateral)}
+    assert pairs(find_pairs([folder]), folder) == {subject: (frontal, lateral)}
 
 
 def test_words_within_words_are_none_and_two_views_in_a_name_are_no_view(tmp_path: Path) -> None:
     touch(tmp_path, "papa.png", "lateralis.png", "flat.png", "pa_lateral.png", "lateral/anna_pa.png", "notes.txt")
-    found = search([tmp_path])
-    assert (found.sources, found.alone, found.passed_over, found.refused) == ([], 0, 6, [])
+    found = find_pairs([tmp_path])
+    assert (found.sources, found.single_view, found.skipped, found.refused) == ([], 0, 6, [])
 
 
 def test_who_has_one_view_or_several_is_counted(tmp_path: Path) -> None:
     touch(tmp_path, "a_pa.png", "b_lat.png", "c_pa.png", "c_ap.png", "c_lat.png", "d_pa.png", "d_lat.png")
-    found = search([tmp_path])
+    found = find_pairs([tmp_path])
     assert pairs(found, tmp_path) == {"c": ("c_ap.png", "c_lat.png"), "d": ("d_pa.png", "d_lat.png")}
-    assert (found.alone, found.inexact) == (2, 0)
-    exact = search([tmp_path], exact=True)
+    assert (found.single_view, found.ambiguous) == (2, 0)
+    exact = find_pairs([tmp_path], exact=True)
     assert pairs(exact, tmp_path) == {"d": ("d_pa.png", "d_lat.png")}
-    assert (exact.alone, exact.inexact) == (2, 1)
+    assert (exact.single_view, exact.ambiguous) == (2, 1)
 
 
 def test_a_file_of_no_view_that_was_named_is_refused_with_the_remedy(tmp_path: Path) -> None:
     touch(tmp_path, "anna.png")
-    found = search([tmp_path / "anna.png", tmp_path / "nowhere"])
+    found = find_pairs([tmp_path / "anna.png", tmp_path / "nowhere"])
     assert [str(error) for error in found.refused] == [
         f"{tmp_path}/anna.png: no radiograph whose view is known: name it frontal or lateral",
         f"{tmp_path}/nowhere: no such file or folder",
@@ -84,19 +84,19 @@ def test_dicom_files_are_paired_by_study_and_view_whatever_their_names(tmp_path:
         tags = {"ViewPosition": position} if position is not None else {}
         uid = f"1.2.{len(study)}{ord(study[0])}"
         (tmp_path / name).write_bytes(dicom(StudyInstanceUID=uid, PatientID=patient, **tags))
-    found = search([tmp_path])
+    found = find_pairs([tmp_path])
     by_files = {files: subject for subject, files in pairs(found, tmp_path).items()}
     assert set(by_files) == {("IM1", "IM2"), ("IM3", "IM4"), ("IM8_pa", "lat_IM9.dcm")}
     assert all(subject.startswith("sub-") and "p1" not in subject for subject in by_files.values())
     # A decubitus image is no lateral view; IM7 says nothing.
-    assert (found.alone, found.passed_over, found.refused) == (1, 2, [])
+    assert (found.single_view, found.skipped, found.refused) == (1, 2, [])
     assert all(pair.is_dicom for pair in found.sources)
 
 
 def test_a_dicom_file_that_cannot_be_looked_into_is_refused_and_the_others_are_found(tmp_path: Path) -> None:
     touch(tmp_path, "a_pa.png", "a_lat.png")
     (tmp_path / "bad_pa.dcm").write_bytes(dicom(syntax=DeflatedExplicitVRLittleEndian))
-    found = search([tmp_path])
+    found = find_pairs([tmp_path])
     assert len(found.sources) == 1
     assert "bad_pa.dcm: deflated DICOM" in str(found.refused[0])
 
@@ -116,40 +116,43 @@ def test_a_table_finds_files_beside_it_by_their_place_and_by_their_name(tmp_path
     touch(images, "deep/f.png", "deep/l.png", "x/only.png", "x/twice.png", "y/twice.png")
     csv = table(
         home,
-        "subject,frontal,lateral,facing\nanna,here 1.png,here 2.png,\nbert,deep/f.png,deep/l.png,Right\n"
+        "subject,frontal,lateral,patient_facing\nanna,here 1.png,here 2.png,\nbert,deep/f.png,deep/l.png,Right\n"
         "carl,only.png,deep/l.png,auto\ndora,twice.png,deep/l.png,\nemil,gone.png,deep/l.png,\nfritz,only.png,,\n",
         "utf-8-sig",
     )
-    found = listed(csv, [images])
+    found = read_pairs(csv, [images])
     assert pairs(found, tmp_path) == {
         "anna": ("home/here 1.png", "home/here 2.png"),
         "bert": ("images/deep/f.png", "images/deep/l.png"),
         "carl": ("images/x/only.png", "images/deep/l.png"),
     }
-    assert [pair.facing for pair in found.sources] == ["auto", "right", "auto"]
+    assert [pair.patient_facing for pair in found.sources] == ["auto", "right", "auto"]
     # A name that two files have is as good as missing.
-    assert found.missing == ["twice.png", "gone.png"]
-    assert found.alone == 1
+    assert found.missing_files == ["twice.png", "gone.png"]
+    assert found.single_view == 1
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("frontal,lateral\na,b\n", r"columns \['frontal', 'lateral'\]; needed are subject, frontal and lateral, or"),
-        ("subject,frontal,lateral,facing\nanna,a,b,up\n", "subject 'anna', facing 'up': name a subject, and as facing"),
-        ("subject,frontal,lateral\n,a,b\n", "subject '', facing 'None': name a subject"),
+        (
+            "subject,frontal,lateral,patient_facing\nanna,a,b,up\n",
+            "subject 'anna', patient_facing 'up': name a subject, and as patient_facing",
+        ),
+        ("subject,frontal,lateral\n,a,b\n", "subject '', patient_facing 'None': name a subject"),
         ("uid,filename,projection\n1,1_IM-1-1.png,Oblique\n", "uid '1' has projection 'Oblique': Frontal or Lateral"),
         ("", r"columns \[\]; needed are"),
     ],
 )
 def test_a_table_that_means_nothing_is_refused_by_its_value(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        listed(table(tmp_path, text), [tmp_path])
+        read_pairs(table(tmp_path, text), [tmp_path])
 
 
 def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a CSV in UTF-8"):
-        listed(table(tmp_path, "subject,frontal,lateral\nJürgen,a,b\n", "latin-1"), [tmp_path])
+        read_pairs(table(tmp_path, "subject,frontal,lateral\nJürgen,a,b\n", "latin-1"), [tmp_path])
 
 
 # --- Indiana's table: a small one of the same make, with every odd case ---
@@ -202,21 +205,21 @@ def test_the_pairs_of_indianas_table_are_found_under_both_names(
     rows = [line.split(",") for line in INDIANA.splitlines()]
     text = "\n".join([",".join(rows[0]), *(f"{uid},{written(name)},{view}" for uid, name, view in rows[1:])])
     csv = table(tmp_path, text)
-    found = listed(csv, [tmp_path / "images"])
+    found = read_pairs(csv, [tmp_path / "images"])
     wanted = {uid: (f"{uid}_IM-{f}", f"{uid}_IM-{t}") for uid, f, t in EXACT + SEVERAL}
     assert pairs(found, images) == {
         f"indiana-{uid}": tuple(scheme(f"{name}.dcm.png") for name in names) for uid, names in wanted.items()
     }
-    assert (found.alone, found.inexact) == (2, 0)
-    assert found.missing == [written("372_IM-1855-2001.dcm.png")]
-    exact = listed(csv, [tmp_path / "images"], exact=True)
+    assert (found.single_view, found.ambiguous) == (2, 0)
+    assert found.missing_files == [written("372_IM-1855-2001.dcm.png")]
+    exact = read_pairs(csv, [tmp_path / "images"], exact=True)
     assert {pair.subject for pair in exact.sources} == {f"indiana-{uid}" for uid, *_ in EXACT}
-    assert (exact.alone, exact.inexact) == (2, 2)
+    assert (exact.single_view, exact.ambiguous) == (2, 2)
 
 
 def test_names_of_one_image_are_the_same_and_others_are_not() -> None:
-    one = same_image("1_IM-0001-4001.dcm.png")
-    assert one == same_image("CXR1_1_IM-0001-4001.png") == same_image("CXR1_IM-0001-4001.png")
-    assert one == same_image("1_IM-0001-4001.dcm")
+    one = image_key("1_IM-0001-4001.dcm.png")
+    assert one == image_key("CXR1_1_IM-0001-4001.png") == image_key("CXR1_IM-0001-4001.png")
+    assert one == image_key("1_IM-0001-4001.dcm")
     different = ["11_IM-0001-4001.dcm.png", "CXR1_IM-0001-4001-0001.png", "CXR1_2_IM-0001-4001.png", "1_IM-0001.png"]
-    assert len({one, *map(same_image, different)}) == 5
+    assert len({one, *map(image_key, different)}) == 5

@@ -17,7 +17,7 @@ from raylift.datasets import segmentation
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.geometry import Grid
 from raylift.datasets.scans import reader, volume_file
-from raylift.datasets.scans.reader import Limits, Source
+from raylift.datasets.scans.reader import ScanLimits, Source
 from raylift.datasets.scans.resample import check_whole_thorax, resample
 
 CUBE = Grid(64, 6.0)
@@ -27,7 +27,7 @@ SUFFIXES = sorted(volume_file.SUFFIXES)
 def only(path: Path) -> Source:
     """The one scan there."""
     found = reader.find([path])
-    assert (len(found.sources), found.refused, found.passed_over) == (1, [], 0)
+    assert (len(found.sources), found.refused, found.skipped) == (1, [], 0)
     return found.sources[0]
 
 
@@ -211,7 +211,7 @@ def test_a_folder_brings_up_every_series_and_counts_what_else_is_in_it(tmp_path:
 
     found = reader.find([tmp_path / "disc"])
     assert not found.refused
-    assert found.passed_over == 3  # notes.txt, empty and DICOMDIR; apart.raw belongs to apart.mhd
+    assert found.skipped == 3  # notes.txt, empty and DICOMDIR; apart.raw belongs to apart.mhd
     slices = {source.name: reader.read(source).image.GetSize()[2] for source in found.sources}
     assert sorted(slices.values()) == [10, 12, 14, 16, 18]
     assert len(slices) == 5, "no two have one name"
@@ -224,7 +224,7 @@ def test_what_lies_under_two_of_the_paths_given_is_found_once(tmp_path: Path) ->
     found = reader.find([tmp_path, tmp_path / "a" / "b", tmp_path / "a" / "b" / ".." / "person.nii"])
     assert sorted(source.name for source in found.sources) == ["b", "person.nii"]
     assert [len(source.files) for source in found.sources if source.is_dicom] == [9]
-    assert found.passed_over == 1
+    assert found.skipped == 1
 
 
 def test_one_patient_is_one_subject_in_every_series_and_is_not_named(tmp_path: Path) -> None:
@@ -502,15 +502,18 @@ def test_a_fourth_axis_of_one_is_a_volume(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        (Limits(max_voxels=80 * 60 * 80 - 1), r"80 x 60 x 80 voxels, over the limit of 383999 \(--limits.max-voxels\)"),
-        (Limits(max_side=79), r"80 x 60 x 80 voxels, over the limit of 79 a side \(--limits.max-side\)"),
-        (Limits(max_file_bytes=1000), r"\d+ bytes, over the limit of 1000 \(--limits.max-file-bytes\)"),
-        (Limits(min_slices=70), r"80 x 60 x 80 voxels is not a volume of 70 slices"),
+        (
+            ScanLimits(max_voxels=80 * 60 * 80 - 1),
+            r"80 x 60 x 80 voxels, over the limit of 383999 \(--limits.max-voxels\)",
+        ),
+        (ScanLimits(max_side=79), r"80 x 60 x 80 voxels, over the limit of 79 a side \(--limits.max-side\)"),
+        (ScanLimits(max_file_bytes=1000), r"\d+ bytes, over the limit of 1000 \(--limits.max-file-bytes\)"),
+        (ScanLimits(min_slices=70), r"80 x 60 x 80 voxels is not a volume of 70 slices"),
     ],
 )
 @pytest.mark.parametrize("kind", ["file", "series"])
 def test_limits_are_named_with_the_option_that_moves_them(
-    kind: str, limits: Limits, message: str, tmp_path: Path
+    kind: str, limits: ScanLimits, message: str, tmp_path: Path
 ) -> None:
     if kind == "series":
         write_series(tmp_path, thorax_image())
@@ -519,7 +522,7 @@ def test_limits_are_named_with_the_option_that_moves_them(
     source = only(tmp_path)
     with pytest.raises(RefusedFile, match=message):
         reader.read(source, limits)
-    just_enough = replace(Limits(), max_voxels=80 * 60 * 80, max_side=80, min_slices=60)
+    just_enough = replace(ScanLimits(), max_voxels=80 * 60 * 80, max_side=80, min_slices=60)
     assert reader.read(source, just_enough).image.GetSize() == (80, 60, 80)
 
 
@@ -527,7 +530,7 @@ def test_a_header_over_the_limits_is_refused_before_its_voxels_are_looked_for(tm
     path = write_image(thorax_image(), tmp_path / "person.mhd")
     (tmp_path / "person.raw").write_bytes(b"not voxels")
     with pytest.raises(RefusedFile, match="over the limit of 79 a side"):
-        reader.read(reader.find([path]).sources[0], Limits(max_side=79))
+        reader.read(reader.find([path]).sources[0], ScanLimits(max_side=79))
 
 
 def test_a_volume_without_a_body_in_its_middle_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.streaming.order import SampleOrder, Share
+from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 
 
 def test_the_order_is_kept_across_versions() -> None:
@@ -32,7 +32,7 @@ def test_the_order_of_a_million_samples_is_there_at_once() -> None:
 
 
 def test_a_worker_takes_whole_micro_batches_beside_those_of_the_others() -> None:
-    shares = [Share(rank, 2, global_batch=8, accumulation=2) for rank in range(2)]
+    shares = [BatchPartition(rank, 2, global_batch=8, accumulation=2) for rank in range(2)]
     assert [share.micro_batch for share in shares] == [2, 2]
     assert shares[0].positions(16) == [[16, 17], [20, 21]]
     assert shares[1].positions(16) == [[18, 19], [22, 23]]
@@ -43,12 +43,12 @@ def test_a_worker_takes_whole_micro_batches_beside_those_of_the_others() -> None
     [
         (lambda: SampleOrder(0, 0), "the split is empty"),
         (lambda: SampleOrder(5, -1), "seed -1 is negative"),
-        (lambda: Share(2, 2, 8), "rank 2 is outside 0 to 1"),
-        (lambda: Share(-1, 2, 8), "rank -1 is outside"),
-        (lambda: Share(0, 3, 8), "global batch of 8 cannot be shared by 3 workers.*choose a multiple of 3"),
-        (lambda: Share(0, 2, 8, 3), "in 3 micro-batches each: choose a multiple of 6"),
-        (lambda: Share(0, 1, 0), "a global batch of 0"),
-        (lambda: Share(0, 1, 4, 0), "in 0 micro-batches"),
+        (lambda: BatchPartition(2, 2, 8), "rank 2 is outside 0 to 1"),
+        (lambda: BatchPartition(-1, 2, 8), "rank -1 is outside"),
+        (lambda: BatchPartition(0, 3, 8), "global batch of 8 cannot be shared by 3 workers.*choose a multiple of 3"),
+        (lambda: BatchPartition(0, 2, 8, 3), "in 3 micro-batches each: choose a multiple of 6"),
+        (lambda: BatchPartition(0, 1, 0), "a global batch of 0"),
+        (lambda: BatchPartition(0, 1, 4, 0), "in 0 micro-batches"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(make, message: str) -> None:

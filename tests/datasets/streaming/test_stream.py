@@ -20,8 +20,8 @@ from raylift.datasets.archive.archive import Archive, ArchiveWriter, Entry
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError, CorruptSample
 from raylift.datasets.intensity import Window, standardize
-from raylift.datasets.streaming.order import SampleOrder, Share
-from raylift.datasets.streaming.stream import Cache, Reader, Stream, Unpaired, load
+from raylift.datasets.streaming.order import BatchPartition, SampleOrder
+from raylift.datasets.streaming.stream import BatchStream, CachedReader, SampleReader, UnpairedVolumes, load_batch
 
 COUNT = 11
 WINDOW = Window()
@@ -37,7 +37,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
 class Counting:
     """A reader that counts the samples read through it, by their radiographs."""
 
-    def __init__(self, inner: Reader) -> None:
+    def __init__(self, inner: SampleReader) -> None:
         self.inner = inner
         self.reads: Counter[str] = Counter()
         self.changed = threading.Condition()
@@ -60,7 +60,7 @@ class Counting:
 class Gated:
     """A reader that fails, or waits, at entries of one's choice."""
 
-    def __init__(self, inner: Reader, at: Callable[[Entry], None]) -> None:
+    def __init__(self, inner: SampleReader, at: Callable[[Entry], None]) -> None:
         self.inner, self.at = inner, at
 
     def read_array(self, entry: Entry, name: str) -> np.ndarray:
@@ -68,9 +68,13 @@ class Gated:
         return self.inner.read_array(entry, name)
 
 
-def stream(reader: Reader, archive: Archive, share: Share, taken: int = 0, **options: Any) -> Stream:
-    result = Stream(reader, archive.entries(), SampleOrder(len(archive.entries()), seed=1), share, WINDOW, **options)
-    result.samples_taken = taken
+def stream(
+    reader: SampleReader, archive: Archive, share: BatchPartition, taken: int = 0, **options: Any
+) -> BatchStream:
+    result = BatchStream(
+        reader, archive.entries(), SampleOrder(len(archive.entries()), seed=1), share, WINDOW, **options
+    )
+    result.samples_consumed = taken
     return result
 
 
@@ -80,14 +84,14 @@ def ids(batches: list[Batch]) -> list[str]:
 
 def global_batches(archive: Archive, batch: int, world: int, steps: int, taken: int = 0) -> list[list[str]]:
     """The samples of each global batch, in the order of their positions, over all workers."""
-    workers = [iter(stream(archive, archive, Share(rank, world, batch), taken)) for rank in range(world)]
+    workers = [iter(stream(archive, archive, BatchPartition(rank, world, batch), taken)) for rank in range(world)]
     return [[name for worker in workers for name in ids(next(worker))] for _ in range(steps)]
 
 
 def test_a_batch_holds_its_samples_as_a_network_sees_them(archive: Archive) -> None:
     entries = archive.entries()
     order = SampleOrder(COUNT, seed=1)
-    [first, second] = next(iter(stream(archive, archive, Share(1, 2, 12, accumulation=2))))
+    [first, second] = next(iter(stream(archive, archive, BatchPartition(1, 2, 12, accumulation=2))))
     assert first.volume.shape == (3, 1, *GRID.shape)
     assert first.views.shape == (3, 2, 8, 8)
     assert first.volume.dtype == first.views.dtype == torch.float32
@@ -102,15 +106,15 @@ def test_a_batch_holds_its_samples_as_a_network_sees_them(archive: Archive) -> N
 
 
 def test_views_can_be_chosen_and_put_in_another_order(archive: Archive) -> None:
-    [both] = next(iter(stream(archive, archive, Share(0, 1, 4))))
-    other = Stream(archive, archive.entries(), SampleOrder(COUNT, 1), Share(0, 1, 4), WINDOW, views=(1,))
+    [both] = next(iter(stream(archive, archive, BatchPartition(0, 1, 4))))
+    other = BatchStream(archive, archive.entries(), SampleOrder(COUNT, 1), BatchPartition(0, 1, 4), WINDOW, views=(1,))
     [lateral] = next(iter(other))
     assert torch.equal(lateral.views, both.views[:, 1:])
 
 
 def test_labels_come_with_the_batches_that_ask_for_them(archive: Archive) -> None:
-    share = Share(0, 1, 4, accumulation=2)
-    asked = Stream(archive, archive.entries(), SampleOrder(COUNT, 1), share, WINDOW, labels=True)
+    share = BatchPartition(0, 1, 4, accumulation=2)
+    asked = BatchStream(archive, archive.entries(), SampleOrder(COUNT, 1), share, WINDOW, labels=True)
     plain = next(iter(stream(archive, archive, share)))
     by_id = {entry.id: entry for entry in archive.entries()}
     for batch, other in zip(next(iter(asked)), plain, strict=True):
@@ -136,7 +140,7 @@ def test_labels_that_nobody_asks_for_are_not_read(archive: Archive) -> None:
 
     counted = Counted(archive.url)
     for labels in (False, True):
-        load(counted, counted.entries()[:3], WINDOW, (0, 1), labels=labels)
+        load_batch(counted, counted.entries()[:3], WINDOW, (0, 1), labels=labels)
         assert read == {"volumes": 3, "radiographs": 3, **({"labels": 3} if labels else {})}
         read.clear()
 
@@ -148,9 +152,9 @@ def test_any_number_of_workers_sees_the_same_global_batches(archive: Archive, wo
 
 def test_a_worker_reads_its_own_samples_and_no_others(archive: Archive) -> None:
     reader = Counting(archive)
-    share = Share(1, 2, 4)
+    share = BatchPartition(1, 2, 4)
     own = {archive.entries()[SampleOrder(COUNT, 1).at(p)].id for step in range(3) for p in share.positions(4 * step)[0]}
-    batches = iter(stream(reader, archive, share, batches_ahead=2))
+    batches = iter(stream(reader, archive, share, prefetch_batches=2))
     next(batches)
     assert reader.wait_for(6)
     assert set(reader.reads) == own
@@ -159,7 +163,7 @@ def test_a_worker_reads_its_own_samples_and_no_others(archive: Archive) -> None:
 
 def test_batches_are_read_ahead_but_no_more_than_asked_for(archive: Archive) -> None:
     reader = Counting(archive)
-    batches = iter(stream(reader, archive, Share(0, 1, 2), batches_ahead=3, threads=2))
+    batches = iter(stream(reader, archive, BatchPartition(0, 1, 2), prefetch_batches=3, threads=2))
     next(batches)
     assert reader.wait_for(8), "the batch handed out and three ahead, of two samples each"
     time.sleep(0.1)
@@ -176,7 +180,7 @@ def test_reading_goes_on_while_the_consumer_is_busy(archive: Archive) -> None:
             pytest.fail("a sample was read in the consumer's own thread")
         began.set()
 
-    batches = iter(stream(Gated(archive, at), archive, Share(0, 1, 1)))
+    batches = iter(stream(Gated(archive, at), archive, BatchPartition(0, 1, 1)))
     next(batches)
     began.clear()
     next(batches)
@@ -188,10 +192,10 @@ def test_reading_goes_on_while_the_consumer_is_busy(archive: Archive) -> None:
 def test_going_on_inside_an_epoch_on_another_number_of_workers_loses_and_repeats_nothing(
     archive: Archive, stop: int, before: int, after: int
 ) -> None:
-    workers = [stream(archive, archive, Share(rank, before, 6)) for rank in range(before)]
+    workers = [stream(archive, archive, BatchPartition(rank, before, 6)) for rank in range(before)]
     running = [iter(worker) for worker in workers]
     seen = [[name for worker in running for name in ids(next(worker))] for _ in range(stop)]
-    [state] = {worker.samples_taken for worker in workers}
+    [state] = {worker.samples_consumed for worker in workers}
     assert state == 6 * stop
     seen += global_batches(archive, 6, after, steps=8 - stop, taken=state)
     assert seen == global_batches(archive, 6, 1, steps=8)
@@ -199,14 +203,14 @@ def test_going_on_inside_an_epoch_on_another_number_of_workers_loses_and_repeats
 
 def test_the_state_counts_what_was_handed_out_and_not_what_was_read_ahead(archive: Archive) -> None:
     reader = Counting(archive)
-    source = stream(reader, archive, Share(0, 1, 2), batches_ahead=4)
+    source = stream(reader, archive, BatchPartition(0, 1, 2), prefetch_batches=4)
     batches = iter(source)
-    assert source.samples_taken == 0
+    assert source.samples_consumed == 0
     for step in range(1, 5):
         next(batches)
-        assert source.samples_taken == 2 * step
+        assert source.samples_consumed == 2 * step
     assert reader.wait_for(16)
-    assert source.samples_taken == 8
+    assert source.samples_consumed == 8
 
 
 def test_an_error_of_the_reader_reaches_the_consumer_and_the_state_stays_before_it(archive: Archive) -> None:
@@ -219,14 +223,14 @@ def test_an_error_of_the_reader_reaches_the_consumer_and_the_state_stays_before_
             fired.append(entry.id)
             raise CorruptSample(f"sample {entry.id} is corrupt")
 
-    source = stream(Gated(archive, fail), archive, Share(0, 1, 2), batches_ahead=2)
+    source = stream(Gated(archive, fail), archive, BatchPartition(0, 1, 2), prefetch_batches=2)
     batches = iter(source)
     next(batches)
     next(batches)
     with pytest.raises(CorruptSample, match=bad):
         next(batches)
     assert fired == [bad]
-    assert source.samples_taken == 4
+    assert source.samples_consumed == 4
     # Once the sample is back, the stream goes on with the batch that failed.
     assert ids(next(iter(source))) == [entries[SampleOrder(COUNT, 1).at(p)].id for p in (4, 5)]
 
@@ -266,7 +270,7 @@ def test_leaving_the_iterator_ends_its_threads(
     archive: Archive, leave: Callable[[Iterator[list[Batch]]], None]
 ) -> None:
     assert ended()
-    leave(iter(stream(Gated(archive, lambda _: time.sleep(0.01)), archive, Share(0, 1, 4), threads=3)))
+    leave(iter(stream(Gated(archive, lambda _: time.sleep(0.01)), archive, BatchPartition(0, 1, 4), threads=3)))
     gc.collect()
     assert ended()
 
@@ -275,7 +279,7 @@ def test_leaving_drops_what_was_not_begun(archive: Archive) -> None:
     assert ended()
     gate = threading.Event()
     reader = Counting(Gated(archive, lambda _: gate.wait(20) and None))
-    batches = iter(stream(reader, archive, Share(0, 1, 2), threads=1, batches_ahead=4))
+    batches = iter(stream(reader, archive, BatchPartition(0, 1, 2), threads=1, prefetch_batches=4))
     gate.set()
     next(batches)
     gate.clear()
@@ -288,7 +292,7 @@ def test_leaving_drops_what_was_not_begun(archive: Archive) -> None:
 
 def test_exactly_the_samples_asked_for_are_loaded(archive: Archive) -> None:
     chosen = [archive.entries()[k] for k in (4, 0, 4)]
-    batch = load(archive, chosen, WINDOW, (0, 1))
+    batch = load_batch(archive, chosen, WINDOW, (0, 1))
     assert batch.ids == tuple(entry.id for entry in chosen)
     assert torch.equal(batch.volume[0], batch.volume[2])
     moved = batch.to(torch.device("cpu"))
@@ -301,7 +305,7 @@ def test_exactly_the_samples_asked_for_are_loaded(archive: Archive) -> None:
 PAIR_BYTES = 16**3 * 2 + 2 * 8 * 8 * 4
 
 
-def read_pair(reader: Reader, entry: Entry) -> np.ndarray:
+def read_pair(reader: SampleReader, entry: Entry) -> np.ndarray:
     """The volume, after both arrays of the pair were read."""
     volume = reader.read_array(entry, "volumes")
     reader.read_array(entry, "radiographs")
@@ -310,7 +314,7 @@ def read_pair(reader: Reader, entry: Entry) -> np.ndarray:
 
 def test_a_cache_reads_each_sample_once(archive: Archive) -> None:
     reader = Counting(archive)
-    cache = Cache(reader, max_bytes=COUNT * PAIR_BYTES)
+    cache = CachedReader(reader, max_bytes=COUNT * PAIR_BYTES)
     for _ in range(3):
         for entry in archive.entries():
             np.testing.assert_array_equal(read_pair(cache, entry), sample(seed_of(entry)).volume)
@@ -319,7 +323,7 @@ def test_a_cache_reads_each_sample_once(archive: Archive) -> None:
 
 def test_a_full_cache_drops_what_was_used_longest_ago(archive: Archive) -> None:
     reader = Counting(archive)
-    cache = Cache(reader, max_bytes=3 * PAIR_BYTES)
+    cache = CachedReader(reader, max_bytes=3 * PAIR_BYTES)
     a, b, c, d, *_ = archive.entries()
     for entry in (a, b, c, a, d):  # d drops b
         read_pair(cache, entry)
@@ -332,7 +336,7 @@ def test_a_full_cache_drops_what_was_used_longest_ago(archive: Archive) -> None:
 
 
 def test_a_cache_keeps_the_arrays_that_are_asked_for_and_no_others(archive: Archive) -> None:
-    cache = Cache(archive, max_bytes=COUNT * 2 * PAIR_BYTES)
+    cache = CachedReader(archive, max_bytes=COUNT * 2 * PAIR_BYTES)
     entry = archive.entries()[0]
     whole = sample(seed_of(entry)).arrays()
     held = 0
@@ -341,13 +345,13 @@ def test_a_cache_keeps_the_arrays_that_are_asked_for_and_no_others(archive: Arch
             np.testing.assert_array_equal(cache.read_array(entry, name), array)
             assert cache.bytes_held == held + array.nbytes
         held += array.nbytes
-    assert load(cache, [entry], WINDOW, (0, 1)).labels is None
+    assert load_batch(cache, [entry], WINDOW, (0, 1)).labels is None
 
 
 @pytest.mark.parametrize("max_bytes", [0, 2 * 8 * 8 * 4 - 1])
 def test_an_array_that_does_not_fit_is_read_and_not_kept(archive: Archive, max_bytes: int) -> None:
     reader = Counting(archive)
-    cache = Cache(reader, max_bytes)
+    cache = CachedReader(reader, max_bytes)
     entry = archive.entries()[0]
     for _ in range(2):
         read_pair(cache, entry)
@@ -357,7 +361,7 @@ def test_an_array_that_does_not_fit_is_read_and_not_kept(archive: Archive, max_b
 
 def test_a_cache_keeps_to_its_bytes_and_to_the_truth_under_threads(archive: Archive) -> None:
     limit = 4 * PAIR_BYTES + 100
-    cache = Cache(archive, limit)
+    cache = CachedReader(archive, limit)
     entries = archive.entries()
     most = 0
 
@@ -377,8 +381,8 @@ def test_a_cache_keeps_to_its_bytes_and_to_the_truth_under_threads(archive: Arch
 
 def test_the_first_epoch_of_a_cached_stream_reads_and_the_second_does_not(archive: Archive, tmp_path: Path) -> None:
     reader = Counting(archive)
-    cached = Cache(reader, 2**30)
-    batches = iter(stream(cached, archive, Share(0, 1, COUNT), batches_ahead=0))
+    cached = CachedReader(reader, 2**30)
+    batches = iter(stream(cached, archive, BatchPartition(0, 1, COUNT), prefetch_batches=0))
     for _ in islice(batches, 3):
         pass
     assert set(reader.reads.values()) == {1}
@@ -389,7 +393,7 @@ def test_the_first_epoch_of_a_cached_stream_reads_and_the_second_does_not(archiv
 
 
 def write_radiographs(url: str, count: int) -> Archive:
-    with ArchiveWriter(url, GRID, GEOMETRY, holds="radiographs") as writer:
+    with ArchiveWriter(url, GRID, GEOMETRY, contents="radiographs") as writer:
         for seed in range(count):
             writer.add(samples.entry(seed), radiographs(seed))
     return Archive(url)
@@ -397,7 +401,7 @@ def write_radiographs(url: str, count: int) -> Archive:
 
 def test_radiographs_without_ct_make_batches_without_a_volume(tmp_path: Path) -> None:
     archive = write_radiographs(str(tmp_path), COUNT)
-    [batch] = next(iter(stream(archive, archive, Share(0, 1, 4), volumes=False)))
+    [batch] = next(iter(stream(archive, archive, BatchPartition(0, 1, 4), volumes=False)))
     assert batch.ground_truth is None
     for name, views in zip(batch.ids, batch.views, strict=True):
         np.testing.assert_array_equal(views, radiographs(int(name.partition("-")[2])).radiographs)
@@ -405,7 +409,7 @@ def test_radiographs_without_ct_make_batches_without_a_volume(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="a batch of radiographs without CT"):
         _ = batch.volume
     with pytest.raises(ConfigError, match="holds radiographs without CT, and whoever reads volumes needs CT"):
-        load(archive, archive.entries()[:1], WINDOW, (0, 1))
+        load_batch(archive, archive.entries()[:1], WINDOW, (0, 1))
 
 
 def test_a_stream_without_volumes_reads_none_from_an_archive_that_has_them(archive: Archive) -> None:
@@ -416,9 +420,9 @@ def test_a_stream_without_volumes_reads_none_from_an_archive_that_has_them(archi
             read[name] += 1
             return super().read_array(entry, name)
 
-    batch = load(Counted(archive.url), archive.entries()[:3], WINDOW, (0, 1), volumes=False)
+    batch = load_batch(Counted(archive.url), archive.entries()[:3], WINDOW, (0, 1), volumes=False)
     assert batch.ground_truth is None
-    assert torch.equal(batch.views, load(archive, archive.entries()[:3], WINDOW, (0, 1)).views)
+    assert torch.equal(batch.views, load_batch(archive, archive.entries()[:3], WINDOW, (0, 1)).views)
     assert read == {"radiographs": 3}
 
 
@@ -426,9 +430,9 @@ def unpaired_batches(
     pairs: Archive, archive: Archive, world: int, steps: int, taken: int = 0
 ) -> list[list[tuple[str, bytes]]]:
     """Names and unpaired volumes of each global batch of 6, over all workers in the order of their positions."""
-    others = Unpaired(archive, archive.entries(), SampleOrder(COUNT, seed=2))
+    others = UnpairedVolumes(archive, archive.entries(), SampleOrder(COUNT, seed=2))
     workers = [
-        iter(stream(pairs, pairs, Share(rank, world, 6), taken, volumes=False, unpaired=others))
+        iter(stream(pairs, pairs, BatchPartition(rank, world, 6), taken, volumes=False, unpaired=others))
         for rank in range(world)
     ]
     found = []
@@ -461,7 +465,7 @@ def test_unpaired_volumes_follow_the_position_whatever_the_workers_and_after_a_r
 
 
 def test_an_unpaired_volume_is_never_of_the_person_in_the_radiographs(archive: Archive) -> None:
-    others = Unpaired(archive, archive.entries(), SampleOrder(COUNT, seed=2))
+    others = UnpairedVolumes(archive, archive.entries(), SampleOrder(COUNT, seed=2))
     own = {bytes(WINDOW.to_unit(sample(k).volume.astype(np.float32))): f"subject-{k}" for k in range(COUNT)}
     skipped = 0
     for position in range(COUNT):
@@ -475,6 +479,6 @@ def test_an_unpaired_volume_is_never_of_the_person_in_the_radiographs(archive: A
 
 def test_volumes_of_one_person_cannot_be_unpaired_for_that_person(archive: Archive) -> None:
     [first, *_] = archive.entries()
-    alone = Unpaired(archive, [first], SampleOrder(1, seed=0))
+    alone = UnpairedVolumes(archive, [first], SampleOrder(1, seed=0))
     with pytest.raises(ConfigError, match=f"all unpaired volumes are of {first.subject}"):
         alone.read(0, first.subject, WINDOW)

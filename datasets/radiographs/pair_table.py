@@ -1,6 +1,6 @@
 """Pairs of radiographs that a CSV lists: of one's own, or Indiana University's collection by the CSV it comes with.
 
-One's own has the columns subject, frontal and lateral and may have facing (left, right or auto). Indiana's
+One's own has the columns subject, frontal and lateral and may have patient_facing (left, right or auto). Indiana's
 `indiana_projections.csv` has the columns uid, filename and projection, a row an image: of its 3,851 people 3,388 have
 a frontal and a lateral image or more, and 3,194 exactly one of each.
 """
@@ -15,9 +15,9 @@ from typing import get_args
 
 from raylift.datasets.csv_file import read_rows
 from raylift.datasets.errors import ConfigError, RefusedFile
-from raylift.datasets.files import walk
-from raylift.datasets.radiographs.orientation import AskedFacing
-from raylift.datasets.radiographs.pairing import FoundPairs, Group, ViewName, paired
+from raylift.datasets.radiographs.orientation import PatientFacingOption
+from raylift.datasets.radiographs.pairing import FoundPairs, PairCandidates, ViewName, select_pairs
+from raylift.datasets.sources import walk
 
 INDIANA = re.compile(
     r"(?:CXR)?(?P<uid>\d+)(?:_(?P=uid))?_IM-(?P<image>\d+(?:-\d+)+)(?:\.dcm)?(?:\.(?:png|jpe?g|dcm))?", re.IGNORECASE
@@ -26,7 +26,7 @@ INDIANA = re.compile(
 alone is said twice. Some have a third group of numbers."""
 
 
-def listed(table: Path, paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
+def read_pairs(table: Path, paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
     """The pairs of a table. Files are looked for beside it, under `paths` by their place, and there by their name.
 
     Raises:
@@ -36,31 +36,31 @@ def listed(table: Path, paths: Sequence[Path], *, exact: bool = False) -> FoundP
     refused: list[RefusedFile] = []
     files = [path for path, _ in walk(paths, refused)]
     if {"uid", "filename", "projection"} <= set(columns):
-        return paired(_by_projection(table, rows, files), exact, refused)
+        return select_pairs(_by_projection(table, rows, files), exact, refused)
     if {"subject", "frontal", "lateral"} <= set(columns):
-        return paired(_by_row(table, rows, [table.parent, *paths], files), exact, refused)
+        return select_pairs(_by_row(table, rows, [table.parent, *paths], files), exact, refused)
     raise ConfigError(
         f"{table}: columns {columns}; needed are subject, frontal and lateral, or Indiana's uid, filename, projection"
     )
 
 
-def same_image(name: str) -> tuple[str, ...]:
+def image_key(name: str) -> tuple[str, ...]:
     """What both names of an image of Indiana's have in common; another name stands for itself."""
     match = INDIANA.fullmatch(name)
     return (match["uid"], match["image"]) if match else (name,)
 
 
-def _by_projection(table: Path, rows: Iterable[Mapping[str, str]], files: Iterable[Path]) -> list[Group]:
+def _by_projection(table: Path, rows: Iterable[Mapping[str, str]], files: Iterable[Path]) -> list[PairCandidates]:
     there: dict[tuple[str, ...], Path] = {}
     for path in files:
-        there.setdefault(same_image(path.name), path)
-    groups: dict[str, Group] = {}
+        there.setdefault(image_key(path.name), path)
+    groups: dict[str, PairCandidates] = {}
     for row in rows:
         view = row["projection"].lower()
         if view not in get_args(ViewName) or not row["uid"]:
             raise ConfigError(f"{table}: uid '{row['uid']}' has projection '{row['projection']}': Frontal or Lateral?")
-        group = groups.setdefault(row["uid"], Group(f"indiana-{row['uid']}"))
-        image = there.get(same_image(row["filename"]))
+        group = groups.setdefault(row["uid"], PairCandidates(f"indiana-{row['uid']}"))
+        image = there.get(image_key(row["filename"]))
         if image is None:
             group.missing.append(row["filename"])
         else:
@@ -70,21 +70,21 @@ def _by_projection(table: Path, rows: Iterable[Mapping[str, str]], files: Iterab
 
 def _by_row(
     table: Path, rows: Iterable[Mapping[str, str]], roots: Sequence[Path], files: Iterable[Path]
-) -> list[Group]:
+) -> list[PairCandidates]:
     by_name: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         by_name[path.name].append(path)
     groups = []
     for row in rows:
-        facing: AskedFacing | None = next(
-            (one for one in get_args(AskedFacing) if one == (row.get("facing") or "auto").lower()), None
+        patient_facing: PatientFacingOption | None = next(
+            (one for one in get_args(PatientFacingOption) if one == (row.get("patient_facing") or "auto").lower()), None
         )
-        if facing is None or not row["subject"]:
+        if patient_facing is None or not row["subject"]:
             raise ConfigError(
-                f"{table}: subject '{row['subject']}', facing '{row.get('facing')}': "
-                f"name a subject, and as facing one of {', '.join(get_args(AskedFacing))} or nothing"
+                f"{table}: subject '{row['subject']}', patient_facing '{row.get('patient_facing')}': "
+                f"name a subject, and as patient_facing one of {', '.join(get_args(PatientFacingOption))} or nothing"
             )
-        group = Group(row["subject"], facing=facing)
+        group = PairCandidates(row["subject"], patient_facing=patient_facing)
         for view in get_args(ViewName):
             image = _file(row[view], roots, by_name)
             if image is not None:

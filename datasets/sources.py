@@ -23,7 +23,7 @@ BYTES = {
 
 
 @dataclass(frozen=True)
-class Limits:
+class ScanLimits:
     """The largest scan that is read. A 512 x 512 x 2000 CT passes the defaults."""
 
     max_voxels: int = 2**30
@@ -32,7 +32,7 @@ class Limits:
     min_slices: int = 8
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = ScanLimits()
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def walk(roots: Iterable[Path], refused: list[RefusedFile]) -> Iterator[tuple[Pa
                 yield path, root.is_dir()
 
 
-def check_size(name: str, size: Sequence[int], limits: Limits) -> None:
+def check_size(name: str, size: Sequence[int], limits: ScanLimits) -> None:
     """Refuse what is not one volume of some slices, or is over the limits."""
     shown = " x ".join(str(n) for n in size)
     if len(size) < 3 or min(size[:3]) < limits.min_slices:
