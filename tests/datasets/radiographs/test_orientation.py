@@ -103,7 +103,7 @@ def test_where_the_image_does_not_say_it_nothing_is_told(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("view", "patient_facing"), [(LATERAL, "left"), (RIGHT, "right"), (FRONTAL, None), (View("oblique", 60.0), "left")]
+    ("view", "facing"), [(LATERAL, "left"), (RIGHT, "right"), (FRONTAL, None), (View("oblique", 60.0), "left")]
 )
 def test_a_view_projects_the_patient_facing_one_way(view: View, facing: str | None) -> None:
     assert expected_patient_facing(view) == facing
