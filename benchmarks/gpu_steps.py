@@ -101,7 +101,7 @@ def system_of(name: str, small: bool) -> SystemConfig:
         return tiny(system)
     if isinstance(system, Reprojected | CycleGan):
         return tiny_from_radiographs(system)
-    denoiser = DenoiserConfig(channels=(8, 16), blocks=1, plain_sizes=1, patch=2)
+    denoiser = DenoiserConfig(channels=(8, 16), blocks=1, levels_without_attention=1, patch=2)
     if isinstance(system, Refiner):
         return replace(system, base=tiny(x2ct_gan()), denoiser=denoiser)
     encoder = EncoderConfig(stem=8, growth=4, bottleneck=8, layers=(1, 1, 1))

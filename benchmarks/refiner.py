@@ -22,10 +22,11 @@ import torch
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.streaming.stream import load_batch
-from raylift.models import generative, weights
+from raylift.models import generative
 from raylift.models.generative import RunningStatistics, SamplingConfig
 from raylift.models.metrics import PROTOCOLS
 from raylift.models.weights import Model
+from raylift.platform import model_store
 from raylift.platform.evaluation.evaluate import matching_views
 from raylift.platform.training.checkpoint import checkpoint_of
 
@@ -44,7 +45,7 @@ def main() -> int:
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 4, 16])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model, archive = weights.load(checkpoint_of(options.model)), Archive(options.archive)
+    model, archive = model_store.load(checkpoint_of(options.model)), Archive(options.archive)
     base = Model(model.network.base, model.description, "")
     rows = [measured("base", base, archive, options.split, None, (1,))[0]]
     for steps in options.steps:

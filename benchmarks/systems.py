@@ -19,10 +19,9 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from raylift.models import weights
 from raylift.models.parts.cyclegan_networks import CycleGan
 from raylift.models.zoo import parameters
-from raylift.platform import cli
+from raylift.platform import cli, model_store
 from raylift.platform.presets.catalog import PRESETS
 from raylift.platform.training.checkpoint import RUN_FILE, checkpoint_of
 
@@ -58,7 +57,7 @@ def main() -> int:
                 if status := cli.main(words):
                     return status
         reports[name] = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
-        count = parameters(weights.load(checkpoint_of(str(run))).network.requires_grad_())
+        count = parameters(model_store.load(checkpoint_of(str(run))).network.requires_grad_())
         rows.append([name, f"{count:,}", *figures(reports[name], "model")])
     rows += trivial(options.presets, reports)
     first = reports[options.presets[0]]

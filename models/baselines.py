@@ -1,8 +1,7 @@
-"""Predictors that know nothing of networks. A model that does not beat them has learned nothing worth serving.
+"""Trivial baselines: predictors without a network, which a useful model must beat.
 
-`MeanVolume` answers every radiograph with the mean of the training volumes. `BackProjection` spreads each radiograph
-back along its rays, averages the views, and maps the result to intensities by the straight line that fits the training
-volumes best.
+`MeanVolume` predicts the mean of the training volumes. `BackProjection` back-projects each radiograph along its rays,
+averages the views, and maps the result to intensities by a linear fit to the training volumes.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from raylift.datasets.projector import backproject
 
 
 class MeanVolume(nn.Module):
-    """The mean training volume, whatever the radiographs show."""
+    """The mean training volume, whatever the radiographs."""
 
     def __init__(self, mean: Float[Tensor, "1 1 d h w"]) -> None:
         super().__init__()
@@ -31,7 +30,7 @@ class MeanVolume(nn.Module):
 
 
 class BackProjection(nn.Module):
-    """The views spread back along their rays and averaged, on a straight line fitted to training volumes."""
+    """The mean back-projection of the views, mapped to intensities by a scale and an offset."""
 
     def __init__(self, grid: Grid, geometry: Geometry, scale: float = 1.0, offset: float = 0.0) -> None:
         super().__init__()
@@ -40,44 +39,36 @@ class BackProjection(nn.Module):
 
     def forward(self, radiographs: Float[Tensor, "n views rows columns"]) -> Float[Tensor, "n 1 d h w"]:
         """Volumes in the window's [0, 1]."""
-        return (self.spread(radiographs) * self.scale + self.offset).clip(0.0, 1.0)
+        return (self.backproject(radiographs) * self.scale + self.offset).clip(0.0, 1.0)
 
-    def spread(self, radiographs: Float[Tensor, "n views rows columns"]) -> Float[Tensor, "n 1 d h w"]:
-        """The mean over views of the radiographs spread along their rays."""
-        spread = [
+    def backproject(self, radiographs: Float[Tensor, "n views rows columns"]) -> Float[Tensor, "n 1 d h w"]:
+        """The mean over views of the back-projected radiographs."""
+        volumes = [
             backproject(radiographs[:, k : k + 1], self.grid.shape, self.grid.spacing_mm, self.geometry, view)
             for k, view in enumerate(self.geometry.views)
         ]
-        return torch.stack(spread).mean(dim=0)
+        return torch.stack(volumes).mean(dim=0)
 
 
 def fit(batches: Iterable[Batch], grid: Grid, geometry: Geometry) -> dict[str, nn.Module]:
-    """Both predictors, fitted in one pass over training batches whose views are those of `geometry`, in its order."""
-    back = BackProjection(grid, geometry)
+    """Both baselines, fitted in one pass over training batches whose views are those of `geometry`, in its order."""
+    unscaled = BackProjection(grid, geometry)
     total, count = torch.zeros(1, 1, *grid.shape, dtype=torch.float64), 0
-    # Least squares of volume = scale * spread + offset needs these five sums only.
+    # The five sums of the normal equations of volume = scale * back-projection + offset.
     sums = torch.zeros(5, dtype=torch.float64)
     for batch in batches:
-        volume, spread = batch.volume.double(), back.spread(batch.views).double()
-        total += volume.sum(dim=0, keepdim=True)
-        count += len(volume)
-        sums += torch.stack(
-            [
-                spread.sum(),
-                volume.sum(),
-                (spread * spread).sum(),
-                (spread * volume).sum(),
-                spread.new_tensor(spread.numel()),
-            ]
-        )
-    x, y, xx, xy, n = sums.tolist()
-    scale = (n * xy - x * y) / max(n * xx - x * x, 1e-12)
-    fitted = BackProjection(grid, geometry, scale, (y - scale * x) / n)
+        y, x = batch.volume.double(), unscaled.backproject(batch.views).double()
+        total += y.sum(dim=0, keepdim=True)
+        count += len(y)
+        sums += torch.stack([x.sum(), y.sum(), (x * x).sum(), (x * y).sum(), x.new_tensor(x.numel())])
+    x_sum, y_sum, xx, xy, n = sums.tolist()
+    scale = (n * xy - x_sum * y_sum) / max(n * xx - x_sum * x_sum, 1e-12)
+    fitted = BackProjection(grid, geometry, scale, (y_sum - scale * x_sum) / n)
     return {"mean volume": MeanVolume((total / count).float()), "back-projection": fitted}
 
 
 def unfitted(grid: Grid, geometry: Geometry) -> dict[str, nn.Module]:
-    """Predictors for want of training volumes: the same gray everywhere, and plain back-projection."""
+    """Baselines without training volumes: a uniform volume of 0.5, and back-projection without a fit."""
     return {
         "uniform volume": MeanVolume(torch.full((1, 1, *grid.shape), 0.5)),
         "back-projection": BackProjection(grid, geometry),

@@ -23,7 +23,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
-from raylift.models.objectives.objective import Objective, VolumeNetwork
+from raylift.models.objectives.objective import Objective
 from raylift.models.parts.blocks import Checkpointing, initialize
 from raylift.models.parts.decoders import DecoderConfig, DecoderContext, DecoderName, UpsamplingDecoder, ViewDecoder
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -33,6 +33,7 @@ from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.parts.rays import Rays
 from raylift.models.parts.unet_3d import NoDecoder, UNet, UNetPlusPlus
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
+from raylift.models.volume_network import VolumeNetwork
 
 CompositionName = Literal[
     "psr", "3dcnn", "x2ct-gan", "x2ct-cnn", "cvaa-gan", "duolift-gan", "duolift-cnn", "x-recon", "trct-gan"

@@ -1,16 +1,16 @@
-"""Data consistency: a few steps after the network, so that a volume's projections agree with the radiographs given.
+"""Data consistency: optimization steps after the network that make a volume's projections agree with the radiographs.
 
-The scale of a radiograph is unknown, so each projection is compared after the gain and offset that bring it closest.
-With m the attenuation, P_v the projector of view v, r_v the radiograph, and m_0 the network's answer, the fit lowers
+The scale of a radiograph is unknown, so each projection is compared after the gain and offset of the best fit. With m
+the attenuation, P_v the projector of view v, r_v the radiograph and m_0 the network's prediction, the fit minimizes
 
     sum over v of |g_v P_v m + o_v - r_v|^2 / |r_v|^2  +  strength * mean(((m - m_0) / window)^2),
 
-in which g_v and o_v are the best for the m of that step. By the envelope theorem the gradient through them is zero at
-the best, so they are held while m moves, and this is the gradient of the whole. In m the problem is linear: conjugate
-gradients with an exact line search need no step size, and because they start from the network's volume, what the
-radiographs do not see stays as the network made it. Where the network saw no attenuation none is put: otherwise the
-correction is smeared along the rays into the air round the patient. Agreement with the radiographs is no proof of a
-better volume: `docs/explanation/data-consistency.md` has figures.
+where g_v and o_v are the optimum for the m of each step. By the envelope theorem the gradient through them is zero at
+the optimum, so they are constant in a step, and this is the gradient of the whole. The problem is linear in m:
+conjugate gradients with an exact line search need no step size, and start from the network's volume, so that what the
+radiographs do not determine stays as predicted. Voxels without attenuation in the network's volume stay without:
+otherwise the correction is smeared along the rays into the air around the patient. Agreement with the radiographs does
+not prove a better volume: `docs/explanation/data-consistency.md` has figures.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from raylift.datasets.intensity import WATER_PER_MM, Window, hu_to_attenuation
 from raylift.datasets.projector import project
 
 STRENGTH = 1.0
-"""Chosen on validation scans: at 1, moving every voxel by 1 % of the window costs what a residual of 1 % does."""
+"""Chosen on validation scans: at 1, a change of every voxel by 1 % of the window costs as much as a residual of 1 %."""
 MATCHES = 4
-"""How often the saturated pixels are told from the others; they stop changing after two or three times."""
+"""Iterations of finding the saturated pixels, which stop changing after two or three."""
 
 Volume = Float[Tensor, "n 1 d h w"]
 Images = Float[Tensor, "n views rows columns"]
@@ -39,7 +39,7 @@ Images = Float[Tensor, "n views rows columns"]
 
 @dataclass(frozen=True)
 class Fitted:
-    """Volumes after the fit, and how far their projections were from the radiographs before and after it."""
+    """Volumes after the fit, and the residuals of their projections before and after it."""
 
     volume: Float[Tensor, "n 1 d h w"]
     """In the window's [0, 1]."""
@@ -48,7 +48,7 @@ class Fitted:
     residual_after: Float[Tensor, "n views"]
 
     def by_view(self, geometry: Geometry) -> list[dict[str, tuple[float, float]]]:
-        """For each sample the residuals before and after, by the names of the geometry's views."""
+        """For each sample the residuals before and after, by view name."""
         return [
             {view.name: (float(b), float(a)) for view, b, a in zip(geometry.views, before, after, strict=True)}
             for before, after in zip(self.residual_before, self.residual_after, strict=True)
@@ -57,14 +57,14 @@ class Fitted:
 
 @dataclass(frozen=True)
 class _State:
-    """A density, and how its projections compare with the radiographs."""
+    """A density and the comparison of its projections with the radiographs."""
 
     density: Volume
     gain: Float[Tensor, "n views 1 1"]
-    live: Images
+    mask: Images
     """1 where a pixel counts."""
     error: Images
-    """Matched projection less radiograph, 0 where a pixel does not count."""
+    """Matched projection minus radiograph, 0 where a pixel does not count."""
     residual: Float[Tensor, "n views"]
 
 
@@ -77,22 +77,22 @@ def fit(
     steps: int,
     strength: float = STRENGTH,
 ) -> Fitted:
-    """Move volumes in the window's [0, 1] until their projections agree better with standardized radiographs.
+    """Change volumes in the window's [0, 1] so that their projections agree better with standardized radiographs.
 
-    Each sample is fitted for itself. It stops early where a step would not lower its residual, the root of the sum of
-    squares over views; a single view's may rise for the sake of another's. Zero steps return the volume as it is.
+    Samples are independent. A sample stops early where a step would not lower its residual, the root of the sum of
+    squares over views; the residual of a single view may rise. Zero steps return the volume unchanged.
 
     Args:
-        volume: what a network made of the radiographs.
+        volume: a network's prediction from the radiographs.
         radiographs: in [0, 1], bone bright, in the order of the geometry's views.
         window: the HU range of [0, 1].
         grid: gives the spacing.
         geometry: how the radiographs were taken.
-        steps: at most so many.
-        strength: what keeps the volume near the network's, without unit; 0 fits the radiographs alone.
+        steps: their maximum number.
+        strength: weight of the distance from the network's volume, without unit; 0 fits the radiographs alone.
 
     Raises:
-        ConfigError: steps or strength are negative, or there is not one radiograph a view.
+        ConfigError: steps or strength are negative, or the number of radiographs is not that of the views.
     """
     require_steps(steps)
     if not strength >= 0:
@@ -104,35 +104,35 @@ def fit(
     low, high = hu_to_attenuation(start.new_tensor([window.low_hu, window.high_hu])).tolist()
     air = origin <= low
     width = WATER_PER_MM * window.width_hu / 1000
-    # The term's curvature a voxel, in 1/mm as the density is.
-    pull = strength / (origin[0].numel() * width**2)
+    # The curvature of the second term, for a voxel and a density in 1/mm.
+    regularization = strength / (origin[0].numel() * width**2)
     weight = 1 / _squares(radiographs).clamp_min(1e-12)
 
     state = first = _compare(origin, radiographs, grid, geometry)
-    going = torch.ones(len(start), dtype=torch.bool, device=start.device)
-    slope: Volume | None = None
+    active = torch.ones(len(start), dtype=torch.bool, device=start.device)
+    gradient: Volume | None = None
     direction: Volume | None = None
     for _ in range(steps):
-        last = slope
-        slope = _spread_back(state, weight, grid, geometry) + pull * (state.density - origin)
-        # What a bound would undo at once takes no part, and neither does air.
-        undone = ((state.density <= low) & (slope > 0)) | ((state.density >= high) & (slope < 0))
-        slope = slope.masked_fill(undone | air, 0.0)
-        direction = _conjugate(slope, last, direction)
-        length = _best_length(state, direction, slope, weight, pull, grid, geometry)
-        trial = _compare((state.density + length * direction).clip(low, high), radiographs, grid, geometry)
-        going = going & (trial.residual.square().sum(dim=1) < state.residual.square().sum(dim=1))
-        if not bool(going.any()):
+        last = gradient
+        gradient = _half_gradient(state, weight, grid, geometry) + regularization * (state.density - origin)
+        # Voxels at a bound whose change would be clipped are excluded, and so is air.
+        clipped = ((state.density <= low) & (gradient > 0)) | ((state.density >= high) & (gradient < 0))
+        gradient = gradient.masked_fill(clipped | air, 0.0)
+        direction = _conjugate(gradient, last, direction)
+        step = _step_length(state, direction, gradient, weight, regularization, grid, geometry)
+        trial = _compare((state.density + step * direction).clip(low, high), radiographs, grid, geometry)
+        active = active & (trial.residual.square().sum(dim=1) < state.residual.square().sum(dim=1))
+        if not bool(active.any()):
             break
-        state = _chosen(going, trial, state)
+        state = _select(active, trial, state)
     hu = 1000 * (state.density / WATER_PER_MM - 1)
-    # What did not move keeps its HU, which for air may be less than its attenuation says.
-    moved = torch.where(state.density == origin, start, window.to_unit(hu))
-    return Fitted(moved.to(volume.dtype) if steps else volume, first.residual, state.residual)
+    # Unchanged voxels keep their HU, which for air may be below that of zero attenuation.
+    fitted = torch.where(state.density == origin, start, window.to_unit(hu))
+    return Fitted(fitted.to(volume.dtype) if steps else volume, first.residual, state.residual)
 
 
 def mean_residuals(residuals: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
-    """By view the mean residual before and after the fit; empty where there are none."""
+    """The mean residuals before and after the fit by view; empty without residuals."""
     return {
         view: (fmean(one[view][0] for one in residuals), fmean(one[view][1] for one in residuals))
         for view in (residuals[0] if residuals else {})
@@ -141,12 +141,12 @@ def mean_residuals(residuals: Sequence[dict[str, tuple[float, float]]]) -> dict[
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well projections of volumes agree with radiographs, by view, after the gain and offset that suit each."""
+    """Agreement of volumes' projections with radiographs, by view, after the best gain and offset of each."""
 
     residual: Float[Tensor, "n views"]
     """Relative L2 distance of the projection from the radiograph; 0 is agreement."""
     psnr_db: Float[Tensor, "n views"]
-    """Against the radiograph's own range, 1."""
+    """With the radiograph's range, 1, as maximum."""
 
 
 def agreement(
@@ -156,7 +156,7 @@ def agreement(
     grid: Grid,
     geometry: Geometry,
 ) -> Agreement:
-    """How volumes in the window's [0, 1] agree with standardized radiographs; see `fit` for the arguments."""
+    """The agreement of volumes in the window's [0, 1] with standardized radiographs; see `fit` for the arguments."""
     state = _compare(hu_to_attenuation(window.to_hu(volume.float())), radiographs.float(), grid, geometry)
     return Agreement(state.residual, -10 * state.error.square().mean(dim=(2, 3)).clamp_min(1e-12).log10())
 
@@ -168,32 +168,36 @@ def require_steps(steps: int) -> None:
 
 
 def match(projections: Images, radiographs: Images) -> tuple[Tensor, Tensor, Tensor]:
-    """Gain and offset by view that bring projections closest to radiographs, and 1 for each pixel that counts.
+    """The gain and offset of each view that fit projections to radiographs best, and a mask of the pixels that count.
 
-    Standardizing clips a radiograph at its percentiles. So where it is 0 or 1, a projection that is matched to less or
-    more agrees with it, and such pixels are left out. Gains are not negative: a projection that shows the opposite of
-    its radiograph is matched by a constant, and the fit leaves it alone.
+    Standardization clips a radiograph at its percentiles. Where it is 0 or 1, a matched projection beyond that value
+    agrees with it, and such saturated pixels do not count. Gains are not negative: a projection that is negatively
+    correlated with its radiograph is matched by a constant, and the fit does not change it.
     """
-    live = torch.ones_like(radiographs)
+    mask = torch.ones_like(radiographs)
     for _ in range(MATCHES):
-        count = live.sum(dim=(2, 3), keepdim=True).clamp_min(1.0)
-        center, level = ((live * images).sum(dim=(2, 3), keepdim=True) / count for images in (projections, radiographs))
-        together = (live * (projections - center) * (radiographs - level)).sum(dim=(2, 3), keepdim=True)
-        alone = (live * (projections - center).square()).sum(dim=(2, 3), keepdim=True)
-        gain = (together / alone.clamp_min(1e-12)).clamp_min(0.0)
-        offset = level - gain * center
+        count = mask.sum(dim=(2, 3), keepdim=True).clamp_min(1.0)
+        projection_mean, radiograph_mean = (
+            (mask * images).sum(dim=(2, 3), keepdim=True) / count for images in (projections, radiographs)
+        )
+        covariance = (mask * (projections - projection_mean) * (radiographs - radiograph_mean)).sum(
+            dim=(2, 3), keepdim=True
+        )
+        variance = (mask * (projections - projection_mean).square()).sum(dim=(2, 3), keepdim=True)
+        gain = (covariance / variance.clamp_min(1e-12)).clamp_min(0.0)
+        offset = radiograph_mean - gain * projection_mean
         matched = gain * projections + offset
-        beyond = ((radiographs <= 0) & (matched <= 0)) | ((radiographs >= 1) & (matched >= 1))
-        live = (~beyond).to(radiographs.dtype)
-    return gain, offset, live
+        saturated = ((radiographs <= 0) & (matched <= 0)) | ((radiographs >= 1) & (matched >= 1))
+        mask = (~saturated).to(radiographs.dtype)
+    return gain, offset, mask
 
 
 def _compare(density: Volume, radiographs: Images, grid: Grid, geometry: Geometry) -> _State:
     projections = _project(density, grid, geometry)
-    gain, offset, live = match(projections, radiographs)
-    error = live * (gain * projections + offset - radiographs)
+    gain, offset, mask = match(projections, radiographs)
+    error = mask * (gain * projections + offset - radiographs)
     size = _squares(radiographs).clamp_min(1e-12)
-    return _State(density, gain, live, error, (_squares(error) / size).sqrt()[..., 0, 0])
+    return _State(density, gain, mask, error, (_squares(error) / size).sqrt()[..., 0, 0])
 
 
 @torch.no_grad()
@@ -201,46 +205,46 @@ def _project(density: Volume, grid: Grid, geometry: Geometry) -> Images:
     return torch.cat([project(density, grid.spacing_mm, geometry, view) for view in geometry.views], dim=1)
 
 
-def _spread_back(state: _State, weight: Float[Tensor, "n views 1 1"], grid: Grid, geometry: Geometry) -> Volume:
-    """Half the gradient of the residuals: the errors through the projector's exact adjoint, a view at a time."""
+def _half_gradient(state: _State, weight: Float[Tensor, "n views 1 1"], grid: Grid, geometry: Geometry) -> Volume:
+    """Half the gradient of the squared residuals: the errors under the exact adjoint of the projector, view by view."""
     pixels = state.gain * weight * state.error
     total = torch.zeros_like(state.density)
     for k, view in enumerate(geometry.views):
-        # Projection is linear, so where its gradient is taken does not matter.
+        # Projection is linear, so its gradient is the same at any point.
         with torch.inference_mode(False), torch.enable_grad():
             point = torch.zeros_like(state.density, requires_grad=True)
             image = project(point, grid.spacing_mm, geometry, view)
-            (spread,) = torch.autograd.grad(image, point, pixels[:, k : k + 1])
-        total += spread
+            (adjoint,) = torch.autograd.grad(image, point, pixels[:, k : k + 1])
+        total += adjoint
     return total
 
 
-def _conjugate(slope: Volume, last: Volume | None, direction: Volume | None) -> Volume:
-    """The next direction by Polak and Ribiere's formula, or steepest descent where that does not descend."""
+def _conjugate(gradient: Volume, last: Volume | None, direction: Volume | None) -> Volume:
+    """The next direction by the Polak-Ribiere formula, or steepest descent where that is no descent direction."""
     if last is None or direction is None:
-        return -slope
-    share = (_dot(slope, slope - last) / _dot(last, last).clamp_min(1e-30)).clamp_min(0.0)
-    turned = torch.where(slope == 0, slope, share * direction - slope)
-    return torch.where(_dot(turned, slope) < 0, turned, -slope)
+        return -gradient
+    beta = (_dot(gradient, gradient - last) / _dot(last, last).clamp_min(1e-30)).clamp_min(0.0)
+    conjugate = torch.where(gradient == 0, gradient, beta * direction - gradient)
+    return torch.where(_dot(conjugate, gradient) < 0, conjugate, -gradient)
 
 
-def _best_length(
+def _step_length(
     state: _State,
     direction: Volume,
-    slope: Volume,
+    gradient: Volume,
     weight: Float[Tensor, "n views 1 1"],
-    pull: float,
+    regularization: float,
     grid: Grid,
     geometry: Geometry,
 ) -> Float[Tensor, "n 1 1 1 1"]:
-    """How far along a direction the sum of both terms is least, exactly, with gain and offset held."""
-    change = state.live * state.gain * _project(direction, grid, geometry)
-    curvature = (weight * _squares(change)).sum(dim=1)[..., None, None] + pull * _dot(direction, direction)
-    return -_dot(slope, direction) / curvature.clamp_min(1e-30)
+    """The exact line search: the step that minimizes the sum of both terms, with gain and offset constant."""
+    change = state.mask * state.gain * _project(direction, grid, geometry)
+    curvature = (weight * _squares(change)).sum(dim=1)[..., None, None] + regularization * _dot(direction, direction)
+    return -_dot(gradient, direction) / curvature.clamp_min(1e-30)
 
 
-def _chosen(where: Bool[Tensor, " n"], first: _State, second: _State) -> _State:
-    """Sample by sample the first where it says so, else the second."""
+def _select(where: Bool[Tensor, " n"], first: _State, second: _State) -> _State:
+    """For each sample the first state where `where` is true, else the second."""
 
     def pick(one: Tensor, other: Tensor) -> Tensor:
         return torch.where(where.reshape(-1, *[1] * (one.ndim - 1)), one, other)
@@ -248,7 +252,7 @@ def _chosen(where: Bool[Tensor, " n"], first: _State, second: _State) -> _State:
     return _State(
         pick(first.density, second.density),
         pick(first.gain, second.gain),
-        pick(first.live, second.live),
+        pick(first.mask, second.mask),
         pick(first.error, second.error),
         pick(first.residual, second.residual),
     )

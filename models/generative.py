@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raylift.datasets.errors import ConfigError
-from raylift.models.objectives.objective import VolumeNetwork
+from raylift.models.volume_network import VolumeNetwork
 
 SamplerName = Literal["ddpm", "ddim", "dpm_solver"]
 

@@ -1,7 +1,7 @@
-"""How far a reconstructed volume is from the CT, under named protocols.
+"""Image-quality metrics of reconstructed volumes, under named protocols.
 
-Figures of this field differ by five decibels between definitions of one and the same metric, so every number belongs to
-a protocol: the HU window, the maximum that PSNR refers to, and whether a metric runs over the volume or slice by slice.
+Published figures of the same metric differ by five decibels between definitions. Every number therefore belongs to a
+protocol: the HU window, the maximum of PSNR, and whether a metric is computed over the volume or slice by slice.
 
 | protocol | window, HU | PSNR | SSIM |
 | --- | --- | --- | --- |
@@ -9,8 +9,8 @@ a protocol: the HU window, the maximum that PSNR refers to, and whether a metric
 | `x2ct` | [-1024, 1476] | volume and mean of slices, maximum **4095** on a scale of 2500 | mean of slices, 7 x 7 |
 | `cvaa` | [-1000, 4096] | whole volume, maximum = window | 3-D, Gaussian of 1.5 voxels |
 
-`x2ct` repeats the arithmetic of X2CT-GAN's published evaluation; its PSNR is 4.29 dB above the same error against its
-own window. `cvaa` is CVAA-GAN's window and scale; its paper does not define SSIM, so that part is ours.
+`x2ct` is the arithmetic of X2CT-GAN's published evaluation; its PSNR is 4.29 dB above that of the same error with the
+window as maximum. `cvaa` has CVAA-GAN's window and scale; its paper does not define SSIM, so that part is ours.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from raylift.datasets.intensity import Window
 Figures = dict[str, float]
 Unit = Float[np.ndarray, "d h w"]
 SILENT_SLICE_DB = 100.0
+"""PSNR of a slice without error."""
 
 
 @dataclass(frozen=True)
@@ -36,70 +37,75 @@ class Protocol:
 
     name: str
     definition: str
-    """How PSNR and SSIM are computed, in a sentence for a report."""
+    """Definition of PSNR and SSIM, a sentence for a report."""
     window: Window
     figures: Callable[[Unit, Unit], Figures]
 
-    def evaluate(self, prediction_hu: Float[np.ndarray, "d h w"], truth_hu: Float[np.ndarray, "d h w"]) -> Figures:
+    def evaluate(
+        self, prediction_hu: Float[np.ndarray, "d h w"], ground_truth_hu: Float[np.ndarray, "d h w"]
+    ) -> Figures:
         """The protocol's figures for one volume; both are clipped to the window first."""
         prediction = self.window.to_unit(prediction_hu.astype(np.float64))
-        truth = self.window.to_unit(truth_hu.astype(np.float64))
-        return {"mae_hu": _mae(prediction, truth) * self.window.width_hu, **self.figures(prediction, truth)}
+        ground_truth = self.window.to_unit(ground_truth_hu.astype(np.float64))
+        return {
+            "mae_hu": _mae(prediction, ground_truth) * self.window.width_hu,
+            **self.figures(prediction, ground_truth),
+        }
 
 
 def psnr_db(mean_squared_error: float, maximum: float) -> float:
-    """Peak signal-to-noise ratio; infinite where there is no error."""
+    """Peak signal-to-noise ratio; infinite without error."""
     return float("inf") if mean_squared_error == 0 else float(10 * np.log10(maximum**2 / mean_squared_error))
 
 
-def cosine(prediction: Unit, truth: Unit) -> float:
+def cosine(prediction: Unit, ground_truth: Unit) -> float:
     """Cosine of the angle between the flattened volumes, not centered, as X2CT-GAN reports it."""
-    norms = np.linalg.norm(prediction) * np.linalg.norm(truth)
-    return float(np.vdot(prediction, truth) / norms) if norms else 0.0
+    norms = np.linalg.norm(prediction) * np.linalg.norm(ground_truth)
+    return float(np.vdot(prediction, ground_truth) / norms) if norms else 0.0
 
 
 def lung_dice(
-    prediction_hu: Float[np.ndarray, "d h w"], truth_hu: Float[np.ndarray, "d h w"], spacing_mm: float
+    prediction_hu: Float[np.ndarray, "d h w"], ground_truth_hu: Float[np.ndarray, "d h w"], spacing_mm: float
 ) -> float:
-    """Dice of the lungs, both found by the same threshold (`segmentation.lungs`); 0 where only one has lungs."""
-    masks = [segmentation.lungs(np.rint(hu).astype(np.int16), spacing_mm) for hu in (prediction_hu, truth_hu)]
+    """Dice of the lungs, both segmented by the same threshold (`segmentation.lungs`); 0 where only one has lungs."""
+    masks = [segmentation.lungs(np.rint(hu).astype(np.int16), spacing_mm) for hu in (prediction_hu, ground_truth_hu)]
     total = sum(int(mask.sum()) for mask in masks)
     return float(2 * (masks[0] & masks[1]).sum() / total) if total else 1.0
 
 
-def _mae(prediction: Unit, truth: Unit) -> float:
-    return float(np.abs(prediction - truth).mean())
+def _mae(prediction: Unit, ground_truth: Unit) -> float:
+    return float(np.abs(prediction - ground_truth).mean())
 
 
-def _volume_figures(prediction: Unit, truth: Unit) -> Figures:
-    mean_squared_error = float(np.square(prediction - truth).mean())
+def _volume_figures(prediction: Unit, ground_truth: Unit) -> Figures:
+    mean_squared_error = float(np.square(prediction - ground_truth).mean())
     return {
         "mse": mean_squared_error,
         "psnr_db": psnr_db(mean_squared_error, 1.0),
         "ssim": float(
             structural_similarity(
-                truth, prediction, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+                ground_truth, prediction, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
             )
         ),
-        "cosine": cosine(prediction, truth),
+        "cosine": cosine(prediction, ground_truth),
     }
 
 
-def _x2ct_figures(prediction: Unit, truth: Unit) -> Figures:
-    scaled = [np.asarray(volume * 2500).astype(np.int32).astype(np.float64) for volume in (prediction, truth)]
+def _x2ct_figures(prediction: Unit, ground_truth: Unit) -> Figures:
+    scaled = [np.asarray(volume * 2500).astype(np.int32).astype(np.float64) for volume in (prediction, ground_truth)]
     squared = np.square(scaled[0] - scaled[1])
     slices, similarities = [], []
     for axis in range(3):
         errors = np.moveaxis(squared, axis, 0).reshape(squared.shape[axis], -1).mean(axis=1)
         slices.append(np.mean([SILENT_SLICE_DB if error == 0 else psnr_db(error, 4095.0) for error in errors]))
-        planes = [np.moveaxis(volume, axis, -1) for volume in (truth, prediction)]
+        planes = [np.moveaxis(volume, axis, -1) for volume in (ground_truth, prediction)]
         similarities.append(structural_similarity(planes[0], planes[1], data_range=1.0, channel_axis=-1))
     return {
-        "mse": float(np.square(prediction - truth).mean()),
+        "mse": float(np.square(prediction - ground_truth).mean()),
         "psnr_3d_db": psnr_db(float(squared.mean()), 4095.0),
         "psnr_slices_db": float(np.mean(slices)),
         "ssim_slices": float(np.mean(similarities)),
-        "cosine": cosine(prediction, truth),
+        "cosine": cosine(prediction, ground_truth),
     }
 
 

@@ -11,7 +11,8 @@ from typing import Literal
 
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
-from raylift.models.objectives.objective import Objective, VolumeNetwork
+from raylift.models.objectives.objective import Objective
+from raylift.models.volume_network import VolumeNetwork
 
 LearnsFrom = Literal["volumes", "radiographs"]
 

@@ -1,20 +1,17 @@
-"""A trained network on disk: safetensors beside a description that says all a stranger needs to use it.
+"""A trained network in a local folder: safetensors weights and a self-contained description.
 
 ```
 model.safetensors    weights in fp32
 model.json           system and its settings, grid, geometry, window, provenance, SHA-256 of the weights
 ```
 
-Nothing here is a pickle, and weights are never read without their digest being checked.
+No file is a pickle, and the digest of weights is always checked. `platform.model_store` loads models from URLs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,6 @@ import torch
 from torch import nn
 
 from raylift import __version__
-from raylift.datasets.archive.store import Folder, absolute, is_local, join
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
@@ -43,7 +39,7 @@ class WeightsError(RayliftError, ValueError):
 
 @dataclass(frozen=True)
 class Description:
-    """What a network was made and trained for."""
+    """The system of a network and the conditions of its training."""
 
     system: System
     grid: Grid
@@ -51,13 +47,13 @@ class Description:
     """The geometry of the radiographs it was trained on; its views are the network's, in the same order."""
     window: Window
     histograms: ReferenceHistograms = field(default_factory=dict)
-    """Quantiles of projections by view, to which every radiograph is matched first; empty: none is."""
+    """Reference quantiles by view for histogram matching of radiographs; empty for no matching."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Archive, run, step, seed, config hash and versions."""
 
     @property
     def reference_quantiles(self) -> tuple[Quantiles, ...]:
-        """The quantiles in the order of the geometry's views; none if radiographs are not matched."""
+        """The reference quantiles in the order of the geometry's views; empty without histogram matching."""
         return tuple(self.histograms[view.name] for view in self.geometry.views) if self.histograms else ()
 
 
@@ -83,16 +79,16 @@ def save(folder: Path, network_state: dict[str, torch.Tensor], description: Desc
 
 
 def _to_store(tensor: torch.Tensor) -> torch.Tensor:
-    """In fp32 unless it counts something, on the CPU, in memory of its own."""
+    """A contiguous copy on the CPU, floating-point tensors in fp32."""
     tensor = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
     return tensor.cpu().contiguous().clone()
 
 
 def describe(folder: Path) -> tuple[Description, str]:
-    """The description of a model folder and the SHA-256 its weights must have.
+    """The description of a model folder and the expected SHA-256 of its weights.
 
     Raises:
-        WeightsError: the folder is not a raylift model, or of another version.
+        WeightsError: the folder is not a raylift model, or has another format version.
     """
     path = folder / DESCRIPTION_FILE
     try:
@@ -109,43 +105,19 @@ def describe(folder: Path) -> tuple[Description, str]:
         raise WeightsError(f"{path} is not a model description: {error}") from error
 
 
-def load(url: str | Path) -> Model:
+def model_folder(folder: str | Path) -> Path:
+    """The folder of the two files: the given one, or the folder `model` inside it, as in a checkpoint."""
+    inside = Path(folder) / "model"
+    return inside if (inside / DESCRIPTION_FILE).is_file() else Path(folder)
+
+
+def load(folder: str | Path) -> Model:
     """The network of an exported folder or of a checkpoint, on the CPU, in evaluation mode.
 
     Raises:
-        WeightsError: something is missing, or the weights do not match their digest or the description.
+        WeightsError: a file is missing, or the weights do not match their digest or the description.
     """
-    with _local(url, DESCRIPTION_FILE, WEIGHTS_FILE) as folder:
-        return _load(folder)
-
-
-def description_of(url: str | Path) -> Description:
-    """What stands beside the weights of an exported folder or of a checkpoint.
-
-    Raises:
-        WeightsError: it is no model.
-    """
-    with _local(url, DESCRIPTION_FILE) as folder:
-        return describe(folder)[0]
-
-
-@contextmanager
-def _local(url: str | Path, *names: str) -> Iterator[Path]:
-    """A folder on this machine with these files of a model, if they are there."""
-    url = absolute(url)
-    # A checkpoint holds a model folder.
-    inside = join(url, "model") if Folder(url).exists(f"model/{DESCRIPTION_FILE}") else url
-    if is_local(inside):
-        yield Path(inside)
-        return
-    with tempfile.TemporaryDirectory(prefix="raylift-model-") as temporary:
-        for name in names:
-            if Folder(inside).exists(name):
-                Folder(inside).get(name, Path(temporary) / name)
-        yield Path(temporary)
-
-
-def _load(folder: Path) -> Model:
+    folder = model_folder(folder)
     description, sha256 = describe(folder)
     path = folder / WEIGHTS_FILE
     if not path.is_file():

@@ -51,7 +51,7 @@ def reconstruct(arguments: list[str]) -> int:
     """Run `raylift reconstruct`."""
     import torch
 
-    from raylift.models import weights
+    from raylift.platform import model_store
     from raylift.serve.reconstructor import Reconstructor, format_residuals, nifti
 
     options = tyro.cli(ReconstructOptions, prog="raylift reconstruct", args=arguments)
@@ -59,7 +59,7 @@ def reconstruct(arguments: list[str]) -> int:
         raise ConfigError(f"{options.output}: volumes are written as .nii.gz")
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = weights.load(options.model)
+    model = model_store.load(options.model)
     options.sampling.resolve(model.network, options.samples)
     reconstructor = Reconstructor(model, consistency_steps=options.consistency_steps, sampling=options.sampling)
     paths = {"frontal": options.frontal, "lateral": options.lateral}

@@ -19,9 +19,9 @@ from ray.util import list_named_actors
 
 from raylift.datasets.archive.store import absolute
 from raylift.datasets.errors import ConfigError, RayliftError
-from raylift.models import weights
 from raylift.models.generative import SamplingConfig
 from raylift.models.weights import Description
+from raylift.platform import model_store
 from raylift.serve.replica import ModelReplica
 from raylift.serve.settings import ServeSettings
 
@@ -49,7 +49,7 @@ def application(settings: ServeSettings) -> serve.Application:
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
     )(ModelReplica)
-    loaded = weights.load(settings.model)
+    loaded = model_store.load(settings.model)
     sampling = settings.sampling.resolve(loaded.network)
     # Every open page holds one request while it is open.
     ingress = serve.deployment(

@@ -16,9 +16,10 @@ from torch import Tensor
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
 from raylift.datasets.radiographs.decoding import prepare
-from raylift.models import consistency, generative, weights
+from raylift.models import consistency, generative
 from raylift.models.generative import RunningStatistics, SamplingFlags
 from raylift.models.weights import Description, Model
+from raylift.platform import model_store
 
 
 def prepare_radiographs(
@@ -78,7 +79,7 @@ class Reconstructor:
         cls, url: str, device: str = "cpu", consistency_steps: int = 0, sampling: SamplingFlags | None = None
     ) -> Reconstructor:
         """Load an exported folder or a checkpoint."""
-        return cls(weights.load(url), device, consistency_steps, sampling)
+        return cls(model_store.load(url), device, consistency_steps, sampling)
 
     @property
     def views(self) -> list[str]:

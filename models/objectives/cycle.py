@@ -1,11 +1,11 @@
-"""CycleGAN between radiographs and volumes: there and back must lead home, and what is made must pass for real.
+"""CycleGAN between radiographs and volumes: cycle consistency in both domains, and adversarial terms.
 
 ```
-radiographs -> volume -> radiographs      volume of someone else -> radiographs -> volume
-        generator   projection                          projection    generator
+radiographs -> volume -> radiographs      unpaired volume -> radiographs -> volume
+        generator   projection                      projection    generator
 ```
 
-Volumes of someone else are `Batch.unpaired`, or a stated prior; `Batch.volume` and `Batch.labels` are never read.
+Unpaired volumes are `Batch.unpaired`, or a documented prior; `Batch.ground_truth` and `Batch.labels` are not used.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.models.drr import Reprojection
 from raylift.models.losses import cross_entropy
-from raylift.models.objectives.objective import Carried, Objective, Player, Turn, VolumeNetwork
+from raylift.models.objectives.objective import Carried, Objective, Player, Turn
 from raylift.models.objectives.reprojection import ViewDiscriminatorPlayer
 from raylift.models.parts.discriminators import Discriminator, ViewDiscriminator
 from raylift.models.unpaired_prior import DrawnPeople
+from raylift.models.volume_network import VolumeNetwork
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class CycleLoss:
     """Weights of the terms. The defaults are those of CycleGAN-B."""
 
     cycle: float = 15.0
-    """Mean absolute error after there and back, of radiographs and of volumes alike."""
+    """Mean absolute error of the cycle, of radiographs and of volumes alike."""
     adversarial: float = 1.0
     """Cross-entropy of the discriminators' scores."""
     smoothing: float = 0.1
-    """What the discriminators' target for real ones lacks to 1; the generators are asked for 1."""
+    """One-sided label smoothing: the discriminators' target of real ones is 1 - smoothing; the generators' is 1."""
     discriminators_every: int = 2
-    """The discriminators take a turn in each step (1), in every second one (2), and so on."""
+    """Interval of the discriminators' turns, in steps."""
 
     def __post_init__(self) -> None:
         if self.cycle <= 0 or self.adversarial < 0 or not 0 <= self.smoothing < 1 or self.discriminators_every < 1:
@@ -50,34 +51,34 @@ class CycleLoss:
 
 @dataclass(frozen=True)
 class CycleNetworks:
-    """All that takes part."""
+    """The networks of both cycles."""
 
     generator: VolumeNetwork
     """Radiographs to a volume."""
     projection: nn.Module | None
-    """A volume to radiographs; without it the projector itself."""
+    """A volume to radiographs; None for the projector."""
     reprojection: Reprojection
     volume_discriminator: Discriminator
     view_discriminator: ViewDiscriminator | None
-    """Of radiographs that the projection makes; the projector itself has nothing to learn from one."""
+    """Of the radiographs of a projection network; None for the projector, which has no parameters."""
     prior: DrawnPeople
 
     def radiographs(self, volume: Float[Tensor, "n 1 d h w"]) -> Float[Tensor, "n views rows columns"]:
-        """A volume seen in the views, standardized."""
+        """Standardized digitally reconstructed radiographs (DRRs) of a volume in the views."""
         if self.projection is None:
             return self.reprojection(volume).images
-        seen: Tensor = self.projection(volume)
-        return seen
+        drrs: Tensor = self.projection(volume)
+        return drrs
 
     def unpaired_volumes(self, batch: Batch) -> tuple[Float[Tensor, "n 1 d h w"], bool]:
-        """Volumes of people whose radiographs are not in the batch, and whether they are CT."""
+        """Volumes of people whose radiographs are not in the batch, and whether they are CT instead of the prior."""
         if batch.unpaired is not None:
             return batch.unpaired, True
         return self.prior.volumes(batch.views), False
 
 
 class VolumePlayer(Player):
-    """The turn of the generator of volumes."""
+    """The turn of the volume generator."""
 
     def __init__(self, networks: CycleNetworks, weights: CycleLoss) -> None:
         super().__init__(networks.generator)
@@ -85,15 +86,15 @@ class VolumePlayer(Player):
         self._others = (networks,)
 
     def forward(self, batch: Batch, carried: Carried) -> Turn:  # noqa: ARG002
-        """Carries the volumes made and those of others, so that all later turns see the same."""
+        """The loss; reconstructions and unpaired volumes are carried, so that later turns use the same."""
         (networks,) = self._others
         real, are_ct = networks.unpaired_volumes(batch)
         volume: Tensor = self.network(batch.views)
         with torch.no_grad():
-            shown = networks.radiographs(real)
+            drrs = networks.radiographs(real)
         terms = {
             "cycle_radiographs": F.l1_loss(networks.radiographs(volume), batch.views),
-            "cycle_volumes": F.l1_loss(self.network(shown), real),
+            "cycle_volumes": F.l1_loss(self.network(drrs), real),
         }
         if self.weights.adversarial:
             terms["adversarial"] = cross_entropy(networks.volume_discriminator(volume, batch.views), real=True)
@@ -103,7 +104,7 @@ class VolumePlayer(Player):
 
 
 class ProjectionPlayer(Player):
-    """The turn of the generator of radiographs."""
+    """The turn of the projection network."""
 
     def __init__(self, projection: nn.Module, networks: CycleNetworks, weights: CycleLoss) -> None:
         super().__init__(projection)
@@ -111,22 +112,22 @@ class ProjectionPlayer(Player):
         self._others = (networks,)
 
     def forward(self, batch: Batch, carried: Carried) -> Turn:
-        """Carries the radiographs of others over to their discriminator."""
+        """The loss; its radiographs are carried to their discriminator."""
         (networks,) = self._others
         assert networks.view_discriminator is not None
-        shown: Tensor = self.network(carried["unpaired"])
+        fake: Tensor = self.network(carried["unpaired"])
         terms = {
             "cycle_radiographs": F.l1_loss(self.network(carried["reconstruction"]), batch.views),
-            "cycle_volumes": F.l1_loss(networks.generator(shown), carried["unpaired"]),
+            "cycle_volumes": F.l1_loss(networks.generator(fake), carried["unpaired"]),
         }
         if self.weights.adversarial:
-            terms["adversarial"] = cross_entropy(networks.view_discriminator(batch.views, shown), real=True)
+            terms["adversarial"] = cross_entropy(networks.view_discriminator(batch.views, fake), real=True)
         logs = {name: value.detach() for name, value in terms.items()}
-        return _weighted(terms, self.weights), logs, {"reprojections": shown.detach()}
+        return _weighted(terms, self.weights), logs, {"reprojections": fake.detach()}
 
 
 class VolumeDiscriminatorPlayer(Player):
-    """The turn of the discriminator of volumes: those of others are real, the reconstruction is made."""
+    """The turn of the volume discriminator: unpaired volumes are real, the reconstruction is fake."""
 
     def __init__(self, network: Discriminator, weights: CycleLoss) -> None:
         super().__init__(network)
@@ -135,12 +136,12 @@ class VolumeDiscriminatorPlayer(Player):
     def forward(self, batch: Batch, carried: Carried) -> Turn:
         """The mean of both cross-entropies."""
         real = cross_entropy(self.network(carried["unpaired"], batch.views), real=True, smoothing=self.smoothing)
-        made = cross_entropy(self.network(carried["reconstruction"], batch.views), real=False)
-        return (real + made) / 2, {"real": real.detach(), "fake": made.detach()}, {}
+        fake = cross_entropy(self.network(carried["reconstruction"], batch.views), real=False)
+        return (real + fake) / 2, {"real": real.detach(), "fake": fake.detach()}, {}
 
 
 def cycle_objective(networks: CycleNetworks, weights: CycleLoss) -> Objective:
-    """Both generators, then both discriminators; with the projector itself one of each."""
+    """Both generators, then both discriminators; with the projector one of each."""
     players: dict[str, Player] = {"generator": VolumePlayer(networks, weights)}
     if networks.projection is not None:
         players["projection"] = ProjectionPlayer(networks.projection, networks, weights)
@@ -151,8 +152,8 @@ def cycle_objective(networks: CycleNetworks, weights: CycleLoss) -> Objective:
                 networks.view_discriminator, weights.smoothing, weights.discriminators_every
             )
     note = (
-        "the volume discriminator sees CT of other people where batches bring any, and otherwise "
-        f"{networks.prior.count} procedural thoraces drawn from seeds of their own"
+        "real samples of the volume discriminator are unpaired CT where batches have any, otherwise "
+        f"{networks.prior.count} procedural thoraces of seeds that no archive uses"
     )
     return Objective(players, notes=(note,))
 

@@ -1,4 +1,4 @@
-"""Denoising: a timestep and noise for each volume, and a network that tells them apart again."""
+"""Denoising: the training objective of diffusion models."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from raylift.models.objectives.objective import Carried, Objective, Player, Turn
 
 @dataclass(frozen=True)
 class DenoisingLoss:
-    """Weights beside the mean squared error of what the diffusion asks for, whose weight is 1."""
+    """Weights beside the mean squared error of the network's prediction, whose weight is 1."""
 
     projection: float = 1.0
-    """Of 1/T, T the timesteps, times the mean absolute error between mean projections of the data and of their one-step
-    estimate, along the three axes. DiffuX2CT's is 1; its norm is not published, X2CT-GAN's is taken."""
+    """Of 1/T, with T the number of timesteps, times the mean absolute error between mean projections of the data and
+    of the predicted x_0, along the three axes. DiffuX2CT's is 1; its norm is not published, X2CT-GAN's is taken."""
     ema_decay: float = 0.999
-    """Of the weights' moving average, which is what draws, is validated and is exported; 0 takes the weights
-    themselves. Not published."""
+    """Of the exponential moving average (EMA) of the weights, which is sampled, validated and exported; 0 for the
+    weights themselves. Not published."""
 
     def __post_init__(self) -> None:
         if not (self.projection >= 0 and 0 <= self.ema_decay < 1):
@@ -32,14 +32,14 @@ class DenoisingLoss:
 
 
 class DenoisingPlayer(Player):
-    """The turn of a conditional diffusion."""
+    """The turn of a conditional diffusion model: add noise at a random timestep, predict, compare with the target."""
 
     def __init__(self, network: ConditionalDiffusion, weights: DenoisingLoss) -> None:
         super().__init__(network)
         self.weights = weights
 
     def forward(self, batch: Batch, carried: Carried) -> Turn:  # noqa: ARG002
-        """Timesteps and noise come from torch's global generator."""
+        """The loss; timesteps and noise come from torch's global generator."""
         network = self.network
         assert isinstance(network, ConditionalDiffusion)
         scheduler = network.scheduler
@@ -52,15 +52,14 @@ class DenoisingPlayer(Player):
         logs: dict[str, Tensor] = {f"{scheduler.config.prediction_type}_mse": F.mse_loss(prediction, target)}
         losses = {**losses, **logs}
         if self.weights.projection:
-            estimate = scheduler.predict_x0(prediction, noisy, timesteps)
-            logs["projection_l1"] = orthogonal_projection_l1(estimate, data)
-            losses["projection"] = (
-                self.weights.projection / scheduler.config.num_train_timesteps * logs["projection_l1"]
-            )
+            x0 = scheduler.predict_x0(prediction, noisy, timesteps)
+            logs["projection_l1"] = orthogonal_projection_l1(x0, data)
+            weight = self.weights.projection / scheduler.config.num_train_timesteps
+            losses["projection"] = weight * logs["projection_l1"]
         detached = {name: value.detach() for name, value in {**losses, **logs}.items() if name != "projection"}
         return torch.stack(list(losses.values())).sum(), detached, {}
 
 
 def denoising_objective(network: ConditionalDiffusion, weights: DenoisingLoss) -> Objective:
-    """A single player, the denoiser, with a moving average of its weights."""
+    """A single player, the denoiser, with an EMA of its weights."""
     return Objective({"denoiser": DenoisingPlayer(network, weights)}, ema_decay=weights.ema_decay)

@@ -1,6 +1,7 @@
-"""Learning from radiographs alone: a volume must look like them in projection, and pass for a person's in projection.
+"""Training from radiographs alone: the re-projections of a volume must agree with them, and look real.
 
-Nothing here reads `Batch.volume` or `Batch.labels`.
+Re-projections are digitally reconstructed radiographs (DRRs) of the reconstructed volume. `Batch.ground_truth` and
+`Batch.labels` are not used.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.models.drr import Reprojection
 from raylift.models.losses import cross_entropy, total_variation
-from raylift.models.objectives.objective import Carried, Objective, Player, Turn, VolumeNetwork
+from raylift.models.objectives.objective import Carried, Objective, Player, Turn
 from raylift.models.parts.discriminators import ViewDiscriminator
+from raylift.models.volume_network import VolumeNetwork
 
 
 @dataclass(frozen=True)
@@ -27,24 +29,24 @@ class ReprojectionLoss:
     projection: float = 1.0
     """Mean squared error between standardized re-projections and radiographs, averaged over the views."""
     calibration: float = 1.0
-    """Times the squared error of the re-projections' range as a share of the range expected, added to the projection's
-    term. Standardized radiographs have neither scale nor offset: without this the volume has neither, and total
-    variation shrinks it to nothing."""
+    """Of the squared error of the re-projections' range, relative to the expected range; part of the projection term.
+    Standardized radiographs have neither scale nor offset: without this term the volume's scale is undetermined, and
+    total variation shrinks it to zero."""
     min_thickness_mm: tuple[float, ...] = (30.0, 0.0)
     max_thickness_mm: tuple[float, ...] = (270.0, 345.0)
-    """The range expected, for each view: millimeters of water at the percentiles by which radiographs are standardized.
-    No radiograph tells it; these are round means of adults in a cube of 320 mm (48 to 272 and 0 to 347 over 38
-    phantoms, 14 to 271 and 0 to 342 over six CTs)."""
+    """The expected range of each view: millimeters of water at the percentiles of standardization. Radiographs do not
+    contain it; these are rounded means of adults in a cube of 320 mm (48 to 272 and 0 to 347 over 38 phantoms, 14 to
+    271 and 0 to 342 over six CTs)."""
     total_variation: float = 0.1
-    """Total variation of the volume."""
+    """Of the volume."""
     adversarial: float = 1.0
     """Cross-entropy of the discriminator's scores of re-projections."""
     rotation_std_deg: float = 0.0
-    """With more than 0 the discriminator judges re-projections turned about the patient's axis by N(0, this) too: a
-    volume should look like a person to an eye that stands elsewhere. An unconditional discriminator only."""
+    """Above 0, re-projections from views rotated about the patient's long axis by N(0, this) are further inputs of the
+    discriminator: a volume should look real from other directions too. For an unconditional discriminator only."""
     balanced: bool = True
-    """Whether the weights above are divided by the value of their term, held, and brought to a sum of one at every
-    step. The sum then hardly moves whatever is learned: look at the terms."""
+    """Whether the weights above are divided by the detached value of their term and normalized to a sum of one at every
+    step. The total loss is then nearly constant: monitor the terms."""
 
     def __post_init__(self) -> None:
         weights = ("projection", "calibration", "total_variation", "adversarial", "rotation_std_deg")
@@ -59,10 +61,10 @@ class ReprojectionLoss:
                 "from 0 up, the second larger"
             )
         if not self.projection:
-            raise ConfigError("without system.loss.projection the radiographs would teach nothing: give it a weight")
+            raise ConfigError("system.loss.projection is 0, and no other term uses the radiographs: give it a weight")
 
     def calibration_error(self, range_mm: Float[Tensor, "n views 2"]) -> Float[Tensor, ""]:
-        """Mean squared error of ranges, as a share of what is expected between thinnest and thickest."""
+        """Mean squared error of ranges, relative to the width of the expected range."""
         expected = torch.stack(
             [range_mm.new_tensor(self.min_thickness_mm), range_mm.new_tensor(self.max_thickness_mm)], dim=-1
         )
@@ -83,8 +85,8 @@ class ReprojectionLoss:
         return (weights * values).sum()
 
 
-class ReprojectingPlayer(Player):
-    """The generator's turn: volumes whose projections agree with the radiographs, are smooth, and pass for real."""
+class ReprojectionPlayer(Player):
+    """The turn of the generator: agreement of re-projections with the radiographs, smoothness, adversarial term."""
 
     def __init__(
         self,
@@ -98,37 +100,37 @@ class ReprojectingPlayer(Player):
         self._others = (discriminator,)
 
     def forward(self, batch: Batch, carried: Carried) -> Turn:  # noqa: ARG002
-        """Carries the re-projections over to the discriminator, so that the generator runs once a batch."""
+        """The loss; re-projections are carried to the discriminator, so that the generator runs once for each batch."""
         volume: Tensor = self.network(batch.views)
-        seen = self.reprojection(volume)
-        agreement = F.mse_loss(seen.images, batch.views)
-        calibration = self.weights.calibration_error(seen.range_mm)
+        reprojected = self.reprojection(volume)
+        agreement = F.mse_loss(reprojected.images, batch.views)
+        calibration = self.weights.calibration_error(reprojected.range_mm)
         terms = {"projection": agreement + self.weights.calibration * calibration}
         if self.weights.total_variation:
             terms["total_variation"] = total_variation(volume)
-        made = seen.images
+        fake = reprojected.images
         (discriminator,) = self._others
         if discriminator is not None:
             if self.weights.rotation_std_deg:
-                made = torch.cat([made, self.reprojection.turned(volume, self.weights.rotation_std_deg).images], dim=1)
-            terms["adversarial"] = cross_entropy(discriminator(batch.views, made), real=True)
+                fake = torch.cat([fake, self.reprojection.turned(volume, self.weights.rotation_std_deg).images], dim=1)
+            terms["adversarial"] = cross_entropy(discriminator(batch.views, fake), real=True)
         logs = {name: value.detach() for name, value in terms.items()}
         logs |= {"agreement": agreement.detach(), "calibration": calibration.detach()}
-        return self.weights.weighted(terms), logs, {"reprojections": made.detach()}
+        return self.weights.weighted(terms), logs, {"reprojections": fake.detach()}
 
 
 class ViewDiscriminatorPlayer(Player):
-    """The discriminator's turn: call the radiographs given real and the carried re-projections made."""
+    """The turn of the discriminator: given radiographs are real, the carried re-projections are fake."""
 
     def __init__(self, network: ViewDiscriminator, smoothing: float = 0.0, every: int = 1) -> None:
         super().__init__(network)
         self.smoothing, self.every = smoothing, every
 
     def forward(self, batch: Batch, carried: Carried) -> Turn:
-        """The mean of both cross-entropies; real ones are called 1 less the smoothing."""
+        """The mean of both cross-entropies; the target of real ones is 1 - smoothing."""
         real = cross_entropy(self.network(batch.views), real=True, smoothing=self.smoothing)
-        made = cross_entropy(self.network(batch.views, carried["reprojections"]), real=False)
-        return (real + made) / 2, {"real": real.detach(), "fake": made.detach()}, {}
+        fake = cross_entropy(self.network(batch.views, carried["reprojections"]), real=False)
+        return (real + fake) / 2, {"real": real.detach(), "fake": fake.detach()}, {}
 
 
 def reprojection_objective(
@@ -137,9 +139,9 @@ def reprojection_objective(
     reprojection: Reprojection,
     weights: ReprojectionLoss,
 ) -> Objective:
-    """Generator, then discriminator, each on the same batch; the generator alone without a discriminator."""
+    """Generator, then discriminator, on the same batch; without a discriminator the generator alone."""
     players: dict[str, Player] = {
-        "generator": ReprojectingPlayer(generator, discriminator, reprojection, weights),
+        "generator": ReprojectionPlayer(generator, discriminator, reprojection, weights),
     }
     if discriminator is not None:
         players["discriminator"] = ViewDiscriminatorPlayer(discriminator)

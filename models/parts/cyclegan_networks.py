@@ -17,13 +17,14 @@ from raylift.datasets.intensity import Window
 from raylift.datasets.serialization import require_fraction, require_minimum
 from raylift.models.drr import Reprojection
 from raylift.models.objectives.cycle import CycleLoss, CycleNetworks, cycle_objective
-from raylift.models.objectives.objective import Objective, VolumeNetwork
+from raylift.models.objectives.objective import Objective
 from raylift.models.parts.blocks import ResidualBlock, initialize, upsample_3d
 from raylift.models.parts.discriminators import Discriminator, DiscriminatorConfig, ViewDiscriminatorConfig
 from raylift.models.parts.heads import Head
 from raylift.models.parts.rays import Rays
 from raylift.models.system_config import DEFAULT_WINDOW, LearnsFrom, SystemConfig
 from raylift.models.unpaired_prior import DrawnPeople
+from raylift.models.volume_network import VolumeNetwork
 
 
 @dataclass(frozen=True)

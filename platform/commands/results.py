@@ -11,8 +11,8 @@ import tyro
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import Split
-from raylift.models import weights
 from raylift.models.generative import SamplingFlags
+from raylift.platform import model_store
 from raylift.platform.progress import console, meter
 
 
@@ -49,7 +49,7 @@ def evaluate(arguments: list[str]) -> int:
 
     options = tyro.cli(EvaluateOptions, prog="raylift evaluate", args=arguments)
     url = checkpoint_of(options.checkpoint)
-    model = weights.load(url)
+    model = model_store.load(url)
     with meter("evaluate") as shown:
         result = evaluation.evaluate(
             model,
@@ -90,6 +90,6 @@ def export(arguments: list[str]) -> int:
 
     options = tyro.cli(ExportOptions, prog="raylift export", args=arguments)
     url = checkpoint_of(options.checkpoint)
-    sha256 = exporting.export(weights.load(url), options.folder, runs.metrics_of(url))
+    sha256 = exporting.export(model_store.load(url), options.folder, runs.metrics_of(url))
     print(f"{options.folder}: weights SHA-256 {sha256}")
     return 0

@@ -19,8 +19,8 @@ from raylift.datasets.radiographs.histogram import ReferenceHistograms, mean_qua
 from raylift.datasets.serialization import to_plain
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 from raylift.datasets.streaming.stream import BatchStream, CachedReader, UnpairedVolumes
-from raylift.models import weights
 from raylift.models.weights import Description
+from raylift.platform import model_store
 from raylift.platform.config import RunConfig
 
 PROJECTIONS_COUNTED = 256
@@ -99,7 +99,7 @@ def describe(run: RunConfig, archive: Archive, goes_on_from: str | None = None) 
     histograms: ReferenceHistograms = {}
     if run.data.match_histograms:
         if goes_on_from:
-            histograms = weights.description_of(goes_on_from).histograms
+            histograms = model_store.description_of(goes_on_from).histograms
         else:
             histograms = projection_histograms(archive, run, indices)
     return Description(

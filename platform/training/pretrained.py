@@ -14,8 +14,8 @@ from torch import nn
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry
-from raylift.models import weights
 from raylift.models.system_config import SystemConfig
+from raylift.platform import model_store
 from raylift.platform.config import RunConfig
 from raylift.platform.training.checkpoint import checkpoint_of
 
@@ -26,7 +26,7 @@ def settled(run: RunConfig) -> RunConfig:
     for part, url in run.system.pretrained.items():
         if url:
             exact = checkpoint_of(url)
-            found |= {f"{part}_model": exact, part: weights.description_of(exact).system}
+            found |= {f"{part}_model": exact, part: model_store.description_of(exact).system}
     return replace(run, system=replace(run.system, **found)) if found else run
 
 
@@ -39,7 +39,7 @@ def check(run: RunConfig, archive: Archive) -> None:
                 f"{run.system.name} needs a trained model as its {part}: pass --system.{part}-model with a run, "
                 "a checkpoint or an exported model"
             )
-        trained = weights.description_of(url)
+        trained = model_store.description_of(url)
         grid, geometry = run.system.frame_of(
             part, archive.manifest.grid, replace(archive.manifest.geometry, views=views)
         )
@@ -62,7 +62,7 @@ def check(run: RunConfig, archive: Archive) -> None:
 def fill(network: nn.Module, system: SystemConfig) -> None:
     """Put the weights of its trained parts into a fresh network."""
     for part, url in system.pretrained.items():
-        network.get_submodule(part).load_state_dict(weights.load(url).network.state_dict())
+        network.get_submodule(part).load_state_dict(model_store.load(url).network.state_dict())
 
 
 def _same(one: Geometry, other: Geometry) -> bool:

@@ -1,4 +1,4 @@
-"""A few steps after a network make a volume agree with its radiographs, and do nothing else."""
+"""Data consistency: optimization steps make a volume agree with its radiographs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ def pairs(count: int = 2, geometry: Geometry | None = None) -> tuple[Tensor, Ten
 
 
 def wrong(volume: Tensor) -> Tensor:
-    """The volume with its left half too dense and its lower half too thin, as a network may see it."""
+    """The volume with a density error in its left half and another in its lower half."""
     changed = volume.clone()
     changed[..., 16:] *= 1.15
     changed[:, :, 16:] *= 0.9
@@ -44,58 +44,60 @@ def total(residual: Tensor) -> Tensor:
     return residual.square().sum(dim=1).sqrt()
 
 
-def test_the_residual_falls_to_a_tenth_in_ten_steps_and_the_volume_comes_nearer_to_the_truth() -> None:
-    truth, images = pairs()
-    start = wrong(truth)
+def test_the_residual_falls_to_a_tenth_in_ten_steps_and_so_does_the_error_of_the_volume() -> None:
+    ground_truth, images = pairs()
+    start = wrong(ground_truth)
     fitted = fit(start, images, WINDOW, GRID, chest(GRID), 10)
     assert (total(fitted.residual_before) > 0.03).all()
     assert (total(fitted.residual_after) < total(fitted.residual_before) / 10).all()
-    errors = [(volume - truth).square().mean(dim=(1, 2, 3, 4)) for volume in (start, fitted.volume)]
+    errors = [(volume - ground_truth).square().mean(dim=(1, 2, 3, 4)) for volume in (start, fitted.volume)]
     assert (errors[1] < 0.8 * errors[0]).all()
 
 
 def test_projections_of_the_volume_itself_agree_whatever_their_gain_and_offset() -> None:
-    truth, images = pairs()
-    own = agreement(truth, images, WINDOW, GRID, chest(GRID))
+    ground_truth, images = pairs()
+    own = agreement(ground_truth, images, WINDOW, GRID, chest(GRID))
     assert (own.residual < 0.01).all()
     assert (own.psnr_db > 40).all()
-    printed = agreement(truth, images * 0.6 + 0.2, WINDOW, GRID, chest(GRID))
-    assert (printed.residual < 0.01).all()
-    other = agreement(truth.flip(0), images, WINDOW, GRID, chest(GRID))
+    scaled = agreement(ground_truth, images * 0.6 + 0.2, WINDOW, GRID, chest(GRID))
+    assert (scaled.residual < 0.01).all()
+    other = agreement(ground_truth.flip(0), images, WINDOW, GRID, chest(GRID))
     assert (other.residual > 5 * own.residual).all()
-    # By definition: the error over all pixels against a range of 1, and over the radiograph's own length.
+    # PSNR is relative to a range of 1, the residual to the norm of the radiograph.
     errors = other.residual.square() * images.square().mean(dim=(2, 3))
     torch.testing.assert_close(other.psnr_db, -10 * errors.log10())
 
 
 def test_more_steps_never_leave_a_larger_residual() -> None:
-    truth, images = pairs(1)
-    after = [float(total(fit(wrong(truth), images, WINDOW, GRID, chest(GRID), n).residual_after)) for n in range(9)]
+    ground_truth, images = pairs(1)
+    after = [
+        float(total(fit(wrong(ground_truth), images, WINDOW, GRID, chest(GRID), n).residual_after)) for n in range(9)
+    ]
     assert after == sorted(after, reverse=True)
     assert after[0] > 2 * after[1]
 
 
 def test_no_step_changes_nothing() -> None:
-    truth, images = pairs(1)
-    start = wrong(truth)
+    ground_truth, images = pairs(1)
+    start = wrong(ground_truth)
     fitted = fit(start, images, WINDOW, GRID, chest(GRID), 0)
     assert torch.equal(fitted.volume, start)
     assert torch.equal(fitted.residual_after, fitted.residual_before)
 
 
-def test_a_volume_that_explains_its_radiographs_stays() -> None:
-    truth, images = pairs()
-    fitted = fit(truth, images, WINDOW, GRID, chest(GRID), 10)
-    # The percentiles of standardizing saturate pixels, and those are no disagreement.
+def test_a_volume_that_agrees_with_its_radiographs_does_not_change() -> None:
+    ground_truth, images = pairs()
+    fitted = fit(ground_truth, images, WINDOW, GRID, chest(GRID), 10)
+    # Pixels saturated by standardization are no residual.
     assert fitted.residual_before.max() < 1e-5
-    assert (fitted.volume - truth).abs().max() < 1e-4
+    assert (fitted.volume - ground_truth).abs().max() < 1e-4
 
 
-def test_a_sample_is_fitted_alike_alone_and_in_company() -> None:
-    truth, images = pairs(3)
-    start = wrong(truth)
-    # One that stops at once and one that cannot move must not hold up the third.
-    start[0], start[1] = truth[0], 0.0
+def test_a_sample_is_fitted_independently_of_its_batch() -> None:
+    ground_truth, images = pairs(3)
+    start = wrong(ground_truth)
+    # The first stops at once and the second cannot change; the third is fitted all the same.
+    start[0], start[1] = ground_truth[0], 0.0
     together = fit(start, images, WINDOW, GRID, chest(GRID), 6)
     for k in range(3):
         alone = fit(start[k : k + 1], images[k : k + 1], WINDOW, GRID, chest(GRID), 6)
@@ -113,16 +115,16 @@ def test_a_sample_is_fitted_alike_alone_and_in_company() -> None:
     ],
     ids=["one view", "an oblique view", "x2ct", "parallel"],
 )
-def test_any_number_of_views_in_any_geometry_will_do(geometry: Geometry) -> None:
-    truth, images = pairs(1, geometry)
-    fitted = fit(wrong(truth), images, WINDOW, GRID, geometry, 5)
+def test_any_number_of_views_in_any_geometry_is_fitted(geometry: Geometry) -> None:
+    ground_truth, images = pairs(1, geometry)
+    fitted = fit(wrong(ground_truth), images, WINDOW, GRID, geometry, 5)
     assert fitted.residual_after.shape == (1, len(geometry.views))
     assert total(fitted.residual_after) < total(fitted.residual_before) / 4
 
 
-def test_values_stay_in_the_window_and_air_stays_air() -> None:
-    truth, images = pairs(1)
-    start = wrong(truth)
+def test_values_stay_in_the_window_and_air_does_not_change() -> None:
+    ground_truth, images = pairs(1)
+    start = wrong(ground_truth)
     noisy = (images + 0.3 * torch.rand(images.shape, generator=torch.Generator().manual_seed(1))).clip(0.0, 1.0)
     fitted = fit(start, noisy, WINDOW, GRID, chest(GRID), 10, strength=0.0)
     assert fitted.volume.min() >= 0
@@ -133,9 +135,9 @@ def test_values_stay_in_the_window_and_air_stays_air() -> None:
     assert not torch.equal(fitted.volume, start)
 
 
-def test_the_stronger_the_pull_the_nearer_the_volume_stays_to_the_networks() -> None:
-    truth, images = pairs(1)
-    start = wrong(truth)
+def test_a_larger_strength_keeps_the_volume_closer_to_the_networks() -> None:
+    ground_truth, images = pairs(1)
+    start = wrong(ground_truth)
     fits: list[Fitted] = [fit(start, images, WINDOW, GRID, chest(GRID), 8, strength) for strength in (0.0, 10.0, 1e4)]
     moved = [float((one.volume - start).square().mean()) for one in fits]
     assert moved == sorted(moved, reverse=True)
@@ -146,87 +148,87 @@ def test_the_stronger_the_pull_the_nearer_the_volume_stays_to_the_networks() -> 
 
 def test_gain_and_offset_of_a_radiograph_do_not_matter() -> None:
     projections = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    gain, offset, live = match(projections, 0.5 * projections + 0.2)
+    gain, offset, mask = match(projections, 0.5 * projections + 0.2)
     torch.testing.assert_close(gain.flatten(), torch.tensor([0.5, 0.5]))
     torch.testing.assert_close(offset.flatten(), torch.tensor([0.2, 0.2]))
-    assert bool((live == 1).all())
+    assert bool((mask == 1).all())
 
 
-def test_pixels_that_standardizing_saturates_do_not_disturb_the_match() -> None:
+def test_pixels_that_standardization_saturates_do_not_change_the_match() -> None:
     projections = torch.linspace(0, 1, 400).reshape(1, 1, 20, 20)
-    gain, offset, live = match(projections, ((projections - 0.1) / 0.8).clip(0.0, 1.0))
+    gain, offset, mask = match(projections, ((projections - 0.1) / 0.8).clip(0.0, 1.0))
     torch.testing.assert_close(gain.item(), 1.25, atol=2e-3, rtol=0)
     torch.testing.assert_close(offset.item(), -0.125, atol=2e-3, rtol=0)
-    assert 0.75 < float(live.mean()) < 0.85
+    assert 0.75 < float(mask.mean()) < 0.85
 
 
-def test_the_direction_of_descent_is_the_gradient_with_gain_and_offset_refitted() -> None:
-    # The fit holds gain and offset while it differentiates; differentiating through them must give the same.
+def test_the_descent_direction_is_the_gradient_through_gain_and_offset_too() -> None:
+    # The fit treats gain and offset as constants; the gradient through them must be the same.
     geometry = parallel(Grid(8, 10.0))
     generator = torch.Generator().manual_seed(3)
     image = torch.rand(1, 1, 8, 8, generator=generator, dtype=torch.float64).clip(0.05, 0.95)
     density = torch.rand(1, 1, 8, 8, 8, generator=generator, dtype=torch.float64).requires_grad_()
     projections = project(density, 10.0, geometry, FRONTAL)
-    through = match(projections, image)
-    held = [part.detach() for part in through]
+    differentiable = match(projections, image)
+    constant = [tensor.detach() for tensor in differentiable]
     gradients = [
-        torch.autograd.grad((live * (gain * projections + offset - image)).square().sum(), density, retain_graph=True)[
+        torch.autograd.grad((mask * (gain * projections + offset - image)).square().sum(), density, retain_graph=True)[
             0
         ]
-        for gain, offset, live in (through, held)
+        for gain, offset, mask in (differentiable, constant)
     ]
     torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("image", [0.0, 1.0], ids=["black", "white"])
-def test_a_radiograph_that_shows_nothing_moves_nothing(image: float) -> None:
-    truth, images = pairs(1)
-    fitted = fit(wrong(truth), torch.full_like(images, image), WINDOW, GRID, chest(GRID), 4)
-    assert torch.equal(fitted.volume, wrong(truth))
+def test_a_constant_radiograph_changes_nothing(image: float) -> None:
+    ground_truth, images = pairs(1)
+    fitted = fit(wrong(ground_truth), torch.full_like(images, image), WINDOW, GRID, chest(GRID), 4)
+    assert torch.equal(fitted.volume, wrong(ground_truth))
     assert bool(fitted.residual_after.isfinite().all())
 
 
-def test_a_projection_that_shows_the_opposite_is_left_alone() -> None:
-    truth, images = pairs(1)
-    fitted = fit(wrong(truth), 1 - images, WINDOW, GRID, chest(GRID), 4)
-    assert torch.equal(fitted.volume, wrong(truth))
+def test_a_negatively_correlated_projection_changes_nothing() -> None:
+    ground_truth, images = pairs(1)
+    fitted = fit(wrong(ground_truth), 1 - images, WINDOW, GRID, chest(GRID), 4)
+    assert torch.equal(fitted.volume, wrong(ground_truth))
     assert torch.equal(fitted.residual_after, fitted.residual_before)
 
 
-def test_the_network_behind_a_volume_gets_no_gradient_and_keeps_its_weights() -> None:
-    truth, images = pairs(1)
+def test_the_network_of_the_volume_gets_no_gradient_and_keeps_its_weights() -> None:
+    ground_truth, images = pairs(1)
     network = torch.nn.Conv3d(1, 1, 1)
     torch.nn.init.constant_(network.weight, 0.9)
     torch.nn.init.constant_(network.bias, 0.0)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    fitted = fit(network(wrong(truth)), images, WINDOW, GRID, chest(GRID), 3)
+    fitted = fit(network(wrong(ground_truth)), images, WINDOW, GRID, chest(GRID), 3)
     assert total(fitted.residual_after) < total(fitted.residual_before)
     assert not fitted.volume.requires_grad
     assert all(parameter.grad is None for parameter in network.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_it_works_where_gradients_are_switched_off() -> None:
-    truth, images = pairs(1)
-    expected = fit(wrong(truth), images, WINDOW, GRID, chest(GRID), 3)
+def test_the_fit_works_without_gradient_mode() -> None:
+    ground_truth, images = pairs(1)
+    expected = fit(wrong(ground_truth), images, WINDOW, GRID, chest(GRID), 3)
     with torch.no_grad():
-        assert torch.equal(fit(wrong(truth), images, WINDOW, GRID, chest(GRID), 3).volume, expected.volume)
+        assert torch.equal(fit(wrong(ground_truth), images, WINDOW, GRID, chest(GRID), 3).volume, expected.volume)
     with torch.inference_mode():
-        start, seen = wrong(truth), images.clone()
-        torch.testing.assert_close(fit(start, seen, WINDOW, GRID, chest(GRID), 3).volume, expected.volume)
+        start, given = wrong(ground_truth), images.clone()
+        torch.testing.assert_close(fit(start, given, WINDOW, GRID, chest(GRID), 3).volume, expected.volume)
 
 
-def test_what_makes_no_sense_is_refused() -> None:
-    truth, images = pairs(1)
+def test_invalid_arguments_are_refused() -> None:
+    ground_truth, images = pairs(1)
     with pytest.raises(ConfigError, match="-1 steps"):
-        fit(truth, images, WINDOW, GRID, chest(GRID), -1)
+        fit(ground_truth, images, WINDOW, GRID, chest(GRID), -1)
     with pytest.raises(ConfigError, match="strength nan"):
-        fit(truth, images, WINDOW, GRID, chest(GRID), 1, float("nan"))
+        fit(ground_truth, images, WINDOW, GRID, chest(GRID), 1, float("nan"))
     with pytest.raises(ConfigError, match="1 radiographs for a geometry of 2 views"):
-        fit(truth, images[:, :1], WINDOW, GRID, chest(GRID), 1)
+        fit(ground_truth, images[:, :1], WINDOW, GRID, chest(GRID), 1)
 
 
-def test_a_real_pair_of_radiographs_is_better_explained_after_the_fit(real_data: Path) -> None:
+def test_the_fit_lowers_the_residuals_of_a_real_pair_of_radiographs(real_data: Path) -> None:
     files = {view: real_data / "xray" / f"cc0_normal_{view}.jpg" for view in ("frontal", "lateral")}
     images = [prepare(read(file.read_bytes(), file.name, view=view), 32) for view, file in files.items()]
     start = pairs(1)[0]
@@ -237,8 +239,8 @@ def test_a_real_pair_of_radiographs_is_better_explained_after_the_fit(real_data:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_gives_what_the_cpu_gives() -> None:
-    truth, images = pairs()
-    there = fit(wrong(truth).cuda(), images.cuda(), WINDOW, GRID, chest(GRID), 5)
-    here = fit(wrong(truth), images, WINDOW, GRID, chest(GRID), 5)
+def test_the_fit_on_a_gpu_equals_the_fit_on_the_cpu() -> None:
+    ground_truth, images = pairs()
+    there = fit(wrong(ground_truth).cuda(), images.cuda(), WINDOW, GRID, chest(GRID), 5)
+    here = fit(wrong(ground_truth), images, WINDOW, GRID, chest(GRID), 5)
     torch.testing.assert_close(there.volume.cpu(), here.volume, atol=1e-3, rtol=0)

@@ -1,4 +1,4 @@
-"""Diffusion systems: they train in every part, overfit, tell inputs apart, and draw the same volume every time."""
+"""Diffusion systems: gradients, overfitting, dependence on their inputs, and reproducible samples."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def batch(views=2, n=2):
 
 
 def two_boxes() -> Batch:
-    """Two volumes that differ, with their projections as radiographs."""
+    """Two different volumes, with their projections as radiographs."""
     volume = torch.zeros(2, 1, 32, 32, 32)
     volume[0, :, 8:20, 6:18, 4:16] = 0.8
     volume[1, :, 14:28, 12:26, 14:28] = 0.8
@@ -69,12 +69,12 @@ def test_a_slim_network_has_some_two_million_parameters_at_most(name):
 
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("count", [1, 2])
-def test_every_part_gets_gradients_from_one_view_and_from_two(name, count):
+def test_every_parameter_gets_a_gradient_with_one_view_and_with_two(name, count):
     torch.manual_seed(0)
     system = replace(TINY[name], views=("frontal", "lateral")[:count])
     objective = system.objective(GRID, GEOMETRY)
     assert list(objective.players) == ["denoiser"]
-    # The last convolution starts at zero and passes nothing back until it has stepped.
+    # The last convolution starts at zero and passes no gradient before its first step.
     with torch.no_grad():
         for parameter in objective.reconstructor.denoiser.conv_out.parameters():
             parameter.normal_(0, 0.02)
@@ -84,7 +84,7 @@ def test_every_part_gets_gradients_from_one_view_and_from_two(name, count):
     assert carried == {}
     assert all(torch.isfinite(value) and not value.requires_grad for value in logs.values())
     without = [key for key, p in objective.reconstructor.named_parameters() if p.grad is None or not p.grad.any()]
-    # What stands before a norm over its own channel alone has no say.
+    # A bias before an instance norm has no effect.
     assert [key for key in without if not key.endswith("stem.0.bias")] == []
 
 
@@ -96,7 +96,7 @@ def test_the_loss_is_the_noise_error_and_one_over_t_of_the_projections(timesteps
     with torch.no_grad():
         loss, logs, _ = objective.players["denoiser"](batch(), {})
     assert float(loss) == pytest.approx(float(logs["epsilon_mse"] + logs["projection_l1"] / timesteps))
-    # A network that tells zero is off by the noise, whose variance is one.
+    # The error of a prediction of zero is the noise, whose variance is one.
     assert float(logs["epsilon_mse"]) == pytest.approx(1, abs=0.02)
 
 
@@ -114,13 +114,13 @@ def test_the_projection_loss_alone_reaches_the_denoiser():
 STEPS = {"diffux2ct": 100, "latent-diffusion": 150}
 
 
-def learned(system, steps, rate=1.5e-3):
-    """A network and its losses in some steps of Adam on two volumes, the rate constant, then falling to zero."""
+def trained(system, steps, lr=1.5e-3):
+    """A network after some steps of Adam on two volumes, with constant, then decaying learning rate, and its losses."""
     torch.manual_seed(0)
     objective = system.objective(GRID, GEOMETRY)
     data = two_boxes()
     optimizer = torch.optim.Adam(objective.reconstructor.parameters())
-    rates = OptimizerConfig(rate=rate)
+    rates = OptimizerConfig(rate=lr)
     losses = []
     for step in range(steps):
         optimizer.zero_grad()
@@ -134,42 +134,42 @@ def learned(system, steps, rate=1.5e-3):
 
 @pytest.fixture(scope="module", params=list(TINY))
 def overfitted(request):
-    """A network that knows two volumes by heart."""
-    network, losses = learned(TINY[request.param], STEPS[request.param])
+    """A network overfitted to two volumes."""
+    network, losses = trained(TINY[request.param], STEPS[request.param])
     assert sum(losses[-10:]) < sum(losses[:10]) / 4, losses
     return network
 
 
-def test_it_overfits_two_volumes_and_does_not_answer_with_their_mean(overfitted):
+def test_it_overfits_two_volumes_and_does_not_predict_their_mean(overfitted):
     data = two_boxes()
-    truth, made = data.volume, overfitted(data.views)
-    between = (truth[0] - truth[1]).square().mean()
+    ground_truth, made = data.volume, overfitted(data.views)
+    between = (ground_truth[0] - ground_truth[1]).square().mean()
     assert (made[0] - made[1]).square().mean() > 0.25 * between
-    # Nearer to its own truth than the mean of both is.
-    assert (made - truth).square().mean() < 0.5 * (truth.mean(dim=0) - truth).square().mean()
+    # Less error than the mean of both volumes.
+    assert (made - ground_truth).square().mean() < 0.5 * (ground_truth.mean(dim=0) - ground_truth).square().mean()
 
 
-def test_in_as_many_steps_an_estimate_of_the_noise_draws_what_is_worse_than_an_empty_volume():
+def test_after_as_many_steps_samples_of_epsilon_prediction_are_worse_than_an_empty_volume():
     system = TINY["diffux2ct"]
-    telling_noise = replace(
+    epsilon_prediction = replace(
         system, scheduler=replace(system.scheduler, prediction_type="epsilon"), sampling=SamplingConfig("ddim", 16)
     )
-    network, losses = learned(telling_noise, STEPS["diffux2ct"], rate=1e-3)
+    network, losses = trained(epsilon_prediction, STEPS["diffux2ct"], lr=1e-3)
     assert sum(losses[-10:]) < sum(losses[:10]) / 2
     data = two_boxes()
     assert (network(data.views) - data.volume).square().mean() > data.volume.square().mean()
 
 
-def test_the_published_composition_learns_to_tell_the_noise():
+def test_the_published_system_learns_to_predict_epsilon():
     system = DiffuX2CT()
     small = replace(system, triplane=TINY["diffux2ct"].triplane, denoiser=DenoiserConfig((16, 32, 32), blocks=1))
-    _, losses = learned(small, 80, rate=1e-3)
+    _, losses = trained(small, 80, lr=1e-3)
     assert sum(losses[:5]) / 5 > 0.5
     assert sum(losses[-10:]) / 10 < 0.1
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver"])
-def test_a_draw_depends_on_radiographs_and_seed_and_not_on_the_rest_of_the_batch(overfitted, sampler):
+def test_a_sample_depends_on_radiographs_and_seed_and_not_on_the_rest_of_the_batch(overfitted, sampler):
     views = torch.cat([two_boxes().views, two_boxes().views.flip(0) * 0.9])
     settings = SamplingConfig(sampler, 4, seed=11)
     four = overfitted.sample(views, settings)
@@ -183,7 +183,7 @@ def test_a_draw_depends_on_radiographs_and_seed_and_not_on_the_rest_of_the_batch
     assert float((other - four).abs().max()) > 100 * float((again - four).abs().max())
 
 
-def test_called_it_draws_as_its_settings_say(overfitted):
+def test_forward_samples_with_the_settings_of_the_network(overfitted):
     views = two_boxes().views
     settings, overfitted.sampling = overfitted.sampling, SamplingConfig("ddim", 3, 5)
     try:
@@ -192,8 +192,8 @@ def test_called_it_draws_as_its_settings_say(overfitted):
         overfitted.sampling = settings
 
 
-def test_a_saved_network_draws_what_it_drew(overfitted, tmp_path):
-    # Window attention counts relative positions in a buffer, which must come back as integers.
+def test_a_saved_network_gives_the_same_samples(overfitted, tmp_path):
+    # Window attention has integer relative positions in a buffer, which must stay integers.
     name = "diffux2ct" if isinstance(overfitted, VolumeDiffusion) else "latent-diffusion"
     description = weights.Description(TINY[name], GRID, GEOMETRY, Window())
     weights.save(tmp_path, overfitted.state_dict(), description)
@@ -231,9 +231,9 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
         loss.backward()
         named = objective.reconstructor.named_parameters()
         gradients.append({"loss": loss.detach(), **{key: p.grad for key, p in named}})
-    plain, recomputed = gradients
+    plain, checkpointed = gradients
     for key, gradient in plain.items():
-        torch.testing.assert_close(recomputed[key], gradient, atol=1e-6, rtol=1e-4, msg=key)
+        torch.testing.assert_close(checkpointed[key], gradient, atol=1e-6, rtol=1e-4, msg=key)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -253,22 +253,22 @@ def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32(name):
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
-def test_a_draw_makes_its_condition_once_and_stays_in_the_range_of_the_data():
+def test_a_sample_computes_its_condition_once_and_stays_in_the_range_of_the_data():
     torch.manual_seed(0)
     network, made = TINY["diffux2ct"].reconstructor(GRID, GEOMETRY), []
     network.triplane.register_forward_hook(lambda *_: made.append("condition"))
     network.denoiser.register_forward_hook(lambda *_: made.append("step"))
-    # Estimates far out of range.
+    # Predictions far out of range.
     torch.nn.init.normal_(network.denoiser.conv_out[-1].weight, std=1.0)
     for sampler in ("ddpm", "ddim", "dpm_solver"):
         made.clear()
-        drawn = network.sample(batch().views, SamplingConfig(sampler, 3))
+        sample = network.sample(batch().views, SamplingConfig(sampler, 3))
         assert made == ["condition", "step", "step", "step"]
-        assert drawn.min() == 0
-        assert drawn.max() == 1
+        assert sample.min() == 0
+        assert sample.max() == 1
 
 
-def test_the_published_denoiser_has_shifted_windows_at_its_coarser_sizes():
+def test_the_published_denoiser_has_shifted_window_attention_at_its_coarser_sizes():
     with torch.device("meta"):
         denoiser = DiffuX2CT().reconstructor(Grid(128), chest(Grid(128))).denoiser
     shifts = [
@@ -278,17 +278,17 @@ def test_the_published_denoiser_has_shifted_windows_at_its_coarser_sizes():
     assert shifts == [[], [], *[[(0, 0, 0), (2, 2, 2)]] * 2]
 
 
-def test_shifted_windows_carry_what_a_voxel_knows_into_the_next_window():
+def test_shifted_windows_pass_information_into_the_next_window():
     torch.manual_seed(0)
     windows = shifted_window_attention(8, 2, 4).eval()
     features = torch.rand(1, 8, 8, 8, 8)
     changed = features.clone()
-    # In one channel: layer norm takes away what all have in common.
+    # In one channel: layer norm removes an offset common to all.
     changed[:, 0, 3, 3, 3] += 1.0
     with torch.no_grad():
         moved = (windows(changed) - windows(features)).abs().amax(dim=(0, 1))
         one, other = (windows.blocks[0](each.movedim(1, -1), None) for each in (features, changed))
-    # A plain layer stays in its window of four voxels a side, the shifted one after it crosses the border.
+    # A regular layer stays in its window of four voxels a side, the shifted one after it crosses the border.
     assert torch.equal(one[:, 4:], other[:, 4:])
     assert moved[4, 4, 4] > 1e-6
 
@@ -304,13 +304,13 @@ def test_patches_of_two_voxels_a_side_are_an_eighth_of_the_work():
     assert spent[1] == pytest.approx(spent[0] / 8, rel=0.05)
 
 
-def test_radiographs_of_another_size_are_brought_to_the_volumes():
+def test_radiographs_of_another_size_are_resized_to_the_volumes():
     network = TINY["diffux2ct"].reconstructor(GRID, GEOMETRY)
     assert network.sample(torch.rand(1, 2, 50, 50), SamplingConfig("ddim", 1)).shape == (1, 1, 32, 32, 32)
 
 
 @pytest.mark.parametrize(("axis", "own"), [(3, 3), (4, 4)])
-def test_a_plane_sees_a_view_as_the_mean_of_the_repeated_volume(axis, own):
+def test_a_view_projected_to_a_plane_is_the_mean_of_the_repeated_volume(axis, own):
     image = torch.rand(2, 3, 6, 6)
     volume = image.unsqueeze(axis).expand(*image.shape[:2], 6, 6, 6)
     for normal in (2, 3, 4):
@@ -318,7 +318,7 @@ def test_a_plane_sees_a_view_as_the_mean_of_the_repeated_volume(axis, own):
     assert torch.equal(project_to_plane(image, axis, own), image)
 
 
-def test_the_implicit_decoder_is_a_network_of_the_planes_and_the_point_side_by_side():
+def test_the_implicit_decoder_is_an_mlp_on_the_concatenation_of_planes_and_coordinates():
     torch.manual_seed(0)
     config = TriPlaneConfig(channels=4, hidden=8, condition_channels=5)
     decoder = ImplicitDecoder(config)
@@ -338,26 +338,26 @@ def test_the_implicit_decoder_is_a_network_of_the_planes_and_the_point_side_by_s
         dim=1,
     )
     first = given @ matrix.T + decoder.bias.flatten()
-    answer = decoder.mlp(first[..., None, None, None])[..., 0, 0, 0]
-    torch.testing.assert_close(made[:, :, d, h, w], answer)
+    output = decoder.mlp(first[..., None, None, None])[..., 0, 0, 0]
+    torch.testing.assert_close(made[:, :, d, h, w], output)
 
 
-def test_the_implicit_decoder_is_asked_at_voxels_of_any_size():
+def test_the_implicit_decoder_is_evaluated_at_voxels_of_any_size():
     plane = torch.arange(8.0).expand(1, 1, 8, 8)
-    # At the centers of coarser voxels a straight line has the mean of what they cover, at finer ones it goes on.
+    # Coarser voxels have the mean of a linear ramp over their extent, finer ones interpolate it.
     torch.testing.assert_close(resize_plane(plane, 4)[0, 0, 0], torch.tensor([0.5, 2.5, 4.5, 6.5]))
     torch.testing.assert_close(resize_plane(plane, 16)[0, 0, 0, 1:-1], torch.arange(14) / 2 + 0.25)
     assert resize_plane(plane, 6).shape == (1, 1, 6, 6)
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
-def test_patches_become_channels_and_come_back(patch):
+def test_depth_to_space_inverts_space_to_depth(patch):
     data = torch.rand(2, 3, 8, 8, 8)
-    folded = space_to_depth(data, patch)
-    assert folded.shape == (2, 3 * patch**3, 8 // patch, 8 // patch, 8 // patch)
-    assert torch.equal(depth_to_space(folded, patch), data)
-    # The voxels of a patch stand together.
-    assert set(folded[0, : patch**3, 0, 0, 0].tolist()) == set(data[0, 0, :patch, :patch, :patch].flatten().tolist())
+    patches = space_to_depth(data, patch)
+    assert patches.shape == (2, 3 * patch**3, 8 // patch, 8 // patch, 8 // patch)
+    assert torch.equal(depth_to_space(patches, patch), data)
+    # The voxels of a patch are adjacent channels.
+    assert set(patches[0, : patch**3, 0, 0, 0].tolist()) == set(data[0, 0, :patch, :patch, :patch].flatten().tolist())
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_settings_that_do_not_fit_are_refused(change, message):
         change()
 
 
-def test_planes_want_views_along_an_axis():
+def test_a_triplane_condition_needs_views_along_an_axis():
     geometry = replace(GEOMETRY, views=(View("oblique", azimuth_deg=40.0),))
     with pytest.raises(ConfigError, match="'oblique' is no frontal or lateral one"):
         replace(TINY["diffux2ct"], views=("oblique",)).reconstructor(GRID, geometry)
@@ -409,7 +409,7 @@ def test_latents_are_a_quarter_as_large_and_normalized_for_every_volume():
     assert float(log_variance.max()) < -4
 
 
-def test_the_denoiser_teaches_the_autoencoder_nothing_and_the_autoencoder_the_denoiser_nothing():
+def test_denoiser_and_autoencoder_pass_no_gradient_to_each_other():
     torch.manual_seed(0)
     network = TINY["latent-diffusion"].reconstructor(GRID, GEOMETRY)
     latents, losses = network.encode(batch().volume, [])
@@ -417,7 +417,7 @@ def test_the_denoiser_teaches_the_autoencoder_nothing_and_the_autoencoder_the_de
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in network.autoencoder.parameters())
     assert all(p.grad is None for p in (*network.denoiser.parameters(), *network.triplane.parameters()))
-    # No state that training changes but the weights: nothing that ranks could disagree on.
+    # Training changes no state but the weights, so ranks cannot diverge.
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     network.encode(batch().volume * 0.1, [])
     assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())

@@ -1,4 +1,4 @@
-"""What may be asked of a network that draws, and of one that does not."""
+"""Sampling settings of generative networks, and their refusal by deterministic ones."""
 
 import pytest
 import torch
@@ -12,21 +12,21 @@ from raylift.models.systems.x2ct import x2ct_gan
 GRID = Grid(32, 10.0)
 
 
-def test_mean_and_spread_of_volumes_one_after_another_are_those_of_all_at_once():
-    # An offset that would cost a sum of squares in single precision most of its digits.
+def test_running_mean_and_std_equal_those_of_all_volumes():
+    # With this offset a sum of squares in single precision loses most of its digits.
     volumes = 1000 + torch.randn(5, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    spread = RunningStatistics()
+    statistics = RunningStatistics()
     for volume in volumes:
-        spread.add(volume)
-    torch.testing.assert_close(spread.mean, volumes.mean(dim=0))
-    torch.testing.assert_close(spread.std, volumes.std(dim=0), rtol=1e-3, atol=1e-4)
+        statistics.add(volume)
+    torch.testing.assert_close(statistics.mean, volumes.mean(dim=0))
+    torch.testing.assert_close(statistics.std, volumes.std(dim=0), rtol=1e-3, atol=1e-4)
 
 
-def test_a_single_volume_has_no_spread():
-    spread = RunningStatistics()
-    spread.add(torch.ones(1, 2, 2, 2))
-    assert spread.std is None
-    assert torch.equal(spread.mean, torch.ones(1, 2, 2, 2))
+def test_a_single_volume_has_no_std():
+    statistics = RunningStatistics()
+    statistics.add(torch.ones(1, 2, 2, 2))
+    assert statistics.std is None
+    assert torch.equal(statistics.mean, torch.ones(1, 2, 2, 2))
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,13 @@ def test_a_single_volume_has_no_spread():
         (SamplingFlags(), 0, "0 samples: give 1 or more"),
     ],
 )
-def test_a_network_that_computes_its_volume_refuses_what_is_asked_of_draws(flags, samples, message):
+def test_a_deterministic_network_refuses_sampling_flags(flags, samples, message):
     network = tiny(x2ct_gan()).reconstructor(GRID, chest(GRID))
     with pytest.raises(ConfigError, match=message):
         flags.resolve(network, samples)
     assert SamplingFlags().resolve(network) is None
 
 
-def test_no_step_is_no_draw():
+def test_zero_sampling_steps_are_refused():
     with pytest.raises(ConfigError, match="0 sampling steps"):
         SamplingConfig(steps=0)

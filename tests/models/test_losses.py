@@ -1,4 +1,4 @@
-"""Losses against figures worked out by hand."""
+"""Losses against values computed by hand."""
 
 from dataclasses import replace
 
@@ -32,48 +32,48 @@ def batch(size=32, n=2):
     return Batch(cube, torch.rand(n, 2, size, size, generator=generator))
 
 
-def test_least_squares_is_zero_for_the_wanted_score_and_one_for_the_other():
+def test_least_squares_is_zero_for_the_target_score_and_one_for_the_other():
     assert least_squares(torch.ones(2, 3), real=True) == 0
     assert least_squares(torch.ones(2, 3), real=False) == 1
 
 
-def test_voxel_errors_of_a_constant_difference_are_it_and_its_square():
-    truth = torch.zeros(1, 1, 4, 4, 4)
-    assert torch.isclose(voxel_mse(truth + 0.5, truth), torch.tensor(0.25))
-    assert torch.isclose(voxel_l1(truth - 0.5, truth), torch.tensor(0.5))
+def test_voxel_errors_of_a_constant_difference_are_its_absolute_value_and_its_square():
+    target = torch.zeros(1, 1, 4, 4, 4)
+    assert torch.isclose(voxel_mse(target + 0.5, target), torch.tensor(0.25))
+    assert torch.isclose(voxel_l1(target - 0.5, target), torch.tensor(0.5))
 
 
-def test_a_masked_error_counts_what_is_inside_alone():
-    truth, volume = torch.zeros(1, 1, 4, 4, 4), torch.full((1, 1, 4, 4, 4), 100.0)
+def test_a_masked_error_counts_the_voxels_of_the_mask_only():
+    target, prediction = torch.zeros(1, 1, 4, 4, 4), torch.full((1, 1, 4, 4, 4), 100.0)
     mask = torch.zeros(1, 1, 4, 4, 4, dtype=torch.bool)
-    assert masked_mse(volume, truth, mask) == 0
+    assert masked_mse(prediction, target, mask) == 0
     mask[..., :2] = True
-    volume[..., :2] = 0.5
-    assert masked_mse(volume, truth, mask) == 0.25
+    prediction[..., :2] = 0.5
+    assert masked_mse(prediction, target, mask) == 0.25
 
 
-def test_orthogonal_projections_see_a_shift_of_mass_only_across_their_axis():
-    truth, moved = torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4)
-    truth[0, 0, 0, 0, 0] = moved[0, 0, 3, 0, 0] = 1.0
+def test_orthogonal_projections_change_with_shifts_across_their_axis_only():
+    target, moved = torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4)
+    target[0, 0, 0, 0, 0] = moved[0, 0, 3, 0, 0] = 1.0
     # Moved along D: the projection along D is the same; along H and W, two of 16 pixels differ by 1/4 each.
     expected = (0 + 2 * 0.25 / 16 + 2 * 0.25 / 16) / 3
-    assert torch.isclose(orthogonal_projection_l1(moved, truth), torch.tensor(expected))
+    assert torch.isclose(orthogonal_projection_l1(moved, target), torch.tensor(expected))
 
 
-def test_orthogonal_projections_do_not_see_what_they_average_away():
-    truth = torch.rand(2, 1, 4, 4, 4)
-    assert orthogonal_projection_l1(truth, truth) == 0
+def test_orthogonal_projections_do_not_depend_on_what_they_average_out():
+    target = torch.rand(2, 1, 4, 4, 4)
+    assert orthogonal_projection_l1(target, target) == 0
 
 
 def test_a_cone_projection_sums_samples_along_the_ray():
-    # The central ray of a cube of 128 units of value 1 is 128 long: 128 / 1.75 samples. Beside the cube it is 0.
+    # The central ray of a cube of 128 units of value 1 is 128 long: 128 / 1.75 samples. Outside the cube it is 0.
     cube, nothing = torch.ones(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16)
     inside = float(cone_projection_l1(cube, nothing, 0.0, 0.0))
     # Of the detector of 374 units the cube's middle plane covers 299: 64 percent of its area, shorter at its rim.
     assert 0.45 * 128 / 1.75 < inside < 0.7 * 128 / 1.75
 
 
-def test_a_cone_projection_means_the_same_at_every_resolution():
+def test_a_cone_projection_does_not_depend_on_the_resolution():
     blob = torch.zeros(1, 1, 16, 16, 16)
     blob[..., 4:10, 5:12, 6:9] = 1.0
     coarse = cone_projection_l1(blob, torch.zeros_like(blob), 0.0, 0.0)
@@ -81,24 +81,24 @@ def test_a_cone_projection_means_the_same_at_every_resolution():
     torch.testing.assert_close(cone_projection_l1(fine, torch.zeros_like(fine), 0.0, 0.0), coarse, rtol=0.05, atol=0)
 
 
-def test_poses_are_drawn_from_the_global_generator_and_no_jitter_draws_the_same_pose():
-    volume, truth = torch.rand(1, 1, 16, 16, 16), torch.rand(1, 1, 16, 16, 16)
+def test_poses_are_sampled_from_the_global_generator_and_are_fixed_without_jitter():
+    prediction, target = torch.rand(1, 1, 16, 16, 16), torch.rand(1, 1, 16, 16, 16)
     torch.manual_seed(0)
-    first, second = cone_projection_l1(volume, truth), cone_projection_l1(volume, truth)
+    first, second = cone_projection_l1(prediction, target), cone_projection_l1(prediction, target)
     torch.manual_seed(0)
-    assert cone_projection_l1(volume, truth) == first
+    assert cone_projection_l1(prediction, target) == first
     assert first != second
-    assert cone_projection_l1(volume, truth, 0.0, 0.0) == cone_projection_l1(volume, truth, 0.0, 0.0)
+    assert cone_projection_l1(prediction, target, 0.0, 0.0) == cone_projection_l1(prediction, target, 0.0, 0.0)
 
 
-def test_the_poses_are_turned_and_moved_by_as_much_as_is_said(monkeypatch):
+def test_poses_are_rotated_and_translated_with_the_given_standard_deviations(monkeypatch):
     poses, project = [], losses.project_pose
 
-    def seen(volume, spacing_mm, geometry, axes, offset):
+    def recorded(volume, spacing_mm, geometry, axes, offset):
         poses.append((axes, offset))
         return project(volume, spacing_mm, geometry, axes, offset)
 
-    monkeypatch.setattr(losses, "project_pose", seen)
+    monkeypatch.setattr(losses, "project_pose", recorded)
     torch.manual_seed(0)
     for _ in range(300):
         cone_projection_l1(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4))
@@ -106,10 +106,12 @@ def test_the_poses_are_turned_and_moved_by_as_much_as_is_said(monkeypatch):
     plain = torch.stack([torch.as_tensor(view.axes(), dtype=torch.float32) for view in losses.CONE_VIEWS])
     # Axial, sagittal and coronal: the rays run along another axis each.
     assert sorted(plain[:, 2].abs().argmax(dim=1).tolist()) == [0, 1, 2]
-    turns = plain.transpose(1, 2) @ axes
-    torch.testing.assert_close(turns @ turns.transpose(2, 3), torch.eye(3).expand_as(turns), atol=1e-5, rtol=0)
-    # To first order a turn's generator is off its diagonal.
-    angles = torch.stack([turns[..., 2, 1], turns[..., 0, 2], turns[..., 1, 0]]).rad2deg()
+    rotations = plain.transpose(1, 2) @ axes
+    torch.testing.assert_close(
+        rotations @ rotations.transpose(2, 3), torch.eye(3).expand_as(rotations), atol=1e-5, rtol=0
+    )
+    # To first order the angles are the off-diagonal elements of a rotation.
+    angles = torch.stack([rotations[..., 2, 1], rotations[..., 0, 2], rotations[..., 1, 0]]).rad2deg()
     assert angles.std(dim=(1, 2)).tolist() == pytest.approx([10.0] * 3, rel=0.1)
     assert offsets.std(dim=(0, 1)).tolist() == pytest.approx([8.0] * 3, rel=0.1)
 
@@ -136,7 +138,7 @@ def test_the_generators_loss_is_the_weighted_sum_of_its_terms():
     }
     assert logs.keys() == expected.keys()
     assert torch.isclose(loss, sum(weight * logs[name] for name, weight in expected.items()))
-    # The lungs are everywhere here.
+    # Every voxel is lung here.
     assert torch.isclose(logs["lung_mse"], logs["voxel_mse"])
 
 
@@ -148,7 +150,7 @@ def test_a_weight_of_zero_leaves_its_term_out_and_the_discriminator_too():
     assert list(logs) == ["voxel_l1"]
 
 
-def test_a_lung_loss_without_labels_says_what_is_missing():
+def test_a_lung_loss_without_labels_is_refused_with_the_remedy():
     objective = replace(tiny(x2ct_gan()), loss=ReconstructionLoss(lung=1.0)).objective(GRID, chest(GRID))
     with pytest.raises(ConfigError, match=r"came without labels: .* set system\.loss\.lung to 0"):
         objective.players["generator"](batch(), {})
@@ -168,7 +170,7 @@ def test_a_negative_weight_is_refused(weights, message):
         ReconstructionLoss(**weights)
 
 
-def test_the_generators_turn_leaves_no_gradient_in_the_discriminator_and_the_other_way_round():
+def test_generator_and_discriminator_pass_no_gradient_to_each_other():
     objective = tiny(x2ct_gan()).objective(GRID, chest(GRID))
     generator, discriminator = objective.players.values()
     data = batch()

@@ -1,4 +1,4 @@
-"""Protocols against figures worked out by hand, and the decibels between them."""
+"""Protocols against values computed by hand, and the decibels between them."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ from raylift.models.metrics import PROTOCOLS, cosine, lung_dice, psnr_db
 @pytest.fixture
 def pair():
     generator = np.random.default_rng(0)
-    truth = generator.uniform(-1000, 1400, (24, 24, 24)).astype(np.float32)
-    return truth + generator.normal(0, 100, truth.shape).astype(np.float32), truth
+    ground_truth = generator.uniform(-1000, 1400, (24, 24, 24)).astype(np.float32)
+    return ground_truth + generator.normal(0, 100, ground_truth.shape).astype(np.float32), ground_truth
 
 
 def test_psnr_of_a_known_error_is_known():
@@ -19,9 +19,9 @@ def test_psnr_of_a_known_error_is_known():
     assert psnr_db(0.0, 1.0) == float("inf")
 
 
-def test_the_volume_protocol_measures_against_its_window():
-    truth = np.full((16, 16, 16), -24.0)
-    figures = PROTOCOLS["volume"].evaluate(truth + 250, truth)
+def test_the_maximum_of_the_volume_protocol_is_its_window():
+    ground_truth = np.full((16, 16, 16), -24.0)
+    figures = PROTOCOLS["volume"].evaluate(ground_truth + 250, ground_truth)
     assert figures["mae_hu"] == pytest.approx(250)
     assert figures["mse"] == pytest.approx(0.01)
     assert figures["psnr_db"] == pytest.approx(20.0)
@@ -32,16 +32,16 @@ def test_x2cts_maximum_adds_4_29_db_to_the_same_error(pair):
     assert x2ct["psnr_3d_db"] - volume["psnr_db"] == pytest.approx(20 * np.log10(4095 / 2500), abs=0.01)
 
 
-def test_x2ct_repeats_the_published_arithmetic(pair):
-    prediction, truth = (((volume + 1024) / 2500).clip(0, 1).astype(np.float64) for volume in pair)
-    integers = [(volume * 2500).astype(np.int32).astype(np.float64) for volume in (prediction, truth)]
+def test_x2ct_equals_the_published_arithmetic(pair):
+    prediction, ground_truth = (((volume + 1024) / 2500).clip(0, 1).astype(np.float64) for volume in pair)
+    integers = [(volume * 2500).astype(np.int32).astype(np.float64) for volume in (prediction, ground_truth)]
     expected, similarity = [], []
     for axis in range(3):
         for index in range(24):
             error = np.mean((integers[0].take(index, axis) - integers[1].take(index, axis)) ** 2)
             expected.append(20 * np.log10(4095 / np.sqrt(error)))
             similarity.append(
-                structural_similarity(truth.take(index, axis), prediction.take(index, axis), data_range=1.0)
+                structural_similarity(ground_truth.take(index, axis), prediction.take(index, axis), data_range=1.0)
             )
     figures = PROTOCOLS["x2ct"].evaluate(*pair)
     assert figures["psnr_slices_db"] == pytest.approx(np.mean(expected))
@@ -49,17 +49,17 @@ def test_x2ct_repeats_the_published_arithmetic(pair):
 
 
 def test_a_slice_without_error_counts_100_db_in_x2ct():
-    truth = np.zeros((8, 8, 8))
-    prediction = truth.copy()
+    ground_truth = np.zeros((8, 8, 8))
+    prediction = ground_truth.copy()
     prediction[0] = 100.0
-    figures = PROTOCOLS["x2ct"].evaluate(prediction, truth)
+    figures = PROTOCOLS["x2ct"].evaluate(prediction, ground_truth)
     # Seven of eight slices along D are exact; along H and W every slice has the same error.
     one = 20 * np.log10(4095 / 100)
     other = 20 * np.log10(4095 / np.sqrt(100**2 / 8))
     assert figures["psnr_slices_db"] == pytest.approx(np.mean([(one + 7 * 100) / 8, other, other]), abs=0.01)
 
 
-def test_cvaa_measures_in_its_wider_window(pair):
+def test_cvaa_has_a_wider_window(pair):
     figures = PROTOCOLS["cvaa"].evaluate(*pair)
     inside = [volume.clip(-1000, 4096).astype(np.float64) for volume in pair]
     assert figures["mse"] == pytest.approx(np.mean((inside[0] - inside[1]) ** 2) / 5096**2)
@@ -73,9 +73,9 @@ def test_a_volume_compared_with_itself_is_perfect(name, pair):
     assert all(value == pytest.approx(1.0) for key, value in figures.items() if key.startswith("ssim"))
 
 
-def test_what_lies_outside_the_window_costs_nothing():
-    truth = np.full((16, 16, 16), 2000.0)
-    assert PROTOCOLS["volume"].evaluate(truth + 900, truth)["mae_hu"] == 0
+def test_errors_outside_the_window_do_not_count():
+    ground_truth = np.full((16, 16, 16), 2000.0)
+    assert PROTOCOLS["volume"].evaluate(ground_truth + 900, ground_truth)["mae_hu"] == 0
 
 
 def test_cosine_is_not_centered():

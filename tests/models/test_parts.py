@@ -1,4 +1,4 @@
-"""Parts of compositions: fast forms are the plain ones term by term, and every option does what its name says."""
+"""Parts of compositions: fast implementations equal the plain ones, and every option is what its name says."""
 
 from dataclasses import replace
 
@@ -21,8 +21,8 @@ GRID = Grid(16, 20.0)
 OBLIQUE = View("oblique", azimuth_deg=35.0, elevation_deg=8.0)
 
 
-def rays(view=FRONTAL, true=False, grid=GRID, geometry=chest):
-    return Rays(grid, replace(geometry(grid), views=(view,)), view, true)
+def rays(view=FRONTAL, follow_geometry=False, grid=GRID, geometry=chest):
+    return Rays(grid, replace(geometry(grid), views=(view,)), view, follow_geometry)
 
 
 @pytest.mark.parametrize("view", [FRONTAL, LATERAL], ids=lambda view: view.name)
@@ -64,19 +64,19 @@ def test_a_head_ends_with_the_activation_of_its_name():
     assert torch.equal(made["leaky_relu"](features), torch.where(plain < 0, 0.01 * plain, plain))
 
 
-def test_rendering_averages_each_size_with_what_was_rendered_below_it():
+def test_rendering_averages_each_size_with_the_upsampled_coarser_one():
     rendering = Rendering([1, 1, 1], "linear")
     renders = [torch.full((1, 1, size, size, size), value) for size, value in ((2, 8.0), (4, 4.0), (8, 2.0))]
     final, nearest, coarsest = rendering.combine(renders, auxiliaries=True)
-    # ((8 / 2 + 4) / 2 + 2) / 2, and the coarser ones with their weights brought to one.
+    # ((8 / 2 + 4) / 2 + 2) / 2, and the coarser ones with weights normalized to one.
     torch.testing.assert_close(final, torch.full((1, 1, 8, 8, 8), 3.0))
     torch.testing.assert_close(nearest, torch.full((1, 1, 8, 8, 8), 4.0 / 0.75))
     torch.testing.assert_close(coarsest, torch.full((1, 1, 8, 8, 8), 8.0))
     assert len(rendering.combine(renders, auxiliaries=False)) == 1
 
 
-def test_a_detail_lands_on_its_row_and_column_at_every_depth():
-    # A lone bright pixel, lifted, must be where its ray is: row = D, column = W of a frontal view, all of H.
+def test_a_pixel_is_lifted_to_its_row_and_column_at_every_depth():
+    # The ray of a single bright pixel of a frontal view: row = D, column = W, all of H.
     image = torch.zeros(1, 1, 8, 8)
     image[0, 0, 2, 5] = 1.0
     assert rays(FRONTAL).backproject(image).nonzero()[:, 2:].tolist() == [[2, depth, 5] for depth in range(8)]
@@ -84,9 +84,9 @@ def test_a_detail_lands_on_its_row_and_column_at_every_depth():
 
 
 @pytest.mark.parametrize("view", [FRONTAL, LATERAL], ids=lambda view: view.name)
-def test_with_parallel_rays_true_rays_are_the_axes(view):
+def test_rays_of_a_parallel_geometry_are_parallel_to_the_axes(view):
     image, maps = torch.rand(2, 3, 16, 16), torch.rand(2, 16, 16, 16)
-    straight, true = rays(view), rays(view, true=True, geometry=parallel)
+    straight, true = rays(view), rays(view, follow_geometry=True, geometry=parallel)
     torch.testing.assert_close(true.backproject(image), straight.backproject(image), atol=1e-5, rtol=0)
     # Rays run from back to front and from the patient's left: against the order of the axes.
     sign = torch.tensor(1.0) if torch.allclose(true.depth(16, image), straight.depth(16, image), atol=1e-5) else -1.0
@@ -95,12 +95,12 @@ def test_with_parallel_rays_true_rays_are_the_axes(view):
     torch.testing.assert_close(true.depths_to_volume(maps), stood, atol=1e-4, rtol=0)
 
 
-def test_true_rays_of_a_cone_spread_towards_the_detector():
-    # A pixel off the center: its voxels lie nearer to the axis the nearer they are to the source.
+def test_rays_of_a_cone_diverge_towards_the_detector():
+    # A pixel off the center: its voxels are closer to the axis the closer they are to the source.
     image = torch.zeros(1, 1, 16, 16)
     image[0, 0, 7:9, 12] = 1.0
-    volume = rays(FRONTAL, true=True, geometry=x2ct).backproject(image)[0, 0, 7]
-    depth = rays(FRONTAL, true=True, geometry=x2ct).depth(16, image)[0, 0, 7, :, 0]
+    volume = rays(FRONTAL, follow_geometry=True, geometry=x2ct).backproject(image)[0, 0, 7]
+    depth = rays(FRONTAL, follow_geometry=True, geometry=x2ct).depth(16, image)[0, 0, 7, :, 0]
     columns = torch.arange(16.0)
     place = (volume * columns).sum(1) / volume.sum(1).clamp_min(1e-6)
     order = depth.argsort()
@@ -111,16 +111,16 @@ def test_true_rays_of_a_cone_spread_towards_the_detector():
     assert (towards_detector.diff() > -0.2).all()
 
 
-def test_only_true_rays_can_follow_an_oblique_view():
+def test_an_oblique_view_needs_rays_that_follow_the_geometry():
     with pytest.raises(ConfigError, match=r"view 'oblique' .*use system\.lifting\.along rays"):
         rays(OBLIQUE).check()
-    rays(OBLIQUE, true=True).check()
+    rays(OBLIQUE, follow_geometry=True).check()
 
 
 @pytest.mark.parametrize("view", [FRONTAL, LATERAL, OBLIQUE], ids=lambda view: view.name)
-def test_lifted_along_true_rays_depths_can_be_told_apart(view):
+def test_features_lifted_along_rays_differ_between_depths(view):
     torch.manual_seed(0)
-    lifted = RayLift(2, 3)(torch.rand(1, 2, 16, 16), rays(view, true=True))
+    lifted = RayLift(2, 3)(torch.rand(1, 2, 16, 16), rays(view, follow_geometry=True))
     assert lifted.shape == (1, 3, 16, 16, 16)
     along = lifted.mean(dim=(0, 1, 2))
     assert along.std(dim=0).mean() > 1e-3
@@ -149,13 +149,13 @@ def test_every_lifting_gives_a_volume_for_every_size_and_the_radiograph_reaches_
         assert gradient.abs().sum() > 0
 
 
-def test_lifting_by_channels_wants_one_map():
+def test_lifting_by_channels_needs_one_feature_map():
     with pytest.raises(ConfigError, match="use the hourglass or unet encoder"):
         LiftingConfig("channels").widths((64, 128), (8, 4))
 
 
-def test_the_transformer_mixes_what_dense_stages_keep_apart():
-    # Far corners of the image influence one another only through attention, once norms are held.
+def test_the_transformer_relates_far_corners_of_an_image():
+    # Far corners of the image depend on each other only through attention.
     torch.manual_seed(0)
     tokens = torch.rand(1, 16, 8)
     block = transformer_block(8, 2)
@@ -164,7 +164,7 @@ def test_the_transformer_mixes_what_dense_stages_keep_apart():
     assert not torch.allclose(block(tokens)[0, 0], block(changed)[0, 0], atol=1e-5)
 
 
-def test_the_published_transformer_stands_before_the_last_stage_with_64_tokens_at_128():
+def test_the_published_transformer_has_64_tokens_at_128_before_the_last_stage():
     met = []
     with torch.device("meta"):
         encoder = EncoderConfig("transformer").build(use_checkpoint=False)
@@ -175,7 +175,7 @@ def test_the_published_transformer_stands_before_the_last_stage_with_64_tokens_a
     assert tuple(features[-2].shape) == (1, 512, 8, 8)
 
 
-def test_voxels_of_volumes_up_to_16_a_side_attend_and_larger_ones_do_not():
+def test_volumes_up_to_16_a_side_have_attention_and_larger_ones_do_not():
     features = (1, 2, 3, 4)
     lifting = LiftingConfig("attention", coarsest="features", heads=1).build(features, (4, 3, 2, 1), 64, False)
     attending = [isinstance(lift, AttentionLift) for lift in (lifting.coarsest, *lifting.finer)]
@@ -183,7 +183,7 @@ def test_voxels_of_volumes_up_to_16_a_side_attend_and_larger_ones_do_not():
     assert attending == [True, True, False, False]
 
 
-def test_a_voxel_attends_to_pixels_that_no_convolution_brings_to_it():
+def test_a_voxel_attends_to_pixels_outside_its_receptive_field():
     torch.manual_seed(0)
 
     class Nothing(torch.nn.Module):
@@ -198,13 +198,13 @@ def test_a_voxel_attends_to_pixels_that_no_convolution_brings_to_it():
     assert moved[..., 7, 7, 7].max() > 1e-4
 
 
-def test_along_true_rays_nothing_is_fully_connected():
+def test_lifting_along_rays_has_no_fully_connected_layer():
     for along, count in (("axes", 1), ("rays", 0)):
         lifting = LiftingConfig(along=along).build((3, 4, 5), (5, 4, 3), 16, use_checkpoint=False)
         assert sum(isinstance(module, torch.nn.Linear) for module in lifting.modules()) == count
 
 
-def test_positions_differ_from_place_to_place():
+def test_positional_encodings_are_distinct():
     for axes in (2, 3):
         places = positional_encoding(4, axes, 14, like=torch.zeros(1))
         assert places.shape == (4**axes, 14)
@@ -212,28 +212,28 @@ def test_positions_differ_from_place_to_place():
 
 
 @pytest.mark.parametrize("kind", ["dense", "transformer", "hourglass", "image"])
-def test_an_encoder_gives_the_channels_it_promises_at_halved_sizes(kind):
+def test_the_features_of_an_encoder_have_its_declared_channels_at_halved_sizes(kind):
     config = EncoderConfig(kind, stem=8, growth=4, bottleneck=8, layers=(1, 1, 1), transformer_blocks=1, heads=1)
     features = config.build(use_checkpoint=False)(torch.rand(2, 1, 32, 32))
     assert tuple(f.shape[1] for f in features) == config.channels()
     assert [f.shape[-1] for f in features] == [32 >> k for k in range(len(features))]
 
 
-def test_plain_fusions_do_what_their_names_say():
+def test_average_sum_and_concatenation_are_what_their_names_say():
     views = [torch.full((1, 3, 2, 2, 2), value) for value in (1.0, 3.0)]
     fused = {kind: FusionConfig(kind).build(3, 2)(views) for kind in ("average", "sum", "concatenate")}
     assert torch.equal(fused["average"], torch.full((1, 3, 2, 2, 2), 2.0))
     assert torch.equal(fused["sum"], torch.full((1, 3, 2, 2, 2), 4.0))
     assert torch.equal(fused["concatenate"], torch.cat(views, dim=1))
-    narrowed = FusionConfig("concatenate").build(3, 2, keep_width=True)
-    assert narrowed(views).shape == (1, 3, 2, 2, 2)
-    assert narrowed.out_proj.weight.shape == (3, 6, 1, 1, 1)
+    projected = FusionConfig("concatenate").build(3, 2, keep_width=True)
+    assert projected(views).shape == (1, 3, 2, 2, 2)
+    assert projected.out_proj.weight.shape == (3, 6, 1, 1, 1)
 
 
 @pytest.mark.parametrize("kind", ["average", "sum", "concatenate", "attention", "alignment"])
 @pytest.mark.parametrize("views", [1, 2, 3])
 @pytest.mark.parametrize("below", [0, 2])
-def test_every_fusion_takes_one_view_and_more_with_and_without_what_grows_from_below(kind, views, below):
+def test_every_fusion_takes_one_view_and_more_with_and_without_a_coarser_volume(kind, views, below):
     fusion = FusionConfig(kind).build(3, views, below)
     came = torch.rand(2, below, 4, 4, 4) if below else None
     fused = fusion([torch.rand(2, 3, 4, 4, 4) for _ in range(views)], came)
@@ -249,7 +249,7 @@ def test_fusions_that_take_any_number_of_views_do_so_with_the_same_weights_in_an
     torch.testing.assert_close(fusion(views), fusion(views[::-1]))
 
 
-def test_alignment_weighs_views_voxel_by_voxel_and_masks_what_it_weighed():
+def test_alignment_weights_views_voxel_by_voxel_and_masks_their_weighted_sum():
     torch.manual_seed(0)
     fusion = FusionConfig("alignment").build(3, 2, 2)
     views, below = [torch.rand(1, 3, 4, 4, 4) for _ in range(2)], torch.rand(1, 2, 4, 4, 4)
@@ -260,12 +260,12 @@ def test_alignment_weighs_views_voxel_by_voxel_and_masks_what_it_weighed():
     mask = fine / coarse
     assert ((mask > 0) & (mask < 1)).all()
     torch.testing.assert_close(mask, mask[:, :1].expand_as(mask))
-    # One weight a voxel, the same for all channels.
+    # One weight for each voxel, the same for all channels.
     weight = (coarse - views[1]) / (views[0] - views[1])
     torch.testing.assert_close(weight, weight[:, :1].expand_as(weight), atol=1e-3, rtol=0)
 
 
-def test_attention_weighs_views_voxel_by_voxel_with_weights_that_sum_to_one():
+def test_attention_weights_views_voxel_by_voxel_with_a_sum_of_one():
     torch.manual_seed(0)
     views = [torch.rand(1, 3, 4, 4, 4) for _ in range(3)]
     fused = FusionConfig("attention").build(3, 3)(views)
@@ -288,7 +288,7 @@ def test_published_discriminators_have_the_published_number_of_parameters(kind, 
     assert sum(p.numel() for p in built.parameters()) == count
 
 
-def test_the_published_discriminator_judges_19_patches_a_side_at_128():
+def test_the_published_discriminator_scores_19_patches_a_side_at_128():
     grid = Grid(128)
     with torch.device("meta"):
         discriminator = DiscriminatorConfig().build([rays(view, grid=grid) for view in (FRONTAL, LATERAL)])
@@ -298,10 +298,10 @@ def test_the_published_discriminator_judges_19_patches_a_side_at_128():
 
 @pytest.mark.parametrize("kind", ["patch", "coordinate", "lifted", "cnn"])
 @pytest.mark.parametrize("conditional", [True, False])
-def test_every_discriminator_looks_at_the_volume_and_when_conditional_at_the_radiographs(kind, conditional):
+def test_every_discriminator_depends_on_the_volume_and_when_conditional_on_the_radiographs(kind, conditional):
     torch.manual_seed(0)
     config = DiscriminatorConfig(kind, (4, 4, 4), conditional, condition_channels=2)
-    discriminator = config.build([rays(FRONTAL), rays(OBLIQUE, true=True)])
+    discriminator = config.build([rays(FRONTAL), rays(OBLIQUE, follow_geometry=True)])
     volume, views = torch.rand(2, 1, 16, 16, 16), torch.rand(2, 2, 16, 16)
     scores = discriminator(volume, views)
     assert scores.shape == ((2, 1) if kind == "cnn" else (2, 1, 7, 7, 7))
@@ -309,11 +309,11 @@ def test_every_discriminator_looks_at_the_volume_and_when_conditional_at_the_rad
     assert torch.allclose(scores, discriminator(volume, views.flip(2))) != conditional
 
 
-def test_a_coordinate_discriminator_knows_where_a_patch_is_and_a_patch_one_does_not():
+def test_a_coordinate_discriminator_depends_on_the_position_of_a_patch_and_a_patch_one_does_not():
     torch.manual_seed(0)
     volume, views = torch.full((1, 1, 16, 16, 16), 0.5), torch.zeros(1, 1, 16, 16)
-    for kind, knows in (("patch", False), ("coordinate", True)):
+    for kind, depends in (("patch", False), ("coordinate", True)):
         discriminator = DiscriminatorConfig(kind, (4, 4), conditional=False).build([])
         discriminator.layers = discriminator.layers[:1]
         inside = discriminator(volume, views)[..., 2:-2, 2:-2, 2:-2]
-        assert (inside.std(dim=(2, 3, 4)) > 1e-4).all() == knows
+        assert (inside.std(dim=(2, 3, 4)) > 1e-4).all() == depends

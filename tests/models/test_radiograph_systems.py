@@ -1,4 +1,4 @@
-"""Systems that learn from radiographs alone: what teaches them, and that it does."""
+"""Systems that are trained from radiographs alone: their losses, gradients and overfitting."""
 
 from dataclasses import replace
 from functools import cache
@@ -32,7 +32,7 @@ CYCLES = ["cyclegan-b", "cyclegan-f"]
 
 @cache
 def people() -> Batch:
-    """Two phantoms as training sees them, and two others as unpaired CT."""
+    """Two phantoms as training data, and two others as unpaired CT."""
     unit, views = [], []
     for seed in (1, 2, 3, 4):
         hu, _ = thorax(seed, GRID)
@@ -43,18 +43,18 @@ def people() -> Batch:
 
 
 def batch(system, unpaired=True) -> Batch:
-    """The batch that the system would get."""
+    """The batch of the system's views."""
     data = people()
     return replace(data, views=data.views[:, : len(system.views)], unpaired=data.unpaired if unpaired else None)
 
 
 def calm(system):
-    """Without what is random."""
+    """Without random terms."""
     return replace(system, dropout=0.0) if isinstance(system, CycleGan) else system
 
 
 def turns(objective, data, seed=0):
-    """Every player's loss and logs, its gradients taken, as the loop does it."""
+    """Every player's loss and logs after its backward pass, as in the training loop."""
     torch.manual_seed(seed)
     carried, results = {}, {}
     for name, player in objective.players.items():
@@ -81,7 +81,7 @@ def test_every_player_gets_gradients_and_logs_numbers(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nobody_looks_at_the_volumes_or_the_labels_of_a_batch(name):
+def test_no_player_uses_the_ground_truth_or_the_labels_of_a_batch(name):
     system = calm(tiny(SYSTEMS[name]()))
     data = batch(system)
     poisoned = replace(
@@ -111,9 +111,9 @@ def test_slim_networks_are_small_and_published_ones_give_cubes(name):
 @pytest.mark.parametrize(
     ("name", "player", "count"),
     [
-        # Theirs takes three equal channels and has batch norm besides.
+        # The published one has three equal input channels and batch norm.
         ("u-x2ctgan", "discriminator", 660_545),
-        # X2CT-GAN's with one view less: a volume alone.
+        # X2CT-GAN's with a volume as its only input.
         ("cyclegan-b", "volume_discriminator", 11_051_073 - 64 * 4**3),
         ("cyclegan-b", "view_discriminator", 660_545),
         ("cyclegan-b", "generator", 23_241_089),
@@ -141,13 +141,13 @@ def gradient(system, data) -> torch.Tensor:
 
 @pytest.mark.parametrize("balanced", [True, False])
 @pytest.mark.parametrize("term", ["projection", "calibration", "total_variation", "adversarial"])
-def test_every_term_of_a_reprojecting_system_reaches_its_generator(term, balanced):
-    # The public notebook's generator had no gradient but weight decay, under a loss that looked alive.
+def test_every_term_of_a_reprojection_loss_has_a_gradient_in_the_generator(term, balanced):
+    # The public notebook's generator had no gradient but weight decay.
     system = tiny(SYSTEMS["u-x2ctgan"]())
     weights = replace(system.loss, balanced=balanced, total_variation=1.0)
     system = replace(system, loss=weights)
     whole = gradient(system, batch(system))
-    # Balanced weights are relative: a term is taken away by next to no weight.
+    # Balanced weights are relative: a tiny weight removes a term.
     without = gradient(replace(system, loss=replace(weights, **{term: 1e-12})), batch(system))
     assert whole.norm() > 1e-6
     assert (whole - without).norm() > 1e-3 * whole.norm()
@@ -155,14 +155,14 @@ def test_every_term_of_a_reprojecting_system_reaches_its_generator(term, balance
 
 @pytest.mark.parametrize("term", ["cycle", "adversarial"])
 @pytest.mark.parametrize("projection", ["network", "projector"])
-def test_every_term_of_a_cycle_reaches_the_generator_of_volumes(term, projection):
+def test_every_term_of_a_cycle_has_a_gradient_in_the_volume_generator(term, projection):
     system = replace(calm(tiny(SYSTEMS["cyclegan-b"]())), projection=projection)
     whole = gradient(system, batch(system))
     without = gradient(replace(system, loss=replace(system.loss, **{term: 1e-12})), batch(system))
     assert (whole - without).norm() > 1e-3 * whole.norm()
 
 
-def test_balanced_weights_sum_to_one_and_are_held():
+def test_balanced_weights_sum_to_one_and_have_no_gradient():
     weights = ReprojectionLoss()
     terms = {
         "projection": torch.tensor(0.2, requires_grad=True),
@@ -175,18 +175,18 @@ def test_balanced_weights_sum_to_one_and_are_held():
     loss.backward()
     gradients = torch.stack([value.grad for value in terms.values()])
     torch.testing.assert_close(gradients, shares / shares.sum())
-    # Held weights: their own dependence on the terms is no part of the gradient.
+    # Weights are detached: their dependence on the terms has no gradient.
     assert gradients.sum() == pytest.approx(1.0)
 
 
-def test_a_balanced_loss_logs_its_terms_by_themselves():
+def test_a_balanced_loss_logs_its_unweighted_terms():
     system = tiny(SYSTEMS["u-x2ctgan"]())
     results, _ = turns(system.objective(GRID, GEOMETRY), batch(system))
     loss, logs = results["generator"]
     weighted = system.loss.weighted({name: logs[name] for name in ("projection", "total_variation", "adversarial")})
     assert loss == pytest.approx(weighted)
     assert logs["projection"] == pytest.approx(logs["agreement"] + logs["calibration"])
-    # The sum says next to nothing: it is the harmonic mean of terms that differ by orders of magnitude.
+    # The sum is uninformative: it is the harmonic mean of terms that differ by orders of magnitude.
     assert logs["projection"] > 1.5 * logs["total_variation"]
 
 
@@ -206,11 +206,11 @@ def test_weight_decay_of_adam_is_the_published_penalty_on_squared_parameters():
 
 
 FALLS = {"u-x2ctgan": 10.0, "cgan-128": 10.0, "cyclegan-b": 1.5, "cyclegan-f": 1.5, "cyclegan-b by the projector": 3.0}
-"""What the error of the two persons' re-projections (or of their radiographs there and back) falls by."""
+"""The factor by which the error of re-projections (or of the cycle of radiographs) falls."""
 
 
 @pytest.mark.parametrize("name", FALLS)
-def test_a_system_learns_two_pairs_of_radiographs_and_tells_them_apart(name):
+def test_a_system_overfits_two_pairs_of_radiographs_and_distinguishes_them(name):
     torch.manual_seed(0)
     system = calm(tiny(SYSTEMS[name.split()[0]]()))
     if name.endswith("projector"):
@@ -265,13 +265,13 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
     for checkpointing in ("none", "finest", "all"):
         system = replace(tiny(SYSTEMS[name]()), checkpointing=checkpointing)
         gradients.append(gradient(system, batch(system)))
-    for recomputed in gradients[1:]:
-        torch.testing.assert_close(recomputed, gradients[0], atol=1e-6, rtol=1e-4)
+    for checkpointed in gradients[1:]:
+        torch.testing.assert_close(checkpointed, gradients[0], atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["u-x2ctgan", "cgan-128", "cyclegan-b"])
-def test_the_lateral_is_really_used(name):
-    # The public cGAN's lateral was the frontal once more.
+def test_the_lateral_view_changes_the_volume(name):
+    # The lateral input of the public cGAN was the frontal radiograph.
     torch.manual_seed(0)
     network = calm(tiny(SYSTEMS[name]())).reconstructor(GRID, GEOMETRY)
     views = people().views.clone().requires_grad_(True)
@@ -285,7 +285,7 @@ def test_the_lateral_is_really_used(name):
 
 
 @pytest.mark.parametrize("name", REPROJECTED)
-def test_a_pixel_of_either_view_moves_the_voxels_of_its_own_ray_most(name):
+def test_a_pixel_of_either_view_changes_the_voxels_of_its_own_ray_most(name):
     torch.manual_seed(0)
     network = tiny(SYSTEMS[name]()).reconstructor(GRID, GEOMETRY)
     views = torch.rand(1, 2, 32, 32)
@@ -298,26 +298,26 @@ def test_a_pixel_of_either_view_moves_the_voxels_of_its_own_ray_most(name):
             assert (moved == moved.max()).nonzero()[0].sub(torch.tensor([10, 20])).abs().max() <= 4
 
 
-def test_a_conditional_discriminator_judges_one_re_projected_view_beside_the_others_given():
-    judge = ViewDiscriminatorConfig(channels=(4,), pooled=False, conditional=True).build(2)
-    judge.layers = nn.Identity()
+def test_a_conditional_discriminator_scores_one_re_projected_view_beside_the_given_others():
+    discriminator = ViewDiscriminatorConfig(channels=(4,), pooled=False, conditional=True).build(2)
+    discriminator.layers = nn.Identity()
     given, made = torch.rand(3, 2, 8, 8), torch.rand(3, 2, 8, 8)
-    assert torch.equal(judge(given), given)
-    frontal, lateral = judge(given, made).chunk(2)
+    assert torch.equal(discriminator(given), given)
+    frontal, lateral = discriminator(given, made).chunk(2)
     assert torch.equal(frontal, torch.stack([made[:, 0], given[:, 1]], dim=1))
     assert torch.equal(lateral, torch.stack([given[:, 0], made[:, 1]], dim=1))
 
 
-def test_an_unconditional_discriminator_judges_each_image_alone_with_one_score_if_pooled():
+def test_an_unconditional_discriminator_scores_each_image_alone_once_if_pooled():
     torch.manual_seed(0)
     given = torch.rand(3, 2, 32, 32)
-    judge = ViewDiscriminatorConfig(channels=(4, 8)).build(2)
-    assert judge(given).shape == (6,)
-    torch.testing.assert_close(judge(given)[2:4], judge(given[1:2]))
+    discriminator = ViewDiscriminatorConfig(channels=(4, 8)).build(2)
+    assert discriminator(given).shape == (6,)
+    torch.testing.assert_close(discriminator(given)[2:4], discriminator(given[1:2]))
     assert ViewDiscriminatorConfig(channels=(4, 8), pooled=False).build(2)(given).shape[:2] == (6, 1)
 
 
-def test_turned_re_projections_are_judged_too_where_asked():
+def test_rotated_re_projections_are_scored_too_with_a_rotation_std():
     system = tiny(SYSTEMS["u-x2ctgan"]())
     system = replace(system, loss=replace(system.loss, rotation_std_deg=20.0))
     _, carried = turns(system.objective(GRID, GEOMETRY), batch(system))
@@ -325,7 +325,7 @@ def test_turned_re_projections_are_judged_too_where_asked():
 
 
 def watch_what_is_called_real(monkeypatch):
-    """The volumes that the discriminator of volumes is shown in its own turn, in order."""
+    """The inputs of the volume discriminator in its own turn, in order."""
     shown, forward = [], Discriminator.forward
 
     def watched(self, volume, views):
@@ -338,7 +338,7 @@ def watch_what_is_called_real(monkeypatch):
 
 
 @pytest.mark.parametrize("name", CYCLES)
-def test_the_volume_discriminator_sees_unpaired_ct_where_there_is_any(name, monkeypatch):
+def test_real_samples_of_the_volume_discriminator_are_unpaired_ct_where_there_is_any(name, monkeypatch):
     system = tiny(SYSTEMS[name]())
     objective, data = system.objective(GRID, GEOMETRY), batch(system)
     shown = watch_what_is_called_real(monkeypatch)
@@ -347,7 +347,7 @@ def test_the_volume_discriminator_sees_unpaired_ct_where_there_is_any(name, monk
     assert results["generator"][1]["unpaired_is_ct"] == 1
 
 
-def test_without_unpaired_ct_it_sees_drawn_people_and_never_noise(monkeypatch):
+def test_without_unpaired_ct_real_samples_are_procedural_thoraces(monkeypatch):
     system = replace(tiny(SYSTEMS["cyclegan-b"]()), drawn_people=3)
     objective = system.objective(GRID, GEOMETRY)
     shown = watch_what_is_called_real(monkeypatch)
@@ -364,15 +364,17 @@ def test_without_unpaired_ct_it_sees_drawn_people_and_never_noise(monkeypatch):
     assert any("procedural thoraces" in note for note in objective.notes)
 
 
-def test_which_people_are_drawn_follows_from_the_seed_alone():
+def test_procedural_thoraces_depend_on_the_seed_alone():
     system = tiny(SYSTEMS["cyclegan-b"]())
-    drawn = [turns(system.objective(GRID, GEOMETRY), batch(system, False), seed)[1]["others"] for seed in (5, 5, 6)]
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
+    unpaired = [
+        turns(system.objective(GRID, GEOMETRY), batch(system, False), seed)[1]["unpaired"] for seed in (5, 5, 6)
+    ]
+    assert torch.equal(unpaired[0], unpaired[1])
+    assert not torch.equal(unpaired[0], unpaired[2])
 
 
-def test_the_generator_of_radiographs_has_no_weights_but_those_that_are_trained():
-    # The public one made its last layer anew, at random, in every call.
+def test_every_weight_of_the_projection_network_is_trained():
+    # The public one created its last layer at random in every call.
     torch.manual_seed(0)
     system = calm(tiny(SYSTEMS["cyclegan-b"]()))
     network = RadiographGenerator(system, GRID, GEOMETRY, system.rays(GRID, GEOMETRY))
@@ -385,7 +387,7 @@ def test_the_generator_of_radiographs_has_no_weights_but_those_that_are_trained(
     assert made.shape == people().views.shape
 
 
-def test_the_generator_of_radiographs_looks_along_each_views_rays():
+def test_the_projection_network_projects_along_each_views_rays():
     torch.manual_seed(0)
     system = replace(calm(tiny(SYSTEMS["cyclegan-b"]())), projection_channels=(8, 8))
     network = RadiographGenerator(system, GRID, GEOMETRY, system.rays(GRID, GEOMETRY))
@@ -400,7 +402,7 @@ def test_the_generator_of_radiographs_looks_along_each_views_rays():
 
 
 @pytest.mark.parametrize(("placement", "along"), [("geometric", 2), ("stacked", 1)])
-def test_a_lateral_stands_along_its_own_axis_unless_stacked(placement, along):
+def test_lateral_features_are_repeated_along_their_own_axis_unless_stacked(placement, along):
     torch.manual_seed(0)
     system = replace(calm(tiny(SYSTEMS["cyclegan-b"]())), placement=placement)
     network = system.reconstructor(GRID, GEOMETRY)
@@ -412,8 +414,8 @@ def test_a_lateral_stands_along_its_own_axis_unless_stacked(placement, along):
     assert (moved == moved.max()).nonzero()[0].sub(torch.tensor([10, 22])).abs().max() <= 4
 
 
-def test_cyclegans_features_fill_the_cube_from_the_start_and_voxels_know_their_depth():
-    # The public one begins at a depth of one and is stretched.
+def test_cyclegans_features_fill_the_cube_with_a_depth_channel():
+    # The public one starts with a depth of one and is stretched.
     system = calm(tiny(SYSTEMS["cyclegan-b"]()))
     network, given = system.reconstructor(GRID, GEOMETRY), []
     network.merge.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
@@ -425,14 +427,14 @@ def test_cyclegans_features_fill_the_cube_from_the_start_and_voxels_know_their_d
         torch.testing.assert_close(depth[:, 0], torch.linspace(-7 / 8, 7 / 8, 8))
 
 
-def test_with_the_projector_itself_there_is_nothing_to_judge_but_volumes():
+def test_with_the_projector_only_volumes_have_a_discriminator():
     system = replace(tiny(SYSTEMS["cyclegan-b"]()), projection="projector")
     assert list(system.objective(GRID, GEOMETRY).players) == ["generator", "volume_discriminator"]
     whole = ["generator", "projection", "volume_discriminator", "view_discriminator"]
     assert list(tiny(SYSTEMS["cyclegan-b"]()).objective(GRID, GEOMETRY).players) == whole
 
 
-def test_smoothed_targets_are_the_discriminators_alone():
+def test_only_discriminators_have_smoothed_targets():
     system = calm(tiny(SYSTEMS["cyclegan-b"]()))
     results = {}
     for smoothing in (0.0, 0.1):
@@ -443,7 +445,7 @@ def test_smoothed_targets_are_the_discriminators_alone():
         before, logs_before = results[0.0][player]
         assert (loss != before) == player.endswith("discriminator")
         if player.endswith("discriminator"):
-            assert logs["made"] == logs_before["made"]
+            assert logs["fake"] == logs_before["fake"]
             assert logs["real"] != logs_before["real"]
 
 
@@ -452,7 +454,7 @@ def test_smoothed_targets_are_the_discriminators_alone():
     [
         (Reprojected, {"views": ("frontal",)}, "max_thickness_mm .* for 1 views: give one for each"),
         (Reprojected, {"views": ()}, "name one or more"),
-        (ReprojectionLoss, {"projection": 0.0}, "the radiographs would teach nothing"),
+        (ReprojectionLoss, {"projection": 0.0}, "no other term uses the radiographs"),
         (ReprojectionLoss, {"total_variation": -1.0}, "below 0: system.loss.total_variation"),
         (ReprojectionLoss, {"min_thickness_mm": (300.0, 0.0)}, "from 0 up, the second larger"),
         (CycleLoss, {"cycle": 0.0}, "the cycle's weight must be positive"),
@@ -461,12 +463,12 @@ def test_smoothed_targets_are_the_discriminators_alone():
         (CycleGan, {"views": ("lateral", "lateral")}, "name one or more, each once"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_with_the_remedy(make, settings, message):
+def test_invalid_settings_are_refused_with_the_remedy(make, settings, message):
     with pytest.raises(ConfigError, match=message):
         make(**settings)
 
 
-def test_a_conditional_discriminator_wants_two_views_and_no_turned_ones():
+def test_a_conditional_discriminator_needs_two_views_and_no_rotated_ones():
     system = SYSTEMS["cgan-128"]()
     with pytest.raises(ConfigError, match="give two views or more"):
         replace(system, loss=replace(system.loss, rotation_std_deg=5.0))
@@ -477,7 +479,7 @@ def test_a_conditional_discriminator_wants_two_views_and_no_turned_ones():
         replace(cycle, view_discriminator=replace(cycle.view_discriminator, conditional=True))
 
 
-def test_a_size_that_cannot_be_halved_is_refused_with_those_that_can():
+def test_an_indivisible_size_is_refused_with_the_divisible_ones():
     for make in (CycleGan.reconstructor, CycleGan.objective):
         with pytest.raises(ConfigError, match="multiple of 4 from 8 up"):
             make(SYSTEMS["cyclegan-f"](), Grid(30), chest(Grid(30)))

@@ -1,4 +1,4 @@
-"""The diffusion refiner: a frozen base, a residual, draws that depend on the seed and on nothing else."""
+"""The diffusion refiner: a frozen base, a residual, samples that depend on the seed alone."""
 
 from dataclasses import replace
 from functools import cache
@@ -29,7 +29,7 @@ FINER = replace(SYSTEM, upsampling=2, base=tiny(psr()), denoiser=DenoiserConfig(
 
 @cache
 def two_boxes() -> Batch:
-    """Two volumes that differ, with their projections as radiographs."""
+    """Two different volumes, with their projections as radiographs."""
     volume = torch.zeros(2, 1, 32, 32, 32)
     volume[0, :, 8:20, 6:18, 4:16] = 0.8
     volume[1, :, 14:28, 12:26, 14:28] = 0.8
@@ -40,13 +40,13 @@ def two_boxes() -> Batch:
 def network(system: Refiner = SYSTEM, grid: Grid = GRID):
     torch.manual_seed(0)
     made = system.reconstructor(grid, chest(grid))
-    # The last layer starts at zero, under which nothing else has an effect.
+    # The last layer starts at zero, so no other layer has an effect.
     torch.nn.init.normal_(made.denoiser.conv_out[-1].weight, std=0.1)
     return made
 
 
 @pytest.mark.parametrize("base", [tiny(x2ct_gan()), tiny(psr()), SYSTEM], ids=["gan", "psr", "refiner"])
-def test_a_refiner_of_any_system_survives_plain_data(base):
+def test_a_refiner_of_any_system_survives_serialization(base):
     system = replace(SYSTEM, base=base)
     assert from_plain(Refiner, to_plain(system), "system") == system
     assert to_plain(system)["base"]["name"] == base.name
@@ -62,7 +62,7 @@ def test_a_base_with_an_unknown_name_or_key_is_refused():
 
 
 @pytest.mark.parametrize("system", [SYSTEM, FINER], ids=["same size", "twice as fine"])
-def test_the_denoiser_learns_and_the_base_does_not(system):
+def test_the_denoiser_is_trained_and_the_base_is_not(system):
     torch.manual_seed(0)
     objective = system.objective(GRID, GEOMETRY)
     (player,) = objective.players.values()
@@ -81,7 +81,7 @@ def test_the_denoiser_learns_and_the_base_does_not(system):
 
 
 @pytest.mark.parametrize("system", [SYSTEM, FINER], ids=["same size", "twice as fine"])
-def test_what_is_learned_is_what_the_bases_volume_lacks(system):
+def test_the_data_are_the_residual_of_the_bases_volume(system):
     made, data = network(system), two_boxes()
     views = data.views[:, : len(system.views)]
     condition = made.condition(views)
@@ -92,7 +92,7 @@ def test_what_is_learned_is_what_the_bases_volume_lacks(system):
         expected = made.base(views).clip(0.0, 1.0)
     if system.upsampling == 2:
         assert expected.shape[-1] == 16
-        # What is upsampled keeps its mean over blocks, but for what leaks over their faces.
+        # Upsampling preserves the mean over blocks except near their faces.
         pooled = torch.nn.functional.avg_pool3d(coarse, 2)
         pair = torch.stack([pooled.flatten(), expected.flatten()])
         assert torch.corrcoef(pair)[0, 1] > 0.9
@@ -100,7 +100,7 @@ def test_what_is_learned_is_what_the_bases_volume_lacks(system):
         torch.testing.assert_close(coarse, expected)
 
 
-def test_a_refiner_that_has_learned_nothing_leaves_the_bases_volume_where_one_that_tells_noise_adds_some():
+def test_an_untrained_refiner_keeps_the_bases_volume_with_sample_prediction_and_adds_noise_with_epsilon():
     views, far = two_boxes().views, {}
     for prediction_type in ("sample", "epsilon", "v_prediction"):
         torch.manual_seed(0)
@@ -112,7 +112,7 @@ def test_a_refiner_that_has_learned_nothing_leaves_the_bases_volume_where_one_th
     assert min(far["epsilon"], far["v_prediction"]) > 1e-3
 
 
-def test_draws_depend_on_radiographs_and_seed_and_not_on_the_batch():
+def test_samples_depend_on_radiographs_and_seed_and_not_on_the_batch():
     made = network().eval()
     views = torch.rand(4, 2, 32, 32, generator=torch.Generator().manual_seed(1))
     together = made.sample(views, SamplingConfig(steps=3, seed=5))
@@ -123,20 +123,20 @@ def test_draws_depend_on_radiographs_and_seed_and_not_on_the_batch():
     assert (together[0] - together[1]).abs().mean() > 1e-3
 
 
-def test_each_view_reaches_the_denoiser_past_the_base():
+def test_each_view_is_in_the_condition_of_the_denoiser():
     made, data = network().eval(), two_boxes()
     noisy, times = torch.zeros(2, 1, 32, 32, 32), torch.full((2,), 500)
     condition = made.condition(data.views)
     with torch.no_grad():
-        told = made.predict(noisy, times, condition)
+        prediction = made.predict(noisy, times, condition)
         for view in range(3):
             changed = [level.clone() for level in condition]
             # Channels are the coarse volume's eight, then eight of each view.
             changed[0][:, 8 * view : 8 * view + 8] += 0.1
-            assert not torch.allclose(made.predict(noisy, times, changed), told, atol=1e-6)
+            assert not torch.allclose(made.predict(noisy, times, changed), prediction, atol=1e-6)
 
 
-def test_a_refiner_overfits_what_its_base_lacks():
+def test_a_refiner_overfits_the_residual_of_its_base():
     torch.manual_seed(0)
     (player,) = replace(SYSTEM, residual_scale=0.5).objective(GRID, GEOMETRY).players.values()
     data = two_boxes()
@@ -174,8 +174,8 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient():
         loss, _, _ = player(two_boxes(), {})
         loss.backward()
         gradients.append([p.grad for p in player.parameters() if p.grad is not None])
-    for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(recomputed, plain, atol=1e-6, rtol=1e-4)
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(checkpointed, plain, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Re-projections of volumes are what batches have as radiographs, and can be differentiated."""
+"""Re-projections of volumes equal the radiographs of batches and are differentiable."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ BOTH = ("frontal", "lateral")
 
 
 @pytest.mark.parametrize("pixels", [8, 31, 64])
-def test_standardizing_tensors_is_standardizing_arrays(pixels):
+def test_standardized_tensors_equal_standardized_arrays(pixels):
     images = np.random.default_rng(pixels).normal(3.0, 1.0, (2, 3, pixels, pixels)).astype(np.float32)
     wanted = np.stack([[standardize(image) for image in views] for views in images])
     seen = standardized(torch.from_numpy(images))
@@ -33,32 +33,32 @@ def test_a_constant_image_becomes_zeros():
     assert not standardized(torch.full((1, 1, 8, 8), 3.0)).images.any()
 
 
-def test_standardizing_forgets_scale_and_offset():
+def test_standardization_removes_scale_and_offset():
     images = torch.rand(1, 2, 16, 16)
     torch.testing.assert_close(standardized(images).images, standardized(7 * images + 2).images, atol=1e-5, rtol=0)
 
 
-def test_the_gradient_of_standardizing_is_that_of_its_differences():
+def test_the_gradient_of_standardization_equals_finite_differences():
     torch.manual_seed(0)
     images = torch.rand(1, 1, 16, 16, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: standardized(x).images, images)
     assert torch.autograd.gradcheck(lambda x: standardized(x).range_mm, images)
 
 
-def test_the_truth_re_projects_onto_the_radiographs_of_its_batch():
+def test_re_projections_of_the_ground_truth_are_the_radiographs_of_its_batch():
     hu, _ = thorax(3, GRID)
     wanted = torch.stack([torch.from_numpy(standardize(image)) for image in radiographs(hu, GRID, GEOMETRY)])
     window = Window()
     volume = window.to_unit(torch.from_numpy(hu.astype(np.float32)))[None, None]
     seen = Reprojection(GRID, GEOMETRY, window, BOTH)(volume)
-    # The same HU through the window and back: only its clipping is between them.
+    # The same HU, up to the clipping of the window.
     torch.testing.assert_close(seen.images[0], wanted, atol=5e-3, rtol=0)
-    # In another window the same numbers are another body.
+    # In another window the same values are other HU.
     other = Reprojection(GRID, GEOMETRY, Window(-1000.0, 4096.0), BOTH)(volume)
     assert (other.range_mm[0, :, 1] > 1.5 * seen.range_mm[0, :, 1]).all()
 
 
-def test_turned_views_are_projections_from_the_turned_poses():
+def test_rotated_views_are_projections_from_the_rotated_poses():
     hu, _ = thorax(3, GRID)
     volume = Window().to_unit(torch.from_numpy(hu.astype(np.float32)))[None, None]
     torch.manual_seed(7)
@@ -72,7 +72,7 @@ def test_turned_views_are_projections_from_the_turned_poses():
     assert not torch.allclose(turned.images, Reprojection(GRID, GEOMETRY, Window(), BOTH)(volume).images, atol=0.1)
 
 
-def test_a_volume_gets_its_gradient_from_every_view():
+def test_a_volume_gets_a_gradient_from_every_view():
     volume = torch.rand(1, 1, 32, 32, 32, requires_grad=True)
     images = Reprojection(GRID, GEOMETRY, Window(), BOTH)(volume).images
     for view in range(2):
@@ -80,7 +80,7 @@ def test_a_volume_gets_its_gradient_from_every_view():
         assert float((gradient != 0).float().mean()) > 0.8
 
 
-def test_calibration_is_the_error_of_the_range_as_a_share_of_what_is_expected():
+def test_calibration_is_the_error_of_the_range_relative_to_the_expected_width():
     weights = ReprojectionLoss(min_thickness_mm=(0.0,), max_thickness_mm=(200.0,))
     assert weights.calibration_error(torch.tensor([[[0.0, 200.0]]])) == 0
     assert weights.calibration_error(torch.tensor([[[20.0, 160.0]]])) == pytest.approx((0.1**2 + 0.2**2) / 2)
@@ -94,7 +94,7 @@ def test_total_variation_of_a_step_is_its_height_times_its_area():
     assert total_variation(torch.ones(1, 1, 4, 4, 4)) == 0
 
 
-def test_cross_entropy_is_that_of_a_coin_for_a_score_of_zero_and_smoothing_moves_its_least():
+def test_cross_entropy_of_a_zero_logit_is_log_2_and_smoothing_moves_the_minimum():
     assert cross_entropy(torch.zeros(3), real=True) == pytest.approx(np.log(2))
     assert cross_entropy(torch.zeros(3), real=False) == pytest.approx(np.log(2))
     scores = torch.linspace(-6, 6, 1201).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Schedules, what a network may tell, and samplers, against data whose best estimate is known: a Gaussian."""
+"""Noise schedules, prediction types and samplers, on Gaussian data, whose optimal prediction is known."""
 
 import itertools
 import math
@@ -11,17 +11,17 @@ from raylift.models.diffusion.noise_schedule import NoiseScheduler, NoiseSchedul
 from raylift.models.diffusion.samplers import SAMPLERS, Noise, timestep_schedule
 from raylift.models.generative import SamplingConfig
 
-MEAN, SPREAD = -0.6, 0.3
+MEAN, STD = -0.6, 0.3
 """Of the data: most of a CT is air."""
 LIKE = torch.empty(1, 1, 24, 24, 24)
 
 
-def gaussian_estimate(alphas_cumprod):
-    """The posterior mean of x_0 given x_t, exact for data of N(MEAN, SPREAD)."""
+def gaussian_x0(alphas_cumprod):
+    """The posterior mean of x_0 given x_t, exact for data of N(MEAN, STD)."""
 
     def estimate(noisy, time):
         signal = math.sqrt(alphas_cumprod[time])
-        gain = signal * SPREAD**2 / (alphas_cumprod[time] * SPREAD**2 + 1 - alphas_cumprod[time])
+        gain = signal * STD**2 / (alphas_cumprod[time] * STD**2 + 1 - alphas_cumprod[time])
         return MEAN + gain * (noisy - signal * MEAN)
 
     return estimate
@@ -32,35 +32,35 @@ def sampled(name, schedule, steps, seed=0):
     noise = Noise(seed, LIKE)
     start = noise()
     return (
-        SAMPLERS[name](gaussian_estimate(alphas_cumprod), start, timestep_schedule(alphas_cumprod, steps), noise),
+        SAMPLERS[name](gaussian_x0(alphas_cumprod), start, timestep_schedule(alphas_cumprod, steps), noise),
         start,
         alphas_cumprod,
     )
 
 
 def flown(start, alphas_cumprod):
-    """Where the probability flow takes the starting noise: for Gaussians the map is linear."""
+    """The end of the probability flow from the initial noise: for Gaussians the map is linear."""
     last = alphas_cumprod[-1]
-    return MEAN + SPREAD * (start - math.sqrt(last) * MEAN) / math.sqrt(last * SPREAD**2 + 1 - last)
+    return MEAN + STD * (start - math.sqrt(last) * MEAN) / math.sqrt(last * STD**2 + 1 - last)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_reaches_the_distribution_of_the_data(name, schedule):
     made, *_ = sampled(name, schedule, 250)
-    # The linear schedule ends at 8 % of the data, and samplers begin at none.
+    # The linear schedule ends at 8 % of the data, samplers start at 0 %.
     assert float(made.mean()) == pytest.approx(MEAN, abs=0.02 if schedule == "linear" else 0.005)
-    assert float(made.std()) == pytest.approx(SPREAD, rel=0.04)
+    assert float(made.std()) == pytest.approx(STD, rel=0.04)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_in_few_steps_the_second_order_is_nearer_to_the_flow_and_gains_faster(schedule):
+def test_with_few_steps_the_second_order_has_less_error_and_converges_faster(schedule):
     errors = {}
     for name in ("ddim", "dpm_solver"):
         for steps in (8, 16, 32):
             made, start, alphas_cumprod = sampled(name, schedule, steps)
-            errors[name, steps] = float((made - flown(start, alphas_cumprod)).square().mean().sqrt()) / SPREAD
-        # More steps are better for both: doubling them halves DDIM's error.
+            errors[name, steps] = float((made - flown(start, alphas_cumprod)).square().mean().sqrt()) / STD
+        # Doubling the steps halves DDIM's error.
         assert errors[name, 8] > errors[name, 16] > errors[name, 32]
     for steps in (8, 16, 32):
         assert errors["dpm_solver", steps] < errors["ddim", steps] / 2
@@ -68,7 +68,7 @@ def test_in_few_steps_the_second_order_is_nearer_to_the_flow_and_gains_faster(sc
     assert errors["dpm_solver", 8] / errors["dpm_solver", 32] > 6
 
 
-def test_the_linear_schedule_is_the_published_one_and_the_cosine_ends_in_noise():
+def test_the_linear_schedule_is_the_published_one_and_the_cosine_one_ends_in_noise():
     linear, cosine = NoiseSchedulerConfig().alphas_cumprod(), NoiseSchedulerConfig("cosine").alphas_cumprod()
     assert linear[0] == pytest.approx(1 - 1e-6, abs=1e-12)
     assert linear[-1] == pytest.approx(math.exp(-1000 * (1e-6 + 1e-2) / 2), rel=0.02)
@@ -81,28 +81,28 @@ def test_the_linear_schedule_is_the_published_one_and_the_cosine_ends_in_noise()
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-def test_what_is_asked_of_the_network_gives_the_data_back_in_one_step(prediction, schedule):
-    # With 1 - a_t in place of its root, as the paper is quoted, this would be off by the noise.
-    diffusion = NoiseScheduler(NoiseSchedulerConfig(schedule, prediction_type=prediction))
+def test_the_target_of_each_prediction_type_determines_x0(prediction, schedule):
+    # With 1 - abar_t in place of its square root the error would be of the order of the noise.
+    scheduler = NoiseScheduler(NoiseSchedulerConfig(schedule, prediction_type=prediction))
     generator = torch.Generator().manual_seed(0)
     data, noise = (torch.randn(4, 1, 4, 4, 4, generator=generator) for _ in range(2))
-    times = torch.tensor([0, 250, 500, 900])
-    noisy = diffusion.add_noise(data, noise, times)
-    back = diffusion.predict_x0(diffusion.target(data, noise, times), noisy, times)
+    timesteps = torch.tensor([0, 250, 500, 900])
+    noisy = scheduler.add_noise(data, noise, timesteps)
+    back = scheduler.predict_x0(scheduler.target(data, noise, timesteps), noisy, timesteps)
     torch.testing.assert_close(back, data, atol=1e-4, rtol=1e-4)
     assert float((noisy - data)[0].abs().max()) < 0.1
     assert torch.corrcoef(torch.stack([noisy[3].flatten(), noise[3].flatten()]))[0, 1] > 0.9
 
 
-def test_timesteps_are_all_equally_likely():
+def test_timesteps_are_uniformly_distributed():
     torch.manual_seed(0)
-    diffusion = NoiseScheduler(NoiseSchedulerConfig(num_train_timesteps=4))
-    counts = torch.bincount(diffusion.sample_timesteps(torch.empty(4000, 1, 1, 1, 1)), minlength=4)
+    scheduler = NoiseScheduler(NoiseSchedulerConfig(num_train_timesteps=4))
+    counts = torch.bincount(scheduler.sample_timesteps(torch.empty(4000, 1, 1, 1, 1)), minlength=4)
     assert counts.min() > 900
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 16, 64, 1000, 5000])
-def test_steps_go_from_noise_to_the_data(count):
+def test_the_timestep_schedule_goes_from_noise_to_the_data(count):
     alphas_cumprod = NoiseSchedulerConfig().alphas_cumprod()
     steps = timestep_schedule(alphas_cumprod, count)
     assert len(steps) == min(count, 1000)
@@ -113,12 +113,12 @@ def test_steps_go_from_noise_to_the_data(count):
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_steps_are_equally_far_apart_in_log_signal_to_noise_ratio(schedule):
+def test_timesteps_are_uniformly_spaced_in_log_signal_to_noise_ratio(schedule):
     alphas_cumprod = NoiseSchedulerConfig(schedule).alphas_cumprod()
 
-    def strides(times):
-        ratios = [math.log(alphas_cumprod[t] / (1 - alphas_cumprod[t])) for t in times]
-        # At its noisy end a cosine schedule has no timesteps fine enough.
+    def strides(timesteps):
+        ratios = [math.log(alphas_cumprod[t] / (1 - alphas_cumprod[t])) for t in timesteps]
+        # The timesteps of a cosine schedule are too coarse at its noisy end.
         return [after - before for before, after in itertools.pairwise(ratios)][3:]
 
     chosen = strides([t for t, *_ in timestep_schedule(alphas_cumprod, 9)])
@@ -127,7 +127,7 @@ def test_steps_are_equally_far_apart_in_log_signal_to_noise_ratio(schedule):
     assert max(equal_times) > 5 * min(equal_times)
 
 
-def test_noise_is_a_function_of_the_seed_and_alike_for_every_item():
+def test_noise_is_a_function_of_the_seed_and_equal_for_every_item():
     one, four = Noise(3, torch.empty(1, 2, 5, 5, 5)), Noise(3, torch.empty(4, 2, 5, 5, 5))
     first, second = one(), one()
     assert not torch.equal(first, second)
@@ -138,13 +138,13 @@ def test_noise_is_a_function_of_the_seed_and_alike_for_every_item():
     assert not torch.equal(Noise(4, torch.empty(1, 2, 5, 5, 5))(), first)
 
 
-def test_of_the_three_samplers_only_ancestral_draws_noise_on_the_way():
+def test_of_the_three_samplers_only_ddpm_adds_noise_at_each_step():
     for name in SAMPLERS:
         alphas_cumprod = NoiseSchedulerConfig().alphas_cumprod()
-        # The same start, other noise after it.
+        # The same initial noise, other noise after it.
         made = [
             SAMPLERS[name](
-                gaussian_estimate(alphas_cumprod),
+                gaussian_x0(alphas_cumprod),
                 torch.ones_like(LIKE),
                 timestep_schedule(alphas_cumprod, 8),
                 Noise(seed, LIKE),
@@ -157,7 +157,7 @@ def test_of_the_three_samplers_only_ancestral_draws_noise_on_the_way():
 @pytest.mark.parametrize(
     "settings", [{"num_train_timesteps": 0}, {"beta_start": 0.0}, {"beta_start": 0.5}, {"beta_end": 1.0}]
 )
-def test_a_schedule_that_is_none_is_refused(settings):
+def test_an_invalid_schedule_is_refused(settings):
     with pytest.raises(ConfigError, match="beta_start <= beta_end < 1"):
         NoiseSchedulerConfig(**settings)
 

@@ -1,4 +1,4 @@
-"""CNN and GAN systems: published counts, and that each one trains, overfits and tells inputs apart."""
+"""CNN and GAN systems: published parameter counts, gradients, overfitting, dependence on their inputs."""
 
 from dataclasses import replace
 from functools import cache
@@ -43,7 +43,7 @@ def batch(views=2, size=32, n=2):
 
 @cache
 def two_boxes() -> Batch:
-    """Two volumes that differ, with their projections as radiographs; the boxes count as lung."""
+    """Two different volumes, with their projections as radiographs; the boxes are labeled as lung."""
     volume = torch.zeros(2, 1, 32, 32, 32)
     volume[0, :, 8:20, 6:18, 4:16] = 0.8
     volume[1, :, 14:28, 12:26, 14:28] = 0.8
@@ -103,7 +103,7 @@ def test_every_player_of_every_system_gets_gradients_from_one_view_and_from_two(
         assert torch.isfinite(loss)
         assert all(torch.isfinite(value) and not value.requires_grad for value in logs.values())
         without = {key for key, p in player.network.named_parameters() if p.grad is None}
-        # The views' own ends, which deep supervision alone looks at, and a finest size that rendering does not read.
+        # The heads of view decoders are for deep supervision only; a rendering head does not use the finest level.
         known = {key for key in without if ".decoder.head." in key or ".levels.4." in key or "decoder.levels.4." in key}
         assert without == known
     assert carried["reconstruction"].shape == (2, 1, 32, 32, 32)
@@ -123,11 +123,11 @@ STEPS_AND_FALL = {
     "trct-gan": (40, 10.0),
     "along rays": (60, 10.0),
 }
-"""Steps of Adam at 1e-3, and what the loss falls by. Without the adversarial term: the CNNs are their GANs so."""
+"""Steps of Adam at 1e-3 and the factor by which the loss falls, without adversarial term."""
 
 
 @pytest.mark.parametrize("name", STEPS_AND_FALL)
-def test_a_system_overfits_two_volumes_and_does_not_answer_with_their_mean(name):
+def test_a_system_overfits_two_volumes_and_does_not_predict_their_mean(name):
     steps, fall = STEPS_AND_FALL[name]
     torch.manual_seed(0)
     rays = {"lifting": LiftingConfig(along="rays"), "fusion": FusionConfig("attention", feedback=False)}
@@ -148,11 +148,11 @@ def test_a_system_overfits_two_volumes_and_does_not_answer_with_their_mean(name)
     assert losses[-1] < losses[0] / fall
     with torch.no_grad():
         made = objective.reconstructor(data.views)
-    truth = data.volume
-    between = (truth[0] - truth[1]).square().mean()
+    ground_truth = data.volume
+    between = (ground_truth[0] - ground_truth[1]).square().mean()
     assert (made[0] - made[1]).square().mean() > 0.25 * between
-    # Nearer to its own truth than the mean of both is.
-    assert (made - truth).square().mean() < 0.5 * (truth.mean(dim=0) - truth).square().mean()
+    # Less error than the mean of both volumes.
+    assert (made - ground_truth).square().mean() < 0.5 * (ground_truth.mean(dim=0) - ground_truth).square().mean()
 
 
 @pytest.mark.parametrize("name", [name for name in STEPS_AND_FALL if objective_is_gan(name)])
@@ -161,7 +161,7 @@ def test_a_gan_with_its_discriminator_and_published_weights_overfits_two_volumes
     objective = without_dropout(tiny(SYSTEMS[name]())).objective(GRID, GEOMETRY)
     data, networks = two_boxes(), objective.networks()
     optimizers = {key: torch.optim.Adam(net.parameters(), lr=1e-3, betas=(0.5, 0.99)) for key, net in networks.items()}
-    judged = []
+    losses = []
     for _ in range(80):
         carried = {}
         for key, player in objective.players.items():
@@ -171,19 +171,19 @@ def test_a_gan_with_its_discriminator_and_published_weights_overfits_two_volumes
                 loss.backward()
             carried |= kept
             optimizers[key].step()
-        judged.append(float(logs["real"] + logs["made"]))
-    assert judged[-1] < judged[0]
+        losses.append(float(logs["real"] + logs["fake"]))
+    assert losses[-1] < losses[0]
     with torch.no_grad():
         made = objective.reconstructor(data.views)
-    truth = data.volume
-    assert (made[0] - made[1]).square().mean() > 0.25 * (truth[0] - truth[1]).square().mean()
-    assert (made - truth).square().mean() < 0.5 * (truth.mean(dim=0) - truth).square().mean()
+    ground_truth = data.volume
+    assert (made[0] - made[1]).square().mean() > 0.25 * (ground_truth[0] - ground_truth[1]).square().mean()
+    assert (made - ground_truth).square().mean() < 0.5 * (ground_truth.mean(dim=0) - ground_truth).square().mean()
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
 def test_each_view_reaches_the_volume(name):
     torch.manual_seed(0)
-    # In training mode: a fresh batch norm that has seen nothing passes next to nothing on.
+    # In training mode: a batch norm with initial running statistics suppresses its input.
     network = without_dropout(tiny(SYSTEMS[name](views=("frontal", "lateral")))).reconstructor(GRID, GEOMETRY)
     views = torch.rand(1, 2, 32, 32)
     with torch.no_grad():
@@ -206,7 +206,7 @@ CROSSED = [
 
 
 @pytest.mark.parametrize(("lifting", "fusion", "decoder", "feedback", "along"), CROSSED)
-def test_choices_can_be_crossed(lifting, fusion, decoder, feedback, along):
+def test_options_can_be_combined(lifting, fusion, decoder, feedback, along):
     torch.manual_seed(0)
     base = tiny(x2ct_gan())
     system = replace(
@@ -255,12 +255,12 @@ def test_cvaa_gan_sums_and_refines_the_coarsest_views_and_aligns_the_others():
     assert {len(decoder.levels.level(k).blocks) for k in range(1, 6)} == {0}
 
 
-def test_psr_lifts_along_true_rays_too():
+def test_psr_lifts_along_rays_too():
     network = tiny(replace(psr(("frontal", "lateral")), lifting=LiftingConfig("channels", "rays")))
     assert network.reconstructor(GRID, GEOMETRY)(batch().views).shape == (2, 1, 32, 32, 32)
 
 
-def test_along_true_rays_the_same_weights_serve_other_views_and_any_number_of_them():
+def test_along_rays_the_same_weights_serve_other_views_and_any_number_of_them():
     torch.manual_seed(0)
     oblique = View("oblique", azimuth_deg=40.0, elevation_deg=5.0)
     geometry = replace(GEOMETRY, views=(FRONTAL, LATERAL, oblique))
@@ -277,7 +277,7 @@ def test_along_true_rays_the_same_weights_serve_other_views_and_any_number_of_th
         assert not torch.allclose(made[("frontal",)], made[("oblique",)], atol=1e-4)
 
 
-def test_along_true_rays_views_may_come_in_any_order():
+def test_along_rays_the_order_of_views_does_not_matter():
     torch.manual_seed(0)
     system = replace(tiny(x2ct_gan()), lifting=LiftingConfig(along="rays"), fusion=FusionConfig("attention"))
     network = system.reconstructor(GRID, GEOMETRY).eval()
@@ -288,8 +288,8 @@ def test_along_true_rays_views_may_come_in_any_order():
         torch.testing.assert_close(swapped(views.flip(1)), network(views), atol=1e-4, rtol=1e-3)
 
 
-def test_in_trct_gan_a_pixel_moves_the_voxels_of_its_ray_most():
-    # A public attempt at this system broadcast a vector over the volume: every voxel would have moved alike.
+def test_in_trct_gan_a_pixel_changes_the_voxels_of_its_ray_most():
+    # With a vector broadcast over the volume, as in a public implementation, every voxel would change equally.
     torch.manual_seed(0)
     network = tiny(trct_gan()).reconstructor(GRID, GEOMETRY)
     views = torch.rand(1, 2, 32, 32)
@@ -320,13 +320,13 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
             {"loss": loss.detach(), **statistics, **{key: p.grad for key, p in named if p.grad is not None}}
         )
     plain, *others = gradients
-    for recomputed in others:
-        assert plain.keys() == recomputed.keys()
+    for checkpointed in others:
+        assert plain.keys() == checkpointed.keys()
         for key, gradient in plain.items():
-            torch.testing.assert_close(recomputed[key], gradient, atol=1e-6, rtol=1e-4, msg=key)
+            torch.testing.assert_close(checkpointed[key], gradient, atol=1e-6, rtol=1e-4, msg=key)
 
 
-def test_deep_supervision_looks_at_the_views_own_volumes_and_costs_nothing_without_gradients():
+def test_deep_supervision_uses_the_volumes_of_view_decoders_and_costs_nothing_without_gradients():
     system = replace(tiny(x2ct_gan()), loss=ReconstructionLoss(deep_supervision=0.5))
     network = system.reconstructor(GRID, GEOMETRY)
     assert len(network.volumes(batch().views)) == 3
@@ -337,7 +337,7 @@ def test_deep_supervision_looks_at_the_views_own_volumes_and_costs_nothing_witho
     assert torch.isfinite(loss)
 
 
-def test_along_rays_the_one_decoder_of_all_views_gives_one_auxiliary_volume():
+def test_along_rays_the_shared_view_decoder_gives_one_auxiliary_volume():
     system = replace(
         tiny(x2ct_gan()), lifting=LiftingConfig(along="rays"), loss=ReconstructionLoss(deep_supervision=1.0)
     )
@@ -345,7 +345,7 @@ def test_along_rays_the_one_decoder_of_all_views_gives_one_auxiliary_volume():
     assert len(replace(system, lifting=LiftingConfig()).reconstructor(GRID, GEOMETRY).volumes(batch().views)) == 3
 
 
-def test_radiographs_of_another_size_are_brought_to_the_volumes():
+def test_radiographs_of_another_size_are_resized_to_the_volumes():
     network = tiny(x2ct_gan()).reconstructor(GRID, GEOMETRY)
     assert network(torch.rand(1, 2, 50, 50)).shape == (1, 1, 32, 32, 32)
 
@@ -365,7 +365,7 @@ def test_radiographs_of_another_size_are_brought_to_the_volumes():
         ),
     ],
 )
-def test_choices_that_do_not_fit_are_refused_with_the_remedy(settings, message):
+def test_incompatible_options_are_refused_with_the_remedy(settings, message):
     with pytest.raises(ConfigError, match=message):
         Composition(**settings)
 
@@ -379,18 +379,18 @@ def test_choices_that_do_not_fit_are_refused_with_the_remedy(settings, message):
         (lambda: EncoderConfig("transformer", heads=0), "heads is 0: give 1 or more"),
     ],
 )
-def test_numbers_that_make_no_network_are_refused(make, message):
+def test_invalid_numbers_are_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
 
 
-def test_heads_that_cannot_share_the_lifted_channels_are_refused():
+def test_heads_that_do_not_divide_the_lifted_channels_are_refused():
     system = tiny(x2ct_gan())
     with pytest.raises(ConfigError, match=r"3 heads do not divide .* divisor of the coarse widths"):
         replace(system, lifting=LiftingConfig("attention", heads=3)).reconstructor(GRID, GEOMETRY)
 
 
-def test_a_size_that_cannot_be_halved_is_refused_with_those_that_can():
+def test_an_indivisible_size_is_refused_with_the_divisible_ones():
     with pytest.raises(ConfigError, match="multiple of 32 from 64 up"):
         x2ct_gan().reconstructor(Grid(48), chest(Grid(48)))
 
@@ -400,17 +400,17 @@ def test_a_view_that_the_geometry_lacks_is_refused_by_its_name():
         Composition(views=("skyline",)).reconstructor(Grid(64), chest(Grid(64)))
 
 
-def test_rendering_belongs_to_the_growing_decoder():
-    with pytest.raises(ConfigError, match="the rendering head grows with the volume"):
+def test_the_rendering_head_needs_the_upsampling_decoder():
+    with pytest.raises(ConfigError, match="decoder 'unet' has no rendering head"):
         DecoderConfig("unet", head="rendering")
 
 
-def test_heads_must_share_the_transformers_channels():
+def test_heads_must_divide_the_channels_of_the_transformer():
     with pytest.raises(ConfigError, match="3 heads do not divide"):
         EncoderConfig("transformer", heads=3)
 
 
-def test_every_crossing_of_lifting_fusion_and_decoder_builds():
+def test_every_combination_of_lifting_fusion_and_decoder_builds():
     base = tiny(x2ct_gan())
     with torch.device("meta"):
         for lifting, along, fusion, feedback, decoder in product(

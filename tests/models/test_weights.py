@@ -1,4 +1,4 @@
-"""Models on disk: they come back as they were, and what was altered or is not one is refused by name."""
+"""Models on disk: saving and loading, and the refusal of altered or foreign files."""
 
 import json
 import pickle
@@ -31,7 +31,7 @@ def saved(tmp_path):
     return tmp_path / "model", network.eval(), description, sha256
 
 
-def test_a_model_comes_back_as_it_was(saved):
+def test_a_loaded_model_equals_the_saved_one(saved):
     folder, network, description, sha256 = saved
     model = weights.load(folder)
     views = torch.rand(1, 2, 32, 32)
@@ -51,7 +51,7 @@ def test_a_checkpoint_folder_is_a_model_too(saved):
     assert weights.load(folder.parent / "step").sha256 == saved[3]
 
 
-def test_one_altered_byte_is_noticed(saved):
+def test_one_altered_byte_is_detected(saved):
     path = saved[0] / "model.safetensors"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -70,7 +70,7 @@ def test_a_pickle_in_place_of_the_weights_is_never_opened(saved, tmp_path):
     (saved[0] / "model.safetensors").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(WeightsError):
         weights.load(saved[0])
-    # Nor when the digest says that it belongs there.
+    # Nor with a matching digest.
     text = json.loads((saved[0] / "model.json").read_text())
     text["sha256"] = weights.file_sha256(saved[0] / "model.safetensors")
     (saved[0] / "model.json").write_text(json.dumps(text))
@@ -89,7 +89,7 @@ def test_a_pickle_in_place_of_the_weights_is_never_opened(saved, tmp_path):
         (lambda text: text["model"]["grid"].update(size=64), "does not fit"),
     ],
 )
-def test_a_description_that_is_wrong_is_refused_with_what_is(saved, change, message):
+def test_a_wrong_description_is_refused_with_the_reason(saved, change, message):
     path = saved[0] / "model.json"
     text = json.loads(path.read_text())
     change(text)
@@ -98,7 +98,7 @@ def test_a_description_that_is_wrong_is_refused_with_what_is(saved, change, mess
         weights.load(saved[0])
 
 
-def test_a_folder_that_is_no_model_is_refused_with_what_to_give(tmp_path):
+def test_a_folder_that_is_no_model_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(WeightsError, match="Give a checkpoint or an exported folder"):
         weights.load(tmp_path)
 
@@ -108,7 +108,7 @@ def test_a_folder_that_is_no_model_is_refused_with_what_to_give(tmp_path):
     [tiny(psr()), tiny(duolift_gan()), replace(tiny(x2ct_gan()), lifting=LiftingConfig(along="rays"))],
     ids=["batch norm", "nested", "along rays"],
 )
-def test_a_network_of_any_parts_comes_back_from_meta_tensors_whole(tmp_path, system):
+def test_every_network_is_loaded_completely_from_meta_tensors(tmp_path, system):
     torch.manual_seed(0)
     network = system.reconstructor(GRID, chest(GRID))
     views = torch.rand(1, len(system.views), 32, 32)

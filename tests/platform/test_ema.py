@@ -11,7 +11,8 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
-from raylift.models.objectives.objective import Objective, Player, VolumeNetwork
+from raylift.models.objectives.objective import Objective, Player
+from raylift.models.volume_network import VolumeNetwork
 from raylift.models.weights import Description
 from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
 from raylift.platform.presets.compositions import x2ct_gan_tiny

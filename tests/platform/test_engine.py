@@ -9,8 +9,9 @@ from torch import nn
 
 from raylift.datasets.batch import Batch
 from raylift.models.objectives.adversarial import reconstruction_objective
-from raylift.models.objectives.objective import Objective, VolumeNetwork, frozen
+from raylift.models.objectives.objective import Objective, frozen
 from raylift.models.parts.rays import repeat_along_axis
+from raylift.models.volume_network import VolumeNetwork
 from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
 from raylift.platform.presets.compositions import x2ct_gan_tiny
 from raylift.platform.training import engine as engines

@@ -79,7 +79,7 @@ def test_the_verbs_take_a_refiner_by_the_same_names(refined, archive32, tmp_path
     assert model.description.system.name == "refiner"
     card = (tmp_path / "model" / "README.md").read_text()
     assert model.sha256 in card
-    assert "| the volume is | drawn: multistep, 2 steps, seed 0; other seeds draw others |" in card
+    assert "| the volume is | drawn: dpm_solver, 2 steps, seed 0; other seeds draw others |" in card
     capsys.readouterr()
 
 

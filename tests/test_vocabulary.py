@@ -1,0 +1,72 @@
+"""The project uses the vocabulary of its field: no synonyms of established terms, no personification of code."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FOLDERS = [
+    "models",
+    "tests/models",
+    ":!models/systems",
+    ":!models/parts/cyclegan_networks.py",
+    ":!models/composition.py",
+    ":!models/drr.py",
+    ":!models/unpaired_prior.py",
+    ":!models/xray_only.py",
+    ":!models/zoo.py",
+]
+"""Git paths where the vocabulary holds."""
+WORDS = {
+    r"\btold\b|\btells?\b|\btelling\b": "predict, prediction",
+    r"\bknows?\b|\bknew\b|\bknowing\b": "say what a function or network has or depends on",
+    r"\b(?:asks?|asked|asking)\b": "query, need, require",
+    r"\bteach(?:es)?\b|\btaught\b": "loss, objective, supervise",
+    r"\bthinks?\b": "mlp",
+    r"\b(?:judge[sd]?|judging)\b": "score",
+    r"\bhung\b|\bhangs?\b": "oriented",
+    r"\bdraws?\b|\bdrawn\b|\bdrawing\b|\bdrew\b": "sample",
+    r"\bone_step\b|\bone-step\b": "predict_x0",
+    r"\bstraight path\b|\bstraight line\b": "shortcut; linear",
+    r"\btruths?\b": "ground truth",
+    r"\bmoving average\b": "exponential moving average",
+    r"\b(?:optimiser|normalis|standardis|centre|neighbour|colour)\w*": "American spelling",
+    r"\bgrow(?:s|n|ing)?\b": "upsample",
+    r"\b(?:nobody|somebody|whoever|a stranger)\b": "the user, the reader",
+    r"\btwins?\b": "a branch for each view",
+    r"\brate\b(?=[:=])": "lr",
+}
+ALLOWED = [
+    r"ground[_ -]truths?",
+    r"exponential moving average",
+    r"drawn[_ ]people",
+    r"OptimizerConfig\(rate=",
+]
+"""Terms that contain such a word."""
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *FOLDERS],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    return [REPOSITORY / name for name in listed if name.endswith((".py", ".md", ".yaml", ".ts", ".html"))]
+
+
+@pytest.mark.parametrize(("word", "term"), WORDS.items(), ids=WORDS.values())
+def test_established_terms_have_no_synonyms(word, term):
+    pattern, allowed = re.compile(word, re.IGNORECASE), re.compile("|".join(ALLOWED), re.IGNORECASE)
+    paths = tracked()
+    assert len(paths) > 10
+    found = []
+    for path in paths:
+        # Identifiers count as the words that they are made of.
+        for number, line in enumerate(allowed.sub("", path.read_text()).splitlines(), start=1):
+            if pattern.search(line.replace("_", " ") if "one_step" not in word else line):
+                found.append(f"{path.relative_to(REPOSITORY)}:{number}: {line.strip()}")
+    assert not found, f"use {term}:\n" + "\n".join(found)
