@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 import types
 from collections.abc import Iterator
@@ -86,8 +87,9 @@ def table(settings: list[Setting], *, flags: bool) -> list[str]:
 
 
 def breakable(key: str) -> str:
-    """A key as code that may be broken behind its dots and underscores, for narrow screens."""
-    return "<code>" + "".join(f"{mark}<wbr>" if mark in "._" else mark for mark in key) + "</code>"
+    """A key as code that may be broken behind its dots, underscores and inner hyphens, for narrow screens."""
+    head, *rest = re.split(r"(?<=[._])|(?<=\w)(?=-)", key)
+    return f"<code><span>{head}</span>{''.join(f'<wbr>{part}' for part in rest)}</code>"
 
 
 @cache
