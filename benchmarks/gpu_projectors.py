@@ -137,12 +137,13 @@ def exact(density: Tensor, spacing_mm: float, geometry: Geometry, view: View, fi
     depth = ((torch.arange(count, device=density.device).double() + 0.5) / count * 2 - 1) * reach
     shrink = (geometry.source_axis_mm + depth) / geometry.source_detector_mm
     flip = torch.tensor([1.0, 1.0, -1.0], device=density.device, dtype=torch.float64)
+    finely = density.double()
     rows = []
     for v in along:
         across = along[None, :, None] * column + v * row
         points = shrink[:, None, None] * across + depth[:, None, None] * ray
         grid = (points * flip / half_mm)[None, :, None].expand(len(density), -1, -1, -1, -1)
-        sampled = F.grid_sample(density.double(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        sampled = F.grid_sample(finely, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         length = torch.sqrt(along**2 + v**2 + geometry.source_detector_mm**2) / geometry.source_detector_mm
         rows.append(sampled.sum(dim=2) * (2 * reach / count) * length)
     return torch.cat(rows, dim=2)
@@ -209,7 +210,8 @@ def flashdrr(grid: Grid, geometry: Geometry, view: View, density: Tensor) -> Pro
     camera[:3, :3], camera[:3, 3] = torch.stack([axes[0], -axes[1], axes[2]], dim=1), source
     view_mat = camera.float()[None].to(density.device)
     n = grid.size
-    to_index = world_to_index(grid)
+    # Volumes are handed over as w, h, d, which it turns round: its gradient takes the strides of contiguous d, h, w.
+    to_index = world_to_index(grid)[[2, 1, 0, 3]]
     to_index[:3, 3] += 0.5
     to_index[:3] *= (n - 1) / n
     affine = to_index.float().to(density.device)
@@ -224,7 +226,7 @@ def flashdrr(grid: Grid, geometry: Geometry, view: View, density: Tensor) -> Pro
     fused = density.device.type == "cuda"
 
     def project(x: Tensor) -> Tensor:
-        return factor * caster(x.transpose(0, 1), view_mat, affine, triton=fused).transpose(0, 1)
+        return factor * caster(x.permute(1, 0, 4, 3, 2), view_mat, affine, triton=fused).transpose(0, 1)
 
     return project
 

@@ -78,12 +78,13 @@ class Case:
 def plan(small: bool = False) -> list[Case]:
     """Every published system at its published size, the most important first; X2CT-GAN also at its batch of 4.
 
-    `small` is the trial on a processor, where bf16 is slow: all kinds of one system, two of the others.
+    `small` is the trial on a processor, where bf16 is slow: all kinds of one system, fp32 of most.
     """
     as_published = {published.name: published for published in LITERATURE}
     names = [*FIRST, *(name for name in SYSTEMS if name not in FIRST)]
     if small:
-        return [Case(name, TINY_SIZE, kinds=MORE_KINDS if name == "psr" else ("fp32", "bf16")) for name in names]
+        kinds = {"psr": MORE_KINDS, "diffux2ct": KINDS, "latent-diffusion": KINDS}
+        return [Case(name, TINY_SIZE, kinds=kinds.get(name, KINDS[:1])) for name in names]
     cases = []
     for name in names:
         found = as_published[name]
