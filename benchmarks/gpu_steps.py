@@ -19,21 +19,11 @@ from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.datasets.phantom.thorax import thorax
 from raylift.models.composition import Composition
-from raylift.models.diffusion.autoencoder import AutoencoderConfig
-from raylift.models.diffusion.denoiser import DenoiserConfig
-from raylift.models.diffusion.triplane import TriPlaneConfig
 from raylift.models.drr import Reprojection
-from raylift.models.parts.cyclegan_networks import CycleGan
-from raylift.models.parts.encoders import EncoderConfig
+from raylift.models.slimming import slim, tiny
 from raylift.models.system_config import SystemConfig
-from raylift.models.systems.diffux2ct import DiffuX2CT
-from raylift.models.systems.latent_diffusion import LatentDiffusion
-from raylift.models.systems.refiner import Refiner
-from raylift.models.systems.slim import slim, tiny
-from raylift.models.systems.slim_radiographs import tiny as tiny_from_radiographs
-from raylift.models.systems.x2ct import x2ct_gan
-from raylift.models.xray_only import Reprojected
-from raylift.models.zoo import LITERATURE, SYSTEMS
+from raylift.models.systems.x2ct import X2CT_GAN
+from raylift.models.zoo import SYSTEMS
 
 KINDS = ("fp32", "bf16", "bf16 channels-last")
 """fp32 is torch's default: convolutions in TF32, the rest in fp32."""
@@ -80,38 +70,21 @@ def plan(small: bool = False) -> list[Case]:
 
     `small` is the trial on a processor, where bf16 is slow: all kinds of one system, fp32 of most.
     """
-    as_published = {published.name: published for published in LITERATURE}
     names = [*FIRST, *(name for name in SYSTEMS if name not in FIRST)]
     if small:
         kinds = {"psr": MORE_KINDS, "diffux2ct": KINDS, "latent-diffusion": KINDS}
         return [Case(name, TINY_SIZE, kinds=kinds.get(name, KINDS[:1])) for name in names]
     cases = []
     for name in names:
-        found = as_published[name]
-        cases.append(Case(name, found.size, found.size * found.spacing_mm))
+        size = SYSTEMS[name].training.size
+        cases.append(Case(name, size, size * SYSTEMS[name].spacing_mm))
     widest = replace(cases[0], batch=4, kinds=KINDS[1:])
     return [replace(cases[0], kinds=MORE_KINDS), widest, *cases[1:]]
 
 
 def system_of(name: str, small: bool) -> SystemConfig:
     """A system at its published settings, or so small that a step takes a fraction of a second on a processor."""
-    system = SYSTEMS[name]()
-    if not small:
-        return system
-    if isinstance(system, Composition):
-        return tiny(system)
-    if isinstance(system, Reprojected | CycleGan):
-        return tiny_from_radiographs(system)
-    denoiser = DenoiserConfig(channels=(8, 16), blocks=1, levels_without_attention=1, patch=2)
-    if isinstance(system, Refiner):
-        return replace(system, base=tiny(x2ct_gan()), denoiser=denoiser)
-    encoder = EncoderConfig(stem=8, growth=4, bottleneck=8, layers=(1, 1, 1))
-    planes = TriPlaneConfig(encoder, channels=8, hidden=16, layers=1, condition=8)
-    if isinstance(system, LatentDiffusion):
-        autoencoder = AutoencoderConfig(channels=(8, 16), latent=4)
-        return replace(system, triplane=planes, denoiser=replace(denoiser, patch=1), autoencoder=autoencoder)
-    assert isinstance(system, DiffuX2CT)
-    return replace(system, triplane=planes, denoiser=denoiser)
+    return SYSTEMS[name].tiny if small else SYSTEMS[name].published
 
 
 def steps(report: Report, small: bool, rates: dict[str, float]) -> None:
@@ -205,7 +178,7 @@ def parity(report: Report, small: bool) -> None:
     """Losses of the slim X2CT-GAN from one start on the same thoraces, in four kinds of arithmetic."""
     size, count, batch = (TINY_SIZE, 2, 1) if small else (64, 60, 4)
     grid = Grid(size, 320.0 / size)
-    system = (tiny if small else slim)(x2ct_gan())
+    system = (tiny if small else slim)(X2CT_GAN.published)
     people = drawn(2 * batch, grid, system, report.device)
     curves: dict[str, dict[str, list[float]]] = {}
     for kind in ("fp32 strict", "fp32", "bf16", "bf16 channels-last"):

@@ -24,8 +24,7 @@ from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.phantom.thorax import thorax
-from raylift.models.systems.slim import slim, tiny
-from raylift.models.systems.x2ct import x2ct_gan
+from raylift.models.systems.x2ct import X2CT_GAN
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
@@ -82,8 +81,8 @@ def trained(
 ) -> dict[str, list[float]]:
     """Each player's losses, step by step."""
     torch.manual_seed(0)
-    shrunk = tiny if options.size < 64 else slim
-    system = shrunk(x2ct_gan()) if options.slim else x2ct_gan()
+    small = X2CT_GAN.tiny if options.size < 64 else X2CT_GAN.slim
+    system = small if options.slim else X2CT_GAN.published
     step = stepper(system.objective(grid, chest(grid)), device, kind)
     order = torch.Generator().manual_seed(0)
     curves: dict[str, list[float]] = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from raylift.datasets.geometry import Grid, chest
-from raylift.platform.presets.catalog import PRESETS
+from raylift.platform.presets import PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
@@ -34,7 +34,7 @@ def main() -> None:
     header("slim_training_step")
     rows = []
     for name in options.presets:
-        size = PRESETS[name]().data.size
+        size = PRESETS[name].data.size
         rows.append([name, f"{size}^3", f"{cpu_seconds(name, options.steps):.2f}"])
     threads = f"{options.threads} CPU thread{'s' * (options.threads > 1)}"
     title = f"batch 1, fp32, {threads}, fastest of {options.steps} steps after one"
@@ -44,7 +44,7 @@ def main() -> None:
 def cpu_seconds(name: str, steps: int) -> float:
     """The fastest step's, after one to warm up."""
     torch.manual_seed(0)
-    run = PRESETS[name]()
+    run = PRESETS[name]
     size, system = run.data.size, run.system
     take = stepper(system.objective(Grid(size), chest(Grid(size))), torch.device("cpu"), "fp32")
     batch = random_batch(system, size, 1, torch.device("cpu"))

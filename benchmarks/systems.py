@@ -1,9 +1,9 @@
 """Every system with the same small budget on the same archive, measured on the same held-out scans.
 
-The slim presets train one after another for the same number of steps of the same batch, by the same verbs a person
-would type; a run that is there already goes on. The table says what a system makes of minutes on two cores, not what
-it makes of its published schedule. CycleGANs are shown other people's CT of the training split, a refiner refines the
-slim X2CT-GAN of the same table. An archive of phantoms and CT together, with splits of the CT given by hand:
+The slim presets train one after another for the same number of steps of the same batch, with the commands of the
+README; a run that exists is resumed. The table compares systems after minutes on two cores, not after their published
+schedules. CycleGANs get other people's CT of the training split, a refiner refines the slim X2CT-GAN of the same table.
+An archive of phantoms and CT together, with splits of the CT given by hand:
 
     raylift ingest scans/ --archive data/mixed --size 64 --spacing-mm 5 --splits splits.csv
     raylift phantom --archive data/mixed --count 40 --size 64 --spacing-mm 5
@@ -19,10 +19,10 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from raylift.models.parts.cyclegan_networks import CycleGan
+from raylift.models.systems.cyclegan import CycleGan
 from raylift.models.zoo import parameters
 from raylift.platform import cli, model_store
-from raylift.platform.presets.catalog import PRESETS
+from raylift.platform.presets import PRESETS
 from raylift.platform.training.checkpoint import RUN_FILE, checkpoint_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -30,7 +30,7 @@ from conditions import header, table
 
 COLUMNS = {"MAE, HU": "mae_hu", "PSNR, dB": "psnr_db", "SSIM": "ssim"}
 BASE = "x2ct-gan-slim"
-"""What a preset refines that refines another's volumes; it must stand before that one."""
+"""The base of refiners; it must come before them."""
 MEAN, BACK = "mean volume", "back-projection"
 SLIM = [name for name in PRESETS if name.endswith("-slim")]
 
@@ -47,10 +47,10 @@ def main() -> int:
     reports: dict[str, dict] = {}
     for name in options.presets:
         run, report = options.output / name, options.output / f"{name}-report"
-        fresh = [name, "--data.archive", options.archive, "--output", str(run), "--train.steps", str(options.steps)]
-        fresh += ["--train.batch", str(options.batch), "--train.validate-every", str(max(1, options.steps // 4))]
-        fresh += beside(name, options.archive, options.output)
-        begun = ["--resume", str(run)] if (run / RUN_FILE).exists() else fresh
+        new = [name, "--data.archive", options.archive, "--output", str(run), "--train.steps", str(options.steps)]
+        new += ["--train.batch", str(options.batch), "--train.validate-every", str(max(1, options.steps // 4))]
+        new += beside(name, options.archive, options.output)
+        begun = ["--resume", str(run)] if (run / RUN_FILE).exists() else new
         evaluate = ["evaluate", str(run), "--archive", options.archive, "--output", str(report)]
         with contextlib.redirect_stdout(sys.stderr):
             for words in (["train", *begun], evaluate):
@@ -76,30 +76,32 @@ def main() -> int:
 
 
 def differences(presets: list[str]) -> list[str]:
-    """What the systems of the table are not alike in."""
-    systems = {name: PRESETS[name]().system for name in presets}
+    """Differences between the systems of the table beside their networks."""
+    systems = {name: PRESETS[name].system for name in presets}
     alone = [name for name, system in systems.items() if system.learns_from == "radiographs"]
-    shown = [name for name in alone if isinstance(systems[name], CycleGan)]
-    standing = [name for name, system in systems.items() if system.pretrained]
+    unpaired = [name for name in alone if isinstance(systems[name], CycleGan)]
+    refiners = [name for name, system in systems.items() if system.pretrained]
     notes = [
-        f"learn from projections alone, never shown the CT behind them: {', '.join(alone)}" if alone else "",
-        f"of these, shown the CT of the train split as that of other people: {', '.join(shown)}" if shown else "",
-        *(f"{name} stands on {BASE} of this table: its steps come after that one's" for name in standing),
+        f"learn from DRRs alone, without the CT behind them: {', '.join(alone)}" if alone else "",
+        f"of these, trained with the CT of the train split as that of other people: {', '.join(unpaired)}"
+        if unpaired
+        else "",
+        *(f"{name} stands on {BASE} of this table: its steps come after that one's" for name in refiners),
         "parameters are those of the whole network that makes a volume, also of what does not train",
     ]
     return [note for note in notes if note]
 
 
 def beside(name: str, ct: str, runs: Path) -> list[str]:
-    """What a preset is given beside its archive: CT of others for a CycleGAN, the run of a base for a refiner."""
-    system = PRESETS[name]().system
+    """Further options of a preset: CT of other people for a CycleGAN, the run of a base for a refiner."""
+    system = PRESETS[name].system
     unpaired = ["--data.unpaired", ct] if isinstance(system, CycleGan) else []
     return unpaired + (["--system.base-model", str(runs / BASE)] if system.pretrained else [])
 
 
 def trivial(presets: list[str], reports: dict[str, dict]) -> list[list[str]]:
-    """Rows of the predictors that know nothing; what is projected back depends on how many views there are."""
-    by_views = {len(PRESETS[name]().system.views): reports[name] for name in presets}
+    """Rows of the trivial baselines; back-projection depends on the number of views."""
+    by_views = {len(PRESETS[name].system.views): reports[name] for name in presets}
     rows = [[MEAN, "", *figures(reports[presets[0]], MEAN)]]
     for views, report in sorted(by_views.items()):
         rows.append([f"{BACK}, {views} view{'s'[: views - 1]}", "", *figures(report, BACK)])
@@ -112,7 +114,7 @@ def psnr(report: dict, group: str, predictor: str) -> float:
 
 
 def grouped(report: dict) -> dict[str, list[dict]]:
-    """The cases by where they come from."""
+    """The cases by their source: real or synthetic."""
     groups: dict[str, list[dict]] = {"real": [], "synthetic": []}
     for name, case in report["cases"].items():
         groups["synthetic" if name.startswith("phantom") else "real"].append(case)

@@ -28,7 +28,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from raylift.datasets.geometry import Grid, chest
-from raylift.models.systems.x2ct import x2ct_gan
+from raylift.models.systems.x2ct import X2CT_GAN
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from stepping import random_batch, stepper
@@ -89,7 +89,7 @@ def case(asked: dict) -> dict:
     device = torch.device("cuda" if asked["gpu"] else "cpu")
     torch.manual_seed(0)
     size, batch = asked["size"], asked["batch"]
-    system = replace(x2ct_gan(), checkpointing="finest" if "finest" in asked["kind"] else "none")
+    system = replace(X2CT_GAN.published, checkpointing="finest" if "finest" in asked["kind"] else "none")
     objective = system.objective(Grid(size), chest(Grid(size)))
     data = random_batch(system, size, batch, device)
     take = stepper(objective, device, asked["kind"])

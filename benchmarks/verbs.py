@@ -1,9 +1,9 @@
-"""Every slim system through every verb of the command line on archives of real data, and the seconds each takes.
+"""Seconds of every command with every slim system, on archives of real data.
 
 A system that learns from CT trains on the archive of CT, one that learns from radiographs on the archive of pairs. It
-trains, goes on for as many steps again, is evaluated, exported, makes a volume of two radiographs, and is served: the
-page and the API are asked. The seconds are of the whole command, the start of Python and of Ray among them; what the
-few steps make of the networks is not looked at here.
+is trained, resumed for as many steps again, evaluated, exported, reconstructs a volume from two radiographs, and is
+served: the page and the API get a request. The seconds are those of the whole command, including the start of Python
+and Ray. The quality of the networks after so few steps is not measured.
 
     python benchmarks/verbs.py --ct data/chest --pairs data/pairs --frontal pa.png --lateral lateral.png \
         --output runs/verbs
@@ -23,13 +23,13 @@ from pathlib import Path
 
 import httpx
 
-from raylift.platform.presets.catalog import PRESETS
+from raylift.platform.presets import PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
 from systems import SLIM, beside
 
-VERBS = ("train", "resume", "evaluate", "export", "reconstruct", "serve")
+COMMANDS = ("train", "resume", "evaluate", "export", "reconstruct", "serve")
 
 
 def main() -> int:
@@ -44,26 +44,26 @@ def main() -> int:
     header("verbs")
     rows = []
     for name in options.presets:
-        cells = [name, PRESETS[name]().system.learns_from]
-        for verb, act in acts(name, options).items():
-            log = options.output / f"{name}-{verb}.log"
+        cells = [name, PRESETS[name].system.learns_from]
+        for command, run in runs(name, options).items():
+            log = options.output / f"{name}-{command}.log"
             began = time.perf_counter()
-            with log.open("w") as told:
-                passed = act(told.fileno())
+            with log.open("w") as output:
+                passed = run(output.fileno())
             cells.append(f"{time.perf_counter() - began:.0f}" if passed else f"failed: {log}")
-            print(f"{name}: {verb}: {cells[-1]}", file=sys.stderr, flush=True)
+            print(f"{name}: {command}: {cells[-1]}", file=sys.stderr, flush=True)
             if not passed:
                 break
-        rows.append(cells + [""] * (2 + len(VERBS) - len(cells)))
-    table("Seconds of each command", ["preset", "learns from", *VERBS], rows)
+        rows.append(cells + [""] * (2 + len(COMMANDS) - len(cells)))
+    table("Seconds of each command", ["preset", "learns from", *COMMANDS], rows)
     return 1 if any("failed" in cell for row in rows for cell in row) else 0
 
 
-def acts(name: str, options: argparse.Namespace) -> dict[str, Callable[[int], bool]]:
-    """What to do for each verb; each writes to a file and says whether it came out right."""
+def runs(name: str, options: argparse.Namespace) -> dict[str, Callable[[int], bool]]:
+    """A function for each command, which writes to a file descriptor and returns whether the command succeeded."""
     run, model, report = (options.output / f"{name}{suffix}" for suffix in ("", "-model", "-report"))
     volume = options.output / f"{name}.nii.gz"
-    system = PRESETS[name]().system
+    system = PRESETS[name].system
     archive = options.ct if system.learns_from == "volumes" else options.pairs
     train = [name, "--data.archive", archive, "--output", str(run), "--train.steps", str(options.steps)]
     train += ["--train.validate-every", str(options.steps), "--train.validation-samples", "1"]
@@ -77,47 +77,49 @@ def acts(name: str, options: argparse.Namespace) -> dict[str, Callable[[int], bo
         "reconstruct": ["reconstruct", str(model), *radiographs, "--output", str(volume)],
     }
 
-    def command(verb: str) -> Callable[[int], bool]:
-        return lambda told: subprocess.call(raylift(*words[verb]), stdout=told, stderr=told) == 0
+    def called(command: str) -> Callable[[int], bool]:
+        return lambda output: subprocess.call(raylift(*words[command]), stdout=output, stderr=output) == 0
 
     files = {view: getattr(options, view) for view in system.views}
-    return {verb: command(verb) for verb in words} | {"serve": lambda told: served(model, files, told)}
+    return {command: called(command) for command in words} | {"serve": lambda output: served(model, files, output)}
 
 
 def raylift(*words: str) -> list[str]:
     return [sys.executable, "-m", "raylift", *words]
 
 
-def served(model: Path, files: dict[str, str], told: int) -> bool:
-    """Whether the page shows and the API answers with a volume, and the service ends when it is interrupted."""
+def served(model: Path, files: dict[str, str], output: int) -> bool:
+    """Whether the page and the API respond, the API with a volume, and the service ends when it is interrupted."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = raylift("serve", str(model), "--port", str(port))
-    with subprocess.Popen(words, stdout=told, stderr=told) as service:
+    with subprocess.Popen(words, stdout=output, stderr=output) as service:
         try:
             url = f"http://127.0.0.1:{port}"
-            while service.poll() is None and not answers(f"{url}/readyz"):
+            while service.poll() is None and not responds(f"{url}/readyz"):
                 time.sleep(0.5)
             sent = {view: (Path(file).name, Path(file).read_bytes()) for view, file in files.items()}
             made = httpx.post(f"{url}/v1/reconstructions", files=sent, timeout=300)
             page = httpx.get(url, timeout=60)
-            os.write(told, f"page {page.status_code}, API {made.status_code} {made.headers['content-type']}\n".encode())
+            os.write(
+                output, f"page {page.status_code}, API {made.status_code} {made.headers['content-type']}\n".encode()
+            )
             right = page.is_success and made.is_success and made.headers["content-type"] == "application/gzip"
         except httpx.HTTPError as error:
-            os.write(told, f"{error}\n".encode())
+            os.write(output, f"{error}\n".encode())
             right = False
         finally:
             service.send_signal(signal.SIGINT)
         try:
             return service.wait(120) == 0 and right
         except subprocess.TimeoutExpired:
-            os.write(told, b"it does not end when it is interrupted\n")
+            os.write(output, b"it does not end when it is interrupted\n")
             service.kill()
             return False
 
 
-def answers(url: str) -> bool:
+def responds(url: str) -> bool:
     try:
         return httpx.get(url, timeout=5).is_success
     except httpx.HTTPError:

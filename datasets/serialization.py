@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin
 
 import cattrs
 import cattrs.cols
@@ -59,25 +59,24 @@ def require_fraction(settings: object, *names: str) -> None:
             raise ConfigError(f"{name} is {getattr(settings, name)}: give a share from 0 up to, not including, 1")
 
 
-def register_union(union: Any, tag: str, otherwise: type, base: type | None = None) -> None:
-    """Let `from_plain` tell the dataclasses of a union apart by a field that is a `Literal` in each of them.
+def register_union(base: type, tag: str, kinds: dict[str, type], otherwise: type) -> None:
+    """Let a field of the type `base` hold any of the dataclasses that inherit from it.
 
-    Data without the field are of the type `otherwise`. A field of the type `base`, which all of them inherit from, may
-    hold any of them: so a member can hold others.
+    Args:
+        base: the type that fields are annotated with.
+        tag: the field by whose value `from_plain` chooses the dataclass.
+        kinds: the dataclass for each value.
+        otherwise: the dataclass of data without the tag.
     """
-    members = get_args(union)
-    kinds = {name: kind for kind in members for name in get_args(get_type_hints(kind)[tag])}
 
     def structure(value: Any, _: Any) -> Any:
         name = value.get(tag) if isinstance(value, dict) else None
         if name is not None and name not in kinds:
             raise ConfigError(f"no {tag} {name!r:.80}: use one of {', '.join(kinds)}")
-        return _converter.structure(value, kinds.get(name, otherwise))
+        return _converter.structure(value, otherwise if name is None else kinds[name])
 
-    _converter.register_structure_hook(union, structure)
-    if base is not None:
-        _converter.register_structure_hook_func(lambda kind: kind is base, structure)
-        _converter.register_unstructure_hook_func(lambda kind: kind is base, _converter.unstructure)
+    _converter.register_structure_hook_func(lambda kind: kind is base, structure)
+    _converter.register_unstructure_hook_func(lambda kind: kind is base, _converter.unstructure)
 
 
 def _explain(error: BaseException, kind: Any) -> str:

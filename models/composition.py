@@ -1,7 +1,7 @@
-"""A system as five choices by name: how views are encoded, lifted and fused, how the volume is decoded, what teaches.
+"""A system as five choices by name: encoder, lifting, fusion, decoder, loss.
 
-Every CNN and GAN of the literature is a `Composition`, written down in `models/systems/`; a search may cross them.
-`Parts` are the first four choices, for systems that other objectives teach.
+Every CNN and GAN of the literature is a `Composition`, written out in `models/systems/`; a search may cross them.
+`Parts` are the first four choices, for systems with other objectives.
 
 ```
 radiograph k -> encoder -> lifting -+
@@ -13,7 +13,6 @@ radiograph l -> encoder -> lifting -+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -35,10 +34,6 @@ from raylift.models.parts.unet_3d import NoDecoder, UNet, UNetPlusPlus
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
 from raylift.models.volume_network import VolumeNetwork
 
-CompositionName = Literal[
-    "psr", "3dcnn", "x2ct-gan", "x2ct-cnn", "cvaa-gan", "duolift-gan", "duolift-cnn", "x-recon", "trct-gan"
-]
-
 DECODERS: dict[DecoderName, type[nn.Module]] = {
     "upsampling": UpsamplingDecoder,
     "unet": UNet,
@@ -49,10 +44,10 @@ DECODERS: dict[DecoderName, type[nn.Module]] = {
 
 @dataclass(frozen=True)
 class Parts(SystemConfig):
-    """The choices that make the network, whatever teaches it; the defaults are X2CT-GAN's."""
+    """The choices that make the network, whatever its loss; the defaults are X2CT-GAN's."""
 
     name: str = ""
-    """The system of the literature this began as; choices below may have left it."""
+    """The system of the literature that these settings began as; the choices below may differ from it by now."""
     views: tuple[str, ...] = ("frontal", "lateral")
     """Names of views of the archive's geometry."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -60,8 +55,7 @@ class Parts(SystemConfig):
     fusion: FusionConfig = field(default_factory=FusionConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     checkpointing: Checkpointing = "none"
-    """Which activations are dropped after the forward pass and computed again in the backward pass: finest, those of
-    the decoder at full size, which take most of the memory."""
+    """Activation checkpointing; finest: of the decoder at full size only, whose activations take most of the memory."""
 
     def __post_init__(self) -> None:
         if not self.views or len(set(self.views)) != len(self.views):
@@ -71,11 +65,11 @@ class Parts(SystemConfig):
             raise ConfigError(f"decoder widths {self.decoder.channels}: give two or more")
         if self.decoder.kind == "upsampling" and levels != lifted:
             raise ConfigError(
-                f"{levels} decoder widths for {lifted - 1} encoder stages: the upsampling decoder wants {lifted}"
+                f"{levels} decoder widths for {lifted - 1} encoder stages: the upsampling decoder needs {lifted}"
             )
         if self.decoder.kind == "none" and self.lifted_widths != (1,):
             raise ConfigError(
-                f"without a decoder the lifted volume is the answer, and lifting '{self.lifting.kind}' gives "
+                f"without a decoder the lifted volume is the output, and lifting '{self.lifting.kind}' gives "
                 f"{len(self.lifted_widths)} volumes: use system.lifting.kind channels, or a decoder"
             )
 
@@ -86,26 +80,26 @@ class Parts(SystemConfig):
 
     @property
     def shares_encoder(self) -> bool:
-        """Whether all views have one encoder: along true rays nothing in it belongs to a pose."""
+        """Whether all views have one encoder: along true rays it does not depend on a pose."""
         return self.lifting.along == "rays"
 
     @property
     def has_single_view_decoder(self) -> bool:
-        """Whether a lone view uses the decoder it would have to itself, as X2CT-GAN's does."""
+        """Whether a single view uses the decoder of its branch, as in X2CT-GAN."""
         return self.fusion.feedback and len(self.views) == 1 and not self.shares_encoder
 
     @property
     def has_view_decoders(self) -> bool:
-        """Whether views have decoders of their own beside the fused one."""
+        """Whether each view has a decoder beside the fused one."""
         return self.fusion.feedback and self.decoder.kind == "upsampling" and not self.has_single_view_decoder
 
     @property
     def needs_auxiliaries(self) -> bool:
-        """Whether its loss looks at auxiliary volumes."""
+        """Whether its loss uses auxiliary volumes."""
         return False
 
     def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
-        """An encoder and a lifting a view, the fusion and the decoder."""
+        """An encoder and a lifting per view, the fusion and the decoder."""
         return Reconstructor(self, grid, geometry)
 
     def rays(self, grid: Grid, geometry: Geometry) -> list[Rays]:
@@ -120,7 +114,7 @@ class Parts(SystemConfig):
 class Composition(Parts):
     """A CNN's or GAN's settings; the defaults are X2CT-GAN as published."""
 
-    name: CompositionName = "x2ct-gan"
+    name: str = "x2ct-gan"
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     loss: ReconstructionLoss = field(default_factory=ReconstructionLoss)
 
@@ -134,7 +128,7 @@ class Composition(Parts):
 
     @property
     def needs_labels(self) -> bool:
-        """Whether its loss looks at the archive's label volumes."""
+        """Whether its loss uses the archive's label volumes."""
         return self.loss.lung > 0
 
     @property
@@ -149,7 +143,7 @@ class Composition(Parts):
 
 
 class ViewBranch(nn.Module):
-    """What each view has to itself: an encoder, a lifting and, with feedback, a decoder."""
+    """The branch of one view: an encoder, a lifting and, with feedback, a decoder."""
 
     def __init__(self, system: Parts, size: int) -> None:
         super().__init__()
@@ -166,10 +160,10 @@ class ViewBranch(nn.Module):
 
 
 class Reconstructor(VolumeNetwork):
-    """Radiographs to a volume, as a composition says.
+    """Radiographs to a volume: one branch per view, fusion, decoder.
 
     Along true rays all views go through one branch, and with a fusion that takes any number of views (average, sum,
-    attention) the same weights serve any number of views in any pose.
+    attention) the same weights work for any number of views in any pose.
     """
 
     def __init__(self, system: Parts, grid: Grid, geometry: Geometry) -> None:

@@ -1,8 +1,8 @@
-"""What a volume would look like as radiographs, in the space that batches have them in, differentiable all the way.
+"""Digitally reconstructed radiographs (DRRs) of volumes, standardized as a batch's radiographs are; differentiable.
 
-A batch's radiographs are standardized by their own percentiles, because nobody knows the scale of a real one
-(`intensity.standardize`). A loss that compares projections with them has to do the same to the projections, and then
-says nothing of their scale and offset: the line integrals at the percentiles are given beside them.
+A batch's radiographs are standardized by their own percentiles, because the scale of a real one is unknown
+(`intensity.standardize`). A loss that compares DRRs with them must standardize the DRRs too, and then does not
+constrain their scale and offset: the line integrals at the percentiles are given beside them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from raylift.datasets.projector import project, project_pose
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Radiographs of volumes."""
+class StandardizedDRRs:
+    """DRRs of volumes."""
 
     images: Float[Tensor, "n views rows columns"]
     """In [0, 1], bone bright, each standardized by its own percentiles."""
@@ -31,22 +31,22 @@ class Seen:
 
 
 class Reprojection:
-    """Radiographs of volumes in the views of a system, taken as a geometry says."""
+    """DRRs of volumes in a system's views of a geometry."""
 
     def __init__(self, grid: Grid, geometry: Geometry, window: Window, views: Sequence[str]) -> None:
         self.grid, self.geometry, self.window = grid, geometry, window
         self.views = [geometry.view(name) for name in views]
 
-    def __call__(self, volume: Float[Tensor, "n 1 d h w"]) -> Seen:
+    def __call__(self, volume: Float[Tensor, "n 1 d h w"]) -> StandardizedDRRs:
         """Every view of volumes in the window's [0, 1]."""
         with torch.autocast(volume.device.type, enabled=False):
             density = self._density(volume)
             images = [project(density, self.grid.spacing_mm, self.geometry, view) for view in self.views]
             return standardized(torch.cat(images, dim=1))
 
-    def turned(self, volume: Float[Tensor, "n 1 d h w"], spread_deg: float) -> Seen:
-        """The views, each turned about the patient's long axis by N(0, `spread_deg`) drawn from torch's generator."""
-        angles = (torch.randn(len(self.views), device="cpu") * spread_deg).deg2rad().to(volume.device)
+    def rotated(self, volume: Float[Tensor, "n 1 d h w"], std_deg: float) -> StandardizedDRRs:
+        """The views, each rotated about the patient's long axis by N(0, `std_deg`), sampled with torch's generator."""
+        angles = (torch.randn(len(self.views), device="cpu") * std_deg).deg2rad().to(volume.device)
         with torch.autocast(volume.device.type, enabled=False):
             density = self._density(volume)
             images = []
@@ -61,7 +61,7 @@ class Reprojection:
         return hu_to_attenuation(self.window.to_hu(volume.float()))
 
 
-def standardized(images: Float[Tensor, "n views rows columns"]) -> Seen:
+def standardized(images: Float[Tensor, "n views rows columns"]) -> StandardizedDRRs:
     """Line integrals as `intensity.standardize` makes radiographs of them; its gradient reaches the percentiles too."""
     ordered = images.flatten(2).sort(dim=-1).values
     last = ordered.shape[-1] - 1
@@ -70,11 +70,11 @@ def standardized(images: Float[Tensor, "n views rows columns"]) -> Seen:
     span = high - low
     # A constant image becomes zeros.
     scaled = (images - low[..., None, None]) / span.clamp_min(1e-6)[..., None, None]
-    return Seen(scaled.clip(0.0, 1.0), torch.stack([low, high], dim=-1) / WATER_PER_MM)
+    return StandardizedDRRs(scaled.clip(0.0, 1.0), torch.stack([low, high], dim=-1) / WATER_PER_MM)
 
 
 def _about_z(angle: Float[Tensor, ""]) -> Float[Tensor, "3 3"]:
-    """A turn in the axial plane, in radians."""
+    """A rotation in the axial plane, in radians."""
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
-    turn = [angle.cos(), angle.sin(), zero, -angle.sin(), angle.cos(), zero, zero, zero, one]
-    return torch.stack(turn).reshape(3, 3)
+    rotation = [angle.cos(), angle.sin(), zero, -angle.sin(), angle.cos(), zero, zero, zero, one]
+    return torch.stack(rotation).reshape(3, 3)

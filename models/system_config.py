@@ -1,12 +1,13 @@
-"""What every system's settings can do, whatever its family: say what it reads, build its network and its objective.
+"""The interface of every system's settings: inputs, network, objective.
 
-A family is a frozen dataclass of settings that inherits from `SystemConfig`; its `name` is a `Literal` of its systems,
-by which plain data find their way back to it (`models.zoo.System`).
+A family of systems is a frozen dataclass of settings that inherits from `SystemConfig`. Plain data become settings of
+the right family by their `name`: `models.zoo.SYSTEMS` knows the family of each.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Literal
 
 from raylift.datasets.geometry import Geometry, Grid
@@ -19,11 +20,12 @@ LearnsFrom = Literal["volumes", "radiographs"]
 DEFAULT_WINDOW = Window()
 
 
+@dataclass(frozen=True)
 class SystemConfig(ABC):
     """Settings of a system."""
 
     name: str
-    """The system of the literature this began as."""
+    """The system of the literature that these settings began as."""
 
     @property
     @abstractmethod
@@ -32,37 +34,37 @@ class SystemConfig(ABC):
 
     @property
     def learns_from(self) -> LearnsFrom:
-        """Whether its objective compares with the CT of the views, or is given none.
+        """The ground truth of its objective: the CT volumes of the views, or the radiographs alone.
 
-        One that learns from radiographs trains on archives of both kinds and may look at CT of other people.
+        A system that learns from radiographs trains on archives of both kinds and may use CT of other people.
         """
         return "volumes"
 
     @property
     def needs_labels(self) -> bool:
-        """Whether its loss looks at the archive's label volumes."""
+        """Whether its loss uses the archive's label volumes."""
         return False
 
     @property
     def pretrained(self) -> dict[str, str]:
-        """Parts that begin as a trained model and stay as it is: field here and attribute of the network, to its URL.
+        """Frozen parts that start as a trained model: name of the field here and in the network, to the model's URL.
 
         A URL may be empty until a run is started.
         """
         return {}
 
     def frame_of(self, part: str, grid: Grid, geometry: Geometry) -> tuple[Grid, Geometry]:  # noqa: ARG002
-        """What such a part must have been trained on, where the whole is trained on `grid` and `geometry`."""
+        """The grid and geometry that such a part must have been trained on, for a whole on `grid` and `geometry`."""
         return grid, geometry
 
     @abstractmethod
     def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
-        """The network that makes volumes on `grid` from radiographs taken as `geometry` says, with fresh weights.
+        """The network from radiographs of `geometry` to volumes on `grid`, with initial weights.
 
         Raises:
-            ConfigError: the geometry lacks a view, or the grid cannot be halved as often as the network wants.
+            ConfigError: the geometry lacks a view, or the grid cannot be halved as often as the network needs.
         """
 
     @abstractmethod
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:
-        """The players that train it, with fresh weights, on volumes whose [0, 1] is `window` in HU."""
+        """The players that train it, with initial weights, on volumes whose [0, 1] is `window` in HU."""

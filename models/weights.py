@@ -27,7 +27,8 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
 from raylift.datasets.radiographs.histogram import Quantiles, ReferenceHistograms
 from raylift.datasets.serialization import from_plain, to_plain
-from raylift.models.zoo import System
+from raylift.models import zoo  # noqa: F401 (registers the settings of all systems)
+from raylift.models.system_config import SystemConfig
 
 FORMAT, FORMAT_VERSION = "raylift-model", 1
 WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
@@ -41,7 +42,7 @@ class WeightsError(RayliftError, ValueError):
 class Description:
     """The system of a network and the conditions of its training."""
 
-    system: System
+    system: SystemConfig
     grid: Grid
     geometry: Geometry
     """The geometry of the radiographs it was trained on; its views are the network's, in the same order."""

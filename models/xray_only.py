@@ -1,9 +1,8 @@
-"""A system that learns from radiographs alone: the parts of a composition, taught by the projections of its volumes."""
+"""Systems that learn from radiographs alone: the parts of a composition, supervised by re-projection."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
@@ -20,7 +19,7 @@ from raylift.models.system_config import DEFAULT_WINDOW, LearnsFrom
 class Reprojected(Parts):
     """Settings of u-X2CTGAN and cGAN-128."""
 
-    name: Literal["u-x2ctgan", "cgan-128"] = "u-x2ctgan"
+    name: str = "u-x2ctgan"
     discriminator: ViewDiscriminatorConfig = field(default_factory=ViewDiscriminatorConfig)
     loss: ReprojectionLoss = field(default_factory=ReprojectionLoss)
 
@@ -33,7 +32,7 @@ class Reprojected(Parts):
             )
         if self.discriminator.conditional and (self.loss.rotation_std_deg or len(self.views) < 2):
             raise ConfigError(
-                "a conditional discriminator judges a view beside the others given: give two views or more and set "
+                "a conditional discriminator compares a view with the others given: give two views or more and set "
                 "system.loss.rotation_std_deg to 0, or set system.discriminator.conditional to false"
             )
 

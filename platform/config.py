@@ -15,7 +15,8 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import Window
 from raylift.datasets.serialization import from_plain, require_minimum, to_plain
 from raylift.models.composition import Composition
-from raylift.models.zoo import System
+from raylift.models.system_config import SystemConfig
+from raylift.models.zoo import check_name
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class TrainConfig:
 class RunConfig:
     """A whole run."""
 
-    system: System = field(default_factory=Composition)
+    system: SystemConfig = field(default_factory=Composition)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -151,6 +152,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        check_name(self.system)
         share = self.cluster.workers * self.engine.gradient_accumulation
         if self.train.batch % share:
             raise ConfigError(

@@ -9,7 +9,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.models import weights
 from raylift.models.generative import GenerativeNetwork
 from raylift.models.weights import Model
-from raylift.models.zoo import LITERATURE
+from raylift.models.zoo import SYSTEMS
 from raylift.platform.evaluation.report import DISCLAIMER
 from raylift.platform.monitor import METRICS, deciding
 
@@ -37,7 +37,7 @@ def card(model: Model, sha256: str, metrics: dict[str, float]) -> str:
     """The model card, in Markdown."""
     description, geometry = model.description, model.description.geometry
     provenance = description.provenance
-    papers = {published.paper for published in LITERATURE if published.name == description.system.name}
+    paper = SYSTEMS[description.system.name].paper
     count = sum(parameter.numel() for parameter in model.network.parameters())
     beam = (
         f"cone beam, source-axis {geometry.source_axis_mm:g} mm, source-detector {geometry.source_detector_mm:g} mm"
@@ -57,7 +57,7 @@ A network that makes a CT volume of the chest from {" and ".join(view.name for v
 
 | | |
 | --- | --- |
-| system | {description.system.name} ({"; ".join(sorted(papers))}) |
+| system | {description.system.name} ({paper}) |
 | parameters | {count:,} |
 | weights | `{weights.WEIGHTS_FILE}`, fp32, SHA-256 `{sha256}` |
 | output | {description.grid.size}^3 voxels of {description.grid.spacing_mm:g} mm, HU in \

@@ -18,7 +18,7 @@ from raylift.datasets.archive.store import Folder
 from raylift.datasets.serialization import to_plain
 from raylift.platform import cli
 from raylift.platform.config import RunConfig, dotted
-from raylift.platform.presets.catalog import PRESETS
+from raylift.platform.presets import PRESETS
 from raylift.platform.training.checkpoint import RUN_FILE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -65,7 +65,7 @@ def parser(monkeypatch, tmp_path):
             place = words.index("--resume") + 1
             words = [*words[:place], str(tmp_path / "run"), *words[place + 1 :]]
             with suppress(FileExistsError):
-                record = {"config": to_plain(PRESETS["x2ct-gan"]())}
+                record = {"config": to_plain(PRESETS["x2ct-gan"])}
                 Folder(tmp_path / "run").create(RUN_FILE, json.dumps(record).encode())
         with pytest.raises(Parsed) as parsed:
             cli.main(words)

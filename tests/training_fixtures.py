@@ -14,7 +14,7 @@ from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.platform import cluster
 from raylift.platform.config import RunConfig
-from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.presets import PRESETS
 from raylift.platform.training import runs
 
 
@@ -51,7 +51,7 @@ def ray_cluster():
 @pytest.fixture(scope="session")
 def tiny(archive32) -> RunConfig:
     """Eight steps with a validation and a checkpoint every four."""
-    preset = x2ct_gan_tiny()
+    preset = PRESETS["x2ct-gan-tiny"]
     return replace(
         preset,
         data=replace(preset.data, archive=str(archive32)),

@@ -7,8 +7,9 @@ from typing import Any, get_type_hints
 
 import tables
 
+from raylift.models.zoo import SYSTEMS
 from raylift.platform.config import RunConfig
-from raylift.platform.presets.catalog import PRESETS
+from raylift.platform.presets import PRESETS
 
 INTRODUCTION = """\
 # Settings
@@ -49,9 +50,8 @@ def page() -> str:
 def presets_page() -> str:
     """The page of all presets."""
     rows = []
-    for name, make in PRESETS.items():
-        run = make()
-        text = " ".join((make.__doc__ or "").strip().split("\n\n")[0].split())
+    for name, run in PRESETS.items():
+        text = SYSTEMS[run.system.name].summary
         rows.append(
             f"| `{name}` | `{run.system.name}` | {run.data.size} | {run.train.batch} | {run.train.steps:,} | {text} |"
         )
@@ -61,14 +61,14 @@ def presets_page() -> str:
 def families() -> tuple[type, ...]:
     """The dataclasses of systems that `system` may be."""
     found: list[type] = []
-    for run in (make() for make in PRESETS.values()):
+    for run in PRESETS.values():
         if type(run.system) not in found:
             found.append(type(run.system))
     return tuple(found)
 
 
 def _first_preset(family: type) -> RunConfig:
-    return next(run for run in (make() for make in PRESETS.values()) if type(run.system) is family)
+    return next(run for run in PRESETS.values() if type(run.system) is family)
 
 
 def _section(settings: Any, prefix: str, title: str = "") -> list[str]:
@@ -80,7 +80,7 @@ def _section(settings: Any, prefix: str, title: str = "") -> list[str]:
             lines += [f"### {group.prefix}" + (f" ({title.split(': ')[1]})" if title else ""), ""]
         lines += [_plain(group.intro), ""]
         if number == 0 and title:
-            names = [name for name, make in PRESETS.items() if type(make().system) is type(settings)]
+            names = [name for name, run in PRESETS.items() if type(run.system) is type(settings)]
             lines += [f"Presets: {', '.join(f'`{name}`' for name in names)}. Defaults are those of `{names[0]}`.", ""]
         if group.settings:
             lines += [*tables.table(group.settings, flags=False), ""]

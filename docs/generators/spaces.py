@@ -6,6 +6,8 @@ from pathlib import Path
 
 import yaml
 
+from raylift.platform.tuning.search import load_space
+
 INTRODUCTION = """\
 # Search spaces
 
@@ -22,7 +24,7 @@ def page(folder: Path) -> str:
         text = path.read_text(encoding="utf-8")
         space = yaml.safe_load(text)
         summary = text.splitlines()[0].lstrip("# ")
-        lines += [f"## {path.stem}", "", f"{summary} Preset: `{space.get('preset', '')}`.", ""]
+        lines += [f"## {path.stem}", "", f"{summary} Preset: `{load_space(path.stem).preset}`.", ""]
         lines += ["| setting | sampled | from |", "| --- | --- | --- |"]
         for key, how in space["space"].items():
             ((kind, values),) = how.items()

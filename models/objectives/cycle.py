@@ -24,7 +24,7 @@ from raylift.models.losses import cross_entropy
 from raylift.models.objectives.objective import Carried, Objective, Player, Turn
 from raylift.models.objectives.reprojection import ViewDiscriminatorPlayer
 from raylift.models.parts.discriminators import Discriminator, ViewDiscriminator
-from raylift.models.unpaired_prior import DrawnPeople
+from raylift.models.unpaired_prior import PhantomPrior
 from raylift.models.volume_network import VolumeNetwork
 
 
@@ -61,7 +61,7 @@ class CycleNetworks:
     volume_discriminator: Discriminator
     view_discriminator: ViewDiscriminator | None
     """Of the radiographs of a projection network; None for the projector, which has no parameters."""
-    prior: DrawnPeople
+    prior: PhantomPrior
 
     def radiographs(self, volume: Float[Tensor, "n 1 d h w"]) -> Float[Tensor, "n views rows columns"]:
         """Standardized digitally reconstructed radiographs (DRRs) of a volume in the views."""

@@ -112,7 +112,7 @@ class ReprojectionPlayer(Player):
         (discriminator,) = self._others
         if discriminator is not None:
             if self.weights.rotation_std_deg:
-                fake = torch.cat([fake, self.reprojection.turned(volume, self.weights.rotation_std_deg).images], dim=1)
+                fake = torch.cat([fake, self.reprojection.rotated(volume, self.weights.rotation_std_deg).images], dim=1)
             terms["adversarial"] = cross_entropy(discriminator(batch.views, fake), real=True)
         logs = {name: value.detach() for name, value in terms.items()}
         logs |= {"agreement": agreement.detach(), "calibration": calibration.detach()}

@@ -1,17 +1,20 @@
-"""DiffuX2CT's condition on the latents of a KL autoencoder: the variant that is plausible on modest hardware.
+"""Latent diffusion under DiffuX2CT's condition: a KL autoencoder's latents are denoised.
 
-No paper of its own: the sizes (128^3 to 32^3 with eight channels), the cosine schedule and an estimate of the data as
-what the network tells are DVG-Diffusion's (arXiv 2503.17804), whose autoencoder is another; the condition is
-DiffuX2CT's, asked at the latents' sizes. Autoencoder and denoiser are one player and train together from the first
-step. The denoiser sees latents as they are at that step and passes no gradient to them; what it learned of earlier ones
-it has to unlearn, but there is one run, one checkpoint and no first stage to choose the length of, and the rate's
-decay lets both come to rest. The autoencoder has no discriminator and no perceptual loss, so it is a little soft.
+```
+volume -> autoencoder -> latents, 32^3 for 128^3 -> noised -> denoiser under DiffuX2CT's condition -> latents -> volume
+```
+
+No paper of its own: the sizes (128^3 to 32^3 with eight channels), the cosine schedule and sample-prediction are
+DVG-Diffusion's (arXiv 2503.17804), whose autoencoder is another; the condition is DiffuX2CT's, at the latents' sizes.
+Autoencoder and denoiser are one player and train together from the first step. The denoiser's input are the latents of
+that step, and it passes no gradient to them. Latents change while the autoencoder learns, but there is one run, one
+checkpoint and no first stage to choose the length of, and the learning rate's decay lets both converge. The autoencoder
+has no discriminator and no perceptual loss, so its volumes are a little soft.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -22,24 +25,27 @@ from raylift.models.diffusion.autoencoder import Autoencoder, AutoencoderConfig
 from raylift.models.diffusion.conditional import Condition, Data
 from raylift.models.diffusion.denoiser import DenoiserConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
+from raylift.models.generative import SamplingConfig
+from raylift.models.literature import Entry
 from raylift.models.objectives.denoising import DenoisingLoss
+from raylift.models.systems import diffux2ct
 from raylift.models.systems.diffux2ct import TriPlaneDiffusion, TriPlaneSystem
 
 LIMIT = 5.0
-"""Standard deviations beyond which no estimate of a latent goes."""
+"""Standard deviations to which estimates of latents are clipped."""
 
 
 @dataclass(frozen=True)
 class LatentDiffusion(TriPlaneSystem):
     """Latents are denoised."""
 
-    name: Literal["latent-diffusion"] = "latent-diffusion"
+    name: str = "latent-diffusion"
     denoiser: DenoiserConfig = field(default_factory=lambda: DenoiserConfig((64, 128, 256), levels_without_attention=1))
     scheduler: NoiseSchedulerConfig = field(
         default_factory=lambda: NoiseSchedulerConfig("cosine", prediction_type="sample")
     )
     loss: DenoisingLoss = field(default_factory=lambda: DenoisingLoss(projection=0.0))
-    """Without the projection term: a projection of latents is no radiograph."""
+    """Without the projection term: a projection of latents is not a radiograph."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
 
     def __post_init__(self) -> None:
@@ -61,10 +67,46 @@ class LatentNetwork(TriPlaneDiffusion):
         self.kl = system.autoencoder.kl
 
     def encode(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:  # noqa: ARG002
-        """The mean latents, cut off from the autoencoder, and the autoencoder's own loss."""
+        """The mean latents, detached from the autoencoder, and the autoencoder's own loss."""
         latents, error, divergence = self.autoencoder.losses(2 * volume - 1)
         return latents.detach(), {"autoencoder_l1": error, "kl": self.kl * divergence}
 
     def decode(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:  # noqa: ARG002
-        """What the latents decode to, back from [-1, 1]."""
+        """The decoded latents, back from [-1, 1]."""
         return (self.autoencoder.decode(data) + 1) / 2
+
+
+PUBLISHED = LatentDiffusion(
+    name="latent-diffusion",
+    views=("frontal", "lateral"),
+    triplane=diffux2ct.PUBLISHED.triplane,
+    denoiser=DenoiserConfig(channels=(64, 128, 256), blocks=2, levels_without_attention=1, window=4, heads=4, patch=1),
+    scheduler=NoiseSchedulerConfig(beta_schedule="cosine", num_train_timesteps=1000, prediction_type="sample"),
+    loss=DenoisingLoss(projection=0.0, ema_decay=0.999),
+    autoencoder=AutoencoderConfig(channels=(32, 64), latent_channels=8, blocks=1, kl=1e-4),
+    sampling=SamplingConfig(sampler="dpm_solver", steps=16),
+    checkpointing="all",
+)
+SLIM = replace(
+    PUBLISHED,
+    triplane=diffux2ct.SLIM.triplane,
+    denoiser=replace(diffux2ct.SLIM.denoiser, patch=1),
+    sampling=diffux2ct.SLIM.sampling,
+    autoencoder=AutoencoderConfig(channels=(16, 32), latent_channels=4),
+    checkpointing="none",
+)
+
+LATENT_DIFFUSION = Entry(
+    title="latent DiffuX2CT",
+    summary="DiffuX2CT's condition on the latents of an autoencoder, trained together",
+    paper="none: DiffuX2CT's condition on latents",
+    year=None,
+    views="2",
+    kind="diffusion",
+    published=PUBLISHED,
+    slim=SLIM,
+    tiny=SLIM,
+    training=diffux2ct.TRAINING,
+    slim_training=diffux2ct.SLIM_TRAINING,
+    tiny_training=diffux2ct.TINY_TRAINING,
+)

@@ -1,33 +1,56 @@
 """PSR, single-image tomography (Henzler et al. 2018, arXiv 1710.04867): a 2-D network whose channels are depths.
 
-The network is X2CT's re-implementation of it, their baseline "2DCNN", as far as its description goes: a residual
-encoder-decoder with batch norm on a radiograph of twice the volume's size, four poolings, sums as skips, depthwise
-steps up, and two 1 x 1 convolutions to a channel for every depth. 9,068,480 parameters for 256 -> 128.
+```
+radiograph, at twice the volume's size -> residual encoder-decoder in 2-D -> a channel for every depth -> volume
+```
 
-Not published, and chosen here: the paper's own layers and losses (the re-implementation's mean squared error alone
-is taken, with its weight decay of 1e-4); the learning rate (X2CT-GAN's); where biases stand (so that the count is the
-published one). Ours: a radiograph of the volume's size is brought to twice its size inside; the paper's second step,
-which fuses the volume with the radiograph at a higher resolution, is left out as in the re-implementation.
+The network is X2CT's re-implementation (their baseline "2DCNN") as far as its description goes: four poolings, sums as
+skip connections, depthwise upsampling, batch norm, and two 1 x 1 convolutions to a channel for every depth. 9,068,480
+parameters for 256 -> 128.
+
+Not published, and chosen here: the paper's own layers and losses (mean squared error alone, as in that
+re-implementation, with its weight decay of 1e-4); the learning rate (X2CT-GAN's); the place of biases (such that the
+count is the published one). Ours: a radiograph of the volume's size is resized to twice that inside; the paper's second
+step, which fuses the volume with the radiograph at a higher resolution, is left out as in the re-implementation;
+several views' volumes are averaged, which the paper does not do.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from raylift.models.composition import Composition
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, Entry, ParameterCount, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
+from raylift.models.slimming import slim, tiny
 
+PUBLISHED = Composition(
+    name="psr",
+    views=("frontal",),
+    # 256 channels inside; residual blocks at each of the four sizes.
+    encoder=EncoderConfig(kind="hourglass", stem=64, layers=(3, 3, 3, 5)),
+    lifting=LiftingConfig(kind="channels", along="axes"),
+    fusion=FusionConfig(kind="average", feedback=False),
+    decoder=DecoderConfig(kind="none", channels=(1,), output="linear"),
+    loss=ReconstructionLoss(adversarial=0.0, voxel=1.0, projection=0.0),
+)
 
-def psr(views: tuple[str, ...] = ("frontal",)) -> Composition:
-    """Channels as depth; with several views their volumes are averaged, which the paper does not do."""
-    return Composition(
-        name="psr",
-        views=views,
-        encoder=EncoderConfig(kind="hourglass", stem=64, layers=(3, 3, 3, 5)),
-        lifting=LiftingConfig(kind="channels"),
-        fusion=FusionConfig(feedback=False),
-        decoder=DecoderConfig(kind="none", channels=(1,), output="linear"),
-        loss=ReconstructionLoss(adversarial=0.0, voxel=1.0, projection=0.0),
-    )
+PSR = Entry(
+    title="PSR",
+    summary="a 2-D encoder-decoder whose channels are depths",
+    paper="Henzler et al. 2018, arXiv 1710.04867",
+    year=2018,
+    views="1",
+    kind="regression",
+    published=PUBLISHED,
+    slim=slim(PUBLISHED),
+    tiny=tiny(PUBLISHED),
+    training=Training(weight_decay=1e-4),
+    slim_training=replace(SLIM_TRAINING, weight_decay=1e-4),
+    tiny_training=replace(TINY_TRAINING, weight_decay=1e-4),
+    parameters=(ParameterCount(9_068_480, views=("frontal",)),),
+)

@@ -1,18 +1,18 @@
-"""Diffusion refiner: any system's volume is the condition under which what it lacks is drawn.
+"""Diffusion refiner: samples the residual between the ground truth and the volume of any trained system.
 
 ```
-radiographs -> base, frozen -> coarse volume -+-> condition -> U-Net, asked at every step -> residual
-           `-> spread along their rays -------+                      volume = coarse + residual
+radiographs -> base, frozen -> coarse volume -+-> condition -> U-Net at every sampling step -> residual
+           `-> repeated along their rays -----+                     volume = coarse + residual
 ```
 
 The idea is a student report's: a diffusion model as post-processing of volumes made from radiographs. There a network
-learned to denoise CT for five epochs, nothing tied it to the volume it was to improve, and the 40.15 dB that are
-reported are those of an array of random numbers with 1 % of noise. Here what is denoised is the residual, truth less
-coarse volume, and the network tells it as it is: one that has learned little gives the mean residual, where one that
-told the noise, or v, would leave noise in the volume. All settings are ours.
+was trained to denoise CT for five epochs without the volume to improve as a condition, and the 40.15 dB reported are
+those of an array of random numbers with 1 % of noise. Here the residual, ground truth less coarse volume, is denoised
+with sample-prediction: a network that has learned little predicts the mean residual, where epsilon- or v-prediction
+would leave noise in the volume. All settings are ours.
 
-Where the base gives something like the mean of what the radiographs allow, a draw is one of the possibilities: it is
-sharper, and need not be nearer to the truth. The mean of several draws is.
+The base's volume resembles the mean of the volumes that the radiographs allow; a sample is one of them. It is sharper,
+and need not be nearer to the ground truth. The mean of several samples is.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion
 from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig, depth_to_space, space_to_depth
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.generative import SamplingConfig
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, Entry, Training
 from raylift.models.objectives.denoising import DenoisingLoss, denoising_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.encoders import at_size
 from raylift.models.parts.rays import Rays
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
-from raylift.models.systems.x2ct import x2ct_gan
+from raylift.models.systems.x2ct import X2CT_GAN
 
 
 @dataclass(frozen=True)
 class Refiner(SystemConfig):
     """Settings; the defaults refine X2CT-GAN at its own resolution."""
 
-    name: Literal["refiner"] = "refiner"
-    base: SystemConfig = field(default_factory=x2ct_gan)
+    name: str = "refiner"
+    base: SystemConfig = field(default_factory=lambda: X2CT_GAN.published)
     """The system whose volumes are refined; taken from `base_model` where that is given."""
     base_model: str = ""
     """The trained base: a run, a checkpoint or an exported model. Read when a run begins; from then on the base is part
@@ -53,17 +54,18 @@ class Refiner(SystemConfig):
     upsampling: Literal[1, 2] = 1
     """How many times finer the volume is than the base's."""
     residual_scale: float = 0.1
-    """What is 1 to the denoiser, as a share of the window: about twice the base's root mean square error."""
+    """The residual that the denoiser sees as 1, as a share of the window: about twice the base's root mean square
+    error."""
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     scheduler: NoiseSchedulerConfig = field(
         default_factory=lambda: NoiseSchedulerConfig(beta_schedule="cosine", prediction_type="sample")
     )
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(steps=1))
-    """How the network draws unless told otherwise: with one step a draw is nearest to the truth. More steps spread the
-    draws more, and each is then further from it: `docs/systems.md` has figures."""
+    """How `forward` samples: with one step a sample is nearest to the ground truth. More steps raise the standard
+    deviation over samples, and each is then further from it: `docs/systems.md` has figures."""
     checkpointing: Literal["none", "all"] = "none"
-    """Whether activations are dropped after the forward pass and computed again in the backward pass."""
+    """Activation checkpointing."""
 
     def __post_init__(self) -> None:
         if not 0 < self.residual_scale <= 1:
@@ -98,14 +100,14 @@ class Refiner(SystemConfig):
         return ResidualDiffusion(self, grid, geometry)
 
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:  # noqa: ARG002
-        """One player, whose base stays as it is."""
+        """One player, whose base is frozen."""
         return denoising_objective(self.reconstructor(grid, geometry), self.loss)
 
 
 class ResidualDiffusion(ConditionalDiffusion):
-    """A diffusion of residuals, and the frozen network that makes what they are added to.
+    """A diffusion of residuals, and the frozen network whose volume they are added to.
 
-    A base that draws gives its first draw.
+    A generative base gives its first sample.
     """
 
     def __init__(self, system: Refiner, grid: Grid, geometry: Geometry) -> None:
@@ -132,17 +134,56 @@ class ResidualDiffusion(ConditionalDiffusion):
         if coarse.shape[-1] != self.size:
             coarse = F.interpolate(coarse, size=(self.size,) * 3, mode="trilinear", align_corners=False)
         images = at_size(radiographs, self.size)
-        seen = [rays.backproject(images[:, k : k + 1]) for k, rays in enumerate(self.rays)]
-        finest = space_to_depth(torch.cat([coarse, *seen], dim=1), self.patch)
+        repeated = [rays.backproject(images[:, k : k + 1]) for k, rays in enumerate(self.rays)]
+        finest = space_to_depth(torch.cat([coarse, *repeated], dim=1), self.patch)
         return [finest if k == 0 else F.avg_pool3d(finest, 2**k) for k in range(len(self.sizes))]
 
     def encode(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:
-        """What the base's volume lacks; nothing has to be learned about it."""
+        """The residual, scaled; nothing else is trained."""
         return (volume - self._coarse(condition)) / self.scale, {}
 
     def decode(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:
-        """The base's volume and what it lacks."""
+        """The base's volume plus the residual."""
         return self._coarse(condition) + self.scale * data
 
     def _coarse(self, condition: Condition) -> Float[Tensor, "n 1 d h w"]:
         return depth_to_space(condition[0][:, : self.patch**3], self.patch)
+
+
+PUBLISHED = Refiner(
+    name="refiner",
+    base=X2CT_GAN.published,
+    upsampling=1,
+    residual_scale=0.1,
+    denoiser=DenoiserConfig(
+        channels=(32, 64, 128, 256), blocks=2, levels_without_attention=2, window=4, heads=4, patch=1
+    ),
+    scheduler=NoiseSchedulerConfig(beta_schedule="cosine", num_train_timesteps=1000, prediction_type="sample"),
+    loss=DenoisingLoss(projection=1.0, ema_decay=0.999),
+    sampling=SamplingConfig(sampler="dpm_solver", steps=1),
+    checkpointing="all",
+)
+SLIM = replace(
+    PUBLISHED,
+    base=X2CT_GAN.slim,
+    denoiser=DenoiserConfig(channels=(32, 48, 64), blocks=1, levels_without_attention=3, patch=2),
+    checkpointing="none",
+)
+TINY = replace(
+    SLIM, base=X2CT_GAN.tiny, denoiser=DenoiserConfig(channels=(8, 16), blocks=1, levels_without_attention=2, patch=2)
+)
+
+REFINER = Entry(
+    title="diffusion refiner",
+    summary="samples the residual of any trained model's volume (--system.base-model)",
+    paper="Adwait et al. 2024, Boston University",
+    year=2024,
+    views="any",
+    kind="diffusion",
+    published=PUBLISHED,
+    slim=SLIM,
+    tiny=TINY,
+    training=Training(steps=100_000, lr=2e-4, beta_1=0.9, beta_2=0.999, gradient_clip=1.0, precision="bf16"),
+    slim_training=replace(SLIM_TRAINING, beta_1=0.9, beta_2=0.999),
+    tiny_training=replace(TINY_TRAINING, beta_1=0.9, beta_2=0.999),
+)

@@ -1,36 +1,73 @@
 """TRCT-GAN (Wang et al. 2023, Digital Signal Processing 140:104123): transformers between radiograph and volume.
 
+```
+dense encoder with transformer blocks before its last stage
+lift at every size; voxels of volumes up to 16^3 also attend to all pixels of their view
+views weighted by a softmax at each voxel -> X2CT-GAN's decoder -> volume
+```
+
 Known from the abstract alone: a GAN from two views, a transformer module on the features of the radiographs, and a
 dynamic attention module that ties 2-D and 3-D features together. The rest is ours:
 
 * six transformer blocks of eight heads (the numbers of a public attempt) on the features before the encoder's last
-  stage, 64 tokens at 128 voxels a side, with sines as positions;
-* for the tie, voxels of the volumes up to 16 a side ask all pixels of their view's features of the same size, beside
-  the features of their own ray;
-* views fused by a softmax at each voxel, from each view and what has grown;
-* X2CT-GAN's dense encoder, upsampling decoder, head, discriminator, losses and schedule around it.
+  stage, 64 tokens at 128 voxels a side, with sinusoidal positions;
+* for the tie, cross-attention: voxels of the volumes up to 16 a side are queries, all pixels of their view's features
+  of the same size are keys and values, beside the features of their own ray;
+* views fused by a softmax at each voxel, from each view and the volume from below;
+* X2CT-GAN's dense encoder, decoder, head, discriminator, losses and schedule around it.
 
-A public attempt broadcast one vector along two axes of the volume and dropped the skips, so that no detail of the
-radiographs could reach its output. Here every size has its own lifted features, and a test holds that a pixel moves
-the voxels on its ray most.
+A public attempt broadcast one vector along two axes of the volume and dropped the skip connections, so that no detail
+of the radiographs could reach its output. Here every size has its own lifted features, and a test holds that a pixel
+changes the voxels on its ray most.
 """
 
 from __future__ import annotations
 
 from raylift.models.composition import Composition
+from raylift.models.literature import Entry
+from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
+from raylift.models.parts.discriminators import DiscriminatorConfig
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
+from raylift.models.slimming import slim, tiny
 
+PUBLISHED = Composition(
+    name="trct-gan",
+    views=("frontal", "lateral"),
+    encoder=EncoderConfig(
+        kind="transformer",
+        stem=64,
+        growth=32,
+        bottleneck=128,
+        layers=(6, 12, 24, 16, 6),
+        transformer_blocks=6,
+        heads=8,
+    ),
+    lifting=LiftingConfig(kind="attention", along="axes", coarsest="features", heads=4),
+    fusion=FusionConfig(kind="attention", feedback=False),
+    decoder=DecoderConfig(
+        kind="upsampling",
+        channels=(256, 128, 64, 32, 16, 16),
+        blocks=2,
+        coarsest_blocks=0,
+        head="convolution",
+        head_kernel=7,
+        output="relu",
+    ),
+    discriminator=DiscriminatorConfig(kind="patch", channels=(64, 128, 256, 512), conditional=True),
+    loss=ReconstructionLoss(adversarial=0.1, voxel=10.0, projection=10.0),
+)
 
-def trct_gan(views: tuple[str, ...] = ("frontal", "lateral")) -> Composition:
-    """Attention within the image, from voxels to pixels, and over the views."""
-    return Composition(
-        name="trct-gan",
-        views=views,
-        encoder=EncoderConfig(kind="transformer"),
-        lifting=LiftingConfig(kind="attention", coarsest="features"),
-        fusion=FusionConfig(kind="attention", feedback=False),
-        decoder=DecoderConfig(blocks=2),
-    )
+TRCT_GAN = Entry(
+    title="TRCT-GAN",
+    summary="transformers in the encoder, cross-attention from voxels to pixels",
+    paper="Wang et al. 2023, DSP 140:104123",
+    year=2023,
+    views="2",
+    kind="GAN",
+    published=PUBLISHED,
+    slim=slim(PUBLISHED),
+    tiny=tiny(PUBLISHED),
+)

@@ -1,44 +1,84 @@
-"""u-X2CTGAN (Adwait et al. 2024, Boston University EC 523): volumes from radiographs alone, taught by re-projection.
+"""u-X2CTGAN (Adwait et al. 2024, Boston University EC 523): volumes from radiographs alone, by re-projection.
 
-Theirs, and kept: a dense encoder of growth 16 and four layers a block for each view, features lifted and concatenated,
-transposed convolutions up from 4 a side, volumes without CT to compare with; the loss is re-projection in both views,
-0.1 total variation and an adversarial term on re-projected views, each divided by its own value and brought to a sum
-of one; one 2-D discriminator for both views (64, 128, 256 channels, then the mean over the image); 1e-4 times the sum
-of squared parameters for both players (which is Adam's weight decay of 2e-4: the preset's); Adam at 1e-4, betas 0.5 and
-0.999, batch 16, 50 epochs of 3,388 pairs.
+```
+a view:  dense encoder of growth 16, four layers a stage -> lift at every size -+
+                                                                                +-> concatenated -> decoder -> volume
+volume -> projector -> standardized -> squared error with the radiographs, 2-D discriminator
+```
+
+As published: a dense encoder of growth 16 and four layers a block for each view, features lifted and concatenated,
+transposed convolutions up from 4 a side, no CT as ground truth; the loss is re-projection in both views, 0.1 total
+variation and an adversarial term on re-projected views, each divided by its own value and normalized to a sum of one;
+one 2-D discriminator for both views (64, 128, 256 channels, then the mean over the image); 1e-4 times the sum of
+squared parameters for both players (which is Adam's weight decay of 2e-4); Adam at 1e-4, betas 0.5 and 0.999, batch 16,
+50 epochs of 3,388 pairs.
 
 Corrected here:
 
-* their generator's loss was computed on a volume made without gradients, so that only the weight decay taught it;
+* their generator's loss is computed on a volume without gradients, so that only the weight decay trains it;
 * their lifted features start at a depth of one, so that a square image of 100 pixels becomes 16 x 800 x 800 voxels, and
-  the lateral is joined to the frontal unturned. Here features are repeated along each view's own axis at every size,
-  which makes a cube in which both views stand where they were taken;
+  the lateral is concatenated with the frontal without a rotation. Here features are repeated along each view's own axis
+  at every size, which makes a cube in which both views lie where they were taken;
 * their projections are sums over voxels of any scale against images of 0 to 255. Here they are line integrals through
   the archive's geometry, standardized as the radiographs are, and the scale that this takes away comes from the
   thickness of an adult (`ReprojectionLoss.calibration`, ours);
 * batch norm in the discriminator is instance norm.
 
-Not given, and chosen: five stages (one, in theirs, which sees little of a radiograph), 32 channels in the stem, widths
-of 128 to 16, skips at every size as X2CT-GAN has them, and a sigmoid at the end where theirs has nothing: what is less
-than air or more than the window's bone has no projection.
+Not given, and chosen: five stages (one, in theirs, whose receptive field is a small part of a radiograph), 32 channels
+in the stem, widths of 128 to 16, skip connections at every size as in X2CT-GAN, and a sigmoid at the end where theirs
+has nothing: what is less than air or more than the window's bone has no projection.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, Entry, Training
+from raylift.models.objectives.reprojection import ReprojectionLoss
 from raylift.models.parts.decoders import DecoderConfig
+from raylift.models.parts.discriminators import ViewDiscriminatorConfig
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
+from raylift.models.slimming import slim, tiny
 from raylift.models.xray_only import Reprojected
 
+PUBLISHED = Reprojected(
+    name="u-x2ctgan",
+    views=("frontal", "lateral"),
+    encoder=EncoderConfig(kind="dense", stem=32, growth=16, bottleneck=64, layers=(4, 4, 4, 4, 4)),
+    lifting=LiftingConfig(kind="repeat", along="axes", coarsest="features"),
+    fusion=FusionConfig(kind="concatenate", feedback=False),
+    decoder=DecoderConfig(
+        kind="upsampling", channels=(128, 64, 32, 32, 16, 16), blocks=1, head_kernel=3, output="sigmoid"
+    ),
+    discriminator=ViewDiscriminatorConfig(channels=(64, 128, 256), pooled=True, conditional=False),
+    loss=ReprojectionLoss(projection=1.0, total_variation=0.1, adversarial=1.0, calibration=1.0, balanced=True),
+)
 
-def u_x2ctgan(views: tuple[str, ...] = ("frontal", "lateral")) -> Reprojected:
-    """Dense encoders, concatenation, a balanced loss."""
-    return Reprojected(
-        name="u-x2ctgan",
-        views=views,
-        encoder=EncoderConfig(stem=32, growth=16, bottleneck=64, layers=(4, 4, 4, 4, 4)),
-        lifting=LiftingConfig(coarsest="features"),
-        fusion=FusionConfig(kind="concatenate", feedback=False),
-        decoder=DecoderConfig(channels=(128, 64, 32, 32, 16, 16), head_kernel=3, output="sigmoid"),
-    )
+# Adam's decay adds itself times a weight to the gradient: twice the factor of the sum of squares.
+DECAY = 2e-4
+
+U_X2CTGAN = Entry(
+    title="u-X2CTGAN",
+    summary="X2CT-GAN's kind of network, supervised by its re-projections and total variation",
+    paper="Adwait et al. 2024, Boston University",
+    year=2024,
+    views="2",
+    kind="from X-rays alone",
+    published=PUBLISHED,
+    slim=slim(PUBLISHED),
+    tiny=tiny(PUBLISHED),
+    training=Training(
+        # 3,388 pairs in batches of 16, the last of them short, are 212 steps.
+        steps=50 * 212,
+        batch=16,
+        gradient_accumulation=4,
+        lr=1e-4,
+        beta_2=0.999,
+        constant_share=1.0,
+        weight_decay=DECAY,
+    ),
+    slim_training=replace(SLIM_TRAINING, weight_decay=DECAY),
+    tiny_training=replace(TINY_TRAINING, weight_decay=DECAY),
+)

@@ -1,42 +1,81 @@
-"""`raylift systems` and `raylift doctor`: what there is, and what this machine lacks."""
+"""`raylift systems` and `raylift doctor`: the systems of the literature, and the state of this machine."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tyro
 
-from raylift.models.zoo import LITERATURE, SYSTEMS, parameters
-from raylift.platform.presets.catalog import PRESETS, listing
+from raylift.models.zoo import SYSTEMS, parameters
+from raylift.platform.presets import PRESETS, listing
 from raylift.platform.progress import console
 
 
+@dataclass(frozen=True)
+class SystemsOptions:
+    """Systems of the literature: names, sizes and papers."""
+
+    memory: bool = False
+    """Add an estimate of the memory that training takes at the published settings (half a minute)."""
+    markdown: bool = False
+    """Print the table alone, in Markdown, as the documentation has it."""
+
+
 def systems(arguments: list[str]) -> int:
-    """Systems of the literature: their names here, sizes and papers."""
-    tyro.cli(_Nothing, prog="raylift systems", args=arguments, description=systems.__doc__)
-    import torch
+    """Systems of the literature: names, sizes and papers."""
+    options = tyro.cli(SystemsOptions, prog="raylift systems", args=arguments, description=systems.__doc__)
     from rich.table import Table
 
-    from raylift.datasets.geometry import Grid, chest
-    from raylift.platform.training.memory import GIB, estimate
-
-    table = Table("system", "here as", "kind", "views", "parameters", "GiB to train", "paper")
-    for published in LITERATURE:
-        grid = Grid(published.size, published.spacing_mm)
-        with torch.device("meta"):
-            count = parameters(SYSTEMS[published.name]().reconstructor(grid, chest(grid)))
-        memory = estimate(PRESETS[published.name]()).total / GIB
-        cells = published.title, published.name, published.kind, published.views, f"{count:,}", f"{memory:.1f}"
-        table.add_row(*cells, published.paper)
+    rows = {name: row(name) for name in SYSTEMS}
+    columns = list(COLUMNS)
+    if options.memory:
+        columns.append("GiB to train")
+        rows = {name: [*cells, _gib(name)] for name, cells in rows.items()}
+    if options.markdown:
+        print(markdown(columns, list(rows.values())))
+        return 0
+    table = Table(*columns)
+    for cells in rows.values():
+        table.add_row(*cells)
     console.print(table)
-    print("parameters: generator at the published settings, with all views; GiB: estimate for the preset of that name")
+    print("parameters: of the generator at the published settings, with all views")
     print(listing())
     return 0
 
 
+COLUMNS = ("system", "name", "kind", "views", "volume", "parameters", "paper")
+
+
+def row(name: str) -> list[str]:
+    """The cells of a system's row, in the order of `COLUMNS`."""
+    import torch
+
+    from raylift.datasets.geometry import Grid, chest
+
+    entry = SYSTEMS[name]
+    grid = Grid(entry.training.size, entry.spacing_mm)
+    with torch.device("meta"):
+        count = parameters(entry.published.reconstructor(grid, chest(grid)))
+    volume = f"{grid.size}^3, {grid.spacing_mm:g} mm"
+    return [entry.title, name, entry.kind, entry.views, volume, f"{count:,}", entry.paper]
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _gib(name: str) -> str:
+    from raylift.platform.training.memory import GIB, estimate
+
+    return f"{estimate(PRESETS[name]).total / GIB:.1f}"
+
+
 def doctor(arguments: list[str]) -> int:
     """What is installed and reachable, and what is missing."""
-    tyro.cli(_Nothing, prog="raylift doctor", args=arguments, description=doctor.__doc__)
+    tyro.cli(_NoOptions, prog="raylift doctor", args=arguments, description=doctor.__doc__)
     from raylift.platform.doctor import examine
 
     findings = examine()
@@ -49,5 +88,5 @@ def doctor(arguments: list[str]) -> int:
 
 
 @dataclass(frozen=True)
-class _Nothing:
+class _NoOptions:
     pass

@@ -13,7 +13,7 @@ from raylift.datasets.archive.store import absolute
 from raylift.datasets.errors import ConfigError
 from raylift.platform.config import RunConfig
 from raylift.platform.monitor import deciding, told
-from raylift.platform.presets.catalog import listing, named_run
+from raylift.platform.presets import listing, named_run
 from raylift.platform.progress import console
 
 

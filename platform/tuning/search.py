@@ -29,6 +29,7 @@ from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster
 from raylift.platform.config import RunConfig, located, overridden
 from raylift.platform.monitor import DECIDING, deciding, told
+from raylift.platform.presets import PRESETS
 from raylift.platform.training import pretrained, runs
 from raylift.platform.training.checkpoint import RUN_FILE, CheckpointError, best_checkpoint
 from raylift.platform.training.inputs import check
@@ -44,7 +45,8 @@ class Space:
 
     space: dict[str, dict[DrawName, list[Any]]]
     preset: str = ""
-    """The preset it is meant for; --preset takes another."""
+    """The preset it is meant for, the slim one of the system that its file is named after unless given; --preset takes
+    another."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,11 @@ def load_space(name: str) -> Space:
         known = ", ".join(sorted(found.stem for found in spaces_folder().glob("*.yaml")))
         raise ConfigError(f"no search space '{name}': give a YAML file or one of {known}")
     try:
-        return from_plain(Space, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+        space = from_plain(Space, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
+    named_after = f"{path.stem.replace('_', '-')}-slim"
+    return space if space.preset or named_after not in PRESETS else replace(space, preset=named_after)
 
 
 def spaces_folder() -> Path:

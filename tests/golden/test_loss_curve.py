@@ -15,7 +15,7 @@ from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.models.objectives.objective import frozen
-from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.presets import PRESETS
 
 CURVE = Path(__file__).with_name("x2ct_gan_tiny.json")
 STEPS = 8
@@ -32,7 +32,7 @@ def curve() -> dict[str, list[float]]:
     ]
     unit = [Window().to_unit(torch.from_numpy(volume.astype("float32")))[None] for volume in volumes]
     batch = Batch(torch.stack(unit), torch.stack(views))
-    run = x2ct_gan_tiny()
+    run = PRESETS["x2ct-gan-tiny"]
     objective = run.system.objective(grid, chest(grid))
     for module in objective.reconstructor.modules():
         if isinstance(module, torch.nn.Dropout):

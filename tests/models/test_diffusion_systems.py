@@ -28,11 +28,11 @@ from raylift.models.systems.diffux2ct import DiffuX2CT, VolumeDiffusion
 from raylift.models.systems.latent_diffusion import LatentDiffusion
 from raylift.models.zoo import SYSTEMS, parameters
 from raylift.platform.config import OptimizerConfig
-from raylift.platform.presets.catalog import PRESETS
+from raylift.platform.presets import PRESETS
 
 GRID = Grid(32, 10.0)
 GEOMETRY = chest(GRID)
-TINY = {name: PRESETS[f"{name}-tiny"]().system for name in ("diffux2ct", "latent-diffusion")}
+TINY = {name: PRESETS[f"{name}-tiny"].system for name in ("diffux2ct", "latent-diffusion")}
 
 
 def batch(views=2, n=2):
@@ -54,7 +54,7 @@ def two_boxes() -> Batch:
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("size", [64, 128])
 def test_a_published_network_gives_cubes_of_its_grid(name, size):
-    system, grid = SYSTEMS[name](), Grid(size)
+    system, grid = SYSTEMS[name].published, Grid(size)
     with torch.device("meta"):
         made = system.reconstructor(grid, chest(grid))(torch.empty(1, 2, size, size))
     assert made.shape == (1, 1, size, size, size)
@@ -64,7 +64,7 @@ def test_a_published_network_gives_cubes_of_its_grid(name, size):
 def test_a_slim_network_has_some_two_million_parameters_at_most(name):
     grid = Grid(64)
     with torch.device("meta"):
-        assert parameters(PRESETS[f"{name}-slim"]().system.reconstructor(grid, chest(grid))) < 2_200_000
+        assert parameters(PRESETS[f"{name}-slim"].system.reconstructor(grid, chest(grid))) < 2_200_000
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -6,8 +6,7 @@ import torch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
 from raylift.models.generative import RunningStatistics, SamplingConfig, SamplingFlags
-from raylift.models.systems.slim import tiny
-from raylift.models.systems.x2ct import x2ct_gan
+from raylift.models.systems.x2ct import X2CT_GAN
 
 GRID = Grid(32, 10.0)
 
@@ -38,7 +37,7 @@ def test_a_single_volume_has_no_std():
     ],
 )
 def test_a_deterministic_network_refuses_sampling_flags(flags, samples, message):
-    network = tiny(x2ct_gan()).reconstructor(GRID, chest(GRID))
+    network = X2CT_GAN.tiny.reconstructor(GRID, chest(GRID))
     with pytest.raises(ConfigError, match=message):
         flags.resolve(network, samples)
     assert SamplingFlags().resolve(network) is None

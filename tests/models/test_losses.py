@@ -20,8 +20,7 @@ from raylift.models.losses import (
 )
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.objectives.objective import frozen
-from raylift.models.systems.slim import tiny
-from raylift.models.systems.x2ct import x2ct_gan
+from raylift.models.systems.x2ct import X2CT_GAN
 
 GRID = Grid(32, 10.0)
 
@@ -125,7 +124,7 @@ def test_a_cone_projection_has_a_gradient_at_every_voxel_inside_the_cone():
 def test_the_generators_loss_is_the_weighted_sum_of_its_terms():
     weights = ReconstructionLoss(0.1, 10.0, 2.0, 5.0, 0.1, lung=3.0)
     data = replace(batch(), labels=torch.full((2, 1, 32, 32, 32), Label.VESSEL, dtype=torch.uint8))
-    objective = replace(tiny(x2ct_gan()), loss=weights).objective(GRID, chest(GRID))
+    objective = replace(X2CT_GAN.tiny, loss=weights).objective(GRID, chest(GRID))
     torch.manual_seed(0)
     loss, logs, _ = objective.players["generator"](data, {})
     expected = {
@@ -143,7 +142,7 @@ def test_the_generators_loss_is_the_weighted_sum_of_its_terms():
 
 
 def test_a_weight_of_zero_leaves_its_term_out_and_the_discriminator_too():
-    system = replace(tiny(x2ct_gan()), loss=ReconstructionLoss(0.0, 0.0, 1.0, 0.0))
+    system = replace(X2CT_GAN.tiny, loss=ReconstructionLoss(0.0, 0.0, 1.0, 0.0))
     objective = system.objective(GRID, chest(GRID))
     assert list(objective.players) == ["generator"]
     _, logs, _ = objective.players["generator"](batch(), {})
@@ -151,7 +150,7 @@ def test_a_weight_of_zero_leaves_its_term_out_and_the_discriminator_too():
 
 
 def test_a_lung_loss_without_labels_is_refused_with_the_remedy():
-    objective = replace(tiny(x2ct_gan()), loss=ReconstructionLoss(lung=1.0)).objective(GRID, chest(GRID))
+    objective = replace(X2CT_GAN.tiny, loss=ReconstructionLoss(lung=1.0)).objective(GRID, chest(GRID))
     with pytest.raises(ConfigError, match=r"came without labels: .* set system\.loss\.lung to 0"):
         objective.players["generator"](batch(), {})
 
@@ -171,7 +170,7 @@ def test_a_negative_weight_is_refused(weights, message):
 
 
 def test_generator_and_discriminator_pass_no_gradient_to_each_other():
-    objective = tiny(x2ct_gan()).objective(GRID, chest(GRID))
+    objective = X2CT_GAN.tiny.objective(GRID, chest(GRID))
     generator, discriminator = objective.players.values()
     data = batch()
     with frozen([discriminator.network]):

@@ -12,19 +12,18 @@ from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models.diffusion.denoiser import DenoiserConfig
 from raylift.models.generative import SamplingConfig
-from raylift.models.systems.psr import psr
+from raylift.models.systems.psr import PSR
 from raylift.models.systems.refiner import Refiner
-from raylift.models.systems.slim import tiny
-from raylift.models.systems.x2ct import x2ct_gan
+from raylift.models.systems.x2ct import X2CT_GAN
 
 GRID = Grid(32, 10.0)
 GEOMETRY = chest(GRID)
 SYSTEM = Refiner(
-    base=tiny(x2ct_gan()),
+    base=X2CT_GAN.tiny,
     denoiser=DenoiserConfig((8, 16), blocks=1, levels_without_attention=2, patch=2),
     sampling=SamplingConfig(steps=4),
 )
-FINER = replace(SYSTEM, upsampling=2, base=tiny(psr()), denoiser=DenoiserConfig((8, 16), 1, 2, patch=1))
+FINER = replace(SYSTEM, upsampling=2, base=PSR.tiny, denoiser=DenoiserConfig((8, 16), 1, 2, patch=1))
 
 
 @cache
@@ -45,7 +44,7 @@ def network(system: Refiner = SYSTEM, grid: Grid = GRID):
     return made
 
 
-@pytest.mark.parametrize("base", [tiny(x2ct_gan()), tiny(psr()), SYSTEM], ids=["gan", "psr", "refiner"])
+@pytest.mark.parametrize("base", [X2CT_GAN.tiny, PSR.tiny, SYSTEM], ids=["gan", "psr", "refiner"])
 def test_a_refiner_of_any_system_survives_serialization(base):
     system = replace(SYSTEM, base=base)
     assert from_plain(Refiner, to_plain(system), "system") == system

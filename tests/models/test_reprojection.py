@@ -62,7 +62,7 @@ def test_rotated_views_are_projections_from_the_rotated_poses():
     hu, _ = thorax(3, GRID)
     volume = Window().to_unit(torch.from_numpy(hu.astype(np.float32)))[None, None]
     torch.manual_seed(7)
-    turned = Reprojection(GRID, GEOMETRY, Window(), BOTH).turned(volume, 30.0)
+    turned = Reprojection(GRID, GEOMETRY, Window(), BOTH).rotated(volume, 30.0)
     torch.manual_seed(7)
     angles = (torch.randn(2) * 30.0).tolist()
     views = [View(view.name, azimuth_deg=view.azimuth_deg + a) for view, a in zip(GEOMETRY.views, angles, strict=True)]

@@ -11,12 +11,11 @@ from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
 from raylift.models.parts.lifting import LiftingConfig
-from raylift.models.systems.duolift import duolift_gan
-from raylift.models.systems.psr import psr
-from raylift.models.systems.slim import tiny
-from raylift.models.systems.x2ct import x2ct_gan
+from raylift.models.systems.duolift import DUOLIFT_GAN
+from raylift.models.systems.psr import PSR
+from raylift.models.systems.x2ct import X2CT_GAN
 from raylift.models.weights import Description, WeightsError
-from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.presets import PRESETS
 
 GRID = Grid(32, 10.0)
 
@@ -24,7 +23,7 @@ GRID = Grid(32, 10.0)
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
-    system = x2ct_gan_tiny().system
+    system = PRESETS["x2ct-gan-tiny"].system
     network = system.reconstructor(GRID, chest(GRID))
     description = Description(system, GRID, chest(GRID), Window(), provenance={"step": 3})
     sha256 = weights.save(tmp_path / "model", network.state_dict(), description)
@@ -105,7 +104,7 @@ def test_a_folder_that_is_no_model_is_refused_with_the_remedy(tmp_path):
 
 @pytest.mark.parametrize(
     "system",
-    [tiny(psr()), tiny(duolift_gan()), replace(tiny(x2ct_gan()), lifting=LiftingConfig(along="rays"))],
+    [PSR.tiny, DUOLIFT_GAN.tiny, replace(X2CT_GAN.tiny, lifting=LiftingConfig(along="rays"))],
     ids=["batch norm", "nested", "along rays"],
 )
 def test_every_network_is_loaded_completely_from_meta_tensors(tmp_path, system):

@@ -9,7 +9,7 @@ from raylift.datasets.archive.store import Folder, join
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models.weights import Description
-from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.presets import PRESETS
 from raylift.platform.training.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -33,7 +33,7 @@ class CheckpointSuite:
 
     def save(self, url, step, psnr=20.0):
         torch.manual_seed(step)
-        system = x2ct_gan_tiny().system
+        system = PRESETS["x2ct-gan-tiny"].system
         networks = {
             name: dict(net.state_dict()) for name, net in system.objective(Grid(32), chest(Grid(32))).networks().items()
         }

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from raylift.models.zoo import LITERATURE
+from raylift.models.zoo import SYSTEMS
 from raylift.platform import cli
 
 VERBS = list(cli.VERBS)
@@ -96,9 +96,9 @@ def test_systems_shows_every_system_of_the_literature(capsys):
     assert "61,740,467" in said
     # A narrow screen breaks cells, but never a word.
     words = set(said.replace("│", " ").split())
-    for published in LITERATURE:
+    for name, published in SYSTEMS.items():
         assert set(published.title.split()) <= words
-        assert published.name in words
+        assert name in words
         assert set(published.paper.split()) <= words
 
 

@@ -12,7 +12,7 @@ from raylift.models.generative import GenerativeNetwork
 from raylift.platform.config import EngineConfig
 from raylift.platform.evaluation.evaluate import evaluate
 from raylift.platform.export import export
-from raylift.platform.presets.catalog import PRESETS
+from raylift.platform.presets import PRESETS
 from raylift.platform.training import runs
 from raylift.platform.training.checkpoint import best_checkpoint, load_network, local_copy
 from raylift.platform.training.memory import estimate
@@ -22,7 +22,7 @@ NAMES = ["diffux2ct", "latent-diffusion"]
 
 @pytest.mark.parametrize(("name", "stages"), [("diffux2ct", (1, 3)), ("latent-diffusion", (3, 0))])
 def test_it_trains_resumes_at_another_stage_evaluates_and_exports(name, stages, archive32, ray_cluster, tmp_path):
-    preset = PRESETS[f"{name}-tiny"]()
+    preset = PRESETS[f"{name}-tiny"]
     run = replace(
         preset,
         system=replace(preset.system, draw=replace(preset.system.sampling, steps=2)),
@@ -62,7 +62,7 @@ def test_it_trains_resumes_at_another_stage_evaluates_and_exports(name, stages, 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_estimate_counts_the_average_and_what_autograd_saves(name):
-    run = PRESETS[f"{name}-tiny"]()
+    run = PRESETS[f"{name}-tiny"]
     estimated = estimate(replace(run, cluster=replace(run.cluster, workers=1)))
     count = estimated.parameters["denoiser"]
     assert estimated.average == 4 * count

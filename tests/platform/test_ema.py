@@ -15,7 +15,7 @@ from raylift.models.objectives.objective import Objective, Player
 from raylift.models.volume_network import VolumeNetwork
 from raylift.models.weights import Description
 from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
-from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
 from raylift.platform.training.checkpoint import Checkpoints, State, Tensors, load_model, load_network, local_copy
 from raylift.platform.training.loop import gather, take_turns
@@ -48,7 +48,7 @@ class SquaredError(Player):
 
 
 def settings(stage: int, workers: int = WORLD, precision: str = "fp32") -> RunConfig:
-    run = x2ct_gan_tiny()
+    run = PRESETS["x2ct-gan-tiny"]
     return replace(
         run,
         engine=EngineConfig(stage, precision, ACCUMULATION),
@@ -199,7 +199,7 @@ def go_on(rank, halves, world):
 
 
 def test_a_checkpoint_holds_the_average_as_its_model_and_the_weights_beside_it(tmp_path):
-    system, grid = x2ct_gan_tiny().system, Grid(32, 10.0)
+    system, grid = PRESETS["x2ct-gan-tiny"].system, Grid(32, 10.0)
     networks = {name: dict(net.state_dict()) for name, net in system.objective(grid, chest(grid)).networks().items()}
     averaged = {"generator": {name: value + 1 for name, value in networks["generator"].items()}}
     adam = {name: {"step": torch.tensor(1.0)} for name in networks}

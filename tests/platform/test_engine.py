@@ -13,13 +13,13 @@ from raylift.models.objectives.objective import Objective, frozen
 from raylift.models.parts.rays import repeat_along_axis
 from raylift.models.volume_network import VolumeNetwork
 from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
-from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
 from raylift.platform.training.loop import gather, take_turns
 from raylift.platform.training.tracking import Averages
 
 WORLD, ACCUMULATION, STEPS, SIZE = 2, 2, 3, 8
-TINY = x2ct_gan_tiny()
+TINY = PRESETS["x2ct-gan-tiny"]
 
 
 class SmoothGenerator(VolumeNetwork):

@@ -10,7 +10,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
 from raylift.models.objectives.objective import Objective
 from raylift.platform.config import EngineConfig, RunConfig
-from raylift.platform.presets.refiners import refiner_tiny
+from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
 from raylift.platform.training.loop import gather, take_turns
 from raylift.platform.training.tracking import Averages
@@ -21,7 +21,7 @@ RATE = 1e-3
 
 
 def settings(stage: int, workers: int = WORLD) -> RunConfig:
-    run = refiner_tiny()
+    run = PRESETS["refiner-tiny"]
     return replace(
         run,
         engine=EngineConfig(stage),

@@ -30,7 +30,7 @@ from raylift.models.metrics import PROTOCOLS
 from raylift.models.system_config import LearnsFrom
 from raylift.platform.config import RunConfig, located
 from raylift.platform.monitor import deciding, told
-from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.presets import PRESETS
 from raylift.platform.training.inputs import check, describe, open_stream
 from raylift.platform.training.validation import Validation
 from raylift.serve.reconstructor import prepare_radiographs
@@ -264,7 +264,7 @@ def test_without_projections_in_its_geometry_nothing_can_be_matched(
 
 
 def validated(rank: int, world: int, archive: str, samples: int) -> dict[str, float]:
-    run = from_radiographs(x2ct_gan_tiny(), archive=archive)
+    run = from_radiographs(PRESETS["x2ct-gan-tiny"], archive=archive)
     run = replace(run, train=replace(run.train, validation_samples=samples))
     opened = Archive(archive)
     description = describe(run, opened)
@@ -289,7 +289,7 @@ class Scaled(nn.Module):
 
 
 def validated_against_ct(rank: int, world: int, archive: str, window: Window) -> dict[str, float]:
-    run = x2ct_gan_tiny()
+    run = PRESETS["x2ct-gan-tiny"]
     run = replace(run, data=replace(run.data, archive=archive, window=window))
     opened = Archive(archive)
     description = describe(run, opened)
@@ -302,7 +302,7 @@ def test_with_ct_a_run_is_judged_by_protocol_volume_whatever_its_own_window(wind
     (metrics,) = run_ranks(1, validated_against_ct, 1, str(archive32), window)
     archive = Archive(str(archive32))
     found = []
-    for entry in archive.entries("val")[: x2ct_gan_tiny().train.validation_samples]:
+    for entry in archive.entries("val")[: PRESETS["x2ct-gan-tiny"].train.validation_samples]:
         views = np.stack([standardize(image) for image in archive.read_array(entry, "radiographs")])
         made = 0.5 * BackProjection(GRID, archive.manifest.geometry)(torch.from_numpy(views)[None])
         hu = window.to_hu(made)[0, 0].numpy()

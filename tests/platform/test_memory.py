@@ -7,16 +7,14 @@ import torch
 
 from raylift.datasets.geometry import Grid, chest
 from raylift.platform.config import EngineConfig
-from raylift.platform.presets.catalog import PRESETS
-from raylift.platform.presets.compositions import x2ct_gan_tiny
-from raylift.platform.presets.refiners import refiner_tiny
+from raylift.platform.presets import PRESETS
 from raylift.platform.training.memory import estimate
 
 GRID = Grid(32, 10.0)
 
 
 def test_parameters_and_adam_are_counted_exactly():
-    run = x2ct_gan_tiny()
+    run = PRESETS["x2ct-gan-tiny"]
     one = estimate(replace(run, cluster=replace(run.cluster, workers=1), engine=EngineConfig(zero_stage=0)))
     count = sum(
         parameter.numel()
@@ -27,7 +25,7 @@ def test_parameters_and_adam_are_counted_exactly():
 
 
 def test_zero_stages_shard_what_they_say():
-    run = x2ct_gan_tiny()
+    run = PRESETS["x2ct-gan-tiny"]
     by_stage = [estimate(replace(run, engine=EngineConfig(zero_stage=stage))) for stage in range(4)]
     assert [one.adam for one in by_stage] == [by_stage[0].adam, *[by_stage[0].adam // 2] * 3]
     assert by_stage[2].gradients == by_stage[0].gradients // 2
@@ -35,7 +33,7 @@ def test_zero_stages_shard_what_they_say():
 
 
 def test_activations_are_what_autograd_saves():
-    run = x2ct_gan_tiny()
+    run = PRESETS["x2ct-gan-tiny"]
     saved = {}
     objective = run.system.objective(GRID, chest(GRID))
     known = {p.untyped_storage().data_ptr() for p in objective.reconstructor.parameters()}
@@ -58,7 +56,7 @@ def test_activations_are_what_autograd_saves():
 
 
 def test_checkpointing_saves_activations_and_counts_the_part_that_is_computed_again():
-    run = x2ct_gan_tiny()
+    run = PRESETS["x2ct-gan-tiny"]
     plain, finest, recomputed = (
         estimate(replace(run, system=replace(run.system, checkpointing=checkpointing))).activations
         for checkpointing in ("none", "finest", "all")
@@ -69,7 +67,7 @@ def test_checkpointing_saves_activations_and_counts_the_part_that_is_computed_ag
 
 
 def test_a_frozen_part_takes_memory_for_its_weights_alone():
-    run = refiner_tiny()
+    run = PRESETS["refiner-tiny"]
     one = estimate(replace(run, cluster=replace(run.cluster, workers=1), engine=EngineConfig(zero_stage=0)))
     network = run.system.reconstructor(GRID, chest(GRID))
     frozen, trained = (sum(p.numel() for p in part.parameters()) for part in (network.base, network.denoiser))
@@ -77,7 +75,7 @@ def test_a_frozen_part_takes_memory_for_its_weights_alone():
 
 
 def test_a_run_along_true_rays_can_be_estimated():
-    run = x2ct_gan_tiny()
+    run = PRESETS["x2ct-gan-tiny"]
     along = replace(run, system=replace(run.system, lifting=replace(run.system.lifting, along="rays")))
     assert estimate(along).activations > 0
 
@@ -86,4 +84,4 @@ def test_a_run_along_true_rays_can_be_estimated():
 def test_every_published_run_fits_its_gpu_on_paper(name):
     # X-Recon's 224^3 and X2CT-GAN's batch of 4 in 24 GiB; any other batch of 4 at 128^3 in 40.
     limit = 24 if name in ("x-recon", "x2ct-gan") else 40
-    assert estimate(PRESETS[name]()).total < limit * 2**30
+    assert estimate(PRESETS[name]).total < limit * 2**30

@@ -15,7 +15,7 @@ from raylift.datasets.ingest.ct import ingest_phantoms
 from raylift.models import weights
 from raylift.platform import cli
 from raylift.platform.config import RunConfig
-from raylift.platform.presets.refiners import refiner_tiny
+from raylift.platform.presets import PRESETS
 from raylift.platform.training import pretrained, runs
 from raylift.platform.training.checkpoint import Checkpoints, checkpoint_of
 
@@ -23,7 +23,7 @@ from raylift.platform.training.checkpoint import Checkpoints, checkpoint_of
 @pytest.fixture(scope="module")
 def wanted(archive32) -> RunConfig:
     """Four steps, with a validation and a checkpoint after each two, of the volume's draws in two steps."""
-    run = refiner_tiny()
+    run = PRESETS["refiner-tiny"]
     return replace(
         run,
         system=replace(run.system, draw=replace(run.system.sampling, steps=2)),
@@ -115,7 +115,7 @@ def test_a_base_that_is_missing_or_does_not_fit_is_refused_before_anything_start
     with pytest.raises(ConfigError, match=r"size=32, .* would have to be Grid.size=16"):
         pretrained.check(replace(good, system=replace(good.system, upsampling=2)), archive)
     with pytest.raises(ConfigError, match=r"the settings of system.base are not those of"):
-        pretrained.check(replace(good, system=replace(good.system, base=refiner_tiny().system)), archive)
+        pretrained.check(replace(good, system=replace(good.system, base=PRESETS["refiner-tiny"].system)), archive)
     grid = Grid(32, 10.0)
     ingest_phantoms(str(tmp_path), grid, replace(chest(grid), source_axis_mm=1000.0), count=1, seed=1)
     with pytest.raises(ConfigError, match=r"source_axis_mm=1650.*would have to be.*source_axis_mm=1000"):

@@ -12,7 +12,6 @@ import torch
 
 from raylift.datasets.archive.archive import Archive
 from raylift.models import weights
-from raylift.models.systems.slim_radiographs import tiny as shrunk
 from raylift.models.zoo import SYSTEMS
 from raylift.platform import cli
 
@@ -22,7 +21,7 @@ OF_PROJECTIONS = ["val_reprojection_psnr_db", "val_reprojection_residual"]
 @pytest.fixture(scope="module")
 def config(tiny, tmp_path_factory):
     """A file of settings: four steps with a checkpoint every two, radiographs matched to projections."""
-    system = shrunk(SYSTEMS["cyclegan-b"]())
+    system = SYSTEMS["cyclegan-b"].tiny
     train = replace(tiny.train, steps=4, validate_every=2, log_every=1)
     run = replace(tiny, system=system, train=train, data=replace(tiny.data, match_histograms=True))
     path = tmp_path_factory.mktemp("config") / "pairs.yaml"

@@ -8,10 +8,9 @@ from processes import run_ranks
 
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
-from raylift.models.systems.slim_radiographs import tiny
 from raylift.models.zoo import SYSTEMS
 from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
-from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
 from raylift.platform.training.loop import take_turns
 from raylift.platform.training.tracking import Averages
@@ -22,11 +21,11 @@ WORLD, STEPS = 2, 3
 
 def cyclegan():
     """With nothing random, and discriminators that sit out the second step."""
-    return replace(tiny(SYSTEMS["cyclegan-b"]()), dropout=0.0, projection_channels=(4, 8))
+    return replace(SYSTEMS["cyclegan-b"].tiny, dropout=0.0, projection_channels=(4, 8))
 
 
 def run_of(system, stage: int) -> RunConfig:
-    run = x2ct_gan_tiny()
+    run = PRESETS["x2ct-gan-tiny"]
     return replace(
         run,
         system=system,
@@ -63,7 +62,7 @@ def trained() -> dict:
     """All runs in one pair of processes: their start costs more than the steps."""
     wanted = {("cyclegan-b", stage): run_of(cyclegan(), stage) for stage in range(4)}
     for name, layers in (("u-x2ctgan", (2, 2, 2)), ("cgan-128", (2, 2))):
-        system = tiny(SYSTEMS[name]())
+        system = SYSTEMS[name].tiny
         system = replace(system, encoder=replace(system.encoder, layers=layers))
         wanted |= {(name, stage): run_of(system, stage) for stage in (0, 3)}
         # With activations computed again from parameters that have been taken apart.

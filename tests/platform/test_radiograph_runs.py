@@ -9,7 +9,6 @@ import safetensors.torch
 import torch
 
 from raylift.models import weights
-from raylift.models.systems.slim_radiographs import tiny as shrunk
 from raylift.models.zoo import SYSTEMS
 from raylift.platform import cli
 from raylift.platform.training import runs
@@ -18,7 +17,7 @@ from raylift.platform.training import runs
 @pytest.fixture(scope="module")
 def cycle(tiny):
     """Four steps with a checkpoint every two; the discriminators' turn comes in every second."""
-    system = replace(shrunk(SYSTEMS["cyclegan-b"]()), drawn_people=2)
+    system = replace(SYSTEMS["cyclegan-b"].tiny, phantoms=2)
     return replace(tiny, system=system, train=replace(tiny.train, steps=4, validate_every=2, log_every=1))
 
 

@@ -11,7 +11,6 @@ import torch
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
-from raylift.models.systems.slim import tiny as shrunk_to_tiny
 from raylift.models.zoo import SYSTEMS
 from raylift.platform import cluster
 from raylift.platform.config import EngineConfig
@@ -79,7 +78,7 @@ def test_a_run_cut_in_half_ends_in_exactly_the_weights_of_the_whole_one(finished
 def test_systems_with_labels_running_statistics_and_cones_go_on_exactly_too(
     name, checkpointing, tiny, ray_cluster, tmp_path
 ):
-    system = replace(shrunk_to_tiny(SYSTEMS[name]()), checkpointing=checkpointing)
+    system = replace(SYSTEMS[name].tiny, checkpointing=checkpointing)
     run = replace(tiny, system=system, train=replace(tiny.train, steps=4, validate_every=2, validation_samples=2))
     whole, half = tmp_path / "whole", tmp_path / "half"
     runs.fit(runs.start(run, str(whole)), str(whole))

@@ -14,7 +14,7 @@ import pytest
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
 from raylift.platform import cluster
-from raylift.platform.presets.catalog import PRESETS
+from raylift.platform.presets import PRESETS
 from raylift.platform.tuning import search
 from raylift.platform.tuning.search import Search, Space
 
@@ -30,7 +30,7 @@ SPACE = Space(
 def test_every_space_that_comes_along_fits_its_preset(path):
     space = search.load_space(path.stem)
     assert space.preset in PRESETS
-    assert search.validate(Search(PRESETS[space.preset](), space)).keys() == space.space.keys()
+    assert search.validate(Search(PRESETS[space.preset], space)).keys() == space.space.keys()
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ from raylift.models.composition import Composition
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
-from raylift.models.systems.slim import tiny
-from raylift.models.zoo import SYSTEMS, System
+from raylift.models.system_config import SystemConfig
+from raylift.models.zoo import SYSTEMS
 from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
-from raylift.platform.presets.catalog import PRESETS
-from raylift.platform.presets.compositions import x2ct_gan_tiny
+from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
 from raylift.platform.training.loop import take_turns
 from raylift.platform.training.tracking import Averages
@@ -25,14 +24,14 @@ GRID = Grid(32, 10.0)
 STEPS = 2
 
 
-def systems() -> dict[str, System]:
+def systems() -> dict[str, SystemConfig]:
     """Every published system, what none of them has, and the diffusion systems."""
-    made = {name: make() for name, make in SYSTEMS.items() if not name.endswith("-cnn")}
-    found = {name: tiny(system) for name, system in made.items() if isinstance(system, Composition)}
-    x2ct = tiny(SYSTEMS["x2ct-gan"]())
+    tiny = {name: entry.tiny for name, entry in SYSTEMS.items() if not name.endswith("-cnn")}
+    found = {name: system for name, system in tiny.items() if isinstance(system, Composition)}
+    x2ct = SYSTEMS["x2ct-gan"].tiny
     found["along rays"] = replace(x2ct, lifting=LiftingConfig("duo", "rays"), fusion=FusionConfig("attention"))
     found["auxiliaries"] = replace(x2ct, loss=ReconstructionLoss(deep_supervision=1.0))
-    diffusion = {name: PRESETS[f"{name}-tiny"]().system for name in ("diffux2ct", "latent-diffusion")}
+    diffusion = {name: PRESETS[f"{name}-tiny"].system for name in ("diffux2ct", "latent-diffusion")}
     # Nothing random but from torch's generator: runs are compared.
     return diffusion | {
         name: replace(
@@ -44,8 +43,8 @@ def systems() -> dict[str, System]:
     }
 
 
-def settings(system: System, stage: int) -> RunConfig:
-    run = x2ct_gan_tiny()
+def settings(system: SystemConfig, stage: int) -> RunConfig:
+    run = PRESETS["x2ct-gan-tiny"]
     return replace(
         run,
         system=system,

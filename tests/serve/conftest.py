@@ -19,8 +19,7 @@ from raylift.datasets.intensity import Window
 from raylift.models import weights
 from raylift.models.generative import SamplingFlags
 from raylift.models.weights import Description
-from raylift.platform.presets.compositions import x2ct_gan_tiny
-from raylift.platform.presets.refiners import refiner_tiny
+from raylift.platform.presets import PRESETS
 from raylift.serve.page import example
 from raylift.serve.reconstructor import Reconstructor
 
@@ -91,7 +90,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def description() -> Description:
-    return Description(x2ct_gan_tiny().system, GRID, chest(GRID), Window())
+    return Description(PRESETS["x2ct-gan-tiny"].system, GRID, chest(GRID), Window())
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +107,7 @@ def model_folder(description: Description, tmp_path_factory: pytest.TempPathFact
 def generative_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained generative network whose samples depend on the seed."""
     folder = tmp_path_factory.mktemp("generative")
-    description = Description(refiner_tiny().system, GRID, chest(GRID), Window())
+    description = Description(PRESETS["refiner-tiny"].system, GRID, chest(GRID), Window())
     torch.manual_seed(5)
     network = description.system.reconstructor(description.grid, description.geometry)
     # The last layer of a new denoiser is zero.

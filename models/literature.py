@@ -1,0 +1,126 @@
+"""What a file of `models/systems/` says of its system: the paper, the published settings, the variants, the training.
+
+`models.zoo.SYSTEMS` holds one `Entry` a system. Presets, `raylift systems`, the table of systems in the documentation
+and the default preset of a search space are made of these entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from raylift.datasets.intensity import Window
+from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
+
+Kind = Literal["regression", "GAN", "diffusion", "from X-rays alone"]
+Views = Literal["1", "2", "1 or 2", "any"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a system is trained; the defaults are X2CT-GAN's on one GPU."""
+
+    size: int = 128
+    """Voxels a side."""
+    window: Window = DEFAULT_WINDOW
+    """The HU range that the network sees as [0, 1]."""
+    steps: int = 22_900
+    """Optimizer steps of each player: 100 epochs of 916 volumes in batches of 4."""
+    batch: int = 4
+    gradient_accumulation: int = 1
+    """Micro-batches a step."""
+    lr: float = 2e-4
+    """Adam's learning rate: constant at first, then linear to zero."""
+    beta_1: float = 0.5
+    beta_2: float = 0.99
+    constant_share: float = 0.5
+    """Share of all steps before the learning rate decays."""
+    weight_decay: float = 0.0
+    gradient_clip: float = 0.0
+    """Largest norm of a player's gradient; 0 does not clip."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["GPU", "CPU"] = "GPU"
+    """One GPU, or two workers of one CPU core each."""
+    validate_every: int = 500
+    """Steps between validations."""
+    log_every: int = 10
+    validation_samples: int = 16
+
+
+GPU_TRAINING = Training()
+
+SLIM_TRAINING = Training(
+    size=64,
+    steps=300,
+    batch=2,
+    # Of 2e-4, 5e-4 and 1e-3 the fastest in the first 100 steps; at 2e-3 it does not learn.
+    lr=1e-3,
+    device="CPU",
+    validate_every=50,
+    validation_samples=4,
+)
+"""Minutes on two CPU cores."""
+
+TINY_TRAINING = replace(SLIM_TRAINING, size=32, steps=20, batch=4, validate_every=10, log_every=5, validation_samples=2)
+"""Seconds on two CPU cores, for tests and for trying a cluster."""
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """A published number of parameters, which a test compares with the network."""
+
+    count: int
+    network: str = "generator"
+    """A name of `Objective.networks`."""
+    views: tuple[str, ...] = ("frontal", "lateral")
+    size: int = 128
+    """Voxels a side."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A system of the literature. Its name is that of its settings and its key in `models.zoo.SYSTEMS`."""
+
+    title: str
+    """As the paper writes it."""
+    summary: str
+    """What it is, in half a sentence."""
+    paper: str
+    """Authors, venue and identifier."""
+    year: int | None
+    """Of the paper; None where there is none."""
+    views: Views
+    """How many radiographs the paper reconstructs from."""
+    kind: Kind
+    published: SystemConfig
+    """The settings as published."""
+    slim: SystemConfig
+    """The same choices at 64 voxels a side with two million parameters or fewer, for CPU cores."""
+    tiny: SystemConfig
+    """The same choices at 32 voxels a side, for tests."""
+    training: Training = GPU_TRAINING
+    slim_training: Training = SLIM_TRAINING
+    tiny_training: Training = TINY_TRAINING
+    spacing_mm: float = 2.5
+    """Voxel spacing of the published volumes."""
+    parameters: tuple[ParameterCount, ...] = ()
+    """Published counts."""
+    frontal_alone: SystemConfig | None = None
+    """The published settings for the frontal view alone, where the paper has both; trained as the biplanar ones."""
+    frontal_alone_slim: SystemConfig | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the settings."""
+        return self.published.name
+
+    def variants(self) -> dict[str, tuple[SystemConfig, Training]]:
+        """Settings and training by the name of their preset."""
+        found = {
+            self.name: (self.published, self.training),
+            f"{self.name}-single": (self.frontal_alone, self.training),
+            f"{self.name}-slim": (self.slim, self.slim_training),
+            f"{self.name}-single-slim": (self.frontal_alone_slim, self.slim_training),
+            f"{self.name}-tiny": (self.tiny, self.tiny_training),
+        }
+        return {name: (system, training) for name, (system, training) in found.items() if system is not None}

@@ -1,0 +1,88 @@
+"""The same choices with fewer channels: small variants of the systems made of parts, for CPU cores, demos and tests.
+
+A ReLU at the end of a published network becomes a leaky one: of small networks on volumes that are mostly air, a ReLU
+kills many.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from raylift.models.composition import Composition
+from raylift.models.parts.encoders import EncoderConfig
+from raylift.models.xray_only import Reprojected
+
+P = TypeVar("P", Composition, Reprojected)
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Channels and layers of a small network."""
+
+    layers: tuple[int, ...]
+    """Dense layers of each encoder stage."""
+    growth: int
+    decoder: tuple[int, ...]
+    """From the coarsest volume to the finest."""
+    discriminator: tuple[int, ...]
+
+
+SLIM = Widths((2, 3, 4, 3, 2), 8, (64, 32, 24, 16, 8, 8), (16, 32, 64, 64))
+TINY = Widths((1, 1, 1, 1), 4, (32, 16, 8, 8, 8), (8, 16, 16))
+SLIM_XRAY_ONLY = Widths((4, 4, 4, 4), 8, (64, 32, 16, 8, 8), (16, 32, 64))
+TINY_XRAY_ONLY = Widths((2, 2, 2), 4, (16, 16, 8, 8), (8, 16))
+
+
+def slim(system: P) -> P:
+    """For 64 voxels a side: two million parameters or fewer."""
+    if isinstance(system, Composition):
+        return _composition(system, SLIM)
+    return _reprojected(system, SLIM_XRAY_ONLY)
+
+
+def tiny(system: P) -> P:
+    """For 32 voxels a side: a tenth of a second a step."""
+    if isinstance(system, Composition):
+        return _composition(system, TINY)
+    return _reprojected(system, TINY_XRAY_ONLY)
+
+
+def _composition(system: Composition, widths: Widths) -> Composition:
+    encoder, decoder, growth = system.encoder, system.decoder, widths.growth
+    if encoder.kind in ("dense", "transformer"):
+        bottleneck = growth * (4 if growth > 4 else 2)
+        encoder = replace(
+            encoder,
+            stem=2 * growth,
+            growth=growth,
+            bottleneck=bottleneck,
+            layers=widths.layers,
+            transformer_blocks=2,
+            heads=1,
+        )
+    elif encoder.kind == "hourglass":
+        encoder = EncoderConfig(kind="hourglass", stem=2 * growth, layers=(1,) * (len(widths.decoder) - 2))
+    if decoder.kind != "none":
+        output = "leaky_relu" if decoder.output == "relu" else decoder.output
+        decoder = replace(decoder, channels=widths.decoder, output=output)
+    return replace(
+        system,
+        encoder=encoder,
+        lifting=replace(system.lifting, heads=2),
+        decoder=decoder,
+        discriminator=replace(system.discriminator, channels=widths.discriminator, condition_channels=4),
+        checkpointing="none",
+    )
+
+
+def _reprojected(system: Reprojected, widths: Widths) -> Reprojected:
+    growth, dense = widths.growth, system.encoder.kind == "dense"
+    encoder = replace(system.encoder, stem=growth, growth=growth, bottleneck=4 * growth)
+    return replace(
+        system,
+        encoder=replace(encoder, stem=2 * growth, layers=widths.layers) if dense else encoder,
+        # The upsampling decoder has a width for every size of the encoder.
+        decoder=replace(system.decoder, channels=widths.decoder if dense else widths.decoder[-3:]),
+        discriminator=replace(system.discriminator, channels=widths.discriminator),
+    )

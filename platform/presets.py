@@ -1,0 +1,81 @@
+"""Whole runs by name: every variant of every system in `models.zoo.SYSTEMS`, with the training that its file states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raylift.datasets.errors import ConfigError
+from raylift.models.literature import Training
+from raylift.models.system_config import SystemConfig
+from raylift.models.zoo import SYSTEMS
+from raylift.platform.config import (
+    ClusterConfig,
+    DataConfig,
+    EngineConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+    from_yaml,
+)
+
+
+def run_of(system: SystemConfig, training: Training) -> RunConfig:
+    """The run that trains a system: with one worker on a GPU, or with two on CPU cores."""
+    on_gpu = training.device == "GPU"
+    return RunConfig(
+        system,
+        data=DataConfig(size=training.size, window=training.window),
+        optimizer=OptimizerConfig(
+            rate=training.lr,
+            beta_1=training.beta_1,
+            beta_2=training.beta_2,
+            constant_share=training.constant_share,
+            weight_decay=training.weight_decay,
+        ),
+        engine=EngineConfig(
+            zero_stage=0 if on_gpu else 1,
+            precision=training.precision,
+            gradient_accumulation=training.gradient_accumulation,
+            gradient_clip=training.gradient_clip,
+        ),
+        cluster=ClusterConfig(workers=1, gpus_per_worker=1.0) if on_gpu else ClusterConfig(workers=2),
+        train=TrainConfig(
+            steps=training.steps,
+            batch=training.batch,
+            log_every=training.log_every,
+            validate_every=training.validate_every,
+            validation_samples=training.validation_samples,
+        ),
+    )
+
+
+PRESETS: dict[str, RunConfig] = {
+    name: run_of(*variant) for entry in SYSTEMS.values() for name, variant in entry.variants().items()
+}
+"""NAME as published, NAME-single from the frontal view alone, NAME-slim for CPU cores, NAME-tiny for tests."""
+
+
+def named_run(name: str) -> RunConfig:
+    """A preset, or the configuration in a YAML file.
+
+    Raises:
+        ConfigError: neither.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    if name.endswith((".yaml", ".yml")):
+        return from_yaml(Path(name).read_text(encoding="utf-8"), name)
+    raise ConfigError(f"no preset '{name}': use one of {', '.join(PRESETS)}, or a YAML file")
+
+
+def listing() -> str:
+    """Systems, and a line for each of their presets."""
+    width = max(map(len, PRESETS))
+    lines = ["presets:"]
+    for entry in SYSTEMS.values():
+        lines.append(f"  {entry.title}: {entry.summary}")
+        for name, (system, training) in entry.variants().items():
+            where = "one GPU" if training.device == "GPU" else "two CPU cores"
+            size = f"{training.size}^3, {training.steps:,} steps of {training.batch} on {where}"
+            lines.append(f"    {name:<{width}}  {' and '.join(system.views)}, {size}")
+    return "\n".join(lines)
