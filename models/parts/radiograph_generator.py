@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
 from raylift.models.parts.blocks import initialize
+from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.rays import Rays
 
 
@@ -35,7 +35,7 @@ class RadiographGenerator(nn.Module):
     def __init__(self, channels: tuple[int, ...], grid: Grid, detector_px: int, rays: list[Rays]) -> None:
         super().__init__()
         halvings = len(channels)
-        require_halvings(grid, halvings)
+        require_divisible_size(grid.size, 2**halvings, "fewer channels")
         self.axes, self.pixels = [ray.axis for ray in rays], detector_px
         layers: list[nn.Module] = []
         for width, next_width in pairwise((1, *channels)):
@@ -61,16 +61,3 @@ class RadiographGenerator(nn.Module):
             size = (self.pixels, self.pixels)
             radiographs = F.interpolate(radiographs, size=size, mode="bilinear", antialias=True)
         return radiographs
-
-
-def require_halvings(grid: Grid, halvings: int) -> None:
-    """Check that a grid can be halved so often to 2 voxels a side or more.
-
-    Raises:
-        ConfigError: it cannot.
-    """
-    if grid.size % 2**halvings or grid.size < 2 * 2**halvings:
-        raise ConfigError(
-            f"size {grid.size} cannot be halved {halvings} times to 2 or more: "
-            f"use a multiple of {2**halvings} from {2 * 2**halvings} up, or fewer channels"
-        )

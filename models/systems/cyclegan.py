@@ -48,8 +48,9 @@ from raylift.models.objectives.cycle import CycleLoss, CycleNetworks, cycle_obje
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.blocks import ResidualBlock, initialize, upsample_3d
 from raylift.models.parts.discriminators import Discriminator, DiscriminatorConfig, ViewDiscriminatorConfig
+from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.heads import Head
-from raylift.models.parts.radiograph_generator import RadiographGenerator, require_halvings
+from raylift.models.parts.radiograph_generator import RadiographGenerator
 from raylift.models.parts.rays import Rays
 from raylift.models.system_config import DEFAULT_WINDOW, LearnsFrom, SystemConfig
 from raylift.models.unpaired_prior import PhantomPrior
@@ -144,7 +145,7 @@ class VolumeGenerator(VolumeNetwork):
 
     def __init__(self, system: CycleGan, grid: Grid, rays: list[Rays]) -> None:
         super().__init__()
-        require_halvings(grid, len(system.channels) - 1)
+        require_divisible_size(grid.size, 2 ** (len(system.channels) - 1), "fewer channels")
         self.size, self.stacked = grid.size, system.placement == "stacked"
         self.rays = rays[:1] if self.stacked else rays
         in_channels, widest = len(rays) if self.stacked else 1, system.channels[-1]
