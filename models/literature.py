@@ -30,7 +30,7 @@ class Training:
     gradient_accumulation: int = 1
     """Micro-batches a step."""
     lr: float = 2e-4
-    """Adam's learning rate: constant at first, then linear to zero."""
+    """Of Adam, constant at first, then with a linear decay to zero."""
     beta_1: float = 0.5
     beta_2: float = 0.99
     constant_share: float = 0.5

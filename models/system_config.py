@@ -1,7 +1,7 @@
 """The interface of every system's settings: inputs, network, objective.
 
 A family of systems is a frozen dataclass of settings that inherits from `SystemConfig`. Plain data become settings of
-the right family by their `name`: `models.zoo.SYSTEMS` knows the family of each.
+the right family by their `name`, with `models.zoo.SYSTEMS`.
 """
 
 from __future__ import annotations
