@@ -11,6 +11,7 @@ Frames and units are those of `geometry`; attenuation is in 1/mm, so a line inte
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -98,6 +99,47 @@ def project_pose(
     sizes_mm = [n * spacing_mm for n in attenuation.shape[2:]]
     reach_mm = float(np.linalg.norm(sizes_mm)) / 2
     return _sample_frustum(attenuation, spacing_mm, geometry, axes, offset_mm, reach_mm)
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Cone-beam poses, one a volume of a batch, as tensors on the volumes' device."""
+
+    axes: Float[Tensor, "n 3 3"]
+    """Unit vectors (rows: column, row and ray direction) in the patient frame."""
+    offset_mm: Float[Tensor, "n 3"]
+    """The point imaged at the detector's center."""
+    source_axis_mm: Float[Tensor, " n"]
+    source_detector_mm: Float[Tensor, " n"]
+    detector_pitch_mm: Float[Tensor, " n"]
+    detector_px: int
+
+
+def project_poses(
+    attenuation: Float[Tensor, "n c d h w"], spacing_mm: float, poses: Poses
+) -> Float[Tensor, "n c rows columns"]:
+    """Line integrals, each volume from its own pose; all channels are projected alike.
+
+    The planes that are sampled cover the volume's sphere about its center in steps of at most a voxel.
+    """
+    shape = attenuation.shape[2:]
+    sizes = attenuation.new_tensor([shape[2], shape[1], shape[0]]) * spacing_mm
+    reach_mm = float(np.linalg.norm(shape)) * spacing_mm / 2
+    planes = max(2, int(2 * reach_mm / spacing_mm + 0.999))
+    step_mm = 2 * reach_mm / planes
+    index = torch.arange(poses.detector_px, dtype=attenuation.dtype, device=attenuation.device)
+    offsets = (index - (poses.detector_px - 1) / 2) * poses.detector_pitch_mm[:, None]
+    depth = (torch.arange(planes, dtype=offsets.dtype, device=offsets.device) - (planes - 1) / 2) * step_mm
+    shrink = (poses.source_axis_mm[:, None] + depth) / poses.source_detector_mm[:, None]
+    along = offsets[:, None, :] * shrink[:, :, None]
+    column, row, ray = (poses.axes[:, k, None, None, None, :] for k in range(3))
+    points = along[:, :, None, :, None] * column + along[:, :, :, None, None] * row
+    points = points + depth[None, :, None, None, None] * ray + poses.offset_mm[:, None, None, None, :]
+    grid = points * offsets.new_tensor([1.0, 1.0, -1.0]) / (sizes / 2)
+    sampled = F.grid_sample(attenuation, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    squared = offsets[:, :, None] ** 2 + offsets[:, None, :] ** 2
+    path = (1 + squared / poses.source_detector_mm[:, None, None] ** 2).sqrt()
+    return sampled.sum(dim=2) * step_mm * path[:, None]
 
 
 def _require_source_outside(shape: Sequence[int], spacing_mm: float, geometry: Geometry, view: View) -> None:

@@ -37,6 +37,8 @@ class ReconstructionLoss:
     cone_jitter_deg: float = 10.0
     cone_jitter_voxels: float = 8.0
     """Standard deviations of the jitter; a voxel is 1/128 of the volume's edge."""
+    ssim: float = 0.0
+    """1 minus the SSIM in 3-D."""
     lung: float = 0.0
     """Mean squared error inside the lungs, from the archive's labels (DuoLift-GAN)."""
     deep_supervision: float = 0.0
@@ -54,6 +56,8 @@ class ReconstructionLoss:
             terms["voxel_mse"] = losses.voxel_mse(prediction, batch.volume)
         if self.voxel_l1:
             terms["voxel_l1"] = losses.voxel_l1(prediction, batch.volume)
+        if self.ssim:
+            terms["ssim_loss"] = losses.ssim_loss(prediction, batch.volume)
         if self.projection:
             terms["projection_l1"] = losses.orthogonal_projection_l1(prediction, batch.volume)
         if self.lung:
@@ -72,6 +76,7 @@ class ReconstructionLoss:
         weights = {
             "voxel_mse": self.voxel,
             "voxel_l1": self.voxel_l1,
+            "ssim_loss": self.ssim,
             "projection_l1": self.projection,
             "cone_projection_l1": self.cone_projection,
             "lung_mse": self.lung,

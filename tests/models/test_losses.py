@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
@@ -122,7 +123,7 @@ def test_a_cone_projection_has_a_gradient_at_every_voxel_inside_the_cone():
 
 
 def test_the_generators_loss_is_the_weighted_sum_of_its_terms():
-    weights = ReconstructionLoss(0.1, 10.0, 2.0, 5.0, 0.1, lung=3.0)
+    weights = ReconstructionLoss(0.1, 10.0, 2.0, 5.0, 0.1, lung=3.0, ssim=0.4)
     data = replace(batch(), labels=torch.full((2, 1, 32, 32, 32), Label.VESSEL, dtype=torch.uint8))
     objective = replace(X2CT_GAN.tiny, loss=weights).objective(GRID, chest(GRID))
     torch.manual_seed(0)
@@ -134,6 +135,7 @@ def test_the_generators_loss_is_the_weighted_sum_of_its_terms():
         "projection_l1": 5,
         "cone_projection_l1": 0.1,
         "lung_mse": 3,
+        "ssim_loss": 0.4,
     }
     assert logs.keys() == expected.keys()
     assert torch.isclose(loss, sum(weight * logs[name] for name, weight in expected.items()))
@@ -185,3 +187,14 @@ def test_generator_and_discriminator_pass_no_gradient_to_each_other():
     after = [p.grad for p in generator.network.parameters()]
     assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert any(parameter.grad.abs().sum() > 0 for parameter in discriminator.network.parameters())
+
+
+def test_the_ssim_loss_is_that_of_the_protocol():
+    torch.manual_seed(0)
+    prediction, target = torch.rand(1, 1, 16, 16, 16), torch.rand(1, 1, 16, 16, 16)
+    blended = 0.7 * target + 0.3 * prediction
+    expected = structural_similarity(
+        target[0, 0].numpy(), blended[0, 0].numpy(),
+        data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    )  # fmt: skip
+    assert 1 - float(losses.ssim_loss(blended, target)) == pytest.approx(expected, abs=1e-5)

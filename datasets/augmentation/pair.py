@@ -1,0 +1,155 @@
+"""A new pair of volume and radiographs from one CT: deformed, projected in a jittered geometry, and developed.
+
+Parameters are a pure function of (seed, epoch, position), so that any number of workers and a resumed run make the
+same pairs; the arithmetic runs by the batch on the device of the volumes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from raylift.datasets.augmentation.radiograph import Development, RadiographAugmentation, develop
+from raylift.datasets.augmentation.volume import Deformation, VolumeAugmentation, deform
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.intensity import attenuation
+from raylift.datasets.projector import Poses, project_poses
+
+BONE_HU = 150.0
+"""What a voxel has above this counts as bone in the two-material model."""
+
+
+@dataclass(frozen=True)
+class GeometryJitter:
+    """Standard deviations of how far a radiograph's geometry is from the archive's."""
+
+    probability: float = 0.6
+    """Share of samples whose geometry is jittered."""
+    angle_deg: float = 2.0
+    """Of azimuth, elevation and roll."""
+    offset_mm: float = 5.0
+    """Of the point imaged at the detector's center, along each axis."""
+    distance: float = 0.04
+    """Of source-axis and source-detector distance, relative."""
+    magnification: float = 0.04
+    """Of the detector's pitch, relative: framing and unknown pixel size."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1 or min(self.angle_deg, self.offset_mm, self.distance, self.magnification) < 0:
+            raise ConfigError(f"{self}: give a share from 0 to 1 and deviations of 0 or more")
+
+    def sample(self, rng: np.random.Generator, geometry: Geometry) -> list[Geometry]:
+        """For every view a geometry that has this view alone."""
+        jittered = rng.random() < self.probability
+        results = []
+        for view in geometry.views:
+            if not jittered:
+                results.append(replace(geometry, views=(view,)))
+                continue
+            azimuth, elevation, roll = rng.normal(0, self.angle_deg, 3)
+            x, y, z = rng.normal(0, self.offset_mm, 3)
+            stretch = np.exp(rng.normal(0, self.distance))
+            scale = np.exp(rng.normal(0, self.magnification))
+            moved = replace(
+                view,
+                azimuth_deg=view.azimuth_deg + azimuth,
+                elevation_deg=view.elevation_deg + elevation,
+                roll_deg=view.roll_deg + roll,
+                offset_mm=(view.offset_mm[0] + x, view.offset_mm[1] + y, view.offset_mm[2] + z),
+            )
+            results.append(
+                replace(
+                    geometry,
+                    source_axis_mm=geometry.source_axis_mm * stretch,
+                    source_detector_mm=geometry.source_detector_mm * stretch,
+                    detector_pitch_mm=geometry.detector_pitch_mm * scale,
+                    views=(moved,),
+                )
+            )
+        return results
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random pairs of a volume and its radiographs from one CT."""
+
+    volume: VolumeAugmentation = field(default_factory=VolumeAugmentation)
+    geometry: GeometryJitter = field(default_factory=GeometryJitter)
+    radiograph: RadiographAugmentation = field(default_factory=RadiographAugmentation)
+
+    def sample(self, seed: int, epoch: int, position: int, geometry: Geometry) -> Parameters:
+        """The parameters of the sample at a position of the stream."""
+        rng = np.random.default_rng([seed, epoch, position])
+        deformation = self.volume.sample(rng)
+        poses = self.geometry.sample(rng, geometry)
+        return Parameters(deformation, poses, self.radiograph.sample(rng, len(poses), geometry.detector_px))
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Everything that is random about one sample."""
+
+    deformation: Deformation
+    poses: list[Geometry]
+    """A geometry of a single view for each view."""
+    development: Development
+
+
+def augment(
+    hu: Float[Tensor, "n 1 d h w"], spacing_mm: float, grid: Grid, parameters: Sequence[Parameters]
+) -> tuple[Float[Tensor, "n 1 s s s"], Float[Tensor, "n views s s"]]:
+    """Deformed volumes in HU on `grid`, and their radiographs, bone bright and standardized.
+
+    Args:
+        hu: volumes with a margin, if there is one, at `spacing_mm`.
+        spacing_mm: edge of their voxels.
+        grid: of the results.
+        parameters: one a volume.
+    """
+    truth = deform(hu, spacing_mm, grid, [one.deformation for one in parameters])
+    bone_hu = (truth - BONE_HU).clamp_min(0)
+    both = torch.cat([attenuation(truth - bone_hu), attenuation(bone_hu - 1000.0)], dim=1)
+    views = []
+    for view in range(len(parameters[0].poses)):
+        poses = poses_of([one.poses[view] for one in parameters], truth.device)
+        views.append(project_poses(both, grid.spacing_mm, poses))
+    images = torch.stack(views, dim=1)
+    developed = develop(images[:, :, 0], images[:, :, 1], [one.development for one in parameters])
+    return truth, standardize_batch(developed)
+
+
+def poses_of(geometries: Sequence[Geometry], device: torch.device) -> Poses:
+    """Geometries of one view each as a batch of poses.
+
+    Raises:
+        ConfigError: a beam is parallel.
+    """
+    if any(geometry.beam != "cone" for geometry in geometries):
+        raise ConfigError("augmentation projects cone beams only: use geometry chest or x2ct, or none")
+
+    def stacked(values: list[object]) -> Tensor:
+        return torch.as_tensor(np.array(values), dtype=torch.float32).to(device, non_blocking=True)
+
+    return Poses(
+        axes=stacked([one.views[0].axes() for one in geometries]),
+        offset_mm=stacked([one.views[0].offset_mm for one in geometries]),
+        source_axis_mm=stacked([one.source_axis_mm for one in geometries]),
+        source_detector_mm=stacked([one.source_detector_mm for one in geometries]),
+        detector_pitch_mm=stacked([one.detector_pitch_mm for one in geometries]),
+        detector_px=geometries[0].detector_px,
+    )
+
+
+def standardize_batch(images: Float[Tensor, "n views s s"]) -> Float[Tensor, "n views s s"]:
+    """`intensity.standardize` of each image, on the images' device."""
+    flat, _ = images.flatten(2).sort(dim=2)
+    last = flat.shape[2] - 1
+    low = flat[..., int(np.ceil(0.005 * last))][..., None, None]
+    high = flat[..., int(np.floor(0.995 * last))][..., None, None]
+    return ((images - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)

@@ -1,0 +1,196 @@
+"""What separates a DRR (digitally reconstructed radiograph) from a film, at random: physics, detector, processing.
+
+The input is the line integral of soft tissue and that of bone; the output is a bone-bright image of unknown scale, as
+a real radiograph is. All random numbers of one sample come from a NumPy generator; images are computed by the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from raylift.datasets.errors import ConfigError
+
+FIELD_POINTS = 4
+"""Along each side of the grid that carries a smooth random field."""
+
+
+@dataclass(frozen=True)
+class RadiographAugmentation:
+    """Ranges of the random changes; 0 leaves a part out. Strengths are uniform between nothing and the range's end."""
+
+    probability: float = 0.7
+    """Share of samples whose radiographs are changed at all."""
+    hardening: float = 0.6
+    """Share of a softer component in the beam: a two-material, two-energy model of beam hardening."""
+    scatter: float = 0.3
+    """Amplitude of a smooth gain of the transmitted intensity, relative."""
+    photons: tuple[float, float] = (1e4, 1e6)
+    """Photons a pixel before the patient, log-uniform: Poisson noise."""
+    electronic: float = 0.01
+    """Standard deviation of the noise added to the finished image."""
+    blur_px: float = 0.9
+    """Standard deviation of a Gaussian."""
+    gamma: tuple[float, float] = (0.6, 1.6)
+    """Exponent of the tone curve, log-uniform."""
+    sigmoid: float = 5.0
+    """Slope of an S-shaped tone curve (Hurter and Driffield)."""
+    gain: float = 0.25
+    """Amplitude of a smooth gain of the finished image (heel effect, equalization)."""
+    collimation: float = 0.3
+    """Probability that up to an eighth of each side is covered."""
+    markers: float = 0.3
+    """Probability of up to three bright marks near the edges."""
+    clipping: float = 0.04
+    """Share of pixels that may be saturated at either end."""
+    quantization: float = 0.5
+    """Probability of rounding to 8 bit."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.photons[0] <= self.photons[1] and 0 < self.gamma[0] <= self.gamma[1]):
+            raise ConfigError("augmentation photons and gamma: give two numbers above 0, the lower first")
+        for name in ("probability", "hardening", "collimation", "markers", "quantization"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"augmentation {name} is {getattr(self, name)}: give a share from 0 to 1")
+        for name in ("scatter", "electronic", "blur_px", "sigmoid", "gain", "clipping"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"augmentation {name} is {getattr(self, name)}: give 0 or more")
+
+    def sample(self, rng: np.random.Generator, views: int, size: int) -> Development:
+        """The parameters of one sample; every view has its own, for they are separate exposures."""
+        if rng.random() >= self.probability:
+            return Development.none(views, size)
+
+        def upto(end: float) -> np.ndarray:
+            return rng.uniform(0, end, views) * (rng.random(views) < 0.7)
+
+        def between(low: float, high: float) -> np.ndarray:
+            return np.asarray(np.exp(rng.uniform(np.log(low), np.log(high), views)))
+
+        overlay = np.full((views, size, size), np.nan, dtype=np.float32)
+        for view in range(views):
+            self._marks(rng, overlay[view])
+        return Development(
+            hardening=upto(self.hardening),
+            scatter=upto(self.scatter)[:, None, None] * rng.uniform(0, 1, (views, FIELD_POINTS, FIELD_POINTS)),
+            photons=between(*self.photons),
+            noise=rng.standard_normal((2, views, size, size)).astype(np.float32),
+            electronic=upto(self.electronic),
+            blur_px=upto(self.blur_px),
+            gamma=between(*self.gamma),
+            sigmoid=upto(self.sigmoid),
+            gain=upto(self.gain)[:, None, None] * rng.uniform(-1, 1, (views, FIELD_POINTS, FIELD_POINTS)),
+            clipping=rng.uniform(0, self.clipping, (2, views)),
+            bits=np.where(rng.random(views) < self.quantization, 255.0, 0.0),
+            overlay=overlay,
+        )
+
+    def _marks(self, rng: np.random.Generator, overlay: np.ndarray) -> None:
+        """Collimated borders (dark) and marks (bright) into an image that is NaN elsewhere."""
+        size = overlay.shape[0]
+        if rng.random() < self.collimation:
+            top, bottom, left, right = rng.integers(0, max(1, size // 8) + 1, 4) * (rng.random(4) < 0.6)
+            overlay[:top], overlay[size - bottom :], overlay[:, :left], overlay[:, size - right :] = (0.0,) * 4
+        if rng.random() < self.markers:
+            for _ in range(rng.integers(1, 4)):
+                high, wide = rng.integers(1, max(2, size // 12) + 1, 2)
+                row = rng.integers(0, size - high + 1)
+                column = rng.choice([rng.integers(0, size // 8), size - size // 8 - wide + rng.integers(0, size // 8)])
+                overlay[row : row + high, column : column + wide] = 1.0
+
+
+@dataclass(frozen=True)
+class Development:
+    """Parameters of the radiographs of one sample, by view."""
+
+    hardening: np.ndarray
+    scatter: np.ndarray
+    photons: np.ndarray
+    noise: np.ndarray
+    electronic: np.ndarray
+    blur_px: np.ndarray
+    gamma: np.ndarray
+    sigmoid: np.ndarray
+    gain: np.ndarray
+    clipping: np.ndarray
+    bits: np.ndarray
+    overlay: np.ndarray
+
+    @classmethod
+    def none(cls, views: int, size: int) -> Development:
+        """Parameters that leave the line integrals as they are."""
+        zeros, field = np.zeros(views), np.zeros((views, FIELD_POINTS, FIELD_POINTS))
+        return cls(
+            hardening=zeros, scatter=field, photons=np.full(views, np.inf),
+            noise=np.zeros((2, views, size, size), np.float32), electronic=zeros, blur_px=zeros, gamma=np.ones(views),
+            sigmoid=zeros, gain=field, clipping=np.zeros((2, views)), bits=zeros,
+            overlay=np.full((views, size, size), np.nan, np.float32),
+        )  # fmt: skip
+
+
+def develop(
+    soft: Float[Tensor, "n views s s"], bone: Float[Tensor, "n views s s"], developments: list[Development]
+) -> Float[Tensor, "n views s s"]:
+    """Bone-bright images in [0, 1], not yet standardized.
+
+    Args:
+        soft: line integrals of everything as if it were soft tissue, without unit.
+        bone: what bone adds to them.
+        developments: the parameters, one a sample.
+    """
+    device, size = soft.device, soft.shape[-1]
+
+    def stacked(name: str) -> Tensor:
+        values = np.stack([getattr(one, name) for one in developments])
+        return torch.as_tensor(values, dtype=torch.float32).to(device, non_blocking=True)
+
+    def column(name: str) -> Tensor:
+        return stacked(name)[..., None, None]
+
+    def field(name: str) -> Tensor:
+        return F.interpolate(stacked(name), size=(size, size), mode="bicubic", align_corners=True)
+
+    total = soft + bone
+    # Two energies: the softer one is attenuated more, bone more than soft tissue.
+    share = column("hardening")
+    softer = torch.exp(-(1.35 * soft + 2.1 * bone))
+    transmitted = (1 - share) * torch.exp(-total) + share * softer
+    # Scatter is what arrives in the neighborhood, smoothed.
+    around = F.interpolate(F.adaptive_avg_pool2d(transmitted, 8), size=(size, size), mode="bilinear")
+    transmitted = transmitted + field("scatter").clamp_min(0) * around
+    noise, photons = stacked("noise"), column("photons")
+    # Poisson noise of many photons is Gaussian.
+    transmitted = transmitted + noise[:, 0] * (transmitted / photons).sqrt()
+    image = -transmitted.clamp_min(1e-6).log()
+    image = _blurred(image, stacked("blur_px"))
+    low, high = image.amin(dim=(2, 3), keepdim=True), image.amax(dim=(2, 3), keepdim=True)
+    image = (image - low) / (high - low).clamp_min(1e-6)
+    image = image ** column("gamma")
+    slope = column("sigmoid")
+    sigmoid = (torch.sigmoid(slope * (image - 0.5)) - torch.sigmoid(-slope / 2)) / (
+        torch.sigmoid(slope / 2) - torch.sigmoid(-slope / 2)
+    ).clamp_min(1e-6)
+    image = torch.where(slope > 0.1, sigmoid, image)
+    image = image * (1 + field("gain")) + column("electronic") * noise[:, 1]
+    cut = stacked("clipping")[..., None, None]
+    image = image.clamp(min=0.0).maximum(cut[:, 0]).minimum(1 - cut[:, 1])
+    bits = column("bits")
+    image = torch.where(bits > 0, (image * bits).round() / bits.clamp_min(1), image)
+    overlay = stacked("overlay")
+    return torch.where(overlay.isnan(), image, overlay)
+
+
+def _blurred(images: Float[Tensor, "n v s s"], sigma: Float[Tensor, "n v"]) -> Float[Tensor, "n v s s"]:
+    """Each image with a Gaussian of its own, in pixels; 0 leaves it as it is."""
+    n, v, s, _ = images.shape
+    offsets = torch.arange(-3.0, 4.0, device=images.device)
+    taps = torch.exp(-offsets.square() / (2 * sigma.reshape(-1, 1).clamp_min(1e-3).square()))
+    taps = taps / taps.sum(dim=1, keepdim=True)
+    flat = F.pad(images.reshape(1, n * v, s, s), (3, 3, 3, 3), mode="replicate")
+    flat = F.conv2d(flat, taps[:, None, :, None], groups=n * v)
+    return F.conv2d(flat, taps[:, None, None, :], groups=n * v).reshape(n, v, s, s)

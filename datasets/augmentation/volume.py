@@ -1,0 +1,144 @@
+"""Random deformation of a CT volume: affine, elastic, and the HU of lung, soft tissue and bone.
+
+Parameters of one sample come from a NumPy generator; the warp of a batch runs on the device of the volume.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Grid
+from raylift.datasets.intensity import HU_MAX, HU_MIN
+
+CONTROL_POINTS = 5
+"""Along each side of the grid that carries the elastic displacement."""
+
+
+@dataclass(frozen=True)
+class VolumeAugmentation:
+    """Ranges of the random deformation; 0, and scales of 1, leave a part out."""
+
+    probability: float = 0.9
+    """Share of samples that are deformed."""
+    rotation_deg: float = 10.0
+    """Each of three angles is uniform within this to either side."""
+    scale: tuple[float, float] = (0.85, 1.15)
+    """Each axis is scaled by itself."""
+    shift_mm: float = 15.0
+    elastic_mm: float = 8.0
+    """Standard deviation of the displacement at the control points, a quarter of the volume apart."""
+    lung: tuple[float, float] = (0.7, 1.5)
+    """Factor of lung density, HU + 1000 below -500 HU: how deep the patient breathes in."""
+    soft_tissue_hu: float = 25.0
+    """Added to soft tissue, uniform within this to either side."""
+    bone: tuple[float, float] = (0.7, 1.3)
+    """Factor of what bone has above 150 HU."""
+    mirror: float = 0.0
+    """Share of samples that are mirrored left to right; the heart is then on the right."""
+
+    def __post_init__(self) -> None:
+        ranges = {"scale": self.scale, "lung": self.lung, "bone": self.bone}
+        for name, (low, high) in ranges.items():
+            if not 0 < low <= high:
+                raise ConfigError(f"augmentation {name} is {(low, high)}: give two factors above 0, the lower first")
+        for name in ("rotation_deg", "shift_mm", "elastic_mm", "soft_tissue_hu"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"augmentation {name} is {getattr(self, name)}: give 0 or more")
+        if not (0 <= self.probability <= 1 and 0 <= self.mirror <= 1):
+            raise ConfigError("augmentation probability and mirror: give shares from 0 to 1")
+
+    def sample(self, rng: np.random.Generator) -> Deformation:
+        """The parameters of one sample."""
+        matrix, shift = np.eye(3), np.zeros(3)
+        elastic = np.zeros((3, *(CONTROL_POINTS,) * 3))
+        tone = np.array([1.0, 0.0, 1.0])
+        if rng.random() < self.probability:
+            angles = np.deg2rad(rng.uniform(-self.rotation_deg, self.rotation_deg, 3))
+            matrix = _rotation(angles) @ np.diag(1 / rng.uniform(*self.scale, 3))
+            shift = rng.uniform(-self.shift_mm, self.shift_mm, 3)
+            elastic = rng.normal(0.0, self.elastic_mm, elastic.shape) if self.elastic_mm else elastic
+            tone = np.array(
+                [
+                    rng.uniform(*self.lung),
+                    rng.uniform(-self.soft_tissue_hu, self.soft_tissue_hu),
+                    rng.uniform(*self.bone),
+                ]
+            )
+        if rng.random() < self.mirror:
+            matrix = matrix @ np.diag([1.0, 1.0, -1.0])
+        return Deformation(matrix, shift, elastic, tone)
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """Parameters of one sample, in volume order (d, h, w)."""
+
+    matrix: Float[np.ndarray, "3 3"]
+    """From the position in the result to the position in the source, about the center."""
+    shift_mm: Float[np.ndarray, " 3"]
+    elastic_mm: Float[np.ndarray, "3 k k k"]
+    """Displacement at the control points, in the source."""
+    tone: Float[np.ndarray, " 3"]
+    """Factor of lung density, HU added to soft tissue, factor of bone."""
+
+
+def deform(
+    hu: Float[Tensor, "n 1 d h w"], spacing_mm: float, grid: Grid, deformations: list[Deformation]
+) -> Float[Tensor, "n 1 s s s"]:
+    """Volumes on `grid`, each deformed by its own parameters; outside the source is air.
+
+    Args:
+        hu: volumes of any resolution and extent, centered; smoothed by the caller if `grid` is much coarser.
+        spacing_mm: edge of their voxels.
+        grid: of the result.
+        deformations: one a volume.
+    """
+    device = hu.device
+
+    def stacked(values: list[np.ndarray]) -> Tensor:
+        return torch.as_tensor(np.stack(values), dtype=torch.float32).to(device, non_blocking=True)
+
+    matrix = stacked([one.matrix for one in deformations])
+    shift = stacked([one.shift_mm for one in deformations])
+    elastic = stacked([one.elastic_mm for one in deformations])
+    line = (torch.arange(grid.size, device=device) - (grid.size - 1) / 2) * grid.spacing_mm
+    points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1)
+    source = torch.einsum("nij,dhwj->ndhwi", matrix, points) + shift[:, None, None, None]
+    if any(one.elastic_mm.any() for one in deformations):
+        # Twice linear interpolation is smoother than once.
+        finer = F.interpolate(elastic, size=(4 * CONTROL_POINTS,) * 3, mode="trilinear", align_corners=True)
+        finer = F.avg_pool3d(F.pad(finer, (1,) * 6, mode="replicate"), 3, stride=1)
+        displacement = F.interpolate(finer, size=grid.shape, mode="trilinear", align_corners=True)
+        source = source + displacement.movedim(1, -1)
+    half = torch.tensor([n * spacing_mm / 2 for n in hu.shape[2:]], device=device)
+    where = (source / half).flip(-1)
+    # Air outside: zero padding of HU above the lowest.
+    warped = F.grid_sample(hu.float() - HU_MIN, where, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return retone(warped + HU_MIN, stacked([one.tone for one in deformations]))
+
+
+def retone(hu: Float[Tensor, "n 1 d h w"], tone: Float[Tensor, "n 3"]) -> Float[Tensor, "n 1 d h w"]:
+    """HU with lung, soft tissue and bone changed by each sample's tone; continuous in HU."""
+    lung, soft, bone = (tone[:, k].reshape(-1, 1, 1, 1, 1) for k in range(3))
+    # Full effect on lung from -1000 to -600 HU, none above -400; soft tissue between -150 and 150 HU.
+    in_lung = ((-400 - hu) / 200).clamp(0, 1) * ((hu + 1000) / 50).clamp(0, 1)
+    in_soft = ((hu + 250) / 100).clamp(0, 1) * ((300 - hu) / 150).clamp(0, 1)
+    changed = hu + (lung - 1) * in_lung * (hu + 1000) + soft * in_soft + (bone - 1) * (hu - 150).clamp_min(0)
+    return changed.clamp(HU_MIN, HU_MAX)
+
+
+def _rotation(angles: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "3 3"]:
+    """Rotations about d, then h, then w, in radians."""
+    (sd, sh, sw), (cd, ch, cw) = np.sin(angles), np.cos(angles)
+    about_d = np.array([[1, 0, 0], [0, cd, -sd], [0, sd, cd]])
+    about_h = np.array([[ch, 0, sh], [0, 1, 0], [-sh, 0, ch]])
+    about_w = np.array([[cw, -sw, 0], [sw, cw, 0], [0, 0, 1]])
+    product: Float[np.ndarray, "3 3"] = about_w @ about_h @ about_d
+    return product
