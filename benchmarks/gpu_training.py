@@ -169,7 +169,7 @@ def train(
     log = (output / f"{label}.jsonl").open("a")
     start, step, last_save, last_log, waited = time.monotonic(), 0, time.monotonic(), 0.0, 0.0
     sums: dict[str, Tensor] = {}
-    counted = 0
+    counted = skipped = 0
     while (elapsed := time.monotonic() - start) < seconds:
         rate = options.lr * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(1.0, elapsed / seconds)))
         before = time.monotonic()
@@ -195,8 +195,11 @@ def train(
                 with autocast():
                     loss, logs, kept = player(batch, carried)
                 loss.backward()
-            torch.nn.utils.clip_grad_norm_(player.parameters(), 1.0)
-            optimizers[key].step()
+            norm = torch.nn.utils.clip_grad_norm_(player.parameters(), 1.0)
+            if torch.isfinite(norm):
+                optimizers[key].step()
+            else:
+                skipped += 1
             carried |= kept
             for term, value in {f"{key}_loss": loss.detach(), **logs}.items():
                 sums[term] = sums.get(term, 0) + value
@@ -210,6 +213,7 @@ def train(
         if time.monotonic() - last_log > options.log_every_s:
             means = {term: round(float(value / counted), 5) for term, value in sums.items()}
             row = {"step": step, "seconds": round(time.monotonic() - start, 1), "lr": rate, **means}
+            row["skipped"] = skipped
             row["ms_a_step"] = round(1000 * (time.monotonic() - start) / step, 1)
             row["waited_share"] = round(waited / (time.monotonic() - start), 3)
             print(label, json.dumps(row), flush=True)
@@ -276,7 +280,7 @@ def main() -> None:
     parser.add_argument("--phantoms", type=int, default=64)
     parser.add_argument("--phantom-folder", default="")
     parser.add_argument("--held-out", type=int, default=16)
-    parser.add_argument("--job", action="append", default=[], help="system:views:seconds")
+    parser.add_argument("--job", action="append", default=[], help="system:views:seconds[:weights in OUTPUT]")
     parser.add_argument("--output", default="runs/gpu")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
@@ -321,8 +325,11 @@ def main() -> None:
         if scans:
             sets[name] = torch.from_numpy(np.stack([scans[f"truth:{one}"] for one in ids]))[:, None]
     print(f"{len(made)} phantoms and {len(train_ct)} CT ready after {time.monotonic() - start:.0f} s", flush=True)
+    torch.backends.cudnn.benchmark = True
     for job in options.job:
-        name, views, seconds = job.split(":")
+        name, views, seconds, *begin = job.split(":")
+        if begin:
+            options.begin = str(Path(options.output) / f"{begin[0]}.safetensors")
         train(name, int(views), float(seconds), volumes, sets, options)
 
 
