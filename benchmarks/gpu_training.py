@@ -36,7 +36,7 @@ from raylift.datasets.augmentation.radiograph import RadiographAugmentation
 from raylift.datasets.augmentation.volume import VolumeAugmentation
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Geometry, Grid, chest
-from raylift.datasets.intensity import Window, attenuation, standardize
+from raylift.datasets.intensity import Window, hu_to_attenuation, standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project
 from raylift.models.losses import ssim_loss
@@ -105,7 +105,7 @@ class ParameterStream(IterableDataset[list[Parameters]]):
 
 def clean_views(hu: Tensor, geometry: Geometry) -> Tensor:
     """Standardized DRRs of volumes in HU, as an archive holds them."""
-    density = attenuation(hu)
+    density = hu_to_attenuation(hu)
     images = torch.cat([project(density, GRID.spacing_mm, geometry, view) for view in geometry.views], dim=1)
     standard = np.stack([[standardize(image) for image in views] for views in images.cpu().numpy()])
     return torch.from_numpy(standard).to(hu.device)

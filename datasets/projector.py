@@ -115,7 +115,7 @@ class Poses:
     detector_px: int
 
 
-def project_poses(
+def project_batch(
     attenuation: Float[Tensor, "n c d h w"], spacing_mm: float, poses: Poses
 ) -> Float[Tensor, "n c rows columns"]:
     """Line integrals, each volume from its own pose; all channels are projected alike.

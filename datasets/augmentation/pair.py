@@ -18,8 +18,8 @@ from raylift.datasets.augmentation.radiograph import Development, RadiographAugm
 from raylift.datasets.augmentation.volume import Deformation, VolumeAugmentation, deform
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import attenuation
-from raylift.datasets.projector import Poses, project_poses
+from raylift.datasets.intensity import hu_to_attenuation
+from raylift.datasets.projector import Poses, project_batch
 
 BONE_HU = 150.0
 """What a voxel has above this counts as bone in the two-material model."""
@@ -114,11 +114,11 @@ def augment(
     """
     truth = deform(hu, spacing_mm, grid, [one.deformation for one in parameters])
     bone_hu = (truth - BONE_HU).clamp_min(0)
-    both = torch.cat([attenuation(truth - bone_hu), attenuation(bone_hu - 1000.0)], dim=1)
+    both = torch.cat([hu_to_attenuation(truth - bone_hu), hu_to_attenuation(bone_hu - 1000.0)], dim=1)
     views = []
     for view in range(len(parameters[0].poses)):
         poses = poses_of([one.poses[view] for one in parameters], truth.device)
-        views.append(project_poses(both, grid.spacing_mm, poses))
+        views.append(project_batch(both, grid.spacing_mm, poses))
     images = torch.stack(views, dim=1)
     developed = develop(images[:, :, 0], images[:, :, 1], [one.development for one in parameters])
     return truth, standardize_batch(developed)

@@ -23,14 +23,15 @@ from torch import Tensor, nn
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid, View
-from raylift.datasets.intensity import Window, attenuation
+from raylift.datasets.intensity import Window, hu_to_attenuation
 from raylift.datasets.projector import backproject, project
 from raylift.models.consistency import match
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
-from raylift.models.objectives.objective import Objective, VolumeNetwork
+from raylift.models.objectives.objective import Objective
 from raylift.models.parts.encoders import at_size
 from raylift.models.parts.residual_unet import ResidualUNet, group_norm
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
+from raylift.models.volume_network import VolumeNetwork
 
 POSE_VALUES = 11
 
@@ -190,7 +191,7 @@ class UnrolledNetwork(VolumeNetwork):
         n = len(volume)
         with torch.autocast(volume.device.type, enabled=False):
             window = self.system.window
-            density = attenuation(volume.float() * window.width_hu + window.low_hu)
+            density = hu_to_attenuation(volume.float() * window.width_hu + window.low_hu)
             projections = torch.cat(
                 [project(density, self.grid.spacing_mm, self.geometry, view) for view in self.views], dim=1
             )

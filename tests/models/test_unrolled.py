@@ -8,7 +8,7 @@ import torch
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, View, chest
-from raylift.datasets.intensity import Window, attenuation
+from raylift.datasets.intensity import Window, hu_to_attenuation
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project
 from raylift.models.systems.unrolled import Unrolled
@@ -25,7 +25,9 @@ def geometry_of(count: int):
 def batch_of(seeds: range, geometry) -> Batch:
     window = Window()
     hu = torch.stack([torch.from_numpy(thorax(seed, GRID)[0]).float()[None] for seed in seeds])
-    views = torch.cat([project(attenuation(hu), GRID.spacing_mm, geometry, view) for view in geometry.views], dim=1)
+    views = torch.cat(
+        [project(hu_to_attenuation(hu), GRID.spacing_mm, geometry, view) for view in geometry.views], dim=1
+    )
     low, high = views.amin(dim=(2, 3), keepdim=True), views.amax(dim=(2, 3), keepdim=True)
     return Batch(window.to_unit(hu), (views - low) / (high - low))
 

@@ -11,7 +11,7 @@ from raylift.datasets.augmentation.radiograph import Development, RadiographAugm
 from raylift.datasets.augmentation.volume import VolumeAugmentation
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest, parallel
-from raylift.datasets.intensity import HU_MIN, attenuation, standardize
+from raylift.datasets.intensity import HU_MIN, hu_to_attenuation, standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project
 
@@ -31,7 +31,7 @@ def source():
 
 
 def drrs(hu: torch.Tensor) -> np.ndarray:
-    density = attenuation(hu)
+    density = hu_to_attenuation(hu)
     images = torch.cat([project(density, GRID.spacing_mm, GEOMETRY, view) for view in GEOMETRY.views], dim=1)
     return np.stack([standardize(image.numpy()) for image in images[0]])
 
@@ -97,7 +97,7 @@ def test_a_shift_moves_the_body_the_way_it_says(source):
 )
 def test_every_effect_changes_the_image_and_leaves_it_recognizable(changed):
     hu = torch.from_numpy(thorax(3, GRID)[0]).float()[None, None]
-    soft = torch.cat([project(attenuation(hu), 10.0, GEOMETRY, view) for view in GEOMETRY.views], dim=1)
+    soft = torch.cat([project(hu_to_attenuation(hu), 10.0, GEOMETRY, view) for view in GEOMETRY.views], dim=1)
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((2, 2, 32, 32)).astype(np.float32)
     none = replace(Development.none(2, 32), noise=noise)
