@@ -28,7 +28,7 @@ from raylift.models.metrics import PROTOCOLS
 from raylift.models.weights import Model
 from raylift.platform import model_store
 from raylift.platform.evaluation.evaluate import matching_views
-from raylift.platform.training.checkpoint import checkpoint_of
+from raylift.platform.training.checkpoint import resolve_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 4, 16])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model, archive = model_store.load(checkpoint_of(options.model)), Archive(options.archive)
+    model, archive = model_store.load(resolve_checkpoint(options.model)), Archive(options.archive)
     base = Model(model.network.base, model.description, "")
     rows = [measured("base", base, archive, options.split, None, (1,))[0]]
     for steps in options.steps:

@@ -27,7 +27,7 @@ from raylift.models.generative import GenerativeNetwork, SamplingConfig
 from raylift.models.metrics import PROTOCOLS
 from raylift.platform import model_store
 from raylift.platform.evaluation.evaluate import matching_views
-from raylift.platform.training.checkpoint import checkpoint_of
+from raylift.platform.training.checkpoint import resolve_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model, archive = model_store.load(checkpoint_of(options.model)), Archive(options.archive)
+    model, archive = model_store.load(resolve_checkpoint(options.model)), Archive(options.archive)
     network, views, window = model.network, matching_views(model, archive), model.description.window
     if not isinstance(network, GenerativeNetwork):
         parser.error(f"{model.description.system.name} computes its volumes and draws none")

@@ -23,7 +23,7 @@ from raylift.models.systems.cyclegan import CycleGan
 from raylift.models.zoo import parameters
 from raylift.platform import cli, model_store
 from raylift.platform.presets import PRESETS
-from raylift.platform.training.checkpoint import RUN_FILE, checkpoint_of
+from raylift.platform.training.checkpoint import RUN_FILE, resolve_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
@@ -48,7 +48,7 @@ def main() -> int:
     for name in options.presets:
         run, report = options.output / name, options.output / f"{name}-report"
         new = [name, "--data.archive", options.archive, "--output", str(run), "--train.steps", str(options.steps)]
-        new += ["--train.batch", str(options.batch), "--train.validate-every", str(max(1, options.steps // 4))]
+        new += ["--train.batch-size", str(options.batch), "--train.validate-every", str(max(1, options.steps // 4))]
         new += beside(name, options.archive, options.output)
         begun = ["--resume", str(run)] if (run / RUN_FILE).exists() else new
         evaluate = ["evaluate", str(run), "--archive", options.archive, "--output", str(report)]
@@ -57,7 +57,7 @@ def main() -> int:
                 if status := cli.main(words):
                     return status
         reports[name] = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
-        count = parameters(model_store.load(checkpoint_of(str(run))).network.requires_grad_())
+        count = parameters(model_store.load(resolve_checkpoint(str(run))).network.requires_grad_())
         rows.append([name, f"{count:,}", *figures(reports[name], "model")])
     rows += trivial(options.presets, reports)
     first = reports[options.presets[0]]

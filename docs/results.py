@@ -62,7 +62,8 @@ def conditions(provenance: dict[str, Any], cases: list[str]) -> list[str]:
     training, versions = provenance["training"], provenance["versions"]
     return [
         f"* {provenance['date']}, {provenance['system']} with {provenance['parameters']:,} parameters, "
-        f"{provenance['grid']}, {training['steps']} steps of {training['batch']} on {training['volumes']} volumes, "
+        f"{provenance['grid']}, {training['steps']} steps of {training['batch_size']} on "
+        f"{training['volumes']} volumes, "
         f"seed {provenance['seed']}; evaluated on {', '.join(cases)}",
         f"* command: `{provenance['command']}`",
         f"* {', '.join(f'{name} {number}' for name, number in versions.items())}; {provenance['machine']}",

@@ -26,18 +26,17 @@ class Training:
     """The HU range that the network sees as [0, 1]."""
     steps: int = 22_900
     """Optimizer steps of each player: 100 epochs of 916 volumes in batches of 4."""
-    batch: int = 4
-    gradient_accumulation: int = 1
-    """Micro-batches a step."""
+    batch_size: int = 4
+    gradient_accumulation_steps: int = 1
+    """Micro-batches per optimizer step."""
     lr: float = 2e-4
     """Of Adam, constant at first, then with a linear decay to zero."""
-    beta_1: float = 0.5
-    beta_2: float = 0.99
-    constant_share: float = 0.5
-    """Share of all steps before the learning rate decays."""
+    betas: tuple[float, float] = (0.5, 0.99)
+    decay_start: float = 0.5
+    """Fraction of all steps after which the learning rate decays; 1: it stays constant."""
     weight_decay: float = 0.0
-    gradient_clip: float = 0.0
-    """Largest norm of a player's gradient; 0 does not clip."""
+    gradient_clipping: float = 0.0
+    """Maximum L2 norm of a player's gradient; 0: no clipping."""
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["GPU", "CPU"] = "GPU"
     """One GPU, or two workers of one CPU core each."""
@@ -52,7 +51,7 @@ GPU_TRAINING = Training()
 SLIM_TRAINING = Training(
     size=64,
     steps=300,
-    batch=2,
+    batch_size=2,
     # Of 2e-4, 5e-4 and 1e-3 the fastest in the first 100 steps; at 2e-3 it does not learn.
     lr=1e-3,
     device="CPU",
@@ -61,7 +60,9 @@ SLIM_TRAINING = Training(
 )
 """Minutes on two CPU cores."""
 
-TINY_TRAINING = replace(SLIM_TRAINING, size=32, steps=20, batch=4, validate_every=10, log_every=5, validation_samples=2)
+TINY_TRAINING = replace(
+    SLIM_TRAINING, size=32, steps=20, batch_size=4, validate_every=10, log_every=5, validation_samples=2
+)
 """Seconds on two CPU cores, for tests and for trying a cluster."""
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-VERBS = {
+COMMANDS = {
     "ingest": ("raylift.platform.commands.archiving:ingest", "CT files and folders to an archive"),
     "ingest-xray": ("raylift.platform.commands.archiving:ingest_xray", "pairs of radiographs to an archive"),
     "phantom": ("raylift.platform.commands.archiving:phantom", "synthetic thorax volumes to an archive"),
@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"raylift {__version__}")
         return 0
-    if words[0] not in VERBS:
-        print(f"raylift: no verb '{words[0]}': use one of {', '.join(VERBS)}", file=sys.stderr)
+    if words[0] not in COMMANDS:
+        print(f"raylift: no verb '{words[0]}': use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from raylift.datasets.errors import RayliftError
@@ -51,14 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verb(name: str) -> Callable[[list[str]], int]:
-    module, function = VERBS[name][0].split(":")
+    module, function = COMMANDS[name][0].split(":")
     verb: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
     return verb
 
 
 def _help() -> str:
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in VERBS.items())
+    width = max(map(len, COMMANDS))
+    verbs = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
     return (
         "usage: raylift VERB ...\n\n3-D CT volumes from one or two X-rays: training, search and serving on Ray.\n"
         f"Research software, not a medical device.\n\n{verbs}\n\nraylift VERB --help shows a verb's options."

@@ -62,7 +62,7 @@ def connect() -> None:
             variables["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
             with _set("RAY_GCS_SERVER_PORT", str(port)):
                 ray.init("local", runtime_env={"env_vars": variables}, **options)
-    protect_token()
+    restrict_token()
 
 
 def apply_environment() -> None:
@@ -71,7 +71,7 @@ def apply_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def fits(cpus: float, gpus: float) -> int:
+def capacity(cpus: float, gpus: float) -> int:
     """How many times so much fits into the cluster."""
     there = _resources()
     times = [there.get("CPU", 0.0) / cpus] if cpus else []
@@ -79,7 +79,7 @@ def fits(cpus: float, gpus: float) -> int:
     return int(min(times, default=0) + 1e-6)
 
 
-def storage(url: str) -> tuple[str, Any]:
+def ray_storage(url: str) -> tuple[str, Any]:
     """Path and pyarrow file system for Ray's own files; None is the local one."""
     if not url.startswith("s3://"):
         return url, None
@@ -95,7 +95,7 @@ def storage(url: str) -> tuple[str, Any]:
     return url.removeprefix("s3://"), filesystem
 
 
-def require(cpus: float, gpus: float, what: str) -> None:
+def require_resources(cpus: float, gpus: float, what: str) -> None:
     """Refuse at once what would otherwise wait for ever.
 
     Raises:
@@ -110,7 +110,7 @@ def require(cpus: float, gpus: float, what: str) -> None:
             )
 
 
-def protect_token() -> None:
+def restrict_token() -> None:
     """Ray writes its token readable for everyone on the machine: make it the owner's alone."""
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if path.is_file() and path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:

@@ -38,7 +38,7 @@ class DataConfig:
     threads: int = 2
     """Reader threads a worker."""
     prefetch_batches: int = 2
-    """Global batches read before they are needed."""
+    """Global batches that are read ahead of training."""
     cache_gib: float = 1.0
     """Memory a worker may hold samples in, so that later epochs need not read them again."""
 
@@ -49,36 +49,36 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam for every player: a constant rate, then a straight line to zero. The defaults are X2CT-GAN's."""
+    """`torch.optim.Adam` of every player: a constant learning rate, then linear decay to 0. Defaults: X2CT-GAN's."""
 
-    rate: float = 2e-4
-    beta_1: float = 0.5
-    beta_2: float = 0.99
-    epsilon: float = 1e-8
-    """Added to the root of the second moment."""
-    constant_share: float = 0.5
-    """Share of all steps before the decay begins."""
+    lr: float = 2e-4
+    """Learning rate before the decay."""
+    betas: tuple[float, float] = (0.5, 0.99)
+    """Decay rates of the running means of the gradient and of its square."""
+    eps: float = 1e-8
+    """Added to the square root of the second moment."""
+    decay_start: float = 0.5
+    """Fraction of all steps after which the learning rate decays; 1: it stays constant."""
     weight_decay: float = 0.0
-    """Times each weight, added to its gradient (Adam's L2 penalty)."""
+    """Adam's L2 penalty: this times each weight is added to its gradient."""
 
     def __post_init__(self) -> None:
         if not (
-            self.rate > 0
-            and 0 <= self.beta_1 < 1
-            and 0 <= self.beta_2 < 1
-            and 0 <= self.constant_share <= 1
+            self.lr > 0
+            and all(0 <= beta < 1 for beta in self.betas)
+            and 0 <= self.decay_start <= 1
             and self.weight_decay >= 0
         ):
             raise ConfigError(
-                f"{self}: rate must be positive, betas in [0, 1), the constant share in [0, 1], decay not below 0"
+                f"{self}: lr must be positive, betas in [0, 1), decay_start in [0, 1], weight_decay not below 0"
             )
 
-    def rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of a step, a function of the step alone, so that a resumed run goes on with it."""
-        begin = self.constant_share * steps
+    def lr_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step. It depends on the step alone, so a resumed run continues with it."""
+        begin = self.decay_start * steps
         if step < begin:
-            return self.rate
-        return self.rate * max(0.0, (steps - step) / max(1.0, steps - begin))
+            return self.lr
+        return self.lr * max(0.0, (steps - step) / max(1.0, steps - begin))
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ class EngineConfig:
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes convolutions and matrix products in bfloat16; weights and Adam stay in fp32."""
-    gradient_accumulation: int = 1
-    """Micro-batches a step."""
-    gradient_clip: float = 0.0
-    """Largest norm of a player's gradient; 0 does not clip."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches per optimizer step."""
+    gradient_clipping: float = 0.0
+    """Maximum L2 norm of a player's gradient; 0: no clipping."""
 
     def __post_init__(self) -> None:
-        require_minimum(self, 1, "gradient_accumulation")
-        require_minimum(self, 0, "gradient_clip")
+        require_minimum(self, 1, "gradient_accumulation_steps")
+        require_minimum(self, 0, "gradient_clipping")
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class TrainConfig:
 
     steps: int = 22_900
     """Optimizer steps of each player."""
-    batch: int = 4
-    """Samples a step over all workers and micro-batches; keep it when the number of workers changes."""
+    batch_size: int = 4
+    """Global batch size: samples per step over all workers and micro-batches. Independent of the number of workers."""
     seed: int = 0
     log_every: int = 10
     """Steps between log lines."""
@@ -135,7 +135,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_minimum(
-            self, 1, "steps", "batch", "log_every", "validate_every", "validation_samples", "keep_checkpoints"
+            self, 1, "steps", "batch_size", "log_every", "validate_every", "validation_samples", "keep_checkpoints"
         )
         require_minimum(self, 0, "seed")
 
@@ -153,11 +153,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_name(self.system)
-        share = self.cluster.workers * self.engine.gradient_accumulation
-        if self.train.batch % share:
+        share = self.cluster.workers * self.engine.gradient_accumulation_steps
+        if self.train.batch_size % share:
             raise ConfigError(
-                f"train.batch {self.train.batch} cannot be shared by {self.cluster.workers} workers in "
-                f"{self.engine.gradient_accumulation} micro-batches: use a multiple of {share}"
+                f"train.batch_size {self.train.batch_size} cannot be shared by {self.cluster.workers} workers in "
+                f"{self.engine.gradient_accumulation_steps} micro-batches: use a multiple of {share}"
             )
 
     def to_yaml(self) -> str:
@@ -169,7 +169,7 @@ class RunConfig:
         return hashlib.sha256(json.dumps(to_plain(self), sort_keys=True).encode()).hexdigest()
 
 
-def located(run: RunConfig) -> RunConfig:
+def with_absolute_paths(run: RunConfig) -> RunConfig:
     """The run with absolute places: workers do not share the caller's working directory."""
     data = run.data
     unpaired = absolute(data.unpaired) if data.unpaired else ""
@@ -185,7 +185,7 @@ def from_yaml(text: str, where: str) -> RunConfig:
     return from_plain(RunConfig, data, where)
 
 
-def overridden(run: RunConfig, values: dict[str, Any]) -> RunConfig:
+def override(run: RunConfig, values: dict[str, Any]) -> RunConfig:
     """The run with some values replaced, each named by its dotted key.
 
     Raises:
@@ -203,16 +203,16 @@ def overridden(run: RunConfig, values: dict[str, Any]) -> RunConfig:
     return from_plain(RunConfig, tree, "run")
 
 
-def dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """The leaves of a plain tree by dotted key."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
-        leaves |= dotted(value, f"{prefix}.{name}" if prefix else name)
+        leaves |= flatten(value, f"{prefix}.{name}" if prefix else name)
     return leaves
 
 
 def _nearest(key: str, tree: dict[str, Any]) -> str:
-    close = difflib.get_close_matches(key, dotted(tree), n=3)
+    close = difflib.get_close_matches(key, flatten(tree), n=3)
     return f"did you mean {' or '.join(close)}?" if close else "see raylift train PRESET --dry-run"

@@ -94,13 +94,14 @@ def _stage(title: str, words: list[str], result: str) -> None:
 def _best(run: str, search: str) -> str:
     """The checkpoint with the higher validation PSNR of the run's best and the search's best."""
     own, summary = best_checkpoint(run)
-    trials = [trial for trial in fit(search) if trial.best is not None]
+    trials = [trial for trial in fit(search) if trial.best_psnr_db is not None]
     if not trials:
         raise ConfigError(f"no trial of {search} reached a validation")
     found = trials[0]
     score = summary["metrics"]["val_psnr_db"]
-    print(f"\nbest of the run {score:.2f} dB, of the search {found.best:.2f} dB (validation PSNR, protocol volume)")
-    return own if found.best is None or score >= found.best else found.checkpoint
+    best = found.best_psnr_db
+    print(f"\nbest of the run {score:.2f} dB, of the search {best:.2f} dB (validation PSNR, protocol volume)")
+    return own if best is None or score >= best else found.checkpoint
 
 
 if __name__ == "__main__":

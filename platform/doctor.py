@@ -19,59 +19,59 @@ UPLOAD_LIMIT_MIB = 100
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One thing looked at."""
 
-    mark: Literal["ok", "note", "FAIL"]
+    status: Literal["ok", "note", "FAIL"]
     name: str
     text: str
     remedy: str = ""
 
 
-def examine() -> list[Finding]:
+def run_checks() -> list[Check]:
     """Everything, in the order a person would look."""
     return [*_versions(), *_machine(), *_ray(), *_store(), *_leftovers(), *_checkout()]
 
 
-def _versions() -> Iterator[Finding]:
-    yield Finding("ok", "raylift", f"{raylift.__version__} at {Path(raylift.__file__).parent}")
+def _versions() -> Iterator[Check]:
+    yield Check("ok", "raylift", f"{raylift.__version__} at {Path(raylift.__file__).parent}")
     minor = tuple(map(int, machine.python_version_tuple()[:2]))
     fits = (3, 11) <= minor < (3, 14)
-    yield Finding(
+    yield Check(
         "ok" if fits else "FAIL", "python", machine.python_version(), "" if fits else "use Python 3.11, 3.12 or 3.13"
     )
     for name in NEEDED:
         try:
-            yield Finding("ok", name, importlib.metadata.version(name))
+            yield Check("ok", name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("FAIL", name, "not installed", f"pip install -c constraints.txt {name}")
+            yield Check("FAIL", name, "not installed", f"pip install -c constraints.txt {name}")
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[Check]:
     import psutil
 
     cores, memory = os.cpu_count() or 1, psutil.virtual_memory()
-    yield Finding("ok", "cpu", f"{cores} cores, {machine.machine()}")
+    yield Check("ok", "cpu", f"{cores} cores, {machine.machine()}")
     enough = memory.available > 4 * 2**30
-    yield Finding(
+    yield Check(
         "ok" if enough else "note",
         "memory",
         f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
-        "" if enough else "the demo wants 4 GiB: end something, or lower train.batch",
+        "" if enough else "the demo wants 4 GiB: end something, or lower train.batch_size",
     )
     if importlib.util.find_spec("torch"):
         import torch
 
         if torch.cuda.is_available():
             names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-            yield Finding("ok", "gpu", names)
+            yield Check("ok", "gpu", names)
         else:
-            yield Finding("note", "gpu", "none: presets named slim and tiny train on the CPU")
+            yield Check("note", "gpu", "none: presets named slim and tiny train on the CPU")
     shm = Path("/dev/shm")  # noqa: S108 - only its size is read
     if shm.exists():
         free = shutil.disk_usage(shm).free / 2**30
         enough = free > 0.5
-        yield Finding(
+        yield Check(
             "ok" if enough else "note",
             "shared memory",
             f"{free:.1f} GiB free",
@@ -79,14 +79,14 @@ def _machine() -> Iterator[Finding]:
         )
 
 
-def _ray() -> Iterator[Finding]:
+def _ray() -> Iterator[Check]:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        yield Finding("note", "ray cluster", "RAY_ADDRESS is not set: verbs start Ray on this machine")
+        yield Check("note", "ray cluster", "RAY_ADDRESS is not set: verbs start Ray on this machine")
     else:
-        yield Finding("ok", "ray cluster", f"RAY_ADDRESS is {address}")
+        yield Check("ok", "ray cluster", f"RAY_ADDRESS is {address}")
         if os.environ.get("RAY_AUTH_MODE") != "token":
-            yield Finding(
+            yield Check(
                 "note",
                 "ray token",
                 "RAY_AUTH_MODE is not set",
@@ -94,15 +94,13 @@ def _ray() -> Iterator[Finding]:
             )
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if token.is_file() and token.stat().st_mode & 0o077:
-        yield Finding("FAIL", "ray token", f"{token} can be read by others", f"chmod 600 {token}")
+        yield Check("FAIL", "ray token", f"{token} can be read by others", f"chmod 600 {token}")
 
 
-def _store() -> Iterator[Finding]:
+def _store() -> Iterator[Check]:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not endpoint:
-        yield Finding(
-            "note", "object store", "AWS_ENDPOINT_URL_S3 is not set: s3:// means Amazon's, folders always work"
-        )
+        yield Check("note", "object store", "AWS_ENDPOINT_URL_S3 is not set: s3:// means Amazon's, folders always work")
         return
     from urllib.error import HTTPError, URLError
     from urllib.request import urlopen
@@ -112,22 +110,18 @@ def _store() -> Iterator[Finding]:
     except HTTPError:
         pass  # an answer, if only a refusal
     except (URLError, OSError, ValueError) as error:
-        yield Finding(
-            "FAIL", "object store", f"{endpoint} does not answer: {error}", "start it or correct the variable"
-        )
+        yield Check("FAIL", "object store", f"{endpoint} does not answer: {error}", "start it or correct the variable")
         return
-    yield Finding("ok", "object store", f"{endpoint} answers")
+    yield Check("ok", "object store", f"{endpoint} answers")
 
 
-def _leftovers() -> Iterator[Finding]:
+def _leftovers() -> Iterator[Check]:
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")).expanduser()
     for lock in sorted(folder.rglob("lock")) if folder.is_dir() else ():
-        yield Finding(
-            "note", "stale lock", str(lock), f"if no build is running: rm {lock}; builds wait for it for ever"
-        )
+        yield Check("note", "stale lock", str(lock), f"if no build is running: rm {lock}; builds wait for it for ever")
 
 
-def _checkout() -> Iterator[Finding]:
+def _checkout() -> Iterator[Check]:
     root = Path(raylift.__file__).parent.parent
     if not (root / "pyproject.toml").is_file():
         return
@@ -138,7 +132,7 @@ def _checkout() -> Iterator[Finding]:
         if path.is_file()
     )
     mib = size / 2**20
-    yield Finding(
+    yield Check(
         "ok" if mib < UPLOAD_LIMIT_MIB else "FAIL",
         "job upload",
         f"{mib:.1f} MiB of code, of {UPLOAD_LIMIT_MIB} MiB that ray job submit takes",

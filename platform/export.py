@@ -11,7 +11,7 @@ from raylift.models.generative import GenerativeNetwork
 from raylift.models.weights import Model
 from raylift.models.zoo import SYSTEMS
 from raylift.platform.evaluation.report import DISCLAIMER
-from raylift.platform.monitor import METRICS, deciding
+from raylift.platform.monitor import PROTOCOL_OF, monitored
 
 CARD_FILE = "README.md"
 PROJECTED = """It was trained on radiographs projected from CT. Real radiographs differ in scatter, processing and pose;
@@ -71,7 +71,7 @@ frontal columns from the patient's right to left, lateral columns from anterior 
 | config | SHA-256 `{provenance.get("config_sha256", "")}` |
 | versions | {", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())} |
 
-## Measured at this checkpoint, on the validation split (protocol `{METRICS[deciding(metrics)]}`)
+## Measured at this checkpoint, on the validation split (protocol `{PROTOCOL_OF[monitored(metrics)]}`)
 
 | metric | value |
 | --- | --- |

@@ -26,22 +26,21 @@ def run_of(system: SystemConfig, training: Training) -> RunConfig:
         system,
         data=DataConfig(size=training.size, window=training.window),
         optimizer=OptimizerConfig(
-            rate=training.lr,
-            beta_1=training.beta_1,
-            beta_2=training.beta_2,
-            constant_share=training.constant_share,
+            lr=training.lr,
+            betas=training.betas,
+            decay_start=training.decay_start,
             weight_decay=training.weight_decay,
         ),
         engine=EngineConfig(
             zero_stage=0 if on_gpu else 1,
             precision=training.precision,
-            gradient_accumulation=training.gradient_accumulation,
-            gradient_clip=training.gradient_clip,
+            gradient_accumulation_steps=training.gradient_accumulation_steps,
+            gradient_clipping=training.gradient_clipping,
         ),
         cluster=ClusterConfig(workers=1, gpus_per_worker=1.0) if on_gpu else ClusterConfig(workers=2),
         train=TrainConfig(
             steps=training.steps,
-            batch=training.batch,
+            batch_size=training.batch_size,
             log_every=training.log_every,
             validate_every=training.validate_every,
             validation_samples=training.validation_samples,
@@ -76,6 +75,6 @@ def listing() -> str:
         lines.append(f"  {entry.title}: {entry.summary}")
         for name, (system, training) in entry.variants().items():
             where = "one GPU" if training.device == "GPU" else "two CPU cores"
-            size = f"{training.size}^3, {training.steps:,} steps of {training.batch} on {where}"
+            size = f"{training.size}^3, {training.steps:,} steps of {training.batch_size} on {where}"
             lines.append(f"    {name:<{width}}  {' and '.join(system.views)}, {size}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a person sees while something runs: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long commands: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 150)
 
 
-class Meter:
-    """Counts something up, drawn as a bar or told in lines."""
+class ProgressBar:
+    """Shows a count as a rich progress bar or, without a terminal, as lines at most every five seconds."""
 
     def __init__(self, title: str, bar: Progress | None) -> None:
         self._title, self._bar = title, bar
         self._task = bar.add_task(title, total=None) if bar else None
-        self._told = 0.0
+        self._last_print_s = 0.0
 
-    def at(self, done: int, total: int, text: str = "") -> None:
-        """So much of so much is done; `text` says what comes next."""
+    def update(self, done: int, total: int, text: str = "") -> None:
+        """Show `done` of `total`; `text` names the next item."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total, description=f"{self._title} {text}")
-        elif time.monotonic() - self._told > 5 or done == total:
-            self._told = time.monotonic()
+        elif time.monotonic() - self._last_print_s > 5 or done == total:
+            self._last_print_s = time.monotonic()
             print(f"{self._title}: {done}/{total} {text}".rstrip(), flush=True)
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
+    def print(self, text: str) -> None:
+        """Print a line above the bar."""
         if self._bar is not None:
             self._bar.console.print(text)
         else:
@@ -41,10 +41,10 @@ class Meter:
 
 
 @contextmanager
-def meter(title: str) -> Iterator[Meter]:
-    """A meter for the length of a context."""
+def progress_bar(title: str) -> Iterator[ProgressBar]:
+    """A progress bar for the length of a context."""
     if not (sys.stdout.isatty() and console.is_terminal):
-        yield Meter(title, None)
+        yield ProgressBar(title, None)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -54,50 +54,50 @@ def meter(title: str) -> Iterator[Meter]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        yield Meter(title, bar)
+        yield ProgressBar(title, bar)
 
 
-class Board:
-    """Where workers leave lines for the driver; an actor."""
+class MessageQueue:
+    """Messages of the workers to the driver; a Ray actor."""
 
     def __init__(self) -> None:
-        self._lines: list[tuple[int | None, int, str]] = []
+        self._messages: list[tuple[int | None, int, str]] = []
 
-    def put(self, line: tuple[int | None, int, str]) -> None:
-        """A step (or None), the number of steps, and text."""
-        self._lines.append(line)
+    def put(self, message: tuple[int | None, int, str]) -> None:
+        """Append a step (or None), the number of steps, and a text."""
+        self._messages.append(message)
 
     def take(self) -> list[tuple[int | None, int, str]]:
-        """All lines since the last call."""
-        lines, self._lines = self._lines, []
-        return lines
+        """Remove and return all messages."""
+        messages, self._messages = self._messages, []
+        return messages
 
 
 @contextmanager
-def watched(title: str) -> Iterator[Any]:
-    """A board whose lines are shown until the context ends."""
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
+def worker_messages(title: str) -> Iterator[Any]:
+    """Handle of a `MessageQueue` actor whose messages are shown on a progress bar until the context ends."""
+    queue: Any = ray.remote(num_cpus=0)(MessageQueue).remote()
     stop = threading.Event()
-    with meter(title) as shown:
+    with progress_bar(title) as bar:
 
         def show() -> None:
-            for step, steps, text in ray.get(board.take.remote()):
+            for step, steps, text in ray.get(queue.take.remote()):
                 if step is None:
-                    shown.say(text)
+                    bar.print(text)
                 else:
-                    shown.at(step, steps)
-                    shown.say(f"step {step}: {text}")
+                    bar.update(step, steps)
+                    bar.print(f"step {step}: {text}")
 
-        def follow() -> None:
+        def poll() -> None:
             while not stop.wait(0.5):
                 show()
 
-        thread = threading.Thread(target=follow, daemon=True)
+        thread = threading.Thread(target=poll, daemon=True)
         thread.start()
         try:
-            yield board
+            yield queue
         finally:
             stop.set()
             thread.join()
             show()
-            ray.kill(board)
+            ray.kill(queue)

@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.serialization import to_plain
 from raylift.platform import cli
-from raylift.platform.config import RunConfig, dotted
+from raylift.platform.config import RunConfig, flatten
 from raylift.platform.presets import PRESETS
 from raylift.platform.training.checkpoint import RUN_FILE
 
@@ -83,7 +83,7 @@ def test_every_command_of_the_pages_is_one_the_real_parser_takes(page, line, par
 
 def test_the_pages_show_commands_of_every_kind_and_a_parser_that_refuses_is_noticed(parser, capsys):
     shown = {line.split()[0] for _, line in commands()}
-    assert shown == set(cli.VERBS)
+    assert shown == set(cli.COMMANDS)
     with pytest.raises(SystemExit):
         parser(["phantom", "--archive", "a", "--no-such-option", "1"])
     assert "no-such-option" in capsys.readouterr().err
@@ -93,13 +93,13 @@ def test_every_setting_and_option_that_a_page_names_exists(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "docs/generators"))
     generator, tables = importlib.import_module("commands"), importlib.import_module("tables")
     options = {"--help", "--version", "--preset"}
-    for name in cli.VERBS:
+    for name in cli.COMMANDS:
         for group in tables.groups(*generator.options_of(name)):
             for one in group.settings:
                 options |= {f"--{one.key.replace('_', '-')}", *one.aliases}
-    settings = {key for make in PRESETS.values() for key in dotted(to_plain(make()))}
+    settings = {key for make in PRESETS.values() for key in flatten(to_plain(make()))}
     prefixes = {key.rsplit(".", depth)[0] for key in settings for depth in (1, 2, 3)}
-    sections = {key.split(".")[0] for key in dotted(to_plain(RunConfig()))}
+    sections = {key.split(".")[0] for key in flatten(to_plain(RunConfig()))}
     count = 0
     for page, text in TEXTS.items():
         if page == "CHANGELOG.md":  # names what there was

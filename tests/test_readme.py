@@ -111,7 +111,7 @@ def test_an_archive_is_read_without_raylift_as_its_page_shows(commanded, monkeyp
 
 def test_the_table_of_verbs_has_every_verb_and_no_other():
     named = re.findall(r"^\| `raylift ([\w-]+)", README, re.MULTILINE)
-    assert named == list(cli.VERBS)
+    assert named == list(cli.COMMANDS)
 
 
 def test_every_figure_that_a_page_quotes_stands_in_a_result():

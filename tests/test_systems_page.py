@@ -16,7 +16,7 @@ from raylift.models.composition import Composition
 from raylift.models.zoo import SYSTEMS, parameters
 from raylift.platform import cli
 from raylift.platform.commands.about import COLUMNS, markdown, row
-from raylift.platform.config import dotted, overridden
+from raylift.platform.config import flatten, override
 from raylift.platform.presets import PRESETS
 from raylift.platform.training.memory import GIB, estimate
 
@@ -72,10 +72,10 @@ def test_every_setting_that_the_page_names_takes_the_value_it_gives():
     assert len(found) > 20
     for flag, value in found:
         name = flag.replace("-", "_")
-        having = [run for run in presets if any(f"{key}.".startswith(f"{name}.") for key in dotted(to_plain(run)))]
+        having = [run for run in presets if any(f"{key}.".startswith(f"{name}.") for key in flatten(to_plain(run)))]
         assert having, f"{flag} is a setting of no preset"
         if value:
-            assert dotted(to_plain(overridden(having[0], {name: yaml.safe_load(value)})))[name] == yaml.safe_load(value)
+            assert flatten(to_plain(override(having[0], {name: yaml.safe_load(value)})))[name] == yaml.safe_load(value)
 
 
 def test_the_crossing_on_the_page_is_a_run(capsys):

@@ -63,5 +63,5 @@ def tiny(archive32) -> RunConfig:
 def finished_run(tiny, ray_cluster, tmp_path_factory) -> Path:
     """A run to its end with two workers."""
     url = tmp_path_factory.mktemp("runs") / "finished"
-    runs.fit(runs.start(tiny, str(url)), str(url))
+    runs.fit(runs.create(tiny, str(url)), str(url))
     return url

@@ -36,8 +36,8 @@ class _Captured(Exception):
 def page() -> str:
     """The page of all commands."""
     lines = [INTRODUCTION, "| command | purpose |", "| --- | --- |"]
-    lines += [f"| [`{name}`](#{name}) | {line} |" for name, (_, line) in cli.VERBS.items()]
-    for name in cli.VERBS:
+    lines += [f"| [`{name}`](#{name}) | {line} |" for name, (_, line) in cli.COMMANDS.items()]
+    for name in cli.COMMANDS:
         lines += ["", f"## {name}", "", *_command(name)]
     return "\n".join(lines) + "\n"
 

@@ -53,7 +53,8 @@ def presets_page() -> str:
     for name, run in PRESETS.items():
         text = SYSTEMS[run.system.name].summary
         rows.append(
-            f"| `{name}` | `{run.system.name}` | {run.data.size} | {run.train.batch} | {run.train.steps:,} | {text} |"
+            f"| `{name}` | `{run.system.name}` | {run.data.size} | {run.train.batch_size} | {run.train.steps:,} "
+            f"| {text} |"
         )
     return PRESETS_INTRODUCTION + "\n".join(rows) + "\n"
 

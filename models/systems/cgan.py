@@ -60,5 +60,5 @@ CGAN_128 = Entry(
     slim=slim(PUBLISHED),
     tiny=tiny(PUBLISHED),
     # 2,873 pairs in batches of 4 are 719 steps.
-    training=Training(steps=40 * 719, batch=4, lr=1e-4, beta_2=0.999, constant_share=1.0),
+    training=Training(steps=40 * 719, batch_size=4, lr=1e-4, betas=(0.5, 0.999), decay_start=1.0),
 )

@@ -229,10 +229,16 @@ def entry(title: str, published: CycleGan, views: Views, epochs: int) -> Entry:
         slim=shrunk(published, (16, 32, 64), 3, (16, 32, 64, 64)),
         tiny=shrunk(published, (8, 8, 16), 1, (8, 16, 16)),
         training=Training(
-            size=64, steps=epochs * 180, batch=16, lr=1e-5, beta_2=0.999, constant_share=1.0, gradient_clip=1.0
+            size=64,
+            steps=epochs * 180,
+            batch_size=16,
+            lr=1e-5,
+            betas=(0.5, 0.999),
+            decay_start=1.0,
+            gradient_clipping=1.0,
         ),
-        slim_training=replace(SLIM_TRAINING, gradient_clip=1.0),
-        tiny_training=replace(TINY_TRAINING, gradient_clip=1.0),
+        slim_training=replace(SLIM_TRAINING, gradient_clipping=1.0),
+        tiny_training=replace(TINY_TRAINING, gradient_clipping=1.0),
         spacing_mm=5.0,
     )
 

@@ -146,9 +146,9 @@ SLIM = replace(
     checkpointing="none",
 )
 
-TRAINING = Training(steps=100_000, lr=2e-4, beta_1=0.9, beta_2=0.999, gradient_clip=1.0, precision="bf16")
-SLIM_TRAINING = replace(literature.SLIM_TRAINING, beta_1=0.9, beta_2=0.999)
-TINY_TRAINING = replace(literature.TINY_TRAINING, beta_1=0.9, beta_2=0.999)
+TRAINING = Training(steps=100_000, lr=2e-4, betas=(0.9, 0.999), gradient_clipping=1.0, precision="bf16")
+SLIM_TRAINING = replace(literature.SLIM_TRAINING, betas=(0.9, 0.999))
+TINY_TRAINING = replace(literature.TINY_TRAINING, betas=(0.9, 0.999))
 
 DIFFUX2CT = Entry(
     title="DiffuX2CT",

@@ -183,7 +183,7 @@ REFINER = Entry(
     published=PUBLISHED,
     slim=SLIM,
     tiny=TINY,
-    training=Training(steps=100_000, lr=2e-4, beta_1=0.9, beta_2=0.999, gradient_clip=1.0, precision="bf16"),
-    slim_training=replace(SLIM_TRAINING, beta_1=0.9, beta_2=0.999),
-    tiny_training=replace(TINY_TRAINING, beta_1=0.9, beta_2=0.999),
+    training=Training(steps=100_000, lr=2e-4, betas=(0.9, 0.999), gradient_clipping=1.0, precision="bf16"),
+    slim_training=replace(SLIM_TRAINING, betas=(0.9, 0.999)),
+    tiny_training=replace(TINY_TRAINING, betas=(0.9, 0.999)),
 )

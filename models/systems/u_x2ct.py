@@ -72,11 +72,11 @@ U_X2CTGAN = Entry(
     training=Training(
         # 3,388 pairs in batches of 16, the last of them short, are 212 steps.
         steps=50 * 212,
-        batch=16,
-        gradient_accumulation=4,
+        batch_size=16,
+        gradient_accumulation_steps=4,
         lr=1e-4,
-        beta_2=0.999,
-        constant_share=1.0,
+        betas=(0.5, 0.999),
+        decay_start=1.0,
         weight_decay=DECAY,
     ),
     slim_training=replace(SLIM_TRAINING, weight_decay=DECAY),

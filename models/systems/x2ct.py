@@ -56,7 +56,7 @@ GAN = Composition(
 CNN = replace(GAN, name="x2ct-cnn", loss=replace(GAN.loss, adversarial=0.0))
 
 TRAINING = Training(
-    size=128, steps=100 * 229, batch=4, lr=2e-4, beta_1=0.5, beta_2=0.99, constant_share=0.5, weight_decay=0.0
+    size=128, steps=100 * 229, batch_size=4, lr=2e-4, betas=(0.5, 0.99), decay_start=0.5, weight_decay=0.0
 )
 PAPER = "Ying et al., CVPR 2019, arXiv 1905.06902"
 GENERATOR = (ParameterCount(61_740_467), ParameterCount(29_384_481, views=FRONTAL))

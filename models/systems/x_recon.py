@@ -67,7 +67,7 @@ X_RECON = Entry(
     published=PUBLISHED,
     slim=slim(PUBLISHED),
     tiny=tiny(PUBLISHED),
-    training=Training(size=224, steps=200 * 916, batch=1, lr=5e-5, precision="bf16"),
+    training=Training(size=224, steps=200 * 916, batch_size=1, lr=5e-5, precision="bf16"),
     spacing_mm=1.6,
     parameters=(
         ParameterCount(98_799_735, size=224),

@@ -76,15 +76,16 @@ def _gib(name: str) -> str:
 def doctor(arguments: list[str]) -> int:
     """What is installed and reachable, and what is missing."""
     tyro.cli(_NoOptions, prog="raylift doctor", args=arguments, description=doctor.__doc__)
-    from raylift.platform.doctor import examine
 
-    findings = examine()
+    from raylift.platform.doctor import run_checks
+
+    findings = run_checks()
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        print(f"{finding.mark:<4} {finding.name:<{width}}  {finding.text}")
+        print(f"{finding.status:<4} {finding.name:<{width}}  {finding.text}")
         if finding.remedy:
             print(f"     {'':<{width}}  -> {finding.remedy}")
-    return 1 if any(finding.mark == "FAIL" for finding in findings) else 0
+    return 1 if any(finding.status == "FAIL" for finding in findings) else 0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from raylift.datasets.geometry import GEOMETRIES, Geometry, Grid
 from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits
 from raylift.datasets.radiographs.orientation import PatientFacingOption
 from raylift.datasets.scans.reader import ScanLimits
-from raylift.platform.progress import meter
+from raylift.platform.progress import progress_bar
 
 if TYPE_CHECKING:
     from raylift.datasets.ingest.ct import IngestReport
@@ -91,7 +91,7 @@ def ingest(arguments: list[str]) -> int:
 
     options = tyro.cli(IngestOptions, prog="raylift ingest", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)
-    with meter("ingest") as shown:
+    with progress_bar("ingest") as bar:
         outcome = run(
             options.sources,
             options.archive,
@@ -105,7 +105,7 @@ def ingest(arguments: list[str]) -> int:
             require_whole_thorax=options.require_whole_thorax,
             keep_table=options.keep_table,
             samples_per_shard=options.samples_per_shard,
-            progress=shown.at,
+            progress=bar.update,
         )
     return _told(options.archive, outcome)
 
@@ -143,7 +143,7 @@ def ingest_xray(arguments: list[str]) -> int:
 
     options = tyro.cli(IngestXrayOptions, prog="raylift ingest-xray", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)
-    with meter("ingest-xray") as shown:
+    with progress_bar("ingest-xray") as bar:
         outcome = ingest_radiographs(
             options.sources,
             options.archive,
@@ -159,7 +159,7 @@ def ingest_xray(arguments: list[str]) -> int:
             shares=options.subjects.shares,
             assigned=options.subjects.assigned(),
             samples_per_shard=options.samples_per_shard,
-            progress=shown.at,
+            progress=bar.update,
         )
     return _told(options.archive, outcome)
 
@@ -194,7 +194,7 @@ def phantom(arguments: list[str]) -> int:
 
     options = tyro.cli(PhantomOptions, prog="raylift phantom", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)
-    with meter("phantom") as shown:
+    with progress_bar("phantom") as bar:
         outcome = ingest_phantoms(
             options.archive,
             grid,
@@ -203,7 +203,7 @@ def phantom(arguments: list[str]) -> int:
             seed=options.seed,
             shares=options.shares,
             samples_per_shard=options.samples_per_shard,
-            progress=shown.at,
+            progress=bar.update,
         )
     print(f"{absolute(options.archive)}: {outcome.summary()}")
     return 0

@@ -1,11 +1,11 @@
-"""`raylift evaluate` and `raylift export`: a checkpoint to a report, or to a folder that others load."""
+"""`raylift evaluate` and `raylift export`: a report of a checkpoint, or a folder that can be handed on."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -13,14 +13,15 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import Split
 from raylift.models.generative import SamplingFlags
 from raylift.platform import model_store
-from raylift.platform.progress import console, meter
+from raylift.platform.evaluation.protocols import ProtocolName
+from raylift.platform.progress import console, progress_bar
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Measure a checkpoint on held-out scans, beside the mean training volume and plain back-projection.
+    """Evaluate a checkpoint on held-out scans, beside the mean training volume and plain back-projection.
 
-    On an archive of radiographs without CT, projections of the volumes are compared with the radiographs.
+    On an archive of radiographs without CT, reprojections of the volumes are compared with the radiographs.
     """
 
     checkpoint: tyro.conf.Positional[str]
@@ -28,29 +29,29 @@ class EvaluateOptions:
     archive: str
     """Folder or URL of the archive."""
     split: Split = "test"
-    protocols: tuple[Literal["volume", "x2ct", "cvaa", "reprojection"], ...] = ()
-    """How figures are computed (see raylift.models.metrics); otherwise all that compare volumes or, where the archive
-    holds no CT, the re-projection."""
+    protocols: tuple[ProtocolName, ...] = ()
+    """How metrics are computed (see raylift.models.metrics); by default all protocols that compare volumes or, without
+    CT, reprojection."""
     output: Path = Path("evaluation")
     """Folder for report.html, metrics.json and figures."""
     consistency_steps: int = 0
-    """Measure the model a second time, after so many steps that fit its volumes to the radiographs; 10 will do."""
-    draw: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
+    """Evaluate the model a second time after so many steps of a fit to the radiographs; 10 are enough."""
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     samples: int = 1
-    """Measure the mean of so many draws of a drawing model, with seeds from the first one on."""
+    """Number of samples of a generative model, whose mean is evaluated; seeds are consecutive."""
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Measure a checkpoint: table, JSON, figures, report."""
+    """Evaluate a checkpoint: table, JSON, figures, report."""
     from raylift.platform.evaluation import evaluate as evaluation
     from raylift.platform.evaluation import report
     from raylift.platform.training import runs
-    from raylift.platform.training.checkpoint import checkpoint_of
+    from raylift.platform.training.checkpoint import resolve_checkpoint
 
     options = tyro.cli(EvaluateOptions, prog="raylift evaluate", args=arguments)
-    url = checkpoint_of(options.checkpoint)
+    url = resolve_checkpoint(options.checkpoint)
     model = model_store.load(url)
-    with meter("evaluate") as shown:
+    with progress_bar("evaluate") as bar:
         result = evaluation.evaluate(
             model,
             Archive(options.archive),
@@ -58,12 +59,12 @@ def evaluate(arguments: list[str]) -> int:
             protocols=options.protocols,
             command=shlex.join(["raylift", "evaluate", *arguments]),
             consistency_steps=options.consistency_steps,
-            draw=options.draw,
+            sampling=options.sampling,
             samples=options.samples,
-            progress=shown.at,
+            progress=bar.update,
         )
     page = report.write(
-        result, options.output, model.description.grid, model.description.geometry, runs.history_of(url)
+        result, options.output, model.description.grid, model.description.geometry, runs.load_history(url)
     )
     for table in report.terminal_tables(result):
         console.print(table)
@@ -86,10 +87,10 @@ def export(arguments: list[str]) -> int:
     """A checkpoint as safetensors, config and model card."""
     from raylift.platform import export as exporting
     from raylift.platform.training import runs
-    from raylift.platform.training.checkpoint import checkpoint_of
+    from raylift.platform.training.checkpoint import resolve_checkpoint
 
     options = tyro.cli(ExportOptions, prog="raylift export", args=arguments)
-    url = checkpoint_of(options.checkpoint)
-    sha256 = exporting.export(model_store.load(url), options.folder, runs.metrics_of(url))
+    url = resolve_checkpoint(options.checkpoint)
+    sha256 = exporting.export(model_store.load(url), options.folder, runs.load_metrics(url))
     print(f"{options.folder}: weights SHA-256 {sha256}")
     return 0

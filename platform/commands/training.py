@@ -12,7 +12,7 @@ import tyro
 from raylift.datasets.archive.store import absolute
 from raylift.datasets.errors import ConfigError
 from raylift.platform.config import RunConfig
-from raylift.platform.monitor import deciding, told
+from raylift.platform.monitor import format_metrics, monitored
 from raylift.platform.presets import listing, named_run
 from raylift.platform.progress import console
 
@@ -60,13 +60,13 @@ def train(arguments: list[str]) -> int:
             "a resumed run keeps its system, its window and what its histograms are: start a new one to change them"
         )
     url = absolute(options.resume or options.output or runs.new_run_url("runs", Path(name).stem))
-    run = options.run if options.resume else runs.start(options.run, url)
+    run = options.run if options.resume else runs.create(options.run, url)
     started = time.monotonic()
     cluster.connect()
     metrics = runs.fit(run, url)
     best, summary = best_checkpoint(url)
-    print(f"trained in {time.monotonic() - started:.0f} s: validation {told(metrics)} at the end")
-    score = summary["metrics"][deciding(summary["metrics"])]
+    print(f"trained in {time.monotonic() - started:.0f} s: validation {format_metrics(metrics)} at the end")
+    score = summary["metrics"][monitored(summary["metrics"])]
     print(f"best checkpoint ({score:.2f} dB, step {summary['step']}): {best}")
     print(f"curves: tensorboard --logdir {url}/tensorboard")
     return 0
@@ -79,10 +79,10 @@ class TuneOptions:
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     trials: int = 8
     """Trials in all."""
-    concurrent: int = 0
-    """Trials at once at most; 0 is as many as the cluster holds."""
-    halving: int = 3
-    """At each validation the best 1/n of the trials go on."""
+    max_concurrent: int = 0
+    """Maximum number of trials at once; 0: as many as the cluster holds."""
+    reduction_factor: int = 3
+    """ASHA: at each rung the best 1/n of the trials continue."""
     seed: int = 0
     """Of the proposals; the run's own seed is train.seed."""
     output: str = ""
@@ -119,19 +119,19 @@ def tune(arguments: list[str]) -> int:
             run=options.run,
             space=space,
             trials=options.trials,
-            concurrent=options.concurrent,
-            halving=options.halving,
+            max_concurrent=options.max_concurrent,
+            reduction_factor=options.reduction_factor,
             seed=options.seed,
         )
         search.validate(asked)
-        search.start(asked, url)
+        search.create(asked, url)
     cluster.connect()
     table = search.fit(url, say=lambda text: print(f"tune: {text}", flush=True))
     console.print(search.as_table(table))
     best = table[0]
-    if best.best is None:
+    if best.best_psnr_db is None:
         raise ConfigError(f"no trial of {url} reached a validation: {best.error}")
-    print(f"best checkpoint ({best.best:.2f} dB, step {best.step}): {best.checkpoint}")
+    print(f"best checkpoint ({best.best_psnr_db:.2f} dB, step {best.step}): {best.checkpoint}")
     print(f"all trials: {url}/trials.json")
     return 0
 
@@ -145,7 +145,7 @@ def _dry_run(run: RunConfig) -> int:
     from raylift.platform.training import pretrained
     from raylift.platform.training.memory import estimate
 
-    run = pretrained.settled(run)
+    run = pretrained.resolve(run)
     print(run.to_yaml())
     print(f"# config SHA-256 {run.sha256()}")
     for line in estimate(run).lines():

@@ -1,4 +1,4 @@
-"""Pictures of volumes and of training, drawn with matplotlib and saved as PNG."""
+"""Figures of volumes and of training, plotted with matplotlib and saved as PNG."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import hu_to_attenuation, standardize
 from raylift.datasets.projector import project
-from raylift.platform.evaluation.evaluate import MODEL, Case
-from raylift.platform.monitor import METRICS, deciding
+from raylift.platform.evaluation.results import MODEL, Case
+from raylift.platform.monitor import PROTOCOL_OF, monitored
 
 DISPLAY_HU = (-1000.0, 500.0)
 """Shows lung and soft tissue at once; bone and contrast are white."""
@@ -24,23 +24,23 @@ ERROR_HU = 600.0
 mpl.rcParams.update({"font.size": 9, "figure.dpi": 110, "savefig.bbox": "tight"})
 
 
-def draw_case(case: Case, path: Path) -> None:
-    """Axial, coronal and sagittal slices through the middle: truth, model, baselines, and the model's error.
+def plot_slices(case: Case, path: Path) -> None:
+    """Central axial, coronal and sagittal slices of CT, model and baselines, and the model's error.
 
-    Where no CT is known there is neither truth nor error.
+    Without CT, ground truth and error are left out.
     """
-    columns = [*([] if case.truth is None else [("CT", case.truth)]), *case.predictions.items()]
-    width = len(columns) + (case.truth is not None)
+    columns = [*([] if case.ground_truth is None else [("CT", case.ground_truth)]), *case.predictions.items()]
+    width = len(columns) + (case.ground_truth is not None)
     figure = Figure(figsize=(2.1 * width, 6.6), layout="constrained")
     grid = figure.subplots(3, width)
     for column, (title, volume) in enumerate(columns):
         for row, plane in enumerate(_middle(volume)):
             _show(grid[row, column], plane, *DISPLAY_HU)
         grid[0, column].set_title(title)
-    if case.truth is not None:
-        for row, plane in enumerate(_middle(case.predictions[MODEL] - case.truth)):
+    if case.ground_truth is not None:
+        for row, plane in enumerate(_middle(case.predictions[MODEL] - case.ground_truth)):
             shown = grid[row, -1].imshow(plane, cmap="RdBu_r", vmin=-ERROR_HU, vmax=ERROR_HU, interpolation="nearest")
-            _bare(grid[row, -1])
+            _hide_axes(grid[row, -1])
         grid[0, -1].set_title("model - CT")
         figure.colorbar(shown, ax=list(grid[:, -1]), label="HU", shrink=0.6)
     for row, name in enumerate(("axial", "coronal", "sagittal")):
@@ -49,22 +49,22 @@ def draw_case(case: Case, path: Path) -> None:
     figure.savefig(path)
 
 
-def draw_projections(case: Case, grid: Grid, geometry: Geometry, path: Path) -> None:
-    """Each input radiograph beside the projection of the model's volume in the same view."""
+def plot_reprojections(case: Case, grid: Grid, geometry: Geometry, path: Path) -> None:
+    """Each input radiograph beside the reprojection (DRR) of the model's volume in the same view."""
     figure = Figure(figsize=(4.6, 2.5 * len(geometry.views)), layout="constrained")
     axes = figure.subplots(len(geometry.views), 2, squeeze=False)
-    made = reproject(case.predictions[MODEL], grid, geometry)
+    reprojections = reproject(case.predictions[MODEL], grid, geometry)
     for row, view in enumerate(geometry.views):
         for column, (title, image) in enumerate(
-            (("input", case.radiographs[row]), ("of the reconstruction", made[row]))
+            (("input", case.radiographs[row]), ("reprojection", reprojections[row]))
         ):
             _show(axes[row, column], image, 0.0, 1.0)
             axes[row, column].set_title(f"{view.name}, {title}")
     figure.savefig(path)
 
 
-def draw_history(history: list[dict[str, float]], path: Path) -> None:
-    """Losses and validation PSNR against the step."""
+def plot_history(history: list[dict[str, float]], path: Path) -> None:
+    """Losses and validation PSNR over steps."""
     losses = sorted({name for entry in history for name in entry if name.endswith("/loss")})
     figure = Figure(figsize=(8.0, 2.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -73,11 +73,11 @@ def draw_history(history: list[dict[str, float]], path: Path) -> None:
         left.plot(*zip(*points, strict=True), label=name.removesuffix("/loss"))
     left.set(yscale="log", xlabel="step", ylabel="loss")
     left.legend(frameon=False)
-    metric = deciding(name for entry in history for name in entry)
+    metric = monitored(name for entry in history for name in entry)
     points = [(entry["step"], entry[metric]) for entry in history if metric in entry]
     if points:
         right.plot(*zip(*points, strict=True), marker="o", markersize=3, color="tab:green")
-    right.set(xlabel="step", ylabel=f"validation PSNR, dB\n(protocol {METRICS[metric]})")
+    right.set(xlabel="step", ylabel=f"validation PSNR, dB\n(protocol {PROTOCOL_OF[metric]})")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
@@ -87,7 +87,7 @@ def draw_history(history: list[dict[str, float]], path: Path) -> None:
 def reproject(
     hu: Float32[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
 ) -> Float32[np.ndarray, "views rows columns"]:
-    """A volume's standardized radiographs in every view of the geometry."""
+    """Standardized DRRs of a volume in every view of the geometry."""
     density = hu_to_attenuation(torch.from_numpy(np.ascontiguousarray(hu)))[None, None]
     images = [project(density, grid.spacing_mm, geometry, view)[0, 0].numpy() for view in geometry.views]
     return np.stack([standardize(image) for image in images])
@@ -100,10 +100,10 @@ def _middle(volume: Float32[np.ndarray, "d h w"]) -> list[np.ndarray]:
 
 def _show(axes: Axes, image: np.ndarray, low: float, high: float) -> None:
     axes.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
-    _bare(axes)
+    _hide_axes(axes)
 
 
-def _bare(axes: Axes) -> None:
+def _hide_axes(axes: Axes) -> None:
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)

@@ -33,11 +33,11 @@ from raylift.datasets.errors import RayliftError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models import weights
 from raylift.models.weights import Description, file_sha256
-from raylift.platform.monitor import deciding
+from raylift.platform.monitor import monitored
 
 RUN_FILE = "run.json"
 """By which a folder is known for a run."""
-CHECKPOINTS, PUBLISHED, STATE = "checkpoints", "checkpoint.json", "state.json"
+CHECKPOINTS_FOLDER, INDEX_FILE, STATE_FILE = "checkpoints", "checkpoint.json", "state.json"
 
 NamedTensors = dict[str, Tensor]
 
@@ -47,7 +47,7 @@ class CheckpointError(RayliftError, ValueError):
 
 
 @dataclass(frozen=True)
-class State:
+class TrainingState:
     """What a run needs to go on, beside its tensors."""
 
     step: int
@@ -66,7 +66,7 @@ class Tensors:
 
     networks: dict[str, NamedTensors]
     adam: dict[str, NamedTensors]
-    averaged: dict[str, NamedTensors] = field(default_factory=dict)
+    ema: dict[str, NamedTensors] = field(default_factory=dict)
     """Moving averages, of the players that have one."""
 
 
@@ -74,10 +74,10 @@ class Checkpoints:
     """The checkpoints of one run."""
 
     def __init__(self, run_url: str) -> None:
-        self.url = join(absolute(run_url), CHECKPOINTS)
+        self.url = join(absolute(run_url), CHECKPOINTS_FOLDER)
         self._folder = Folder(self.url)
 
-    def save(self, state: State, tensors: Tensors, description: Description) -> str:
+    def save(self, state: TrainingState, tensors: Tensors, description: Description) -> str:
         """Publish a checkpoint and return its URL. One process calls it; the first player is the reconstructor."""
         name = f"step-{state.step:08d}"
         # Left by a run that was cut while it published this step.
@@ -85,18 +85,18 @@ class Checkpoints:
         reconstructor, *others = tensors.networks
         with tempfile.TemporaryDirectory(prefix="raylift-checkpoint-") as temporary:
             local = Path(temporary)
-            weights.save(local / "model", {**tensors.networks, **tensors.averaged}[reconstructor], description)
-            for player in [*others, *tensors.averaged]:
+            weights.save(local / "model", {**tensors.networks, **tensors.ema}[reconstructor], description)
+            for player in [*others, *tensors.ema]:
                 _save_tensors(local / "players" / f"{player}.safetensors", tensors.networks[player])
             for player, moments in tensors.adam.items():
                 _save_tensors(local / "adam" / f"{player}.safetensors", moments)
-            (local / STATE).write_text(json.dumps(to_plain(state), indent=1), encoding="utf-8")
+            (local / STATE_FILE).write_text(json.dumps(to_plain(state), indent=1), encoding="utf-8")
             files = sorted(path for path in local.rglob("*") if path.is_file())
             digests = {path.relative_to(local).as_posix(): file_sha256(path) for path in files}
             for relative in digests:
                 self._folder.put(local / relative, f"{name}/{relative}")
         summary = {"step": state.step, "metrics": state.metrics, "sha256": digests}
-        self._folder.write(f"{name}/{PUBLISHED}", json.dumps(summary, indent=1).encode())
+        self._folder.write(f"{name}/{INDEX_FILE}", json.dumps(summary, indent=1).encode())
         return join(self.url, name)
 
     def published(self) -> list[tuple[str, dict[str, Any]]]:
@@ -104,7 +104,7 @@ class Checkpoints:
         found = []
         for name in self._folder.names():
             try:
-                found.append((name, json.loads(self._folder.read(f"{name}/{PUBLISHED}"))))
+                found.append((name, json.loads(self._folder.read(f"{name}/{INDEX_FILE}"))))
             except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
                 continue  # unpublished: what a cut run left
         return found
@@ -128,7 +128,7 @@ class Checkpoints:
         for name, _ in published:
             if name not in kept:
                 # First what makes it a checkpoint, so that a cut here leaves none that lacks files.
-                self._folder.remove(f"{name}/{PUBLISHED}")
+                self._folder.remove(f"{name}/{INDEX_FILE}")
                 self._folder.remove(name)
 
     def newest(self) -> tuple[str | None, list[str]]:
@@ -148,10 +148,10 @@ def best_checkpoint(run_url: str) -> tuple[str, dict[str, Any]]:
     """URL and summary of a run's best checkpoint by the metric that decides."""
     checkpoints = Checkpoints(run_url)
     metrics = [name for _, summary in checkpoints.published() for name in summary["metrics"]]
-    return checkpoints.best(deciding(metrics))
+    return checkpoints.best(monitored(metrics))
 
 
-def checkpoint_of(url: str) -> str:
+def resolve_checkpoint(url: str) -> str:
     """The URL itself, or of its best checkpoint if it is a run."""
     return best_checkpoint(url)[0] if Folder(url).exists(RUN_FILE) else absolute(url)
 
@@ -166,11 +166,11 @@ def local_copy(url: str) -> Iterator[Path]:
     url = absolute(url)
     folder = Folder(url)
     try:
-        digests = json.loads(folder.read(PUBLISHED))["sha256"]
+        digests = json.loads(folder.read(INDEX_FILE))["sha256"]
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{url} is not a published checkpoint: it has no {PUBLISHED}") from error
+        raise CheckpointError(f"{url} is not a published checkpoint: it has no {INDEX_FILE}") from error
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{url}/{PUBLISHED} cannot be read: {error}") from error
+        raise CheckpointError(f"{url}/{INDEX_FILE} cannot be read: {error}") from error
     with tempfile.TemporaryDirectory(prefix="raylift-checkpoint-") as temporary:
         local = Path(url) if is_local(url) else Path(temporary)
         for relative, expected in digests.items():
@@ -185,18 +185,20 @@ def local_copy(url: str) -> Iterator[Path]:
         yield local
 
 
-def load_state(local: Path) -> State:
+def load_state(local: Path) -> TrainingState:
     """The state in a local copy."""
-    return from_plain(State, json.loads((local / STATE).read_text(encoding="utf-8")), str(local / STATE))
+    return from_plain(
+        TrainingState, json.loads((local / STATE_FILE).read_text(encoding="utf-8")), str(local / STATE_FILE)
+    )
 
 
 def load_network(local: Path, player: str, first: bool) -> NamedTensors:
     """A player's weights from a local copy; the first player's are the model's, if that has no average of them."""
     path = local / "players" / f"{player}.safetensors"
-    return load_model(local) if first and not path.exists() else safetensors.torch.load_file(path)
+    return load_model_weights(local) if first and not path.exists() else safetensors.torch.load_file(path)
 
 
-def load_model(local: Path) -> NamedTensors:
+def load_model_weights(local: Path) -> NamedTensors:
     """The weights that are served, from a local copy."""
     return safetensors.torch.load_file(local / "model" / weights.WEIGHTS_FILE)
 

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from raylift.models.objectives.objective import Objective, Player
 from raylift.platform.config import RunConfig
+from raylift.platform.training.checkpoint import NamedTensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 STEP_KEY = "step"
-
-State = dict[str, Tensor]
 
 
 class Engine:
@@ -37,9 +36,9 @@ class Engine:
         self._trained = {name: p for name, p in player.network.named_parameters() if p.requires_grad}
         optimizer = torch.optim.Adam(
             self._trained.values(),
-            lr=run.optimizer.rate,
-            betas=(run.optimizer.beta_1, run.optimizer.beta_2),
-            eps=run.optimizer.epsilon,
+            lr=run.optimizer.lr,
+            betas=run.optimizer.betas,
+            eps=run.optimizer.eps,
             weight_decay=run.optimizer.weight_decay,
         )
         with _quiet():
@@ -47,33 +46,33 @@ class Engine:
                 model=player.to(device), optimizer=optimizer, config=_deepspeed_config(run)
             )
         self._stage = run.engine.zero_stage
-        self._average = Average(self._held, ema_decay) if ema_decay else None
+        self._ema = ExponentialMovingAverage(self._local_parameters, ema_decay) if ema_decay else None
 
     @property
-    def has_average(self) -> bool:
+    def has_ema(self) -> bool:
         """Whether there is a moving average."""
-        return self._average is not None
+        return self._ema is not None
 
-    def average(self, step: int) -> None:
+    def update_ema(self, step: int) -> None:
         """Let the moving average, if there is one, follow the weights; `step` counts the steps before this one."""
-        if self._average is not None:
-            self._average.follow(step)
+        if self._ema is not None:
+            self._ema.update(step)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """Within this context the network has its averaged weights; its own where there is no average."""
-        if self._average is None:
+        if self._ema is None:
             yield
             return
-        self._average.swap()
-        self._spread()
+        self._ema.swap()
+        self._refresh_persistent_parameters()
         try:
             yield
         finally:
-            self._average.swap()
-            self._spread()
+            self._ema.swap()
+            self._refresh_persistent_parameters()
 
-    def share_statistics(self) -> None:
+    def sync_batch_norm(self) -> None:
         """Give every rank the mean of all ranks' running statistics of batch norm, for each sees its own samples.
 
         It may be done at any step, or not: statistics are linear in what is added later, so the next mean is the same.
@@ -85,35 +84,35 @@ class Engine:
                     torch.distributed.all_reduce(statistic)
                     statistic /= torch.distributed.get_world_size()
 
-    def restore_average(self, state: State) -> None:
+    def restore_ema(self, state: NamedTensors) -> None:
         """Hand the moving average back, whatever stage and world size it came from."""
-        assert self._average is not None
-        for shadow, (name, parameter) in zip(self._average.shadow, self._trained.items(), strict=True):
+        assert self._ema is not None
+        for shadow, (name, parameter) in zip(self._ema.shadow, self._trained.items(), strict=True):
             value = state[name].to(shadow.device)
-            shadow.copy_(self._own_piece(parameter, value) if self._stage == 3 else value)
+            shadow.copy_(self._local_partition(parameter, value) if self._stage == 3 else value)
 
-    def _held(self) -> list[Tensor]:
+    def _local_parameters(self) -> list[Tensor]:
         """What this rank holds of each parameter that trains, in fp32: all of it, or its piece under ZeRO-3."""
         trained = self._trained.values()
         return [p.ds_tensor if self._stage == 3 else p.data for p in trained]  # type: ignore[attr-defined]
 
-    def _spread(self) -> None:
+    def _refresh_persistent_parameters(self) -> None:
         """Small parameters stay whole on every rank under ZeRO-3: renew them from the pieces."""
         whole = self.deepspeed.optimizer.persistent_parameters if self._stage == 3 else []
         if whole:
             whole[0].partition(whole)
             whole[0].all_gather(whole)
 
-    def set_rate(self, rate: float) -> None:
-        """The learning rate of the next step."""
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next step."""
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
 
-    def weights(self) -> State:
+    def weights(self) -> NamedTensors:
         """The network's weights in fp32 on the CPU, by name. Every rank must call it; only rank 0 gets them."""
         import deepspeed
 
-        state: State = {}
+        state: NamedTensors = {}
         for name, parameter in self.player.network.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3):
                 if _rank() == 0:
@@ -122,11 +121,11 @@ class Engine:
             state |= {name: buffer.detach().cpu().clone() for name, buffer in self.player.network.named_buffers()}
         return state
 
-    def adam(self) -> State:
+    def adam(self) -> NamedTensors:
         """Adam's moments and step by `<parameter>/<moment>`. Every rank must call it; only rank 0 gets them."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        state: State = {}
+        state: NamedTensors = {}
         inner = self._inner_optimizer()
         for name, parameter in self._trained.items():
             for moment in MOMENTS:
@@ -140,7 +139,7 @@ class Engine:
             state[STEP_KEY] = next(iter(inner.state.values()))[STEP_KEY].detach().cpu().clone()
         return state
 
-    def restore_adam(self, state: State) -> None:
+    def restore_adam(self, state: NamedTensors) -> None:
         """Hand Adam's moments back, whatever stage and world size they came from."""
         inner = self._inner_optimizer()
         for tensor in self._owned_tensors():
@@ -166,9 +165,9 @@ class Engine:
             safe_set_full_optimizer_state(parameter, value, moment)
         else:
             # DeepSpeed's full setter forgets the padding.
-            safe_set_local_optimizer_state(parameter, self._own_piece(parameter, value), moment)
+            safe_set_local_optimizer_state(parameter, self._local_partition(parameter, value), moment)
 
-    def _own_piece(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+    def _local_partition(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
         """This rank's piece under ZeRO-3: an equal part of the flattened value, padded at the end."""
         piece = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
         flat = torch.zeros(piece * torch.distributed.get_world_size(), device=value.device)
@@ -190,7 +189,7 @@ class Engine:
         return list(optimizer.fp32_partitioned_groups_flat)
 
 
-class Average:
+class ExponentialMovingAverage:
     """An exponential moving average of tensors that are stepped on in place.
 
     The decay of step n is min(decay, (1 + n) / (10 + n)): early on a fixed one would keep the random start. It depends
@@ -202,7 +201,7 @@ class Average:
         self.shadow = [tensor.detach().clone() for tensor in followed()]
 
     @torch.no_grad()
-    def follow(self, step: int) -> None:
+    def update(self, step: int) -> None:
         """One step towards what is followed."""
         decay = min(self._decay, (1 + step) / (10 + step))
         for shadow, tensor in zip(self.shadow, self._followed(), strict=True):
@@ -217,7 +216,7 @@ class Average:
             shadow.copy_(own)
 
 
-def prepare(gpu: bool) -> torch.device:
+def init_backend(gpu: bool) -> torch.device:
     """Make DeepSpeed ready in a process whose torch process group is up, and return the device to use."""
     if not gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -235,7 +234,7 @@ def prepare(gpu: bool) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
 
 
-def start(objective: Objective, run: RunConfig, device: torch.device) -> dict[str, Engine]:
+def initialize(objective: Objective, run: RunConfig, device: torch.device) -> dict[str, Engine]:
     """An engine for every player, in the order of their turns."""
     decays = [objective.ema_decay, *[0.0] * (len(objective.players) - 1)]
     return {
@@ -250,12 +249,12 @@ def parameter_shape(parameter: nn.Parameter) -> torch.Size:
 
 
 def _deepspeed_config(run: RunConfig) -> dict[str, Any]:
-    share = run.cluster.workers * run.engine.gradient_accumulation
+    share = run.cluster.workers * run.engine.gradient_accumulation_steps
     return {
-        "train_micro_batch_size_per_gpu": run.train.batch // share,
-        "gradient_accumulation_steps": run.engine.gradient_accumulation,
+        "train_micro_batch_size_per_gpu": run.train.batch_size // share,
+        "gradient_accumulation_steps": run.engine.gradient_accumulation_steps,
         # DeepSpeed clips at 1.0 unless told otherwise.
-        "gradient_clipping": run.engine.gradient_clip,
+        "gradient_clipping": run.engine.gradient_clipping,
         "zero_optimization": {"stage": run.engine.zero_stage},
         "zero_allow_untested_optimizer": True,
         "torch_autocast": {"enabled": run.engine.precision == "bf16", "dtype": "bfloat16"},

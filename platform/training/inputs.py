@@ -23,7 +23,7 @@ from raylift.models.weights import Description
 from raylift.platform import model_store
 from raylift.platform.config import RunConfig
 
-PROJECTIONS_COUNTED = 256
+MAX_REFERENCE_SAMPLES = 256
 """Samples whose projections make the reference of histogram matching; their mean changes little with more."""
 UNPAIRED = 1
 """Tells the seed of the order of unpaired volumes from the run's own."""
@@ -70,7 +70,7 @@ def view_indices(archive: Archive, run: RunConfig) -> list[int]:
     return [names.index(view) for view in run.system.views]
 
 
-def describe(run: RunConfig, archive: Archive, goes_on_from: str | None = None) -> Description:
+def describe(run: RunConfig, archive: Archive, resume_from: str | None = None) -> Description:
     """What the trained network is for, as it will stand beside its weights.
 
     A run that goes on from a checkpoint keeps the histograms it began with, whatever the archive has become.
@@ -98,10 +98,10 @@ def describe(run: RunConfig, archive: Archive, goes_on_from: str | None = None) 
         }
     histograms: ReferenceHistograms = {}
     if run.data.match_histograms:
-        if goes_on_from:
-            histograms = model_store.description_of(goes_on_from).histograms
+        if resume_from:
+            histograms = model_store.description_of(resume_from).histograms
         else:
-            histograms = projection_histograms(archive, run, indices)
+            histograms = reference_histograms(archive, run, indices)
     return Description(
         system=run.system,
         grid=archive.manifest.grid,
@@ -112,16 +112,16 @@ def describe(run: RunConfig, archive: Archive, goes_on_from: str | None = None) 
     )
 
 
-def projection_histograms(archive: Archive, run: RunConfig, indices: Sequence[int]) -> ReferenceHistograms:
-    """Quantiles of the train split's projections in these views; see `projections_beside`."""
-    source = projections_beside(archive, run)
-    entries = source.entries("train")[:PROJECTIONS_COUNTED]
+def reference_histograms(archive: Archive, run: RunConfig, indices: Sequence[int]) -> ReferenceHistograms:
+    """Quantiles of the train split's projections in these views; see `histogram_source`."""
+    source = histogram_source(archive, run)
+    entries = source.entries("train")[:MAX_REFERENCE_SAMPLES]
     stored = [source.read_array(entry, "radiographs") for entry in entries]
     views = archive.manifest.geometry.views
     return {views[k].name: mean_quantiles(standardize(images[k]) for images in stored) for k in indices}
 
 
-def projections_beside(archive: Archive, run: RunConfig) -> Archive:
+def histogram_source(archive: Archive, run: RunConfig) -> Archive:
     """The archive whose projections radiographs are matched to: the run's own if it has CT, else the unpaired one.
 
     Raises:
@@ -169,7 +169,7 @@ def check(run: RunConfig) -> Archive:
         if not others.entries("train"):
             raise ConfigError(f"{others.url} has no sample in the train split: ingest more subjects")
     if run.data.match_histograms:
-        projections_beside(archive, run)
+        histogram_source(archive, run)
     return archive
 
 

@@ -18,22 +18,22 @@ from raylift.datasets.serialization import from_plain, to_plain
 from raylift.datasets.streaming.order import BatchPartition
 from raylift.models.objectives.objective import Objective, frozen
 from raylift.platform.config import RunConfig
-from raylift.platform.monitor import deciding
+from raylift.platform.monitor import monitored
 from raylift.platform.training import engine as engines
 from raylift.platform.training import pretrained
 from raylift.platform.training.checkpoint import (
     Checkpoints,
-    State,
     Tensors,
+    TrainingState,
     load_adam,
-    load_model,
+    load_model_weights,
     load_network,
     load_state,
     local_copy,
 )
 from raylift.platform.training.engine import Engine
 from raylift.platform.training.inputs import describe, open_stream
-from raylift.platform.training.tracking import Averages, Reporter, TensorBoard
+from raylift.platform.training.tracking import Reporter, RunningMeans, TensorBoard
 from raylift.platform.training.validation import Validation
 
 
@@ -44,7 +44,7 @@ class NonFiniteLoss(RayliftError, ArithmeticError):
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """What each worker runs. Returns the last metrics, or the message of a NonFiniteLoss, which no retry can cure."""
     run = from_plain(RunConfig, settings["config"], "run")
-    reporter = Reporter(settings.get("board"), run.train.steps, to_tune=settings.get("to_tune", False))
+    reporter = Reporter(settings.get("messages"), run.train.steps, to_tune=settings.get("to_tune", False))
     try:
         return {"metrics": train(run, settings["run_url"], reporter)}
     except NonFiniteLoss as error:
@@ -55,10 +55,10 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
     """Train to `run.train.steps`, from the newest verified checkpoint where there is one. Returns the last metrics."""
     torch.set_num_threads(run.cluster.threads_per_worker)
     rank, world = dist.get_rank(), dist.get_world_size()
-    device = engines.prepare(gpu=run.cluster.gpus_per_worker > 0)
+    device = engines.init_backend(gpu=run.cluster.gpus_per_worker > 0)
     archive = Archive(run.data.archive)
     checkpoints = Checkpoints(run_url)
-    resume_from = agree(checkpoints.newest() if rank == 0 else None)
+    resume_from = broadcast_checkpoint(checkpoints.newest() if rank == 0 else None)
     description = describe(run, archive, resume_from)
 
     torch.manual_seed(run.train.seed)
@@ -67,12 +67,12 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
         reporter.note(note)
     description = replace(description, provenance={**description.provenance, "notes": list(objective.notes)})
     state, objective_engines = restore(resume_from, objective, run, device, reporter)
-    share = BatchPartition(rank, world, run.train.batch, run.engine.gradient_accumulation)
+    share = BatchPartition(rank, world, run.train.batch_size, run.engine.gradient_accumulation_steps)
     stream = open_stream(archive, run, description, share, state.samples_consumed)
     reconstructing = next(iter(objective_engines.values()))
     validation = Validation(archive, run, description, rank, world, device)
-    board = TensorBoard(run_url, state.history) if rank == 0 else None
-    averages, history, metrics = Averages(), list(state.history), dict(state.metrics)
+    writer = TensorBoard(run_url, state.history) if rank == 0 else None
+    means, history, metrics = RunningMeans(), list(state.history), dict(state.metrics)
 
     batches = iter(stream)
     for step in range(state.step, run.train.steps):
@@ -80,44 +80,44 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
         # Dropout depends on (seed, step, rank) alone, so a resumed run draws what the uninterrupted one would have.
         torch.manual_seed(int(np.random.SeedSequence([run.train.seed, step, rank]).generate_state(1, np.uint64)[0]))
         for engine in objective_engines.values():
-            engine.set_rate(run.optimizer.rate_at(step, run.train.steps))
+            engine.set_lr(run.optimizer.lr_at(step, run.train.steps))
         micro_batches = next(batches)
         waited = time.perf_counter() - started
         for batch in micro_batches:
-            take_turns(objective_engines, batch.to(device), step, averages)
+            take_turns(objective_engines, batch.to(device), step, means)
         for engine in objective_engines.values():
-            engine.average(step)
-        averages.add("seconds_a_step", time.perf_counter() - started)
-        averages.add("seconds_waiting_for_data", waited)
+            engine.update_ema(step)
+        means.add("step_time_s", time.perf_counter() - started)
+        means.add("data_time_s", waited)
 
         done = step + 1
         if done % run.train.log_every == 0 or done == run.train.steps:
-            entry = {"step": float(done), "rate": run.optimizer.rate_at(step, run.train.steps), **averages.take()}
+            entry = {"step": float(done), "lr": run.optimizer.lr_at(step, run.train.steps), **means.reduce()}
             history.append(entry)
             reporter.log(done, entry)
-            if board:
-                board.scalars(entry)
+            if writer:
+                writer.scalars(entry)
         if done % run.train.validate_every == 0 or done == run.train.steps:
             for engine in objective_engines.values():
-                engine.share_statistics()
-            with reconstructing.averaged():
+                engine.sync_batch_norm()
+            with reconstructing.ema_weights():
                 metrics, picture = validation.run(objective.reconstructor)
             history.append({"step": float(done), **metrics})
-            tensors = gather(objective_engines)
-            if board:
-                written = State(done, stream.samples_consumed, metrics, history, to_plain(run), run.sha256())
+            tensors = gather_tensors(objective_engines)
+            if writer:
+                written = TrainingState(done, stream.samples_consumed, metrics, history, to_plain(run), run.sha256())
                 here = replace(description, provenance={**description.provenance, "step": done})
                 checkpoints.save(written, tensors, here)
-                checkpoints.prune(run.train.keep_checkpoints, deciding(metrics))
-                board.validation(done, metrics, picture)
+                checkpoints.prune(run.train.keep_checkpoints, monitored(metrics))
+                writer.validation(done, metrics, picture)
             dist.barrier()
             reporter.validated(done, metrics)
-    if board:
-        board.close()
+    if writer:
+        writer.close()
     return metrics
 
 
-def take_turns(objective_engines: dict[str, Engine], batch: Batch, step: int, averages: Averages) -> None:
+def take_turns(objective_engines: dict[str, Engine], batch: Batch, step: int, means: RunningMeans) -> None:
     """Each player's forward, backward and step on one micro-batch, the other players frozen meanwhile.
 
     A player sits out the steps that are not its own.
@@ -133,9 +133,9 @@ def take_turns(objective_engines: dict[str, Engine], batch: Batch, step: int, av
             engine.deepspeed.backward(loss)
             engine.deepspeed.step()
         carried |= kept
-        averages.add(f"{name}/loss", loss.detach())
+        means.add(f"{name}/loss", loss.detach())
         for key, value in logs.items():
-            averages.add(f"{name}/{key}", value)
+            means.add(f"{name}/{key}", value)
 
 
 def require_finite(loss: Tensor, player: str, batch: Batch, step: int) -> None:
@@ -153,38 +153,38 @@ def require_finite(loss: Tensor, player: str, batch: Batch, step: int) -> None:
     dist.all_gather_object(at_fault, None if finite else (float(loss.detach()), batch.ids))
     named = "; ".join(f"{value} on samples {', '.join(ids)}" for value, ids in filter(None, at_fault))
     raise NonFiniteLoss(
-        f"the {player}'s loss at step {step} is {named}: look at these samples, or lower optimizer.rate. "
+        f"the {player}'s loss at step {step} is {named}: look at these samples, or lower optimizer.lr. "
         "No worker stepped; the last checkpoint is sound"
     )
 
 
 def restore(
     url: str | None, objective: Objective, run: RunConfig, device: torch.device, reporter: Reporter
-) -> tuple[State, dict[str, Engine]]:
+) -> tuple[TrainingState, dict[str, Engine]]:
     """Engines for all players, from a checkpoint or fresh, and the state to begin with."""
     if url is None:
-        pretrained.fill(objective.reconstructor, run.system)
-        return State(step=0, samples_consumed=0, metrics={}), engines.start(objective, run, device)
+        pretrained.load_weights(objective.reconstructor, run.system)
+        return TrainingState(step=0, samples_consumed=0, metrics={}), engines.initialize(objective, run, device)
     with local_copy(url) as local:
         state = load_state(local)
         # Weights go in before DeepSpeed takes the parameters apart, Adam's moments after.
         for index, (name, network) in enumerate(objective.networks().items()):
             network.load_state_dict(load_network(local, name, first=index == 0))
-        started = engines.start(objective, run, device)
+        started = engines.initialize(objective, run, device)
         for name, engine in started.items():
             engine.restore_adam(load_adam(local, name))
-            if engine.has_average:
-                engine.restore_average(load_model(local))
+            if engine.has_ema:
+                engine.restore_ema(load_model_weights(local))
     reporter.note(f"resumed from {url} at step {state.step}")
     return state, started
 
 
-def gather(objective_engines: dict[str, Engine]) -> Tensors:
+def gather_tensors(objective_engines: dict[str, Engine]) -> Tensors:
     """All players' weights and moments, and averaged weights; every rank must call it, only rank 0 gets them."""
     averaged = {}
     for name, engine in objective_engines.items():
-        if engine.has_average:
-            with engine.averaged():
+        if engine.has_ema:
+            with engine.ema_weights():
                 averaged[name] = engine.weights()
     return Tensors(
         {name: engine.weights() for name, engine in objective_engines.items()},
@@ -193,7 +193,7 @@ def gather(objective_engines: dict[str, Engine]) -> Tensors:
     )
 
 
-def agree(newest: tuple[str | None, list[str]] | None) -> str | None:
+def broadcast_checkpoint(newest: tuple[str | None, list[str]] | None) -> str | None:
     """Rank 0's choice of checkpoint, on every rank; what it passed over is printed."""
     chosen: list[Any] = [newest]
     dist.broadcast_object_list(chosen, src=0)

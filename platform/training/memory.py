@@ -22,7 +22,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes a worker holds: exact for parameters, gradients and Adam; activations are what autograd saves."""
 
     parameters: dict[str, int]
@@ -30,14 +30,14 @@ class Estimate:
     weights: int
     gradients: int
     adam: int
-    average: int
+    ema: int
     """The moving average of the first player's weights."""
     activations: int
 
     @property
     def total(self) -> int:
         """All of it, without the allocator's and the convolutions' own work space."""
-        return self.weights + self.gradients + self.adam + self.average + self.activations
+        return self.weights + self.gradients + self.adam + self.ema + self.activations
 
     def lines(self) -> list[str]:
         """A line for each part."""
@@ -45,7 +45,7 @@ class Estimate:
             "weights": self.weights,
             "gradients": self.gradients,
             "Adam": self.adam,
-            "moving average": self.average,
+            "EMA": self.ema,
             "activations": self.activations,
             "total a worker": self.total,
         }
@@ -53,7 +53,7 @@ class Estimate:
         return [*counted, *(f"{name}: {size / GIB:.2f} GiB" for name, size in parts.items())]
 
 
-def estimate(run: RunConfig) -> Estimate:
+def estimate(run: RunConfig) -> MemoryEstimate:
     """Memory of one worker, with what the ZeRO stage shards divided among the workers."""
     # Neither the spacing nor the distances change a size.
     grid = Grid(run.data.size)
@@ -64,7 +64,7 @@ def estimate(run: RunConfig) -> Estimate:
         objective = run.system.objective(grid, geometry)
         counts = {name: parameters(player.network) for name, player in objective.players.items()}
         held = sum(p.numel() for player in objective.players.values() for p in player.network.parameters())
-        micro = run.train.batch // (run.cluster.workers * run.engine.gradient_accumulation)
+        micro = run.train.batch_size // (run.cluster.workers * run.engine.gradient_accumulation_steps)
         size = run.data.size
         labels = torch.zeros(micro, 1, size, size, size, dtype=torch.uint8) if run.system.needs_labels else None
         views = torch.rand(micro, len(run.system.views), size, size)
@@ -83,12 +83,12 @@ def estimate(run: RunConfig) -> Estimate:
             activations = max(activations, saved())
         averaged = next(iter(counts.values())) if objective.ema_decay else 0
     count, stage, workers = sum(counts.values()), run.engine.zero_stage, run.cluster.workers
-    return Estimate(
+    return MemoryEstimate(
         parameters=counts,
         weights=4 * held // (workers if stage >= 3 else 1),
         gradients=4 * count // (workers if stage >= 2 else 1),
         adam=8 * count // (workers if stage >= 1 else 1),
-        average=4 * averaged // (workers if stage >= 3 else 1),
+        ema=4 * averaged // (workers if stage >= 3 else 1),
         activations=activations,
     )
 

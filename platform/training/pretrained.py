@@ -17,15 +17,15 @@ from raylift.datasets.geometry import Geometry
 from raylift.models.system_config import SystemConfig
 from raylift.platform import model_store
 from raylift.platform.config import RunConfig
-from raylift.platform.training.checkpoint import checkpoint_of
+from raylift.platform.training.checkpoint import resolve_checkpoint
 
 
-def settled(run: RunConfig) -> RunConfig:
+def resolve(run: RunConfig) -> RunConfig:
     """The run with the settings of every model that it names as a part, and the place of that very checkpoint."""
     found: dict[str, Any] = {}
     for part, url in run.system.pretrained.items():
         if url:
-            exact = checkpoint_of(url)
+            exact = resolve_checkpoint(url)
             found |= {f"{part}_model": exact, part: model_store.description_of(exact).system}
     return replace(run, system=replace(run.system, **found)) if found else run
 
@@ -59,7 +59,7 @@ def check(run: RunConfig, archive: Archive) -> None:
             )
 
 
-def fill(network: nn.Module, system: SystemConfig) -> None:
+def load_weights(network: nn.Module, system: SystemConfig) -> None:
     """Put the weights of its trained parts into a fresh network."""
     for part, url in system.pretrained.items():
         network.get_submodule(part).load_state_dict(model_store.load(url).network.state_dict())

@@ -19,10 +19,10 @@ from raylift.datasets.archive.store import Folder, absolute, join
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster
-from raylift.platform.config import RunConfig, located
-from raylift.platform.progress import watched
+from raylift.platform.config import RunConfig, with_absolute_paths
+from raylift.platform.progress import worker_messages
 from raylift.platform.training import pretrained
-from raylift.platform.training.checkpoint import RUN_FILE, STATE, Checkpoints
+from raylift.platform.training.checkpoint import RUN_FILE, STATE_FILE, Checkpoints
 from raylift.platform.training.inputs import check, check_network
 from raylift.platform.training.loop import NonFiniteLoss, train_worker
 
@@ -45,13 +45,13 @@ def load_run(url: str) -> RunConfig:
     return from_plain(RunConfig, data["config"], f"{url}/{RUN_FILE}")
 
 
-def start(run: RunConfig, run_url: str) -> RunConfig:
+def create(run: RunConfig, run_url: str) -> RunConfig:
     """Write down a new run: its configuration with absolute places and trained parts, its digest and versions.
 
     Raises:
         ConfigError: its archive, its trained parts or its settings do not fit together; then nothing is written.
     """
-    run = located(pretrained.settled(run))
+    run = with_absolute_paths(pretrained.resolve(run))
     archive = check(run)
     pretrained.check(run, archive)
     check_network(run, archive)
@@ -88,13 +88,13 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
         return finished
     if to_tune:
         return _fit(run, run_url, None, to_tune=True)
-    with watched(title) as board:
-        return _fit(run, run_url, board, to_tune=False)
+    with worker_messages(title) as messages:
+        return _fit(run, run_url, messages, to_tune=False)
 
 
-def _fit(run: RunConfig, run_url: str, board: Any, to_tune: bool) -> dict[str, Any]:
+def _fit(run: RunConfig, run_url: str, messages: Any, to_tune: bool) -> dict[str, Any]:
     shape = run.cluster
-    cluster.require(shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker, "this run")
+    cluster.require_resources(shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker, "this run")
     callbacks: list[Any] = []
     if to_tune:
         from ray.tune.integration.ray_train import TuneReportCallback
@@ -106,7 +106,7 @@ def _fit(run: RunConfig, run_url: str, board: Any, to_tune: bool) -> dict[str, A
     with tempfile.TemporaryDirectory(prefix="raylift-ray-") as scratch:
         trainer = TorchTrainer(
             train_worker,  # type: ignore[arg-type]  # Ray hands back what it returns
-            train_loop_config={"config": to_plain(run), "run_url": run_url, "board": board, "to_tune": to_tune},
+            train_loop_config={"config": to_plain(run), "run_url": run_url, "messages": messages, "to_tune": to_tune},
             torch_config=TorchConfig(timeout_s=600),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=shape.workers, use_gpu=shape.gpus_per_worker > 0, resources_per_worker=resources
@@ -127,16 +127,16 @@ def _fit(run: RunConfig, run_url: str, board: Any, to_tune: bool) -> dict[str, A
     return metrics
 
 
-def history_of(url: str) -> list[dict[str, float]]:
+def load_history(url: str) -> list[dict[str, float]]:
     """The training history in a checkpoint; empty for an exported model."""
-    state = _json(url, STATE)
+    state = _json(url, STATE_FILE)
     history: list[dict[str, float]] = state.get("history", [])
     return history
 
 
-def metrics_of(url: str) -> dict[str, float]:
+def load_metrics(url: str) -> dict[str, float]:
     """The validation metrics in a checkpoint; empty for an exported model."""
-    state = _json(url, STATE)
+    state = _json(url, STATE_FILE)
     metrics: dict[str, float] = state.get("metrics", {})
     return metrics
 

@@ -15,10 +15,10 @@ from tensorboardX import SummaryWriter
 from torch import Tensor
 
 from raylift.datasets.archive.store import Folder, is_local, join
-from raylift.platform.monitor import told
+from raylift.platform.monitor import format_metrics
 
 
-class Averages:
+class RunningMeans:
     """Means of named values since they were last taken, over all ranks."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Averages:
         self._sums[name] = self._sums[name] + value
         self._counts[name] += 1
 
-    def take(self) -> dict[str, float]:
+    def reduce(self) -> dict[str, float]:
         """The means, over all ranks, and begin anew. Every rank must call it with the same names."""
         means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
         if dist.is_initialized():
@@ -77,19 +77,19 @@ class TensorBoard:
 
 
 class Reporter:
-    """Rank 0's lines to a board that the driver shows, and validations to Ray Tune where there is a trial."""
+    """Rank 0's lines to the driver, and validations to Ray Tune in a trial."""
 
-    def __init__(self, board: Any, steps: int, to_tune: bool = False) -> None:
-        self._board, self._steps, self._to_tune = board, steps, to_tune
+    def __init__(self, messages: Any, steps: int, to_tune: bool = False) -> None:
+        self._messages, self._steps, self._to_tune = messages, steps, to_tune
 
     def log(self, step: int, entry: dict[str, float]) -> None:
         """A log entry."""
         losses = "  ".join(f"{name} {value:.4g}" for name, value in entry.items() if name.endswith("/loss"))
-        self._tell(step, f"{losses}  {entry['seconds_a_step']:.2f} s a step")
+        self._send(step, f"{losses}  {entry['step_time_s']:.2f} s a step")
 
     def validated(self, step: int, metrics: dict[str, float]) -> None:
         """A validation. Every rank must call it: to Ray a report is a barrier."""
-        self._tell(step, f"validation: {told(metrics)}")
+        self._send(step, f"validation: {format_metrics(metrics)}")
         if self._to_tune:
             import ray.train
 
@@ -97,8 +97,8 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """A line that belongs to no step."""
-        self._tell(None, text)
+        self._send(None, text)
 
-    def _tell(self, step: int | None, text: str) -> None:
-        if self._board is not None and dist.get_rank() == 0:
-            self._board.put.remote((step, self._steps, text))
+    def _send(self, step: int | None, text: str) -> None:
+        if self._messages is not None and dist.get_rank() == 0:
+            self._messages.put.remote((step, self._steps, text))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +27,8 @@ from raylift.datasets.archive.store import Folder, absolute, join
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster
-from raylift.platform.config import RunConfig, located, overridden
-from raylift.platform.monitor import DECIDING, deciding, told
+from raylift.platform.config import RunConfig, override, with_absolute_paths
+from raylift.platform.monitor import MONITORED, format_metrics, monitored
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import pretrained, runs
 from raylift.platform.training.checkpoint import RUN_FILE, CheckpointError, best_checkpoint
@@ -36,14 +36,14 @@ from raylift.platform.training.inputs import check
 
 SEARCH_FILE, TABLE_FILE, RAY_FOLDER = "search.json", "trials.json", "ray"
 
-DrawName = Literal["uniform", "log_uniform", "integer", "choice"]
+Distribution = Literal["uniform", "log_uniform", "integer", "choice"]
 
 
 @dataclass(frozen=True)
 class Space:
-    """What a search varies: for each dotted key of a run, how to draw it and from what."""
+    """A search space: by the dotted key of a run's setting, a distribution and its parameters."""
 
-    space: dict[str, dict[DrawName, list[Any]]]
+    space: dict[str, dict[Distribution, list[Any]]]
     preset: str = ""
     """The preset it is meant for, the slim one of the system that its file is named after unless given; --preset takes
     another."""
@@ -57,12 +57,11 @@ class Search:
     space: Space
     trials: int = 8
     """Trials in all."""
-    concurrent: int = 0
-    """Trials at once at most; 0 is as many as the cluster holds."""
-    halving: int = 3
-    """At each rung the best 1/n of the trials go on."""
+    max_concurrent: int = 0
+    """Maximum number of trials at once; 0: as many as the cluster holds."""
+    reduction_factor: int = 3
+    """ASHA's: at each rung the best 1/n of the trials continue."""
     seed: int = 0
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,8 @@ class Trial:
 
     id: str
     settings: dict[str, Any]
-    best: float | None
-    """Highest validation PSNR in dB, of the volume or of its projections."""
+    best_psnr_db: float | None
+    """Highest validation PSNR, of the volume or of its reprojection."""
     step: int
     """The step that reached it."""
     checkpoint: str
@@ -112,24 +111,24 @@ def validate(search: Search) -> dict[str, Any]:
     Raises:
         ConfigError: a key is no setting, or a value it may take makes a run that cannot work.
     """
-    drawn = {}
-    for key, draw in search.space.space.items():
-        if len(draw) != 1:
+    sampled = {}
+    for key, distributions in search.space.space.items():
+        if len(distributions) != 1:
             raise ConfigError(
-                f"'{key}' is drawn in {len(draw)} ways: give one of uniform, log_uniform, integer, choice"
+                f"'{key}' has {len(distributions)} distributions: give one of uniform, log_uniform, integer, choice"
             )
-        ((kind, values),) = draw.items()
+        ((kind, values),) = distributions.items()
         if kind != "choice" and (len(values) != 2 or not all(isinstance(v, int | float) for v in values)):
-            raise ConfigError(f"'{key}': {kind} wants [low, high], not {values}")
+            raise ConfigError(f"'{key}': {kind} takes [low, high], not {values}")
         for value in values:
-            overridden(search.run, {key: value})
-        drawn[key] = _DRAWS[kind](values)
-    return drawn
+            override(search.run, {key: value})
+        sampled[key] = _SAMPLERS[kind](values)
+    return sampled
 
 
-def start(search: Search, url: str) -> None:
+def create(search: Search, url: str) -> None:
     """Write down a new search."""
-    run = located(pretrained.settled(search.run))
+    run = with_absolute_paths(pretrained.resolve(search.run))
     text = json.dumps(to_plain(replace(search, run=run)), indent=1)
     try:
         Folder(url).create(SEARCH_FILE, text.encode())
@@ -158,12 +157,12 @@ def fit(url: str, say: Callable[[str], None] = print) -> list[Trial]:
     space = validate(search)
     archive = check(search.run)
     pretrained.check(search.run, archive)
-    metric = DECIDING[archive.manifest.contents]
+    metric = MONITORED[archive.manifest.contents]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shape = search.run.cluster
     cpus, gpus = shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker
-    cluster.require(cpus, gpus, "a trial")
-    concurrent = min(filter(None, (cluster.fits(cpus, gpus), search.concurrent, search.trials)))
+    cluster.require_resources(cpus, gpus, "a trial")
+    concurrent = min(filter(None, (cluster.capacity(cpus, gpus), search.max_concurrent, search.trials)))
     say(f"{search.trials} trials, {concurrent} at a time: each takes {cpus:g} CPUs and {gpus:g} GPUs")
     tuner = _tuner(search, url, space, concurrent, metric, say)
     results = tuner.fit()
@@ -178,17 +177,17 @@ def fit(url: str, say: Callable[[str], None] = print) -> list[Trial]:
 def run_trial(settings: dict[str, Any], search: dict[str, Any], url: str) -> None:
     """What a trial's driver runs: a Ray Train run in the trial's folder, gone on with if it was begun."""
     cluster.apply_environment()
-    run = overridden(from_plain(Search, search, "search").run, settings)
+    run = override(from_plain(Search, search, "search").run, settings)
     trial_url = join(url, "trials", tune.get_context().get_trial_id())
     if not Folder(trial_url).exists(RUN_FILE):
-        runs.start(run, trial_url)
+        runs.create(run, trial_url)
     runs.fit(run, trial_url, to_tune=True)
 
 
 def _tuner(
     search: Search, url: str, space: dict[str, Any], concurrent: int, metric: str, say: Callable[[str], None]
 ) -> tune.Tuner:
-    path, filesystem = cluster.storage(url)
+    path, filesystem = cluster.ray_storage(url)
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, search=to_plain(search), url=url), cluster.TRIAL_DRIVER
     )
@@ -207,14 +206,14 @@ def _tuner(
             num_samples=search.trials,
             max_concurrent_trials=concurrent,
             search_alg=OptunaSearch(seed=search.seed),
-            scheduler=ASHAScheduler(max_t=reports, grace_period=1, reduction_factor=search.halving),
+            scheduler=ASHAScheduler(max_t=reports, grace_period=1, reduction_factor=search.reduction_factor),
         ),
         run_config=tune.RunConfig(
             name=RAY_FOLDER,
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=1),
-            callbacks=[_Telling(say)],
+            callbacks=[_PrintReports(say)],
             verbose=0,
         ),
     )
@@ -231,21 +230,21 @@ def _table(url: str, space: dict[str, Any], paths: list[str]) -> list[Trial]:
         settings = {key: _at(tree, key) for key in space}
         try:
             checkpoint, summary = best_checkpoint(run_url)
-            best = summary["metrics"][deciding(summary["metrics"])]
+            best = summary["metrics"][monitored(summary["metrics"])]
             trials.append(Trial(name, settings, best, summary["step"], checkpoint))
         except CheckpointError as error:
             trials.append(Trial(name, settings, None, 0, "", str(error)))
-    return sorted(trials, key=lambda trial: (trial.best is None, -(trial.best or 0.0), trial.id))
+    return sorted(trials, key=lambda trial: (trial.best_psnr_db is None, -(trial.best_psnr_db or 0.0), trial.id))
 
 
-class _Telling(tune.Callback):
+class _PrintReports(tune.Callback):
     """One line for each report of a trial."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:  # type: ignore[override]
-        self._say(f"trial {trial.trial_id} step {result.get('step')}: {told(result)}")
+        self._say(f"trial {trial.trial_id} step {result.get('step')}: {format_metrics(result)}")
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]
         self._say(f"trial {trial.trial_id} failed")
@@ -258,7 +257,7 @@ def _at(tree: dict[str, Any], key: str) -> Any:
     return node
 
 
-_DRAWS: dict[str, Callable[[list[Any]], Any]] = {
+_SAMPLERS: dict[str, Callable[[list[Any]], Any]] = {
     "uniform": lambda ends: tune.uniform(*ends),
     "log_uniform": lambda ends: tune.loguniform(*ends),
     "integer": lambda ends: tune.randint(ends[0], ends[1] + 1),
@@ -271,7 +270,7 @@ def as_table(trials: list[Trial]) -> Table:
     table = Table("trial", *_short(list(trials[0].settings)), "PSNR, dB", "step")
     for trial in trials:
         settings = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.settings.values()]
-        best = "none" if trial.best is None else f"{trial.best:.2f}"
+        best = "none" if trial.best_psnr_db is None else f"{trial.best_psnr_db:.2f}"
         table.add_row(trial.id, *settings, best, str(trial.step))
     return table
 

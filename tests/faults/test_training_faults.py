@@ -23,7 +23,7 @@ def training_workers() -> list[int]:
 
 def test_a_killed_worker_is_replaced_and_the_run_ends_in_the_same_weights(finished_run, tiny, ray_cluster, tmp_path):
     url = str(tmp_path / "killed")
-    run = runs.start(tiny, url)
+    run = runs.create(tiny, url)
     outcome = {}
 
     def fit() -> None:

@@ -38,7 +38,7 @@ def curve() -> dict[str, list[float]]:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     optimizers = {
-        name: torch.optim.Adam(net.parameters(), lr=run.optimizer.rate, betas=(0.5, 0.99))
+        name: torch.optim.Adam(net.parameters(), lr=run.optimizer.lr, betas=(0.5, 0.99))
         for name, net in objective.networks().items()
     }
     losses = {name: [] for name in objective.players}

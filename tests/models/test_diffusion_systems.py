@@ -120,11 +120,11 @@ def trained(system, steps, lr=1.5e-3):
     objective = system.objective(GRID, GEOMETRY)
     data = two_boxes()
     optimizer = torch.optim.Adam(objective.reconstructor.parameters())
-    rates = OptimizerConfig(rate=lr)
+    rates = OptimizerConfig(lr=lr)
     losses = []
     for step in range(steps):
         optimizer.zero_grad()
-        optimizer.param_groups[0]["lr"] = rates.rate_at(step, steps)
+        optimizer.param_groups[0]["lr"] = rates.lr_at(step, steps)
         loss, _, _ = objective.players["denoiser"](data, {})
         loss.backward()
         optimizer.step()

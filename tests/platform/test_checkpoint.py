@@ -13,8 +13,8 @@ from raylift.platform.presets import PRESETS
 from raylift.platform.training.checkpoint import (
     CheckpointError,
     Checkpoints,
-    State,
     Tensors,
+    TrainingState,
     load_adam,
     load_network,
     load_state,
@@ -38,7 +38,9 @@ class CheckpointSuite:
             name: dict(net.state_dict()) for name, net in system.objective(Grid(32), chest(Grid(32))).networks().items()
         }
         adam = {name: {"a/exp_avg": torch.rand(3), "step": torch.tensor(float(step))} for name in networks}
-        state = State(step, 4 * step, {"val_psnr_db": psnr}, [{"step": 1.0, "generator/loss": 2.0}], {"k": 1}, "abc")
+        state = TrainingState(
+            step, 4 * step, {"val_psnr_db": psnr}, [{"step": 1.0, "generator/loss": 2.0}], {"k": 1}, "abc"
+        )
         where = Checkpoints(url).save(state, Tensors(networks, adam), Description(system, GRID, chest(GRID), Window()))
         return where, state, networks, adam
 

@@ -9,7 +9,7 @@ import pytest
 from raylift.models.zoo import SYSTEMS
 from raylift.platform import cli
 
-VERBS = list(cli.VERBS)
+COMMANDS = list(cli.COMMANDS)
 
 
 def raylift(*words):
@@ -21,10 +21,10 @@ def test_help_names_every_verb_and_does_not_import_torch():
     answer = raylift("--help")
     assert time.monotonic() - began < 2
     assert answer.returncode == 0
-    assert all(f"\n  {verb} " in answer.stdout for verb in VERBS)
+    assert all(f"\n  {verb} " in answer.stdout for verb in COMMANDS)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("train", "tune")])
+@pytest.mark.parametrize("verb", [verb for verb in COMMANDS if verb not in ("train", "tune")])
 def test_every_verb_has_help_with_its_defaults(verb, capsys):
     with pytest.raises(SystemExit) as exit_status:
         cli.main([verb, "--help"])
@@ -73,9 +73,9 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(words, said, capsys, tmp_p
 
 def test_a_dry_run_prints_the_whole_configuration_and_memory_and_starts_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["train", "x2ct-gan", "--dry-run", "--train.batch", "2"]) == 0
+    assert cli.main(["train", "x2ct-gan", "--dry-run", "--train.batch-size", "2"]) == 0
     said = capsys.readouterr().out
-    assert "batch: 2" in said
+    assert "batch_size: 2" in said
     assert "generator: 61,740,467 parameters" in said
     assert "total a worker:" in said
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from raylift.datasets.intensity import Window
 from raylift.datasets.serialization import to_plain
 from raylift.models.literature import Training
 from raylift.models.zoo import SYSTEMS, parameters
-from raylift.platform.config import OptimizerConfig, TrainConfig, dotted, from_yaml, overridden
+from raylift.platform.config import OptimizerConfig, TrainConfig, flatten, from_yaml, override
 from raylift.platform.presets import PRESETS, run_of
 from raylift.platform.training.memory import estimate
 from raylift.platform.tuning.search import load_space
@@ -27,18 +27,18 @@ def test_every_preset_survives_yaml_and_keeps_its_digest(name):
 
 def test_the_published_preset_has_the_published_settings():
     run = PRESETS["x2ct-gan"]
-    assert (run.optimizer.rate, run.optimizer.beta_1, run.optimizer.beta_2) == (2e-4, 0.5, 0.99)
+    assert (run.optimizer.lr, run.optimizer.betas) == (2e-4, (0.5, 0.99))
     assert (run.system.loss.adversarial, run.system.loss.voxel, run.system.loss.projection) == (0.1, 10.0, 10.0)
-    assert (run.data.size, run.train.batch, run.data.window.width_hu) == (128, 4, 2500)
+    assert (run.data.size, run.train.batch_size, run.data.window.width_hu) == (128, 4, 2500)
     # 100 epochs of 916 volumes in batches of 4.
     assert run.train.steps == 100 * 229
 
 
 def test_an_override_changes_its_key_and_nothing_else():
     run = PRESETS["x2ct-gan-tiny"]
-    changed = overridden(run, {"system.loss.voxel": 3.0, "system.fusion.kind": "sum"})
+    changed = override(run, {"system.loss.voxel": 3.0, "system.fusion.kind": "sum"})
     assert (changed.system.loss.voxel, changed.system.fusion.kind) == (3.0, "sum")
-    assert overridden(changed, {"system.loss.voxel": run.system.loss.voxel, "system.fusion.kind": "average"}) == run
+    assert override(changed, {"system.loss.voxel": run.system.loss.voxel, "system.fusion.kind": "average"}) == run
     assert changed.sha256() != run.sha256()
 
 
@@ -49,14 +49,14 @@ def test_an_override_changes_its_key_and_nothing_else():
         ("nonsense", 1.0, "'nonsense' is not a setting"),
         ("system.loss.voxel.deeper", 1.0, "is not a setting"),
         ("system.fusion.kind", "max", "max not in literal"),
-        ("train.batch", 3, "cannot be shared by 2 workers"),
+        ("train.batch_size", 3, "cannot be shared by 2 workers"),
         ("train.steps", "many", "expected int|invalid value"),
         ("engine.zero_stage", 4, "4 not in literal"),
     ],
 )
 def test_a_wrong_override_is_refused_with_what_is_wrong(key, value, message):
     with pytest.raises(ConfigError, match=message):
-        overridden(PRESETS["x2ct-gan-tiny"], {key: value})
+        override(PRESETS["x2ct-gan-tiny"], {key: value})
 
 
 def test_an_unknown_key_in_yaml_is_refused_by_its_path():
@@ -84,14 +84,14 @@ def test_yaml_that_is_none_is_refused():
         ),
         (
             "cvaa-gan",
-            {"optimizer.rate": 2e-4, "train.batch": 4, "train.steps": 200 * 53}
+            {"optimizer.lr": 2e-4, "train.batch_size": 4, "train.steps": 200 * 53}
             | {"data.window.low_hu": -1000.0, "data.window.high_hu": 4096.0},
         ),
         (
             "x-recon",
             {
-                "optimizer.rate": 5e-5,
-                "train.batch": 1,
+                "optimizer.lr": 5e-5,
+                "train.batch_size": 1,
                 "data.size": 224,
                 "system.loss.adversarial": 1.0,
                 "system.loss.voxel": 10.0,
@@ -108,7 +108,7 @@ def test_yaml_that_is_none_is_refused():
         (
             "diffux2ct",
             {
-                "optimizer.rate": 2e-4,
+                "optimizer.lr": 2e-4,
                 "system.scheduler.timesteps": 1000,
                 "system.scheduler.beta_start": 1e-6,
                 "system.scheduler.beta_end": 1e-2,
@@ -126,16 +126,16 @@ def test_yaml_that_is_none_is_refused():
         (
             "u-x2ctgan",
             {
-                "optimizer.rate": 1e-4,
+                "optimizer.lr": 1e-4,
                 # Of the L2 penalty of 1e-4.
                 "optimizer.weight_decay": 2e-4,
-                "optimizer.constant_share": 1.0,
+                "optimizer.decay_start": 1.0,
                 "system.encoder.growth": 16,
                 "system.encoder.layers": [4] * 5,
                 "system.loss.projection": 1.0,
                 "system.loss.total_variation": 0.1,
                 "system.loss.adversarial": 1.0,
-                "train.batch": 16,
+                "train.batch_size": 16,
                 "train.steps": 50 * (3388 // 16 + 1),
             },
         ),
@@ -143,15 +143,15 @@ def test_yaml_that_is_none_is_refused():
             (
                 name,
                 {
-                    "optimizer.rate": 1e-5,
-                    "engine.gradient_clip": 1.0,
+                    "optimizer.lr": 1e-5,
+                    "engine.gradient_clipping": 1.0,
                     "data.size": 64,
                     "system.loss.cycle": 15.0,
                     "system.loss.smoothing": 0.1,
                     "system.loss.discriminators_every": 2,
                     "system.phantoms": 16,
                     "system.views": views,
-                    "train.batch": 16,
+                    "train.batch_size": 16,
                     "train.steps": epochs * (2873 // 16 + 1),
                 },
             )
@@ -163,8 +163,8 @@ def test_yaml_that_is_none_is_refused():
         (
             "cgan-128",
             {
-                "optimizer.rate": 1e-4,
-                "train.batch": 4,
+                "optimizer.lr": 1e-4,
+                "train.batch_size": 4,
                 "system.loss.balanced": False,
                 # Of both views' mean.
                 "system.loss.projection": 2.0,
@@ -175,7 +175,7 @@ def test_yaml_that_is_none_is_refused():
     ],
 )
 def test_other_published_presets_have_their_published_settings(name, settings):
-    tree = dotted(to_plain(PRESETS[name]))
+    tree = flatten(to_plain(PRESETS[name]))
     assert {key: list(tree[key]) if isinstance(tree[key], tuple) else tree[key] for key in settings} == settings
 
 
@@ -193,7 +193,7 @@ def test_a_slim_preset_makes_the_same_choices_with_fewer_parameters(name):
     chosen, kept = (
         {
             key: value
-            for key, value in dotted(to_plain(system)).items()
+            for key, value in flatten(to_plain(system)).items()
             if (isinstance(value, str | bool) or key.startswith("loss.")) and not key.startswith(others)
         }
         for system in (published, small)
@@ -211,15 +211,15 @@ def test_a_slim_preset_has_some_two_million_parameters_at_most(name):
 
 
 def test_a_preset_has_every_setting_of_the_training_in_its_systems_file():
-    training = Training(64, Window(-900.0, 900.0), 7, 6, 3, 1e-3, 0.1, 0.2, 0.3, 0.4, 0.5, "bf16", "CPU", 5, 2, 1)
+    training = Training(64, Window(-900.0, 900.0), 7, 6, 3, 1e-3, (0.1, 0.2), 0.3, 0.4, 0.5, "bf16", "CPU", 5, 2, 1)
     assert all(getattr(training, field.name) != field.default for field in fields(Training))
     run = run_of(SYSTEMS["psr"].tiny, training)
     optimizer, engine, train = run.optimizer, run.engine, run.train
     assert (run.data.size, run.data.window, run.system) == (64, Window(-900.0, 900.0), SYSTEMS["psr"].tiny)
-    assert (optimizer.rate, optimizer.beta_1, optimizer.beta_2) == (1e-3, 0.1, 0.2)
-    assert (optimizer.constant_share, optimizer.weight_decay) == (0.3, 0.4)
-    assert (engine.gradient_accumulation, engine.gradient_clip, engine.precision) == (3, 0.5, "bf16")
-    assert (train.steps, train.batch, train.validate_every, train.log_every, train.validation_samples) == (
+    assert (optimizer.lr, optimizer.betas) == (1e-3, (0.1, 0.2))
+    assert (optimizer.decay_start, optimizer.weight_decay) == (0.3, 0.4)
+    assert (engine.gradient_accumulation_steps, engine.gradient_clipping, engine.precision) == (3, 0.5, "bf16")
+    assert (train.steps, train.batch_size, train.validate_every, train.log_every, train.validation_samples) == (
         7,
         6,
         5,
@@ -244,8 +244,8 @@ def test_settings_under_the_name_of_no_system_or_of_another_family_are_refused(n
 
 
 def test_the_rate_is_constant_then_falls_to_zero_and_never_below():
-    optimizer = OptimizerConfig(rate=1.0, constant_share=0.5)
-    rates = [optimizer.rate_at(step, 10) for step in range(12)]
+    optimizer = OptimizerConfig(lr=1.0, decay_start=0.5)
+    rates = [optimizer.lr_at(step, 10) for step in range(12)]
     assert rates[:5] == [1.0] * 5
     assert rates[5:10] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
     assert rates[10:] == [0.0, 0.0]
@@ -253,10 +253,10 @@ def test_the_rate_is_constant_then_falls_to_zero_and_never_below():
 
 def test_the_rate_depends_on_the_step_alone_so_a_resume_cannot_change_it():
     optimizer = OptimizerConfig()
-    assert optimizer.rate_at(75, 100) == pytest.approx(1e-4)
+    assert optimizer.lr_at(75, 100) == pytest.approx(1e-4)
 
 
-@pytest.mark.parametrize("name", ["steps", "batch", "log_every", "validate_every", "keep_checkpoints"])
+@pytest.mark.parametrize("name", ["steps", "batch_size", "log_every", "validate_every", "keep_checkpoints"])
 def test_a_zero_where_one_is_the_least_is_refused(name):
     with pytest.raises(ConfigError, match=f"^{name} is 0: give 1 or more"):
         TrainConfig(**{name: 0})
@@ -266,13 +266,13 @@ def test_a_zero_where_one_is_the_least_is_refused(name):
 def test_no_number_of_zero_or_below_ends_in_anything_but_a_network_or_a_sentence(name):
     run = PRESETS[name]
     refused = 0
-    for key, value in dotted(to_plain(run)).items():
+    for key, value in flatten(to_plain(run)).items():
         if isinstance(value, bool | str):
             continue
         wrong = [[], [0] * len(value)] if isinstance(value, list | tuple) else [0, -1]
         for number in wrong:
             try:
-                estimate(overridden(run, {key: number}))
+                estimate(override(run, {key: number}))
             except ConfigError:
                 refused += 1
     assert refused > 30

@@ -25,13 +25,13 @@ def test_it_trains_resumes_at_another_stage_evaluates_and_exports(name, stages, 
     preset = PRESETS[f"{name}-tiny"]
     run = replace(
         preset,
-        system=replace(preset.system, draw=replace(preset.system.sampling, steps=2)),
+        system=replace(preset.system, sampling=replace(preset.system.sampling, steps=2)),
         data=replace(preset.data, archive=str(archive32)),
         engine=EngineConfig(stages[0]),
         train=replace(preset.train, steps=4, validate_every=2, log_every=1, validation_samples=2),
     )
     url = str(tmp_path / "run")
-    runs.fit(runs.start(run, url), url)
+    runs.fit(runs.create(run, url), url)
     longer = replace(
         run,
         engine=EngineConfig(stages[1]),
@@ -40,7 +40,7 @@ def test_it_trains_resumes_at_another_stage_evaluates_and_exports(name, stages, 
     )
     metrics = runs.fit(longer, url)
     best, _ = best_checkpoint(url)
-    history = runs.history_of(url + "/checkpoints/step-00000006")
+    history = runs.load_history(url + "/checkpoints/step-00000006")
     assert [entry["step"] for entry in history if "denoiser/loss" in entry] == [1, 2, 3, 4, 5, 6]
 
     with local_copy(url + "/checkpoints/step-00000006") as local:
@@ -65,12 +65,12 @@ def test_the_estimate_counts_the_average_and_what_autograd_saves(name):
     run = PRESETS[f"{name}-tiny"]
     estimated = estimate(replace(run, cluster=replace(run.cluster, workers=1)))
     count = estimated.parameters["denoiser"]
-    assert estimated.average == 4 * count
-    assert estimated.activations > 4 * run.train.batch * 32**3
+    assert estimated.ema == 4 * count
+    assert estimated.activations > 4 * run.train.batch_size * 32**3
     plain = replace(run, system=replace(run.system, loss=replace(run.system.loss, ema_decay=0.0)))
-    assert estimate(plain).average == 0
+    assert estimate(plain).ema == 0
     sharded = estimate(replace(run, engine=EngineConfig(zero_stage=3)))
-    assert sharded.average == 4 * count // run.cluster.workers
+    assert sharded.ema == 4 * count // run.cluster.workers
     recomputed = estimate(
         replace(run, system=replace(run.system, checkpointing="all"), cluster=replace(run.cluster, workers=1))
     )

@@ -17,9 +17,16 @@ from raylift.models.weights import Description
 from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
-from raylift.platform.training.checkpoint import Checkpoints, State, Tensors, load_model, load_network, local_copy
-from raylift.platform.training.loop import gather, take_turns
-from raylift.platform.training.tracking import Averages
+from raylift.platform.training.checkpoint import (
+    Checkpoints,
+    Tensors,
+    TrainingState,
+    load_model_weights,
+    load_network,
+    local_copy,
+)
+from raylift.platform.training.loop import gather_tensors, take_turns
+from raylift.platform.training.tracking import RunningMeans
 
 WORLD, ACCUMULATION, STEPS, SIZE = 2, 2, 20, 4
 DECAY = 0.6
@@ -53,8 +60,8 @@ def settings(stage: int, workers: int = WORLD, precision: str = "fp32") -> RunCo
         run,
         engine=EngineConfig(stage, precision, ACCUMULATION),
         cluster=replace(run.cluster, workers=workers),
-        optimizer=OptimizerConfig(rate=1e-2),
-        train=replace(run.train, batch=4),
+        optimizer=OptimizerConfig(lr=1e-2),
+        train=replace(run.train, batch_size=4),
     )
 
 
@@ -76,9 +83,9 @@ def train_steps(started, rank, world, begin, end):
             each = 4 // world // ACCUMULATION
             parts = [sample(step, micro * world * each + rank * each + k) for k in range(each)]
             batch = Batch(torch.cat([p.volume for p in parts]), torch.cat([p.views for p in parts]), ("x",))
-            take_turns(started, batch, step, Averages())
+            take_turns(started, batch, step, RunningMeans())
         for engine in started.values():
-            engine.average(step)
+            engine.update_ema(step)
 
 
 def reference(steps: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -108,7 +115,7 @@ def trained() -> list[dict]:
 
 
 def on_deepspeed(rank, wanted):
-    device = engines.prepare(gpu=False)
+    device = engines.init_backend(gpu=False)
     results, plain_config = {}, engines._deepspeed_config
 
     def nothing_persists(run):
@@ -118,23 +125,23 @@ def on_deepspeed(rank, wanted):
 
     for (stage, whole), run in wanted.items():
         engines._deepspeed_config = plain_config if whole else nothing_persists
-        started = engines.start(fresh_objective(), run, device)
+        started = engines.initialize(fresh_objective(), run, device)
         engine = started["denoiser"]
         if stage == 3:
             # DeepSpeed keeps these small parameters whole on every rank, unless told otherwise.
             assert bool(engine.deepspeed.optimizer.persistent_parameters) == whole
         train_steps(started, rank, WORLD, 0, STEPS // 2)
-        half = gather(started)
+        half = gather_tensors(started)
         with torch.no_grad():
             plain = engine.player.network(VIEWS).clone()
-            with engine.averaged():
+            with engine.ema_weights():
                 averaged = engine.player.network(VIEWS).clone()
             again = engine.player.network(VIEWS).clone()
         # What was swapped must be back for training to go on.
         train_steps(started, rank, WORLD, STEPS // 2, STEPS)
         results[stage, whole] = {
             "half": half,
-            "full": gather(started),
+            "full": gather_tensors(started),
             "answers": (plain, averaged, again),
         }
     engines._deepspeed_config = plain_config
@@ -154,11 +161,11 @@ def test_the_average_is_that_of_plain_torch(trained, case):
         tensors = trained[0][case][part]
         plain, average = reference(length)
         assert difference(tensors.networks["denoiser"], plain) < 1e-6
-        assert difference(tensors.averaged["denoiser"], average) < 1e-6
+        assert difference(tensors.ema["denoiser"], average) < 1e-6
         # Neither the weights themselves nor the average of one step less.
         assert difference(average, plain) > 1e-3
-        assert difference(tensors.averaged["denoiser"], reference(length - 1)[1]) > 1e-4
-        assert torch.equal(tensors.averaged["denoiser"]["counted"], torch.arange(3))
+        assert difference(tensors.ema["denoiser"], reference(length - 1)[1]) > 1e-4
+        assert torch.equal(tensors.ema["denoiser"]["counted"], torch.arange(3))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -181,20 +188,20 @@ def test_after_a_resume_at_another_stage_and_world_size_the_average_goes_on(trai
     plain, average = reference(STEPS)
     for pair in pairs:
         assert difference(done[pair].networks["denoiser"], plain) < 1e-6, f"from stage {pair[0]} to {pair[1]}"
-        assert difference(done[pair].averaged["denoiser"], average) < 1e-6, f"from stage {pair[0]} to {pair[1]}"
+        assert difference(done[pair].ema["denoiser"], average) < 1e-6, f"from stage {pair[0]} to {pair[1]}"
 
 
 def go_on(rank, halves, world):
-    device = engines.prepare(gpu=False)
+    device = engines.init_backend(gpu=False)
     results = {}
     for (before, after), half in halves.items():
         objective = fresh_objective()
         objective.reconstructor.load_state_dict(half.networks["denoiser"])
-        started = engines.start(objective, settings(after, workers=world), device)
+        started = engines.initialize(objective, settings(after, workers=world), device)
         started["denoiser"].restore_adam(half.adam["denoiser"])
-        started["denoiser"].restore_average(half.averaged["denoiser"])
+        started["denoiser"].restore_ema(half.ema["denoiser"])
         train_steps(started, rank, world, STEPS // 2, STEPS)
-        results[before, after] = gather(started)
+        results[before, after] = gather_tensors(started)
     return results
 
 
@@ -205,14 +212,14 @@ def test_a_checkpoint_holds_the_average_as_its_model_and_the_weights_beside_it(t
     adam = {name: {"step": torch.tensor(1.0)} for name in networks}
     description = Description(system, grid, chest(grid), Window())
     for step, tensors in ((1, Tensors(networks, adam)), (2, Tensors(networks, adam, averaged))):
-        where = Checkpoints(str(tmp_path)).save(State(step, 4, {"val_psnr_db": 1.0}), tensors, description)
+        where = Checkpoints(str(tmp_path)).save(TrainingState(step, 4, {"val_psnr_db": 1.0}), tensors, description)
         name = next(iter(averaged["generator"]))
         with local_copy(where) as local:
             players = {path.stem for path in (local / "players").iterdir()}
             assert players == ({"discriminator"} if step == 1 else {"discriminator", "generator"})
             assert torch.equal(load_network(local, "generator", first=True)[name], networks["generator"][name])
             served = networks if step == 1 else averaged
-            assert torch.equal(load_model(local)[name], served["generator"][name])
+            assert torch.equal(load_model_weights(local)[name], served["generator"][name])
         assert torch.equal(weights.load(where).network.state_dict()[name], served["generator"][name])
 
 
@@ -222,7 +229,7 @@ def test_without_a_decay_there_is_no_average_and_nothing_more_to_store():
 
 def without(rank, run):
     objective = Objective(fresh_objective().players)
-    started = engines.start(objective, run, engines.prepare(gpu=False))
+    started = engines.initialize(objective, run, engines.init_backend(gpu=False))
     train_steps(started, rank, 1, 0, 1)
-    with started["denoiser"].averaged():
-        return started["denoiser"].has_average, gather(started).averaged
+    with started["denoiser"].ema_weights():
+        return started["denoiser"].has_ema, gather_tensors(started).ema

@@ -15,8 +15,8 @@ from raylift.models.volume_network import VolumeNetwork
 from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
-from raylift.platform.training.loop import gather, take_turns
-from raylift.platform.training.tracking import Averages
+from raylift.platform.training.loop import gather_tensors, take_turns
+from raylift.platform.training.tracking import RunningMeans
 
 WORLD, ACCUMULATION, STEPS, SIZE = 2, 2, 3, 8
 TINY = PRESETS["x2ct-gan-tiny"]
@@ -49,8 +49,8 @@ def settings(stage: int, precision: str = "fp32", workers: int = WORLD, clip: fl
         TINY,
         engine=EngineConfig(stage, precision, ACCUMULATION, clip),
         cluster=replace(TINY.cluster, workers=workers),
-        optimizer=OptimizerConfig(rate=1e-2),
-        train=replace(TINY.train, batch=4),
+        optimizer=OptimizerConfig(lr=1e-2),
+        train=replace(TINY.train, batch_size=4),
     )
 
 
@@ -73,12 +73,12 @@ def train_steps(objective_engines, run, rank, world, begin, end):
     per_rank = 4 // world // ACCUMULATION
     for step in range(begin, end):
         for engine in objective_engines.values():
-            engine.set_rate(run.optimizer.rate_at(step, 100))
+            engine.set_lr(run.optimizer.lr_at(step, 100))
         for micro in range(ACCUMULATION):
             first = micro * world * per_rank + rank * per_rank
             parts = [micro_batch(step, first + k) for k in range(per_rank)]
             batch = Batch(torch.cat([p.volume for p in parts]), torch.cat([p.views for p in parts]), ("x",))
-            take_turns(objective_engines, batch, step, Averages())
+            take_turns(objective_engines, batch, step, RunningMeans())
 
 
 def reference(run: RunConfig, steps: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -92,7 +92,7 @@ def reference(run: RunConfig, steps: int) -> dict[str, dict[str, torch.Tensor]]:
         for optimizer in optimizers.values():
             optimizer.zero_grad()
             for group in optimizer.param_groups:
-                group["lr"] = run.optimizer.rate_at(step, 100)
+                group["lr"] = run.optimizer.lr_at(step, 100)
         for micro in range(ACCUMULATION):
             carried = [{} for _ in range(WORLD)]
             for name, player in objective.players.items():
@@ -118,12 +118,12 @@ def trained() -> dict:
 
 
 def on_deepspeed(rank, wanted):
-    device = engines.prepare(gpu=False)
+    device = engines.init_backend(gpu=False)
     results = {}
     for key, (run, steps) in wanted.items():
-        started = engines.start(fresh_objective(run), run, device)
+        started = engines.initialize(fresh_objective(run), run, device)
         train_steps(started, run, rank, WORLD, 0, steps)
-        results[key] = gather(started)
+        results[key] = gather_tensors(started)
     return results
 
 
@@ -178,18 +178,18 @@ def test_a_run_goes_on_with_another_stage_and_world_size_as_if_nothing_had_happe
 
 
 def go_on(rank, halves, world):
-    device = engines.prepare(gpu=False)
+    device = engines.init_backend(gpu=False)
     results = {}
     for (before, after), half in halves.items():
         run = settings(after, workers=world)
         objective = fresh_objective(run)
         for name, network in objective.networks().items():
             network.load_state_dict(half.networks[name])
-        started = engines.start(objective, run, device)
+        started = engines.initialize(objective, run, device)
         for name, engine in started.items():
             engine.restore_adam(half.adam[name])
         train_steps(started, run, rank, world, 2, 4)
-        results[before, after] = gather(started)
+        results[before, after] = gather_tensors(started)
     return results
 
 
@@ -205,19 +205,19 @@ class Normed(SmoothGenerator):
 
 
 def normed_steps(rank, shares):
-    device = engines.prepare(gpu=False)
+    device = engines.init_backend(gpu=False)
     run = settings(1)
     run = replace(run, system=replace(run.system, loss=replace(run.system.loss, adversarial=0.0)))
     results = []
     for after in shares:
         torch.manual_seed(5)
-        started = engines.start(reconstruction_objective(Normed(), None, run.system.loss), run, device)
+        started = engines.initialize(reconstruction_objective(Normed(), None, run.system.loss), run, device)
         for step in range(4):
             train_steps(started, run, rank, WORLD, step, step + 1)
             if step in after:
-                started["generator"].share_statistics()
+                started["generator"].sync_batch_norm()
         norm = started["generator"].player.network.norm
-        results.append((norm.running_mean.clone(), norm.running_var.clone(), gather(started)))
+        results.append((norm.running_mean.clone(), norm.running_var.clone(), gather_tensors(started)))
     return results
 
 

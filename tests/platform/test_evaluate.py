@@ -15,7 +15,8 @@ from raylift.datasets.ingest.ct import ingest_phantoms
 from raylift.models import weights
 from raylift.models.metrics import PROTOCOLS
 from raylift.platform import cli
-from raylift.platform.evaluation.evaluate import MODEL, evaluate
+from raylift.platform.evaluation.evaluate import evaluate
+from raylift.platform.evaluation.results import MODEL
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_the_report_says_where_its_numbers_come_from(report):
         provenance
     )
     assert provenance["command"].startswith("raylift evaluate ")
-    assert provenance["training"] == {"steps": 8, "batch": 4, "volumes": 10}
+    assert provenance["training"] == {"steps": 8, "batch_size": 4, "volumes": 10}
 
 
 def test_a_model_that_does_not_beat_the_mean_volume_says_so(report):
@@ -74,7 +75,7 @@ def test_the_models_figures_are_those_of_its_own_reconstruction(finished_run, ar
     truth = archive.read(case.entry).volume.astype(np.float32)
     with torch.no_grad():
         made = model.description.window.to_hu(model.network(torch.from_numpy(case.radiographs)[None]))[0, 0].numpy()
-    assert case.figures[MODEL]["volume"] == PROTOCOLS["volume"].evaluate(made, truth)
+    assert case.metrics[MODEL]["volume"] == PROTOCOLS["volume"].evaluate(made, truth)
 
 
 def test_a_fit_to_the_radiographs_is_measured_beside_the_model_and_its_effect_reported(

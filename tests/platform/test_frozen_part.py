@@ -12,8 +12,8 @@ from raylift.models.objectives.objective import Objective
 from raylift.platform.config import EngineConfig, RunConfig
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
-from raylift.platform.training.loop import gather, take_turns
-from raylift.platform.training.tracking import Averages
+from raylift.platform.training.loop import gather_tensors, take_turns
+from raylift.platform.training.tracking import RunningMeans
 
 WORLD, STEPS = 2, 3
 GRID = Grid(32, 10.0)
@@ -26,8 +26,8 @@ def settings(stage: int, workers: int = WORLD) -> RunConfig:
         run,
         engine=EngineConfig(stage),
         cluster=replace(run.cluster, workers=workers),
-        optimizer=replace(run.optimizer, rate=RATE),
-        train=replace(run.train, batch=workers),
+        optimizer=replace(run.optimizer, lr=RATE),
+        train=replace(run.train, batch_size=workers),
     )
 
 
@@ -49,8 +49,8 @@ def fresh(run: RunConfig) -> Objective:
 def train_steps(started, rank: int, begin: int, end: int) -> None:
     for step in range(begin, end):
         torch.manual_seed(100 * step + rank)
-        take_turns(started, sample(step, rank), step, Averages())
-        started["denoiser"].average(step)
+        take_turns(started, sample(step, rank), step, RunningMeans())
+        started["denoiser"].update_ema(step)
 
 
 def prepared() -> torch.device:
@@ -64,7 +64,7 @@ def prepared() -> torch.device:
         return config
 
     engines._deepspeed_config = nothing_persists
-    return engines.prepare(gpu=False)
+    return engines.init_backend(gpu=False)
 
 
 def on_deepspeed(rank, stages):
@@ -73,11 +73,11 @@ def on_deepspeed(rank, stages):
     for stage in stages:
         for steps in (STEPS, 1):
             run = settings(stage)
-            started = engines.start(fresh(run), run, device)
+            started = engines.initialize(fresh(run), run, device)
             train_steps(started, rank, 0, steps)
             if stage == 3:
                 assert not any(p.numel() for p in started["denoiser"].player.parameters()), "nothing was taken apart"
-            results[stage, steps] = gather(started)
+            results[stage, steps] = gather_tensors(started)
     return results
 
 
@@ -90,12 +90,12 @@ def go_on(rank, halves):
         objective = fresh(run)
         for name, network in objective.networks().items():
             network.load_state_dict(half.networks[name])
-        started = engines.start(objective, run, device)
+        started = engines.initialize(objective, run, device)
         for name, engine in started.items():
             engine.restore_adam(half.adam[name])
-            engine.restore_average(half.averaged[name])
+            engine.restore_ema(half.ema[name])
         train_steps(started, rank, 1, STEPS)
-        results[before, after] = gather(started)
+        results[before, after] = gather_tensors(started)
     return results
 
 
@@ -104,7 +104,7 @@ def reference(steps: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
     run = settings(0)
     (player,) = fresh(run).players.values()
     trained = [p for p in player.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=RATE, betas=(run.optimizer.beta_1, run.optimizer.beta_2))
+    optimizer = torch.optim.Adam(trained, lr=RATE, betas=run.optimizer.betas)
     average = {name: tensor.clone() for name, tensor in player.network.state_dict().items()}
     for step in range(steps):
         optimizer.zero_grad()
@@ -132,7 +132,7 @@ def largest_difference(weights, expected) -> float:
 @pytest.mark.parametrize("stage", range(4))
 def test_the_rest_trains_as_in_plain_torch_and_the_part_stays_as_it_is(trained, stage):
     done = trained[stage, STEPS]
-    own, average = done.networks["denoiser"], done.averaged["denoiser"]
+    own, average = done.networks["denoiser"], done.ema["denoiser"]
     expected, expected_average = reference(STEPS)
     assert largest_difference(own, expected) < 2e-5
     assert largest_difference(average, expected_average) < 2e-5
@@ -159,4 +159,4 @@ def test_a_run_goes_on_at_another_stage_as_if_nothing_had_happened(trained):
     for pair in pairs:
         told = f"from stage {pair[0]} to {pair[1]}"
         assert largest_difference(done[pair].networks["denoiser"], expected) < 2e-5, told
-        assert largest_difference(done[pair].averaged["denoiser"], expected_average) < 2e-5, told
+        assert largest_difference(done[pair].ema["denoiser"], expected_average) < 2e-5, told

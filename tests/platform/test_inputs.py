@@ -28,8 +28,8 @@ from raylift.models.composition import Composition
 from raylift.models.consistency import agreement
 from raylift.models.metrics import PROTOCOLS
 from raylift.models.system_config import LearnsFrom
-from raylift.platform.config import RunConfig, located
-from raylift.platform.monitor import deciding, told
+from raylift.platform.config import RunConfig, with_absolute_paths
+from raylift.platform.monitor import format_metrics, monitored
 from raylift.platform.presets import PRESETS
 from raylift.platform.training.inputs import check, describe, open_stream
 from raylift.platform.training.validation import Validation
@@ -193,9 +193,9 @@ def test_unpaired_volumes_that_do_not_fit_are_refused(tiny: RunConfig, pairs32: 
 
 def test_places_are_written_down_absolute(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    run = located(from_radiographs(tiny, archive="a", unpaired="b"))
+    run = with_absolute_paths(from_radiographs(tiny, archive="a", unpaired="b"))
     assert (run.data.archive, run.data.unpaired) == (str(tmp_path / "a"), str(tmp_path / "b"))
-    assert located(tiny).data.unpaired == ""
+    assert with_absolute_paths(tiny).data.unpaired == ""
 
 
 # --- histograms ---
@@ -337,5 +337,5 @@ def test_without_ct_a_run_is_judged_by_its_projections(
         assert list(metrics) == ["val_reprojection_psnr_db", "val_reprojection_residual"]
         assert metrics["val_reprojection_psnr_db"] == pytest.approx(psnr, rel=1e-5)
         assert metrics["val_reprojection_residual"] == pytest.approx(residual, rel=1e-5)
-        assert deciding(metrics) == "val_reprojection_psnr_db"
-        assert told(metrics) == f"re-projection PSNR {psnr:.2f} dB, residual {residual:.3f}"
+        assert monitored(metrics) == "val_reprojection_psnr_db"
+        assert format_metrics(metrics) == f"reprojection PSNR {psnr:.2f} dB, residual {residual:.3f}"

@@ -17,7 +17,7 @@ from raylift.platform import cli
 from raylift.platform.config import RunConfig
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import pretrained, runs
-from raylift.platform.training.checkpoint import Checkpoints, checkpoint_of
+from raylift.platform.training.checkpoint import Checkpoints, resolve_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -26,30 +26,30 @@ def wanted(archive32) -> RunConfig:
     run = PRESETS["refiner-tiny"]
     return replace(
         run,
-        system=replace(run.system, draw=replace(run.system.sampling, steps=2)),
+        system=replace(run.system, sampling=replace(run.system.sampling, steps=2)),
         data=replace(run.data, archive=str(archive32)),
         train=replace(run.train, steps=4, validate_every=2, log_every=1),
     )
 
 
 def based_on(run: RunConfig, url: object) -> RunConfig:
-    return pretrained.settled(replace(run, system=replace(run.system, base_model=str(url))))
+    return pretrained.resolve(replace(run, system=replace(run.system, base_model=str(url))))
 
 
 @pytest.fixture(scope="module")
 def refined(wanted, finished_run, tmp_path_factory) -> Path:
     """A run whose base is gone once it has its first checkpoint, and that went on without it."""
     home = tmp_path_factory.mktemp("refined")
-    shutil.copytree(checkpoint_of(str(finished_run)), home / "base")
+    shutil.copytree(resolve_checkpoint(str(finished_run)), home / "base")
     url, run = str(home / "run"), based_on(wanted, home / "base")
-    runs.fit(runs.start(replace(run, train=replace(run.train, steps=2)), url), url)
+    runs.fit(runs.create(replace(run, train=replace(run.train, steps=2)), url), url)
     shutil.rmtree(home / "base")
     runs.fit(run, url)
     return home / "run"
 
 
 def test_a_run_takes_its_bases_settings_and_carries_its_weights_unchanged(refined, finished_run):
-    base = weights.load(checkpoint_of(str(finished_run)))
+    base = weights.load(resolve_checkpoint(str(finished_run)))
     ends = [weights.load(f"{refined}/checkpoints/{name}") for name, _ in Checkpoints(str(refined)).published()]
     assert len(ends) == 2
     for end in ends:
@@ -66,12 +66,12 @@ def test_the_verbs_take_a_refiner_by_the_same_names(refined, archive32, tmp_path
     draws = ["--steps", "3", "--sampler", "ddim", "--seed", "4", "--samples", "2"]
     assert cli.main(["evaluate", str(refined), *options, *draws, "--consistency-steps", "2"]) == 0
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert metrics["provenance"]["drawing"] == {"sampler": "ddim", "steps": 3, "seed": 4, "samples": 2}
+    assert metrics["provenance"]["sampling"] == {"sampler": "ddim", "steps": 3, "seed": 4, "samples": 2}
     residuals = metrics["projection_residuals"]["mean"]
     assert all(after < before for before, after in residuals.values())
     assert cli.main(["evaluate", str(refined), *options]) == 0
     own = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert own["provenance"]["drawing"] == {"sampler": "dpm_solver", "steps": 2, "seed": 0, "samples": 1}
+    assert own["provenance"]["sampling"] == {"sampler": "dpm_solver", "steps": 2, "seed": 0, "samples": 1}
     assert own["mean"]["model"] != metrics["mean"]["model"]
 
     assert cli.main(["export", str(refined), str(tmp_path / "model")]) == 0
@@ -93,8 +93,8 @@ def test_the_command_line_reads_the_bases_settings(finished_run, archive32, caps
     words = ["train", "refiner-tiny", "--data.archive", str(archive32), "--dry-run"]
     assert cli.main([*words, "--system.base-model", str(finished_run), "--system.base.fusion.kind", "sum"]) == 0
     said = capsys.readouterr().out
-    base = weights.load(checkpoint_of(str(finished_run))).description.system
-    assert f"base_model: {checkpoint_of(str(finished_run))}" in said
+    base = weights.load(resolve_checkpoint(str(finished_run))).description.system
+    assert f"base_model: {resolve_checkpoint(str(finished_run))}" in said
     assert f"kind: {base.fusion.kind}" in said
     assert "kind: sum" not in said
     assert cli.main([*words, "--system.base.fusion.kind", "sum"]) == 0

@@ -52,7 +52,7 @@ def test_it_is_judged_by_projections_and_sees_ct_of_other_people(run, archive32)
     checkpoint = run / "checkpoints/step-00000004"
     state = json.loads((checkpoint / "state.json").read_text())
     assert list(state["metrics"]) == OF_PROJECTIONS
-    assert all(entry["generator/unpaired_is_ct"] == 1 for entry in state["history"] if "rate" in entry)
+    assert all(entry["generator/unpaired_is_ct"] == 1 for entry in state["history"] if "lr" in entry)
     provenance = weights.load(checkpoint).description.provenance
     assert provenance["archive_contents"] == "radiographs"
     assert provenance["unpaired"]["archive"] == str(archive32)
@@ -64,7 +64,7 @@ def test_cut_in_half_and_resumed_it_ends_in_the_weights_of_the_whole(run, tmp_pa
     shutil.rmtree(half / "checkpoints/step-00000004")
     assert cli.main(["train", "--resume", str(half)]) == 0
     said = capsys.readouterr().out
-    assert "validation: re-projection PSNR" in said
+    assert "validation: reprojection PSNR" in said
     for file in (run / "checkpoints/step-00000004").rglob("*.safetensors"):
         ours = safetensors.torch.load_file(file)
         theirs = safetensors.torch.load_file(half / file.relative_to(run))
@@ -104,11 +104,11 @@ def test_it_is_exported_with_a_card_that_says_so_and_reconstructs_a_pair(run, pa
 
 def test_a_search_is_judged_by_projections_too(config, pairs, archive32, ray_cluster, tmp_path, capsys):
     space = tmp_path / "space.yaml"
-    space.write_text("space:\n  optimizer.rate:\n    log_uniform: [1.0e-4, 1.0e-3]\n")
+    space.write_text("space:\n  optimizer.lr:\n    log_uniform: [1.0e-4, 1.0e-3]\n")
     words = ["--data.archive", str(pairs), "--data.unpaired", str(archive32), "--output", str(tmp_path / "search")]
     words += ["--trials", "2", "--train.steps", "2", "--train.validate-every", "1", "--cluster.workers", "1"]
     assert cli.main(["tune", str(space), "--preset", str(config), *words]) == 0
-    assert "step 2: re-projection PSNR" in capsys.readouterr().out
+    assert "step 2: reprojection PSNR" in capsys.readouterr().out
     trials = json.loads((tmp_path / "search/trials.json").read_text())
     assert len(trials) == 2
-    assert all(trial["best"] is not None for trial in trials)
+    assert all(trial["best_psnr_db"] is not None for trial in trials)

@@ -13,7 +13,7 @@ from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
 from raylift.platform.training.loop import take_turns
-from raylift.platform.training.tracking import Averages
+from raylift.platform.training.tracking import RunningMeans
 
 GRID = Grid(16, 20.0)
 WORLD, STEPS = 2, 3
@@ -29,10 +29,10 @@ def run_of(system, stage: int) -> RunConfig:
     return replace(
         run,
         system=system,
-        engine=EngineConfig(stage, gradient_clip=1.0),
+        engine=EngineConfig(stage, gradient_clipping=1.0),
         cluster=replace(run.cluster, workers=WORLD),
-        optimizer=OptimizerConfig(rate=1e-4),
-        train=replace(run.train, batch=WORLD),
+        optimizer=OptimizerConfig(lr=1e-4),
+        train=replace(run.train, batch_size=WORLD),
     )
 
 
@@ -43,16 +43,16 @@ def batch(rank: int, views: int) -> Batch:
 
 
 def losses(rank, wanted):
-    device = engines.prepare(gpu=False)
+    device = engines.init_backend(gpu=False)
     results = {}
     for key, run in wanted.items():
         torch.manual_seed(0)
-        started = engines.start(run.system.objective(GRID, chest(GRID)), run, device)
+        started = engines.initialize(run.system.objective(GRID, chest(GRID)), run, device)
         seen = []
         for step in range(STEPS):
-            averages = Averages()
+            averages = RunningMeans()
             take_turns(started, batch(rank, len(run.system.views)), step, averages)
-            seen.append(averages.take())
+            seen.append(averages.reduce())
         results[key] = seen
     return results
 

@@ -24,7 +24,7 @@ def cycle(tiny):
 @pytest.fixture(scope="module")
 def cycle_run(cycle, ray_cluster, tmp_path_factory):
     url = tmp_path_factory.mktemp("runs") / "cycle"
-    runs.fit(runs.start(cycle, str(url)), str(url))
+    runs.fit(runs.create(cycle, str(url)), str(url))
     return url
 
 
@@ -47,7 +47,7 @@ def test_its_prior_is_told_beside_its_weights_and_its_turns_in_its_history(cycle
     model = weights.load(checkpoint)
     assert "2 procedural thoraces" in model.description.provenance["notes"][0]
     assert model.network(torch.rand(1, 2, 32, 32)).shape == (1, 1, 32, 32, 32)
-    history = [e for e in json.loads((checkpoint / "state.json").read_text())["history"] if "rate" in e]
+    history = [e for e in json.loads((checkpoint / "state.json").read_text())["history"] if "lr" in e]
     assert all(entry["generator/unpaired_is_ct"] == 0 for entry in history)
     assert ["volume_discriminator/loss" in entry for entry in history] == [True, False, True, False]
 

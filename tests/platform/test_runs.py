@@ -38,8 +38,8 @@ def test_a_finished_run_has_checkpoints_curves_and_its_whole_configuration(finis
     published = Checkpoints(str(finished_run)).published()
     assert [summary["step"] for _, summary in published] == [4, 8]
     state = json.loads((finished_run / "checkpoints/step-00000008/state.json").read_text())
-    assert state["samples_consumed"] == 8 * tiny.train.batch
-    assert {"generator/loss", "discriminator/loss", "rate"} <= state["history"][0].keys()
+    assert state["samples_consumed"] == 8 * tiny.train.batch_size
+    assert {"generator/loss", "discriminator/loss", "lr"} <= state["history"][0].keys()
     assert [entry["step"] for entry in state["history"] if "val_psnr_db" in entry] == [4, 8]
     assert list((finished_run / "tensorboard").glob("events*"))
     assert runs.load_run(str(finished_run)).system == tiny.system
@@ -81,7 +81,7 @@ def test_systems_with_labels_running_statistics_and_cones_go_on_exactly_too(
     system = replace(SYSTEMS[name].tiny, checkpointing=checkpointing)
     run = replace(tiny, system=system, train=replace(tiny.train, steps=4, validate_every=2, validation_samples=2))
     whole, half = tmp_path / "whole", tmp_path / "half"
-    runs.fit(runs.start(run, str(whole)), str(whole))
+    runs.fit(runs.create(run, str(whole)), str(whole))
     shutil.copytree(whole, half)
     shutil.rmtree(half / "checkpoints/step-00000004")
     runs.fit(run, str(half))
@@ -106,7 +106,7 @@ def test_a_run_goes_on_with_one_worker_on_another_zero_stage(finished_run, tiny,
     changed = replace(tiny, engine=EngineConfig(zero_stage=3), cluster=replace(tiny.cluster, workers=1))
     runs.fit(changed, str(half))
     state = json.loads((half / "checkpoints/step-00000008/state.json").read_text())
-    assert state["samples_consumed"] == 8 * tiny.train.batch
+    assert state["samples_consumed"] == 8 * tiny.train.batch_size
     whole, again = (folder / "checkpoints/step-00000008" for folder in (finished_run, half))
     moved = largest_difference(finished_run / "checkpoints/step-00000004", whole)
     assert largest_difference(whole, again) < 1.5 * moved
@@ -134,36 +134,36 @@ def test_a_finished_run_is_not_trained_again(finished_run, tiny):
 
 def test_a_loss_that_is_not_finite_stops_the_run_where_it_was_sound(tiny, ray_cluster, tmp_path):
     # Weights of 1e30 after the first step make the next loss infinite.
-    broken = replace(tiny, optimizer=replace(tiny.optimizer, rate=1e30), train=replace(tiny.train, validate_every=1))
+    broken = replace(tiny, optimizer=replace(tiny.optimizer, lr=1e30), train=replace(tiny.train, validate_every=1))
     url = str(tmp_path / "broken")
     with pytest.raises(NonFiniteLoss, match=r"loss at step \d is (nan|inf) on samples phantom-1-\d{4}"):
-        runs.fit(runs.start(broken, url), url)
+        runs.fit(runs.create(broken, url), url)
     newest, _ = Checkpoints(url).newest()
     assert newest is None or "step-" in newest
 
 
 def test_a_run_folder_is_not_started_twice(finished_run, tiny):
     with pytest.raises(ConfigError, match="go on with --resume"):
-        runs.start(tiny, str(finished_run))
+        runs.create(tiny, str(finished_run))
 
 
 def test_a_run_that_can_never_be_scheduled_is_refused_at_once(tiny, ray_cluster, tmp_path):
-    greedy = replace(tiny, cluster=replace(tiny.cluster, workers=64), train=replace(tiny.train, batch=64))
+    greedy = replace(tiny, cluster=replace(tiny.cluster, workers=64), train=replace(tiny.train, batch_size=64))
     url = str(tmp_path / "greedy")
     with pytest.raises(cluster.ClusterTooSmall, match="needs 64 CPUs and this cluster has"):
-        runs.fit(runs.start(greedy, url), url)
+        runs.fit(runs.create(greedy, url), url)
 
 
 def test_an_archive_of_another_size_is_refused_before_anything_starts(tiny, tmp_path):
     other = replace(tiny, data=replace(tiny.data, size=64))
     with pytest.raises(ConfigError, match=r"pass --data\.size 32"):
-        runs.fit(runs.start(other, str(tmp_path / "other")), str(tmp_path / "other"))
+        runs.fit(runs.create(other, str(tmp_path / "other")), str(tmp_path / "other"))
 
 
 def test_settings_that_make_no_network_are_refused_before_anything_is_written(tiny, tmp_path):
     lifting = replace(tiny.system.lifting, kind="attention", heads=3)
     with pytest.raises(ConfigError, match="3 heads do not divide"):
-        runs.start(replace(tiny, system=replace(tiny.system, lifting=lifting)), str(tmp_path / "unmade"))
+        runs.create(replace(tiny, system=replace(tiny.system, lifting=lifting)), str(tmp_path / "unmade"))
     with pytest.raises(ConfigError, match=r"pass --data\.size 32"):
-        runs.start(replace(tiny, data=replace(tiny.data, size=64)), str(tmp_path / "unmade"))
+        runs.create(replace(tiny, data=replace(tiny.data, size=64)), str(tmp_path / "unmade"))
     assert not (tmp_path / "unmade").exists()

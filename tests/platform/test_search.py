@@ -38,10 +38,10 @@ def test_every_space_that_comes_along_fits_its_preset(path):
     [
         ({"system.loss.voxl": {"uniform": [0.0, 1.0]}}, "did you mean system.loss.voxel"),
         ({"system.fusion.kind": {"choice": ["average", "max"]}}, "max not in literal"),
-        ({"optimizer.rate": {"uniform": [-1.0, 1.0]}}, "rate must be positive"),
-        ({"optimizer.rate": {"uniform": [1.0]}}, r"wants \[low, high\]"),
-        ({"optimizer.rate": {"uniform": [0.1, 1.0], "log_uniform": [0.1, 1.0]}}, "drawn in 2 ways"),
-        ({"train.batch": {"integer": [4, 5]}}, "cannot be shared"),
+        ({"optimizer.lr": {"uniform": [-1.0, 1.0]}}, "lr must be positive"),
+        ({"optimizer.lr": {"uniform": [1.0]}}, r"takes \[low, high\]"),
+        ({"optimizer.lr": {"uniform": [0.1, 1.0], "log_uniform": [0.1, 1.0]}}, "has 2 distributions"),
+        ({"train.batch_size": {"integer": [4, 5]}}, "cannot be shared"),
     ],
 )
 def test_a_space_that_no_run_can_follow_is_refused_before_anything_starts(tiny, space, message):
@@ -51,22 +51,22 @@ def test_a_space_that_no_run_can_follow_is_refused_before_anything_starts(tiny, 
 
 def test_a_space_with_an_unknown_draw_is_refused_by_its_file(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("space: {optimizer.rate: {lognormal: [0, 1]}}")
+    path.write_text("space: {optimizer.lr: {lognormal: [0, 1]}}")
     with pytest.raises(ConfigError, match=r"lognormal.*mine\.yaml"):
         search.load_space(str(path))
 
 
 def test_the_table_tells_settings_apart_that_end_alike():
-    keys = ("system.lifting.kind", "system.fusion.kind", "system.fusion.feedback", "optimizer.rate")
-    trial = search.Trial("t", dict.fromkeys(keys, 1), best=None, step=0, checkpoint="")
+    keys = ("system.lifting.kind", "system.fusion.kind", "system.fusion.feedback", "optimizer.lr")
+    trial = search.Trial("t", dict.fromkeys(keys, 1), best_psnr_db=None, step=0, checkpoint="")
     headers = [str(column.header) for column in search.as_table([trial]).columns]
-    assert headers == ["trial", "lifting.kind", "fusion.kind", "feedback", "rate", "PSNR, dB", "step"]
+    assert headers == ["trial", "lifting.kind", "fusion.kind", "feedback", "lr", "PSNR, dB", "step"]
 
 
 def test_a_search_that_cannot_fit_says_so_at_once(tiny, ray_cluster, tmp_path):
-    huge = replace(tiny, cluster=replace(tiny.cluster, workers=50), train=replace(tiny.train, batch=50))
+    huge = replace(tiny, cluster=replace(tiny.cluster, workers=50), train=replace(tiny.train, batch_size=50))
     url = str(tmp_path / "huge")
-    search.start(Search(huge, SPACE), url)
+    search.create(Search(huge, SPACE), url)
     began = time.monotonic()
     with pytest.raises(cluster.ClusterTooSmall, match="a trial needs 50 CPUs"):
         search.fit(url)
@@ -82,7 +82,7 @@ def test_a_killed_search_goes_on_and_repeats_no_finished_trial(tiny, tmp_path):
     run = tmp_path / "run.yaml"
     run.write_text(replace(tiny, cluster=replace(tiny.cluster, workers=1)).to_yaml())
     command = [sys.executable, "-m", "raylift", "tune"]
-    fresh = [str(space), "--preset", str(run), "--trials", "3", "--concurrent", "1", "--output", str(search)]
+    fresh = [str(space), "--preset", str(run), "--trials", "3", "--max-concurrent", "1", "--output", str(search)]
     # A cluster of its own, which dies with the search that is killed.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     first = subprocess.Popen([*command, *fresh], env=environment, start_new_session=True)
@@ -95,7 +95,9 @@ def test_a_killed_search_goes_on_and_repeats_no_finished_trial(tiny, tmp_path):
     subprocess.run([*command, "--resume", str(search)], env=environment, check=True, timeout=400)
     table = json.loads((search / "trials.json").read_text())
     assert len(table) == 3
-    assert [trial["best"] for trial in table] == sorted((trial["best"] for trial in table), reverse=True)
+    assert [trial["best_psnr_db"] for trial in table] == sorted(
+        (trial["best_psnr_db"] for trial in table), reverse=True
+    )
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
     assert len({json.dumps(trial["settings"], sort_keys=True) for trial in table}) == 3
     assert weights.load(table[0]["checkpoint"]).description.grid.size == 32

@@ -18,7 +18,7 @@ from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
 from raylift.platform.training.loop import take_turns
-from raylift.platform.training.tracking import Averages
+from raylift.platform.training.tracking import RunningMeans
 
 GRID = Grid(32, 10.0)
 STEPS = 2
@@ -50,8 +50,8 @@ def settings(system: SystemConfig, stage: int) -> RunConfig:
         system=system,
         engine=EngineConfig(stage),
         cluster=replace(run.cluster, workers=1),
-        optimizer=OptimizerConfig(rate=1e-4),
-        train=replace(run.train, batch=1),
+        optimizer=OptimizerConfig(lr=1e-4),
+        train=replace(run.train, batch_size=1),
     )
 
 
@@ -62,7 +62,7 @@ def batch(views: int) -> Batch:
 
 
 def losses(rank, wanted):
-    device = engines.prepare(gpu=False)
+    device = engines.init_backend(gpu=False)
     results, plain_config = {}, engines._deepspeed_config
 
     def nothing_persists(run):
@@ -75,13 +75,13 @@ def losses(rank, wanted):
     engines._deepspeed_config = nothing_persists
     for key, run in wanted.items():
         torch.manual_seed(0)
-        started = engines.start(run.system.objective(GRID, chest(GRID)), run, device)
+        started = engines.initialize(run.system.objective(GRID, chest(GRID)), run, device)
         seen = []
         for step in range(STEPS):
-            averages = Averages()
+            averages = RunningMeans()
             torch.manual_seed(step)
             take_turns(started, batch(len(run.system.views)), step, averages)
-            seen.append(averages.take())
+            seen.append(averages.reduce())
         held = [p.numel() for engine in started.values() for p in engine.player.parameters()]
         assert all(held) if run.engine.zero_stage == 0 else not any(held), f"{key}: the injection did not fire"
         results[key] = seen
@@ -113,11 +113,11 @@ def test_losses_under_zero_3_are_those_without(trained, name, checkpointing):
 
 
 def test_weight_decay_reaches_adam():
-    run = replace(settings(systems()["psr"], 0), optimizer=OptimizerConfig(rate=1e-3, weight_decay=0.5))
+    run = replace(settings(systems()["psr"], 0), optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.5))
     assert run_ranks(1, decays, run)[0] == [0.5]
 
 
 def decays(rank, run):
-    device = engines.prepare(gpu=False)
-    started = engines.start(run.system.objective(GRID, chest(GRID)), run, device)
+    device = engines.init_backend(gpu=False)
+    started = engines.initialize(run.system.objective(GRID, chest(GRID)), run, device)
     return [group["weight_decay"] for engine in started.values() for group in engine.deepspeed.optimizer.param_groups]

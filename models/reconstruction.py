@@ -1,0 +1,92 @@
+"""Volumes from radiographs: prediction, data consistency, and the mean and standard deviation over samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.intensity import Window
+from raylift.models import consistency, generative
+from raylift.models.generative import RunningStatistics, SamplingConfig
+
+Residuals = dict[str, tuple[float, float]]
+"""By view, the relative L2 distance of the reprojection from the radiograph before and after the consistency fit."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Volumes of one set of radiographs in the window's [0, 1], each the mean over samples."""
+
+    predicted: Float[Tensor, "1 d h w"]
+    """Output of the network."""
+    fitted: Float[Tensor, "1 d h w"] | None
+    """After a consistency fit of each sample; None without a fit."""
+    std: Float[Tensor, "1 d h w"] | None
+    """Standard deviation over samples of the fitted volumes or, without a fit, of the predicted ones; None for one."""
+    residuals: Residuals = field(default_factory=dict)
+    """Mean over samples; empty without a fit."""
+    prediction_time_s: float = 0.0
+    """Time of the network for the batch that this item was part of, over all samples, without the fit."""
+
+    @property
+    def volume(self) -> Float[Tensor, "1 d h w"]:
+        """The fitted volume if there is one, else the predicted one."""
+        return self.predicted if self.fitted is None else self.fitted
+
+
+@torch.no_grad()
+def reconstruct(
+    network: nn.Module,
+    radiographs: Float[Tensor, "n views rows columns"],
+    window: Window,
+    grid: Grid,
+    geometry: Geometry,
+    *,
+    sampling: SamplingConfig | None = None,
+    samples: Sequence[int] = (),
+    consistency_steps: int = 0,
+) -> list[Reconstruction]:
+    """Reconstruct a batch of radiographs.
+
+    Args:
+        network: maps radiographs to volumes.
+        radiographs: in [0, 1], bone bright, in the order of the geometry's views.
+        window: the HU range of [0, 1].
+        grid: voxels of the volumes.
+        geometry: of the radiographs.
+        sampling: settings of a generative network; None for a deterministic one.
+        samples: number of samples for each item, with consecutive seeds; one each by default.
+        consistency_steps: steps of `consistency.fit`, which each sample gets by itself; 0: no fit.
+    """
+    counts = list(samples) or [1] * len(radiographs)
+    predicted, fitted = [RunningStatistics() for _ in counts], [RunningStatistics() for _ in counts]
+    residuals: list[list[Residuals]] = [[] for _ in counts]
+    prediction_time_s = 0.0
+    for k in range(max(counts)):
+        items = [item for item, count in enumerate(counts) if count > k]
+        started = time.perf_counter()
+        volumes = generative.predict(network, radiographs[items], sampling, k)
+        prediction_time_s += time.perf_counter() - started
+        for item, volume in zip(items, volumes, strict=True):
+            predicted[item].add(volume)
+        if consistency_steps:
+            fit = consistency.fit(volumes, radiographs[items], window, grid, geometry, consistency_steps)
+            for item, volume, by_view in zip(items, fit.volume, fit.by_view(geometry), strict=True):
+                fitted[item].add(volume)
+                residuals[item].append(by_view)
+    return [
+        Reconstruction(
+            before.mean,
+            after.mean if consistency_steps else None,
+            (after if consistency_steps else before).std,
+            consistency.mean_residuals(each),
+            prediction_time_s,
+        )
+        for before, after, each in zip(predicted, fitted, residuals, strict=True)
+    ]

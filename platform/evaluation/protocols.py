@@ -1,0 +1,103 @@
+"""The registry of evaluation protocols: what each computes, and whether it needs CT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from raylift.models import consistency, metrics
+from raylift.models.metrics import Figures
+from raylift.models.weights import Description
+
+ProtocolName = Literal["volume", "x2ct", "cvaa", "reprojection"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One predicted volume with everything it can be compared with."""
+
+    volume: Float[Tensor, "1 1 d h w"]
+    """In the window's [0, 1]."""
+    ground_truth_hu: Float32[np.ndarray, "d h w"] | None
+    """The CT, if there is one."""
+    radiographs: Float[Tensor, "1 views rows columns"]
+    """Input of the model, in [0, 1]."""
+    description: Description
+    """Window, grid and geometry of the model."""
+
+    @cached_property
+    def hu(self) -> Float32[np.ndarray, "d h w"]:
+        """The volume in HU."""
+        hu: Float32[np.ndarray, "d h w"] = self.description.window.to_hu(self.volume)[0, 0].numpy()
+        return hu
+
+    @property
+    def required_ground_truth_hu(self) -> Float32[np.ndarray, "d h w"]:
+        """The CT, for protocols that need it."""
+        assert self.ground_truth_hu is not None
+        return self.ground_truth_hu
+
+
+@dataclass(frozen=True)
+class EvaluationProtocol:
+    """Named metrics of a prediction."""
+
+    definition: str
+    """How the metrics are computed, for reports."""
+    needs_ct: bool
+    evaluate: Callable[[Prediction], Figures]
+
+
+def _compare_volumes(name: str) -> EvaluationProtocol:
+    protocol = metrics.PROTOCOLS[name]
+    return EvaluationProtocol(
+        f"{protocol.window.low_hu:g} to {protocol.window.high_hu:g} HU. {protocol.definition}.",
+        True,
+        lambda prediction: protocol.evaluate(prediction.hu, prediction.required_ground_truth_hu),
+    )
+
+
+def _compare_reprojections(prediction: Prediction) -> Figures:
+    of = prediction.description
+    with torch.no_grad():
+        found = consistency.agreement(prediction.volume, prediction.radiographs, of.window, of.grid, of.geometry)
+    by_view = zip(of.geometry.views, found.residual[0].tolist(), strict=True)
+    return {
+        "psnr_db": float(found.psnr_db.mean()),
+        "residual": float(found.residual.mean()),
+        **{f"residual_{view.name}": value for view, value in by_view},
+    }
+
+
+def _compare_lungs(prediction: Prediction) -> Figures:
+    spacing_mm = prediction.description.grid.spacing_mm
+    return {"lung_dice": metrics.lung_dice(prediction.hu, prediction.required_ground_truth_hu, spacing_mm)}
+
+
+PROTOCOLS: dict[str, EvaluationProtocol] = {
+    "volume": _compare_volumes("volume"),
+    "x2ct": _compare_volumes("x2ct"),
+    "cvaa": _compare_volumes("cvaa"),
+    "reprojection": EvaluationProtocol(
+        "Reprojections of the volumes compared with the input radiographs, each after the gain and offset that fit it "
+        "best: PSNR relative to the radiograph's range, and relative L2 distance. No volume is compared.",
+        False,
+        _compare_reprojections,
+    ),
+    "segmentation": EvaluationProtocol(
+        "Lungs of both volumes by the same threshold, -500 HU inside the body.", True, _compare_lungs
+    ),
+}
+"""Protocols by name. `segmentation` is always computed where there is CT, beside the ones that are chosen."""
+
+
+def default_protocols(has_ct: bool) -> tuple[ProtocolName, ...]:
+    """All protocols that compare volumes; without CT those that do not need it."""
+    return tuple(name for name in get_args(ProtocolName) if PROTOCOLS[name].needs_ct == has_ct)
