@@ -77,7 +77,7 @@ def with_orientation_letters(
         (width / 2, 8, "mt"),
         (width / 2, height - 8, "mb"),
     ]
-    draw, font = ImageDraw.Draw(image), ImageFont.load_default(22)
+    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(22)
     for letter, (x, y, anchor) in zip(ORIENTATION_LETTERS.get(name, ""), positions, strict=False):
-        draw.text((x, y), letter, fill="white", font=font, anchor=anchor, stroke_width=2, stroke_fill="black")
+        canvas.text((x, y), letter, fill="white", font=font, anchor=anchor, stroke_width=2, stroke_fill="black")
     return np.asarray(image)

@@ -123,7 +123,7 @@ def _samples_slider(max_samples: int) -> Any:
         step=1,
         label="Samples",
         info="The volume is the mean over samples; with two or more, their standard deviation is shown too. "
-        "Computing time grows with the number.",
+        "Computing time is proportional to the number.",
         elem_id="samples",
         buttons=[],
     )
