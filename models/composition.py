@@ -26,6 +26,7 @@ from raylift.models.objectives.objective import Objective
 from raylift.models.parts.blocks import Checkpointing, initialize
 from raylift.models.parts.decoders import DecoderConfig, DecoderContext, DecoderName, UpsamplingDecoder, ViewDecoder
 from raylift.models.parts.discriminators import DiscriminatorConfig
+from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.encoders import EncoderConfig, at_size
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
@@ -170,11 +171,7 @@ class Reconstructor(VolumeNetwork):
         super().__init__()
         levels = len(system.decoder.channels) - 1 if system.decoder.kind != "none" else 0
         halvings = max(system.encoder.halvings(), levels)
-        if grid.size % 2**halvings or grid.size < 2 * 2**halvings:
-            raise ConfigError(
-                f"size {grid.size} cannot be halved {halvings} times to 2 or more: "
-                f"use a multiple of {2**halvings} from {2 * 2**halvings} up, or fewer encoder stages"
-            )
+        require_divisible_size(grid.size, 2**halvings, "fewer encoder stages")
         self.size, self.rays = grid.size, system.rays(grid, geometry)
         count = 1 if system.shares_encoder else len(system.views)
         self.branches = nn.ModuleList(ViewBranch(system, grid.size) for _ in range(count))

@@ -27,7 +27,7 @@ def pytest_configure() -> None:
         if stray.exists():
             pytest.exit(
                 f"{stray} must not exist: as a package of its own {folder}/ would shadow the module of that name "
-                "and numpy, torch or Ray would hang or break: remove it",
+                "and numpy, torch or Ray would stall or break: remove it",
                 returncode=pytest.ExitCode.USAGE_ERROR,
             )
 

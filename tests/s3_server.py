@@ -89,7 +89,7 @@ class S3Server:
     The daemons end with this process, however it ends.
 
     Swift looks at If-None-Match when a write begins, not when it ends. So of two writers that create one key at the
-    same time both may be told 200, where AWS tells one of them 412 or 409; the one that began last is kept.
+    same time both may get 200, where AWS returns 412 or 409 to one of them; the one that began last is kept.
     """
 
     def __init__(
@@ -281,7 +281,7 @@ def _write_config(folder: Path, ports: dict[str, int], secret: str) -> None:
             "bind_ip": HOST,
             "bind_port": ports[name],
             "bind_timeout": 5,
-            "workers": 0,  # no forked worker that would outlive a kill of the process we know
+            "workers": 0,  # no forked worker that would outlive a kill of the main process
             "swift_dir": config,
             "devices": folder / "data",
             "mount_check": False,

@@ -69,12 +69,30 @@ def chain(imported: dict[str, set[str]], module: str, unwanted: set[str], visite
     return []
 
 
+def folder_of(module: str) -> str:
+    """The folder inside one of the five, such as datasets.archive, or the module that stands beside such folders."""
+    return ".".join(module.split(".")[1:3])
+
+
 def test_models_import_neither_storage_nor_ray_nor_deepspeed_however_indirectly():
     imported, unwanted = graph(), {"zarr", "fsspec", "s3fs", "ray", "deepspeed", "gradio"}
     assert chain(imported, "raylift.datasets.archive.archive", unwanted, set()), "the graph has no edges"
     for module in imported:
         if module.startswith("raylift.models."):
             assert not chain(imported, module, unwanted, set())
+
+
+def test_folders_do_not_import_one_another_in_circles():
+    imported = graph()
+    folders: dict[str, set[str]] = {}
+    for module, names in imported.items():
+        inside = {folder_of(name) for name in names if name in imported}
+        folders.setdefault(folder_of(module), set()).update(inside - {folder_of(module)})
+    assert "datasets.geometry" in folders["models.parts"], "the graph has no edges"
+    # What imports nothing that is left can be taken away; in a circle nothing can.
+    while free := {folder for folder, names in folders.items() if not names & folders.keys()}:
+        folders = {folder: names for folder, names in folders.items() if folder not in free}
+    assert not folders, {folder: sorted(names & folders.keys()) for folder, names in folders.items()}
 
 
 def test_search_spaces_are_pure_data():

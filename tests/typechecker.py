@@ -2,5 +2,5 @@
 
 from beartype import BeartypeConf, beartype
 
-# As type checkers have it, an int will do where a float is asked for.
+# As in static type checkers, an int is accepted where a float is required.
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))

@@ -28,6 +28,7 @@ from raylift.datasets.projector import backproject, project
 from raylift.models.consistency import match
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
 from raylift.models.objectives.objective import Objective
+from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.encoders import at_size
 from raylift.models.parts.residual_unet import ResidualUNet, group_norm
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
@@ -101,11 +102,7 @@ class UnrolledNetwork(VolumeNetwork):
     def __init__(self, system: Unrolled, grid: Grid, geometry: Geometry) -> None:
         super().__init__()
         levels = len(system.volume_channels)
-        if grid.size % 2 ** (levels - 1) or grid.size < 2**levels:
-            step = 2 ** (levels - 1)
-            raise ConfigError(
-                f"size {grid.size} cannot be halved {levels - 1} times: use a multiple of {step} from {2 * step} up"
-            )
+        require_divisible_size(grid.size, 2 ** (levels - 1), "fewer system.volume_channels")
         self.system, self.grid, self.geometry = system, grid, geometry
         self.views = [geometry.view(name) for name in system.views]
         embedding = 4 * system.image_channels[0]

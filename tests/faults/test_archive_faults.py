@@ -252,7 +252,7 @@ class DamageSuite:
             damaged[place] ^= 1 << rng.randrange(8)
             folder.write(key, bytes(damaged))
             _, refusals = self.read_all(url, name, first.part)
-            assert refusals, f"byte {place} of {len(whole)} was changed and nobody noticed"
+            assert refusals, f"byte {place} of {len(whole)} was changed without an error"
         folder.write(key, whole)
         assert seeds_in(url) == list(range(8))
 
@@ -463,7 +463,7 @@ def test_a_writer_cut_off_for_good_leaves_an_archive_that_the_next_run_completes
 
 
 def test_a_subprocess_that_loses_the_server_ends_without_loose_ends(running: S3Server, bucket: str) -> None:
-    """No session left open and no exception that nobody asked for, also after an error."""
+    """No open session and no unretrieved exception, also after an error."""
     write_archive(bucket, [0])
     code = (
         "import sys; from raylift.datasets.archive import store; from raylift.datasets.archive.archive import Archive\n"

@@ -31,7 +31,7 @@ def test_every_epoch_is_a_permutation(order: SampleOrder, epoch: int) -> None:
 
 
 @given(orders, st.integers(0, 10_000))
-def test_a_position_has_its_sample_whatever_was_asked_before(order: SampleOrder, position: int) -> None:
+def test_a_position_has_its_sample_whatever_was_read_before(order: SampleOrder, position: int) -> None:
     alone = SampleOrder(order.count, order.seed, order.shuffle).at(position)
     for before in range(max(0, position - 5), position):
         order.at(before)
