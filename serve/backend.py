@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int16
 from raylift.datasets.errors import RayliftError
 from raylift.models.generative import SamplingConfig
 from raylift.models.weights import Description
-from raylift.serve.reconstructor import Reconstruction, nifti
+from raylift.serve.reconstructor import HUVolume, nifti
 
 DISCLAIMER = "Research software, not a medical device: not for diagnosis."
 
@@ -26,7 +26,7 @@ class Backend:
 
     description: Description
     sha256: str
-    reconstruct: Callable[[Float32[np.ndarray, "views rows columns"], int], Awaitable[Reconstruction]]
+    reconstruct: Callable[[Float32[np.ndarray, "views rows columns"], int], Awaitable[HUVolume]]
     """Maps prepared radiographs and the number of samples to a volume in HU; raises Unavailable."""
     ready: Callable[[], Awaitable[bool]]
     """Whether the model is loaded and responds."""

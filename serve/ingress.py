@@ -25,7 +25,7 @@ from raylift.models.weights import Description
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend, Unavailable
 from raylift.serve.page import layout, theme
-from raylift.serve.reconstructor import Reconstruction
+from raylift.serve.reconstructor import HUVolume
 from raylift.serve.settings import ServeSettings
 
 READY_TIMEOUT_S = 5.0
@@ -39,10 +39,10 @@ def build(
     # Only this user can read the uploads, and they are deleted with the service.
     uploads = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="raylift-page-")
 
-    async def reconstruct(radiographs: Float32[np.ndarray, "views rows columns"], samples: int) -> Reconstruction:
+    async def reconstruct(radiographs: Float32[np.ndarray, "views rows columns"], samples: int) -> HUVolume:
         try:
             handle = serve.get_deployment_handle(model)
-            result: Reconstruction = await handle.reconstruct.remote((radiographs, samples))
+            result: HUVolume = await handle.reconstruct.remote((radiographs, samples))
         except BackPressureError as error:
             raise Unavailable("the queue is full: try again in a few seconds") from error
         except (RayActorError, DeploymentUnavailableError) as error:

@@ -16,8 +16,8 @@ from torch import Tensor
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
 from raylift.datasets.radiographs.decoding import prepare
-from raylift.models import consistency, generative
-from raylift.models.generative import RunningStatistics, SamplingFlags
+from raylift.models import consistency, reconstruction
+from raylift.models.generative import SamplingFlags
 from raylift.models.weights import Description, Model
 from raylift.platform import model_store
 
@@ -39,7 +39,7 @@ def prepare_radiograph(
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class HUVolume:
     """A reconstructed volume with its standard deviation over samples and its reprojection residuals."""
 
     hu: Int16[np.ndarray, "d h w"]
@@ -96,10 +96,9 @@ class Reconstructor:
             raise ConfigError(f"this model requires {' and '.join(self.views)}, got {' and '.join(images) or 'none'}")
         return prepare_radiographs(images, self.description)
 
-    @torch.no_grad()
     def reconstruct(
         self, radiographs: list[Float32[np.ndarray, "views rows columns"]], samples: list[int] | None = None
-    ) -> list[Reconstruction]:
+    ) -> list[HUVolume]:
         """A volume in HU for each set of prepared radiographs.
 
         With more than one sample the volume is their mean, and the standard deviation is returned too. Each sample is
@@ -115,35 +114,25 @@ class Reconstructor:
         counts = samples or [1] * len(radiographs)
         for count in set(counts):
             SamplingFlags().resolve(self._network, count)
-        batch = torch.from_numpy(np.stack(radiographs)).to(self._device)
-        moments = [RunningStatistics() for _ in counts]
-        residuals: list[list[dict[str, tuple[float, float]]]] = [[] for _ in counts]
-        for k in range(max(counts)):
-            indices = [index for index, count in enumerate(counts) if count > k]
-            unit, fits = self._sample(batch[indices], k)
-            for index, volume, pairs in zip(indices, unit, fits, strict=True):
-                moments[index].add(volume)
-                residuals[index].append(pairs)
-        return [
-            self._reconstruction(moment, consistency.mean_residuals(fits))
-            for moment, fits in zip(moments, residuals, strict=True)
-        ]
-
-    def _sample(self, batch: Tensor, k: int) -> tuple[Tensor, list[dict[str, tuple[float, float]]]]:
-        """Sample k of each item of a batch, after the data-consistency fit if there is one, and its residuals."""
-        unit = generative.predict(self._network, batch, self.sampling, k)
-        if not self._steps:
-            return unit, [{} for _ in unit]
         model = self.description
-        fit = consistency.fit(unit, batch, model.window, model.grid, model.geometry, self._steps)
-        return fit.volume, fit.by_view(model.geometry)
+        results = reconstruction.reconstruct(
+            self._network,
+            torch.from_numpy(np.stack(radiographs)).to(self._device),
+            model.window,
+            model.grid,
+            model.geometry,
+            sampling=self.sampling,
+            samples=counts,
+            consistency_steps=self._steps,
+        )
+        return [self._in_hu(result) for result in results]
 
-    def _reconstruction(self, moments: RunningStatistics, residuals: dict[str, tuple[float, float]]) -> Reconstruction:
-        window, std = self.description.window, moments.std
-        return Reconstruction(
-            _int16(window.to_hu(moments.mean)),
+    def _in_hu(self, result: reconstruction.Reconstruction) -> HUVolume:
+        window, std = self.description.window, result.std
+        return HUVolume(
+            _int16(window.to_hu(result.volume)),
             None if std is None else _int16(std * window.width_hu),
-            residuals,
+            result.residuals,
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float32
 from ray import serve
 
-from raylift.serve.reconstructor import Reconstruction, Reconstructor
+from raylift.serve.reconstructor import HUVolume, Reconstructor
 from raylift.serve.settings import ServeSettings
 
 
@@ -26,7 +26,7 @@ class ModelReplica:
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.02)
     async def reconstruct(
         self, requests: list[tuple[Float32[np.ndarray, "views rows columns"], int]]
-    ) -> list[Reconstruction]:
+    ) -> list[HUVolume]:
         """Volumes in HU for sets of prepared radiographs, each with its number of samples."""
         # In a thread, because a batch longer than Serve's health check would otherwise end the replica.
         radiographs, samples = [views for views, _ in requests], [count for _, count in requests]

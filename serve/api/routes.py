@@ -19,7 +19,7 @@ from raylift.serve.api.errors import handle_errors
 from raylift.serve.api.form import MAX_FIELDS, MAX_FILES, ReconstructionForm, form_model, require_multipart
 from raylift.serve.api.request_limits import BodyLimit, KnownPaths
 from raylift.serve.backend import DISCLAIMER, Backend
-from raylift.serve.reconstructor import Reconstruction, prepare_radiographs
+from raylift.serve.reconstructor import HUVolume, prepare_radiographs
 
 MAX_CONCURRENT_DECODES = 4
 """Requests whose decoded images are in memory; the uploads of the others wait on disk."""
@@ -156,7 +156,7 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
     return app
 
 
-def _zip(result: Reconstruction, name: str, backend: Backend) -> bytes:
+def _zip(result: HUVolume, name: str, backend: Backend) -> bytes:
     """The mean volume and the standard deviation over samples."""
     assert result.std is not None
     file = io.BytesIO()

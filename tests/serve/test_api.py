@@ -17,13 +17,13 @@ from raylift.datasets.radiographs.histogram import standardize_and_match
 from raylift.models.weights import Description, Model
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend, Unavailable
-from raylift.serve.reconstructor import Reconstruction, Reconstructor
+from raylift.serve.reconstructor import HUVolume, Reconstructor
 
 
 def client(
-    description: Description, sha256: str, reconstruct: Callable[[np.ndarray], Reconstruction], steps: int = 0
+    description: Description, sha256: str, reconstruct: Callable[[np.ndarray], HUVolume], steps: int = 0
 ) -> TestClient:
-    async def reconstruct_in_thread(prepared: np.ndarray, samples: int) -> Reconstruction:
+    async def reconstruct_in_thread(prepared: np.ndarray, samples: int) -> HUVolume:
         return await asyncio.to_thread(reconstruct, prepared)
 
     async def ready() -> bool:
@@ -123,10 +123,10 @@ def test_the_headers_give_the_reprojection_residuals_before_and_after_the_fit(
 def test_superior_anterior_right_in_the_volume_is_superior_anterior_right_in_the_file(
     description: Description, radiographs: dict[str, bytes], tmp_path: Path
 ) -> None:
-    def box(_: np.ndarray) -> Reconstruction:
+    def box(_: np.ndarray) -> HUVolume:
         hu = np.full((32, 32, 32), -1000, np.int16)
         hu[2:6, 4:8, 3:9] = 900
-        return Reconstruction(hu)
+        return HUVolume(hu)
 
     response = client(description, "0" * 64, box).post("/v1/reconstructions", files=radiographs)
     image = opened(response.content, tmp_path)
@@ -140,9 +140,9 @@ def test_superior_anterior_right_in_the_volume_is_superior_anterior_right_in_the
 def test_flip_and_inversion_apply_to_the_named_image(description: Description, radiographs: dict[str, bytes]) -> None:
     received: list[np.ndarray] = []
 
-    def keep(prepared: np.ndarray) -> Reconstruction:
+    def keep(prepared: np.ndarray) -> HUVolume:
         received.append(prepared)
-        return Reconstruction(np.zeros((32, 32, 32), np.int16))
+        return HUVolume(np.zeros((32, 32, 32), np.int16))
 
     api = client(description, "0" * 64, keep)
     for fields in ({"invert": "no"}, {"invert": "no", "flip_lateral": "true"}, {"invert": "yes"}):
@@ -158,9 +158,9 @@ def test_a_lateral_that_clearly_faces_right_is_mirrored_unless_flip_lateral_is_f
 ) -> None:
     received: list[np.ndarray] = []
 
-    def keep(prepared: np.ndarray) -> Reconstruction:
+    def keep(prepared: np.ndarray) -> HUVolume:
         received.append(prepared)
-        return Reconstruction(np.zeros((32, 32, 32), np.int16))
+        return HUVolume(np.zeros((32, 32, 32), np.int16))
 
     api = client(description, "0" * 64, keep)
     file = io.BytesIO()
@@ -179,9 +179,9 @@ def test_radiographs_are_histogram_matched_if_the_model_was_trained_so(
 ) -> None:
     received: list[np.ndarray] = []
 
-    def keep(prepared: np.ndarray) -> Reconstruction:
+    def keep(prepared: np.ndarray) -> HUVolume:
         received.append(prepared)
-        return Reconstruction(np.zeros((32, 32, 32), np.int16))
+        return HUVolume(np.zeros((32, 32, 32), np.int16))
 
     levels = tuple(float(value) for value in np.linspace(0.2, 1, 65))
     matching = replace(description, histograms={"frontal": levels, "lateral": levels})
@@ -221,7 +221,7 @@ def test_health_readiness_and_model_are_reported(service_client: TestClient, rec
 def test_an_unresponsive_model_is_not_ready_and_a_full_queue_gives_503_with_retry_after(
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
-    async def busy(_: np.ndarray, __: int) -> Reconstruction:
+    async def busy(_: np.ndarray, __: int) -> HUVolume:
         raise Unavailable("the queue is full: try again in a few seconds")
 
     async def ready() -> bool:
@@ -235,7 +235,7 @@ def test_an_unresponsive_model_is_not_ready_and_a_full_queue_gives_503_with_retr
 
 
 def test_an_internal_error_is_reported_without_details(description: Description, radiographs: dict[str, bytes]) -> None:
-    def broken(_: np.ndarray) -> Reconstruction:
+    def broken(_: np.ndarray) -> HUVolume:
         raise RuntimeError("CUDA error at /home/someone/secret.cu")
 
     api = client(description, "0" * 64, broken)

@@ -13,7 +13,7 @@ from raylift.datasets.radiographs.decoding import RadiographLimits, read
 from raylift.serve.backend import Backend
 from raylift.serve.page import layout
 from raylift.serve.page.events import Actions
-from raylift.serve.reconstructor import Reconstruction, Reconstructor
+from raylift.serve.reconstructor import HUVolume, Reconstructor
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def fitting(model_folder: Path) -> Reconstructor:
 
 
 def backend(reconstructor: Reconstructor, steps: int) -> Backend:
-    async def reconstruct(prepared: np.ndarray, samples: int) -> Reconstruction:
+    async def reconstruct(prepared: np.ndarray, samples: int) -> HUVolume:
         return reconstructor.reconstruct([prepared], [samples])[0]
 
     async def ready() -> bool:

@@ -17,7 +17,7 @@ from raylift.platform import cli
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend
 from raylift.serve.page.std_map import StdMap
-from raylift.serve.reconstructor import Reconstruction, Reconstructor
+from raylift.serve.reconstructor import HUVolume, Reconstructor
 
 URL = "/v1/reconstructions"
 
@@ -141,7 +141,7 @@ def test_unsupported_options_are_refused_and_nothing_is_written(
 def client(generative: Reconstructor) -> TestClient:
     """The API with a generative network and up to three samples."""
 
-    async def reconstruct(prepared: np.ndarray, samples: int) -> Reconstruction:
+    async def reconstruct(prepared: np.ndarray, samples: int) -> HUVolume:
         return generative.reconstruct([prepared], [samples])[0]
 
     async def ready() -> bool:
