@@ -57,7 +57,7 @@ def test_the_table_of_choices_has_every_name_and_no_other():
 
 def test_the_table_of_systems_is_that_of_the_command():
     table = PAGE.split("<!-- systems: raylift systems --markdown -->\n")[1].split("<!-- end -->")[0]
-    head, rule, *rows = table.splitlines()
+    head, rule, *rows = table.strip().splitlines()
     assert (head, rule) == tuple(markdown(COLUMNS, []).splitlines())
     named = [re.findall(r"\| ([^|]+) \|", line)[0] for line in rows]
     by_title = {entry.title: name for name, entry in SYSTEMS.items()}

@@ -21,8 +21,11 @@ import spaces
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from raylift.platform.commands import about
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
+SYSTEMS_TABLE = re.compile(r"(?<=<!-- systems: raylift systems --markdown -->\n).*?(?=<!-- end -->)", re.DOTALL)
 ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 
@@ -46,8 +49,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Turn links to files of the repository into links to their pages, or into plain text where they have none."""
+    """Fill in the table of systems, and turn links to files of the repository into links to their pages.
+
+    Links to files without a page become plain text.
+    """
     folder = posixpath.dirname(page.file.src_uri)
+    markdown = SYSTEMS_TABLE.sub(lambda _: f"\n{about.systems_table()}\n\n", markdown)
 
     def resolved(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join("docs", folder, match["target"]))

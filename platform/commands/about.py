@@ -61,6 +61,11 @@ def row(name: str) -> list[str]:
     return [entry.title, name, entry.kind, entry.views, volume, f"{count:,}", entry.paper]
 
 
+def systems_table() -> str:
+    """All systems as a table in Markdown."""
+    return markdown(COLUMNS, [row(name) for name in SYSTEMS])
+
+
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]

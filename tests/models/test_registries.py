@@ -1,0 +1,58 @@
+"""Parts that are chosen by name: the names that a configuration accepts are those of the dictionary of parts."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.serialization import from_plain, to_plain
+from raylift.models.composition import DECODERS, Composition
+from raylift.models.diffusion.samplers import SAMPLERS
+from raylift.models.generative import SamplerName
+from raylift.models.parts.decoders import DecoderName
+from raylift.models.parts.fusion import FUSIONS, FusionConfig, FusionName
+from raylift.models.system_config import SystemConfig
+from raylift.models.systems.x2ct import X2CT_GAN
+from raylift.models.zoo import SYSTEMS
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"), [(FusionName, FUSIONS), (DecoderName, DECODERS), (SamplerName, SAMPLERS)], ids=str
+)
+def test_every_name_of_a_part_has_a_part_and_every_part_a_name(names, parts):
+    assert get_args(names) == tuple(parts)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_every_fusion_makes_one_volume_of_two(name):
+    fusion = FusionConfig(name).build(channels=4, views=2, below=4)
+    volumes = [torch.rand(1, 4, 2, 2, 2) for _ in range(3)]
+    assert fusion(volumes[:2], volumes[2]).shape == (1, fusion.out_channels, 2, 2, 2)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_is_found_again_by_the_name_in_its_plain_data(name):
+    for system in (SYSTEMS[name].published, SYSTEMS[name].slim, SYSTEMS[name].tiny):
+        assert from_plain(SystemConfig, to_plain(system), "system") == system
+
+
+def test_plain_data_of_no_system_is_refused_with_the_names():
+    with pytest.raises(ConfigError, match="no name 'x3ct': use one of psr, 3dcnn, x2ct-gan"):
+        from_plain(SystemConfig, to_plain(X2CT_GAN.tiny) | {"name": "x3ct"}, "system")
+
+
+def test_the_defaults_of_a_composition_are_the_published_x2ct_gan():
+    assert Composition() == X2CT_GAN.published
+
+
+@pytest.mark.parametrize("name", [name for name, entry in SYSTEMS.items() if entry.frontal_alone])
+def test_a_preset_for_the_frontal_alone_differs_in_its_views_alone(name):
+    entry = SYSTEMS[name]
+    assert replace(entry.published, views=("frontal",)) == entry.frontal_alone
+    grid = Grid(entry.training.size, entry.spacing_mm)
+    with torch.device("meta"):
+        volume = entry.frontal_alone.reconstructor(grid, chest(grid))(torch.empty(1, 1, grid.size, grid.size))
+    assert volume.shape == (1, 1, grid.size, grid.size, grid.size)
