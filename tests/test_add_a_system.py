@@ -63,7 +63,7 @@ def output_of(command: str, checkout: Path) -> str:
 
 def command(beginning: str) -> str:
     """The one command of the page that begins so."""
-    commands = [line for language, _, text in BLOCKS if language == "sh" for line in text.splitlines()]
+    commands = [line for language, _, text in BLOCKS if language == "bash" for line in text.splitlines()]
     (found,) = [line for line in commands if line.startswith(beginning)]
     return found
 

@@ -97,7 +97,7 @@ def test_every_setting_and_option_that_a_page_names_exists(monkeypatch):
         for group in tables.groups(*generator.options_of(name)):
             for one in group.settings:
                 options |= {f"--{one.key.replace('_', '-')}", *one.aliases}
-    settings = {key for make in PRESETS.values() for key in flatten(to_plain(make()))}
+    settings = {key for run in PRESETS.values() for key in flatten(to_plain(run))}
     prefixes = {key.rsplit(".", depth)[0] for key in settings for depth in (1, 2, 3)}
     sections = {key.split(".")[0] for key in flatten(to_plain(RunConfig()))}
     count = 0
@@ -125,7 +125,8 @@ OTHER_PROGRAMS = {"--working-dir", "--address"}
 def test_every_module_that_a_page_names_can_be_imported():
     named = {name for text in TEXTS.values() for name in re.findall(r"\braylift(?:\.[a-z_0-9]+)+", text)}
     assert len(named) > 8
-    for name in named:
+    # A module that the reader writes: tests/test_add_a_system.py does.
+    for name in named - {"raylift.models.systems.example_net"}:
         module, _, attribute = name.rpartition(".")
         try:
             importlib.import_module(name)
