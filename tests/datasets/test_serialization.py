@@ -103,19 +103,23 @@ def test_a_refusal_of_the_dataclass_itself_keeps_its_words() -> None:
 
 
 @dataclass(frozen=True)
-class Circle:
-    name: Literal["circle"] = "circle"
+class Shape:
+    name: str
+
+
+@dataclass(frozen=True)
+class Circle(Shape):
+    name: str = "circle"
     radius: float = 1.0
 
 
 @dataclass(frozen=True)
-class Box:
-    name: Literal["square", "oblong"] = "square"
+class Box(Shape):
+    name: str = "square"
     sides: tuple[float, ...] = (1.0,)
 
 
-Shape = Circle | Box
-register_union(Shape, tag="name", otherwise=Circle)
+register_union(Shape, tag="name", kinds={"circle": Circle, "square": Box, "oblong": Box}, otherwise=Circle)
 
 
 @dataclass(frozen=True)
