@@ -82,12 +82,10 @@ def differences(presets: list[str]) -> list[str]:
     unpaired = [name for name in alone if isinstance(systems[name], CycleGan)]
     refiners = [name for name, system in systems.items() if system.pretrained]
     notes = [
-        f"learn from DRRs alone, without the CT behind them: {', '.join(alone)}" if alone else "",
-        f"of these, trained with the CT of the train split as that of other people: {', '.join(unpaired)}"
-        if unpaired
-        else "",
-        *(f"{name} stands on {BASE} of this table: its steps come after that one's" for name in refiners),
-        "parameters are those of the whole network that makes a volume, also of what does not train",
+        f"supervised by DRRs alone, without the CT of the same subjects: {', '.join(alone)}" if alone else "",
+        f"of these, with the train split's CT as unpaired volumes: {', '.join(unpaired)}" if unpaired else "",
+        *(f"{name} refines {BASE} of this table: its steps are in addition to that one's" for name in refiners),
+        "parameters are those of the whole network that predicts the volume, frozen parts included",
     ]
     return [note for note in notes if note]
 

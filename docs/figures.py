@@ -1,6 +1,6 @@
-"""Draw the figures of the documentation. They show phantoms only, never a patient.
+"""Render the figures of the documentation. They show phantoms only, never a patient.
 
-`python docs/figures.py` draws the sheet of phantoms; with `--page http://127.0.0.1:8000` it also takes a picture of a
+`python docs/figures.py` renders the sheet of phantoms; with `--page http://127.0.0.1:8000` it also takes a picture of a
 running service's page, on the page's own example.
 """
 
@@ -83,7 +83,7 @@ def page(url: str, path: Path, width_px: int = 1080) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Draw the figures of the documentation.")
+    parser = argparse.ArgumentParser(description="Render the figures of the documentation.")
     parser.add_argument("--page", metavar="URL", help="a running service, for a picture of its page")
     options = parser.parse_args()
     phantom_sheet(IMAGES / "phantom.png")

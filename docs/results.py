@@ -15,9 +15,10 @@ from raylift.platform.evaluation.report import TITLES
 INTRODUCTION = """\
 # Results
 
-Written by `python docs/results.py` from the `metrics.json` of reports. Protocols are defined in
-[models/metrics.py](../models/metrics.py); figures of different protocols cannot be compared, and those of the
-literature do not stand here because they come from other data, geometry and definitions.
+Written by `python docs/results.py` from the `metrics.json` of reports. Each figure belongs to a
+[protocol](explanation/protocols.md); figures of different protocols cannot be compared. Figures of the literature are
+not listed, because they come from other data, geometry and definitions. Radiographs are digitally reconstructed
+radiographs (DRRs) of the CT, computed by the projector of the archive.
 """
 COLUMNS = {
     "volume": ("mae_hu", "psnr_db", "ssim"),

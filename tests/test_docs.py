@@ -149,7 +149,7 @@ def test_every_page_writes_drr_out_before_it_uses_the_abbreviation():
     for page, text in TEXTS.items():
         first = re.search(r"\bDRRs?\b", text)
         if first:
-            before = text[: first.start()].casefold()
+            before = " ".join(text[: first.start()].casefold().split())
             assert "digitally reconstructed radiograph" in before[-120:], page
 
 
