@@ -28,7 +28,7 @@ from scipy import ndimage
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest.ct import ingest_phantoms
+from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 from raylift.datasets.streaming.stream import BatchStream, load_batch

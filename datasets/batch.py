@@ -1,4 +1,4 @@
-"""What a network trains on: volumes and radiographs of one batch, as tensors."""
+"""A training batch: volumes and radiographs as tensors."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from raylift.datasets.errors import ConfigError
 
 @dataclass(frozen=True)
 class Batch:
-    """What a network trains on."""
+    """A training batch of n samples."""
 
     ground_truth: Float[Tensor, "n 1 d h w"] | None
-    """CT in the window's [0, 1], of the people in the views; None for systems that learn from radiographs."""
+    """CT of the radiographs' subjects in the window's [0, 1]; None for systems that learn from radiographs."""
     views: Float[Tensor, "n views rows columns"]
     """Radiographs in [0, 1], bone bright, each standardized by its own percentiles and, for some models, matched."""
     ids: tuple[str, ...] = ()
     labels: UInt8[Tensor, "n 1 d h w"] | None = None
-    """Values of `segmentation.Label`, for objectives that ask for them; they are not read otherwise."""
+    """Values of `segmentation.Label`; read only for objectives that need them."""
     unpaired: Float[Tensor, "n 1 d h w"] | None = None
-    """CT of other people, in the window's [0, 1], for objectives that know volumes only as a kind."""
+    """CT of other subjects in the window's [0, 1], for objectives with unpaired volumes."""
 
     @property
     def volume(self) -> Float[Tensor, "n 1 d h w"]:
-        """`ground_truth`, for objectives that compare with it.
+        """`ground_truth`, for objectives that require it.
 
         Raises:
             ConfigError: the batch has none.
         """
         if self.ground_truth is None:
-            raise ConfigError("a batch of radiographs without CT: only systems that learn from volumes are given it")
+            raise ConfigError("a batch without CT: volumes are only loaded for systems that learn from volumes")
         return self.ground_truth
 
     def to(self, device: torch.device) -> Batch:

@@ -1,4 +1,4 @@
-"""CSV files that people write: UTF-8, with or without the byte-order mark of a spreadsheet."""
+"""CSV files in UTF-8, with or without the byte-order mark that spreadsheets write."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from raylift.datasets.errors import ConfigError
 
 
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns, and the rows by column; what a short row lacks is empty.
+    """Column names, and rows as dictionaries; missing values are empty strings.
 
     Raises:
-        ConfigError: no CSV in UTF-8.
+        ConfigError: not a CSV in UTF-8.
     """
     try:
         # Spreadsheets put a byte-order mark before the first column's name.

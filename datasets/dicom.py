@@ -1,4 +1,4 @@
-"""The elements of a DICOM file, unless reading them would cost far more than its bytes."""
+"""Parsing of DICOM headers with limits on hostile files."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from raylift.datasets.errors import RefusedFile
 
 MAX_ELEMENTS = 10_000
-"""At the top level, and of items in sequences: an image has a few hundred, and 8 bytes of a hostile file become a
-kilobyte of objects."""
+"""Limit for elements at the top level and for items in sequences. An image has a few hundred, and 8 bytes of a hostile
+file take a kilobyte of memory."""
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether the file has the mark of DICOM behind its preamble."""
+    """Whether the DICOM prefix follows the preamble."""
     return data[128:132] == b"DICM"
 
 
 def meta(data: bytes) -> pydicom.Dataset:
-    """The group that says how the rest is written."""
+    """The file meta information, group 0002."""
     file = io.BytesIO(data)
     file.seek(132)
     return read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
 
 
 def parse(data: bytes, name: str, *, until: int = 0xFFFF_FFFF) -> pydicom.Dataset:
-    """The elements before the tag `until`; `data` need not hold what comes after.
+    """The elements before the tag `until`; `data` may end after them.
 
     Raises:
-        RefusedFile: deflated, or of more elements or items than an image has. What pydicom raises on a damaged file
-            is open.
+        RefusedFile: deflated, or more than `MAX_ELEMENTS` elements or items. On a damaged file pydicom may raise any
+            exception.
     """
     if meta(data).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         raise RefusedFile(f"{name}: deflated DICOM, which may inflate to any size: store it in another transfer syntax")

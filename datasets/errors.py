@@ -1,20 +1,20 @@
-"""What raylift refuses and why: every error names the thing, the value and the remedy."""
+"""The exceptions of raylift. Every message names the object, the value and the remedy."""
 
 
 class RayliftError(Exception):
-    """The root of every error raylift raises on purpose. Each child is also the built-in it resembles."""
+    """Base class of all errors raised by raylift. Each subclass also derives from the built-in that it resembles."""
 
 
 class RefusedFile(RayliftError, ValueError):
-    """A source file that cannot become a sample: not a CT, incomplete, too large, not in HU."""
+    """A source file that cannot become a sample: unsupported, incomplete, too large or not in HU."""
 
 
 class ArchiveError(RayliftError, OSError):
-    """An archive that is absent, unreadable or written by something else."""
+    """An archive that is missing, unreadable or not written by raylift."""
 
 
 class NoArchive(ArchiveError, FileNotFoundError):
-    """A place where no archive was published."""
+    """A URL without a published archive."""
 
 
 class CorruptSample(ArchiveError):
@@ -22,8 +22,8 @@ class CorruptSample(ArchiveError):
 
 
 class StoreUnreachable(RayliftError, ConnectionError):
-    """An object store that does not answer, or not to these credentials."""
+    """An object store that does not respond, or denies access."""
 
 
 class ConfigError(RayliftError, ValueError):
-    """A configuration that cannot work, found before anything was started."""
+    """An invalid configuration, detected before anything is started."""

@@ -1,14 +1,14 @@
-"""Where things stand: the voxel grid, the views, and the X-ray geometry that took them, all in millimeters.
+"""The voxel grid, views and X-ray geometry, in millimeters.
 
-Two frames are used everywhere.
+Two coordinate frames are used everywhere:
 
 * **Volume order**: tensors are N, C, D, H, W with D from superior to inferior, H from anterior to posterior and
   W from the patient's right to left.
 * **Patient frame**: LPS coordinates in mm about the isocenter (x to the left, y posterior, z superior), the frame of
   DICOM, ITK and NIfTI readers. The isocenter is the center of the volume.
 
-Radiographs are stored as a reader hangs them: rows from superior to inferior; columns of a frontal image from the
-patient's right to left, of a lateral one from anterior to posterior (the patient faces the left edge).
+Radiographs have the orientation in which they are read: rows from superior to inferior; columns of a frontal image from
+the patient's right to left, of a lateral one from anterior to posterior (the patient faces the left edge).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Grid:
 
     @property
     def extent_mm(self) -> float:
-        """Edge of the cube in mm, from outer voxel face to outer voxel face."""
+        """Edge of the cube in mm, between outer voxel faces."""
         return self.size * self.spacing_mm
 
     @property
@@ -48,11 +48,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class View:
-    """One pose of tube and detector about the isocenter.
+    """One pose of X-ray source and detector about the isocenter.
 
-    Angles turn tube and detector together: `azimuth_deg` about the patient's long axis (0 is a PA frontal, 90 a left
-    lateral), `elevation_deg` tips the tube towards the head, `roll_deg` turns the detector in its plane.
-    `offset_mm` moves the point that is imaged at the detector's center, in the patient frame.
+    Angles rotate source and detector together: `azimuth_deg` about the patient's long axis (0 is a PA frontal, 90 a
+    left lateral), `elevation_deg` tilts the source towards the head, `roll_deg` rotates the detector in its plane.
+    `offset_mm` translates the point that is imaged at the detector's center, in the patient frame.
     """
 
     name: str
@@ -64,16 +64,16 @@ class View:
     def axes(self) -> Float[np.ndarray, "3 3"]:
         """Unit vectors (rows: column direction, row direction, ray direction) in the patient frame."""
         azimuth, elevation, roll = np.deg2rad([self.azimuth_deg, self.elevation_deg, self.roll_deg])
-        # A PA frontal: columns run to the patient's left, rows to the feet, rays from back to front.
+        # PA frontal: columns run to the patient's left, rows to the feet, rays from posterior to anterior.
         column, row, ray = np.array([1.0, 0, 0]), np.array([0, 0, -1.0]), np.array([0, -1.0, 0])
         row, ray = (
             np.cos(elevation) * row - np.sin(elevation) * ray,
             np.cos(elevation) * ray + np.sin(elevation) * row,
         )
         column, row = np.cos(roll) * column + np.sin(roll) * row, np.cos(roll) * row - np.sin(roll) * column
-        turn = np.array([[np.cos(azimuth), -np.sin(azimuth), 0], [np.sin(azimuth), np.cos(azimuth), 0], [0, 0, 1]])
-        axes = np.stack([column, row, ray]) @ turn.T
-        # Quarter turns must be exact: the projector takes its fast path only for exact axes.
+        rotation = np.array([[np.cos(azimuth), -np.sin(azimuth), 0], [np.sin(azimuth), np.cos(azimuth), 0], [0, 0, 1]])
+        axes = np.stack([column, row, ray]) @ rotation.T
+        # Right angles must be exact: the projector uses its fast path only for exact axes.
         return np.where(np.abs(axes) < 1e-12, 0.0, np.where(np.abs(np.abs(axes) - 1) < 1e-12, np.sign(axes), axes))
 
 
@@ -83,10 +83,10 @@ LATERAL = View("lateral", azimuth_deg=90.0)
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a set of radiographs was taken: beam, distances, detector and views.
+    """The X-ray geometry of a set of radiographs: beam, distances, detector and views.
 
     `source_axis_mm` (SAD) is the distance from the focal spot to the isocenter, `source_detector_mm` (SDD) to the
-    detector. With a parallel beam both are ignored and `detector_pitch_mm` is measured at the isocenter.
+    detector. Both are ignored for a parallel beam, where `detector_pitch_mm` is the pitch at the isocenter.
     """
 
     beam: Literal["cone", "parallel"]
@@ -116,7 +116,7 @@ class Geometry:
         return self.source_detector_mm / self.source_axis_mm if self.beam == "cone" else 1.0
 
     def view(self, name: str) -> View:
-        """The view of that name, or a ConfigError that lists the names there are."""
+        """The view with that name, or a ConfigError that lists the names."""
         for view in self.views:
             if view.name == name:
                 return view
@@ -124,10 +124,10 @@ class Geometry:
 
 
 def chest(grid: Grid) -> Geometry:
-    """A chest stand: SAD 1650 mm, SDD 1800 mm, the detector just covering the volume's central plane.
+    """A chest stand: SAD 1650 mm, SDD 1800 mm, a detector that covers the volume's central plane.
 
-    Source: SDD of 1800 to 1830 mm in the headers of the Indiana collection; the axis stands half a thorax and a gap
-    before the detector.
+    Source: SDD of 1800 to 1830 mm in the headers of the Indiana collection; the axis is half a thorax and an air gap
+    in front of the detector.
     """
     return fit_detector(grid, Geometry("cone", 1650.0, 1800.0, grid.size, 1.0))
 
@@ -135,13 +135,13 @@ def chest(grid: Grid) -> Geometry:
 def x2ct(grid: Grid) -> Geometry:
     """The geometry of X2CT-GAN's training data: SAD 541 mm, SDD 949 mm, a 500 mm detector.
 
-    The detector sees 285 mm at the isocenter, so the sides of a 320 mm volume are cut, as they are in their data.
+    The field of view is 285 mm at the isocenter, so the sides of a 320 mm volume are cropped, as in the original data.
     """
     return Geometry("cone", 541.0, 949.0, grid.size, 500.0 / grid.size)
 
 
 def parallel(grid: Grid) -> Geometry:
-    """Parallel rays: every pixel sums one line of voxels."""
+    """A parallel beam: every pixel is the sum over one line of voxels."""
     return fit_detector(grid, Geometry("parallel", 1.0, 1.0, grid.size, 1.0))
 
 

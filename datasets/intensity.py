@@ -1,4 +1,4 @@
-"""Hounsfield units, linear attenuation, and the range a network sees."""
+"""Hounsfield units, linear attenuation, and the input range of networks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from raylift.datasets.errors import ConfigError
 
 HU_MIN, HU_MAX = -1024, 3071
-"""What a stored volume may hold: air below the scale, 12 bits above it. Scanners pad with -2048 or -3024."""
+"""Range of stored volumes: the 12 bits of the Hounsfield scale. Scanners pad with -2048 or -3024."""
 
 WATER_PER_MM = 0.02
 """Linear attenuation of water in 1/mm at an effective energy of 60 to 70 keV."""
@@ -47,21 +46,16 @@ class Window:
 
 
 def hu_to_attenuation(hu: Float[Tensor, "*shape"], water_per_mm: float = WATER_PER_MM) -> Float[Tensor, "*shape"]:
-    """HU to linear attenuation in 1/mm: `water * (1 + HU / 1000)`, never below zero."""
+    """HU to linear attenuation in 1/mm: `water * (1 + HU / 1000)`, clamped at zero."""
     return (water_per_mm * (1.0 + hu / 1000.0)).clamp_min(0.0)
-
-
-def transmission(line_integral: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Beer-Lambert: the share of the beam that arrives, in (0, 1], from a dimensionless line integral."""
-    return torch.exp(-line_integral)
 
 
 def standardize(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
     """A bone-bright radiograph to [0, 1] by its own 0.5 and 99.5 percentiles, as float32.
 
-    Training and serving share this one step: the scale of a real radiograph is unknown, so a projection must not keep
-    its own either. The percentiles are pixels of the image, so a second time changes nothing. A constant image becomes
-    zeros.
+    Training and inference share this step: the scale of an acquired radiograph is unknown, so a digitally reconstructed
+    one must not keep its own. The percentiles are pixels of the image, so the operation is idempotent. A constant image
+    becomes zeros.
     """
     low, high = np.percentile(image, 0.5, method="higher"), np.percentile(image, 99.5, method="lower")
     if not high > low:

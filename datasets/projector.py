@@ -1,11 +1,11 @@
-"""X-ray projection that can be differentiated: line integrals of a volume, and their spread back along the rays.
+"""Differentiable X-ray projection, digitally reconstructed radiographs (DRRs) and back-projection.
 
-A pose whose rays run along an axis of the volume is projected slice by slice (Joseph's method): each plane of voxels
-is magnified onto the detector by one 2-D `grid_sample` and the planes are summed. Other poses sample a frustum of
-planes perpendicular to the central ray with one 3-D `grid_sample`. Both interpolate linearly, and both treat what lies
-outside the volume as vacuum.
+A pose with its central ray along an axis of the volume is projected slice by slice (Joseph's method): each plane of
+voxels is magnified onto the detector by one 2-D `grid_sample` and the planes are summed. Other poses sample a frustum
+of planes perpendicular to the central ray with one 3-D `grid_sample`. Both interpolate linearly and assume vacuum
+outside the volume.
 
-Frames and units are those of `geometry`; attenuation is in 1/mm, so a line integral has no unit.
+Frames and units are those of `geometry`; attenuation is in 1/mm, so a line integral is dimensionless.
 """
 
 from __future__ import annotations
@@ -15,35 +15,58 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.geometry import Geometry, View
+from raylift.datasets.geometry import Geometry, Grid, View
+from raylift.datasets.intensity import hu_to_attenuation, standardize
 
-# Row k of a volume index (d, h, w) in the patient frame: d runs to the feet, h to the back, w to the left.
+# Rows: the directions of the volume indices d, h and w (inferior, posterior, left) in the patient frame.
 INDEX_TO_PATIENT = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
 
 def project(
     attenuation: Float[Tensor, "n 1 d h w"], spacing_mm: float, geometry: Geometry, view: View
 ) -> Float[Tensor, "n 1 rows columns"]:
-    """Line integrals of `attenuation` (1/mm) seen by `view`, without unit.
+    """Line integrals of `attenuation` along the rays of `view`, dimensionless.
 
     Args:
-        attenuation: linear attenuation per voxel in volume order; any sizes.
-        spacing_mm: edge of a voxel.
+        attenuation: in 1/mm per voxel, in volume order, of any size.
+        spacing_mm: voxel spacing.
         geometry: beam, distances and detector; the detector is square.
-        view: the pose. Rays along an axis take the slice-wise path, others the frustum.
+        view: the pose. Axis-aligned poses use the slice-wise path, others the frustum.
 
     Raises:
-        ConfigError: the source of a cone beam stands inside the volume.
+        ConfigError: the source of a cone beam is inside the volume.
     """
     _require_source_outside(attenuation.shape[2:], spacing_mm, geometry, view)
     if np.isin(np.abs(view.axes()), (0.0, 1.0)).all() and not any(view.offset_mm):
         return _project_slices(attenuation, spacing_mm, geometry, view)
     return _project_frustum(attenuation, spacing_mm, geometry, view, _axes(view, attenuation))
+
+
+def project_views(
+    attenuation: Float[Tensor, "n 1 d h w"], spacing_mm: float, geometry: Geometry
+) -> Float[Tensor, "n views rows columns"]:
+    """`project` in every view of the geometry."""
+    return torch.cat([project(attenuation, spacing_mm, geometry, view) for view in geometry.views], dim=1)
+
+
+def render_drrs(
+    hu: Shaped[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
+) -> Float32[np.ndarray, "views rows columns"]:
+    """Digitally reconstructed radiographs (DRRs) of a CT volume in HU: line integrals in every view."""
+    attenuation = hu_to_attenuation(torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32)))
+    return project_views(attenuation[None, None], grid.spacing_mm, geometry)[0].numpy()
+
+
+def standardized_drrs(
+    hu: Shaped[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
+) -> Float32[np.ndarray, "views rows columns"]:
+    """`render_drrs`, each scaled to [0, 1] by its own percentiles as networks take them."""
+    return np.stack([standardize(image) for image in render_drrs(hu, grid, geometry)])
 
 
 def backproject(
@@ -53,18 +76,20 @@ def backproject(
     geometry: Geometry,
     view: View,
 ) -> Float[Tensor, "n c d h w"]:
-    """Every voxel takes the value of the pixel its ray meets (bilinear; zero beside the detector), in volume order.
+    """Back-projection: each voxel gets the value at which its ray meets the detector, in volume order.
+
+    Sampling is bilinear; the value is zero outside the detector.
 
     Raises:
-        ConfigError: the source of a cone beam stands inside the volume.
+        ConfigError: the source of a cone beam is inside the volume.
     """
     _require_source_outside(shape, spacing_mm, geometry, view)
     column, row, depth = view_coordinates(shape, spacing_mm, view, image)
-    scale = torch.ones_like(depth)
+    magnification = torch.ones_like(depth)
     if geometry.beam == "cone":
-        scale = geometry.source_detector_mm / (depth + geometry.source_axis_mm)
+        magnification = geometry.source_detector_mm / (depth + geometry.source_axis_mm)
     half = geometry.detector_px * geometry.detector_pitch_mm / 2
-    grid = torch.stack([column * scale, row * scale], dim=-1) / half
+    grid = torch.stack([column * magnification, row * magnification], dim=-1) / half
     grid = grid.reshape(1, shape[0] * shape[1], shape[2], 2).expand(image.shape[0], -1, -1, -1)
     sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return sampled.reshape(image.shape[0], image.shape[1], *shape)
@@ -73,7 +98,7 @@ def backproject(
 def view_coordinates(
     shape: tuple[int, int, int], spacing_mm: float, view: View, like: Tensor
 ) -> tuple[Float[Tensor, "d h w"], Float[Tensor, "d h w"], Float[Tensor, "d h w"]]:
-    """Where voxel centers stand as a view sees them, in mm: along its columns, its rows and its central ray."""
+    """Positions of voxel centers in the frame of a view in mm: along its columns, its rows and its central ray."""
     points = _voxel_centers(shape, spacing_mm, like) - like.new_tensor(view.offset_mm)
     column, row, depth = (points @ _axes(view, like).T).unbind(-1)
     return column, row, depth
@@ -86,15 +111,15 @@ def project_pose(
     axes: Float[Tensor, "3 3"],
     offset_mm: Float[Tensor, " 3"],
 ) -> Float[Tensor, "n 1 rows columns"]:
-    """Line integrals from a pose that is itself tensors, as losses with random poses want it.
+    """Line integrals of a pose given as tensors, for losses with random poses.
 
     Args:
-        attenuation: per mm, in volume order; any sizes.
-        spacing_mm: edge of a voxel.
-        geometry: beam, distances and detector; its views are not looked at.
+        attenuation: in 1/mm per voxel, in volume order, of any size.
+        spacing_mm: voxel spacing.
+        geometry: beam, distances and detector; its views are ignored.
         axes: unit vectors (rows: column, row and ray direction) in the patient frame.
-        offset_mm: the point imaged at the detector's center. The planes that are sampled cover the volume's sphere
-            about this point, so what an offset moves out of it is cut.
+        offset_mm: the point imaged at the detector's center. The sampled planes cover the volume's circumscribed
+            sphere about this point, so parts that an offset moves outside of it are cropped.
     """
     sizes_mm = [n * spacing_mm for n in attenuation.shape[2:]]
     reach_mm = float(np.linalg.norm(sizes_mm)) / 2
@@ -150,7 +175,7 @@ def _require_source_outside(shape: Sequence[int], spacing_mm: float, geometry: G
     reach_mm = float(np.abs(ray) @ half_mm + ray @ np.array(view.offset_mm))
     if reach_mm >= geometry.source_axis_mm:
         raise ConfigError(
-            f"view '{view.name}': the volume reaches {reach_mm:.0f} mm towards the source, which stands "
+            f"view '{view.name}': the volume reaches {reach_mm:.0f} mm towards the source, which is "
             f"{geometry.source_axis_mm:.0f} mm from the isocenter: use a larger source-axis distance"
         )
 
@@ -166,7 +191,7 @@ def _pixel_offsets(geometry: Geometry, like: Tensor) -> Float[Tensor, " px"]:
 
 
 def _path_per_depth(geometry: Geometry, offsets: Float[Tensor, " px"]) -> Float[Tensor, "px px"]:
-    """Length of ray per mm traveled along the central ray, for each pixel: 1 / cos of the ray's angle."""
+    """Ray length per mm of depth for each pixel: 1 / cos of the angle to the central ray."""
     if geometry.beam == "parallel":
         return torch.ones(len(offsets), len(offsets), dtype=offsets.dtype, device=offsets.device)
     squared = offsets[:, None] ** 2 + offsets[None, :] ** 2
@@ -182,7 +207,7 @@ def _voxel_centers(shape: tuple[int, int, int], spacing_mm: float, like: Tensor)
 def _project_slices(
     attenuation: Float[Tensor, "n 1 d h w"], spacing_mm: float, geometry: Geometry, view: View
 ) -> Float[Tensor, "n 1 rows columns"]:
-    # Bring the volume into (ray, row, column) order, each index increasing along its axis of the view.
+    # Reorder the volume to (ray, row, column), each index increasing along its axis of the view.
     in_index = view.axes() @ INDEX_TO_PATIENT.T
     order = [int(np.abs(in_index[k]).argmax()) for k in (2, 1, 0)]
     signs = [float(in_index[k, axis]) for k, axis in zip((2, 1, 0), order, strict=True)]
@@ -192,11 +217,11 @@ def _project_slices(
 
     offsets = _pixel_offsets(geometry, attenuation)
     depth = (torch.arange(planes, dtype=offsets.dtype, device=offsets.device) - (planes - 1) / 2) * spacing_mm
-    shrink = torch.ones_like(depth)
+    scale = torch.ones_like(depth)
     if geometry.beam == "cone":
         # The plane at this depth is magnified onto the detector by SDD / (SAD + depth).
-        shrink = (geometry.source_axis_mm + depth) / geometry.source_detector_mm
-    along = offsets[None, :] * shrink[:, None]
+        scale = (geometry.source_axis_mm + depth) / geometry.source_detector_mm
+    along = offsets[None, :] * scale[:, None]
     grid = torch.stack(
         [
             (along / (columns * spacing_mm / 2))[:, None, :].expand(-1, len(offsets), -1),
@@ -224,7 +249,7 @@ def _project_frustum(
 ) -> Float[Tensor, "n 1 rows columns"]:
     _, _, *shape = attenuation.shape
     sizes = torch.tensor([shape[2], shape[1], shape[0]], dtype=axes.dtype, device=axes.device) * spacing_mm
-    # Planes over the depth that the volume's corners span.
+    # Planes over the depth range of the volume's corners.
     reach = float((axes[2].abs() * sizes).sum()) / 2 + float(np.linalg.norm(view.offset_mm))
     return _sample_frustum(attenuation, spacing_mm, geometry, axes, axes.new_tensor(view.offset_mm), reach)
 
@@ -241,15 +266,15 @@ def _sample_frustum(
     column, row, ray = axes
     offsets = _pixel_offsets(geometry, attenuation)
     sizes = torch.tensor([shape[2], shape[1], shape[0]], dtype=offsets.dtype, device=offsets.device) * spacing_mm
-    # Planes a voxel apart or less.
+    # At most a voxel between planes.
     planes = max(2, int(2 * reach_mm / spacing_mm + 0.999))
     step = 2 * reach_mm / planes
     depth = (torch.arange(planes, dtype=offsets.dtype, device=offsets.device) - (planes - 1) / 2) * step
 
-    shrink = torch.ones_like(depth)
+    scale = torch.ones_like(depth)
     if geometry.beam == "cone":
-        shrink = (geometry.source_axis_mm + depth) / geometry.source_detector_mm
-    along = offsets[None, :] * shrink[:, None]
+        scale = (geometry.source_axis_mm + depth) / geometry.source_detector_mm
+    along = offsets[None, :] * scale[:, None]
     points = (
         along[:, None, :, None] * column + along[:, :, None, None] * row + depth[:, None, None, None] * ray
     ) + offset_mm

@@ -1,11 +1,11 @@
-"""Body, lungs and lung vessels by threshold: no weights, a fraction of a second at 128 voxels a side.
+"""Body, lungs and lung vessels by thresholds, without a network; a fraction of a second for 128^3 voxels.
 
 The lung mask is air (below -500 HU) inside the body in 6-connected components of 50 ml or more, closed by one voxel
-and filled in each axial slice. Inside is what the body encloses in a slice, so a lung is not found in slices where a
-side of the volume opens it. Vessels are what is denser than -500 HU inside the lungs eroded by a voxel, which keeps
-the partial volume of the pleura out. Consolidated lung is lost by any threshold: the masks are for weighting losses
-and for comparing a volume with its truth by the same rule, not for measuring disease. Bone has no threshold that a
-contrast-filled heart does not pass too, so a CT gets no bone label; phantoms know theirs.
+and filled in each axial slice. Inside means enclosed by the body in a slice, so a lung is not found in slices where a
+side of the volume cuts it open. Vessels are voxels above -500 HU inside the lungs eroded by a voxel, which excludes the
+partial volume of the pleura. Thresholds miss consolidated lung: the masks are for weighting losses and for comparing a
+volume with its ground truth by the same rule, not for measuring disease. No threshold separates bone from a
+contrast-enhanced heart, so a CT has no bone label; phantoms have one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SMALLEST_LUNG_ML = 50.0
 
 
 class Label(IntEnum):
-    """What a voxel of a label volume may be."""
+    """The value of a voxel in a label volume."""
 
     OTHER = 0
     LUNG = 1
@@ -31,10 +31,10 @@ class Label(IntEnum):
 
 
 def body(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> Bool[np.ndarray, "d h w"]:
-    """The patient with everything inside, without the table: largest component after an opening of 5 mm, filled.
+    """Mask of the patient without the table: largest component after an opening of 5 mm, filled in each slice.
 
-    All False where nothing is dense. What lies beyond the volume neither erodes nor dilates, so a body that the field
-    of view cuts keeps its outermost slices and its flanks.
+    All False if nothing is dense. The outside of the volume neither erodes nor dilates, so a body that is truncated by
+    the field of view keeps its outermost slices and its flanks.
     """
     radius = max(1, round(5.0 / spacing_mm))
     dense = np.asarray(hu > BODY_HU)
@@ -44,14 +44,14 @@ def body(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> Bool[np.ndarray, 
     if count == 0:
         return np.zeros(hu.shape, dtype=bool)
     largest = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
-    # Grow back what the opening took from the skin, but not the table beyond it.
+    # Restore the skin that the opening removed, but not the table.
     grown = ndimage.binary_dilation(largest, iterations=radius) & (dense | largest)
     return _fill_slices(grown)
 
 
 def lungs(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> Bool[np.ndarray, "d h w"]:
-    """Both lungs with their vessels and airways; all False where there are none."""
-    # Inside the body: where a scan ends within the volume, the trachea opens into the air beyond it.
+    """Mask of both lungs with their vessels and airways; all False if there are none."""
+    # Restricted to the body: where a scan ends inside the volume, the trachea opens into the air beyond it.
     components, count = ndimage.label((hu < LUNG_AIR_HU) & body(hu, spacing_mm))
     if count == 0:
         return np.zeros(hu.shape, dtype=bool)
@@ -63,12 +63,12 @@ def lungs(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> Bool[np.ndarray,
 
 
 def vessels(hu: Int16[np.ndarray, "d h w"], lung: Bool[np.ndarray, "d h w"]) -> Bool[np.ndarray, "d h w"]:
-    """Voxels above -500 HU inside the lungs eroded by one voxel, though not where the volume cuts a lung."""
+    """Mask of voxels above -500 HU inside the lungs eroded by one voxel, except at the border of the volume."""
     return ndimage.binary_erosion(lung, border_value=1) & (hu > LUNG_AIR_HU)
 
 
 def labels(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> UInt8[np.ndarray, "d h w"]:
-    """A label volume with `Label.LUNG` and `Label.VESSEL` by the thresholds of this module."""
+    """A label volume with `Label.LUNG` and `Label.VESSEL`."""
     lung = lungs(hu, spacing_mm)
     result = np.full(hu.shape, Label.OTHER, dtype=np.uint8)
     result[lung] = Label.LUNG

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to plain data (for JSON and YAML) and back: an unknown key or a wrong type is an error."""
+"""Strict conversion of frozen dataclasses to plain data for JSON and YAML, and back."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _converter = cattrs.Converter(forbid_extra_keys=True)
 
 
 def to_plain(value: Any) -> Any:
-    """Dictionaries, lists, numbers and strings."""
+    """Convert to dictionaries, lists, numbers and strings."""
     return _converter.unstructure(value)
 
 
 def from_plain(kind: type[T], data: Any, where: str) -> T:
-    """The dataclass of that type.
+    """Convert plain data to a dataclass.
 
     Raises:
-        ConfigError: names every key at fault by its path under `where`.
+        ConfigError: unknown keys or wrong types; names the path of each under `where`.
     """
     try:
         return _converter.structure(data, kind)
@@ -35,36 +35,36 @@ def from_plain(kind: type[T], data: Any, where: str) -> T:
         raise ConfigError(f"expected keys and values, not {data!r:.80} @ {where}") from error
 
 
-def require_minimum(settings: object, least: float, *names: str) -> None:
-    """Check that settings, or all numbers of those that are lists, are not below the least one that makes sense.
+def require_minimum(settings: object, minimum: float, *names: str) -> None:
+    """Check that settings, or all elements of those that are tuples, are not below a minimum.
 
     Raises:
-        ConfigError: names the first that is.
+        ConfigError: names the first one below it.
     """
     for name in names:
         value = getattr(settings, name)
         numbers = value if isinstance(value, tuple) else (value,)
-        if not all(number >= least for number in numbers):
-            raise ConfigError(f"{name} is {value!r}: give {'numbers of ' * isinstance(value, tuple)}{least} or more")
+        if not all(number >= minimum for number in numbers):
+            raise ConfigError(f"{name} is {value!r}: give {'numbers of ' * isinstance(value, tuple)}{minimum} or more")
 
 
 def require_fraction(settings: object, *names: str) -> None:
-    """Check that settings are shares of which something is left: from 0 up to, not including, 1.
+    """Check that settings are fractions in [0, 1).
 
     Raises:
-        ConfigError: names the first that is not.
+        ConfigError: names the first one outside.
     """
     for name in names:
         if not 0 <= getattr(settings, name) < 1:
-            raise ConfigError(f"{name} is {getattr(settings, name)}: give a share from 0 up to, not including, 1")
+            raise ConfigError(f"{name} is {getattr(settings, name)}: give a fraction in [0, 1)")
 
 
 def register_union(base: type, tag: str, kinds: dict[str, type], otherwise: type) -> None:
-    """Let a field of the type `base` hold any of the dataclasses that inherit from it.
+    """Register a tagged union: a field of the type `base` accepts any of its subclasses.
 
     Args:
         base: the type that fields are annotated with.
-        tag: the field by whose value `from_plain` chooses the dataclass.
+        tag: the field whose value selects the dataclass.
         kinds: the dataclass for each value.
         otherwise: the dataclass of data without the tag.
     """
@@ -88,7 +88,7 @@ def _explain(error: BaseException, kind: Any) -> str:
 
 
 class _WrongType(TypeError):
-    """A value that cattrs by itself would convert: 'false' to True, 3.7 to 3, a word to a list of letters."""
+    """A value that cattrs would convert: 'false' to True, 3.7 to 3, a string to a list of characters."""
 
 
 def _exactly(*accepted: type) -> Callable[[Any, Any], Any]:
@@ -101,13 +101,13 @@ def _exactly(*accepted: type) -> Callable[[Any, Any], Any]:
 
 
 def _number(value: Any, kind: Any) -> float:
-    # YAML 1.1 reads 1e-4 as a word.
+    # YAML 1.1 parses 1e-4 as a string.
     if type(value) not in (int, float, str):
         raise _WrongType(f"expected {kind.__name__}, not {value!r:.80}")
     return float(value)
 
 
-def _no_word(factory: Callable[..., Any]) -> Callable[..., Any]:
+def _no_string(factory: Callable[..., Any]) -> Callable[..., Any]:
     def hook_factory(kind: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
         sequence = factory(kind, converter)
 
@@ -133,5 +133,5 @@ _converter.register_structure_hook(int, _exactly(int))
 _converter.register_structure_hook(bool, _exactly(bool))
 _converter.register_structure_hook(str, _exactly(str))
 _converter.register_structure_hook(float, _number)
-_converter.register_structure_hook_factory(_is_list, _no_word(cattrs.cols.list_structure_factory))
-_converter.register_structure_hook_factory(_is_open_tuple, _no_word(cattrs.cols.homogenous_tuple_structure_factory))
+_converter.register_structure_hook_factory(_is_list, _no_string(cattrs.cols.list_structure_factory))
+_converter.register_structure_hook_factory(_is_open_tuple, _no_string(cattrs.cols.homogenous_tuple_structure_factory))

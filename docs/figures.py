@@ -11,14 +11,10 @@ import shutil
 from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
-import torch
-from jaxtyping import Float, Int16
 
-from raylift.datasets import intensity
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.phantom.thorax import thorax
-from raylift.datasets.projector import project
+from raylift.datasets.projector import standardized_drrs
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -32,14 +28,6 @@ CAPTION = (
 )
 
 
-def radiographs(hu: Int16[np.ndarray, "d h w"], grid: Grid) -> list[Float[np.ndarray, "rows columns"]]:
-    """The views of a chest stand, bone bright, each scaled to its own range."""
-    attenuation = intensity.hu_to_attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]
-    geometry = chest(grid)
-    images = (project(attenuation, grid.spacing_mm, geometry, view) for view in geometry.views)
-    return [intensity.standardize(image[0, 0].numpy()) for image in images]
-
-
 def phantom_sheet(path: Path, seeds: tuple[int, ...] = (12, 21, 5, 25), grid: Grid = Grid(128, 2.5)) -> None:  # noqa: B008
     """A row a seed, a column a plane or projection."""
     low, high = LUNG_AND_TISSUE_HU
@@ -51,7 +39,7 @@ def phantom_sheet(path: Path, seeds: tuple[int, ...] = (12, 21, 5, 25), grid: Gr
         hu, _ = thorax(seed, grid)
         d, h, w = (round(share * grid.size) for share in (0.53, 0.47, 0.50))
         planes = [(plane - low) / (high - low) for plane in (hu[d], hu[:, h], hu[:, :, w])]
-        for panel, image in zip(row, [*planes, *radiographs(hu, grid)], strict=True):
+        for panel, image in zip(row, [*planes, *standardized_drrs(hu, grid, chest(grid))], strict=True):
             panel.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
             panel.axis("off")
     for panel, name in zip(axes[0], COLUMNS, strict=True):

@@ -12,8 +12,9 @@ from jaxtyping import Float32
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import View
-from raylift.datasets.radiographs.decoding import Inversion, read_file
-from raylift.datasets.radiographs.orientation import PatientFacingOption, expected_patient_facing, orient
+from raylift.datasets.radiographs.decoding import Inversion
+from raylift.datasets.radiographs.orientation import PatientFacingOption, expected_patient_facing
+from raylift.datasets.radiographs.preparation import load_radiograph
 from raylift.models.generative import SamplingFlags
 from raylift.serve.settings import ServeSettings
 
@@ -64,14 +65,18 @@ def reconstruct(arguments: list[str]) -> int:
     reconstructor = Reconstructor(model, consistency_steps=options.consistency_steps, sampling=options.sampling)
     paths = {"frontal": options.frontal, "lateral": options.lateral}
     try:
+        poses = {pose.name: pose for pose in reconstructor.description.geometry.views}
         images = {
-            view: read_file(path, view=view, invert=options.invert) for view, path in paths.items() if path is not None
+            name: _load(
+                path,
+                poses.get(name, View(name)),
+                options.invert,
+                flip=options.flip_frontal and name == "frontal",
+                patient_facing=options.patient_facing,
+            )
+            for name, path in paths.items()
+            if path is not None
         }
-        if "frontal" in images and options.flip_frontal:
-            images["frontal"] = np.ascontiguousarray(images["frontal"][:, ::-1])
-        for pose in reconstructor.description.geometry.views:
-            if pose.name in images:
-                images[pose.name] = _oriented(images[pose.name], pose, options.patient_facing)
         (result,) = reconstructor.reconstruct([reconstructor.prepare(images)], [options.samples])
         grid, note = reconstructor.description.grid, f"raylift {reconstructor.sha256[:12]}, research only"
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -92,23 +97,22 @@ def reconstruct(arguments: list[str]) -> int:
     return 0
 
 
-def _oriented(
-    image: Float32[np.ndarray, "_ _"], pose: View, patient_facing: PatientFacingOption
+def _load(
+    path: Path, pose: View, invert: Inversion, flip: bool, patient_facing: PatientFacingOption
 ) -> Float32[np.ndarray, "_ _"]:
     """The image in the orientation of the model's DRRs; prints whether it was mirrored or is ambiguous."""
-    oriented = orient(image, pose, patient_facing)
-    if oriented is None:
+    loaded = load_radiograph(path, pose, invert=invert, flip=flip, patient_facing=patient_facing)
+    if not loaded.is_clear:
         print(
             f"{pose.name}: cannot detect which edge the patient faces; assuming {expected_patient_facing(pose)}: "
             "pass --patient-facing"
         )
-        return image
-    if oriented.detected and oriented.mirrored:
+    elif loaded.detected and loaded.mirrored:
         print(
-            f"{pose.name}: the patient faces {oriented.patient_facing}; the image is mirrored: "
+            f"{pose.name}: the patient faces {loaded.patient_facing}; the image is mirrored: "
             "pass --patient-facing to override"
         )
-    return oriented.image
+    return loaded.image
 
 
 def serve(arguments: list[str]) -> int:

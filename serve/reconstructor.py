@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
-from raylift.datasets.radiographs.decoding import prepare
+from raylift.datasets.radiographs.preparation import prepare
 from raylift.models import consistency, reconstruction
 from raylift.models.generative import SamplingFlags
 from raylift.models.weights import Description, Model

@@ -14,7 +14,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy.special import expit
 
-from raylift.datasets.archive.archive import ArchiveWriter, Entry, RadiographSample, Sample
+from raylift.datasets.archive.archive import RadiographSample, Sample
+from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.writer import ArchiveWriter
 from raylift.datasets.geometry import Geometry, Grid, fit_detector
 from raylift.datasets.intensity import standardize
 

@@ -9,9 +9,10 @@ import ray
 from PIL import Image
 
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest.ct import ingest_phantoms, radiographs
+from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.projector import render_drrs
 from raylift.platform import cluster
 from raylift.platform.config import RunConfig
 from raylift.platform.presets import PRESETS
@@ -32,7 +33,7 @@ def pairs_folder(tmp_path_factory) -> Path:
     """Radiographs of ten phantoms that no archive of CT here has, printed harder than they were projected."""
     grid, folder = Grid(32, 10.0), tmp_path_factory.mktemp("pairs")
     for seed in range(100, 110):
-        images = radiographs(thorax(seed, grid)[0], grid, chest(grid))
+        images = render_drrs(thorax(seed, grid)[0], grid, chest(grid))
         for image, view in zip(images, ("pa", "lat"), strict=True):
             printed = standardize(image) ** 1.5 * 65535
             Image.fromarray(printed.astype(np.uint16)).save(folder / f"person-{seed}_{view}.png")

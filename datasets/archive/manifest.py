@@ -1,7 +1,7 @@
-"""The manifest: a small JSON file that is the archive's table of contents, numbered, never changed.
+"""The manifest: a numbered, immutable JSON file that lists the contents of an archive.
 
 ```
-<url>/manifests/000007.json         grid, geometry and every sample; the highest number is the archive
+<url>/manifests/000007.json         grid, geometry and every sample; the highest number is current
 ```
 """
 
@@ -21,7 +21,7 @@ from raylift.datasets.serialization import from_plain, to_plain
 FORMAT, FORMAT_VERSION = "raylift-archive", 1
 
 Contents = Literal["volumes", "radiographs"]
-"""CT with radiographs projected from it and labels, or radiographs that were taken, without CT."""
+"""CT with digitally reconstructed radiographs (DRRs) and labels, or acquired radiographs without CT."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,12 @@ class Entry:
     id: str
     subject: str
     source: str
-    """Name of the file or series it came from, without its folder."""
+    """Name of the source file or series, without its folder."""
     source_sha256: str
     license: str
     label_method: Literal["threshold", "phantom", "none"]
     record: dict[str, Any]
-    """How the sample was made: a file's own size, spacing and orientation, a phantom's seed, or how a radiograph was
-    hung."""
+    """Provenance: a scan's original size, spacing and orientation, a phantom's seed, or a radiograph's orientation."""
     split: Split = "train"
     part: str = ""
     index: int = -1
@@ -46,7 +45,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an archive holds."""
+    """The contents of an archive."""
 
     grid: Grid
     geometry: Geometry
@@ -54,20 +53,24 @@ class Manifest:
     generation: int = 0
     entries: tuple[Entry, ...] = ()
     contents: Contents = "volumes"
-    """Of radiographs without CT, grid and geometry say for which volumes and poses they are meant."""
+    """For radiographs without CT, grid and geometry describe the volumes and poses that they are intended for."""
 
     def to_json(self) -> bytes:
         """The manifest file."""
         head = {"format": FORMAT, "version": FORMAT_VERSION, "written_by": f"raylift {__version__}"}
         plain = to_plain(self)
         if self.contents == "volumes":
-            # As it was before there was another kind, so that what reads those archives reads these.
+            # The default is left out.
             del plain["contents"]
         return json.dumps({**head, "archive": plain}, indent=1).encode()
 
     @classmethod
     def from_json(cls, raw: bytes, where: str) -> Manifest:
-        """The manifest of a file's bytes, or an ArchiveError that says what is wrong with it."""
+        """Parse a manifest file.
+
+        Raises:
+            ArchiveError: it is not a manifest, or of another format version.
+        """
         try:
             data = json.loads(raw)
             written = (data["format"], data["version"])
@@ -79,7 +82,11 @@ class Manifest:
 
 
 def latest_manifest(folder: Folder) -> Manifest:
-    """The archive's newest manifest, or NoArchive where nothing was published."""
+    """The archive's newest manifest.
+
+    Raises:
+        NoArchive: nothing was published.
+    """
     pruned = ""
     while True:
         names = published_manifests(folder)
@@ -96,20 +103,20 @@ def latest_manifest(folder: Folder) -> Manifest:
 
 
 def manifest_path(generation: int) -> str:
-    """Where a manifest of that number stands in the archive."""
+    """Path of the manifest with that number inside the archive."""
     return f"manifests/{generation:06d}.json"
 
 
 def published_manifests(folder: Folder) -> list[str]:
-    """Published manifests, oldest first; what a writer has put beside them meanwhile is not among them."""
+    """File names of the published manifests, oldest first, without the temporary files of writers."""
     return [name for name in folder.names("manifests") if name.endswith(".json") and not name.startswith(".")]
 
 
 def new_entries(manifest: Manifest, written: list[Entry]) -> list[Entry]:
-    """The entries whose source the manifest lacks, with a split by its rule and ids that it does not have yet."""
+    """The entries whose source is not in the manifest, with their splits by its rule and unique ids."""
     known = {entry.source_sha256 for entry in manifest.entries}
     taken = {entry.id for entry in manifest.entries}
-    fresh = []
+    new = []
     for entry in written:
         if entry.source_sha256 in known:
             continue
@@ -117,7 +124,7 @@ def new_entries(manifest: Manifest, written: list[Entry]) -> list[Entry]:
         while unique in taken:
             number += 1
             unique = f"{entry.id}-{number}"
-        fresh.append(replace(entry, id=unique, split=manifest.split_rule.split(entry.subject)))
+        new.append(replace(entry, id=unique, split=manifest.split_rule.split(entry.subject)))
         known.add(entry.source_sha256)
         taken.add(unique)
-    return fresh
+    return new

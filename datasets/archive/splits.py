@@ -1,7 +1,7 @@
-"""Who is trained on and who is held out: by a hash of the subject, never of the scan.
+"""Train, validation and test splits by a hash of the subject.
 
-A subject's split depends on its name and the rule alone, so an archive may grow for years without a test subject ever
-entering training, and two archives made with one rule agree.
+A subject's split depends on its name and the rule only. So all scans of a subject are in one split, an archive can grow
+without a test subject entering training, and two archives with the same rule agree.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class SplitRule:
-    """Shares of the splits (train, val, test), the salt of the hash, and subjects whose split was given by hand."""
+    """Fractions of the splits (train, val, test), the salt of the hash, and subjects assigned by hand."""
 
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     salt: int = 0
     assigned: Mapping[str, Split] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Written so that NaN fails too.
+        # In this form NaN fails too.
         if not (min(self.shares) >= 0 and abs(sum(self.shares) - 1) <= 1e-6):
-            raise ConfigError(f"split shares {self.shares} are not three positive numbers that sum to 1")
+            raise ConfigError(f"split fractions {self.shares} are not three positive numbers that sum to 1")
 
     def split(self, subject: str) -> Split:
-        """The split a subject belongs to."""
+        """The split of a subject."""
         if subject in self.assigned:
             return self.assigned[subject]
         place = int.from_bytes(hashlib.sha256(f"{self.salt}/{subject}".encode()).digest()[:8], "big") / 2**64
@@ -44,10 +44,10 @@ class SplitRule:
 def balanced_split_rule(
     subjects: Iterable[str], shares: tuple[float, float, float], assigned: Mapping[str, Split]
 ) -> SplitRule:
-    """The rule for a new archive: of 100 salts the first whose counts come closest to the shares.
+    """The rule of a new archive: of 100 salts the first whose counts are closest to the fractions.
 
-    Hashing eight subjects with one fixed salt leaves the test split empty four times in ten. The salt is chosen by
-    counts alone, before any volume is read, and is kept for good.
+    With a fixed salt, eight subjects leave the test split empty four times in ten. The salt is chosen by the counts
+    only, before any volume is read, and never changes afterwards.
     """
     names = set(subjects)
 
@@ -55,9 +55,9 @@ def balanced_split_rule(
         counts = dict.fromkeys(SPLITS, 0)
         for name in names:
             counts[rule.split(name)] += 1
-        wanted = dict(zip(SPLITS, shares, strict=True))
-        empty = sum(wanted[split] > 0 and counts[split] == 0 for split in SPLITS)
-        return empty, sum(abs(counts[split] - wanted[split] * len(names)) for split in SPLITS)
+        fractions = dict(zip(SPLITS, shares, strict=True))
+        empty = sum(fractions[split] > 0 and counts[split] == 0 for split in SPLITS)
+        return empty, sum(abs(counts[split] - fractions[split] * len(names)) for split in SPLITS)
 
     return min((SplitRule(shares, salt, assigned) for salt in range(100)), key=distance)
 
@@ -66,8 +66,7 @@ def read_assignments(path: Path) -> dict[str, Split]:
     """Subjects and splits from a CSV with the columns `subject` and `split`.
 
     Raises:
-        ConfigError: no CSV in UTF-8, a column is missing, a split has another name than train, val or test, or a
-            subject has two.
+        ConfigError: not a CSV in UTF-8, a missing column, an unknown split, or two splits for one subject.
     """
     columns, given = read_rows(path)
     if not {"subject", "split"} <= set(columns):
@@ -80,5 +79,5 @@ def read_assignments(path: Path) -> dict[str, Split]:
         if split not in SPLITS:
             raise ConfigError(f"{path}: subject {subject} has split '{split}': use train, val or test")
         if assigned.setdefault(subject, split) != split:
-            raise ConfigError(f"{path}: subject {subject} stands in two splits, {assigned[subject]} and {split}")
+            raise ConfigError(f"{path}: subject {subject} is in two splits, {assigned[subject]} and {split}")
     return assigned

@@ -1,8 +1,8 @@
-"""Folders and buckets behind one door: small objects through fsspec, arrays through a Zarr store.
+"""One interface to folders and buckets: small objects through fsspec, arrays through a Zarr store.
 
-A plain path is a folder; any other URL is what fsspec makes of it. `s3://` takes its endpoint, region and credentials
+A plain path is a folder; any other URL is opened by fsspec. `s3://` takes its endpoint, region and credentials
 from the environment (`AWS_ENDPOINT_URL_S3`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, an instance role ...), never
-from the URL: URLs end up in logs, manifests and process lists.
+from the URL, because URLs appear in logs, manifests and process lists.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from zarr.abc.store import Store
 from raylift.datasets.errors import ArchiveError, ConfigError, RayliftError, StoreUnreachable
 
 S3_OPTIONS: dict[str, Any] = {
-    # A store that restarts is away for seconds; the default gives up after four tries within one.
+    # A store that restarts is unavailable for seconds; by default botocore makes four attempts within one second.
     "config_kwargs": {"retries": {"max_attempts": 12, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60},
 }
 
 
 def absolute(url: str | Path) -> str:
-    """The URL with a relative folder made absolute: workers do not share the caller's working directory.
+    """The URL with a relative folder made absolute, because workers have other working directories.
 
     Raises:
         ConfigError: the URL carries credentials.
@@ -50,12 +50,12 @@ def is_local(url: str) -> bool:
 
 
 def join(url: str, *names: str) -> str:
-    """The URL of something inside."""
+    """The URL of an object inside."""
     return "/".join([url.rstrip("/"), *names])
 
 
 class Folder:
-    """A folder or bucket prefix for small objects: whole reads, atomic writes, exclusive creation, listing."""
+    """A folder or bucket prefix of small objects, with atomic writes and exclusive creation."""
 
     def __init__(self, url: str | Path) -> None:
         self.url = absolute(url)
@@ -67,23 +67,23 @@ class Folder:
         return f"Folder({self.url!r})"
 
     def key(self, name: str) -> str:
-        """The name as the file system wants it."""
+        """The path of a name in the file system."""
         return f"{self._root}/{name}"
 
     def read(self, name: str) -> bytes:
-        """The whole object. Raises FileNotFoundError where there is none."""
+        """The content of an object. Raises FileNotFoundError if there is none."""
         with store_errors(self.url):
             data: bytes = self.fs.cat_file(self.key(name))
         return data
 
     def exists(self, name: str) -> bool:
-        """Whether there is an object or folder of that name, asked of the store and not of a cache."""
+        """Whether there is an object or folder of that name, bypassing fsspec's cache."""
         self.fs.invalidate_cache()
         with store_errors(self.url):
             return bool(self.fs.exists(self.key(name)))
 
     def names(self, name: str = "") -> list[str]:
-        """Names directly inside a folder, sorted; empty where there is no such folder."""
+        """Sorted names directly inside a folder; empty if there is no such folder."""
         self.fs.invalidate_cache()
         try:
             with store_errors(self.url):
@@ -93,58 +93,58 @@ class Folder:
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write or replace the object so that a reader sees the old or the new one, never a part."""
+        """Write or replace the object atomically."""
         if self._local:
-            aside = self._write_aside(name, data)
-            aside.replace(self.key(name))
+            temporary = self._write_temporary(name, data)
+            temporary.replace(self.key(name))
         else:
             with store_errors(self.url):
                 self.fs.pipe_file(self.key(name), data)
 
     def create(self, name: str, data: bytes) -> None:
-        """Write an object that must not exist yet. Of two writers at once one gets FileExistsError."""
+        """Write an object that must not exist yet; of two concurrent writers one gets FileExistsError."""
         if self._local:
-            aside = self._write_aside(name, data)
+            temporary = self._write_temporary(name, data)
             try:
-                os.link(aside, self.key(name))
+                os.link(temporary, self.key(name))
             finally:
-                aside.unlink()
+                temporary.unlink()
             return
         with store_errors(self.url):
             try:
                 self.fs.pipe_file(self.key(name), data, mode="create")
             except OSError as error:
-                # A retry after a lost answer is refused by what it wrote itself.
-                if not _refused(error):
+                # After a lost response a retry is rejected because of the object that the first attempt wrote.
+                if not _exists_already(error):
                     raise
                 if not self._holds(name, data):
                     raise FileExistsError(f"{join(self.url, name)} exists") from error
-            # Not every S3-compatible server checks and writes in one step, so the last word is what stands there.
+            # Not every S3-compatible server checks and writes atomically, so the stored content decides.
             if not self._holds(name, data):
-                raise FileExistsError(f"{join(self.url, name)} was written by another at the same time")
+                raise FileExistsError(f"{join(self.url, name)} was written by another writer at the same time")
 
     def put(self, source: Path, name: str) -> None:
-        """Copy a local file to the object, which appears whole."""
+        """Upload a local file atomically."""
         if self._local:
             target = Path(self.key(name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-            self.fs.get_file(str(source), str(aside))
-            aside.replace(target)
+            temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+            self.fs.get_file(str(source), str(temporary))
+            temporary.replace(target)
         else:
             with store_errors(self.url):
                 self.fs.put_file(str(source), self.key(name))
 
     def get(self, name: str, target: Path) -> None:
-        """Copy an object to a local file."""
+        """Download an object to a local file."""
         target.parent.mkdir(parents=True, exist_ok=True)
         with store_errors(self.url):
             self.fs.get_file(self.key(name), str(target))
 
     def remove(self, name: str) -> None:
-        """Remove an object or a whole folder; nothing happens where there is none."""
+        """Remove an object or a folder with its content, if there is one."""
         if self.exists(name):
-            # Another may remove it at the same time.
+            # Another process may remove it at the same time.
             with store_errors(self.url), suppress(FileNotFoundError):
                 self.fs.rm(self.key(name), recursive=True)
 
@@ -153,19 +153,19 @@ class Folder:
             return self.read(name) == data
         return False
 
-    def _write_aside(self, name: str, data: bytes) -> Path:
+    def _write_temporary(self, name: str, data: bytes) -> Path:
         target = Path(self.key(name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        with aside.open("wb") as file:
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        return aside
+        return temporary
 
 
-def _refused(error: OSError) -> bool:
-    """Whether a store declined to create what exists: s3fs turns most servers' 412 into a plain OSError."""
+def _exists_already(error: OSError) -> bool:
+    """Whether a store refused to create an existing object: s3fs raises a plain OSError for most servers' 412."""
     response = getattr(error.__cause__, "response", {})
     code = response.get("Error", {}).get("Code")
     return isinstance(error, FileExistsError) or code in ("PreconditionFailed", "ConditionalRequestConflict")
@@ -173,24 +173,24 @@ def _refused(error: OSError) -> bool:
 
 @contextmanager
 def store_errors(url: str) -> Iterator[None]:
-    """Name the place in errors of an object store: half of them are no OSError, and most name only an address.
+    """Turn errors of an object store into ones that name the URL; many are no OSError and name only an address.
 
     Raises:
-        StoreUnreachable: the store did not answer, or refused. What is merely absent stays a FileNotFoundError.
+        StoreUnreachable: the store did not respond, or denied access. A missing object stays a FileNotFoundError.
     """
     try:
         yield
     except RayliftError:
         raise
     except Exception as error:
-        if is_local(url) or not _is_away(error):
+        if is_local(url) or not _is_unreachable(error):
             raise
         raise StoreUnreachable(
             f"{url}: {error or type(error).__name__}: check AWS_ENDPOINT_URL_S3 and the credentials"
         ) from error
 
 
-def _is_away(error: Exception) -> bool:
+def _is_unreachable(error: Exception) -> bool:
     if type(error).__module__.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
         return True
     status = getattr(error.__cause__, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
@@ -198,7 +198,7 @@ def _is_away(error: Exception) -> bool:
 
 
 def zarr_store(url: str, read_only: bool) -> Store:
-    """A Zarr store on the URL. Make it in the process that uses it: connections do not survive a fork."""
+    """A Zarr store on the URL. Open it in the process that uses it: connections do not survive a fork."""
     url = absolute(url)
     if is_local(url):
         if read_only and not Path(url).is_dir():

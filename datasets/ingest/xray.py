@@ -1,7 +1,7 @@
-"""Radiographs that were taken, frontal and lateral of one person, into an archive without CT.
+"""Add pairs of acquired radiographs, a frontal and a lateral one of the same subject, to an archive without CT.
 
-Grid and geometry say for which volumes and poses they are meant. What is stored of a file is what serving makes of it,
-bit for bit: both go through `radiograph.read_file` and `radiograph.prepare`.
+Grid and geometry describe the volumes and poses that they are intended for. The stored image of a file equals the
+network input at inference bit for bit: both use `preparation.load_radiograph` and `preparation.prepare`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from raylift.datasets.archive.archive import Entry, RadiographSample
+from raylift.datasets.archive.archive import RadiographSample
+from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.archive.splits import Split
 from raylift.datasets.errors import ConfigError, RefusedFile
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.ingest.ct import IngestReport, Progress, add_samples, open_writer, subject_of
+from raylift.datasets.ingest.pipeline import IngestReport, Progress, add_samples, open_writer, subject_of
 from raylift.datasets.radiographs import folder_search, pair_table
-from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits, prepare, read_file
-from raylift.datasets.radiographs.orientation import PatientFacingOption, orient
+from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits
+from raylift.datasets.radiographs.orientation import PatientFacingOption
 from raylift.datasets.radiographs.pairing import RadiographPair
+from raylift.datasets.radiographs.preparation import load_radiograph, prepare
 
 
 def ingest_radiographs(
@@ -42,28 +44,28 @@ def ingest_radiographs(
     samples_per_shard: int = 64,
     progress: Progress = lambda *_: None,
 ) -> IngestReport:
-    """Bring every pair under `sources` into the archive at `url`, skipping those whose bytes are already in it.
+    """Add every pair under `sources` to the archive at `url`, skipping those whose bytes are already in it.
 
     Args:
-        sources: files and folders; see `pair_search`.
-        url: a folder or an object store; an archive that exists is added to.
-        grid: of the volumes that the radiographs are meant for.
-        geometry: of the poses; a lateral radiograph is mirrored where its patient faces the other way.
-        limits: what is refused for its size, from the header.
-        pairs: a table of pairs; see `pair_table`.
-        exact: leave out who has more than one radiograph of a view.
-        patient_facing: where the patients of all lateral radiographs face; `auto` detects it in each image.
-        invert: see `radiograph.read`.
-        source_license: of the radiographs, kept with every sample.
-        subject_pattern: see `ingest.ingest`.
-        shares: of subjects that train, validate and test, in a new archive; one that exists keeps its rule.
-        assigned: splits given by hand; an archive that exists takes no others than it was made with.
-        samples_per_shard: pairs a shard; each full shard is published at once.
-        progress: called before each pair and at the end.
+        sources: files and folders; see `folder_search`.
+        url: folder or object store of a new or existing archive.
+        grid: voxel grid of the volumes that the radiographs are intended for.
+        geometry: poses; a lateral radiograph is mirrored if its patient faces the other edge than in its view.
+        limits: largest file and image accepted, checked from the header.
+        pairs: CSV of pairs; see `pair_table`.
+        exact: skip subjects with more than one radiograph of a view.
+        patient_facing: edge that the patients of all lateral radiographs face; `auto` detects it in each image.
+        invert: see `decoding.read`.
+        source_license: license of the radiographs, stored with every sample.
+        subject_pattern: see `ingest_ct`.
+        shares: fractions of the train, validation and test split in a new archive; an existing one keeps its rule.
+        assigned: splits of subjects assigned by hand; must equal those of an existing archive.
+        samples_per_shard: pairs in a shard; each full shard is published at once.
+        progress: callback before each pair and at the end.
 
     Raises:
-        ConfigError: a table or pattern that means nothing, or a grid, geometry or assignment that is not the archive's.
-        StoreUnreachable: the object store did not answer, after retries.
+        ConfigError: an invalid table or pattern, or a grid, geometry or assignment that differs from the archive's.
+        StoreUnreachable: the object store did not respond after retries.
     """
     names = [view.name for view in geometry.views]
     if sorted(names) != ["frontal", "lateral"]:
@@ -73,8 +75,8 @@ def ingest_radiographs(
         if pairs is None
         else pair_table.read_pairs(pairs, sources, exact=exact)
     )
-    people = [replace(source, subject=subject_of(source, subject_pattern)) for source in found.sources]
-    subjects = {source.subject for source in people}
+    sources_by_subject = [replace(source, subject=subject_of(source, subject_pattern)) for source in found.sources]
+    subjects = {source.subject for source in sources_by_subject}
     writer = open_writer(url, grid, geometry, subjects, shares, assigned, samples_per_shard, "radiographs")
     outcome = IngestReport(
         refused=list(found.refused),
@@ -85,26 +87,25 @@ def ingest_radiographs(
         missing_files=found.missing_files,
     )
 
-    def make(source: RadiographPair, sha256: str) -> tuple[Entry, RadiographSample]:
-        asked = source.patient_facing if source.patient_facing != "auto" else patient_facing
-        paths = dict(zip(("frontal", "lateral"), source.files, strict=True))
+    def make(pair: RadiographPair, sha256: str) -> tuple[Entry, RadiographSample]:
+        facing = patient_facing if pair.patient_facing == "auto" else pair.patient_facing
+        paths = dict(zip(("frontal", "lateral"), pair.files, strict=True))
         record: dict[str, Any] = {}
         images = []
         for view in geometry.views:
             path = paths[view.name]
-            image = read_file(path, limits, view=view.name, invert=invert)
-            hung = orient(image, view, asked)
-            if hung is None:
+            loaded = load_radiograph(path, view, limits=limits, invert=invert, patient_facing=facing)
+            if not loaded.is_clear:
                 raise RefusedFile(
-                    f"{path}: it does not show clearly where the patient faces: "
+                    f"{path}: the patient orientation is not clear: "
                     "pass --patient-facing left or right, or list it with --pairs and a column patient_facing"
                 )
-            record[view.name] = {"file": path.name, "size": list(image.shape), **hung.record()}
-            images.append(prepare(hung.image, geometry.detector_px))
+            record[view.name] = {"file": path.name, "size": list(loaded.image.shape), **loaded.record()}
+            images.append(prepare(loaded.image, geometry.detector_px))
         entry = Entry(
-            id=source.subject,
-            subject=source.subject,
-            source=source.name,
+            id=pair.subject,
+            subject=pair.subject,
+            source=pair.name,
             source_sha256=sha256,
             license=source_license,
             label_method="none",
@@ -112,5 +113,5 @@ def ingest_radiographs(
         )
         return entry, RadiographSample(np.stack(images))
 
-    add_samples(writer, people, make, outcome, progress)
+    add_samples(writer, sources_by_subject, make, outcome, progress)
     return outcome

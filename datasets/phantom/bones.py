@@ -1,6 +1,6 @@
-"""The skeleton of a drawn person: ribs and their cartilage, sternum, vertebral arches, collar bones, shoulder blades.
+"""The skeleton of a phantom: ribs and costal cartilage, vertebral arches, clavicles and scapulae.
 
-Vertebral bodies and the sternum are solids by height, so they are drawn where they are painted, in `phantom`.
+Vertebral bodies and the sternum are defined slice by slice, in `thorax`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from raylift.datasets.phantom.person import (
 from raylift.datasets.phantom.shapes import Tubes, mm
 
 RIB_DROP_MM = [38, 58, 74, 85, 93, 98, 100, 97, 90, 76, 46, 22]
-"""From the head of each rib down to its bony end, in a person of average stature."""
+"""Vertical distance from the head of each rib to its bony end, at average stature."""
 RIB_REACH = [0.78, 0.83, 0.82, 0.80, 0.79, 0.77, 0.74, 0.70, 0.66, 0.61, 0.46, 0.30]
-"""How far round from the spine (0) to the sternum (1) the bony rib goes. The last two float."""
+"""Extent of the bony rib from the spine (0) to the sternum (1). The last two are floating ribs."""
 WITH_CARTILAGE = range(1, 11)
 OUTSIDE_MM = 3.5
-"""From the inner surface of the rib cage to the middle of a rib."""
+"""Distance from the inner surface of the rib cage to the center of a rib."""
 
 
 def rib(person: Person, number: int, side: int) -> Tubes:
@@ -40,13 +40,13 @@ def rib(person: Person, number: int, side: int) -> Tubes:
 
 
 def _rib_curve(person: Person, number: int, side: int) -> tuple[Float[np.ndarray, "k 3"], float]:
-    """Points along a rib, and how far round the cage, in radians from the spine, it ends."""
+    """Points along a rib, and the angle around the rib cage at its end, in radians from the spine."""
     vertebra = FIRST_THORACIC + number - 1
     z = float(person.vertebra_tops[vertebra])
     x, y = (float(value) for value in person.spine(z))
     half = float(BODY_HALF_WIDTH_MM[vertebra])
     cage_half = float(person.cage(z - 8)[2])
-    # Head and neck stand off the cage; from its angle, 46 mm beside the spine, a rib follows the wall.
+    # Head and neck are off the cage; from its angle, 46 mm lateral to the spine, a rib follows the wall.
     first = float(np.arcsin(min(0.75, 46 / cage_half) ** (BACK_POWER / 2)))
     share = np.linspace(0, 1, 11)
     turn = first + share * (np.pi * RIB_REACH[number - 1] - first)
@@ -57,7 +57,7 @@ def _rib_curve(person: Person, number: int, side: int) -> tuple[Float[np.ndarray
 
 
 def cartilage(person: Person, number: int, side: int) -> Tubes:
-    """The cartilage of rib 1 to 10: to the sternum, below the seventh to the cartilage above."""
+    """The costal cartilage of rib 1 to 10: to the sternum, below the seventh to the cartilage above."""
     points, turn = _rib_curve(person, number, side)
     tip = points[-1]
     if number <= 7:
@@ -67,7 +67,7 @@ def cartilage(person: Person, number: int, side: int) -> Tubes:
         goal = mm(x + side * (22 if number == 1 else 14), y - before - 5, z)
     else:
         goal = _rib_curve(person, number - 1, side)[0][-1] + mm(-side * 12, -4, -14)
-    # The lower ones go on down a way before they turn up.
+    # The lower ones descend before they ascend.
     middle = (tip + goal) / 2 - mm(0, 0, max(0.0, 0.38 * (goal[2] - tip[2])))
     round_to = (turn + np.pi) / 2 if number <= 7 else turn + 0.12
     on_wall = person.on_wall(np.asarray(round_to), np.asarray(middle[2]), OUTSIDE_MM, side)
@@ -94,7 +94,7 @@ def vertebral_arches(person: Person) -> Tubes:
                 Tubes.along([pillar, middle + mm(side * wide, back + 17, -0.32 * tall)], [4.4, 3.8]),
                 Tubes.along([pillar + mm(0, 1, 0.36 * tall), pillar + mm(0, 2, -0.5 * tall)], 3.8),
             ]
-        # Spinous processes overlap like tiles in mid-thorax and stand straight out at both ends.
+        # Spinous processes overlap in the middle of the thorax and are horizontal at both ends.
         fall = np.deg2rad(np.interp(index, [0, 3, 5, 9, 14, 18], [10, 20, 42, 58, 18, 8]))
         long = np.interp(index, [0, 3, 9, 14, 18], [18, 27, 30, 25, 27])
         tip = arch + long * mm(0, np.cos(fall), -np.sin(fall))
@@ -105,7 +105,7 @@ def vertebral_arches(person: Person) -> Tubes:
 
 
 def clavicle(person: Person, side: int) -> Tubes:
-    """From the manubrium to the shoulder in a shallow S."""
+    """A clavicle: an S-shaped curve from the manubrium to the shoulder."""
     notch = person.sternum_z[0]
     x, y, _, before, _ = (float(value) for value in person.cage(notch))
     inner = mm(x + side * 17, y - before - 8, notch + 1)
@@ -120,7 +120,7 @@ def clavicle(person: Person, side: int) -> Tubes:
 
 
 def scapula(person: Person, side: int) -> Tubes:
-    """Blade with its borders, spine and acromion, coracoid and socket; raised arms swing its lower end outwards."""
+    """A scapula with its borders, spine, acromion, coracoid and glenoid; raised arms rotate it outwards."""
     rise = 0.45 * person.shoulder_rise_mm
     socket = mm(side * 132 * person.width, _neck_y(person) - 6, person.apex_z - 14 + rise)
     upper = mm(side * 72 * person.width, 0.0, person.apex_z - 24 + 0.3 * rise)
@@ -150,7 +150,7 @@ def scapula(person: Person, side: int) -> Tubes:
 
 
 def humeral_head(person: Person, side: int) -> Float[np.ndarray, " 3"]:
-    """Its middle; it is 46 mm across and mostly outside the volume."""
+    """Center of the humeral head, which has a diameter of 46 mm and is mostly outside the volume."""
     return np.array(
         [side * 165 * person.width, _neck_y(person) - 12, person.apex_z - 4 + 0.45 * person.shoulder_rise_mm]
     )

@@ -1,7 +1,7 @@
-"""One drawn person: build, spine, rib cage and diaphragm as functions of a seed and of nothing else.
+"""The anatomy of one phantom: build, spine, rib cage and diaphragm, sampled from a seed.
 
-Positions are in the patient frame in mm (x to the left, y posterior, z superior; the isocenter is the middle of the
-lungs). Proportions were set by eye against CTs: no number here is a measurement of anyone.
+Positions are in the patient frame in mm (x to the left, y posterior, z superior; the isocenter is the center of the
+lungs). Proportions were chosen by visual comparison with CTs; no number is a measurement of a patient.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ SIDES = (-1, 1)
 """The patient's right and left: the sign of x."""
 
 VERTEBRAE_MM = np.array([16, 16, 17, 19, 20, 20.5, 21, 21.5, 22, 22.5, 23, 24, 25, 26, 28, 31, 33, 35, 36])
-"""Height with the disc below, C5 to L4, of a person whose thoracic spine is `THORACIC_MM` long."""
+"""Height of C5 to L4 including the disc below, for a thoracic spine of `THORACIC_MM`."""
 FIRST_THORACIC = 3
 THORACIC_MM = float(VERTEBRAE_MM[FIRST_THORACIC : FIRST_THORACIC + 12].sum())
 BODY_HALF_WIDTH_MM = np.interp(np.arange(19), [0, 3, 6, 14, 18], [12.5, 14.5, 13.5, 20, 24])
 BODY_HALF_DEPTH_MM = np.interp(np.arange(19), [0, 3, 8, 14, 18], [8, 9, 13.5, 15.5, 17])
 
 FRONT_POWER, BACK_POWER = 2.15, 2.5
-"""Squareness of the rib cage's cross-section before and behind its widest line: 2 is an ellipse."""
+"""Superellipse exponents of the rib cage's cross-section anterior and posterior to its widest line; 2 is an ellipse."""
 
-# The inside of the rib cage and belly by level: 0 at the top of the lungs, 1 a thoracic spine below.
+# The inside of rib cage and abdomen by level: 0 at the lung apices, 1 a thoracic spine below.
 LEVEL = [-0.6, -0.1, 0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.6]
 HALF_WIDTH_MM = [46, 48, 62, 79, 93, 114, 128, 134, 136, 134, 129, 123, 121]
 BEFORE_SPINE_MM = [62, 62, 69, 79, 88, 105, 127, 142, 151, 152, 149, 145, 142]
@@ -37,7 +37,7 @@ BEHIND_SPINE_MM = [10, 14, 22, 27, 30, 33, 35, 36, 36, 35, 34, 33, 33]
 
 @dataclass(frozen=True)
 class Person:
-    """What is drawn. `stature`, `width`, `depth`, `muscle`, `heart`, `rib_size` are factors of an average adult's."""
+    """Sampled anatomy; `stature`, `width`, `depth`, `muscle`, `heart`, `rib_size` are relative to an average adult."""
 
     seed: int
     female: bool
@@ -45,11 +45,11 @@ class Person:
     width: float
     depth: float
     taper: float
-    """How much wider the chest is below than above, as a share of its width."""
+    """Increase of the chest's width from top to bottom, as a fraction."""
     barrel: float
-    """How much deeper it is above than below."""
+    """Decrease of the chest's depth from top to bottom, as a fraction."""
     apex_z: float
-    """Top of the lungs."""
+    """Height of the lung apices."""
     spine_y: float
     kyphosis_mm: float
     scoliosis_mm: float
@@ -61,38 +61,38 @@ class Person:
     dome_level: float
     """Level of the right dome of the diaphragm."""
     dome_left_mm: float
-    """How much lower the left dome stands."""
+    """Height of the right dome above the left one."""
     dome_drop_mm: float
-    """From the dome down to its rim at the back."""
+    """Height of the dome above its posterior rim."""
     heart: float
     heart_turn_deg: float
     heart_shift_mm: tuple[float, float]
     aorta_mm: float
     """Radius of the descending aorta."""
     unfolding_mm: float
-    """How far the arch stands out: age."""
+    """Unfolding of the aortic arch, which increases with age."""
     rib_slope: float
     rib_size: float
     cortex_mm: float
     shoulder_rise_mm: float
-    """How high the raised arms carry the shoulders."""
+    """Elevation of the shoulders by raised arms."""
     gas_mm: float
     """Depth of the gas in the stomach."""
 
     @classmethod
     def sample(cls, seed: int) -> Person:
-        """The person of that seed."""
+        """The anatomy of that seed."""
         rng = np.random.default_rng([seed, 0])
 
         def between(low: Real, high: Real) -> float:
-            # The middle of a range is a little likelier than its ends.
+            # The center of a range is slightly more likely than its ends.
             return float(low + (high - low) * rng.beta(1.3, 1.3))
 
         female = bool(rng.random() < 0.5)
         heavy = float(rng.beta(1.3, 2.2))
         stature = between(0.90, 1.03) if female else between(0.96, 1.10)
         dome_level = between(0.62, 0.81) - 0.06 * heavy
-        # A CT longer than the volume is centered on the lungs, which end a recess below the dome.
+        # A CT longer than the volume is centered on the lungs, which extend below the dome in the recess.
         apex_z = (dome_level * THORACIC_MM * stature + 75) / 2 + between(-10, 12)
         return cls(
             seed=seed,
@@ -130,11 +130,11 @@ class Person:
 
     @property
     def height(self) -> float:
-        """T1 to T12."""
+        """Height of T1 to T12."""
         return THORACIC_MM * self.stature
 
     def level(self, z: Numbers | Real) -> Numbers:
-        """0 at the top of the lungs, 1 a thoracic spine below."""
+        """Relative height: 0 at the lung apices, 1 a thoracic spine below."""
         return np.asarray((self.apex_z - z) / self.height)
 
     @cached_property
@@ -145,7 +145,7 @@ class Person:
 
     @property
     def carina_z(self) -> float:
-        """Where the trachea divides."""
+        """Height of the carina."""
         return self.apex_z - 0.29 * self.height
 
     @property
@@ -163,17 +163,17 @@ class Person:
     # Spine and rib cage.
 
     def spine(self, z: Numbers | Real) -> tuple[Numbers, Numbers]:
-        """Where the middle of the vertebral bodies runs: x and y."""
+        """Centers of the vertebral bodies at height z: x and y."""
         level = self.level(z)
         x = self.scoliosis_mm * np.sin(4.5 * level + self.scoliosis_phase)
         above, below = np.maximum(0.5 - level, 0), np.maximum(level - 0.55, 0)
-        # The neck turns upright again above the shoulders.
+        # The neck is upright again above the shoulders.
         above = above - 0.6 * np.maximum(above - 0.55, 0)
         y = self.spine_y - self.kyphosis_mm * ((above / 0.6) ** 2 + 0.5 * (below / 0.5) ** 2)
         return np.asarray(x), np.asarray(y)
 
     def beside_spine(self, x: Real, y: Real, z: Real) -> Float[np.ndarray, " 3"]:
-        """The point `x` to the left and `y` behind the middle of the spine, for an average build, at height `z`."""
+        """A point `x` left of and `y` posterior to the center of the spine at height `z`, for an average build."""
         spine_x, spine_y = self.spine(z)
         return mm(float(spine_x) + x * self.width**0.5, float(spine_y) + y * self.depth**0.5, z)
 
@@ -183,13 +183,13 @@ class Person:
         return PchipInterpolator(LEVEL, table * [self.width, self.depth, 1.0])
 
     def cage(self, z: Numbers | Real) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
-        """Of the inner surface of the ribs at `z`: x and y of its widest line, half width, depth before and behind."""
+        """Inner surface of the rib cage at `z`: x and y of its widest line, half width, depths on both sides."""
         level = self.level(z)
         wide, before, behind = np.moveaxis(self._profiles(np.clip(level, LEVEL[0], LEVEL[-1])), -1, 0)
         x, y = self.spine(z)
         bulge = self.belly_mm * np.exp(-(((level - 1.25) / 0.35) ** 2))
         down = np.clip(level, 0, 1) - 0.55
-        # The neck leans forward with the spine; the sternum does not.
+        # The neck is inclined with the spine; the sternum is not.
         front = np.minimum(self.spine_y - before * (1 - self.barrel * down) - bulge, y - 48)
         back = y + behind
         middle = back - 0.44 * (back - front)
@@ -197,14 +197,14 @@ class Person:
         return x, np.asarray(middle), np.asarray(half), np.asarray(middle - front), np.asarray(back - middle)
 
     def wall(self, x: Numbers, y: Numbers, z: Numbers) -> Numbers:
-        """Distance from the inner surface of the rib cage, negative inside the chest, in the precision of `x`."""
+        """Signed distance from the inner surface of the rib cage, negative inside, in the precision of `x`."""
         middle_x, middle_y, half, before, behind = (value.astype(x.dtype) for value in self.cage(z))
         dy = y - middle_y
         power = np.where(dy > 0, x.dtype.type(BACK_POWER), x.dtype.type(FRONT_POWER))
         return superellipse(x - middle_x, dy, half, np.where(dy > 0, behind, before), power)
 
     def on_wall(self, turn: Numbers, z: Numbers, outwards_mm: Real, side: int) -> Float[np.ndarray, "... 3"]:
-        """Points outside the rib cage on one side; `turn` goes from 0 at the spine to pi at the sternum."""
+        """Points outside the rib cage on one side; the angle `turn` is 0 at the spine and pi at the sternum."""
         middle_x, middle_y, half, before, behind = self.cage(z)
         back = np.cos(turn) > 0
         power = 2 / np.where(back, BACK_POWER, FRONT_POWER)
@@ -213,15 +213,15 @@ class Person:
         return np.stack([x, middle_y + reach * np.abs(np.cos(turn)) ** power, z], axis=-1)
 
     def behind_wall(self, x: float, z: float, outwards_mm: Real) -> float:
-        """Where, in y, the back of the rib cage is at (x, z); far in front if the cage is narrower than that."""
+        """Y of the posterior rib cage at (x, z); a large negative value if the cage is narrower than x."""
         middle_x, middle_y, half, _, behind = (float(value) for value in self.cage(z))
         left = 1 - (abs(x - middle_x) / (half + outwards_mm)) ** BACK_POWER
         return middle_y + (behind + outwards_mm) * left ** (1 / BACK_POWER) if left > 0 else -1e3
 
-    # The ends of the lungs.
+    # Diaphragm and apices.
 
     def dome(self, x: Numbers, y: Numbers) -> Numbers:
-        """Height z of the diaphragm at (x, y): two domes that fall to the ribs all round, least towards the heart."""
+        """Height z of the diaphragm at (x, y): two domes that descend to the ribs, least towards the heart."""
         tops = []
         for side, top in zip(SIDES, self.dome_z, strict=True):
             across = side * x / (66 * self.width) - 62 / 66
@@ -233,11 +233,11 @@ class Person:
                 - 0.9 * self.dome_drop_mm * (np.maximum(along, 0) / 88) ** 2.2
                 - 0.28 * self.dome_drop_mm * (np.maximum(-along, 0) / 72) ** 2
             )
-        # A smooth maximum: the solid above both.
+        # A smooth maximum.
         return intersection(tops[0], tops[1], 14.0)
 
     def cupola(self, x: Numbers, y: Numbers) -> Numbers:
-        """Height z below which the lungs lie at (x, y): a dome behind each clavicle."""
+        """Upper surface of the lungs at (x, y): a dome posterior to each clavicle."""
         _, spine_y = self.spine(self.apex_z)
         across, along = np.abs(np.abs(x) / self.width - 38) / 62, np.abs(y - spine_y + 4) / 60
         return np.asarray(self.apex_z - 32 * across**2.4 - 28 * along**1.9)

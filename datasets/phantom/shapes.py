@@ -1,8 +1,8 @@
-"""Shapes in millimeters, drawn on a voxel grid with smooth edges.
+"""Rasterization of shapes in mm with partial-volume edges.
 
-A solid is a distance field: negative inside, positive outside, in mm near its surface. A voxel at the surface gets
-the share of it that lies inside, so that an edge stays where it is whatever the voxel size. Tubes (ribs, vessels,
-airways) are chains of segments with a radius at each end; they touch only the voxels around them.
+A solid is a signed distance field: negative inside, in mm near its surface. A voxel at the surface gets the fraction of
+it that is inside, so that the position of an edge does not depend on the voxel size. Tubes (ribs, vessels, airways) are
+chains of segments with a radius at each end; only the voxels around them are computed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from scipy.interpolate import PchipInterpolator
 from raylift.datasets.geometry import Grid
 
 FAR_MM = 1e3
-"""Distance of a voxel that no tube came near."""
+"""Distance of voxels that are not near any tube."""
 
 Numbers = Float[np.ndarray, "..."]
 Singles = Float32[np.ndarray, "..."]
 Real = float | int
-"""A number of mm or HU. To mypy an int is a float anyway; the types that tests enforce at run time differ."""
+"""A number in mm or HU; the type checks at run time distinguish int from float."""
 
 
 def mm(x: Real, y: Real, z: Real) -> Float[np.ndarray, " 3"]:
@@ -32,7 +32,7 @@ def mm(x: Real, y: Real, z: Real) -> Float[np.ndarray, " 3"]:
 
 @dataclass(frozen=True)
 class Tubes:
-    """Segments in the patient frame, each as thick as `radius[:, 0]` along its normal and `radius[:, 1]` across it."""
+    """Segments in the patient frame with radius `radius[:, 0]` along the normal and `radius[:, 1]` across it."""
 
     start: Float[np.ndarray, "n 3"]
     end: Float[np.ndarray, "n 3"]
@@ -48,7 +48,7 @@ class Tubes:
         wide: Real | Sequence[Real] | np.ndarray | None = None,
         up: tuple[float, float, float] = (0.0, 0.0, 1.0),
     ) -> Tubes:
-        """A smooth curve through `points`, round or `wide`; the normal is square to the curve and to `up`."""
+        """A smooth curve through `points`, round or `wide`; the normal is orthogonal to the curve and to `up`."""
         nodes = np.asarray(points, dtype=float)
         at = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(nodes, axis=0), axis=1))])
         thick = np.broadcast_to(np.asarray(radius, dtype=float), at.shape)
@@ -69,7 +69,7 @@ class Tubes:
         tip_mm: Real,
         exponent: Real,
     ) -> Tubes:
-        """Branches of radius `tip_mm * fed ** (1 / exponent)`; by Murray's law of least work the exponent is 3."""
+        """Branches of radius `tip_mm * fed ** (1 / exponent)`; the exponent of Murray's law is 3."""
         radius = np.repeat((tip_mm * fed ** (1 / exponent))[:, None], 2, axis=1)
         return cls(start, end, radius, 0.88 * radius, np.zeros_like(start))
 
@@ -85,13 +85,13 @@ class Tubes:
         )
 
     def moved(self, offset_mm: tuple[float, float, float]) -> Tubes:
-        """The same tubes elsewhere."""
+        """The tubes translated by an offset."""
         return replace(self, start=self.start + offset_mm, end=self.end + offset_mm)
 
     def samples(
         self, spacing_mm: float, shrink_mm: Real
     ) -> tuple[Float[np.ndarray, "p 3"], Float[np.ndarray, "p 2"], Float[np.ndarray, "p 3"]]:
-        """Points so close along the segments that balls around them look like tubes, with radii and normals."""
+        """Points along the segments, dense enough that spheres around them form tubes, with radii and normals."""
         thinnest = np.minimum(self.radius_start, self.radius_end).min(axis=1)
         length = np.linalg.norm(self.end - self.start, axis=1)
         count = np.ceil(length / (0.3 * spacing_mm + 0.25 * thinnest)).astype(int).clip(1)
@@ -115,23 +115,23 @@ class Raster:
         self.z: Float32[np.ndarray, "d 1 1"] = -offset[:, None, None]
 
     def coverage(self, distance: Singles) -> Singles:
-        """Share of each voxel inside the solid, in [0, 1]."""
+        """Fraction of each voxel inside the solid, in [0, 1]."""
         return np.asarray(np.clip(np.float32(0.5) - distance * np.float32(1 / self.grid.spacing_mm), 0, 1))
 
     def sheet(self, distance: Singles, thickness_mm: Real) -> Singles:
-        """Share of each voxel in a sheet about the zero of `distance`, thinner than a voxel."""
+        """Fraction of each voxel in a sheet thinner than a voxel at the zero level of `distance`."""
         spacing = np.float32(self.grid.spacing_mm)
         filled = np.float32(min(1.0, thickness_mm / self.grid.spacing_mm))
         return np.asarray(np.clip(1 - np.abs(distance) / spacing, 0, 1) * filled)
 
     def rescaled(self, field: Float32[np.ndarray, "d h w"]) -> Float32[np.ndarray, "d h w"]:
-        """A field that is zero on a surface, divided by its steepness: a distance in mm near that surface."""
+        """A field with a surface as its zero level, divided by its gradient: a distance in mm near that surface."""
         slopes = np.gradient(field, self.grid.spacing_mm)
         steepness = np.sqrt(slopes[0] ** 2 + slopes[1] ** 2 + slopes[2] ** 2)
         return np.asarray(field / np.maximum(steepness, 0.2), dtype=np.float32)
 
     def smooth_noise(self, rng: np.random.Generator, length_mm: Real, count: int = 6) -> Float32[np.ndarray, "d h w"]:
-        """A smooth random field of mean 0 and variance 1 that varies over about `length_mm`, at any spacing alike."""
+        """A smooth random field of mean 0 and variance 1 with wavelengths of about `length_mm`, for any spacing."""
         total = np.zeros(self.grid.shape, dtype=np.float32)
         for _ in range(count):
             ways, phase = rng.normal(0, 2 * np.pi / length_mm, 3), rng.uniform(0, 2 * np.pi)
@@ -158,12 +158,12 @@ class Raster:
         return np.asarray(np.sqrt(dx * dx + dy * dy + dz * dz) * (1 - 1 / np.sqrt(squared)))
 
     def tubes(self, tubes: Tubes, shrink_mm: Real = 0.0) -> Float32[np.ndarray, "d h w"]:
-        """Share of each voxel inside the tubes, made thinner by `shrink_mm` all round."""
+        """Fraction of each voxel inside the tubes, whose radii are reduced by `shrink_mm`."""
         result = np.zeros(self.grid.size**3, dtype=np.float32)
         half = self.grid.spacing_mm / 2
         for index, distance, radius in self._stencils(tubes, shrink_mm, reach_mm=half):
             share = self.coverage(distance)
-            # The ramp of `coverage` overrates what is thinner than a voxel: keep the area of its cross-section.
+            # `coverage` overestimates tubes thinner than a voxel: preserve the area of their cross-section.
             thin, thick = 6 * half * radius**2 / (radius + half) ** 3, radius**2 / (radius**2 + half**2 / 3)
             share *= np.where(radius < half, thin, thick).astype(np.float32)[:, None, None, None]
             hit = share > 0
@@ -171,7 +171,7 @@ class Raster:
         return result.reshape(self.grid.shape)
 
     def tube_distance(self, tubes: Tubes, reach_mm: Real) -> Float32[np.ndarray, "d h w"]:
-        """Distance from the tubes' surface up to `reach_mm` outside, FAR_MM beyond."""
+        """Signed distance from the tubes' surface up to `reach_mm` outside, FAR_MM beyond."""
         result = np.full(self.grid.size**3, FAR_MM, dtype=np.float32)
         for index, distance, _ in self._stencils(tubes, 0.0, reach_mm):
             hit = distance < reach_mm
@@ -185,13 +185,13 @@ class Raster:
         spacing, size = self.grid.spacing_mm, self.grid.size
         point, radius, normal = tubes.samples(spacing, shrink_mm)
         span = np.floor((radius.max(axis=1) + reach_mm) / spacing + 0.5).astype(int)
-        # Samples of like reach share a stencil size.
+        # Samples of similar reach share a stencil size.
         for width in np.unique(span):
             chosen = span == width
             middle = point[chosen] / spacing * [1, 1, -1] + (size - 1) / 2
             voxel = np.rint(middle).astype(np.intp)[:, :, None] + np.arange(-width, width + 1)
             step = ((voxel - middle[:, :, None]) * spacing).astype(np.float32)
-            # Voxels outside the grid are folded in at a distance that reaches nothing.
+            # Voxels outside the grid are clipped into it at a distance without effect.
             step[(voxel < 0) | (voxel >= size)] = FAR_MM
             voxel = voxel.clip(0, size - 1)
             index = _outer_sum(voxel[:, 2] * size * size, voxel[:, 1] * size, voxel[:, 0])
@@ -225,7 +225,7 @@ def capsule(
     end: Float[np.ndarray, " 3"],
     radii: tuple[Real, Real],
 ) -> Singles:
-    """Distance of the points `at` (x, y, z) from a rod with rounded ends of these radii."""
+    """Signed distance of the points `at` (x, y, z) from a capsule with these radii at its ends."""
     axis = (end - start).astype(np.float32)
     dx, dy, dz = (a - np.float32(s) for a, s in zip(at, start, strict=True))
     fx, fy, fz = axis / (axis @ axis)
@@ -236,13 +236,13 @@ def capsule(
 
 
 def union(a: Numbers, b: Numbers, round_mm: Real) -> Numbers:
-    """Both solids, the crease between them filled over about `round_mm`."""
+    """Smooth union of two solids, blended over about `round_mm`."""
     overlap = np.maximum(np.float32(round_mm) - np.abs(a - b), 0)
     return np.asarray(np.minimum(a, b) - overlap * overlap * np.float32(0.25 / round_mm))
 
 
 def intersection(a: Numbers, b: Numbers, round_mm: Real) -> Numbers:
-    """What both solids share, its edge rounded."""
+    """Smooth intersection of two solids."""
     return -union(-a, -b, round_mm)
 
 

@@ -1,7 +1,7 @@
-"""A procedural thorax in Hounsfield units: anatomy that may be published, with labels that are true.
+"""A procedural thorax phantom in Hounsfield units with ground-truth labels, free of patient data.
 
-`thorax(seed, grid)` draws one person and paints them outside in: skin, fat and muscle, the organs of the belly, heart
-and vessels, lungs, bones. The same seed is the same body at any voxel size. There is no noise and no disease.
+`thorax(seed, grid)` samples one anatomy and rasterizes it from the outside in: skin, fat and muscle, abdominal organs,
+heart and vessels, lungs, bones. The same seed is the same anatomy at any voxel size. There is no noise and no disease.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ GAS_HU, BRONCHUS_WALL_HU, GASTRIC_HU, SKIN_HU = -990.0, 0.0, 22.0, 25.0
 
 @dataclass(frozen=True)
 class Tissue:
-    """HU of one person's tissues."""
+    """HU of the tissues of one phantom."""
 
     fat: float
     muscle: float
     blood: float
     right_blood: float
-    """Blood before the lungs: contrast reaches it first."""
+    """Blood of the right heart, which contrast agent reaches first."""
     myocardium: float
     liver: float
     spleen: float
@@ -54,7 +54,7 @@ class Tissue:
 
     @classmethod
     def sample(cls, seed: int) -> Tissue:
-        """The tissues of that seed; two persons in five were given contrast."""
+        """The tissues of that seed; 40 % of phantoms have contrast agent."""
         rng = np.random.default_rng([seed, 9])
         contrast = rng.random() < 0.4
         blood = rng.uniform(150, 300) if contrast else rng.uniform(35, 50)
@@ -75,11 +75,11 @@ class Tissue:
 
 
 def thorax(seed: int, grid: Grid) -> tuple[Int16[np.ndarray, "d h w"], UInt8[np.ndarray, "d h w"]]:
-    """HU and labels (`segmentation.Label`) of the person drawn from `seed`, in volume order.
+    """HU and labels (`segmentation.Label`) of the phantom of `seed`, in volume order.
 
     Args:
-        seed: any integer from 0; another seed is another person.
-        grid: voxels; 64 of 5 mm and 128 of 2.5 mm both span the neck to the upper belly.
+        seed: any integer from 0.
+        grid: voxel grid; 64 voxels of 5 mm and 128 of 2.5 mm both extend from the neck to the upper abdomen.
     """
     painter = Painter(Person.sample(seed), Tissue.sample(seed), Raster(grid))
     painter.trunk()
@@ -91,29 +91,29 @@ def thorax(seed: int, grid: Grid) -> tuple[Int16[np.ndarray, "d h w"], UInt8[np.
 
 
 class Painter:
-    """Paints one person over air, every tissue over those before it."""
+    """Rasterizes one phantom over air, each tissue over the previous ones."""
 
     def __init__(self, person: Person, tissue: Tissue, raster: Raster) -> None:
         self.person, self.tissue, self.raster = person, tissue, raster
         self.hu: Volume = np.full(raster.grid.shape, HU_MIN, dtype=np.float32)
         self.labels = np.full(raster.grid.shape, Label.OTHER, dtype=np.uint8)
         self.wall: Volume = person.wall(raster.x, raster.y, raster.z)
-        """Distance from the inside of the ribs, negative in chest and belly."""
+        """Signed distance from the inner surface of the rib cage, negative in thorax and abdomen."""
         self.above: Volume = raster.z - person.dome(raster.x, raster.y).astype(np.float32)
         """Height above the diaphragm."""
         self.diaphragm: Volume = self.above * 0.7
-        """About the distance from it: negative in the belly; on the mean slope a height is 1.4 distances."""
+        """Approximate distance from the diaphragm, negative in the abdomen; height is on average 1.4 times it."""
         self.cavity = raster.coverage(self.wall)
         self.level: Float32[np.ndarray, "d 1 1"] = person.level(raster.z).astype(np.float32)
         self.cage = tuple(value.astype(np.float32) for value in person.cage(raster.z))
         self.spine = tuple(value.astype(np.float32) for value in person.spine(raster.z))
 
     def paint(self, share: Singles, hu: Real | Volume) -> None:
-        """Cover `share` of every voxel with `hu`."""
+        """Blend `share` of every voxel with `hu`."""
         self.hu += share * (hu - self.hu)
 
     def paint_hollow(self, outer: Volume, inner: Volume, shell: Real, core: Real) -> None:
-        """Cover `inner` with `core` and the rest of `outer` with `shell`."""
+        """Fill `inner` with `core` and the rest of `outer` with `shell`."""
         inner = np.minimum(inner, outer)
         self.hu *= 1 - outer
         self.hu += (outer - inner) * shell + inner * core
@@ -144,7 +144,7 @@ class Painter:
         self.paint(r.coverage(skin), SKIN_HU)
         self.paint(r.coverage(skin + 2), t.fat)
         self.paint(r.coverage(np.maximum(glands, skin + 5) * 0.35) * 0.8, SKIN_HU)
-        # Curved planes of fat part the muscles, about parallel to the ribs and thicker in heavy people.
+        # Curved sheets of fat separate the muscles, roughly parallel to the ribs and thicker in obese phantoms.
         planes = r.smooth_noise(np.random.default_rng([p.seed, 5]), 110.0) * 9 + (self.wall - 26) * 0.7
         fat = r.sheet(planes, 1.6 + 0.1 * p.fat_mm)
         self.paint(r.coverage(np.maximum(muscle, skin + 3)), t.muscle + fat * (t.fat - t.muscle))
@@ -157,7 +157,7 @@ class Painter:
         self.paint(self.cavity * r.coverage(r.z - p.apex_z), t.fat)
 
     def _breasts(self) -> tuple[Volume, Volume]:
-        """Distances from the breasts, flattened as they are when lying, and from the glands in them."""
+        """Signed distances from the breasts in supine position, and from their glandular tissue."""
         p, r = self.person, self.raster
         breasts = glands = np.full(r.grid.shape, FAR_MM, dtype=np.float32)
         if p.breast_mm:
@@ -172,7 +172,7 @@ class Painter:
         return breasts, glands
 
     def abdomen(self) -> None:
-        """What lies under the diaphragm: psoas, kidneys, stomach, liver, spleen and bowel in fat."""
+        """Abdomen: psoas, kidneys, stomach, liver, spleen and bowel in fat."""
         p, r, t = self.person, self.raster, self.tissue
         (right, left), y, w = p.dome_z, p.spine_y, p.width
         room = intersection(self.wall + 1, self.diaphragm + 2.5, 6.0)
@@ -192,7 +192,7 @@ class Painter:
         liver = union(right_lobe, organ(0.0, y - 84 * p.depth, right - 46, (64 * w, 40, 44)), 30.0)
         self.paint(r.coverage(liver), t.liver)
         self.paint(r.coverage(organ(96 * w, y + 2, left - 68, (30, 46, 54))), t.spleen)
-        # Gas rises to the front of the stomach of someone who lies on their back.
+        # In supine position gas is in the anterior part of the stomach.
         surface = y - 92 * p.depth - 14 + p.gas_mm
         self.paint(r.coverage(np.maximum(stomach + 5, r.y - surface)), GAS_HU)
         free = 1 - r.coverage(union(liver, stomach, 5.0) - 4)
@@ -205,7 +205,7 @@ class Painter:
             self.paint_hollow(r.coverage(loop) * free, r.coverage(loop + 3) * free, 40.0, filling)
 
     def mediastinum(self) -> None:
-        """Heart, great vessels, esophagus and airways in fat, and the space they keep from the lungs."""
+        """Heart, great vessels, esophagus and airways in fat, and the space between the lungs."""
         p, r, t = self.person, self.raster, self.tissue
         spine_x, spine_y = self.spine
         chambers = {name: r.ellipsoid(*shape) for name, shape in vessels.chambers(p).items()}
@@ -215,7 +215,7 @@ class Painter:
         aorta, arteries, veins = vessels.aorta(p), vessels.arteries(p), vessels.veins(p)
         esophagus, airway = vessels.esophagus(p), vessels.airway(p)
         column = superellipse(r.x - spine_x, r.y - spine_y - 9, 22.0, 28.0, 2.2)
-        # The lungs come close to each other behind the sternum, less so above the heart.
+        # The lungs are close to each other behind the sternum, less so above the heart.
         _, middle_y, _, before, _ = self.cage
         depth = np.maximum(r.y - middle_y + before, 0)
         upper = np.interp(self.level, [0, 0.1, 0.2, 0.26, 0.36, 0.5, 0.8, 1], [13, 19, 20, 12, 3, 1, 2, 5])
@@ -236,7 +236,7 @@ class Painter:
             ("left ventricle", 11),
         ):
             if name == "left ventricle":
-                # Its wall is also the septum, so it cuts into the right ventricle.
+                # Its wall includes the septum, so it overlaps the right ventricle.
                 self.paint(r.coverage(chambers[name]) * clear, t.myocardium)
             blood = t.right_blood if name.startswith("right") else t.blood
             self.paint(r.coverage(chambers[name] + wall_mm) * clear, blood)
@@ -254,7 +254,7 @@ class Painter:
         pleura = intersection(intersection(self.wall + 1.5, cupola, 10.0), -self.above, 4.0)
         share = r.coverage(r.rescaled(intersection(pleura, -self.space, 8.0)))
         rng = np.random.default_rng([p.seed, 4])
-        # Denser at the back and the base of someone who lies on their back.
+        # In supine position the posterior and basal lung is denser.
         density = t.lung + 10 * r.smooth_noise(rng, 70.0)
         density += 0.35 * (r.y - (p.spine_y - 60)) - 0.12 * (r.z - (p.carina_z - 60))
         density += self._fissures(rng)
@@ -270,7 +270,7 @@ class Painter:
         self.paint_hollow(r.tubes(bronchi, -0.9) * share, r.tubes(bronchi) * share, BRONCHUS_WALL_HU, GAS_HU)
 
     def _fissures(self, rng: np.random.Generator) -> Volume:
-        """HU that the sheets between the lobes add: oblique on both sides, horizontal on the right."""
+        """HU added by the fissures: oblique on both sides, horizontal on the right."""
         p, r = self.person, self.raster
         result: Volume = np.zeros(r.grid.shape, dtype=np.float32)
         behind = r.y - float(p.spine(p.carina_z)[1])
@@ -286,7 +286,7 @@ class Painter:
         return result
 
     def bones(self) -> None:
-        """Spine, ribs and their cartilage, sternum, collar bones, shoulder blades, and the heads of the arms."""
+        """Spine, ribs and costal cartilage, sternum, clavicles, scapulae and humeral heads."""
         p, r = self.person, self.raster
         pairs = [(number, side) for number in range(1, 13) for side in SIDES]
         cartilage = Tubes.concatenate([bones.cartilage(p, *pair) for pair in pairs if pair[0] in bones.WITH_CARTILAGE])
@@ -304,7 +304,7 @@ class Painter:
         self._sternum()
 
     def _bone(self, distance: Volume, cortex_mm: Real) -> None:
-        """A solid of marrow in a shell of dense bone."""
+        """A solid of marrow in a shell of cortical bone."""
         share, core = self.raster.coverage(distance), self.raster.coverage(distance + cortex_mm)
         self.paint_hollow(share, core, self.tissue.cortex, self.tissue.marrow)
         self.labels[share > 0.5] = Label.BONE
@@ -321,7 +321,7 @@ class Painter:
     def _vertebral_bodies(self) -> None:
         p, r = self.person, self.raster
         x, y = self.spine
-        # End plates stand square to the curve of the spine.
+        # End plates are orthogonal to the curve of the spine.
         slope = np.gradient(y[:, 0, 0], r.z[:, 0, 0])[:, None, None]
         tops = p.vertebra_tops
         index = np.arange(len(tops) - 1)
@@ -337,7 +337,7 @@ class Painter:
         canal = superellipse(r.x - x, r.y - y - half_y - 9, 9.0, 8.0, 2.0)
         self.paint(r.coverage(canal) * present, 20.0)
         self.paint(r.coverage(sides + 1) * present, self.tissue.cartilage)
-        # The lower fifth of each level is disc.
+        # The lower fifth of each level is the disc.
         plates = (np.abs(share - 0.4) - 0.4) * tall
         self._bone(np.where(present, np.maximum(sides, plates), FAR_MM), 0.6)
 

@@ -1,6 +1,6 @@
-"""Heart, great vessels, esophagus, airways and the branching vessels of the lungs of a drawn person.
+"""Heart, great vessels, esophagus, airways and the pulmonary vessel trees of a phantom.
 
-Points beside the spine are read as `at(left, behind, z)`: mm from the middle of the spine, z about the carina.
+Points near the spine are written `at(left, posterior, z)`: mm from the center of the spine, z relative to the carina.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from raylift.datasets.phantom.person import SIDES, Person
 from raylift.datasets.phantom.shapes import Real, Tubes, mm, superellipse
 
 Course = tuple[list[Float[np.ndarray, " 3"]], list[Real]]
-"""Points along a vessel and its radius at each."""
+"""Points along a vessel and the radius at each."""
 
 CHAMBERS = {
     "left ventricle": ([30, 4, -8], [51, 33, 33], [0.80, -0.43, -0.42]),
@@ -20,14 +20,14 @@ CHAMBERS = {
     "right atrium": ([-28, -2, 0], [38, 28, 26], [0.10, 0.05, 1.0]),
     "left atrium": ([2, 27, 21], [34, 24, 21], [1.0, 0.0, 0.08]),
 }
-"""Middle from that of the heart, semi-axes with the wall, and direction of the first of them; mm, average size."""
+"""Center relative to the heart's, semi-axes including the wall, and direction of the first axis; mm, average size."""
 
 ARTERIES, VEINS = 420, 340
-"""Branches of the trees of one lung: with more the small ones merge at 2.5 mm, with fewer the lung looks empty."""
+"""Branches per lung: with more of them small vessels merge at 2.5 mm, with fewer the lung is too sparse."""
 
 
 def heart_center(person: Person) -> Float[np.ndarray, " 3"]:
-    """Middle of the heart, which rests on the diaphragm between sternum and spine."""
+    """Center of the heart, which rests on the diaphragm between sternum and spine."""
     z = float(np.mean(person.dome_z)) + 27 * person.heart
     x, y, _, before, _ = (float(value) for value in person.cage(z))
     front, back = y - before, float(person.spine(z)[1]) - 16
@@ -36,7 +36,7 @@ def heart_center(person: Person) -> Float[np.ndarray, " 3"]:
 
 
 def chambers(person: Person) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Center, semi-axes and axes (rows) of the outside of each chamber of the heart."""
+    """Center, semi-axes and axes (rows) of the outer surface of each chamber."""
     turn = np.deg2rad(person.heart_turn_deg)
     tilt = np.array([[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]])
     # A flat chest flattens the heart.
@@ -53,7 +53,7 @@ def chambers(person: Person) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def aorta(person: Person) -> Tubes:
-    """From its root over the left main bronchus and down the left of the spine."""
+    """The aorta from its root over the left main bronchus and down the left side of the spine."""
     r, far, z, at = person.aorta_mm, person.unfolding_mm, person.carina_z, person.beside_spine
     left = 15 + 0.9 * r
     points = [
@@ -73,7 +73,7 @@ def aorta(person: Person) -> Tubes:
 
 
 def arteries(person: Person) -> Tubes:
-    """The branches of the arch, and the pulmonary trunk with its two main branches."""
+    """The branches of the aortic arch, and the pulmonary trunk with its two main branches."""
     z, at = person.carina_z, person.beside_spine
     right, left = hila(person)
     outflow = heart_center(person) + person.heart * mm(14, -26, 18)
@@ -114,7 +114,7 @@ def veins(person: Person) -> Tubes:
 
 
 def pulmonary_veins(person: Person) -> Tubes:
-    """Two on either side, from the root of the lung to the left atrium."""
+    """The pulmonary veins, two on each side, from the hilum to the left atrium."""
     center = heart_center(person)
     return Tubes.concatenate(
         [
@@ -126,7 +126,7 @@ def pulmonary_veins(person: Person) -> Tubes:
 
 
 def esophagus(person: Person) -> Tubes:
-    """From the neck behind trachea and heart to the stomach."""
+    """The esophagus from the neck behind trachea and heart to the stomach."""
     z, at, (_, dome) = person.carina_z, person.beside_spine, person.dome_z
     upper = [at(1, -17, z + 130), at(3, -18, z + 60), at(4, -22, z), at(3, -24, z - 50)]
     return Tubes.along([*upper, at(9, -32, dome + 8), at(24, -46, dome - 26)], [6, 6.5, 6.5, 7, 7.5, 7.5])
@@ -146,13 +146,13 @@ def airway(person: Person) -> Tubes:
 
 
 def hila(person: Person) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
-    """Where the right and the left pulmonary artery enter their lung."""
+    """Positions at which the right and the left pulmonary artery enter the lung."""
     z, at = person.carina_z, person.beside_spine
     return at(-47, -38, z - 32), at(49, -20, z - 20)
 
 
 def vein_roots(person: Person) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
-    """Where the pulmonary veins leave the right and the left lung."""
+    """Positions at which the pulmonary veins leave the right and the left lung."""
     z, at = person.carina_z, person.beside_spine
     return at(-46, -48, z - 50), at(46, -44, z - 48)
 
@@ -165,14 +165,14 @@ def lung_trees(person: Person, side: int) -> tuple[Tubes, Tubes, Tubes]:
     high = mm(140, person.spine_y + 40, person.apex_z)
     grown = []
     for root, count in ((hila(person)[which], ARTERIES), (vein_roots(person)[which], VEINS)):
-        # A lattice of irrational steps fills the lung evenly, which independent points do not.
+        # A quasi-random lattice covers the lung more evenly than independent points.
         steps = np.array([0.8191725134, 0.6710436067, 0.5497004779])
         unit = (rng.random(3) + np.arange(6 * count)[:, None] * steps) % 1
         points = (low + unit * (high - low)) * [side, 1, 1]
         targets = points[_in_lung(person, points, 4.0)][:count]
         grown.append(branching(root, targets + rng.normal(0, 3.0, targets.shape)))
     (start, end, fed), vein = grown
-    # A bronchus goes with every larger artery, a little behind and above it.
+    # A bronchus accompanies every larger artery, slightly posterior and superior.
     large = fed > 14
     bronchi = Tubes.tapering(start[large], end[large], fed[large], 0.62, 2.7).moved((0.0, 4.5, 3.0))
     return Tubes.tapering(start, end, fed, 0.95, 2.6), Tubes.tapering(*vein, 0.9, 2.6), bronchi
@@ -194,10 +194,10 @@ def _in_lung(person: Person, points: Float[np.ndarray, "n 3"], margin_mm: float)
 def branching(
     root: Float[np.ndarray, " 3"], targets: Float[np.ndarray, "n 3"], detour: float = 0.5
 ) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, "n 3"], Int[np.ndarray, " n"]]:
-    """A tree from `root` through all targets: start and end of every branch, and how many tips it feeds.
+    """A tree from `root` through all targets: start and end of every branch, and the number of tips it supplies.
 
-    Targets join one by one where `length of the new branch + detour * length of the way back to the root` is least:
-    0 gives a minimum spanning tree, which wanders; large values give a star.
+    Targets are added one by one where `length of the new branch + detour * path length to the root` is minimal: 0 gives
+    a minimum spanning tree, large values give a star.
     """
     count = len(targets)
     nodes = np.concatenate([root[None], targets])
@@ -208,7 +208,7 @@ def branching(
     for _ in range(count):
         new = int(np.argmin(cost))
         order.append(new)
-        # What has joined costs infinity from then on and keeps its parent.
+        # An added node gets infinite cost and keeps its parent.
         cost[new] = np.inf
         gap = nodes - nodes[new]
         length = np.sqrt(np.einsum("nk,nk->n", gap, gap))
@@ -222,7 +222,7 @@ def branching(
         fed[parent[node]] += fed[node]
     weight = fed[1:, None].astype(float)
     for _ in range(3):
-        # Straighten: forks move towards their parent and their branches, most of all towards the thick ones.
+        # Straighten: forks move towards their parent and their branches, weighted by thickness.
         pull, total = np.zeros_like(nodes), np.zeros((count + 1, 1))
         np.add.at(pull, parent[1:], nodes[1:] * weight)
         np.add.at(total, parent[1:], weight)

@@ -1,7 +1,7 @@
-"""A radiograph as it comes (DICOM, PNG, JPEG, TIFF) to the square, bone-bright image a network was trained on.
+"""Decoding of radiographs in DICOM, PNG, JPEG, TIFF and BMP to bone-bright images.
 
-Files are not trusted: their size and dimensions are checked from the header before pixels are decoded, and nothing but
-the listed formats is tried.
+Files are untrusted: size and dimensions are checked from the header before pixels are decoded, and only the listed
+formats are tried.
 """
 
 from __future__ import annotations
@@ -14,23 +14,19 @@ from typing import Literal
 
 import numpy as np
 import pydicom
-import torch
 from jaxtyping import Float32
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
-from torch.nn import functional as F
 
 from raylift.datasets import dicom
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.intensity import standardize
-from raylift.datasets.radiographs.annotations import remove_annotations
-from raylift.datasets.radiographs.borders import crop_bright_border, crop_uniform_margin
-from raylift.datasets.radiographs.histogram import Quantiles, standardize_and_match
+from raylift.datasets.radiographs.borders import crop_uniform_margin
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 CROSS_SECTIONAL_MODALITIES = ("CT", "MR", "NM", "PT", "US")
-MOST = 1e30
-"""The range of values that float32 can still be computed with."""
+MAX_RANGE = 1e30
+"""Larger ranges of values overflow in float32 arithmetic."""
 Inversion = Literal["auto", "yes", "no"]
 
 
@@ -42,40 +38,43 @@ class RadiographLimits:
     max_pixels: int = 2**26
     min_side: int = 32
     max_aspect: float = 4.0
-    """Longer over shorter side: `prepare` pads to a square."""
+    """Longer over shorter side; `preparation.prepare` pads to a square."""
+
+
+DEFAULT_RADIOGRAPH_LIMITS = RadiographLimits()
 
 
 def read(
     data: bytes,
     name: str,
-    limits: RadiographLimits = RadiographLimits(),
+    limits: RadiographLimits = DEFAULT_RADIOGRAPH_LIMITS,
     *,
     view: str | None = None,
     invert: Inversion = "auto",
     flip: bool = False,
 ) -> Float32[np.ndarray, "rows columns"]:
-    """A file's bytes as a bone-bright image of any size and scale.
+    """Decode a file to a bone-bright image of any size and scale.
 
-    DICOM says by its photometric interpretation whether dark is dense, and brings its own display window; other files
-    do not, so with `auto` they are inverted where `is_bone_dark` says so.
+    DICOM has a photometric interpretation and a display window. Other formats have neither, so with `auto` they are
+    inverted if `is_bone_dark`.
 
     Args:
-        data: the file.
-        name: what messages call it.
-        limits: what is refused for its size.
-        view: "frontal", "lateral", or None where it is not known: what to look for with `auto`.
-        invert: whether to invert an image that shows bone dark; DICOM needs it only if its header is wrong.
+        data: content of the file.
+        name: name of the file in messages.
+        limits: largest file and image accepted.
+        view: "frontal", "lateral", or None if unknown; used by `auto`.
+        invert: whether to invert an image with dark bone; DICOM needs it only if its header is wrong.
         flip: mirror left and right.
 
     Raises:
-        RefusedFile: not an image raylift reads, too large or small, or constant.
+        RefusedFile: not a supported image, too large or small, or constant.
     """
     if len(data) > limits.max_bytes:
         raise RefusedFile(f"{name}: {len(data)} bytes, over the limit of {limits.max_bytes}")
     is_dicom = dicom.is_dicom(data)
     image = _read_dicom(data, name, limits) if is_dicom else _read_picture(data, name, limits)
     low, high = float(image.min()), float(image.max())
-    if not 0 < high - low < MOST:
+    if not 0 < high - low < MAX_RANGE:
         raise RefusedFile(f"{name}: the image is constant or has no finite values: {low:g} to {high:g}")
     if invert == "yes" or (invert == "auto" and not is_dicom and is_bone_dark(image, view)):
         image = high + low - image
@@ -84,54 +83,31 @@ def read(
 
 def read_file(
     path: Path,
-    limits: RadiographLimits = RadiographLimits(),
+    limits: RadiographLimits = DEFAULT_RADIOGRAPH_LIMITS,
     *,
     view: str | None = None,
     invert: Inversion = "auto",
+    flip: bool = False,
 ) -> Float32[np.ndarray, "rows columns"]:
-    """`read` of a file, whose size is looked at before its bytes; messages name its path."""
+    """`read` of a file whose size is checked before its bytes are read; messages name its path."""
     size = path.stat().st_size
     if size > limits.max_bytes:
         raise RefusedFile(f"{path}: {size} bytes, over the limit of {limits.max_bytes}")
-    return read(path.read_bytes(), str(path), limits, view=view, invert=invert)
-
-
-def prepare(
-    image: Float32[np.ndarray, "rows columns"], size: int, reference: Quantiles | None = None
-) -> Float32[np.ndarray, "size size"]:
-    """The image in [0, 1] on a square of `size` pixels, as archives hold it and networks see it.
-
-    In this order: bright frame cut, written marks filled, padded dark to a square, resized with anti-aliasing,
-    standardized by its own percentiles, and, where a model asks for it, its histogram matched to projections.
-
-    The projections a network was trained on keep the air round the patient, and so does this: a dark margin stays,
-    because a collimator's cannot be told from air, nor from where a CT ended. Only a frame that cannot be air is cut:
-    rows and columns at the sides as bright as the densest bone, which a mask around an inverted image or the border of
-    a scanned film leaves. A projection at its own size comes out as `standardize` gives it to training.
-    """
-    pixels = torch.from_numpy(standardize(remove_annotations(crop_bright_border(image))))[None, None]
-    # Whole pixels are averaged first, so that a large image is never padded at its full size.
-    pixels = F.avg_pool2d(pixels, max(1, max(pixels.shape) // (8 * size)))
-    rows, columns = pixels.shape[2:]
-    side = max(rows, columns)
-    top, left = (side - rows) // 2, (side - columns) // 2
-    square = F.pad(pixels, (left, side - columns - left, top, side - rows - top))
-    resized = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    return standardize_and_match(resized[0, 0].numpy(), reference)
+    return read(path.read_bytes(), str(path), limits, view=view, invert=invert, flip=flip)
 
 
 def is_bone_dark(image: Float32[np.ndarray, "rows columns"], view: str | None = None) -> bool:
-    """Whether the image shows dense tissue dark, judged by what is dense in every chest.
+    """Whether dense tissue is dark, by the contrast between regions of known density.
 
-    In a frontal image spine and mediastinum are denser than the lungs left and right of them. In a lateral one
-    shoulders and belly are denser than what lies in front of the chest and behind the back, wherever the patient faces.
-    Without a view both differences are added. Plain margins of any brightness are left out first.
+    In a frontal image spine and mediastinum are denser than the lungs. In a lateral one shoulders and abdomen are
+    denser than the air anterior and posterior to the patient, in either orientation. Without a view both differences
+    are added. Uniform margins are cropped first.
     """
     step = max(1, max(image.shape) // 512)
     pixels = standardize(crop_uniform_margin(image[::step, ::step]))
 
     def mean(top: float, bottom: float, left: float, right: float) -> float:
-        """Of a region given by shares of the height and the width; an edge takes one pixel at least."""
+        """Mean of a region given in fractions of height and width, at least one pixel."""
         rows, columns = pixels.shape
         first, last = int(rows * top), max(int(rows * bottom), int(rows * top) + 1)
         start, end = int(columns * left), max(int(columns * right), int(columns * left) + 1)
@@ -154,17 +130,17 @@ def _read_picture(data: bytes, name: str, limits: RadiographLimits) -> Float32[n
     except UnidentifiedImageError as error:
         raise RefusedFile(f"{name}: not an image raylift reads: give DICOM, {', '.join(FORMATS)}") from error
     except Exception as error:
-        # What Pillow's plugins raise on a damaged file is open: struct.error, SyntaxError, IndexError ...
-        raise RefusedFile(f"{name}: the image is damaged: {_words(error)}") from error
+        # On a damaged file Pillow's plugins raise any exception: struct.error, SyntaxError, IndexError ...
+        raise RefusedFile(f"{name}: the image is damaged: {_one_line(error)}") from error
 
 
 def _gray(picture: Image.Image) -> Float32[np.ndarray, "rows columns"]:
     if picture.mode.startswith(("I", "F")):
         return np.asarray(picture, dtype=np.float32)
     if picture.has_transparency_data:
-        # What is transparent holds any color; nobody has seen it.
-        seen = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", seen.size, "black"), seen)
+        # Transparent pixels have arbitrary colors.
+        rgba = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
     return np.asarray(picture.convert("RGB").convert("L"), dtype=np.float32)
 
 
@@ -180,25 +156,25 @@ def _read_dicom(data: bytes, name: str, limits: RadiographLimits) -> Float32[np.
     except RefusedFile:
         raise
     except Exception as error:
-        # What pydicom raises on a damaged file is open, here and below.
-        raise RefusedFile(f"{name}: the DICOM header cannot be read: {_words(error)}") from error
+        # On a damaged file pydicom raises any exception, here and below.
+        raise RefusedFile(f"{name}: the DICOM header cannot be read: {_one_line(error)}") from error
     try:
         pixels = apply_modality_lut(dataset.pixel_array, dataset)
     except Exception as error:
-        raise RefusedFile(f"{name}: the pixels cannot be decoded: {_words(error)}") from error
-    # A display window without width, or a table that is none, is left out: percentiles serve later.
+        raise RefusedFile(f"{name}: the pixels cannot be decoded: {_one_line(error)}") from error
+    # An invalid display window or lookup table is ignored: standardization by percentiles follows.
     with suppress(Exception):
         pixels = apply_voi_lut(pixels, dataset)
     image = _within_shutter(np.asarray(pixels, dtype=np.float32), dataset)
-    # By the photometric interpretation alone: the presentation LUT says the same again in some files and nothing in
-    # others, so following both would invert twice.
+    # Only the photometric interpretation counts: in some files the presentation LUT repeats it, so that applying both
+    # would invert twice.
     if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
         image = image.max() + image.min() - image
     return image
 
 
 def _within_shutter(image: Float32[np.ndarray, "rows columns"], dataset: pydicom.Dataset) -> Float32[np.ndarray, "_ _"]:
-    """What a rectangular display shutter or, without one, collimator leaves free, if the header names one."""
+    """Crop to the rectangular display shutter or else collimator of the header, if there is one."""
     for kind in ("Shutter", "Collimator"):
         with suppress(AttributeError, KeyError, TypeError, ValueError):
             shapes = dataset[f"{kind}Shape"].value
@@ -206,15 +182,15 @@ def _within_shutter(image: Float32[np.ndarray, "rows columns"], dataset: pydicom
                 continue
             top, bottom = (int(dataset[f"{kind}{side}HorizontalEdge"].value) for side in ("Upper", "Lower"))
             left, right = (int(dataset[f"{kind}{side}VerticalEdge"].value) for side in ("Left", "Right"))
-            # Edges are rows and columns counted from 1, and covered themselves; some lie outside the image.
+            # Edges are row and column numbers from 1 and are themselves covered; some are outside the image.
             inside = image[max(top, 0) : max(bottom - 1, 0), max(left, 0) : max(right - 1, 0)]
             if 2 * inside.shape[0] >= image.shape[0] and 2 * inside.shape[1] >= image.shape[1]:
                 return inside
     return image
 
 
-def _words(error: Exception) -> str:
-    """What a library says, in one line of reasonable length."""
+def _one_line(error: Exception) -> str:
+    """A library's message in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

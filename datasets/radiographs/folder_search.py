@@ -1,14 +1,13 @@
-"""Pairs of radiographs in folders: DICOM files by their study, others by the words of their names.
+"""Pairs of radiographs in folders: DICOM files by study, others by words in their paths.
 
-A DICOM file's view is its ViewPosition, where it has one that means a view; every other's is the word frontal, pa or
-ap, or lateral or lat, in its name or in the folders below the one that is searched. What is the same but for these
-words belongs together: `anna_pa.png` and `anna_lat.png`, `7/frontal.jpg` and `7/lateral.jpg`, `frontal/7.png` and
+The view of a DICOM file is its ViewPosition if that is a frontal or lateral one. Otherwise it is the word frontal, pa
+or ap, or lateral or lat, in its name or in a folder below the searched one. Files whose paths are equal without these
+words belong together: `anna_pa.png` and `anna_lat.png`, `7/frontal.jpg` and `7/lateral.jpg`, `frontal/7.png` and
 `lateral/7.png`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +17,18 @@ import pydicom
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.radiographs.pairing import FoundPairs, PairCandidates, ViewName, select_pairs
 from raylift.datasets.scans import dicom_series
-from raylift.datasets.sources import walk
+from raylift.datasets.sources import pseudonym, walk
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 WORDS: dict[str, ViewName] = {
     "frontal": "frontal", "pa": "frontal", "ap": "frontal", "lateral": "lateral", "lat": "lateral",
 }  # fmt: skip
 POSITIONS: dict[str, ViewName] = {"PA": "frontal", "AP": "frontal", "LL": "lateral", "RL": "lateral"}
-"""Of DICOM's defined terms; decubitus and oblique views are neither."""
+"""DICOM's defined terms of ViewPosition; decubitus and oblique views are not used."""
 
 
 def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
-    """All pairs under files and folders."""
+    """All pairs under the given files and folders."""
     groups: dict[tuple[str, ...], PairCandidates] = {}
     refused: list[RefusedFile] = []
     skipped = 0
@@ -40,7 +39,7 @@ def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
             refused.append(error)
             continue
         except Exception as error:
-            # One unreadable file must not end the search; what pydicom raises on a damaged one is open.
+            # One unreadable file must not end the search, and on a damaged one pydicom raises any exception.
             refused.append(RefusedFile(f"{path}: cannot be read: {error!r}"))
             continue
         view, rest = view_from_path(path, paths)
@@ -49,7 +48,7 @@ def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
         if view is None or (header is None and path.suffix.lower() not in SUFFIXES):
             skipped += searched
             if not searched:
-                refused.append(RefusedFile(f"{path}: no radiograph whose view is known: name it frontal or lateral"))
+                refused.append(RefusedFile(f"{path}: no radiograph of a known view: name it frontal or lateral"))
             continue
         key, group = _of_study(path, header) if header is not None else _of_name(path, rest)
         groups.setdefault(key, group).add(view, path)
@@ -57,7 +56,7 @@ def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
 
 
 def view_from_path(path: Path, roots: Sequence[Path]) -> tuple[ViewName | None, tuple[str, ...]]:
-    """The view that words of the path below its root name, if all name one, and that path without them and suffix."""
+    """The view named in the path below its root, if it is unique, and that path without view words and suffix."""
     root = next((root for root in roots if path.is_relative_to(root) and path != root), path.parent)
     views, rest = set(), []
     for part in path.relative_to(root).with_suffix("").parts:
@@ -74,6 +73,5 @@ def _of_name(path: Path, rest: tuple[str, ...]) -> tuple[tuple[str, ...], PairCa
 
 def _of_study(path: Path, header: pydicom.Dataset) -> tuple[tuple[str, ...], PairCandidates]:
     study = str(header.get("StudyInstanceUID") or path.parent)
-    # A patient's own number stays out of archives; the pseudonym is stable, so splits by subject still hold.
     patient = str(header.get("PatientID") or study)
-    return ("study", study), PairCandidates("sub-" + hashlib.sha256(patient.encode()).hexdigest()[:12], is_dicom=True)
+    return ("study", study), PairCandidates(pseudonym(patient), is_dicom=True)

@@ -1,12 +1,13 @@
-"""Where the patient of a lateral radiograph faces: told from the image, or asked, and brought to what is projected.
+"""Patient orientation in lateral radiographs: detected in the image or given, and matched to the model's view.
 
-In the lower chest the heart lies in front of lung; higher up the space behind the breastbone is lung, and the spine
-lies behind. So in front of the middle an image is darker above and brighter below than behind it. The two differences
-are added, row by row between the edges of the body.
+In the lower chest the heart lies anterior and lung posterior to it; higher up the retrosternal space is lung and the
+spine lies posterior. So anterior to the middle an image is darker above and brighter below than posterior to it. The
+two differences are added, row by row between the edges of the body.
 
-The regions and `SURE` were chosen on lateral projections of 24 phantoms and 9 CTs in three geometries and on three
-radiographs, each as it is and framed, cut, moved, turned by 7 degrees or developed otherwise, where the sign was right
-each of 1,548 times; that is few people, and `tests/datasets/radiographs/test_orientation.py` measures it on others.
+The regions and `MIN_SCORE` were chosen on lateral digitally reconstructed radiographs (DRRs) of 24 phantoms and 9 CTs
+in three geometries and on three radiographs, each as it is and framed, cropped, shifted, rotated by 7 degrees or with
+another gamma, where the sign was right each of 1,548 times. That is few patients;
+`tests/datasets/radiographs/test_orientation.py` measures the error on others.
 """
 
 from __future__ import annotations
@@ -23,31 +24,35 @@ from raylift.datasets.intensity import standardize
 from raylift.datasets.radiographs.borders import crop_uniform_margin
 
 PatientFacing = Literal["left", "right"]
+"""The edge of the image that the patient faces."""
 PatientFacingOption = Literal["auto", "left", "right"]
 
-SURE = 0.06
-"""The least difference, in shares of the image's range, at which the sign is trusted."""
+MIN_SCORE = 0.06
+"""Smallest absolute score, as a fraction of the image's range, at which the sign is trusted."""
 ROWS = COLUMNS = 32
-BODY = 0.2
-"""What is brighter belongs to the body."""
+BODY_THRESHOLD = 0.2
+"""Standardized values above it belong to the body."""
 RETROSTERNAL = slice(8, 19), slice(4, 11)
 HEART = slice(17, 25), slice(9, 15)
-"""Rows from the top and columns from the front of the body, of 32."""
+"""Rows from the top and columns from the anterior edge of the body, of 32."""
 
 
 @dataclass(frozen=True)
 class OrientedRadiograph:
-    """A radiograph as the view projects it, and how it came."""
+    """A radiograph in the orientation of its view, with what was done to it."""
 
     image: Float32[np.ndarray, "rows columns"]
-    patient_facing: PatientFacing | None
-    """Where the patient of the file faced; None if the view is no lateral one."""
-    detected: bool
-    """Whether that was told from the image, not asked."""
-    mirrored: bool
+    patient_facing: PatientFacing | None = None
+    """Where the patient of the file faced; None if the view is not lateral or the orientation was not determined."""
+    detected: bool = False
+    """Whether `patient_facing` was detected in the image rather than given."""
+    mirrored: bool = False
+    """Whether the image was mirrored to match its view."""
+    is_clear: bool = True
+    """False where detection was asked for and the image does not show the orientation clearly; it is not mirrored."""
 
     def record(self) -> dict[str, Any]:
-        """What an archive keeps of it; nothing of a view that is no lateral one."""
+        """What an archive stores of it; empty where there is no patient orientation."""
         if self.patient_facing is None:
             return {}
         return {
@@ -58,62 +63,60 @@ class OrientedRadiograph:
 
 
 def orient(
-    image: Float32[np.ndarray, "rows columns"], view: View, asked: PatientFacingOption
-) -> OrientedRadiograph | None:
-    """The image, mirrored if it is a lateral one and its patient faces otherwise than in projections of the view.
+    image: Float32[np.ndarray, "rows columns"], view: View, patient_facing: PatientFacingOption | None
+) -> OrientedRadiograph:
+    """Mirror a lateral image whose patient faces the other edge than in DRRs of the view.
 
-    None where it is to be detected in the image (`auto`) and the image does not show it clearly.
+    Args:
+        image: bone bright, of any size.
+        view: the pose whose DRRs the image must match; an image of a view that is not lateral is returned unchanged.
+        patient_facing: the edge that the patient faces, `auto` to detect it, or None to leave the image as it is.
     """
-    wanted = expected_patient_facing(view)
-    if wanted is None:
-        return OrientedRadiograph(image, None, detected=False, mirrored=False)
-    found = detect_patient_facing(image) if asked == "auto" else asked
+    expected = expected_patient_facing(view)
+    if expected is None or patient_facing is None:
+        return OrientedRadiograph(image)
+    detected = patient_facing == "auto"
+    found = detect_patient_facing(image) if patient_facing == "auto" else patient_facing
     if found is None:
-        return None
-    mirrored = found != wanted
-    shown = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
-    return OrientedRadiograph(shown, found, detected=asked == "auto", mirrored=mirrored)
-
-
-def orient_where_clear(image: Float32[np.ndarray, "rows columns"], view: View) -> Float32[np.ndarray, "rows columns"]:
-    """The image, mirrored where it shows clearly that its patient faces otherwise than in projections of the view."""
-    hung = orient(image, view, "auto")
-    return image if hung is None else hung.image
+        return OrientedRadiograph(image, is_clear=False)
+    mirrored = found != expected
+    oriented = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
+    return OrientedRadiograph(oriented, found, detected, mirrored)
 
 
 def patient_facing_score(image: Float32[np.ndarray, "rows columns"]) -> float:
-    """How clearly the patient of a bone-bright lateral image faces left; negative for right."""
+    """Score of a bone-bright lateral image: positive if the patient faces left, negative if right, in [-2, 2]."""
     step = max(1, max(image.shape) // 512)
-    body = _between_body_edges(crop_uniform_margin(standardize(image[::step, ::step])))
+    body = _resample_body(crop_uniform_margin(standardize(image[::step, ::step])))
     mirrored = body[:, ::-1]
-    behind, before = mirrored[RETROSTERNAL].mean(), body[RETROSTERNAL].mean()
-    return float(behind - before + body[HEART].mean() - mirrored[HEART].mean())
+    posterior, anterior = mirrored[RETROSTERNAL].mean(), body[RETROSTERNAL].mean()
+    return float(posterior - anterior + body[HEART].mean() - mirrored[HEART].mean())
 
 
 def detect_patient_facing(image: Float32[np.ndarray, "rows columns"]) -> PatientFacing | None:
-    """Where the patient faces, or None where the image does not say it clearly."""
-    leaning = patient_facing_score(image)
-    if abs(leaning) < SURE:
+    """The edge that the patient of a lateral image faces, or None where the score is below `MIN_SCORE`."""
+    score = patient_facing_score(image)
+    if abs(score) < MIN_SCORE:
         return None
-    return "left" if leaning > 0 else "right"
+    return "left" if score > 0 else "right"
 
 
 def expected_patient_facing(view: View) -> PatientFacing | None:
-    """Where the patient faces in projections of a view; None if it is no lateral one."""
+    """The edge that the patient faces in DRRs of a view; None if the view is not lateral."""
     along_columns = float(view.axes()[0, 1])
     if abs(along_columns) < 0.7:
         return None
-    # In the patient frame y grows to the back.
+    # In the patient frame y increases posteriorly.
     return "left" if along_columns > 0 else "right"
 
 
-def _between_body_edges(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "32 32"]:
-    """The mean of each of 32 bands, from the first to the last column of the body in it; zeros where there is none."""
-    straight = np.zeros((ROWS, COLUMNS))
+def _resample_body(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "32 32"]:
+    """Mean of each of 32 bands of rows, resampled between the body's edges to 32 columns; zeros without a body."""
+    resampled = np.zeros((ROWS, COLUMNS))
     edges = np.linspace(0, len(image), ROWS + 1).astype(int)
     for row, (top, bottom) in enumerate(pairwise(edges)):
         band = image[top : max(bottom, top + 1)].mean(axis=0)
-        inside = np.flatnonzero(band > BODY)
+        inside = np.flatnonzero(band > BODY_THRESHOLD)
         if len(inside):
-            straight[row] = np.interp(np.linspace(inside[0], inside[-1], COLUMNS), np.arange(len(band)), band)
-    return straight
+            resampled[row] = np.interp(np.linspace(inside[0], inside[-1], COLUMNS), np.arange(len(band)), band)
+    return resampled

@@ -1,8 +1,8 @@
-"""Pairs of radiographs that a CSV lists: of one's own, or Indiana University's collection by the CSV it comes with.
+"""Pairs of radiographs listed in a CSV: the user's own, or `indiana_projections.csv` of Indiana University.
 
-One's own has the columns subject, frontal and lateral and may have patient_facing (left, right or auto). Indiana's
-`indiana_projections.csv` has the columns uid, filename and projection, a row an image: of its 3,851 people 3,388 have
-a frontal and a lateral image or more, and 3,194 exactly one of each.
+The user's own has the columns subject, frontal and lateral and optionally patient_facing (left, right or auto).
+`indiana_projections.csv` has the columns uid, filename and projection, one row per image: of its 3,851 patients 3,388
+have at least one frontal and one lateral image, and 3,194 exactly one of each.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from raylift.datasets.sources import walk
 INDIANA = re.compile(
     r"(?:CXR)?(?P<uid>\d+)(?:_(?P=uid))?_IM-(?P<image>\d+(?:-\d+)+)(?:\.dcm)?(?:\.(?:png|jpe?g|dcm))?", re.IGNORECASE
 )
-"""Both ways to name one file: `1_IM-0001-4001.dcm.png` on Kaggle, `CXR1_1_IM-0001-4001.png` at Open-i, where uid 1
-alone is said twice. Some have a third group of numbers."""
+"""The two names of one file: `1_IM-0001-4001.dcm.png` on Kaggle, `CXR1_1_IM-0001-4001.png` at Open-i, which repeats
+only uid 1. Some have a third group of digits."""
 
 
 def read_pairs(table: Path, paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
-    """The pairs of a table. Files are looked for beside it, under `paths` by their place, and there by their name.
+    """The pairs of a table. Files are searched beside it, by relative path under `paths`, and there by file name.
 
     Raises:
-        ConfigError: the table has other columns, or a value that means nothing.
+        ConfigError: the table has other columns or an invalid value.
     """
     columns, rows = read_rows(table)
     refused: list[RefusedFile] = []
@@ -40,27 +40,27 @@ def read_pairs(table: Path, paths: Sequence[Path], *, exact: bool = False) -> Fo
     if {"subject", "frontal", "lateral"} <= set(columns):
         return select_pairs(_by_row(table, rows, [table.parent, *paths], files), exact, refused)
     raise ConfigError(
-        f"{table}: columns {columns}; needed are subject, frontal and lateral, or Indiana's uid, filename, projection"
+        f"{table}: columns {columns}; required are subject, frontal and lateral, or uid, filename and projection"
     )
 
 
 def image_key(name: str) -> tuple[str, ...]:
-    """What both names of an image of Indiana's have in common; another name stands for itself."""
+    """The identity of an Indiana image under both of its names; any other name is its own key."""
     match = INDIANA.fullmatch(name)
     return (match["uid"], match["image"]) if match else (name,)
 
 
 def _by_projection(table: Path, rows: Iterable[Mapping[str, str]], files: Iterable[Path]) -> list[PairCandidates]:
-    there: dict[tuple[str, ...], Path] = {}
+    by_key: dict[tuple[str, ...], Path] = {}
     for path in files:
-        there.setdefault(image_key(path.name), path)
+        by_key.setdefault(image_key(path.name), path)
     groups: dict[str, PairCandidates] = {}
     for row in rows:
         view = row["projection"].lower()
         if view not in get_args(ViewName) or not row["uid"]:
             raise ConfigError(f"{table}: uid '{row['uid']}' has projection '{row['projection']}': Frontal or Lateral?")
         group = groups.setdefault(row["uid"], PairCandidates(f"indiana-{row['uid']}"))
-        image = there.get(image_key(row["filename"]))
+        image = by_key.get(image_key(row["filename"]))
         if image is None:
             group.missing.append(row["filename"])
         else:
@@ -96,7 +96,7 @@ def _by_row(
 
 
 def _file(name: str, roots: Sequence[Path], by_name: Mapping[str, list[Path]]) -> Path | None:
-    """The file of that relative place or, if it is the only one of its kind, of that name."""
+    """The file with that relative path or, if it is unique, with that name."""
     if not name:
         return None
     for root in roots:

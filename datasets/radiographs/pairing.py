@@ -1,4 +1,4 @@
-"""The frontal and the lateral radiograph of one person, chosen of what belongs together."""
+"""Selection of the frontal and the lateral radiograph of each subject or study."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ ViewName = Literal["frontal", "lateral"]
 
 @dataclass(frozen=True)
 class RadiographPair(Source):
-    """The two radiographs of one person: `files` are the frontal and the lateral one."""
+    """A pair of radiographs of one subject; `files` are the frontal and the lateral one."""
 
     patient_facing: PatientFacingOption = "auto"
-    """Where a table says that the patient of the lateral one faces."""
+    """The edge that the patient of the lateral one faces, from a table of pairs."""
 
 
 @dataclass
 class PairCandidates:
-    """Radiographs of one person or study, by view."""
+    """Radiographs of one subject or study, by view."""
 
     subject: str
     frontal: list[Path] = field(default_factory=list)
     lateral: list[Path] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    """What a table names and is not there."""
+    """Files in a table of pairs that do not exist."""
     patient_facing: PatientFacingOption = "auto"
     is_dicom: bool = False
 
     def add(self, view: ViewName, path: Path) -> None:
-        """One more radiograph of a view."""
+        """Add a radiograph of a view."""
         (self.frontal if view == "frontal" else self.lateral).append(path)
 
 
 @dataclass(frozen=True)
 class FoundPairs:
-    """What a search brought up."""
+    """Result of a search for pairs."""
 
     sources: list[RadiographPair]
-    """In order of subject."""
+    """Sorted by subject."""
     refused: list[RefusedFile] = field(default_factory=list)
     skipped: int = 0
-    """Files in searched folders that are no radiographs, or of which no view is known."""
+    """Files in searched folders that are not radiographs, or have no known view."""
     single_view: int = 0
-    """Persons or studies with one of the two views only."""
+    """Subjects or studies with only one of the two views."""
     ambiguous: int = 0
-    """Those with several radiographs of a view, left out because exact pairs were asked for."""
+    """Subjects or studies skipped for several radiographs of a view, where exact pairs are required."""
     missing_files: list[str] = field(default_factory=list)
-    """Files that a table names and that are not there."""
+    """Files in a table of pairs that do not exist."""
 
 
 def select_pairs(
     groups: Iterable[PairCandidates], exact: bool, refused: list[RefusedFile], skipped: int = 0
 ) -> FoundPairs:
-    """The first frontal and the first lateral radiograph of each group, or with `exact` the only ones."""
+    """The first frontal and the first lateral radiograph of each group; with `exact` only groups with one of each."""
     sources, single_view, ambiguous = [], 0, 0
     missing = []
     for group in groups:

@@ -1,7 +1,7 @@
-"""DICOM CT series: which files belong together, and whether they are one whole volume.
+"""DICOM CT series: grouping of files, and checks that they form one complete volume.
 
-SimpleITK makes a volume of any slices without complaint, so their order, spacing, orientation and completeness are
-checked here, from the headers.
+SimpleITK stacks any slices without an error, so their order, spacing, orientation and completeness are checked here,
+from the headers.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from raylift.datasets import dicom
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.sources import ScanLimits, Source, check_bytes, check_extent, check_size, last_line
+from raylift.datasets.scans.header_checks import ScanLimits, check_bytes, check_extent, check_size, itk_message
+from raylift.datasets.sources import Source
 
-BEHIND_HEADER = 0x0029_0000
-"""The first DICOM tag behind those that describe an image."""
+AFTER_HEADER = 0x0029_0000
+"""The first DICOM tag after those that describe an image."""
 
 
 def header(path: Path) -> pydicom.Dataset | None:
-    """What stands before the image in a DICOM file; None for a file that is not DICOM, or an index of others.
+    """The header of a DICOM image; None for other files and for DICOMDIR.
 
     Raises:
-        RefusedFile: see `dicom.parse`. What pydicom raises on a damaged file is open.
+        RefusedFile: see `dicom.parse`. On a damaged file pydicom may raise any exception.
     """
     head = _head(path)
     if not dicom.is_dicom(head):
         return None
     if dicom.meta(head).get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return None
-    return dicom.parse(head, str(path), until=BEHIND_HEADER)
+    return dicom.parse(head, str(path), until=AFTER_HEADER)
 
 
 def key(path: Path) -> tuple[str, str] | None:
-    """What tells a DICOM file's series and patient apart; None and errors are those of `header`."""
-    said = header(path)
-    if said is None:
+    """Series and patient of a DICOM file; None and errors as in `header`."""
+    dataset = header(path)
+    if dataset is None:
         return None
-    # Without a number for the patient, the series of one study still belong together.
-    patient = said.get("PatientID") or said.get("StudyInstanceUID") or path.parent
-    return str(said.get("SeriesInstanceUID", path.parent)), str(patient)
+    # Without a PatientID, the series of one study still belong together.
+    patient = dataset.get("PatientID") or dataset.get("StudyInstanceUID") or path.parent
+    return str(dataset.get("SeriesInstanceUID", path.parent)), str(patient)
 
 
 def read(source: Source, limits: ScanLimits) -> sitk.Image:
@@ -55,25 +56,25 @@ def read(source: Source, limits: ScanLimits) -> sitk.Image:
     """
     name = source.where
     try:
-        headers = {path: dicom.parse(_head(path), str(path), until=BEHIND_HEADER) for path in source.files}
+        headers = {path: dicom.parse(_head(path), str(path), until=AFTER_HEADER) for path in source.files}
         ordered = _ordered(source, headers, limits)
     except RefusedFile:
         raise
     except Exception as error:
-        # A missing tag, or one that holds something else: what pydicom raises on it is open.
+        # On a missing tag or an invalid value pydicom raises any exception.
         raise RefusedFile(f"{name}: the DICOM header cannot be read: {error!r}") from error
     reader = sitk.ImageSeriesReader()
-    # Whatever the preamble or the name looks like, no other reader is tried.
+    # No other reader is tried, whatever the preamble or the name.
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileNames([str(path) for path in ordered])
     try:
         return reader.Execute()
     except RuntimeError as error:
-        raise RefusedFile(f"{name}: the slices cannot be read, one may be truncated: {last_line(error)}") from error
+        raise RefusedFile(f"{name}: the slices cannot be read, one may be truncated: {itk_message(error)}") from error
 
 
 def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: ScanLimits) -> list[Path]:
-    """The files from one end of the volume to the other, or a RefusedFile where they are none."""
+    """The files sorted by position, or a RefusedFile if they are not one volume."""
     name = source.where
     first = headers[source.files[0]]
     for header in headers.values():
@@ -101,7 +102,7 @@ def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Sc
 
 
 def _check_slices(name: str, positions: Float[np.ndarray, "slices 3"], normal: Float[np.ndarray, " 3"]) -> float:
-    """The distance between slices in mm, or a RefusedFile where it is not one."""
+    """The slice spacing in mm, or a RefusedFile if it is not uniform."""
     along = positions @ normal
     steps = np.diff(along)
     step = float(np.median(steps))

@@ -1,13 +1,11 @@
-"""CT files to scans in HU: find them, and refuse what is not one, not whole, or too large.
+"""Finding and reading CT scans in HU; files that are no CT, incomplete or too large are refused.
 
-Everything is read through SimpleITK, so orientation and spacing come from the file. What it reads without complaint is
-looked at first: see `series` for DICOM and `volume_file` for the rest. All limits are checked from the header, before
-a voxel is read.
+SimpleITK reads all formats, so orientation and spacing come from the file. `dicom_series` and `volume_file` check what
+it accepts without an error. All limits are checked from the header, before any voxel is read.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,29 +16,28 @@ import SimpleITK as sitk
 
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.scans import dicom_series, volume_file
-from raylift.datasets.sources import DEFAULT_LIMITS, ScanLimits, Source, walk
-
-__all__ = ["Found", "Scan", "ScanLimits", "Source", "find", "read"]
+from raylift.datasets.scans.header_checks import DEFAULT_LIMITS, ScanLimits
+from raylift.datasets.sources import Source, pseudonym, walk
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A CT as it came, in HU, with what is known of it."""
+    """A CT in HU on its original grid."""
 
     source: Source
     image: sitk.Image
     orientation: str
-    """Where the file's axes run to, in the patient's directions: LPS, RAI ..."""
+    """Directions of the file's axes in the patient: LPS, RAI ..."""
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
-        """Spacing of the file's own axes."""
+        """Spacing along the file's axes."""
         return tuple(round(value, 4) for value in self.image.GetSpacing())
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search of files and folders brought up."""
+    """Result of a search of files and folders."""
 
     sources: list[Source] = field(default_factory=list)
     refused: list[RefusedFile] = field(default_factory=list)
@@ -49,7 +46,7 @@ class Found:
 
 
 def find(paths: Iterable[Path]) -> Found:
-    """All candidate scans under files and folders, in order of name; DICOM files are grouped by series."""
+    """All candidate scans under files and folders, sorted by name; DICOM files are grouped by series."""
     found = Found()
     slices: dict[tuple[str, str], list[Path]] = defaultdict(list)
     others: list[Path] = []
@@ -68,16 +65,14 @@ def find(paths: Iterable[Path]) -> Found:
         except RefusedFile as error:
             found.refused.append(error)
         except Exception as error:
-            # One unreadable file must not end the search; what pydicom raises on a damaged one is open.
+            # One unreadable file must not end the search, and on a damaged one pydicom raises any exception.
             found.refused.append(RefusedFile(f"{path}: cannot be read: {error!r}"))
     data_files = {path for source in found.sources for path in source.files[1:]}
     for (_, patient), members in slices.items():
         folder = members[0].parent
         shared = len(members) == 1 or sum(other[0].parent == folder for other in slices.values()) > 1
         name = f"{folder.name}/{members[0].name}" if shared else folder.name
-        # A patient's own number stays out of archives; the pseudonym is stable, so splits by subject still hold.
-        pseudonym = "sub-" + hashlib.sha256(patient.encode()).hexdigest()[:12]
-        found.sources.append(Source(name, pseudonym, tuple(members), is_dicom=True))
+        found.sources.append(Source(name, pseudonym(patient), tuple(members), is_dicom=True))
     return Found(found.sources, found.refused, skipped=len(set(others) - data_files))
 
 
@@ -102,7 +97,7 @@ def _check_hu(name: str, voxels: np.ndarray) -> None:
     if not all(np.isfinite(plane).all() for plane in voxels):
         raise RefusedFile(f"{name}: NaN or infinite voxels: set them to -1024")
     sample = np.asarray(voxels[:: max(1, voxels.shape[0] // 64), ::4, ::4], dtype=np.float32)
-    # Padding of -2000 and less stands in files that are not in HU too, so it does not count as air.
+    # Padding of -2000 and less also occurs in files that are not in HU, so it does not count as air.
     air = float(((sample > -1200) & (sample < -500)).mean())
     tissue = float(((sample > -200) & (sample < 300)).mean())
     low, high = float(sample.min()), float(sample.max())

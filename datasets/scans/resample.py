@@ -1,4 +1,4 @@
-"""Scans to volumes: every CT on the one grid that a model is trained on, centered on the body, in HU."""
+"""Resampling of scans to the grid of an archive, centered on the body, in HU."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from raylift.datasets.intensity import HU_MAX, HU_MIN
 from raylift.datasets.scans.reader import Scan
 
 COARSE_MM = 4.0
-"""Voxels on which a whole scan is looked over."""
+"""Voxel spacing at which a whole scan is segmented."""
 
 
 def resample(scan: Scan, grid: Grid, keep_table: bool = False) -> tuple[Int16[np.ndarray, "d h w"], dict[str, Any]]:
-    """The scan on `grid`, in HU and volume order, centered on the body, with a record of what was done.
+    """The scan on `grid`, in HU and volume order, centered on the body, with a record of its provenance.
 
-    HU is clamped to [-1024, 3071]; axes that become coarser are smoothed first (a Gaussian of half the loss in
-    voxels, as scikit-image does); what lies outside the scan is air. Left-right and front-back the cube is centered on
-    the body. Along the body it is centered on the lungs, moved as far as needed to stay inside the scan. Unless
-    `keep_table`, everything outside the body becomes air.
+    HU is clamped to [-1024, 3071]. Axes that become coarser are smoothed first, with a Gaussian whose sigma is half the
+    downsampling factor minus one, in voxels, as in scikit-image. The outside of the scan is air. Left to right and
+    anterior to posterior the cube is centered on the body. Along the body it is centered on the lungs and moved to
+    stay inside the scan. Unless `keep_table`, everything outside the body becomes air.
 
     Raises:
-        RefusedFile: no body where the cube lies.
-        RuntimeError: what ITK gives up on, such as an axis too short to smooth.
+        RefusedFile: no body inside the cube.
+        RuntimeError: an error of ITK, such as an axis too short to smooth.
     """
     clamped = sitk.Clamp(scan.image, sitk.sitkFloat32, HU_MIN, HU_MAX)
     smooth = _smooth_for(clamped, grid.spacing_mm)
@@ -57,10 +57,10 @@ def resample(scan: Scan, grid: Grid, keep_table: bool = False) -> tuple[Int16[np
 
 
 def check_whole_thorax(scan: Scan) -> None:
-    """Refuse a scan that does not hold two whole lungs.
+    """Refuse a scan without two whole lungs.
 
     Raises:
-        RefusedFile: a lung is missing, under 300 ml, or cut by the first or last slice or by a side.
+        RefusedFile: a lung is missing, under 300 ml, or truncated by the first or last slice or by a side.
     """
     hu = _voxels(_coarse(sitk.Clamp(scan.image, sitk.sitkFloat32, HU_MIN, HU_MAX)))
     lung = segmentation.lungs(hu, COARSE_MM)
@@ -69,7 +69,7 @@ def check_whole_thorax(scan: Scan) -> None:
         raise RefusedFile(f"{scan.source.where}: no lungs inside the field of view: {remedy}")
     body = segmentation.body(hu, COARSE_MM)
     for side, face in (("right", body[:, :, 0]), ("left", body[:, :, -1])):
-        # Air with body before and behind it; a flank that is cut beside the lung shows none.
+        # Air with body anterior and posterior to it, which a flank truncated beside the lung does not have.
         between = ndimage.binary_fill_holes(face, structure=[[0, 0, 0], [1, 1, 1], [0, 0, 0]]) & ~face
         if between.sum() * COARSE_MM**2 > 500:
             raise RefusedFile(f"{scan.source.where}: the lungs are cut by the {side} side: {remedy}")
@@ -104,7 +104,7 @@ def _on_axes(
     interpolator: int = sitk.sitkLinear,
     outside: float = HU_MIN,
 ) -> sitk.Image:
-    """The image on `shape` voxels in volume order; `origin` is the first one's center in the patient frame."""
+    """Resample to `shape` voxels in volume order; `origin` is the first voxel center in the patient frame."""
     return sitk.Resample(
         image, shape[::-1], sitk.Transform(), interpolator, [float(value) for value in origin], [spacing_mm] * 3,
         [1, 0, 0, 0, 1, 0, 0, 0, -1], outside, sitk.sitkFloat32,
@@ -117,7 +117,7 @@ def _voxels(image: sitk.Image) -> Int16[np.ndarray, "d h w"]:
 
 
 def _extent(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper corner of the scan's voxel centers in the patient frame, oblique scans by their box."""
+    """Lower and upper corner of the bounding box of the scan's voxel centers in the patient frame."""
     ends = [(0, n - 1) for n in image.GetSize()]
     corners = np.array(
         [image.TransformIndexToPhysicalPoint((i, j, k)) for i in ends[0] for j in ends[1] for k in ends[2]]
@@ -126,7 +126,7 @@ def _extent(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _coarse(image: sitk.Image) -> sitk.Image:
-    """The whole scan in volume order on voxels large enough to segment in no time."""
+    """The whole scan in volume order at `COARSE_MM`, for fast segmentation."""
     low, high = _extent(image)
     width, height, depth = (int(n) for n in np.ceil((high - low) / COARSE_MM) + 1)
     return _on_axes(image, np.array([low[0], low[1], high[2]]), (depth, height, width), COARSE_MM)
@@ -135,7 +135,7 @@ def _coarse(image: sitk.Image) -> sitk.Image:
 def _center(
     image: sitk.Image, body: Bool[np.ndarray, "d h w"], lung: Bool[np.ndarray, "d h w"], grid: Grid
 ) -> tuple[np.ndarray, bool]:
-    """Where the cube's center goes, in the patient frame, and whether lungs decided its height."""
+    """The cube's center in the patient frame, and whether its height is that of the lungs."""
     low, high = _extent(image)
     center = (low + high) / 2
     for axis, plane in ((0, (0, 1)), (1, (0, 2))):
@@ -154,9 +154,9 @@ def _center(
 def _inner(
     whole: sitk.Image, body: Bool[np.ndarray, "d h w"], origin: np.ndarray, grid: Grid
 ) -> Bool[np.ndarray, "n n n"]:
-    """Where the cube lies well inside the body of the whole scan.
+    """Mask of the cube's voxels that are well inside the body of the whole scan.
 
-    A cube that cuts a flank opens the lung behind it to the air outside; the whole scan tells them apart.
+    In a cube that truncates a flank the lung behind it is connected to the outside air; in the whole scan it is not.
     """
     inner = sitk.GetImageFromArray(ndimage.binary_erosion(body, border_value=1).astype(np.uint8))
     inner.CopyInformation(whole)

@@ -1,8 +1,8 @@
-"""Which sample stands where in training: a pure function, so that any worker can work out any position.
+"""The order of samples in training as a pure function, so that every worker can compute any position.
 
-A run is one endless row of positions. Position p lies in epoch p // count, and each epoch is a permutation of all
-samples drawn from (seed, epoch) alone. Global batch k is the positions k*B to (k+1)*B - 1 whatever the number of
-workers; they share it out, and a batch may straddle two epochs, so no sample is lost or repeated at their border.
+A run is an endless sequence of positions. Position p is in epoch p // count, and each epoch is a permutation of all
+samples that depends on (seed, epoch) only. Global batch k has the positions k*B to (k+1)*B - 1 for any number of
+workers, which partition it. A batch may span two epochs, so no sample is lost or repeated between them.
 """
 
 from __future__ import annotations
@@ -22,23 +22,22 @@ class SampleOrder:
 
     count: int
     seed: int
-    shuffle: bool = True
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise ConfigError("no samples to put in order: the split is empty")
+            raise ConfigError("no samples: the split is empty")
         if self.seed < 0:
             raise ConfigError(f"seed {self.seed} is negative")
 
     def at(self, position: int) -> int:
         """The sample index at a global position."""
         epoch, offset = divmod(position, self.count)
-        return int(_permutation(self.count, self.seed, epoch)[offset]) if self.shuffle else offset
+        return int(_permutation(self.count, self.seed, epoch)[offset])
 
 
 @dataclass(frozen=True)
 class BatchPartition:
-    """What one of `world` workers takes of every global batch, in `accumulation` micro-batches."""
+    """The part of every global batch that one of `world_size` workers gets, in `accumulation` micro-batches."""
 
     rank: int
     world_size: int
@@ -54,17 +53,17 @@ class BatchPartition:
             )
         if self.global_batch % (self.world_size * self.accumulation):
             raise ConfigError(
-                f"a global batch of {self.global_batch} cannot be shared by {self.world_size} workers in "
+                f"a global batch of {self.global_batch} cannot be divided among {self.world_size} workers in "
                 f"{self.accumulation} micro-batches each: choose a multiple of {self.world_size * self.accumulation}"
             )
 
     @property
     def micro_batch(self) -> int:
-        """Samples of one micro-batch of one worker."""
+        """Samples in one micro-batch of one worker."""
         return self.global_batch // (self.world_size * self.accumulation)
 
     def positions(self, start: int) -> list[list[int]]:
-        """Global positions of this worker's micro-batches in the global batch that begins at `start`."""
+        """Positions of this worker's micro-batches in the global batch that begins at position `start`."""
         stride = self.world_size * self.micro_batch
         first = start + self.rank * self.micro_batch
         return [
@@ -75,5 +74,5 @@ class BatchPartition:
 
 @lru_cache(maxsize=8)
 def _permutation(count: int, seed: int, epoch: int) -> Int64[np.ndarray, " count"]:
-    # NumPy keeps the raw numbers of a bit generator the same for good, but not what its Generator makes of them.
+    # NumPy guarantees the raw stream of a bit generator across versions, but not the methods of Generator.
     return np.argsort(np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(count), kind="stable")

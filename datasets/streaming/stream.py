@@ -1,7 +1,7 @@
-"""An archive as an endless stream of batches: each worker reads only its own samples, ahead of time, in threads.
+"""An archive as an endless stream of batches: each worker prefetches its own samples in threads.
 
-The stream is a pure function of the archive, the seed and the position (see `order`), so its whole state is one
-number: how many samples of the run all workers together have taken. Any number of workers can go on from it.
+The stream is a pure function of the archive, the seed and the position (see `order`), so its state is one number: the
+samples that all workers together have consumed. Any number of workers can resume from it.
 """
 
 from __future__ import annotations
@@ -28,84 +28,78 @@ from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 
 @runtime_checkable
 class SampleReader(Protocol):
-    """What reads samples: an archive, or something around one."""
+    """Reads samples: an archive, or a wrapper around one."""
 
     def read_array(self, entry: Entry, name: str) -> np.ndarray:
-        """One of the arrays stored of a manifest entry: volumes, radiographs or labels."""
+        """One stored array of a manifest entry: volumes, radiographs or labels."""
         ...
 
 
 class CachedReader:
-    """A reader that keeps the arrays read last, up to a number of bytes; threads may share it."""
+    """A thread-safe reader with a cache of the most recently used arrays, up to a number of bytes."""
 
     def __init__(self, inner: SampleReader, max_bytes: int) -> None:
         self._inner = inner
         self._max_bytes = max_bytes
-        self._held: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
+        self._cache: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    @property
-    def bytes_held(self) -> int:
-        """What it keeps now; never more than its limit."""
-        with self._lock:
-            return self._bytes
-
     def read_array(self, entry: Entry, name: str) -> np.ndarray:
-        """The array, from memory if it is there."""
+        """The array, from the cache if possible."""
         key = entry.id, name
         with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                return self._cache[key]
         array = self._inner.read_array(entry, name)
         with self._lock:
-            if array.nbytes <= self._max_bytes and key not in self._held:
-                self._held[key] = array
+            if array.nbytes <= self._max_bytes and key not in self._cache:
+                self._cache[key] = array
                 self._bytes += array.nbytes
                 while self._bytes > self._max_bytes:
-                    _, dropped = self._held.popitem(last=False)
+                    _, dropped = self._cache.popitem(last=False)
                     self._bytes -= dropped.nbytes
         return array
 
 
 @dataclass(frozen=True)
 class UnpairedVolumes:
-    """CT of other people, in an order of its own that follows from the position in the stream alone."""
+    """CT of other subjects, in an order that depends on the position in the stream only."""
 
     reader: SampleReader
     entries: list[Entry]
     order: SampleOrder
 
     def read(self, position: int, subject: str, window: Window) -> Float[Tensor, "1 1 d h w"]:
-        """The volume that goes with a position, or the next one that is not the subject's own."""
+        """The volume for a position: the one in order, or the next one that is not of the same subject."""
         first = self.order.at(position)
-        turned = self.entries[first:] + self.entries[:first]
-        entry = next((entry for entry in turned if entry.subject != subject), None)
+        rotated = self.entries[first:] + self.entries[:first]
+        entry = next((entry for entry in rotated if entry.subject != subject), None)
         if entry is None:
-            raise ConfigError(f"all unpaired volumes are of {subject}, whose radiographs are in the batch: ingest more")
+            raise ConfigError(f"all unpaired volumes are of {subject}, who is in the batch: ingest more subjects")
         return _volume(self.reader, entry, window)
 
 
 class BatchStream:
-    """Micro-batches of one worker, for ever.
+    """Endless micro-batches of one worker.
 
     Each item is the list of the worker's micro-batches in one global batch. `samples_consumed` counts samples of all
     workers up to the last item handed out; set it before iterating to go on from there.
 
     Args:
-        reader: what samples are read from, in threads.
-        entries: the samples, in the order that `order` counts them.
-        order: which sample stands at which position.
-        share: which positions are this worker's.
-        window: the HU range that becomes [0, 1].
-        views: which radiographs, by their place in the archive's geometry.
-        volumes: whether batches carry the CT of the views.
-        labels: whether batches carry labels.
-        reference_quantiles: quantiles that each view is matched to; none if they are not.
-        unpaired: CT of other people, one for each sample.
-        threads: readers at once.
-        prefetch_batches: global batches that are read while one is used.
+        reader: source of the samples, called from threads.
+        entries: the samples that `order` indexes.
+        order: the sample at each position.
+        partition: the positions of this worker.
+        window: the HU range that maps to [0, 1].
+        views: indices of the radiographs in the archive's geometry.
+        volumes: whether batches have ground-truth CT.
+        labels: whether batches have labels.
+        reference_quantiles: quantiles for histogram matching, one per view; empty to leave it out.
+        unpaired: CT of other subjects, one per sample.
+        threads: number of reader threads.
+        prefetch_batches: global batches that are read ahead.
     """
 
     def __init__(
@@ -113,7 +107,7 @@ class BatchStream:
         reader: SampleReader,
         entries: list[Entry],
         order: SampleOrder,
-        share: BatchPartition,
+        partition: BatchPartition,
         window: Window,
         *,
         views: Sequence[int] = (0, 1),
@@ -128,7 +122,7 @@ class BatchStream:
         self._reader = reader
         self._entries = entries
         self._order = order
-        self._share = share
+        self._partition = partition
         self._window = window
         self._views = views
         self._volumes = volumes
@@ -146,11 +140,11 @@ class BatchStream:
             while True:
                 while len(queue) <= self._prefetch_batches:
                     queue.append(
-                        [[pool.submit(self._load, p) for p in micro] for micro in self._share.positions(start)]
+                        [[pool.submit(self._load, p) for p in micro] for micro in self._partition.positions(start)]
                     )
-                    start += self._share.global_batch
-                batches = [_joined([future.result() for future in micro]) for micro in queue.popleft()]
-                self.samples_consumed += self._share.global_batch
+                    start += self._partition.global_batch
+                batches = [_collate([future.result() for future in micro]) for micro in queue.popleft()]
+                self.samples_consumed += self._partition.global_batch
                 yield batches
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -175,8 +169,8 @@ def load_batch(
     labels: bool = False,
     reference_quantiles: Sequence[Quantiles] = (),
 ) -> Batch:
-    """A batch of exactly these samples; see `BatchStream` for the arguments."""
-    return _joined([_single(reader, entry, window, views, volumes, labels, reference_quantiles) for entry in entries])
+    """A batch of the given samples; see `BatchStream` for the arguments."""
+    return _collate([_single(reader, entry, window, views, volumes, labels, reference_quantiles) for entry in entries])
 
 
 def _single(
@@ -188,34 +182,36 @@ def _single(
     labels: bool,
     reference_quantiles: Sequence[Quantiles],
 ) -> Batch:
-    """One sample as a network sees it: volume in the window's [0, 1], the chosen views finished (see `histogram`).
+    """One sample as a batch: the volume in the window's [0, 1], the views standardized and optionally matched.
 
-    Stored radiographs are standardized already; a second time changes nothing.
+    Standardization is idempotent, so it does not change radiographs that are stored standardized.
     """
-    truth = _volume(reader, entry, window) if volumes else None
+    ground_truth = _volume(reader, entry, window) if volumes else None
     stored = reader.read_array(entry, "radiographs")
-    levels: Sequence[Quantiles | None] = reference_quantiles or [None] * len(views)
-    finished = [standardize_and_match(stored[view], quantiles) for view, quantiles in zip(views, levels, strict=True)]
-    images = torch.from_numpy(np.stack(finished))
-    marks = torch.from_numpy(reader.read_array(entry, "labels"))[None, None] if labels else None
-    return Batch(truth, images[None], (entry.id,), marks)
+    references: Sequence[Quantiles | None] = reference_quantiles or [None] * len(views)
+    prepared = [
+        standardize_and_match(stored[view], reference) for view, reference in zip(views, references, strict=True)
+    ]
+    images = torch.from_numpy(np.stack(prepared))
+    label_volume = torch.from_numpy(reader.read_array(entry, "labels"))[None, None] if labels else None
+    return Batch(ground_truth, images[None], (entry.id,), label_volume)
 
 
 def _volume(reader: SampleReader, entry: Entry, window: Window) -> Float[Tensor, "1 1 d h w"]:
     return window.to_unit(torch.from_numpy(reader.read_array(entry, "volumes").astype(np.float32)))[None, None]
 
 
-def _joined(singles: list[Batch]) -> Batch:
-    """Samples as one batch, in order."""
+def _collate(singles: list[Batch]) -> Batch:
+    """Concatenate batches in order."""
 
-    def together(tensors: list[Tensor | None]) -> Tensor | None:
-        there = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat(there) if there else None
+    def concatenate(tensors: list[Tensor | None]) -> Tensor | None:
+        present = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(present) if present else None
 
     return Batch(
-        together([single.ground_truth for single in singles]),
+        concatenate([single.ground_truth for single in singles]),
         torch.cat([single.views for single in singles]),
         tuple(name for single in singles for name in single.ids),
-        together([single.labels for single in singles]),
-        together([single.unpaired for single in singles]),
+        concatenate([single.labels for single in singles]),
+        concatenate([single.unpaired for single in singles]),
     )

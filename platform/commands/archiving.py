@@ -1,4 +1,4 @@
-"""`raylift ingest`, `raylift ingest-xray` and `raylift phantom`: scans or radiographs into an archive."""
+"""`raylift ingest`, `raylift ingest-xray` and `raylift phantom`: add scans, radiographs or phantoms to an archive."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from raylift.datasets.errors import NoArchive
 from raylift.datasets.geometry import GEOMETRIES, Geometry, Grid
 from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits
 from raylift.datasets.radiographs.orientation import PatientFacingOption
-from raylift.datasets.scans.reader import ScanLimits
+from raylift.datasets.scans.header_checks import ScanLimits
 from raylift.platform.progress import progress_bar
 
 if TYPE_CHECKING:
-    from raylift.datasets.ingest.ct import IngestReport
+    from raylift.datasets.ingest.pipeline import IngestReport
 
 GeometryName = Literal["chest", "x2ct", "parallel"]
 
@@ -29,60 +29,66 @@ class GridOptions:
     """The grid and geometry of a new archive; an archive that exists keeps its own."""
 
     size: int | None = None
-    """Voxels a side; 128 for a new archive."""
+    """Voxels along each side; 128 for a new archive."""
     spacing_mm: float | None = None
-    """Edge of a voxel; 2.5 for a new archive."""
+    """Voxel spacing; 2.5 for a new archive."""
     geometry: GeometryName | None = None
-    """How radiographs are projected; chest (SAD 1650, SDD 1800 mm) for a new archive."""
+    """X-ray geometry; chest (SAD 1650, SDD 1800 mm) for a new archive."""
 
     def resolve(self, url: str) -> tuple[Grid, Geometry]:
-        """The archive's own grid and geometry where it exists and nothing else was asked for."""
+        """Grid and geometry: as given, else those of an existing archive, else the defaults."""
         try:
-            there = Archive(url).manifest
+            existing = Archive(url).manifest
         except NoArchive:
-            there = None
-        default = there.grid if there else Grid()
+            existing = None
+        default = existing.grid if existing else Grid()
         grid = Grid(self.size or default.size, self.spacing_mm or default.spacing_mm)
-        if self.geometry or there is None:
+        if self.geometry or existing is None:
             return grid, GEOMETRIES[self.geometry or "chest"](grid)
-        return grid, there.geometry
+        return grid, existing.geometry
 
 
 @dataclass(frozen=True)
 class SubjectOptions:
-    """Whose the files are, and who trains."""
+    """License, subjects and splits of the files."""
 
     license: str = "not stated"
-    """License of the files, kept with every sample."""
+    """License of the files, stored with every sample."""
     subject_pattern: str = ""
-    """Regular expression whose first group is the subject in a file's name, or else in its path."""
+    """Regular expression whose first group matches the subject in a file's name, or else in its path."""
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """Shares of subjects that train, validate and test."""
+    """Fractions of subjects in the train, validation and test split."""
     splits: Path | None = None
-    """CSV with columns subject and split, for subjects whose split is given."""
+    """CSV with columns subject and split, for subjects assigned to a split by hand."""
 
     def assigned(self) -> dict[str, Split] | None:
-        """The splits that are given."""
+        """Splits by subject from the CSV, or None without one."""
         return read_assignments(self.splits) if self.splits else None
 
 
 @dataclass(frozen=True)
-class IngestOptions:
-    """Bring CT scans (NIfTI, NRRD, MetaImage, DICOM series) into an archive, skipping those already in it."""
+class SourceOptions:
+    """The options that both ingest commands have."""
 
     sources: tyro.conf.Positional[tuple[Path, ...]]
     """Files and folders."""
     archive: str
     """Folder or URL of the archive."""
     grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
-    limits: ScanLimits = field(default_factory=ScanLimits)
     subjects: Annotated[SubjectOptions, tyro.conf.arg(name="")] = field(default_factory=SubjectOptions)
+    samples_per_shard: int = 8
+    """Samples in a shard; each full shard is published at once."""
+
+
+@dataclass(frozen=True)
+class IngestOptions(SourceOptions):
+    """Add CT scans (NIfTI, NRRD, MetaImage, DICOM series) to an archive, skipping those already in it."""
+
+    limits: ScanLimits = field(default_factory=ScanLimits)
     require_whole_thorax: bool = False
     """Refuse scans without two whole lungs."""
     keep_table: bool = False
-    """Keep what lies around the body."""
-    samples_per_shard: int = 8
-    """Volumes a shard; each full shard is published at once."""
+    """Keep the scanner table and everything else outside the body."""
 
 
 def ingest(arguments: list[str]) -> int:
@@ -107,34 +113,28 @@ def ingest(arguments: list[str]) -> int:
             samples_per_shard=options.samples_per_shard,
             progress=bar.update,
         )
-    return _told(options.archive, outcome)
+    return _report(options.archive, outcome)
 
 
 @dataclass(frozen=True)
-class IngestXrayOptions:
-    """Bring pairs of a frontal and a lateral radiograph (PNG, JPEG, TIFF, BMP, DICOM) into an archive without CT.
+class IngestXrayOptions(SourceOptions):
+    """Add pairs of a frontal and a lateral radiograph (PNG, JPEG, TIFF, BMP, DICOM) to an archive without CT.
 
-    Without a table DICOM files are paired by study and ViewPosition, others by the words frontal, pa or ap and lateral
+    Without a table, DICOM files are paired by study and ViewPosition, others by the words frontal, pa or ap and lateral
     or lat in their names.
     """
 
-    sources: tyro.conf.Positional[tuple[Path, ...]]
-    """Files and folders."""
-    archive: str
-    """Folder or URL of the archive."""
     pairs: Path | None = None
     """CSV with columns subject, frontal, lateral and optionally patient_facing, or indiana_projections.csv."""
     exact: bool = False
-    """Leave out people with more than one radiograph of a view; otherwise the first of each is taken."""
+    """Skip subjects with more than one radiograph of a view; otherwise the first of each is used."""
     patient_facing: PatientFacingOption = "auto"
-    """Where the patients of the lateral radiographs face; auto looks at each and refuses what is not clear."""
+    """Edge that the patients of the lateral radiographs face; auto detects it and refuses images that are unclear."""
     invert: Inversion = "auto"
-    """Whether to invert images that show bone dark."""
-    grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
+    """Whether to invert images in which bone is dark."""
     limits: RadiographLimits = field(default_factory=RadiographLimits)
-    subjects: Annotated[SubjectOptions, tyro.conf.arg(name="")] = field(default_factory=SubjectOptions)
     samples_per_shard: int = 64
-    """Pairs a shard; each full shard is published at once."""
+    """Pairs in a shard; each full shard is published at once."""
 
 
 def ingest_xray(arguments: list[str]) -> int:
@@ -161,11 +161,11 @@ def ingest_xray(arguments: list[str]) -> int:
             samples_per_shard=options.samples_per_shard,
             progress=bar.update,
         )
-    return _told(options.archive, outcome)
+    return _report(options.archive, outcome)
 
 
-def _told(archive: str, outcome: IngestReport) -> int:
-    """What an ingest did, in lines; the exit status."""
+def _report(archive: str, outcome: IngestReport) -> int:
+    """Print what was refused and a summary; returns the exit status."""
     for refusal in outcome.refused:
         print(f"refused: {refusal}")
     print(f"{absolute(archive)}: {outcome.summary()}")
@@ -174,7 +174,7 @@ def _told(archive: str, outcome: IngestReport) -> int:
 
 @dataclass(frozen=True)
 class PhantomOptions:
-    """Draw synthetic thoraces into an archive; the same seed draws the same people."""
+    """Add synthetic thorax phantoms to an archive; the same seed gives the same phantoms."""
 
     archive: str
     """Folder or URL of the archive."""
@@ -183,14 +183,14 @@ class PhantomOptions:
     seed: int = 0
     grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """Shares that train, validate and test."""
+    """Fractions of phantoms in the train, validation and test split."""
     samples_per_shard: int = 8
-    """Volumes a shard."""
+    """Volumes in a shard."""
 
 
 def phantom(arguments: list[str]) -> int:
     """Synthetic thorax volumes to an archive."""
-    from raylift.datasets.ingest.ct import ingest_phantoms
+    from raylift.datasets.ingest.synthetic import ingest_phantoms
 
     options = tyro.cli(PhantomOptions, prog="raylift phantom", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)

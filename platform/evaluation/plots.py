@@ -6,14 +6,12 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from jaxtyping import Float32
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import hu_to_attenuation, standardize
-from raylift.datasets.projector import project
+from raylift.datasets.projector import standardized_drrs
 from raylift.platform.evaluation.results import MODEL, Case
 from raylift.platform.monitor import PROTOCOL_OF, monitored
 
@@ -53,7 +51,7 @@ def plot_reprojections(case: Case, grid: Grid, geometry: Geometry, path: Path) -
     """Each input radiograph beside the reprojection (DRR) of the model's volume in the same view."""
     figure = Figure(figsize=(4.6, 2.5 * len(geometry.views)), layout="constrained")
     axes = figure.subplots(len(geometry.views), 2, squeeze=False)
-    reprojections = reproject(case.predictions[MODEL], grid, geometry)
+    reprojections = standardized_drrs(case.predictions[MODEL], grid, geometry)
     for row, view in enumerate(geometry.views):
         for column, (title, image) in enumerate(
             (("input", case.radiographs[row]), ("reprojection", reprojections[row]))
@@ -82,15 +80,6 @@ def plot_history(history: list[dict[str, float]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     figure.savefig(path)
-
-
-def reproject(
-    hu: Float32[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
-) -> Float32[np.ndarray, "views rows columns"]:
-    """Standardized DRRs of a volume in every view of the geometry."""
-    density = hu_to_attenuation(torch.from_numpy(np.ascontiguousarray(hu)))[None, None]
-    images = [project(density, grid.spacing_mm, geometry, view)[0, 0].numpy() for view in geometry.views]
-    return np.stack([standardize(image) for image in images])
 
 
 def _middle(volume: Float32[np.ndarray, "d h w"]) -> list[np.ndarray]:

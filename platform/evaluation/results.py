@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from raylift.datasets.archive.archive import Entry
+from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.archive.splits import Split
 from raylift.models import consistency
 from raylift.models.metrics import Figures

@@ -15,8 +15,9 @@ from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from raylift.datasets.geometry import View
-from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits, read
-from raylift.datasets.radiographs.orientation import expected_patient_facing, orient_where_clear
+from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits
+from raylift.datasets.radiographs.orientation import PatientFacingOption, expected_patient_facing
+from raylift.datasets.radiographs.preparation import load_radiograph
 
 ORIENTATION = {"frontal": ", the patient's right at the left edge", "lateral": ", the patient facing the left edge"}
 MAX_FILES = 8
@@ -69,8 +70,11 @@ class ReconstructionForm(BaseModel):
 
     def _decode(self, data: bytes, pose: View, limits: RadiographLimits) -> Float32[np.ndarray, "_ _"]:
         flip = getattr(self, f"flip_{pose.name}")
-        image = read(data, pose.name, limits, view=pose.name, invert=self.invert, flip=flip == "true")
-        return orient_where_clear(image, pose) if flip == "auto" else image
+        patient_facing: PatientFacingOption | None = "auto" if flip == "auto" else None
+        loaded = load_radiograph(
+            data, pose, limits=limits, invert=self.invert, flip=flip == "true", patient_facing=patient_facing
+        )
+        return loaded.image
 
 
 def form_model(poses: Sequence[View], max_samples: int) -> type[ReconstructionForm]:

@@ -15,8 +15,8 @@ from gradio.utils import get_upload_folder
 from jaxtyping import Float32, Int16
 
 from raylift.datasets.errors import ConfigError, RayliftError
-from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits, read
-from raylift.datasets.radiographs.orientation import orient
+from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits
+from raylift.datasets.radiographs.preparation import load_radiograph
 from raylift.serve.backend import Backend
 from raylift.serve.page import example
 from raylift.serve.page.images import (
@@ -69,16 +69,15 @@ class Actions:
         pose = self._backend.description.geometry.view(view)
         try:
             data = Path(path).read_bytes() if path else b""
-            image = read(data, view, self._limits, view=view, invert=invert) if data else None
+            loaded = load_radiograph(data, pose, limits=self._limits, invert=invert) if data else None
         except (RayliftError, FileNotFoundError):
-            image = None  # the preview shows the error
-        oriented = None if image is None else orient(image, pose, "auto")
-        if oriented is None:
-            ambiguous = "" if image is None else " The orientation of this image could not be detected."
+            loaded = None  # the preview shows the error
+        if loaded is None or not loaded.is_clear:
+            ambiguous = "" if loaded is None else " The orientation of this image could not be detected."
             return gr.Checkbox(value=False, info=ORIENTATION[view] + ambiguous)
-        flipped = "; the image was flipped" if oriented.mirrored else ""
-        detected = f" Detected: patient faces {oriented.patient_facing}{flipped}."
-        return gr.Checkbox(value=oriented.mirrored, info=ORIENTATION[view] + detected)
+        flipped = "; the image was flipped" if loaded.mirrored else ""
+        detected = f" Detected: patient faces {loaded.patient_facing}{flipped}."
+        return gr.Checkbox(value=loaded.mirrored, info=ORIENTATION[view] + detected)
 
     async def reconstruct(self, *values: Any) -> list[Any]:
         """All outputs of a reconstruction.
@@ -163,8 +162,15 @@ class Actions:
             data = Path(controls.path).read_bytes()
         except FileNotFoundError as error:
             raise ConfigError(f"the upload of the {view} radiograph has expired: choose the file again") from error
-        image = read(data, view, self._limits, view=view, invert=controls.invert, flip=controls.flip)
-        return prepare_radiograph(image, view, self._backend.description)
+        loaded = load_radiograph(
+            data,
+            self._backend.description.geometry.view(view),
+            limits=self._limits,
+            invert=controls.invert,
+            flip=controls.flip,
+            patient_facing=None,
+        )
+        return prepare_radiograph(loaded.image, view, self._backend.description)
 
     def _prepare_all(self, inputs: list[ViewInput]) -> Float32[np.ndarray, "views px px"]:
         return np.stack([self._prepare(view, one) for view, one in zip(self._backend.views, inputs, strict=True)])

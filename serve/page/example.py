@@ -8,9 +8,8 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
-from raylift.datasets.ingest.ct import radiographs
-from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.projector import standardized_drrs
 from raylift.models.weights import Description
 
 SEED = 7
@@ -19,11 +18,11 @@ SEED = 7
 def files(description: Description) -> dict[str, bytes]:
     """16-bit PNG files by view, bone bright: DRRs of the phantom with seed `SEED` in the model's geometry."""
     hu, _ = thorax(SEED, description.grid)
-    images = radiographs(hu, description.grid, description.geometry)
+    images = standardized_drrs(hu, description.grid, description.geometry)
     return {view.name: _png(image) for view, image in zip(description.geometry.views, images, strict=True)}
 
 
 def _png(image: Float32[np.ndarray, "rows columns"]) -> bytes:
     file = io.BytesIO()
-    Image.fromarray((standardize(image) * 65535).astype(np.uint16)).save(file, "PNG")
+    Image.fromarray((image * 65535).astype(np.uint16)).save(file, "PNG")
     return file.getvalue()

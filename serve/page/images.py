@@ -9,8 +9,8 @@ from jaxtyping import Float32, Int16, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.ingest.ct import radiographs
-from raylift.datasets.intensity import Window, standardize
+from raylift.datasets.intensity import Window
+from raylift.datasets.projector import standardized_drrs
 
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = get_args(Plane)
@@ -49,7 +49,7 @@ def reprojections(
     hu: Int16[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
 ) -> list[UInt8[np.ndarray, "rows columns"]]:
     """Digitally reconstructed radiographs (DRRs) of the volume, one for each view."""
-    return [to_picture(standardize(image)) for image in radiographs(hu, grid, geometry)]
+    return [to_picture(image) for image in standardized_drrs(hu, grid, geometry)]
 
 
 def to_picture(unit: Float32[np.ndarray, "_ _"]) -> UInt8[np.ndarray, "rows columns"]:

@@ -32,7 +32,7 @@ from samples import thorax_image, write_image, write_series
 
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.radiographs import decoding
-from raylift.datasets.radiographs.decoding import prepare
+from raylift.datasets.radiographs.preparation import prepare
 from raylift.datasets.scans import reader, volume_file
 
 SOON_S = 5.0

@@ -6,17 +6,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.intensity import WATER_PER_MM, Window, hu_to_attenuation, standardize, transmission
+from raylift.datasets.intensity import WATER_PER_MM, Window, hu_to_attenuation, standardize
 
 
 def test_attenuation_is_zero_up_to_air_and_linear_from_there() -> None:
     hu = torch.tensor([-3024.0, -1024.0, -1000.0, 0.0, 1000.0, 3071.0])
     expected = WATER_PER_MM * torch.tensor([0, 0, 0, 1, 2, 4.071])
     torch.testing.assert_close(hu_to_attenuation(hu), expected)
-
-
-def test_transmission_follows_beer_and_lambert() -> None:
-    torch.testing.assert_close(transmission(torch.tensor([0.0, 1.0, 2.0])), torch.tensor([1.0, 0.367879, 0.135335]))
 
 
 @pytest.mark.parametrize("make", [np.array, torch.tensor])

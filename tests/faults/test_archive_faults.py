@@ -22,12 +22,13 @@ from s3_server import S3Server
 from samples import same, sample, seed_of, thorax_image, write_archive, write_image
 
 from raylift.datasets.archive import store
-from raylift.datasets.archive.archive import Archive, Entry
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import ArchiveError, CorruptSample, StoreUnreachable
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.ct import ingest_ct
-from raylift.datasets.scans.reader import ScanLimits
+from raylift.datasets.scans.header_checks import ScanLimits
 
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
@@ -118,7 +119,7 @@ def write_archive_of_missing(url: str, seeds: range) -> list[int]:
 KILLED_INGESTS = """
 import os, signal, sys
 from pathlib import Path
-from raylift.datasets.scans.reader import ScanLimits
+from raylift.datasets.scans.header_checks import ScanLimits
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.ct import ingest_ct
 

@@ -11,9 +11,9 @@ import torch
 
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.projector import render_drrs
 from raylift.models.objectives.objective import frozen
 from raylift.platform.presets import PRESETS
 
@@ -28,7 +28,7 @@ def curve() -> dict[str, list[float]]:
     grid = Grid(32, 10.0)
     volumes = [thorax(seed, grid)[0] for seed in (1, 2)]
     views = [
-        torch.stack([torch.from_numpy(standardize(r)) for r in radiographs(v, grid, chest(grid))]) for v in volumes
+        torch.stack([torch.from_numpy(standardize(r)) for r in render_drrs(v, grid, chest(grid))]) for v in volumes
     ]
     unit = [Window().to_unit(torch.from_numpy(volume.astype("float32")))[None] for volume in volumes]
     batch = Batch(torch.stack(unit), torch.stack(views))

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import FRONTAL, Geometry, Grid, View, chest, parallel, x2ct
-from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import Window, hu_to_attenuation, standardize
 from raylift.datasets.phantom.thorax import thorax
-from raylift.datasets.projector import project
-from raylift.datasets.radiographs.decoding import prepare, read
+from raylift.datasets.projector import project, render_drrs
+from raylift.datasets.radiographs.decoding import read
+from raylift.datasets.radiographs.preparation import prepare
 from raylift.models.consistency import Fitted, agreement, fit, match
 
 GRID = Grid(32, 10.0)
@@ -26,7 +26,7 @@ def pairs(count: int = 2, geometry: Geometry | None = None) -> tuple[Tensor, Ten
     """Synthetic thoraces in the window's [0, 1], and their standardized radiographs."""
     volumes = [np.clip(thorax(seed, GRID)[0], -1024, 1476).astype(np.int16) for seed in range(count)]
     images = [
-        np.stack([standardize(image) for image in radiographs(hu, GRID, geometry or chest(GRID))]) for hu in volumes
+        np.stack([standardize(image) for image in render_drrs(hu, GRID, geometry or chest(GRID))]) for hu in volumes
     ]
     unit = WINDOW.to_unit(torch.from_numpy(np.stack(volumes)).float())[:, None]
     return unit, torch.from_numpy(np.stack(images))

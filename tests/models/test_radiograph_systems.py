@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.projector import render_drrs
 from raylift.models.objectives.cycle import CycleLoss
 from raylift.models.objectives.objective import frozen
 from raylift.models.objectives.reprojection import ReprojectionLoss
@@ -37,7 +37,7 @@ def people() -> Batch:
     for seed in (1, 2, 3, 4):
         hu, _ = thorax(seed, GRID)
         unit.append(Window().to_unit(torch.from_numpy(hu.astype("float32")))[None])
-        images = radiographs(hu, GRID, GEOMETRY)
+        images = render_drrs(hu, GRID, GEOMETRY)
         views.append(torch.stack([torch.from_numpy(standardize(image)) for image in images]))
     return Batch(torch.stack(unit[:2]), torch.stack(views[:2]), ("a", "b"), unpaired=torch.stack(unit[2:]))
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from raylift.datasets.geometry import Grid, View, chest
-from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import WATER_PER_MM, Window, standardize
 from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.projector import render_drrs
 from raylift.models.drr import Reprojection, standardized
 from raylift.models.losses import cross_entropy, total_variation
 from raylift.models.objectives.reprojection import ReprojectionLoss
@@ -47,7 +47,7 @@ def test_the_gradient_of_standardization_equals_finite_differences():
 
 def test_re_projections_of_the_ground_truth_are_the_radiographs_of_its_batch():
     hu, _ = thorax(3, GRID)
-    wanted = torch.stack([torch.from_numpy(standardize(image)) for image in radiographs(hu, GRID, GEOMETRY)])
+    wanted = torch.stack([torch.from_numpy(standardize(image)) for image in render_drrs(hu, GRID, GEOMETRY)])
     window = Window()
     volume = window.to_unit(torch.from_numpy(hu.astype(np.float32)))[None, None]
     seen = Reprojection(GRID, GEOMETRY, window, BOTH)(volume)

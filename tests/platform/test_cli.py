@@ -122,4 +122,4 @@ def test_phantoms_and_a_second_run_of_the_same_command(capsys, tmp_path):
     assert cli.main(words) == 0
     assert "4 added" in capsys.readouterr().out
     assert cli.main(words) == 0
-    assert "0 added, 4 already there" in capsys.readouterr().out
+    assert "0 added, 4 already present" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from PIL import Image
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, x2ct
-from raylift.datasets.ingest.ct import ingest_phantoms
+from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.models import weights
 from raylift.models.metrics import PROTOCOLS
 from raylift.platform import cli

@@ -12,14 +12,17 @@ import torch
 from processes import run_ranks
 from torch import nn
 
-from raylift.datasets.archive.archive import Archive, ArchiveWriter, Entry, RadiographSample
+from raylift.datasets.archive.archive import Archive, RadiographSample
+from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.archive.splits import SplitRule
+from raylift.datasets.archive.writer import ArchiveWriter
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest, parallel
-from raylift.datasets.ingest.ct import ingest_phantoms, radiographs
+from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.datasets.ingest.xray import ingest_radiographs
 from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.decoding import RadiographLimits, read
 from raylift.datasets.streaming.order import BatchPartition
 from raylift.models import weights
@@ -233,7 +236,7 @@ def test_matching_brings_radiographs_nearer_to_the_projections_they_were_printed
         truth = [
             standardize(image)
             for name in batch.ids
-            for image in radiographs(thorax(int(name[-3:]), GRID)[0], GRID, chest(GRID))
+            for image in render_drrs(thorax(int(name[-3:]), GRID)[0], GRID, chest(GRID))
         ]
         distances.append(float(np.abs(batch.views.flatten(0, 1).numpy() - np.stack(truth)).mean()))
     assert distances[1] < 0.6 * distances[0]
@@ -320,7 +323,7 @@ def test_without_ct_a_run_is_judged_by_its_projections(
     rule = SplitRule((0.0, 1.0, 0.0))
     with ArchiveWriter(str(tmp_path), grid, chest(grid), contents="radiographs", split_rule=rule) as writer:
         for seed in range(samples):
-            images = np.stack([standardize(one) for one in radiographs(thorax(seed, grid)[0], grid, chest(grid))])
+            images = np.stack([standardize(one) for one in render_drrs(thorax(seed, grid)[0], grid, chest(grid))])
             entry = Entry(f"p{seed}", f"p{seed}", "x", f"{seed:064x}", "", "none", {})
             writer.add(entry, RadiographSample(images))
     archive = Archive(str(tmp_path))

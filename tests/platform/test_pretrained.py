@@ -11,7 +11,7 @@ import torch
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.ingest.ct import ingest_phantoms
+from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.models import weights
 from raylift.platform import cli
 from raylift.platform.config import RunConfig

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 
-orders = st.builds(SampleOrder, st.integers(1, 60), st.integers(0, 2**63), st.booleans())
+orders = st.builds(SampleOrder, st.integers(1, 60), st.integers(0, 2**63))
 
 
 @st.composite
@@ -32,7 +32,7 @@ def test_every_epoch_is_a_permutation(order: SampleOrder, epoch: int) -> None:
 
 @given(orders, st.integers(0, 10_000))
 def test_a_position_has_its_sample_whatever_was_read_before(order: SampleOrder, position: int) -> None:
-    alone = SampleOrder(order.count, order.seed, order.shuffle).at(position)
+    alone = SampleOrder(order.count, order.seed).at(position)
     for before in range(max(0, position - 5), position):
         order.at(before)
     assert order.at(position) == alone

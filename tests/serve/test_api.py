@@ -12,8 +12,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from raylift.datasets.geometry import FRONTAL
-from raylift.datasets.radiographs.decoding import RadiographLimits, prepare, read
+from raylift.datasets.radiographs.decoding import RadiographLimits, read
 from raylift.datasets.radiographs.histogram import standardize_and_match
+from raylift.datasets.radiographs.preparation import prepare
 from raylift.models.weights import Description, Model
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend, Unavailable

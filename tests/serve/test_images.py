@@ -3,7 +3,8 @@ import pytest
 
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.phantom.thorax import thorax
-from raylift.datasets.radiographs.decoding import prepare, read
+from raylift.datasets.radiographs.decoding import read
+from raylift.datasets.radiographs.preparation import prepare
 from raylift.models.weights import Description
 from raylift.serve.page.images import (
     ORIENTATION_LETTERS,

@@ -12,7 +12,8 @@ import pytest
 import SimpleITK as sitk
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.radiographs.decoding import prepare, read
+from raylift.datasets.radiographs.decoding import read
+from raylift.datasets.radiographs.preparation import prepare
 from raylift.serve import deployment
 from raylift.serve.reconstructor import Reconstructor
 

@@ -20,9 +20,11 @@ import zarr
 from samples import GEOMETRY, GRID, entry, radiographs, same, sample, seed_of, with_views, write_archive
 
 from raylift.datasets.archive import manifest as module
-from raylift.datasets.archive.archive import Archive, ArchiveWriter, Manifest, digest, latest_manifest
+from raylift.datasets.archive.archive import Archive, digest
+from raylift.datasets.archive.manifest import Manifest, latest_manifest
 from raylift.datasets.archive.splits import SplitRule
 from raylift.datasets.archive.store import Folder, join, zarr_store
+from raylift.datasets.archive.writer import ArchiveWriter
 from raylift.datasets.errors import ArchiveError, ConfigError, NoArchive
 from raylift.datasets.geometry import FRONTAL, Grid
 
@@ -196,7 +198,7 @@ class ArchiveSuite:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"grid": Grid(16, 19.0)}, "holds Grid.*20.0.*asked for were Grid.*19.0.*use the archive's own"),
+            ({"grid": Grid(16, 19.0)}, "holds Grid.*20.0.*requested were Grid.*19.0.*use the archive's own"),
             ({"geometry": with_views(GEOMETRY, FRONTAL)}, "use the archive's own, or another URL"),
             ({"split_rule": SplitRule(salt=9)}, "was split by .*cannot change later"),
         ],
@@ -336,7 +338,7 @@ class ArchiveSuite:
         assert len(Archive(url).entries()) == 1
 
     def test_a_part_holds_one_sample_or_more(self, url: str) -> None:
-        with pytest.raises(ConfigError, match="0 samples a part"):
+        with pytest.raises(ConfigError, match="0 samples per shard"):
             ArchiveWriter(url, GRID, GEOMETRY, samples_per_shard=0)
 
 

@@ -94,7 +94,7 @@ def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path: Path) -> None:
         ("subject,fold\na,test\n", "needed are subject and split"),
         ("subject,split\na,exam\n", "subject a has split 'exam': use train, val or test"),
         ("subject,split\na\n", "subject a has split ''"),
-        ("subject,split\na,test\na,train\n", "subject a stands in two splits, test and train"),
+        ("subject,split\na,test\na,train\n", "subject a is in two splits, test and train"),
         ("subject,split\n,test\n", "a row without subject"),
     ],
 )

@@ -12,10 +12,12 @@ from raylift.datasets import segmentation
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile
 from raylift.datasets.geometry import FRONTAL, LATERAL, Grid, chest
-from raylift.datasets.ingest.ct import IngestReport, ingest_ct, ingest_phantoms, radiographs
+from raylift.datasets.ingest.ct import ingest_ct
+from raylift.datasets.ingest.pipeline import IngestReport
+from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.datasets.intensity import hu_to_attenuation
-from raylift.datasets.projector import project
-from raylift.datasets.scans.reader import ScanLimits
+from raylift.datasets.projector import project, render_drrs
+from raylift.datasets.scans.header_checks import ScanLimits
 
 GRID = Grid(32, 12.0)
 GEOMETRY = chest(GRID)
@@ -63,7 +65,7 @@ def test_what_can_be_used_is_and_what_cannot_is_refused_by_name_and_counted(mixe
         assert refusal.startswith(str(path))
     assert all(isinstance(error, RefusedFile) for error in outcome.refused)
     assert (outcome.already_present, outcome.skipped) == (0, 1)
-    assert outcome.summary().endswith("0 already there, 3 refused, 1 other files passed over")
+    assert outcome.summary().endswith("0 already present, 3 refused, 1 other files skipped")
     assert outcome.summary().startswith("3 added (")
     assert Archive(str(tmp_path / "archive")).entries() == sorted(outcome.added, key=lambda entry: entry.id)
 
@@ -120,7 +122,7 @@ def test_a_file_that_vanishes_meanwhile_is_refused_and_the_others_go_on(tmp_path
 
 def test_nothing_to_ingest_is_counted_and_makes_no_archive(tmp_path: Path) -> None:
     outcome = run([tmp_path / "nowhere"], tmp_path / "archive")
-    assert outcome.summary() == "0 added, 0 already there, 1 refused"
+    assert outcome.summary() == "0 added, 0 already present, 1 refused"
     with pytest.raises(NoArchive):
         Archive(str(tmp_path / "archive"))
 
@@ -181,7 +183,7 @@ def test_assigned_subjects_of_whom_there_is_no_scan_are_counted(tmp_path: Path) 
     person(tmp_path / "scans", "anna.nii.gz")
     outcome = run(tmp_path / "scans", tmp_path / "archive", assigned={"anna": "train", "Bert": "test", "carl": "val"})
     assert outcome.absent_subjects == 2
-    assert outcome.summary() == "1 added (1 train), 0 already there, 0 refused, 2 subjects with a given split not found"
+    assert outcome.summary() == "1 added (1 train), 0 already present, 0 refused, 2 assigned subjects not found"
 
 
 def test_only_whole_thoraces_are_taken_where_that_is_asked(tmp_path: Path) -> None:
@@ -230,16 +232,16 @@ def test_phantoms_are_drawn_once_and_more_of_them_later(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("count", "seed"), [(0, 0), (-1, 0), (3, -1)])
 def test_no_phantoms_or_a_negative_seed_are_refused(count: int, seed: int, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"{count} phantoms from seed {seed}: draw one or more"):
+    with pytest.raises(ConfigError, match=f"{count} phantoms from seed {seed}: give 1 or more"):
         ingest_phantoms(str(tmp_path / "archive"), GRID, GEOMETRY, count=count, seed=seed)
     assert not (tmp_path / "archive").exists()
 
 
 def test_radiographs_of_air_are_empty_and_of_a_body_are_not() -> None:
     hu = np.full(GRID.shape, -1024, dtype=np.int16)
-    assert not radiographs(hu, GRID, GEOMETRY).any()
+    assert not render_drrs(hu, GRID, GEOMETRY).any()
     hu[10:20, 10:20, 10:20] = 0
-    images = radiographs(hu, GRID, GEOMETRY)
+    images = render_drrs(hu, GRID, GEOMETRY)
     assert images.shape == (2, 32, 32)
     assert images.max() == pytest.approx(0.02 * 120, rel=0.01)
 

@@ -17,11 +17,13 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import FRONTAL, Geometry, Grid, View, fit_detector
 from raylift.datasets.geometry import chest as chest_stand
-from raylift.datasets.ingest.ct import IngestReport, radiographs
+from raylift.datasets.ingest.pipeline import IngestReport
 from raylift.datasets.ingest.xray import ingest_radiographs
 from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
-from raylift.datasets.radiographs.decoding import RadiographLimits, prepare, read
+from raylift.datasets.projector import render_drrs
+from raylift.datasets.radiographs.decoding import RadiographLimits, read
+from raylift.datasets.radiographs.preparation import prepare
 from raylift.platform import cli
 
 GRID = Grid(32, 10.0)
@@ -32,7 +34,7 @@ def pair_of(seed: int, px: int = 96) -> list[np.ndarray]:
     """A frontal and a left lateral image of a phantom, 0 to 255."""
     grid = Grid(64, 5.0)
     fine = fit_detector(grid, replace(chest_stand(grid), detector_px=px))
-    views = radiographs(thorax(seed, grid)[0], grid, fine)
+    views = render_drrs(thorax(seed, grid)[0], grid, fine)
     return [np.rint(standardize(view) * 255).astype(np.uint8) for view in views]
 
 
@@ -169,14 +171,14 @@ def test_a_second_run_does_only_what_is_missing(
     csv.write_text("subject,frontal,lateral\na,a_pa.png,a_lat.png\nq,q_pa.png,q_lat.png\n")
     assert verb(folder, "--archive", url, "--pairs", csv) == 0
     said = capsys.readouterr().out
-    assert "1 added (1 train), 0 already there, 0 refused, 2 listed files missing (q_pa.png, q_lat.png)" in said
+    assert "1 added (1 train), 0 already present, 0 refused, 2 listed files missing (q_pa.png, q_lat.png)" in said
     parts = set((url / "parts").iterdir())
     assert verb(folder, "--archive", url) == 0
     assert "3 added" in (said := capsys.readouterr().out)
-    assert "1 already there, 0 refused, 1 other files passed over, 1 with one of the two views only" in said
+    assert "1 already present, 0 refused, 1 other files skipped, 1 with only one of the two views" in said
     assert parts < set((url / "parts").iterdir())
     assert verb(folder, "--archive", url) == 0
-    assert "0 added, 4 already there" in capsys.readouterr().out
+    assert "0 added, 4 already present" in capsys.readouterr().out
     assert len(Archive(str(url)).entries()) == 4
 
 

@@ -9,7 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from radiograph_samples import REAL, chest
 
 from raylift.datasets.radiographs.annotations import remove_annotations
-from raylift.datasets.radiographs.decoding import prepare, read
+from raylift.datasets.radiographs.decoding import read
+from raylift.datasets.radiographs.preparation import prepare
 
 
 def radiograph(px: int = 512) -> np.ndarray:

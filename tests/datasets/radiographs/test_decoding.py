@@ -16,10 +16,11 @@ from radiograph_samples import REAL, chest, dicom, disturbed, encoded
 
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.geometry import GEOMETRIES, Grid
-from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
-from raylift.datasets.radiographs.decoding import RadiographLimits, is_bone_dark, prepare, read
+from raylift.datasets.projector import render_drrs
+from raylift.datasets.radiographs.decoding import RadiographLimits, is_bone_dark, read
+from raylift.datasets.radiographs.preparation import prepare
 from raylift.datasets.scans import reader
 from raylift.datasets.scans.resample import resample
 
@@ -298,7 +299,7 @@ def ct_views(real_data: Path) -> list[tuple[str, str, np.ndarray]]:
 
 def projected(hu: np.ndarray, grid: Grid) -> Iterator[tuple[str, str, np.ndarray]]:
     for name, geometry in GEOMETRIES.items():
-        images = radiographs(hu, grid, geometry(grid))
+        images = render_drrs(hu, grid, geometry(grid))
         yield from ((name, view, image) for view, image in zip(("frontal", "lateral"), images, strict=True))
 
 

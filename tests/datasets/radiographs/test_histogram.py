@@ -6,9 +6,9 @@ from radiograph_samples import chest
 
 from raylift.datasets.geometry import Grid
 from raylift.datasets.geometry import chest as chest_stand
-from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.histogram import AIR, LEVELS, match_histogram, mean_quantiles, quantiles
 
 GRID = Grid(64, 5.0)
@@ -17,7 +17,7 @@ GRID = Grid(64, 5.0)
 @pytest.fixture(scope="module")
 def projections() -> list[np.ndarray]:
     """Frontal projections of some people, standardized."""
-    return [standardize(radiographs(thorax(seed, GRID)[0], GRID, chest_stand(GRID))[0]) for seed in range(6)]
+    return [standardize(render_drrs(thorax(seed, GRID)[0], GRID, chest_stand(GRID))[0]) for seed in range(6)]
 
 
 @pytest.mark.parametrize("curve", [0.4, 0.7, 1.6])

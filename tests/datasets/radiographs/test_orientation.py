@@ -10,14 +10,15 @@ import pytest
 from radiograph_samples import disturbed
 
 from raylift.datasets.geometry import FRONTAL, GEOMETRIES, LATERAL, Grid, View
-from raylift.datasets.ingest.ct import radiographs
 from raylift.datasets.phantom.thorax import thorax
-from raylift.datasets.radiographs.decoding import prepare, read
+from raylift.datasets.projector import render_drrs
+from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.orientation import (
     detect_patient_facing,
     expected_patient_facing,
     patient_facing_score,
 )
+from raylift.datasets.radiographs.preparation import prepare
 from raylift.datasets.scans import reader
 from raylift.datasets.scans.resample import resample
 
@@ -27,7 +28,7 @@ RIGHT = View("lateral", azimuth_deg=-90.0)
 
 def laterals(hu: np.ndarray, grid: Grid = GRID) -> list[np.ndarray]:
     """Left laterals of a volume in each geometry."""
-    return [radiographs(hu, grid, geometry(grid))[1] for geometry in GEOMETRIES.values()]
+    return [render_drrs(hu, grid, geometry(grid))[1] for geometry in GEOMETRIES.values()]
 
 
 def told(images: list[np.ndarray]) -> Counter[str]:
@@ -97,7 +98,7 @@ def test_where_the_image_does_not_say_it_nothing_is_told(kind: str) -> None:
     if kind == "even":
         image = 1 + image / 100
     if kind == "symmetric":
-        image = radiographs(thorax(0, GRID)[0], GRID, GEOMETRIES["chest"](GRID))[1]
+        image = render_drrs(thorax(0, GRID)[0], GRID, GEOMETRIES["chest"](GRID))[1]
         image = image + image[:, ::-1]
     assert detect_patient_facing(image) is None
 
@@ -112,5 +113,5 @@ def test_a_view_projects_the_patient_facing_one_way(view: View, facing: str | No
 def test_the_other_lateral_view_projects_the_patient_facing_right() -> None:
     geometry = GEOMETRIES["parallel"](GRID)
     hu = thorax(1, GRID)[0]
-    image = radiographs(hu, GRID, type(geometry)(**{**vars(geometry), "views": (RIGHT,)}))[0]
+    image = render_drrs(hu, GRID, type(geometry)(**{**vars(geometry), "views": (RIGHT,)}))[0]
     assert detect_patient_facing(image) == "right"

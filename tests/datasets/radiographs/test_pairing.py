@@ -69,7 +69,7 @@ def test_a_file_of_no_view_that_was_named_is_refused_with_the_remedy(tmp_path: P
     touch(tmp_path, "anna.png")
     found = find_pairs([tmp_path / "anna.png", tmp_path / "nowhere"])
     assert [str(error) for error in found.refused] == [
-        f"{tmp_path}/anna.png: no radiograph whose view is known: name it frontal or lateral",
+        f"{tmp_path}/anna.png: no radiograph of a known view: name it frontal or lateral",
         f"{tmp_path}/nowhere: no such file or folder",
     ]
 
@@ -135,7 +135,7 @@ def test_a_table_finds_files_beside_it_by_their_place_and_by_their_name(tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("frontal,lateral\na,b\n", r"columns \['frontal', 'lateral'\]; needed are subject, frontal and lateral, or"),
+        ("frontal,lateral\na,b\n", r"columns \['frontal', 'lateral'\]; required are subject, frontal and lateral, or"),
         (
             "subject,frontal,lateral,patient_facing\nanna,a,b,up\n",
             "subject 'anna', patient_facing 'up': name a subject, and as patient_facing",

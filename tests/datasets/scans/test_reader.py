@@ -17,8 +17,9 @@ from raylift.datasets import segmentation
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.geometry import Grid
 from raylift.datasets.scans import reader, volume_file
-from raylift.datasets.scans.reader import ScanLimits, Source
+from raylift.datasets.scans.header_checks import ScanLimits
 from raylift.datasets.scans.resample import check_whole_thorax, resample
+from raylift.datasets.sources import Source
 
 CUBE = Grid(64, 6.0)
 SUFFIXES = sorted(volume_file.SUFFIXES)

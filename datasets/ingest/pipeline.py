@@ -1,0 +1,143 @@
+"""Shared by all ingests: the loop over sources, its report, subjects, and the writer with its split rule."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from raylift.datasets.archive.archive import RadiographSample, Sample
+from raylift.datasets.archive.manifest import Contents, Entry, Manifest, latest_manifest
+from raylift.datasets.archive.splits import Split, SplitRule, balanced_split_rule
+from raylift.datasets.archive.store import Folder
+from raylift.datasets.archive.writer import ArchiveWriter
+from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile
+from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.sources import Source
+
+Progress = Callable[[int, int, str], None]
+"""Called with the number of finished sources, their total, and the name of the next one."""
+
+
+@dataclass
+class IngestReport:
+    """Counts and errors of an ingest."""
+
+    added: list[Entry] = field(default_factory=list)
+    already_present: int = 0
+    refused: list[RefusedFile] = field(default_factory=list)
+    skipped: int = 0
+    """Files in searched folders that are not of a supported format."""
+    absent_subjects: int = 0
+    """Subjects assigned to a split by hand without any source: misspelled, or in another folder."""
+    single_view: int = 0
+    """Subjects or studies with only one of the two views."""
+    ambiguous: int = 0
+    """Subjects or studies skipped for several radiographs of a view, where exact pairs are required."""
+    missing_files: list[str] = field(default_factory=list)
+    """Files in a table of pairs that do not exist."""
+
+    def summary(self) -> str:
+        """The report in one line."""
+        splits = Counter(entry.split for entry in self.added)
+        parts = [f"{len(self.added)} added ({', '.join(f'{n} {split}' for split, n in sorted(splits.items()))})"]
+        parts[0] = parts[0].replace(" ()", "")
+        parts.append(f"{self.already_present} already present")
+        parts.append(f"{len(self.refused)} refused")
+        if self.skipped:
+            parts.append(f"{self.skipped} other files skipped")
+        if self.absent_subjects:
+            parts.append(f"{self.absent_subjects} assigned subjects not found")
+        if self.single_view:
+            parts.append(f"{self.single_view} with only one of the two views")
+        if self.ambiguous:
+            parts.append(f"{self.ambiguous} skipped for several images of a view")
+        if self.missing_files:
+            shown = ", ".join(self.missing_files[:3]) + (" ..." if len(self.missing_files) > 3 else "")
+            parts.append(f"{len(self.missing_files)} listed files missing ({shown})")
+        return ", ".join(parts)
+
+
+Made = TypeVar("Made", bound=Source)
+
+
+def add_samples(
+    writer: ArchiveWriter,
+    sources: Sequence[Made],
+    make: Callable[[Made, str], tuple[Entry, Sample | RadiographSample]],
+    outcome: IngestReport,
+    progress: Progress,
+) -> None:
+    """Add a sample of every source that is not in the archive; `make` gets the source and its digest.
+
+    Refused sources are added to the report.
+    """
+    with writer:
+        for done, source in enumerate(sources):
+            progress(done, len(sources), source.name)
+            try:
+                sha256 = source.digest()
+                if writer.contains(sha256):
+                    outcome.already_present += 1
+                    continue
+                entry, sample = make(source, sha256)
+            except RefusedFile as error:
+                outcome.refused.append(error)
+            except (OSError, RuntimeError) as error:
+                # A file that was removed, a disk error, or an error of ITK.
+                outcome.refused.append(RefusedFile(f"{source.where}: cannot be read: {error}"))
+            else:
+                writer.add(entry, sample)
+        progress(len(sources), len(sources), "")
+    outcome.added = writer.published
+    outcome.already_present += writer.superseded
+
+
+def subject_of(source: Source, pattern: str) -> str:
+    """The subject of a source: what the first group of the pattern matches in its name or path, or its own subject.
+
+    Raises:
+        ConfigError: the pattern is invalid, or does not match.
+    """
+    if not pattern or source.is_dicom:
+        return source.subject
+    try:
+        # By name, or else by folder: in many collections all files have the same name.
+        match = re.search(pattern, source.subject) or re.search(pattern, source.files[0].as_posix())
+    except re.error as error:
+        raise ConfigError(f"subject pattern '{pattern}' is not a regular expression: {error}") from error
+    if match is None or not match.groups() or not match[1]:
+        raise ConfigError(f"subject pattern '{pattern}' has no group that matches '{source.subject}' or its folder")
+    subject: str = match[1]
+    return subject
+
+
+def open_writer(
+    url: str,
+    grid: Grid,
+    geometry: Geometry,
+    subjects: set[str],
+    shares: tuple[float, float, float],
+    assigned: Mapping[str, Split] | None,
+    samples_per_shard: int,
+    contents: Contents = "volumes",
+) -> ArchiveWriter:
+    """A writer with the archive's split rule, or for a new archive one that is balanced for these subjects.
+
+    Raises:
+        ConfigError: the arguments differ from those of the archive.
+    """
+    manifest = _manifest(url)
+    rule: SplitRule | None = balanced_split_rule(subjects, shares, assigned or {}) if manifest is None else None
+    if manifest is not None and assigned and dict(manifest.split_rule.assigned) != dict(assigned):
+        raise ConfigError(f"{url} was split by another assignment, which cannot change once it is published")
+    return ArchiveWriter(url, grid, geometry, split_rule=rule, samples_per_shard=samples_per_shard, contents=contents)
+
+
+def _manifest(url: str) -> Manifest | None:
+    try:
+        return latest_manifest(Folder(url))
+    except NoArchive:
+        return None

@@ -1,0 +1,81 @@
+"""From a radiograph file to network input: decoded, oriented, cropped, resized and standardized.
+
+Archives, the command line, the API and the page all use `load_radiograph` and `prepare`, so training and inference get
+the same pixels from the same file, bit for bit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch.nn import functional as F
+
+from raylift.datasets.geometry import View
+from raylift.datasets.intensity import standardize
+from raylift.datasets.radiographs.annotations import remove_annotations
+from raylift.datasets.radiographs.borders import crop_bright_border
+from raylift.datasets.radiographs.decoding import (
+    DEFAULT_RADIOGRAPH_LIMITS,
+    Inversion,
+    RadiographLimits,
+    read,
+    read_file,
+)
+from raylift.datasets.radiographs.histogram import Quantiles, standardize_and_match
+from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption, orient
+
+
+def load_radiograph(
+    source: Path | bytes,
+    view: View,
+    *,
+    limits: RadiographLimits = DEFAULT_RADIOGRAPH_LIMITS,
+    invert: Inversion = "auto",
+    flip: bool = False,
+    patient_facing: PatientFacingOption | None = "auto",
+) -> OrientedRadiograph:
+    """A radiograph file as a bone-bright image of any size, oriented as its view.
+
+    Args:
+        source: the file or its bytes; messages name the path, or for bytes the view.
+        view: the pose that the image must match.
+        limits: largest file and image accepted.
+        invert: see `decoding.read`.
+        flip: mirror left and right before orientation.
+        patient_facing: see `orientation.orient`.
+
+    Raises:
+        RefusedFile: not a supported image, outside the limits, or constant.
+    """
+    if isinstance(source, bytes):
+        image = read(source, view.name, limits, view=view.name, invert=invert, flip=flip)
+    else:
+        image = read_file(source, limits, view=view.name, invert=invert, flip=flip)
+    return orient(image, view, patient_facing)
+
+
+def prepare(
+    image: Float32[np.ndarray, "rows columns"], size: int, reference: Quantiles | None = None
+) -> Float32[np.ndarray, "size size"]:
+    """A bone-bright image in [0, 1] on a square of `size` pixels, as archives store it and networks take it.
+
+    In this order: bright border cropped, burned-in annotations removed, padded with zeros to a square, resized with
+    anti-aliasing, standardized by its own percentiles and, with `reference`, its histogram matched.
+
+    The digitally reconstructed radiographs (DRRs) that networks are trained on contain the air around the patient, so a
+    dark margin is kept: collimation cannot be distinguished from air, nor from the end of a CT. Only a border that
+    cannot be air is cropped: rows and columns at the edges as bright as the densest bone, as masks of inverted images
+    and borders of scanned films are. A DRR of `size` pixels comes out as `intensity.standardize` gives it.
+    """
+    pixels = torch.from_numpy(standardize(remove_annotations(crop_bright_border(image))))[None, None]
+    # Pooling by a whole factor first, so that a large image is never padded at full resolution.
+    pixels = F.avg_pool2d(pixels, max(1, max(pixels.shape) // (8 * size)))
+    rows, columns = pixels.shape[2:]
+    side = max(rows, columns)
+    top, left = (side - rows) // 2, (side - columns) // 2
+    square = F.pad(pixels, (left, side - columns - left, top, side - rows - top))
+    resized = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    return standardize_and_match(resized[0, 0].numpy(), reference)

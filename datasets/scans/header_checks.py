@@ -1,0 +1,69 @@
+"""Limits on a scan's header: size, extent and bytes are checked before any voxel is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import SimpleITK as sitk
+
+from raylift.datasets.errors import RefusedFile
+from raylift.datasets.sources import Source
+
+LONGEST_MM, WIDEST_MM = 2500.0, 1000.0
+"""Larger than any scanner's table and bore: at most one side of a scan exceeds a meter."""
+
+VOXEL_BYTES = {
+    sitk.sitkUInt8: 1, sitk.sitkInt8: 1, sitk.sitkUInt16: 2, sitk.sitkInt16: 2, sitk.sitkUInt32: 4, sitk.sitkInt32: 4,
+    sitk.sitkUInt64: 8, sitk.sitkInt64: 8, sitk.sitkFloat32: 4, sitk.sitkFloat64: 8,
+}  # fmt: skip
+"""Bytes per voxel of the supported pixel types."""
+
+
+@dataclass(frozen=True)
+class ScanLimits:
+    """The largest scan that is read. The defaults accept a CT of 512 x 512 x 2000 voxels."""
+
+    max_voxels: int = 2**30
+    max_side: int = 4096
+    max_file_bytes: int = 8 * 2**30
+    min_slices: int = 8
+
+
+DEFAULT_LIMITS = ScanLimits()
+
+
+def check_size(name: str, size: Sequence[int], limits: ScanLimits) -> None:
+    """Refuse an image that is not one volume of enough slices, or exceeds the limits."""
+    shown = " x ".join(str(n) for n in size)
+    if len(size) < 3 or min(size[:3]) < limits.min_slices:
+        raise RefusedFile(f"{name}: {shown} voxels is not a volume of {limits.min_slices} slices or more")
+    if any(n != 1 for n in size[3:]):
+        raise RefusedFile(f"{name}: {shown} voxels is a series of volumes: extract one")
+    if max(size) > limits.max_side:
+        raise RefusedFile(f"{name}: {shown} voxels, over the limit of {limits.max_side} a side (--limits.max-side)")
+    if math.prod(size) > limits.max_voxels:
+        raise RefusedFile(f"{name}: {shown} voxels, over the limit of {limits.max_voxels} (--limits.max-voxels)")
+
+
+def check_extent(name: str, size: Sequence[int], spacing_mm: Sequence[float]) -> None:
+    """Refuse a spacing or an extent that no scanner produces."""
+    if not all(0.05 <= value <= 20 for value in spacing_mm[:3]):
+        raise RefusedFile(f"{name}: spacing {tuple(spacing_mm[:3])} mm is not that of a CT: correct it in the header")
+    extent = [n * value for n, value in zip(size[:3], spacing_mm[:3], strict=True)]
+    if max(extent) > LONGEST_MM or sorted(extent)[1] > WIDEST_MM:
+        shown = " x ".join(f"{value:.0f}" for value in extent)
+        raise RefusedFile(f"{name}: {shown} mm is larger than any scanner: correct the spacing in the header")
+
+
+def check_bytes(source: Source, size: Sequence[int], pixel: int) -> None:
+    """Refuse a header with more voxels of a SimpleITK pixel type than its files can contain, however compressed."""
+    stored = source.stored_bytes
+    if math.prod(size) * VOXEL_BYTES[pixel] > 1032 * stored:  # the highest ratio of deflate
+        raise RefusedFile(f"{source.where}: {stored} bytes cannot hold its {math.prod(size)} voxels: it is truncated")
+
+
+def itk_message(error: Exception) -> str:
+    """The last line of an ITK error, without its source location."""
+    return str(error).strip().splitlines()[-1].strip()
