@@ -45,8 +45,8 @@ def body(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> Bool[np.ndarray, 
         return np.zeros(hu.shape, dtype=bool)
     largest = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
     # Restore the skin that the opening removed, but not the table.
-    grown = ndimage.binary_dilation(largest, iterations=radius) & (dense | largest)
-    return _fill_slices(grown)
+    dilated = ndimage.binary_dilation(largest, iterations=radius) & (dense | largest)
+    return _fill_slices(dilated)
 
 
 def lungs(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> Bool[np.ndarray, "d h w"]:

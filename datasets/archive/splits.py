@@ -1,7 +1,7 @@
 """Train, validation and test splits by a hash of the subject.
 
-A subject's split depends on its name and the rule only. So all scans of a subject are in one split, an archive can grow
-without a test subject entering training, and two archives with the same rule agree.
+A subject's split depends on its name and the rule only. So all scans of a subject are in one split, an archive can be
+extended without a test subject entering training, and two archives with the same rule agree.
 """
 
 from __future__ import annotations

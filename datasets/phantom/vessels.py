@@ -163,15 +163,15 @@ def lung_trees(person: Person, side: int) -> tuple[Tubes, Tubes, Tubes]:
     rng = np.random.default_rng([person.seed, 1 + which])
     low = mm(8, person.spine_y - 165, person.apex_z - person.height - 20)
     high = mm(140, person.spine_y + 40, person.apex_z)
-    grown = []
+    trees = []
     for root, count in ((hila(person)[which], ARTERIES), (vein_roots(person)[which], VEINS)):
         # A quasi-random lattice covers the lung more evenly than independent points.
         steps = np.array([0.8191725134, 0.6710436067, 0.5497004779])
         unit = (rng.random(3) + np.arange(6 * count)[:, None] * steps) % 1
         points = (low + unit * (high - low)) * [side, 1, 1]
         targets = points[_in_lung(person, points, 4.0)][:count]
-        grown.append(branching(root, targets + rng.normal(0, 3.0, targets.shape)))
-    (start, end, fed), vein = grown
+        trees.append(branching(root, targets + rng.normal(0, 3.0, targets.shape)))
+    (start, end, fed), vein = trees
     # A bronchus accompanies every larger artery, slightly posterior and superior.
     large = fed > 14
     bronchi = Tubes.tapering(start[large], end[large], fed[large], 0.62, 2.7).moved((0.0, 4.5, 3.0))

@@ -49,7 +49,7 @@ class OrientedRadiograph:
     mirrored: bool = False
     """Whether the image was mirrored to match its view."""
     is_clear: bool = True
-    """False where detection was asked for and the image does not show the orientation clearly; it is not mirrored."""
+    """False if detection was requested and the image does not show the orientation clearly; it is not mirrored then."""
 
     def record(self) -> dict[str, Any]:
         """What an archive stores of it; empty where there is no patient orientation."""

@@ -379,7 +379,7 @@ NO_RADIOGRAPHS: dict[str, Callable[[], bytes]] = {
     "text": lambda: b"Dear Sir or Madam,\n" * 100,
     "a PDF named .png": lambda: b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n%%EOF\n",
     "a web page": lambda: b"<!DOCTYPE html><html><img src=x></html>",
-    "a drawing": lambda: b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><rect/></svg>',
+    "an SVG": lambda: b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"><rect/></svg>',
     "PostScript": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n(x) run\n%%EOF",
     "an archive": lambda: b"PK\x03\x04" + bytes(200),
     "a program": lambda: b"\x7fELF" + bytes(4000),

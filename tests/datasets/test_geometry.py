@@ -23,14 +23,14 @@ from raylift.datasets.serialization import from_plain, to_plain
 LEFT, BACK, UP = np.eye(3)
 
 
-def test_a_frontal_is_pa_and_hung_with_the_patients_right_on_the_left() -> None:
+def test_a_frontal_is_pa_with_the_patients_right_on_the_left() -> None:
     column, row, ray = FRONTAL.axes()
     assert (column == LEFT).all()
     assert (row == -UP).all()
     assert (ray == -BACK).all(), "rays enter at the back and leave at the front"
 
 
-def test_a_lateral_is_hung_with_the_front_on_the_left_and_the_left_side_at_the_detector() -> None:
+def test_a_lateral_has_anterior_on_the_left_and_the_left_side_at_the_detector() -> None:
     column, row, ray = LATERAL.axes()
     assert (column == BACK).all()
     assert (row == -UP).all()

@@ -88,7 +88,7 @@ def test_a_parallel_beam_sums_columns_of_voxels_without_magnification() -> None:
 
 
 @BEAMS
-def test_what_is_above_right_and_in_front_is_hung_up_and_left_in_both_views(geometry: Geometry) -> None:
+def test_superior_right_and_anterior_are_up_and_left_in_both_views(geometry: Geometry) -> None:
     volume = torch.zeros(1, 1, 30, 30, 30)
     volume[0, 0, 5, 8, 3] = 1.0  # up, in front, to the patient's right
     for view in (FRONTAL, LATERAL):
@@ -223,7 +223,7 @@ def test_a_real_ct_is_projected_as_plastimatch_projects_it(
     files = list(tmp_path.glob("out*.pfm"))
     assert files, run.stdout + run.stderr
     raw = files[0].read_bytes().split(b"\n", 3)[3]
-    # Its images are a tenth of the integral, and seen from the source, where ours are hung.
+    # Its images are a tenth of the integral, and seen from the source, unlike ours.
     theirs = 10 * np.frombuffer(raw, "<f4").reshape(geometry.detector_px, geometry.detector_px)[:, ::-1]
     ours = project(real_attenuation, 2.0, geometry, view)[0, 0].numpy()
     assert theirs.max() > 4

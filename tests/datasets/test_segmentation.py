@@ -113,7 +113,7 @@ def test_the_wall_of_a_lung_is_no_vessel() -> None:
     lung = segmentation.lungs(hu, SPACING_MM)
     vessels = segmentation.vessels(hu, lung)
     assert not vessels[~lung].any()
-    # The drawn vessel is all there is: 40 x 3 x 3 voxels, and what its soft edge adds.
+    # Only the synthetic vessel: 40 x 3 x 3 voxels, and its soft edge.
     assert 200 < vessels.sum() < 600
 
 

@@ -19,7 +19,7 @@ class Inner:
 @dataclass(frozen=True)
 class Outer:
     inner: Inner = Inner()
-    rate: float = 1e-4
+    lr: float = 1e-4
     on: bool = False
     kind: Literal["x", "y"] = "x"
     maybe: int | None = None
@@ -32,7 +32,7 @@ class Outer:
 
 FULL = Outer(
     inner=Inner(5, ("frontal",)),
-    rate=0.5,
+    lr=0.5,
     on=True,
     kind="y",
     maybe=7,
@@ -54,9 +54,9 @@ def test_missing_keys_take_their_defaults() -> None:
 
 
 def test_a_small_number_as_yaml_reads_it_is_still_a_number() -> None:
-    assert yaml.safe_load("rate: 1e-4") == {"rate": "1e-4"}
-    assert from_plain(Outer, yaml.safe_load("rate: 1e-4"), "x").rate == 1e-4
-    assert from_plain(Outer, {"rate": 2}, "x").rate == 2.0
+    assert yaml.safe_load("lr: 1e-4") == {"lr": "1e-4"}
+    assert from_plain(Outer, yaml.safe_load("lr: 1e-4"), "x").lr == 1e-4
+    assert from_plain(Outer, {"lr": 2}, "x").lr == 2.0
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_a_small_number_as_yaml_reads_it_is_still_a_number() -> None:
         ({"inner": {"names": ["a", 5]}}, "expected str, not 5 @ run.inner.names[1]"),
         ({"inner": {"cuont": 3}}, "extra fields found (cuont) @ run.inner"),
         ({"inner": 3}, "expected keys and values @ run.inner"),
-        ({"rate": "fast"}, "expected float @ run.rate"),
-        ({"rate": None}, "expected float, not None @ run.rate"),
+        ({"lr": "fast"}, "expected float @ run.lr"),
+        ({"lr": None}, "expected float, not None @ run.lr"),
         ({"kind": "z"}, "z not in literal ['x', 'y'] @ run.kind"),
         ({"pair": [1, 2, 3]}, "@ run.pair"),
         ({"map": {"a": "1"}}, "expected int, not '1' @ run.map['a']"),
@@ -123,7 +123,7 @@ register_union(Shape, tag="name", kinds={"circle": Circle, "square": Box, "oblon
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Figure:
     shape: Shape = field(default_factory=Circle)
 
 
@@ -135,19 +135,19 @@ class Drawing:
         ({"radius": 3}, Circle(radius=3.0)),
     ],
 )
-def test_members_of_a_union_are_told_apart_by_their_name(data, shape):
-    assert from_plain(Drawing, {"shape": data}, "drawing") == Drawing(shape)
-    assert from_plain(Drawing, to_plain(Drawing(shape)), "drawing") == Drawing(shape)
+def test_members_of_a_union_are_distinguished_by_their_name(data, shape):
+    assert from_plain(Figure, {"shape": data}, "figure") == Figure(shape)
+    assert from_plain(Figure, to_plain(Figure(shape)), "figure") == Figure(shape)
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
-        ({"name": "hexagon"}, "no name 'hexagon': use one of circle, square, oblong @ drawing.shape"),
-        ({"name": "square", "radius": 3}, "radius.*drawing.shape"),
-        ("square", "drawing.shape"),
+        ({"name": "hexagon"}, "no name 'hexagon': use one of circle, square, oblong @ figure.shape"),
+        ({"name": "square", "radius": 3}, "radius.*figure.shape"),
+        ("square", "figure.shape"),
     ],
 )
-def test_what_fits_no_member_of_a_union_is_refused(data, told):
-    with pytest.raises(ConfigError, match=told):
-        from_plain(Drawing, {"shape": data}, "drawing")
+def test_what_fits_no_member_of_a_union_is_refused(data, message):
+    with pytest.raises(ConfigError, match=message):
+        from_plain(Figure, {"shape": data}, "figure")

@@ -24,7 +24,7 @@ def test_the_split_of_a_subject_is_kept_across_versions() -> None:
     ]  # fmt: skip
 
 
-def test_many_subjects_come_out_in_the_shares_asked_for() -> None:
+def test_many_subjects_are_split_in_the_requested_fractions() -> None:
     counts = Counter(SplitRule(SHARES).split(f"person {k}") for k in range(5000))
     for split, share in zip(SPLITS, SHARES, strict=True):
         assert counts[split] / 5000 == pytest.approx(share, abs=0.02)

@@ -179,14 +179,14 @@ def test_assigned_subjects_go_where_they_were_put_and_stay_there(tmp_path: Path)
 
 
 def test_assigned_subjects_of_whom_there_is_no_scan_are_counted(tmp_path: Path) -> None:
-    """A misspelt test subject would otherwise be trained on, and nobody told."""
+    """A misspelled test subject would otherwise be trained on without a warning."""
     person(tmp_path / "scans", "anna.nii.gz")
     outcome = run(tmp_path / "scans", tmp_path / "archive", assigned={"anna": "train", "Bert": "test", "carl": "val"})
     assert outcome.absent_subjects == 2
     assert outcome.summary() == "1 added (1 train), 0 already present, 0 refused, 2 assigned subjects not found"
 
 
-def test_only_whole_thoraces_are_taken_where_that_is_asked(tmp_path: Path) -> None:
+def test_only_whole_thoraces_are_ingested_where_they_are_required(tmp_path: Path) -> None:
     folder = tmp_path / "scans"
     person(folder, "whole.nii.gz")
     half = thorax_image((40, 30, 18), (9.0, 9.0, 9.0), hu=lambda x, y, z: thorax_hu(x, y, z - 60))
@@ -215,7 +215,7 @@ def test_progress_names_what_comes_next_and_ends_at_all(mixed: Path, tmp_path: P
     assert calls[-1][2] == ""
 
 
-def test_phantoms_are_drawn_once_and_more_of_them_later(tmp_path: Path) -> None:
+def test_phantoms_are_added_once_and_more_of_them_later(tmp_path: Path) -> None:
     url, grid = str(tmp_path / "archive"), Grid(32, 10.0)
     geometry = chest(grid)
     first = ingest_phantoms(url, grid, geometry, count=3, seed=0)

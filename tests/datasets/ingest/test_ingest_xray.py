@@ -86,25 +86,25 @@ def test_what_the_archive_holds_is_what_serving_makes_of_the_files_bit_for_bit(f
         assert entry.source == f"{entry.subject}_pa.png + {entry.subject}_lat.png"
 
 
-def test_the_facing_is_told_kept_with_the_entry_and_brought_to_what_is_projected(folder: Path, tmp_path: Path) -> None:
+def test_the_patient_orientation_is_detected_recorded_and_matched_to_the_view(folder: Path, tmp_path: Path) -> None:
     ingest([folder], tmp_path / "left")
     right = replace(GEOMETRY, views=(FRONTAL, View("lateral", azimuth_deg=-90.0)))
     ingest([folder], tmp_path / "right", right)
     one, other = Archive(str(tmp_path / "left")), Archive(str(tmp_path / "right"))
     for entry, mirrored in zip(one.entries(), other.entries(), strict=True):
-        facing = "right" if entry.subject == "b" else "left"
-        said = {"patient_facing": facing, "patient_facing_detected": True}
-        assert entry.record["lateral"].items() >= {**said, "mirrored": facing == "right"}.items()
-        assert mirrored.record["lateral"].items() >= {**said, "mirrored": facing == "left"}.items()
+        orientation = "right" if entry.subject == "b" else "left"
+        said = {"patient_facing": orientation, "patient_facing_detected": True}
+        assert entry.record["lateral"].items() >= {**said, "mirrored": orientation == "right"}.items()
+        assert mirrored.record["lateral"].items() >= {**said, "mirrored": orientation == "left"}.items()
         assert entry.record["frontal"] == {"file": f"{entry.subject}_pa.png", "size": [96, 96]}
         np.testing.assert_allclose(
             other.read_array(mirrored, "radiographs")[1], one.read_array(entry, "radiographs")[1][:, ::-1], atol=1e-6
         )
 
 
-def test_a_facing_that_is_asked_for_is_not_looked_for(folder: Path, tmp_path: Path) -> None:
-    ingest([folder], tmp_path / "asked", patient_facing="right")
-    for entry in Archive(str(tmp_path / "asked")).entries():
+def test_a_given_patient_orientation_is_not_detected(folder: Path, tmp_path: Path) -> None:
+    ingest([folder], tmp_path / "given", patient_facing="right")
+    for entry in Archive(str(tmp_path / "given")).entries():
         assert (
             entry.record["lateral"].items()
             >= {"patient_facing": "right", "patient_facing_detected": False, "mirrored": True}.items()
@@ -112,8 +112,8 @@ def test_a_facing_that_is_asked_for_is_not_looked_for(folder: Path, tmp_path: Pa
     csv = tmp_path / "pairs.csv"
     csv.write_text("subject,frontal,lateral,patient_facing\na,a_pa.png,a_lat.png,left\nb,b_pa.png,b_lat.png,\n")
     ingest([folder], tmp_path / "listed", pairs=csv, patient_facing="right")
-    told = [entry.record["lateral"]["patient_facing"] for entry in Archive(str(tmp_path / "listed")).entries()]
-    assert told == ["left", "right"]
+    recorded = [entry.record["lateral"]["patient_facing"] for entry in Archive(str(tmp_path / "listed")).entries()]
+    assert recorded == ["left", "right"]
 
 
 def test_a_lateral_that_does_not_show_its_facing_is_refused_and_the_others_go_on(folder: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ COARSE, FINE = Grid(64, 5.0), Grid(128, 2.5)
 
 
 @cache
-def drawn(seed: int, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def phantom(seed: int, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     return thorax(seed, grid)
 
 
@@ -34,14 +34,14 @@ def lung_dice(hu: np.ndarray, labels: np.ndarray, grid: Grid) -> float:
 
 
 def test_the_same_seed_gives_the_same_volume_bit_for_bit() -> None:
-    hu, labels = drawn(4, COARSE)
+    hu, labels = phantom(4, COARSE)
     again_hu, again_labels = thorax(4, COARSE)
     assert np.array_equal(hu, again_hu)
     assert np.array_equal(labels, again_labels)
 
 
 def test_one_seed_is_one_body_at_two_voxel_sizes() -> None:
-    (coarse, labels), fine = drawn(4, COARSE), drawn(4, FINE)[0]
+    (coarse, labels), fine = phantom(4, COARSE), phantom(4, FINE)[0]
     averaged = fine.astype(float).reshape(64, 2, 64, 2, 64, 2).mean(axis=(1, 3, 5))
     assert np.corrcoef(coarse.ravel(), averaged.ravel())[0, 1] > 0.995
     assert np.abs(coarse - averaged).mean() < 15
@@ -49,7 +49,7 @@ def test_one_seed_is_one_body_at_two_voxel_sizes() -> None:
     deep = ndimage.binary_erosion(labels == Label.LUNG, iterations=2)
     assert np.median(np.abs(coarse - averaged)[deep]) < 2
     # Another person at the same voxel size is much farther away.
-    assert np.abs(coarse - drawn(5, COARSE)[0]).mean() > 100
+    assert np.abs(coarse - phantom(5, COARSE)[0]).mean() > 100
 
 
 def test_different_seeds_are_different_people() -> None:
@@ -64,7 +64,7 @@ def test_different_seeds_are_different_people() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_volume_holds_int16_hu_between_air_and_dense_bone(seed: int) -> None:
-    hu, labels = drawn(seed, COARSE)
+    hu, labels = phantom(seed, COARSE)
     assert (hu.dtype, labels.dtype, hu.shape, labels.shape) == (np.int16, np.uint8, COARSE.shape, COARSE.shape)
     assert hu.min() == -1024
     assert 300 < hu.max() < 1400
@@ -75,17 +75,17 @@ def test_a_volume_holds_int16_hu_between_air_and_dense_bone(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_threshold_segmentation_finds_the_labeled_lungs(seed: int) -> None:
-    assert lung_dice(*drawn(seed, COARSE), COARSE) > 0.95
+    assert lung_dice(*phantom(seed, COARSE), COARSE) > 0.95
 
 
 @pytest.mark.parametrize("seed", [4, 5])
 def test_threshold_segmentation_finds_the_labeled_lungs_at_fine_voxels(seed: int) -> None:
-    assert lung_dice(*drawn(seed, FINE), FINE) > 0.96
+    assert lung_dice(*phantom(seed, FINE), FINE) > 0.96
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_lungs_hold_two_and_a_half_to_seven_liters_and_the_heart_takes_from_the_left(seed: int) -> None:
-    _, labels = drawn(seed, COARSE)
+    _, labels = phantom(seed, COARSE)
     lung = np.isin(labels, (Label.LUNG, Label.VESSEL))
     liters = lung.sum() * COARSE.spacing_mm**3 / 1e6
     assert 2.5 < liters < 7
@@ -99,7 +99,7 @@ def test_lungs_hold_two_and_a_half_to_seven_liters_and_the_heart_takes_from_the_
 
 def test_twelve_pairs_of_ribs_stand_out_as_bone_with_soft_gaps_between_them() -> None:
     seed = 4
-    person, (hu, labels) = Person.sample(seed), drawn(seed, FINE)
+    person, (hu, labels) = Person.sample(seed), phantom(seed, FINE)
     for side in SIDES:
         ribs = [bones.rib(person, number, side) for number in range(1, 13)]
         for number, rib in enumerate(ribs, start=1):
@@ -125,7 +125,7 @@ def test_ribs_fall_forwards_and_the_last_two_end_in_the_flank() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_heart_and_aorta_lie_to_the_left_and_the_liver_to_the_right(seed: int) -> None:
-    person, (hu, labels) = Person.sample(seed), drawn(seed, COARSE)
+    person, (hu, labels) = Person.sample(seed), phantom(seed, COARSE)
     z = -(np.arange(COARSE.size) - (COARSE.size - 1) / 2) * COARSE.spacing_mm
     beside_heart = (z > person.dome_z[0] + 8) & (z < vessels.heart_center(person)[2] + 15)
     lung = np.isin(labels[beside_heart], (Label.LUNG, Label.VESSEL))

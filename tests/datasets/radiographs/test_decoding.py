@@ -99,7 +99,7 @@ def test_an_inverted_dicom_is_inverted_once_though_its_presentation_says_so_agai
 
 
 @pytest.mark.parametrize("kind", ["PNG", "PNG of 16 bits"])
-def test_a_picture_that_shows_bone_dark_is_inverted_unless_told_otherwise(kind: str) -> None:
+def test_a_picture_with_dark_bone_is_inverted_unless_the_caller_decides(kind: str) -> None:
     bright, _ = PICTURES[kind]
     most = np.asarray(Image.open(io.BytesIO(bright))).max()
     pixels = np.asarray(Image.open(io.BytesIO(bright)))

@@ -1,4 +1,4 @@
-"""How often the facing is told rightly, on people whose images its regions were not chosen on and on all there are."""
+"""Accuracy of the detected patient orientation, also on subjects on which its regions were not chosen."""
 
 from __future__ import annotations
 
@@ -31,45 +31,43 @@ def laterals(hu: np.ndarray, grid: Grid = GRID) -> list[np.ndarray]:
     return [render_drrs(hu, grid, geometry(grid))[1] for geometry in GEOMETRIES.values()]
 
 
-def told(images: list[np.ndarray]) -> Counter[str]:
-    """How often images that face left, and their mirror images, are told rightly, wrongly or not."""
+def detections(images: list[np.ndarray]) -> Counter[str]:
+    """Counts of right, wrong and no detections on images that face left and on their mirror images."""
     counts: Counter[str] = Counter()
     for image in images:
-        for other, truth in ((image, "left"), (image[:, ::-1], "right")):
+        for other, ground_truth in ((image, "left"), (image[:, ::-1], "right")):
             found = detect_patient_facing(np.ascontiguousarray(other))
-            counts["not" if found is None else "right" if found == truth else "wrong"] += 1
+            counts["not" if found is None else "right" if found == ground_truth else "wrong"] += 1
     return counts
 
 
-def test_phantoms_are_told_rightly_both_ways() -> None:
+def test_phantoms_are_detected_correctly_in_both_orientations() -> None:
     images = [image for seed in range(30) for image in laterals(thorax(seed, GRID)[0])]
-    counts = told(images)
+    counts = detections(images)
     assert counts["wrong"] == 0
     assert counts["right"] >= 0.99 * counts.total()
 
 
-def test_disturbed_phantoms_are_not_told_wrongly() -> None:
+def test_augmented_phantoms_are_never_detected_wrongly() -> None:
     images = [
         other for seed in range(30, 36) for image in laterals(thorax(seed, GRID)[0]) for _, other in disturbed(image)
     ]
-    counts = told(images)
+    counts = detections(images)
     assert counts["wrong"] == 0
     assert counts["right"] >= 0.95 * counts.total()
 
 
-def test_real_ct_is_told_rightly_both_ways(real_data: Path) -> None:
+def test_real_ct_is_detected_correctly_in_both_orientations(real_data: Path) -> None:
     sources = reader.find([real_data / "ct", real_data / "raw" / "dicom_ct_lung_dx_a0002"]).sources
     images = [image for source in sources for image in laterals(resample(reader.read(source), GRID)[0])]
     assert len(images) == 27
-    counts = told(images)
+    counts = detections(images)
     assert counts["wrong"] == 0
     assert counts["right"] >= 0.9 * counts.total()
 
 
 @pytest.mark.parametrize("name", ["cc0_normal", "eurorad_12325_d0", "rad_covid15"])
-def test_real_laterals_are_told_as_the_manifest_says_through_frames_cuts_and_tone_curves(
-    name: str, real_data: Path
-) -> None:
+def test_real_laterals_are_detected_through_borders_crops_and_tone_curves(name: str, real_data: Path) -> None:
     manifest = (real_data / "MANIFEST.csv").read_text()
     [line] = [line for line in manifest.splitlines() if f"{name}_lateral" in line]
     assert "facing image left" in line
@@ -79,12 +77,12 @@ def test_real_laterals_are_told_as_the_manifest_says_through_frames_cuts_and_ton
         "right",
     )
     small = prepare(image, 128)
-    counts = told([other for _, other in disturbed(small)])
+    counts = detections([other for _, other in disturbed(small)])
     assert counts["wrong"] == 0
     assert counts["right"] >= 0.9 * counts.total()
 
 
-def test_a_mirror_image_leans_as_much_the_other_way() -> None:
+def test_a_mirror_image_has_the_opposite_score() -> None:
     image = laterals(thorax(3, GRID)[0])[0]
     assert patient_facing_score(np.ascontiguousarray(image[:, ::-1])) == pytest.approx(
         -patient_facing_score(image), abs=1e-6
@@ -92,7 +90,7 @@ def test_a_mirror_image_leans_as_much_the_other_way() -> None:
 
 
 @pytest.mark.parametrize("kind", ["even", "symmetric", "noise"])
-def test_where_the_image_does_not_say_it_nothing_is_told(kind: str) -> None:
+def test_an_unclear_orientation_is_not_detected(kind: str) -> None:
     rng = np.random.default_rng(0)
     image = rng.random((96, 96), dtype=np.float32)
     if kind == "even":

@@ -45,8 +45,8 @@ def expected(grid: Grid, center: list[float]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_error(hu: np.ndarray, record: dict[str, Any], grid: Grid = CUBE) -> float:
-    truth, inside = expected(grid, record["center_lps_mm"])
-    return float(np.abs(hu - truth)[inside].mean())
+    ground_truth, inside = expected(grid, record["center_lps_mm"])
+    return float(np.abs(hu - ground_truth)[inside].mean())
 
 
 def assert_right_way_round(hu: np.ndarray, record: dict[str, Any]) -> None:
@@ -544,7 +544,7 @@ def test_a_volume_without_a_body_in_its_middle_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_cube_that_cuts_the_flanks_keeps_the_lungs_behind_them(tmp_path: Path) -> None:
-    """Outside the cube's own body there is nothing to tell such a lung from the air around a patient."""
+    """Outside the cube's own body such a lung cannot be distinguished from the air around a patient."""
     path = write_image(thorax_image(), tmp_path / "person.mha")
     narrow = Grid(53, 4.0)  # 212 mm, where the lungs reach from -118 to 112 mm
     hu, _ = on_grid(path, narrow)

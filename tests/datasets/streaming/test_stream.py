@@ -114,12 +114,12 @@ def test_views_can_be_chosen_and_put_in_another_order(archive: Archive) -> None:
     assert torch.equal(lateral.views, both.views[:, 1:])
 
 
-def test_labels_come_with_the_batches_that_ask_for_them(archive: Archive) -> None:
+def test_labels_are_in_the_batches_that_need_them(archive: Archive) -> None:
     share = BatchPartition(0, 1, 4, accumulation=2)
-    asked = BatchStream(archive, archive.entries(), SampleOrder(COUNT, 1), share, WINDOW, labels=True)
+    labeled = BatchStream(archive, archive.entries(), SampleOrder(COUNT, 1), share, WINDOW, labels=True)
     plain = next(iter(stream(archive, archive, share)))
     by_id = {entry.id: entry for entry in archive.entries()}
-    for batch, other in zip(next(iter(asked)), plain, strict=True):
+    for batch, other in zip(next(iter(labeled)), plain, strict=True):
         assert batch.labels is not None
         assert (batch.labels.dtype, batch.labels.shape) == (torch.uint8, (2, 1, *GRID.shape))
         for name, labels in zip(batch.ids, batch.labels, strict=True):
@@ -132,7 +132,7 @@ def test_labels_come_with_the_batches_that_ask_for_them(archive: Archive) -> Non
         assert other.labels is None
 
 
-def test_labels_that_nobody_asks_for_are_not_read(archive: Archive) -> None:
+def test_labels_that_are_not_needed_are_not_read(archive: Archive) -> None:
     read: Counter[str] = Counter()
 
     class Counted(Archive):
@@ -163,7 +163,7 @@ def test_a_worker_reads_its_own_samples_and_no_others(archive: Archive) -> None:
     assert reader.reads.total() == 6
 
 
-def test_batches_are_read_ahead_but_no_more_than_asked_for(archive: Archive) -> None:
+def test_batches_are_prefetched_up_to_the_limit(archive: Archive) -> None:
     reader = Counting(archive)
     batches = iter(stream(reader, archive, BatchPartition(0, 1, 2), prefetch_batches=3, threads=2))
     next(batches)
@@ -292,7 +292,7 @@ def test_leaving_drops_what_was_not_begun(archive: Archive) -> None:
     assert reader.reads.total() <= before + 1, "at most the read that was under way"
 
 
-def test_exactly_the_samples_asked_for_are_loaded(archive: Archive) -> None:
+def test_exactly_the_given_samples_are_loaded(archive: Archive) -> None:
     chosen = [archive.entries()[k] for k in (4, 0, 4)]
     batch = load_batch(archive, chosen, WINDOW, (0, 1))
     assert batch.ids == tuple(entry.id for entry in chosen)
@@ -343,7 +343,7 @@ def test_a_full_cache_drops_what_was_used_longest_ago(archive: Archive) -> None:
     assert reader.reads == {b.id: 1}
 
 
-def test_a_cache_keeps_the_arrays_that_are_asked_for_and_no_others(archive: Archive) -> None:
+def test_a_cache_keeps_the_arrays_that_were_read_and_no_others(archive: Archive) -> None:
     cache = CachedReader(archive, max_bytes=COUNT * 2 * PAIR_BYTES)
     entry = archive.entries()[0]
     whole = sample(seed_of(entry)).arrays()
@@ -367,7 +367,7 @@ def test_an_array_that_does_not_fit_is_read_and_not_kept(archive: Archive, max_b
     assert cached_bytes(cache) == 0
 
 
-def test_a_cache_keeps_to_its_bytes_and_to_the_truth_under_threads(archive: Archive) -> None:
+def test_a_cache_keeps_to_its_limit_and_returns_the_right_arrays_under_threads(archive: Archive) -> None:
     limit = 4 * PAIR_BYTES + 100
     cache = CachedReader(archive, limit)
     entries = archive.entries()
@@ -467,9 +467,9 @@ def test_unpaired_volumes_follow_the_position_whatever_the_workers_and_after_a_r
         assert unpaired_batches(pairs, archive, world, steps=4, taken=12) == whole[2:]
     # All are used, as often as one another but for those whose subject is in the batch, in an order of their own.
     volumes = {bytes(WINDOW.to_unit(sample(k).volume.astype(np.float32))): k for k in range(COUNT)}
-    drawn = [(int(name.partition("-")[2]), volumes[volume]) for step in whole for name, volume in step]
-    assert {k for _, k in drawn} == set(range(COUNT))
-    assert [k for _, k in drawn[:COUNT]] != [k for _, k in drawn[COUNT : 2 * COUNT]]
+    pairs_of_ids = [(int(name.partition("-")[2]), volumes[volume]) for step in whole for name, volume in step]
+    assert {k for _, k in pairs_of_ids} == set(range(COUNT))
+    assert [k for _, k in pairs_of_ids[:COUNT]] != [k for _, k in pairs_of_ids[COUNT : 2 * COUNT]]
 
 
 def test_an_unpaired_volume_is_never_of_the_person_in_the_radiographs(archive: Archive) -> None:
