@@ -93,7 +93,7 @@ class Archive:
         if self.manifest.contents != "volumes":
             raise ConfigError(
                 f"{self.url} holds radiographs without CT, and {consumer} needs CT: "
-                "use an archive made by raylift ingest or raylift phantom"
+                "give an archive made by raylift ingest or raylift phantom"
             )
 
     def read(self, entry: Entry) -> Sample:
