@@ -112,16 +112,16 @@ def augment(
         grid: of the results.
         parameters: one a volume.
     """
-    truth = deform(hu, spacing_mm, grid, [one.deformation for one in parameters])
-    bone_hu = (truth - BONE_HU).clamp_min(0)
-    both = torch.cat([hu_to_attenuation(truth - bone_hu), hu_to_attenuation(bone_hu - 1000.0)], dim=1)
+    ground_truth = deform(hu, spacing_mm, grid, [one.deformation for one in parameters])
+    bone_hu = (ground_truth - BONE_HU).clamp_min(0)
+    both = torch.cat([hu_to_attenuation(ground_truth - bone_hu), hu_to_attenuation(bone_hu - 1000.0)], dim=1)
     views = []
     for view in range(len(parameters[0].poses)):
-        poses = poses_of([one.poses[view] for one in parameters], truth.device)
+        poses = poses_of([one.poses[view] for one in parameters], ground_truth.device)
         views.append(project_batch(both, grid.spacing_mm, poses))
     images = torch.stack(views, dim=1)
     developed = develop(images[:, :, 0], images[:, :, 1], [one.development for one in parameters])
-    return truth, standardize_batch(developed)
+    return ground_truth, standardize_batch(developed)
 
 
 def poses_of(geometries: Sequence[Geometry], device: torch.device) -> Poses:
