@@ -123,7 +123,7 @@ def test_a_lateral_that_does_not_show_its_facing_is_refused_and_the_others_go_on
     Image.fromarray(even).save(tmp_path / "z_lat.png")
     outcome = ingest([folder, tmp_path], tmp_path / "archive")
     [refusal] = outcome.refused
-    assert str(refusal).startswith(f"{tmp_path / 'z_lat.png'}: it does not show clearly where the patient faces: pass")
+    assert str(refusal).startswith(f"{tmp_path / 'z_lat.png'}: the patient orientation is not clear: pass")
     assert len(outcome.added) == 4
     again = ingest([tmp_path], tmp_path / "archive", patient_facing="left")
     assert [entry.subject for entry in again.added] == ["z"]

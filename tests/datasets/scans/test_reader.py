@@ -469,7 +469,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a voxel that is no number": (save(with_nan), r"NaN or infinite voxels"),
     "no orientation": (without_orientation, r"neither qform nor sform is set"),
     "spacing in meters": (save(thorax_image, spacing=(0.0045, 0.0045, 0.0045)), r"spacing .* is not that of a CT"),
-    "a person ten meters tall": (save(thorax_image, (20, 20, 600), (15, 15, 18)), r"10800 mm is more than a scanner"),
+    "a person ten meters tall": (save(thorax_image, (20, 20, 600), (15, 15, 18)), r"10800 mm is larger than any scanner"),
     "a person two meters wide": (save(thorax_image, (100, 100, 60), (18, 18, 18)), r"1800 x 1800 x 1080 mm is more"),
     "half a NIfTI": (truncated(".nii", 0.5), r"truncated"),
     "half a compressed NIfTI": (truncated(".nii.gz", 0.5), r"truncated"),
