@@ -33,7 +33,7 @@ class Batch:
             ConfigError: the batch has none.
         """
         if self.ground_truth is None:
-            raise ConfigError("a batch without CT: volumes are only loaded for systems that learn from volumes")
+            raise ConfigError("a batch of radiographs without CT: only systems that learn from volumes load it")
         return self.ground_truth
 
     def to(self, device: torch.device) -> Batch:
