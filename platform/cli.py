@@ -1,4 +1,4 @@
-"""The `raylift` command: a table of verbs. Each is imported only when it is called, so `--help` answers at once."""
+"""The `raylift` command line: a table of commands, each imported only when it runs, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ COMMANDS = {
     "ingest": ("raylift.platform.commands.archiving:ingest", "CT files and folders to an archive"),
     "ingest-xray": ("raylift.platform.commands.archiving:ingest_xray", "pairs of radiographs to an archive"),
     "phantom": ("raylift.platform.commands.archiving:phantom", "synthetic thorax volumes to an archive"),
-    "train": ("raylift.platform.commands.training:train", "train a preset on Ray, or go on with a run"),
-    "tune": ("raylift.platform.commands.training:tune", "search settings, or go on with a search"),
-    "evaluate": ("raylift.platform.commands.results:evaluate", "measure a checkpoint: table, JSON, figures, report"),
-    "export": ("raylift.platform.commands.results:export", "a checkpoint as safetensors, config and model card"),
+    "train": ("raylift.platform.commands.train:train", "train a preset on Ray, or resume a run"),
+    "tune": ("raylift.platform.commands.tune:tune", "search settings, or resume a search"),
+    "evaluate": (
+        "raylift.platform.commands.evaluation_export:evaluate",
+        "metrics of a checkpoint: tables, JSON, report",
+    ),
+    "export": (
+        "raylift.platform.commands.evaluation_export:export",
+        "a checkpoint as safetensors, config and model card",
+    ),
     "reconstruct": ("raylift.serve.commands:reconstruct", "radiographs to a CT volume as NIfTI"),
     "serve": ("raylift.serve.commands:serve", "HTTP API and web page for a model"),
     "systems": ("raylift.platform.commands.about:systems", "systems of the literature: names, presets, sizes, papers"),
     "doctor": ("raylift.platform.commands.about:doctor", "what is installed and reachable, and what is missing"),
 }
-"""Verb to function and a line of help. This table alone names rooms to the right of its own."""
+"""Function and line of help of each command. Only this table refers to folders to the right of its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns the exit status: 0, 1 (nothing could be done), 2 (a mistake in what was asked)."""
+    """Run a command; returns the exit status: 0, 1 (nothing could be done) or 2 (wrong arguments or settings)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_help())
@@ -35,13 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"raylift {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        print(f"raylift: no verb '{words[0]}': use one of {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"raylift: no command '{words[0]}': use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from raylift.datasets.errors import RayliftError
 
     try:
-        return _verb(words[0])(words[1:])
+        return _command(words[0])(words[1:])
     except (RayliftError, FileNotFoundError, PermissionError) as error:
         print(f"raylift: {error}", file=sys.stderr)
         return 2
@@ -50,18 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _verb(name: str) -> Callable[[list[str]], int]:
+def _command(name: str) -> Callable[[list[str]], int]:
     module, function = COMMANDS[name][0].split(":")
-    verb: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
-    return verb
+    command: Callable[[list[str]], int] = getattr(importlib.import_module(module), function)
+    return command
 
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    verbs = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
     return (
-        "usage: raylift VERB ...\n\n3-D CT volumes from one or two X-rays: training, search and serving on Ray.\n"
-        f"Research software, not a medical device.\n\n{verbs}\n\nraylift VERB --help shows a verb's options."
+        "usage: raylift COMMAND ...\n\n3-D CT volumes from one or two X-rays: training, search and serving on Ray.\n"
+        f"Research software, not a medical device.\n\n{commands}\n\n"
+        "raylift COMMAND --help shows the options of a command."
     )
 
 

@@ -1,4 +1,4 @@
-"""`python -m raylift VERB ...`, the same as the `raylift` command."""
+"""`python -m raylift COMMAND ...`, the same as the `raylift` command."""
 
 from raylift.platform.cli import main
 

@@ -124,7 +124,7 @@ def test_the_code_runs_from_a_checkout_that_is_not_installed():
         [sys.executable, "-S", "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert answer.returncode == 0, answer.stderr
-    assert "raylift VERB" in answer.stdout
+    assert "raylift COMMAND" in answer.stdout
 
 
 def test_a_wheel_holds_exactly_the_tracked_files_of_the_six_folders(tmp_path):

@@ -53,7 +53,7 @@ def test_train_without_a_preset_lists_them(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nonsense"], "no verb 'nonsense'"),
+        (["nonsense"], "no command 'nonsense'"),
         (["train", "x2ct-gna"], "no preset 'x2ct-gna'"),
         (["train", "x2ct-gan-tiny", "--data.archive", "no/such/place"], "holds no raylift archive"),
         (["train", "--resume", "no/such/run"], "is not a run"),

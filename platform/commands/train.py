@@ -1,0 +1,82 @@
+"""`raylift train`: train a preset, or resume a run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from raylift.datasets.archive.store import absolute
+from raylift.datasets.errors import ConfigError
+from raylift.platform.commands.run_arguments import parse, print_usage, split_name
+from raylift.platform.config import RunConfig
+from raylift.platform.monitor import format_metrics, monitored
+from raylift.platform.presets import listing, named_run
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a preset or the configuration in a YAML file, or resume a run."""
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    output: str = ""
+    """Folder or URL of the new run; runs/<preset>-<time> by default."""
+    resume: str = ""
+    """Folder or URL of a run to resume."""
+    dry_run: bool = False
+    """Print the configuration and an estimate of memory, and stop."""
+
+
+def train(arguments: list[str]) -> int:
+    """Train a preset on Ray, or resume a run."""
+    name, rest = split_name(arguments)
+    if "--resume" in rest and rest.index("--resume") + 1 < len(rest):
+        from raylift.platform.training import runs
+
+        base = runs.load_run(rest[rest.index("--resume") + 1])
+    elif name:
+        base = named_run(name)
+    else:
+        return print_usage(("raylift train PRESET [options]", "raylift train --resume RUN [options]"), listing(), rest)
+    options = parse(f"train {name}", rest, TrainOptions(base))
+    if options.dry_run:
+        return _dry_run(options.run)
+    from raylift.platform import cluster
+    from raylift.platform.training import runs
+    from raylift.platform.training.checkpoint import best_checkpoint
+
+    if options.resume and _network_and_input(options.run) != _network_and_input(base):
+        raise ConfigError(
+            "a resumed run keeps its system, its window and its histogram matching: start a new run to change them"
+        )
+    url = absolute(options.resume or options.output or runs.new_run_url("runs", Path(name).stem))
+    run = options.run if options.resume else runs.create(options.run, url)
+    started = time.monotonic()
+    cluster.connect()
+    metrics = runs.fit(run, url)
+    best, summary = best_checkpoint(url)
+    print(f"trained in {time.monotonic() - started:.0f} s: validation {format_metrics(metrics)} at the end")
+    psnr_db = summary["metrics"][monitored(summary["metrics"])]
+    print(f"best checkpoint ({psnr_db:.2f} dB, step {summary['step']}): {best}")
+    print(f"curves: tensorboard --logdir {url}/tensorboard")
+    return 0
+
+
+def _network_and_input(run: RunConfig) -> tuple[object, ...]:
+    """The settings that a resumed run cannot change."""
+    return run.system, run.data.window, run.data.match_histograms
+
+
+def _dry_run(run: RunConfig) -> int:
+    from raylift.platform.training import pretrained
+    from raylift.platform.training.memory import estimate
+
+    run = pretrained.resolve(run)
+    print(run.to_yaml())
+    print(f"# config SHA-256 {run.sha256()}")
+    for line in estimate(run).lines():
+        print(f"# {line}")
+    return 0

@@ -1,0 +1,73 @@
+"""`raylift tune`: search settings over a space, or resume a search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from raylift.datasets.archive.store import absolute
+from raylift.datasets.errors import ConfigError
+from raylift.platform.commands.run_arguments import parse, pop_option, print_usage, split_name
+from raylift.platform.config import RunConfig
+from raylift.platform.presets import named_run
+from raylift.platform.progress import console
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """Search settings over a space of `tune_spaces` or of a YAML file, or resume a search."""
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    trials: int = 8
+    """Total number of trials."""
+    max_concurrent: int = 0
+    """Maximum number of trials at once; 0: as many as the cluster holds."""
+    reduction_factor: int = 3
+    """ASHA: at each rung the best 1/n of the trials continue."""
+    seed: int = 0
+    """Seed of the proposals; the seed of training is train.seed."""
+    output: str = ""
+    """Folder or URL of the new search; runs/search-<space>-<time> by default."""
+    resume: str = ""
+    """Folder or URL of a search to resume."""
+
+
+def tune(arguments: list[str]) -> int:
+    """Search settings, or resume a search."""
+    from raylift.platform import cluster
+    from raylift.platform.training import runs
+    from raylift.platform.tuning import search
+
+    name, rest = split_name(arguments)
+    if not name and "--resume" not in rest:
+        known = ", ".join(sorted(path.stem for path in search.spaces_folder().glob("*.yaml")))
+        usage = ("raylift tune SPACE [--preset NAME] [options]", "raylift tune --resume SEARCH")
+        return print_usage(usage, f"spaces: {known}", rest)
+    preset, rest = pop_option(rest, "--preset")
+    space = search.load_space(name) if name else search.Space({})
+    base = named_run(preset or space.preset or "x2ct-gan-slim")
+    options = parse(f"tune {name}", rest, TuneOptions(base))
+    url = absolute(options.resume or options.output or runs.new_run_url("runs", f"search-{Path(name).stem}"))
+    if not options.resume:
+        new = search.Search(
+            run=options.run,
+            space=space,
+            trials=options.trials,
+            max_concurrent=options.max_concurrent,
+            reduction_factor=options.reduction_factor,
+            seed=options.seed,
+        )
+        search.validate(new)
+        search.create(new, url)
+    cluster.connect()
+    table = search.fit(url, say=lambda text: print(f"tune: {text}", flush=True))
+    console.print(search.as_table(table))
+    best = table[0]
+    if best.best_psnr_db is None:
+        raise ConfigError(f"no trial of {url} reached a validation: {best.error}")
+    print(f"best checkpoint ({best.best_psnr_db:.2f} dB, step {best.step}): {best.checkpoint}")
+    print(f"all trials: {url}/trials.json")
+    return 0
