@@ -78,7 +78,9 @@ def test_the_page_makes_a_file_a_line_in_the_dictionary_and_a_search_space():
 
 def test_the_list_of_systems_has_the_new_one(checkout):
     listed = output_of(command("raylift systems"), checkout)
-    assert re.search(r"│ ExampleNet +│ example-net +│ regression +│ 2 +│ [\d,]+ +│ Doe et al\. 2025", listed)
+    assert re.search(
+        r"│ ExampleNet +│ example-net +│ regression +│ 2 +│ 128\^3, 2\.5 mm +│ [\d,]+ +│ Doe et al\. 2025", listed
+    )
     for preset in ("example-net ", "example-net-slim ", "example-net-tiny "):
         assert f"    {preset}" in listed
 
