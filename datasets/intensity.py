@@ -25,7 +25,9 @@ class Window:
     """The HU range that maps to [0, 1] for a network. The default is X2CT-GAN's, 2500 HU wide."""
 
     low_hu: float = -1024.0
+    """HU that maps to 0."""
     high_hu: float = 1476.0
+    """HU that maps to 1."""
 
     def __post_init__(self) -> None:
         if not self.low_hu < self.high_hu:

@@ -86,6 +86,7 @@ class EngineConfig:
     """DeepSpeed."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed shards across workers: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 computes convolutions and matrix products in bfloat16; weights and Adam stay in fp32."""
     gradient_accumulation_steps: int = 1
@@ -103,8 +104,11 @@ class ClusterConfig:
     """What a run asks of Ray."""
 
     workers: int = 2
+    """Data-parallel workers."""
     cpus_per_worker: float = 1.0
+    """CPU cores that Ray reserves for a worker."""
     gpus_per_worker: float = 0.0
+    """GPUs that Ray reserves for a worker; 0 trains on the CPU."""
     threads_per_worker: int = 1
     """PyTorch threads; on small 3-D networks one can be faster than two."""
     max_failures: int = 2
@@ -124,6 +128,7 @@ class TrainConfig:
     batch_size: int = 4
     """Global batch size: samples per step over all workers and micro-batches. Independent of the number of workers."""
     seed: int = 0
+    """Seed of initial weights, order of samples and random numbers in training."""
     log_every: int = 10
     """Steps between log lines."""
     validate_every: int = 500

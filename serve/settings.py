@@ -21,10 +21,13 @@ class ServeSettings:
     host: str = "127.0.0.1"
     """Address to listen on. The service has no login: use a proxy with authentication on a shared network."""
     port: int = 8000
+    """Port to listen on."""
     replicas: int = 1
     """Number of copies of the model."""
     cpus_per_replica: float = 1.0
+    """CPU cores that Ray reserves for a replica."""
     gpus_per_replica: float = 0.0
+    """GPUs that Ray reserves for a replica; 0 computes on the CPU."""
     threads_per_replica: int = 1
     """PyTorch threads of each replica."""
     max_batch: int = 4

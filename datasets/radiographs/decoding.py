@@ -35,8 +35,11 @@ class RadiographLimits:
     """The largest radiograph that is decoded."""
 
     max_bytes: int = 64 * 2**20
+    """Bytes of a file."""
     max_pixels: int = 2**26
+    """Pixels in all."""
     min_side: int = 32
+    """Fewest pixels along an axis."""
     max_aspect: float = 4.0
     """Longer over shorter side; `preparation.prepare` pads to a square."""
 

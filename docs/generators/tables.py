@@ -123,7 +123,9 @@ def type_name(kind: Any) -> str:
         return " or ".join(type_name(part) for part in arguments if part is not type(None))
     if origin in (tuple, list) and arguments:
         many = len(arguments) == 2 and arguments[1] is ...
-        return f"any number of {type_name(arguments[0])}" if many else ", ".join(map(type_name, arguments))
+        plural = {"integer": "integers", "number": "numbers", "path": "paths", "text": "texts"}
+        part = type_name(arguments[0])
+        return f"any number of {plural.get(part, part)}" if many else ", ".join(map(type_name, arguments))
     names = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path"}
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 

@@ -29,6 +29,7 @@ class AutoencoderConfig:
     channels: tuple[int, ...] = (32, 64)
     """After each downsampling, finest first."""
     latent_channels: int = 8
+    """Channels of the latents."""
     blocks: int = 1
     """Residual blocks at each size, in the encoder and in the decoder."""
     kl: float = 1e-4

@@ -39,6 +39,7 @@ class DenoiserConfig:
     window: int = 4
     """Voxels a side of an attention window."""
     heads: int = 4
+    """Attention heads of a shifted-window block."""
     patch: int = 1
     """Voxels a side that space-to-depth turns into channels at the finest size: 2 is an eighth of the work."""
 

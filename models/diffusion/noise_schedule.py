@@ -43,8 +43,11 @@ class NoiseSchedulerConfig:
     beta_schedule: BetaSchedule = "linear"
     """linear: beta from `beta_start` to `beta_end`; cosine: Nichol and Dhariwal 2021."""
     num_train_timesteps: int = 1000
+    """Timesteps T of the diffusion."""
     beta_start: float = 1e-6
+    """Variance of the noise added at the first timestep, of the linear schedule."""
     beta_end: float = 1e-2
+    """Variance of the noise added at the last timestep, of the linear schedule."""
     prediction_type: PredictionType = "epsilon"
     """epsilon: the noise; sample: the data x_0; v_prediction: v."""
 

@@ -46,6 +46,7 @@ class TriPlaneConfig:
     layers: int = 2
     """Hidden layers of the implicit decoder after the first."""
     condition_channels: int = 32
+    """Channels of the condition that the denoiser receives at every voxel."""
 
     def __post_init__(self) -> None:
         require_minimum(self, 1, "channels", "hidden", "condition_channels")

@@ -35,6 +35,7 @@ class ReconstructionLoss:
     cone_projection: float = 0.0
     """Mean absolute error of cone-beam projections in three jittered poses (X-Recon)."""
     cone_jitter_deg: float = 10.0
+    """Standard deviation of the poses' rotations about each axis."""
     cone_jitter_voxels: float = 8.0
     """Standard deviations of the jitter; a voxel is 1/128 of the volume's edge."""
     ssim: float = 0.0

@@ -47,7 +47,9 @@ class DecoderConfig:
     head: HeadName = "convolution"
     """rendering: X-Recon's, intensities at each size, combined from coarse to fine; upsampling decoder only."""
     head_kernel: int = 7
+    """Edge of the last convolution's kernel in voxels."""
     output: ActivationName = "relu"
+    """Activation after the last convolution."""
 
     def __post_init__(self) -> None:
         if self.head == "rendering" and self.kind != "upsampling":

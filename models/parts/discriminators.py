@@ -28,6 +28,7 @@ class DiscriminatorConfig:
     11,067,457 parameters). lifted: patch, with a 3-D convolution block on each radiograph (CVAA-GAN). cnn: one score
     for the whole volume (DuoLift-GAN)."""
     channels: tuple[int, ...] = (64, 128, 256, 512)
+    """Output channels of its layers, from the input on."""
     conditional: bool = True
     """Whether the radiographs, back-projected along their rays, are input channels beside the volume."""
     condition_channels: int = 16
@@ -90,6 +91,7 @@ class ViewDiscriminatorConfig:
     """Settings of a radiograph discriminator; the defaults are u-X2CTGAN's."""
 
     channels: tuple[int, ...] = (64, 128, 256)
+    """Output channels of its layers, from the input on."""
     pooled: bool = True
     """One score for each image, the mean over its patches (u-X2CTGAN), or a score for each patch."""
     conditional: bool = False

@@ -30,12 +30,16 @@ class EncoderConfig:
     stem: int = 64
     """Channels at full size; the hourglass has four times as many inside, the U-Net doubles them at each halving."""
     growth: int = 32
+    """Channels that a dense layer adds."""
     bottleneck: int = 128
+    """Channels between the two convolutions of a dense layer."""
     layers: tuple[int, ...] = (6, 12, 24, 16, 6)
     """Dense layers of each stage, or residual blocks of the hourglass at each size; every stage halves the image. The
     U-Net has as many halvings as there are numbers here and two convolutions at each size, whatever the numbers."""
     transformer_blocks: int = 6
+    """Transformer blocks before the last stage, of the transformer encoder."""
     heads: int = 8
+    """Attention heads of these blocks."""
 
     def __post_init__(self) -> None:
         if not self.layers or min(self.layers) < 1:

@@ -181,6 +181,7 @@ class PhantomOptions:
     count: int = 32
     """Volumes."""
     seed: int = 0
+    """Seed of the set of phantoms."""
     grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Fractions of phantoms in the train, validation and test split."""

@@ -29,6 +29,7 @@ class EvaluateOptions:
     archive: str
     """Folder or URL of the archive."""
     split: Split = "test"
+    """Split that is evaluated."""
     protocols: tuple[ProtocolName, ...] = ()
     """How metrics are computed (see raylift.models.metrics); by default all protocols that compare volumes or, without
     CT, reprojection."""
