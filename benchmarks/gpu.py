@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from gpu_ceilings import convolutions, copies, products
 from gpu_projectors import projectors
 from gpu_report import Report
-from gpu_steps import compiled, parity, plan, steps
+from gpu_steps import compiled, parity, plan, steps, system_of
 
 PARTS = {"ceilings": 25.0, "steps": 110.0, "projectors": 45.0, "parity": 30.0, "compiled": 60.0}
 """Seconds of each part."""
@@ -49,7 +49,8 @@ def main() -> None:
         for name, seconds in PARTS.items():
             print(f"{name}: {seconds:.0f} s")
         for case in plan(options.tiny):
-            print(f"steps {case.name} {case.size} batch {case.batch}: {', '.join(case.kinds)}")
+            views = " and ".join(system_of(case.name, options.tiny).views)
+            print(f"steps {case.name} {case.size} batch {case.batch}, {views}: {', '.join(case.kinds)}")
         return
     if options.compiled:
         print(json.dumps(compiled(options.compiled, options.tiny, device)))
