@@ -109,7 +109,7 @@ def test_yaml_that_is_none_is_refused():
             "diffux2ct",
             {
                 "optimizer.lr": 2e-4,
-                "system.scheduler.timesteps": 1000,
+                "system.scheduler.num_train_timesteps": 1000,
                 "system.scheduler.beta_start": 1e-6,
                 "system.scheduler.beta_end": 1e-2,
                 "system.scheduler.prediction_type": "epsilon",
@@ -189,7 +189,7 @@ def test_every_system_has_a_published_preset_a_slim_one_and_a_space(name):
 def test_a_slim_preset_makes_the_same_choices_with_fewer_parameters(name):
     published, small = PRESETS[name].system, PRESETS[f"{name}-slim"].system
     # Another end and no checkpointing for small networks; a base of its own; what an estimate of noise takes too long.
-    others = ("decoder.output", "checkpointing", "base.", *(["diffusion."] if name == "diffux2ct" else []))
+    others = ("decoder.output", "checkpointing", "base.", *(["scheduler."] if name == "diffux2ct" else []))
     chosen, kept = (
         {
             key: value
