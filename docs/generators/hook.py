@@ -104,8 +104,8 @@ def _benchmarks() -> str:
 
 
 def _title(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-    return f"{first} ({path.stem[:10]})"
+    """A result's name and date, from its file's: DATE-NAME.md."""
+    return f"{path.stem[11:].replace('_', ' ')} ({path.stem[:10]})"
 
 
 def _from_root(text: str, folder: Path) -> str:
