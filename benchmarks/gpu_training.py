@@ -272,11 +272,42 @@ def make_phantoms(folder: Path, workers: int) -> None:
             temporary.rename(folder / f"{seed:06d}.npy")
 
 
+def report(folder: Path) -> None:
+    """The curves of every job in a folder as Markdown, and a plot of them beside the logs."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
+    for path in sorted(folder.glob("*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        losses = [row for row in rows if "measured" not in row]
+        axes[0].semilogy([row["seconds"] for row in losses], [row["voxel_mse"] for row in losses], label=path.stem)
+        measured = [row["measured"] for row in rows if "measured" in row]
+        keys = [key for key in measured[-1] if key.endswith(("_psnr_db", "_ssim"))]
+        for key in (key for key in keys if key.endswith("_psnr_db")):
+            name = f"{path.stem}, {key.removesuffix('_psnr_db')}"
+            axes[1].plot([row["seconds"] for row in measured], [row[key] for row in measured], label=name)
+        print(f"{path.stem}\n")
+        print("| step | seconds | " + " | ".join(keys) + " |")
+        print("| --- | --- | " + " | ".join("---" for _ in keys) + " |")
+        for row in measured:
+            figures = " | ".join(f"{row[key]:.3f}" if key.endswith("ssim") else f"{row[key]:.2f}" for key in keys)
+            print(f"| {row['step']} | {row['seconds']:.0f} | {figures} |")
+        print()
+    axes[0].set(xlabel="seconds", ylabel="voxel MSE (training)")
+    axes[1].set(xlabel="seconds", ylabel="PSNR, dB (protocol volume)")
+    for axis in axes:
+        axis.legend(fontsize=6)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(folder / "curves.png", dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ct", default="", help="file of packed scans")
     parser.add_argument("--pack", nargs="*", type=Path, help="folders of scans to pack into --ct")
     parser.add_argument("--make-phantoms", type=Path, help="fill this folder with phantoms until ended")
+    parser.add_argument("--report", type=Path, help="print the curves of a folder of logs and plot them")
     parser.add_argument("--phantoms", type=int, default=64)
     parser.add_argument("--phantom-folder", default="")
     parser.add_argument("--held-out", type=int, default=16)
@@ -303,6 +334,9 @@ def main() -> None:
         return
     if options.make_phantoms:
         make_phantoms(options.make_phantoms, options.workers)
+        return
+    if options.report:
+        report(options.report)
         return
     Path(options.output).mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
