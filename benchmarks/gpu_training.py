@@ -42,7 +42,7 @@ from raylift.datasets.projector import project
 from raylift.models.losses import ssim_loss
 from raylift.models.objectives.objective import frozen
 from raylift.models.system_config import SystemConfig
-from raylift.models.systems.unrolled import Unrolled, slim
+from raylift.models.zoo import SYSTEMS
 
 GRID = Grid(64, 5.0)
 SOURCE = Grid(96, 4.0)
@@ -56,8 +56,8 @@ WINDOW = Window()
 
 def systems() -> dict[str, SystemConfig]:
     """What a job can name."""
-    large = Unrolled(blocks=2)
-    return {"unrolled": Unrolled(), "unrolled-slim": slim(Unrolled()), "unrolled-large": large}
+    published = {name: entry.published for name, entry in SYSTEMS.items()}
+    return published | {f"{name}-slim": entry.slim for name, entry in SYSTEMS.items()}
 
 
 def pack(folders: list[Path], file: Path) -> None:
@@ -302,11 +302,44 @@ def report(folder: Path) -> None:
     figure.savefig(folder / "curves.png", dpi=110)
 
 
+def export(weights_file: Path, views: int, ct: str, phantoms: int, folder: Path) -> None:
+    """Weights and their last figures as a model that raylift loads, in half precision, with its card."""
+    from raylift.models.weights import Description, Model
+    from raylift.platform.export import export as export_model
+
+    geometry = chest(GRID)
+    geometry = replace(geometry, views=geometry.views[:views])
+    system = replace(systems()[weights_file.stem.rsplit("-", 1)[0]], views=tuple(view.name for view in geometry.views))
+    log = weights_file.with_suffix(".jsonl").read_text().splitlines()
+    figures = [json.loads(line)["measured"] for line in log if "measured" in line][-1]
+    held = (*TEST, *VALIDATE)
+    scans = sorted(key.removeprefix("source:") for key in np.load(ct).files if key.startswith("source:"))
+    scans = [name for name in scans if name not in held]
+    collections = "LIDC-IDRI, QIN LUNG CT, Lung-PET-CT-Dx; CC BY"
+    provenance = {
+        "archive": f"{phantoms} phantoms and {len(scans)} CT ({collections}), augmented",
+        "training_samples": [*scans, *(f"phantom {seed}" for seed in range(phantoms))],
+        "step": figures["step"],
+        "seconds": figures["seconds"],
+        "script": "benchmarks/gpu_training.py",
+        "result": "benchmarks/results/2026-11-26-gpu_training.md",
+    }
+    network = system.reconstructor(GRID, geometry)
+    network.load_state_dict({name: value.float() for name, value in safetensors.torch.load_file(weights_file).items()})
+    metrics = {
+        name.replace("val_ct", "val"): value for name, value in figures.items() if name.endswith(("_psnr_db", "_ssim"))
+    }
+    description = Description(system, GRID, geometry, WINDOW, provenance=provenance)
+    export_model(Model(network, description, ""), folder, metrics, dtype=torch.float16)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ct", default="", help="file of packed scans")
     parser.add_argument("--pack", nargs="*", type=Path, help="folders of scans to pack into --ct")
     parser.add_argument("--make-phantoms", type=Path, help="fill this folder with phantoms until ended")
+    parser.add_argument("--export", type=Path, help="a folder for a model: of --begin, with --views, --ct, --phantoms")
+    parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--report", type=Path, help="print the curves of a folder of logs and plot them")
     parser.add_argument("--phantoms", type=int, default=64)
     parser.add_argument("--phantom-folder", default="")
@@ -334,6 +367,9 @@ def main() -> None:
         return
     if options.make_phantoms:
         make_phantoms(options.make_phantoms, options.workers)
+        return
+    if options.export:
+        export(Path(options.begin), options.views, options.ct, options.phantoms, options.export)
         return
     if options.report:
         report(options.report)

@@ -1,7 +1,7 @@
 """A trained network in a local folder: safetensors weights and a self-contained description.
 
 ```
-model.safetensors    weights in fp32
+model.safetensors    weights, in fp32 or half precision; always loaded in fp32
 model.json           system and its settings, grid, geometry, window, provenance, SHA-256 of the weights
 ```
 
@@ -67,10 +67,12 @@ class Model:
     sha256: str
 
 
-def save(folder: Path, network_state: dict[str, torch.Tensor], description: Description) -> str:
-    """Write the two files and return the SHA-256 of the weights."""
+def save(
+    folder: Path, network_state: dict[str, torch.Tensor], description: Description, dtype: torch.dtype = torch.float32
+) -> str:
+    """Write the two files, floating-point weights in `dtype`, and return the SHA-256 of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: _to_store(tensor) for name, tensor in network_state.items()}
+    state = {name: _to_store(tensor, dtype) for name, tensor in network_state.items()}
     safetensors.torch.save_file(state, folder / WEIGHTS_FILE)
     sha256 = file_sha256(folder / WEIGHTS_FILE)
     head = {"format": FORMAT, "version": FORMAT_VERSION, "written_by": f"raylift {__version__}", "sha256": sha256}
@@ -79,9 +81,9 @@ def save(folder: Path, network_state: dict[str, torch.Tensor], description: Desc
     return sha256
 
 
-def _to_store(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy on the CPU, floating-point tensors in fp32."""
-    tensor = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+def _to_store(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A contiguous copy on the CPU, floating-point tensors in `dtype`."""
+    tensor = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
     return tensor.cpu().contiguous().clone()
 
 
@@ -129,7 +131,8 @@ def load(folder: str | Path) -> Model:
     with torch.device("meta"):
         network = description.system.reconstructor(description.grid, description.geometry)
     try:
-        state = safetensors.torch.load_file(path)
+        stored = safetensors.torch.load_file(path)
+        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
         network.load_state_dict(state, strict=True, assign=True)
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path} does not fit system {description.system.name}: {error}") from error

@@ -20,6 +20,7 @@ from raylift.models.systems.psr import PSR
 from raylift.models.systems.refiner import REFINER
 from raylift.models.systems.trct import TRCT_GAN
 from raylift.models.systems.u_x2ct import U_X2CTGAN
+from raylift.models.systems.unrolled import UNROLLED
 from raylift.models.systems.x2ct import X2CT_CNN, X2CT_GAN
 from raylift.models.systems.x_recon import X_RECON
 
@@ -40,6 +41,7 @@ SYSTEMS: dict[str, Entry] = {
     "cyclegan-f": CYCLEGAN_F,
     "cgan-128": CGAN_128,
     "refiner": REFINER,
+    "unrolled": UNROLLED,
 }
 
 register_union(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
 from raylift.models.generative import GenerativeNetwork
@@ -14,26 +16,33 @@ from raylift.platform.evaluation.report import DISCLAIMER
 from raylift.platform.monitor import PROTOCOL_OF, monitored
 
 CARD_FILE = "README.md"
+PRECISIONS = {torch.float32: "fp32", torch.float16: "half precision"}
 PROJECTED = """It was trained on radiographs projected from CT. Real radiographs differ in scatter, processing and pose;
 nothing here corrects for that, unless histograms are matched (above)."""
 TAKEN = """It was trained on radiographs that were taken, whose pose, scale and processing nobody knows, and its answers
 were never compared with volumes of these people."""
 
 
-def export(model: Model, folder: Path, metrics: dict[str, float]) -> str:
+def export(model: Model, folder: Path, metrics: dict[str, float], dtype: torch.dtype = torch.float32) -> str:
     """Write the model with its card into an empty or new folder; returns the SHA-256 of the weights.
+
+    Args:
+        model: the network and its description.
+        folder: is made if it is not there.
+        metrics: of the validation of this checkpoint, by their names in logs.
+        dtype: of the stored floating-point weights.
 
     Raises:
         ConfigError: the folder holds something already.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: choose another folder")
-    sha256 = weights.save(folder, model.network.state_dict(), model.description)
-    (folder / CARD_FILE).write_text(card(model, sha256, metrics), encoding="utf-8")
+    sha256 = weights.save(folder, model.network.state_dict(), model.description, dtype)
+    (folder / CARD_FILE).write_text(card(model, sha256, metrics, dtype), encoding="utf-8")
     return sha256
 
 
-def card(model: Model, sha256: str, metrics: dict[str, float]) -> str:
+def card(model: Model, sha256: str, metrics: dict[str, float], dtype: torch.dtype = torch.float32) -> str:
     """The model card, in Markdown."""
     description, geometry = model.description, model.description.geometry
     provenance = description.provenance
@@ -59,7 +68,7 @@ A network that makes a CT volume of the chest from {" and ".join(view.name for v
 | --- | --- |
 | system | {description.system.name} ({paper}) |
 | parameters | {count:,} |
-| weights | `{weights.WEIGHTS_FILE}`, fp32, SHA-256 `{sha256}` |
+| weights | `{weights.WEIGHTS_FILE}`, {PRECISIONS[dtype]}, SHA-256 `{sha256}` |
 | output | {description.grid.size}^3 voxels of {description.grid.spacing_mm:g} mm, HU in \
 [{description.window.low_hu:g}, {description.window.high_hu:g}] |
 | input | {geometry.detector_px} x {geometry.detector_px}, bone bright; rows from superior to inferior; \

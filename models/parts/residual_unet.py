@@ -112,7 +112,7 @@ class ResidualUNet(nn.Module):
         self,
         features: Float[Tensor, "n c ..."],
         embedding: Float[Tensor, "n e"] | None = None,
-        condition: Sequence[Float[Tensor, "n k ..."]] = (),
+        condition: Sequence[Float[Tensor, "n _ ..."]] = (),
     ) -> list[Float[Tensor, "n _ ..."]]:
         """The decoder's features at each size, finest first."""
         hidden: Tensor = self.conv_in(features)

@@ -26,6 +26,7 @@ from raylift.datasets.geometry import Geometry, Grid, View
 from raylift.datasets.intensity import Window, hu_to_attenuation
 from raylift.datasets.projector import backproject, project
 from raylift.models.consistency import match
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, Entry, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.divisibility import require_divisible_size
@@ -83,17 +84,6 @@ class Unrolled(SystemConfig):
             raise ConfigError(f"data.window is {window} and system.window {self.window}: give both the same")
         objective = reconstruction_objective(self.reconstructor(grid, geometry), None, self.loss)
         return replace(objective, ema_decay=self.ema_decay)
-
-
-def slim(system: Unrolled) -> Unrolled:
-    """For CPU cores."""
-    return replace(
-        system,
-        iterations=2,
-        image_channels=(16, 24, 32, 48),
-        lifted_channels=(8, 16, 24, 32),
-        volume_channels=(8, 24, 48, 64),
-    )
 
 
 class UnrolledNetwork(VolumeNetwork):
@@ -208,3 +198,48 @@ def _pose(view: View, geometry: Geometry, grid: Grid) -> list[float]:
     offset = [2 * value / grid.extent_mm for value in view.offset_mm]
     pitch = grid.extent_mm * geometry.magnification / (geometry.detector_px * geometry.detector_pitch_mm)
     return [*column.tolist(), *ray.tolist(), *offset, source, pitch]
+
+
+PUBLISHED = Unrolled(
+    iterations=3,
+    image_channels=(24, 48, 96, 128),
+    lifted_channels=(16, 32, 48, 64),
+    volume_channels=(16, 48, 96, 128),
+    residual_channels=8,
+    blocks=1,
+)
+SLIM = replace(
+    PUBLISHED,
+    iterations=2,
+    image_channels=(16, 24, 32, 48),
+    lifted_channels=(4, 8, 16, 24),
+    volume_channels=(4, 16, 32, 48),
+    ema_decay=0.99,
+)
+TINY = replace(SLIM, image_channels=(8, 16), lifted_channels=(8, 8), volume_channels=(8, 16))
+
+UNROLLED = Entry(
+    title="unrolled",
+    summary="back-projected features, data consistency and a 3-D U-Net in turn",
+    paper="none: raylift's own",
+    year=None,
+    views="any",
+    kind="regression",
+    published=PUBLISHED,
+    slim=SLIM,
+    tiny=TINY,
+    training=Training(
+        size=64,
+        steps=20_000,
+        batch_size=16,
+        lr=1e-3,
+        betas=(0.9, 0.99),
+        weight_decay=1e-4,
+        gradient_clipping=1.0,
+        decay_start=0.0,
+        precision="bf16",
+    ),
+    slim_training=replace(SLIM_TRAINING, betas=(0.9, 0.99), gradient_clipping=1.0),
+    tiny_training=replace(TINY_TRAINING, betas=(0.9, 0.99), gradient_clipping=1.0),
+    spacing_mm=5.0,
+)

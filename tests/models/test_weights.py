@@ -115,3 +115,14 @@ def test_every_network_is_loaded_completely_from_meta_tensors(tmp_path, system):
     weights.save(tmp_path / "model", network.state_dict(), Description(system, GRID, chest(GRID), Window()))
     again = weights.load(tmp_path / "model").network
     torch.testing.assert_close(again(views), network.eval()(views), atol=1e-5, rtol=0)
+
+
+def test_weights_in_half_precision_are_half_as_large_and_load_in_fp32(saved):
+    folder, network, description, _ = saved
+    sha256 = weights.save(folder.parent / "half", network.state_dict(), description, torch.float16)
+    sizes = [(place / "model.safetensors").stat().st_size for place in (folder, folder.parent / "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    model = weights.load(folder.parent / "half")
+    assert model.sha256 == sha256
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name].half().float())

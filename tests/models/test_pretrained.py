@@ -1,0 +1,43 @@
+"""Weights in the package: small, whole, and better than the mean volume on phantoms they were not trained on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from raylift.datasets.intensity import hu_to_attenuation, standardize
+from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.projector import project
+from raylift.models import weights
+
+FOLDERS = sorted((Path(__file__).resolve().parents[2] / "models/pretrained").iterdir())
+HELD_OUT = range(10_000_000, 10_000_002)
+
+
+def psnr_db(prediction: torch.Tensor, target: torch.Tensor) -> float:
+    return float(-10 * (prediction - target).square().mean().log10())
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_model_of_the_package_is_small_and_reconstructs_held_out_phantoms(folder):
+    assert (folder / "model.safetensors").stat().st_size < 16 * 2**20
+    model = weights.load(folder)
+    description = model.description
+    window, grid, geometry = description.window, description.grid, description.geometry
+    others = torch.stack([window.to_unit(torch.from_numpy(thorax(seed, grid)[0]).float()) for seed in range(6)])
+    for seed in HELD_OUT:
+        hu = torch.from_numpy(thorax(seed, grid)[0]).float()[None, None]
+        density = hu_to_attenuation(hu)
+        images = [project(density, grid.spacing_mm, geometry, view)[0, 0].numpy() for view in geometry.views]
+        views = torch.stack([torch.from_numpy(standardize(image)) for image in images])[None]
+        target = window.to_unit(hu)
+        reached = psnr_db(model.network(views).clip(0, 1), target)
+        assert reached > 24
+        assert reached > psnr_db(others.mean(dim=0)[None, None], target) + 3
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_its_card_names_data_license_figures_and_limits(folder):
+    card = (folder / "README.md").read_text()
+    for words in ("not a medical device", "CC BY", "LIDC-IDRI", "psnr_db", "Limits", weights.load(folder).sha256):
+        assert words in card
