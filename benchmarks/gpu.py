@@ -26,7 +26,7 @@ from gpu_projectors import projectors
 from gpu_report import Report
 from gpu_steps import compiled, parity, plan, steps, system_of
 
-PARTS = {"ceilings": 25.0, "steps": 110.0, "projectors": 45.0, "parity": 30.0, "compiled": 60.0}
+PARTS = {"ceilings": 25.0, "steps": 110.0, "projectors": 35.0, "parity": 45.0, "compiled": 60.0}
 """Seconds of each part."""
 COMPILED = ("x2ct-gan", "diffux2ct")
 SECONDS_TO_COMPILE = 10.0
