@@ -142,7 +142,7 @@ def test_a_table_finds_files_beside_it_by_their_place_and_by_their_name(tmp_path
         ),
         ("subject,frontal,lateral\n,a,b\n", "subject '', patient_facing 'None': name a subject"),
         ("uid,filename,projection\n1,1_IM-1-1.png,Oblique\n", "uid '1' has projection 'Oblique': Frontal or Lateral"),
-        ("", r"columns \[\]; needed are"),
+        ("", r"columns \[\]; required are"),
     ],
 )
 def test_a_table_that_means_nothing_is_refused_by_its_value(text: str, message: str, tmp_path: Path) -> None:
