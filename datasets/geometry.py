@@ -13,6 +13,8 @@ the patient's right to left, of a lateral one from anterior to posterior (the pa
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +22,11 @@ import numpy as np
 from jaxtyping import Float
 
 from raylift.datasets.errors import ConfigError
+
+MAX_VIEWS = 8
+VIEW_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
+RESERVED_NAMES = ("all", "invert", "samples", "return_std")
+"""No names of views: `all` selects every view, the others are fields of the service's form, as is every `flip_NAME`."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,20 @@ class View:
     elevation_deg: float = 0.0
     roll_deg: float = 0.0
     offset_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if not np.isfinite([self.azimuth_deg, self.elevation_deg, self.roll_deg, *self.offset_mm]).all():
+            raise ConfigError(f"view '{self.name}' has an angle or offset that is not a finite number")
+
+    @property
+    def is_frontal(self) -> bool:
+        """Whether the patient's right is at the left edge and the central ray runs from back to front."""
+        return bool((self.axes() == FRONTAL.axes()).all())
+
+    @property
+    def is_lateral(self) -> bool:
+        """Whether it is a left or a right lateral, unrotated otherwise: azimuth 90 or 270 degrees."""
+        return bool(abs(self.axes()[0, 1]) == 1.0 and self.axes()[1, 2] == -1.0)
 
     def axes(self) -> Float[np.ndarray, "3 3"]:
         """Unit vectors (rows: column direction, row direction, ray direction) in the patient frame."""
@@ -104,11 +125,7 @@ class Geometry:
             )
         if self.detector_px < 1 or not self.detector_pitch_mm > 0:
             raise ConfigError(f"a detector of {self.detector_px} px at {self.detector_pitch_mm} mm has no area")
-        if not self.views:
-            raise ConfigError("a geometry without views: name one or more")
-        names = [view.name for view in self.views]
-        if len(set(names)) != len(names):
-            raise ConfigError(f"two views share a name: {', '.join(names)}")
+        check_view_names([view.name for view in self.views])
 
     @property
     def magnification(self) -> float:
@@ -121,6 +138,29 @@ class Geometry:
             if view.name == name:
                 return view
         raise ConfigError(f"no view '{name}' in this geometry: it has {', '.join(v.name for v in self.views)}")
+
+
+def check_view_names(names: Sequence[str]) -> None:
+    """Check the names of a geometry's views, which are also fields of forms, keys of headers and parts of file names.
+
+    Raises:
+        ConfigError: there are none or too many, a name has other characters or a meaning of its own, or one occurs
+            twice.
+    """
+    if not names:
+        raise ConfigError("a geometry without views: name one or more")
+    if len(names) > MAX_VIEWS:
+        raise ConfigError(f"{len(names)} views: give {MAX_VIEWS} or fewer")
+    for name in names:
+        if not VIEW_NAME.fullmatch(name):
+            raise ConfigError(
+                f"{name[:40]!r} is not a name for a view: use a letter followed by letters, digits, - and _, "
+                "32 characters or fewer"
+            )
+        if name.lower() in RESERVED_NAMES or name.lower().startswith("flip_"):
+            raise ConfigError(f"a view cannot be named '{name}', which has a meaning of its own: choose another name")
+    if len({name.lower() for name in names}) != len(names):
+        raise ConfigError(f"two views share a name: {', '.join(names)}")
 
 
 def chest(grid: Grid) -> Geometry:

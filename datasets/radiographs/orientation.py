@@ -102,12 +102,11 @@ def detect_patient_facing(image: Float32[np.ndarray, "rows columns"]) -> Patient
 
 
 def expected_patient_facing(view: View) -> PatientFacing | None:
-    """The edge that the patient faces in DRRs of a view; None if the view is not lateral."""
-    along_columns = float(view.axes()[0, 1])
-    if abs(along_columns) < 0.7:
+    """The edge that the patient faces in DRRs of a view; None if it is not lateral (azimuth 90 or 270 degrees)."""
+    if not view.is_lateral:
         return None
     # In the patient frame y increases posteriorly.
-    return "left" if along_columns > 0 else "right"
+    return "left" if view.axes()[0, 1] > 0 else "right"
 
 
 def _resample_body(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "32 32"]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -12,7 +12,8 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import Split, read_assignments
 from raylift.datasets.archive.store import absolute
 from raylift.datasets.errors import NoArchive
-from raylift.datasets.geometry import GEOMETRIES, Geometry, Grid
+from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.geometry_options import geometry_of, parse_views
 from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits
 from raylift.datasets.radiographs.orientation import PatientFacingOption
 from raylift.datasets.scans.header_checks import ScanLimits
@@ -20,8 +21,6 @@ from raylift.platform.progress import progress_bar
 
 if TYPE_CHECKING:
     from raylift.datasets.ingest.pipeline import IngestReport
-
-GeometryName = Literal["chest", "x2ct", "parallel"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,12 @@ class GridOptions:
     """Voxels along each side; 128 for a new archive."""
     spacing_mm: float | None = None
     """Voxel spacing; 2.5 for a new archive."""
-    geometry: GeometryName | None = None
-    """X-ray geometry; chest (SAD 1650, SDD 1800 mm) for a new archive."""
+    geometry: str | None = None
+    """Beam, distances, detector and views: chest (SAD 1650, SDD 1800 mm; the default of a new archive), x2ct, parallel,
+    or a YAML file."""
+    views: str | None = None
+    """One to eight views instead of the geometry's own: frontal, lateral, NAME=AZIMUTHdeg or
+    NAME=AZIMUTHdeg/ELEVATIONdeg, with commas between them, as in frontal,lateral,oblique30=30deg."""
 
     def resolve(self, url: str) -> tuple[Grid, Geometry]:
         """Grid and geometry: as given, else those of an existing archive, else the defaults."""
@@ -43,9 +46,8 @@ class GridOptions:
             existing = None
         default = existing.grid if existing else Grid()
         grid = Grid(self.size or default.size, self.spacing_mm or default.spacing_mm)
-        if self.geometry or existing is None:
-            return grid, GEOMETRIES[self.geometry or "chest"](grid)
-        return grid, existing.geometry
+        geometry = geometry_of(self.geometry or "chest", grid) if self.geometry or existing is None else existing.geometry
+        return grid, geometry if self.views is None else replace(geometry, views=parse_views(self.views))
 
 
 @dataclass(frozen=True)
