@@ -69,9 +69,9 @@ def main() -> int:
         f"* data: procedural phantoms at {GRID.size}^3 and {GRID.spacing_mm:g} mm, chest geometry; seeds 0 to "
         f"{options.train - 1} train, {options.train} to {options.train + options.test - 1} are held out",
         "* views: spread evenly over 180 degrees of azimuth, from the frontal on",
-        f"* network: tiny X2CT-CNN, features back-projected along rays and averaged over views, {size:,} parameters for "
-        f"any number of views; {options.steps} steps of batch {BATCH}, Adam at {LR:g} with a linear decay to zero in the second half; "
-        f"seeds {seeds}",
+        f"* network: tiny X2CT-CNN, features back-projected along rays and averaged over views, {size:,} parameters "
+        f"for any number of views; {options.steps} steps of batch {BATCH}, Adam at {LR:g} with a linear decay to zero "
+        f"in the second half; seeds {seeds}",
         "* figures: protocol `volume`, mean over the held-out phantoms, then mean ± standard deviation over the seeds; "
         "seconds: CPU time of training and measuring, a seed\n",
     ]

@@ -128,6 +128,11 @@ class Composition(Parts):
             )
 
     @property
+    def any_views(self) -> bool:
+        """Along rays every view goes through the same encoder and lifting; fusions are built for any number."""
+        return True
+
+    @property
     def needs_labels(self) -> bool:
         """Whether its loss uses the archive's label volumes."""
         return self.loss.lung > 0

@@ -33,6 +33,11 @@ class SystemConfig(ABC):
         """Names of views of the archive's geometry, in the order of the network's inputs."""
 
     @property
+    def any_views(self) -> bool:
+        """Whether it can be trained on any number of views in any pose, a composition with `lifting.along` rays."""
+        return False
+
+    @property
     def learns_from(self) -> LearnsFrom:
         """The ground truth of its objective: the CT volumes of the views, or the radiographs alone.
 

@@ -77,6 +77,11 @@ class Refiner(SystemConfig):
         return self.base.views
 
     @property
+    def any_views(self) -> bool:
+        """Its condition is the base's volume, and radiographs along their own rays."""
+        return self.base.any_views
+
+    @property
     def pretrained(self) -> dict[str, str]:
         """The base."""
         return {"base": self.base_model}

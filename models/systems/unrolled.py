@@ -74,6 +74,11 @@ class Unrolled(SystemConfig):
         if self.iterations < 1 or self.blocks < 1 or self.residual_channels < 1:
             raise ConfigError("iterations, blocks and residual_channels: give 1 or more of each")
 
+    @property
+    def any_views(self) -> bool:
+        """Nothing in the network belongs to a pose."""
+        return True
+
     def reconstructor(self, grid: Grid, geometry: Geometry) -> UnrolledNetwork:
         """The network; its parameters do not depend on the number of views or their poses."""
         return UnrolledNetwork(self, grid, geometry)

@@ -40,6 +40,8 @@ def systems(arguments: list[str]) -> int:
         table.add_row(*cells)
     console.print(table)
     print("parameters: of the generator at the published settings, with all views")
+    flexible = ", ".join(name for name, entry in SYSTEMS.items() if entry.published.any_views)
+    print("one to eight views in any pose (--system.views all or NAMES, --system.lifting.along rays): " + flexible)
     print(listing())
     return 0
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.store import absolute
 from raylift.datasets.errors import ConfigError
 from raylift.platform.commands.run_arguments import parse, print_usage, split_name
@@ -72,11 +73,17 @@ def _network_and_input(run: RunConfig) -> tuple[object, ...]:
 
 def _dry_run(run: RunConfig) -> int:
     from raylift.platform.training import pretrained
+    from raylift.platform.training.inputs import view_indices, with_archive_views
     from raylift.platform.training.memory import estimate
 
-    run = pretrained.resolve(run)
+    run, geometry = with_archive_views(pretrained.resolve(run)), None
+    if not set(run.system.views) <= {"frontal", "lateral"}:
+        # Only the archive has the poses of other views.
+        archive = Archive(run.data.archive)
+        view_indices(archive, run)
+        geometry = archive.manifest.geometry
     print(run.to_yaml())
     print(f"# config SHA-256 {run.sha256()}")
-    for line in estimate(run).lines():
+    for line in estimate(run, geometry).lines():
         print(f"# {line}")
     return 0

@@ -25,6 +25,8 @@ from raylift.platform.config import RunConfig
 
 MAX_REFERENCE_SAMPLES = 256
 """Samples whose projections make the reference of histogram matching; their mean changes little with more."""
+ALL_VIEWS = "all"
+"""As `system.views`: every view of the archive, in its order."""
 UNPAIRED = 1
 """Tells the seed of the order of unpaired volumes from the run's own."""
 
@@ -61,12 +63,23 @@ def open_stream(
     return stream
 
 
+def with_archive_views(run: RunConfig) -> RunConfig:
+    """The run with the names of the archive's views where `system.views` is `all`."""
+    if run.system.views != (ALL_VIEWS,):
+        return run
+    names = tuple(view.name for view in Archive(run.data.archive).manifest.geometry.views)
+    return replace(run, system=replace(run.system, **{"views": names}))
+
+
 def view_indices(archive: Archive, run: RunConfig) -> list[int]:
     """Where the system's views stand among the archive's."""
     names = [view.name for view in archive.manifest.geometry.views]
     missing = [view for view in run.system.views if view not in names]
     if missing:
-        raise ConfigError(f"{archive.url} has the views {', '.join(names)}, not {', '.join(missing)}")
+        raise ConfigError(
+            f"{archive.url} has the views {', '.join(names)}, not {', '.join(missing)}: pass --system.views with names "
+            "of the archive's views, or all"
+        )
     return [names.index(view) for view in run.system.views]
 
 

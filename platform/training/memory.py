@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from raylift.datasets.batch import Batch
-from raylift.datasets.geometry import Grid, View, chest
+from raylift.datasets.geometry import Geometry, Grid, View, chest
 from raylift.models.objectives.objective import frozen
 from raylift.models.parts import blocks
 from raylift.models.zoo import parameters
@@ -53,11 +53,20 @@ class MemoryEstimate:
         return [*counted, *(f"{name}: {size / GIB:.2f} GiB" for name, size in parts.items())]
 
 
-def estimate(run: RunConfig) -> MemoryEstimate:
-    """Memory of one worker, with what the ZeRO stage shards divided among the workers."""
+def estimate(run: RunConfig, geometry: Geometry | None = None) -> MemoryEstimate:
+    """Memory of one worker, with what the ZeRO stage shards divided among the workers.
+
+    Args:
+        run: the run.
+        geometry: has the run's views; without it the view `lateral` is the lateral and every other the frontal.
+    """
     # Neither the spacing nor the distances change a size.
     grid = Grid(run.data.size)
-    poses = tuple(View(name, 90.0 * (name == "lateral")) for name in run.system.views)
+    poses = (
+        tuple(geometry.view(name) for name in run.system.views)
+        if geometry
+        else tuple(View(name, 90.0 * (name == "lateral")) for name in run.system.views)
+    )
     geometry = replace(chest(grid), views=poses)
     # The projector's constants are real tensors.
     with FakeTensorMode(allow_non_fake_inputs=True):

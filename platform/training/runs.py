@@ -23,7 +23,7 @@ from raylift.platform.config import RunConfig, with_absolute_paths
 from raylift.platform.progress import worker_messages
 from raylift.platform.training import pretrained
 from raylift.platform.training.checkpoint import RUN_FILE, STATE_FILE, Checkpoints
-from raylift.platform.training.inputs import check, check_network
+from raylift.platform.training.inputs import check, check_network, with_archive_views
 from raylift.platform.training.loop import NonFiniteLoss, train_worker
 
 
@@ -51,7 +51,7 @@ def create(run: RunConfig, run_url: str) -> RunConfig:
     Raises:
         ConfigError: its archive, its trained parts or its settings do not fit together; then nothing is written.
     """
-    run = with_absolute_paths(pretrained.resolve(run))
+    run = with_archive_views(with_absolute_paths(pretrained.resolve(run)))
     archive = check(run)
     pretrained.check(run, archive)
     check_network(run, archive)
