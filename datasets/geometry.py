@@ -73,14 +73,24 @@ class View:
             raise ConfigError(f"view '{self.name}' has an angle or offset that is not a finite number")
 
     @property
-    def is_frontal(self) -> bool:
-        """Whether the patient's right is at the left edge and the central ray runs from back to front."""
-        return bool((self.axes() == FRONTAL.axes()).all())
-
-    @property
     def is_lateral(self) -> bool:
         """Whether it is a left or a right lateral, unrotated otherwise: azimuth 90 or 270 degrees."""
-        return bool(abs(self.axes()[0, 1]) == 1.0 and self.axes()[1, 2] == -1.0)
+        return self.left_edge in ("anterior side", "posterior side")
+
+    @property
+    def left_edge(self) -> str:
+        """The side of the patient at the image's left edge; empty for an oblique, tipped or rolled view."""
+        columns, rows, _ = self.axes()
+        if abs(rows[2]) != 1.0:
+            return ""
+        sides = {(1, 0): "right side", (-1, 0): "left side", (0, 1): "anterior side", (0, -1): "posterior side"}
+        return sides.get((columns[0], columns[1]), "")
+
+    @property
+    def pose(self) -> str:
+        """The angles in words."""
+        angles = {"azimuth": self.azimuth_deg, "elevation": self.elevation_deg, "roll": self.roll_deg}
+        return ", ".join(f"{name} {angle:g}°" for name, angle in angles.items() if angle or name == "azimuth")
 
     def axes(self) -> Float[np.ndarray, "3 3"]:
         """Unit vectors (rows: column direction, row direction, ray direction) in the patient frame."""

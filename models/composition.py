@@ -50,7 +50,7 @@ class Parts(SystemConfig):
     name: str = ""
     """The system of the literature that these settings began as; the choices below may differ from it by now."""
     views: tuple[str, ...] = ("frontal", "lateral")
-    """Names of views of the archive's geometry."""
+    """Names of views of the archive's geometry; `all`: every one of them when a run starts."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     lifting: LiftingConfig = field(default_factory=LiftingConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Geometry, View
 from raylift.models import weights
 from raylift.models.generative import GenerativeNetwork
 from raylift.models.weights import Model
@@ -62,7 +63,7 @@ def card(model: Model, sha256: str, metrics: dict[str, float], dtype: torch.dtyp
 
 {DISCLAIMER}
 
-A network that makes a CT volume of the chest from {" and ".join(view.name for view in geometry.views)} radiographs.
+A network that makes a CT volume of the chest from {_radiographs(geometry)}.
 
 | | |
 | --- | --- |
@@ -71,8 +72,8 @@ A network that makes a CT volume of the chest from {" and ".join(view.name for v
 | weights | `{weights.WEIGHTS_FILE}`, {PRECISIONS[dtype]}, SHA-256 `{sha256}` |
 | output | {description.grid.size}^3 voxels of {description.grid.spacing_mm:g} mm, HU in \
 [{description.window.low_hu:g}, {description.window.high_hu:g}] |
-| input | {geometry.detector_px} x {geometry.detector_px}, bone bright; rows from superior to inferior; \
-frontal columns from the patient's right to left, lateral columns from anterior to posterior |
+| input | {geometry.detector_px} x {geometry.detector_px}, bone bright; rows from superior to inferior |
+| views | {"; ".join(_view(view) for view in geometry.views)} |
 | histograms | {"matched to projections" if description.histograms else "as they are"} |
 | geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm |
 | the volume is | {f"drawn: {drawn}" if drawn else "computed"} |
@@ -91,14 +92,14 @@ frontal columns from the patient's right to left, lateral columns from anterior 
 ## Limits
 
 {TAKEN if taken else PROJECTED}
-Two views do not determine a volume: what the radiographs do not show is a likely guess, and small or faint structures
-may be missing or invented. HU are not calibrated. The training set is small and from few scanners; build, age, devices
-and disease outside it will be drawn wrongly without any sign of it.
+{_count(len(geometry.views))} not determine a volume: what the radiographs do not show is a likely guess, and small \
+or faint structures may be missing or invented. HU are not calibrated. The training set is small and from few \
+scanners; build, age, devices and disease outside it will be drawn wrongly without any sign of it.
 
 ## Use
 
 ```
-raylift reconstruct FOLDER --frontal frontal.png --lateral lateral.png -o ct.nii.gz
+raylift reconstruct FOLDER {_files(geometry)} -o ct.nii.gz
 raylift serve FOLDER
 ```
 
@@ -108,3 +109,21 @@ raylift serve FOLDER
 {json.dumps(provenance.get("config", {}), indent=1)}
 ```
 """
+
+
+def _radiographs(geometry: Geometry) -> str:
+    names = [view.name for view in geometry.views]
+    return f"a {names[0]} radiograph" if len(names) == 1 else f"{len(names)} radiographs ({', '.join(names)})"
+
+
+def _view(view: View) -> str:
+    edge = f", the patient's {view.left_edge} at the left edge" if view.left_edge else ""
+    return f"{view.name} ({view.pose}{edge})"
+
+
+def _count(views: int) -> str:
+    return "One view does" if views == 1 else f"{views} views do"
+
+
+def _files(geometry: Geometry) -> str:
+    return " ".join(f"--view {view.name}={view.name}.png" for view in geometry.views)

@@ -27,17 +27,19 @@ class ReconstructOptions:
     """Exported folder or checkpoint."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Output file, .nii.gz."""
+    view: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FILE")] = ()
+    """A radiograph (DICOM, PNG, JPEG, TIFF, BMP) of the view of that name; once for each of the model's views."""
     frontal: Path | None = None
-    """Frontal radiograph (DICOM, PNG, JPEG, TIFF, BMP), the patient's right at the left edge."""
+    """The same as --view frontal=FILE: the patient's right at the left edge."""
     lateral: Path | None = None
-    """Lateral radiograph; see --patient-facing."""
+    """The same as --view lateral=FILE; see --patient-facing."""
     invert: Inversion = "auto"
     """Whether to invert the images; auto inverts those in which bone is dark."""
     flip_frontal: bool = False
     """Mirror the frontal image left to right."""
     patient_facing: PatientFacingOption = "auto"
-    """The edge that the patient faces in the lateral image; auto detects it. The image is mirrored if the model's DRRs
-    face the other edge."""
+    """The edge that the patient faces in images of lateral views (azimuth 90 or 270 degrees); auto detects it. An image
+    is mirrored if the model's DRRs face the other edge. Other views are taken as given."""
     consistency_steps: int = 0
     """Steps of the data-consistency fit after the network; 0 for none."""
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
@@ -63,19 +65,19 @@ def reconstruct(arguments: list[str]) -> int:
     model = model_store.load(options.model)
     options.sampling.resolve(model.network, options.samples)
     reconstructor = Reconstructor(model, consistency_steps=options.consistency_steps, sampling=options.sampling)
-    paths = {"frontal": options.frontal, "lateral": options.lateral}
+    paths = _files_by_view(options)
+    reconstructor.require_views(list(paths))
     try:
         poses = {pose.name: pose for pose in reconstructor.description.geometry.views}
         images = {
             name: _load(
                 path,
-                poses.get(name, View(name)),
+                poses[name],
                 options.invert,
                 flip=options.flip_frontal and name == "frontal",
                 patient_facing=options.patient_facing,
             )
             for name, path in paths.items()
-            if path is not None
         }
         (result,) = reconstructor.reconstruct([reconstructor.prepare(images)], [options.samples])
         grid, note = reconstructor.description.grid, f"raylift {reconstructor.sha256[:12]}, research only"
@@ -95,6 +97,21 @@ def reconstruct(arguments: list[str]) -> int:
         print(f"reprojection residual before and after the data-consistency fit: {format_residuals(result.residuals)}")
     print("Research software, not a medical device: not for diagnosis.")
     return 0
+
+
+def _files_by_view(options: ReconstructOptions) -> dict[str, Path]:
+    """The files of --view, --frontal and --lateral by the name of their view."""
+    given = {"frontal": options.frontal, "lateral": options.lateral}
+    pairs = [(view, path) for view, path in given.items() if path is not None]
+    for text in options.view:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ConfigError(f"--view {text[:80]}: write the name of a view and its file, as in --view frontal=pa.png")
+        pairs.append((name, Path(path)))
+    files = dict(pairs)
+    if len(files) < len(pairs):
+        raise ConfigError(f"a view was given two files: {', '.join(name for name, _ in pairs)}")
+    return files
 
 
 def _load(

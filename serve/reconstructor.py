@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from raylift.models import consistency, reconstruction
 from raylift.models.generative import SamplingFlags
 from raylift.models.weights import Description, Model
 from raylift.platform import model_store
+from raylift.serve.view_text import in_words
 
 
 def prepare_radiographs(
@@ -92,9 +93,13 @@ class Reconstructor:
         Raises:
             ConfigError: the views are not those of the model.
         """
-        if set(images) != set(self.views):
-            raise ConfigError(f"this model requires {' and '.join(self.views)}, got {' and '.join(images) or 'none'}")
+        self.require_views(list(images))
         return prepare_radiographs(images, self.description)
+
+    def require_views(self, names: Sequence[str]) -> None:
+        """Raise a ConfigError if these are not the names of the model's views."""
+        if set(names) != set(self.views):
+            raise ConfigError(f"this model requires {in_words(self.views)}, got {in_words(names) or 'none'}")
 
     def reconstruct(
         self, radiographs: list[Float32[np.ndarray, "views rows columns"]], samples: list[int] | None = None

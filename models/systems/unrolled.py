@@ -44,7 +44,7 @@ class Unrolled(SystemConfig):
 
     name: Literal["unrolled"] = "unrolled"
     views: tuple[str, ...] = ("frontal", "lateral")
-    """Names of views of the archive's geometry."""
+    """Names of views of the archive's geometry; `all`: every one of them when a run starts."""
     iterations: int = 3
     """Passes of the 3-D U-Net; the first has no data consistency."""
     image_channels: tuple[int, ...] = (24, 48, 96, 128)

@@ -46,7 +46,9 @@ class GridOptions:
             existing = None
         default = existing.grid if existing else Grid()
         grid = Grid(self.size or default.size, self.spacing_mm or default.spacing_mm)
-        geometry = geometry_of(self.geometry or "chest", grid) if self.geometry or existing is None else existing.geometry
+        geometry = (
+            geometry_of(self.geometry or "chest", grid) if self.geometry or existing is None else existing.geometry
+        )
         return grid, geometry if self.views is None else replace(geometry, views=parse_views(self.views))
 
 

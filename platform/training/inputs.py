@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,8 @@ def open_stream(
 
 def with_archive_views(run: RunConfig) -> RunConfig:
     """The run with the names of the archive's views where `system.views` is `all`."""
-    if run.system.views != (ALL_VIEWS,):
+    has_own_views = any(field.name == "views" for field in fields(run.system))
+    if not has_own_views or run.system.views != (ALL_VIEWS,):
         return run
     names = tuple(view.name for view in Archive(run.data.archive).manifest.geometry.views)
     return replace(run, system=replace(run.system, **{"views": names}))

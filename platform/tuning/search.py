@@ -32,7 +32,7 @@ from raylift.platform.monitor import MONITORED, format_metrics, monitored
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import pretrained, runs
 from raylift.platform.training.checkpoint import RUN_FILE, CheckpointError, best_checkpoint
-from raylift.platform.training.inputs import check
+from raylift.platform.training.inputs import check, with_archive_views
 
 SEARCH_FILE, TABLE_FILE, RAY_FOLDER = "search.json", "trials.json", "ray"
 
@@ -128,7 +128,7 @@ def validate(search: Search) -> dict[str, Any]:
 
 def create(search: Search, url: str) -> None:
     """Write down a new search."""
-    run = with_absolute_paths(pretrained.resolve(search.run))
+    run = with_archive_views(with_absolute_paths(pretrained.resolve(search.run)))
     text = json.dumps(to_plain(replace(search, run=run)), indent=1)
     try:
         Folder(url).create(SEARCH_FILE, text.encode())

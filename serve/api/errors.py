@@ -10,8 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from raylift.datasets.errors import RefusedFile
-from raylift.serve.api.form import ReconstructionForm
+from raylift.serve.api.form import ReconstructionForm, field_names
 from raylift.serve.backend import Unavailable
+from raylift.serve.view_text import in_words
 
 RETRY_AFTER_S = 5
 
@@ -45,9 +46,9 @@ def describe(errors: Sequence[Any], form: type[ReconstructionForm], views: Seque
     """One sentence for pydantic's errors of a form: missing views first, then unknown fields, then invalid values."""
     missing, unknown = (_fields(errors, kind) for kind in ("missing", "extra_forbidden"))
     if missing:
-        return f"this model requires {' and '.join(views)}; missing: {', '.join(missing)}"
+        return f"this model requires {in_words(views)}; missing: {', '.join(missing)}"
     if unknown:
-        return f"unknown field {', '.join(unknown)}: send {', '.join(form.model_fields)}"
+        return f"unknown field {', '.join(unknown)}: send {', '.join(field_names(form))}"
     error = errors[0]
     if len(error["loc"]) == 1:
         return str(error["ctx"]["error"])

@@ -14,13 +14,13 @@ from fastapi import HTTPException, Request, UploadFile
 from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from raylift.datasets.geometry import View
+from raylift.datasets.geometry import MAX_VIEWS, View
 from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits
 from raylift.datasets.radiographs.orientation import PatientFacingOption, expected_patient_facing
 from raylift.datasets.radiographs.preparation import load_radiograph
+from raylift.serve.view_text import guidance
 
-ORIENTATION = {"frontal": ", the patient's right at the left edge", "lateral": ", the patient facing the left edge"}
-MAX_FILES = 8
+MAX_FILES = MAX_VIEWS
 MAX_FIELDS = 16
 """A form with more files or other fields is refused while it is parsed."""
 
@@ -58,18 +58,17 @@ class ReconstructionForm(BaseModel):
             RefusedFile: a file is not a readable radiograph.
         """
         images = {}
-        for pose in poses:
-            upload: UploadFile = getattr(self, pose.name)
+        for k, pose in enumerate(poses):
+            upload: UploadFile = getattr(self, f"view_{k}")
             if (upload.size or 0) > limits.max_bytes:
                 raise HTTPException(413, f"{pose.name}: {upload.size} bytes, over the limit of {limits.max_bytes}")
             data = await upload.read()
             if not data:
                 raise HTTPException(422, f"field {pose.name} is an empty file")
-            images[pose.name] = await asyncio.to_thread(self._decode, data, pose, limits)
+            images[pose.name] = await asyncio.to_thread(self._decode, data, pose, getattr(self, f"flip_{k}"), limits)
         return images
 
-    def _decode(self, data: bytes, pose: View, limits: RadiographLimits) -> Float32[np.ndarray, "_ _"]:
-        flip = getattr(self, f"flip_{pose.name}")
+    def _decode(self, data: bytes, pose: View, flip: str, limits: RadiographLimits) -> Float32[np.ndarray, "_ _"]:
         patient_facing: PatientFacingOption | None = "auto" if flip == "auto" else None
         loaded = load_radiograph(
             data, pose, limits=limits, invert=self.invert, flip=flip == "true", patient_facing=patient_facing
@@ -78,26 +77,33 @@ class ReconstructionForm(BaseModel):
 
 
 def form_model(poses: Sequence[View], max_samples: int) -> type[ReconstructionForm]:
-    """The form for a model's views: a file and a flip for each.
+    """The form for a model's views: a file and a flip for each, as fields NAME and flip_NAME.
+
+    The attributes are `view_0`, `flip_0` and so on, because a name of a view need not be one of an attribute.
 
     With `max_samples` above 1 the form also has the fields `samples` and `return_std`.
     """
     fields: dict[str, Any] = {}
-    for pose in poses:
+    for k, pose in enumerate(poses):
         view = pose.name
-        flip = f"mirror the {view} image left to right"
-        fields[view] = UploadFile, Field(description=f"{view} radiograph{ORIENTATION.get(view, '')}")
+        flip, alias = f"mirror the {view} image left to right", f"flip_{view}"
+        fields[f"view_{k}"] = UploadFile, Field(alias=view, description=f"{view} radiograph, {guidance(pose)}")
         if expected_patient_facing(pose) is None:
-            fields[f"flip_{view}"] = Literal["true", "false"], Field("false", description=flip)
+            fields[f"flip_{k}"] = Literal["true", "false"], Field("false", alias=alias, description=flip)
         else:
             flip += "; auto if the patient clearly faces the other edge than in the model's DRRs"
-            fields[f"flip_{view}"] = Literal["auto", "true", "false"], Field("auto", description=flip)
+            fields[f"flip_{k}"] = Literal["auto", "true", "false"], Field("auto", alias=alias, description=flip)
     if max_samples > 1:
         samples = f"number of samples, 1 to {max_samples}; their mean is returned"
         std = "return a zip of the mean and the standard deviation over samples"
         fields["samples"] = int, Field(1, ge=1, le=max_samples, description=samples)
         fields["return_std"] = Literal["true", "false"], Field("false", description=std)
     return create_model("ReconstructionForm", __base__=ReconstructionForm, **fields)
+
+
+def field_names(form: type[ReconstructionForm]) -> list[str]:
+    """The names of a form's fields in requests."""
+    return [field.alias or name for name, field in form.model_fields.items()]
 
 
 async def require_multipart(request: Request) -> None:

@@ -149,8 +149,8 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
             body, kind, suffix = await asyncio.to_thread(backend.nifti, result.hu), "application/gzip", ".nii.gz"
         headers = {"Content-Disposition": f'attachment; filename="{name}{suffix}"', "X-Raylift-Model": backend.sha256}
         for place, header in enumerate(RESIDUALS) if result.residuals else ():
-            # A dictionary of RFC 8941: frontal=0.0812, lateral=0.0675.
-            headers[header] = ", ".join(f"{view}={pair[place]:.4f}" for view, pair in result.residuals.items())
+            # A dictionary of RFC 8941, whose keys are in lower case: frontal=0.0812, lateral=0.0675.
+            headers[header] = ", ".join(f"{view.lower()}={pair[place]:.4f}" for view, pair in result.residuals.items())
         return Response(body, media_type=kind, headers=headers)
 
     return app

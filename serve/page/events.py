@@ -29,14 +29,9 @@ from raylift.serve.page.images import (
 )
 from raylift.serve.page.std_map import StdMap
 from raylift.serve.reconstructor import format_residuals, prepare_radiograph
+from raylift.serve.view_text import edge_letters, requirement
 
 Volume = Int16[np.ndarray, "d h w"]
-
-
-ORIENTATION = {
-    "frontal": "The patient's right must be at the left edge.",
-    "lateral": "The patient must face the left edge.",
-}
 
 
 class ViewInput(NamedTuple):
@@ -61,7 +56,8 @@ class Actions:
             prepared = self._prepare(view, ViewInput(path, invert, flip))
         except RayliftError as error:
             return [gr.Image(value=None, visible=False), gr.Markdown(sentence(error), visible=True)]
-        picture = with_orientation_letters(to_picture(prepared), view)
+        letters = edge_letters(self._backend.description.geometry.view(view))
+        picture = with_orientation_letters(to_picture(prepared), letters)
         return [gr.Image(value=picture, visible=True), gr.Markdown(visible=False)]
 
     def suggest_flip(self, view: str, path: str | None, invert: Inversion) -> Any:
@@ -74,10 +70,10 @@ class Actions:
             loaded = None  # the preview shows the error
         if loaded is None or not loaded.is_clear:
             ambiguous = "" if loaded is None else " The orientation of this image could not be detected."
-            return gr.Checkbox(value=False, info=ORIENTATION[view] + ambiguous)
+            return gr.Checkbox(value=False, info=requirement(pose) + ambiguous)
         flipped = "; the image was flipped" if loaded.mirrored else ""
         detected = f" Detected: patient faces {loaded.patient_facing}{flipped}."
-        return gr.Checkbox(value=loaded.mirrored, info=ORIENTATION[view] + detected)
+        return gr.Checkbox(value=loaded.mirrored, info=requirement(pose) + detected)
 
     async def reconstruct(self, *values: Any) -> list[Any]:
         """All outputs of a reconstruction.

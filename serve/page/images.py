@@ -29,10 +29,8 @@ ORIENTATION_LETTERS = {
     "axial": "RLAP",
     "coronal": "RLSI",
     "sagittal": "APSI",
-    "frontal": "RL",
-    "lateral": "AP",
 }
-"""Patient directions at the left, right, upper and lower edge of a picture, by plane or view."""
+"""Patient directions at the left, right, upper and lower edge of a slice, by plane."""
 
 
 def slice_picture(
@@ -42,7 +40,7 @@ def slice_picture(
     axis = PLANES.index(plane)
     index = min(max(index, 0), hu.shape[axis] - 1)
     values = np.take(hu, index, axis=axis).astype(np.float32)
-    return with_orientation_letters(to_picture(WINDOWS[window].to_unit(values)), plane)
+    return with_orientation_letters(to_picture(WINDOWS[window].to_unit(values)), ORIENTATION_LETTERS[plane])
 
 
 def reprojections(
@@ -66,9 +64,9 @@ def side_by_side(left: UInt8[np.ndarray, "rows a"], right: UInt8[np.ndarray, "ro
 
 
 def with_orientation_letters(
-    picture: UInt8[np.ndarray, "rows columns *colors"], name: str
+    picture: UInt8[np.ndarray, "rows columns *colors"], letters: str
 ) -> UInt8[np.ndarray, "rows columns *colors"]:
-    """The picture with the letters of `ORIENTATION_LETTERS` at its edges; `name` is a plane or view."""
+    """The picture with these letters at its left, right, upper and lower edge, as many as there are."""
     image = Image.fromarray(picture)
     width, height = image.size
     positions = [
@@ -78,6 +76,6 @@ def with_orientation_letters(
         (width / 2, height - 8, "mb"),
     ]
     canvas, font = ImageDraw.Draw(image), ImageFont.load_default(22)
-    for letter, (x, y, anchor) in zip(ORIENTATION_LETTERS.get(name, ""), positions, strict=False):
+    for letter, (x, y, anchor) in zip(letters, positions, strict=False):
         canvas.text((x, y), letter, fill="white", font=font, anchor=anchor, stroke_width=2, stroke_fill="black")
     return np.asarray(image)

@@ -12,10 +12,11 @@ from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import RadiographLimits
 from raylift.datasets.radiographs.orientation import expected_patient_facing
 from raylift.serve.backend import DISCLAIMER, Backend
-from raylift.serve.page.events import ORIENTATION, Actions
+from raylift.serve.page.events import Actions
 from raylift.serve.page.images import PLANES, WINDOWS
 from raylift.serve.page.std_map import EXPLANATION
 from raylift.serve.page.upload_guard import GuardedBlocks
+from raylift.serve.view_text import in_words, requirement, title
 
 NOTICE = "Radiographs do not determine a volume uniquely, and the page does not detect errors."
 TRAINED_ON_DRRS = (
@@ -44,7 +45,7 @@ def build(backend: Backend, limits: RadiographLimits) -> gr.Blocks:
     actions = Actions(backend, limits)
     page: gr.Blocks
     with GuardedBlocks(title="raylift", analytics_enabled=False, delete_cache=(RETENTION_S // 6, RETENTION_S)) as page:
-        gr.Markdown(f"# raylift\nReconstruct a chest CT volume from {' and '.join(backend.views)} radiographs.")
+        gr.Markdown(f"# raylift\nReconstruct a chest CT volume {_from(backend.views)}.")
         gr.Markdown(_notice(backend), elem_id="notice")
         inputs = _radiographs(actions, backend.description.geometry.views, limits)
         samples = [_samples_slider(backend.max_samples)] if backend.multiple_samples else []
@@ -69,15 +70,20 @@ def _radiographs(actions: Actions, views: Sequence[View], limits: RadiographLimi
     with gr.Row(equal_height=False):
         for view in views:
             with gr.Column(min_width=320), gr.Group():
-                inputs += _radiograph(actions, view.name, expected_patient_facing(view) is not None)
+                inputs += _radiograph(actions, view)
     return inputs
 
 
-def _radiograph(actions: Actions, view: str, is_lateral: bool) -> list[Any]:
-    upload = gr.File(label=f"{view.capitalize()} radiograph", height=132, elem_id=f"{view}-file")
+def _from(views: Sequence[str]) -> str:
+    return f"from {in_words(views)} radiographs" if len(views) > 1 else f"from a {views[0]} radiograph"
+
+
+def _radiograph(actions: Actions, pose: View) -> list[Any]:
+    view = pose.name
+    upload = gr.File(label=f"{title(pose)} radiograph", height=132, elem_id=f"{view}-file")
     problem = gr.Markdown(visible=False, elem_id=f"{view}-problem", elem_classes="problem")
     image = gr.Image(
-        label=f"{view.capitalize()}, network input",
+        label=f"{title(pose)}, network input",
         alt_text=f"{view} radiograph as prepared for the network",
         interactive=False,
         visible=False,
@@ -95,9 +101,7 @@ def _radiograph(actions: Actions, view: str, is_lateral: bool) -> list[Any]:
             elem_id=f"{view}-invert",
             min_width=160,
         )
-        flip = gr.Checkbox(
-            label="Flip left and right", info=ORIENTATION.get(view), elem_id=f"{view}-flip", min_width=160
-        )
+        flip = gr.Checkbox(label="Flip left and right", info=requirement(pose), elem_id=f"{view}-flip", min_width=160)
     inputs = [upload, invert, flip]
     preview: dict[str, Any] = {
         "fn": partial(actions.preview, view),
@@ -106,7 +110,7 @@ def _radiograph(actions: Actions, view: str, is_lateral: bool) -> list[Any]:
         **PRIVATE,
     }
     gr.on([invert.change, flip.change], **preview)
-    if is_lateral:
+    if expected_patient_facing(pose) is not None:
         # The flip is set before the preview, so that the preview shows the network's input.
         upload.change(partial(actions.suggest_flip, view), [upload, invert], flip, **PRIVATE).then(**preview)
     else:
@@ -157,16 +161,16 @@ def _results(actions: Actions, backend: Backend) -> tuple[list[Any], Any]:
         with gr.Row():
             comparisons = [
                 gr.Image(
-                    label=f"{view.capitalize()}: radiograph (left), reprojection (right)",
-                    alt_text=f"{view} radiograph and reprojection of the volume",
+                    label=f"{title(pose)}: radiograph (left), reprojection (right)",
+                    alt_text=f"{pose.name} radiograph and reprojection of the volume",
                     interactive=False,
                     format="png",
                     min_width=320,
-                    elem_id=f"{view}-comparison",
+                    elem_id=f"{pose.name}-comparison",
                     elem_classes="picture",
                     buttons=["fullscreen"],
                 )
-                for view in backend.views
+                for pose in backend.description.geometry.views
             ]
     return [volume, results, facts, *comparisons, download, *std], results
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int16, UInt8
 from matplotlib.colors import to_hex
 
-from raylift.serve.page.images import PLANES, Plane, to_picture, with_orientation_letters
+from raylift.serve.page.images import ORIENTATION_LETTERS, PLANES, Plane, to_picture, with_orientation_letters
 
 COLORS = mpl.colormaps["inferno"]
 """Lightness increases uniformly, so the map is legible in gray and to color-blind readers."""
@@ -36,7 +36,7 @@ class StdMap(NamedTuple):
         axis = PLANES.index(plane)
         index = min(max(index, 0), self.std.shape[axis] - 1)
         unit = np.take(self.std, index, axis=axis).astype(np.float32) / self.max_hu
-        return with_orientation_letters(COLORS(to_picture(unit), bytes=True)[..., :3], plane)
+        return with_orientation_letters(COLORS(to_picture(unit), bytes=True)[..., :3], ORIENTATION_LETTERS[plane])
 
     def colorbar(self) -> str:
         """The colors from 0 HU to `max_hu` as HTML."""

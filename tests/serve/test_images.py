@@ -36,12 +36,12 @@ def test_the_letters_match_the_orientation_of_a_slice(plane: Plane) -> None:
 
 
 def test_letters_are_at_the_middle_of_their_edges() -> None:
-    picture = with_orientation_letters(np.zeros((SIDE_PX, SIDE_PX), np.uint8), "axial") > 128
+    picture = with_orientation_letters(np.zeros((SIDE_PX, SIDE_PX), np.uint8), "RLAP") > 128
     middle = slice(SIDE_PX // 2 - 20, SIDE_PX // 2 + 20)
     edges = [picture[middle, :40], picture[middle, -40:], picture[:40, middle], picture[-40:, middle]]
     assert all(edge.any() for edge in edges)
     assert picture.sum() == sum(edge.sum() for edge in edges)
-    assert not (with_orientation_letters(np.zeros((SIDE_PX, SIDE_PX), np.uint8), "frontal") > 128)[:40].any()
+    assert not (with_orientation_letters(np.zeros((SIDE_PX, SIDE_PX), np.uint8), "RL") > 128)[:40].any()
 
 
 def test_a_window_maps_its_hu_range_to_gray() -> None:
