@@ -68,8 +68,9 @@ def with_archive_views(run: RunConfig) -> RunConfig:
     has_own_views = any(field.name == "views" for field in fields(run.system))
     if not has_own_views or run.system.views != (ALL_VIEWS,):
         return run
-    names = tuple(view.name for view in Archive(run.data.archive).manifest.geometry.views)
-    return replace(run, system=replace(run.system, **{"views": names}))
+    views = Archive(run.data.archive).manifest.geometry.views
+    selected: dict[str, Any] = {"views": tuple(view.name for view in views)}
+    return replace(run, system=replace(run.system, **selected))
 
 
 def view_indices(archive: Archive, run: RunConfig) -> list[int]:
