@@ -1,4 +1,4 @@
-"""Everything that defines a run, as one tree of frozen dataclasses. Units stand in the names."""
+"""The configuration of a run as one tree of frozen dataclasses, with units in the names."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from raylift.models.zoo import check_name
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read, and how."""
+    """Data of a run, and how it is read."""
 
     archive: str = "archive"
     """Folder or URL of the archive."""
     unpaired: str = ""
-    """Folder or URL of an archive of CT, whose train split a system that learns from radiographs sees as volumes of
-    other people; empty: none."""
+    """Folder or URL of an archive of CT, whose train split a system that learns from radiographs uses as unpaired
+    volumes; empty: none."""
     match_histograms: bool = False
-    """Whether every radiograph is mapped to the gray values of projections, of the archive's CT or else of the unpaired
-    one's, when the model is trained, measured and used."""
+    """Whether the histogram of every radiograph is matched to that of digitally reconstructed radiographs (DRRs) of the
+    archive's CT, or else of the unpaired archive's, in training, evaluation and inference."""
     size: int = 128
     """Voxels a side; must be the archive's."""
     window: Window = field(default_factory=Window)
-    """The HU range the network sees as [0, 1]."""
+    """The HU range that is mapped to [0, 1] for the network."""
     threads: int = 2
     """Reader threads a worker."""
     prefetch_batches: int = 2
     """Global batches that are read ahead of training."""
     cache_gib: float = 1.0
-    """Memory a worker may hold samples in, so that later epochs need not read them again."""
+    """Memory of a worker's cache of samples, which later epochs need not read again."""
 
     def __post_init__(self) -> None:
         require_minimum(self, 1, "size", "threads")
@@ -101,7 +101,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """What a run asks of Ray."""
+    """Resources that a run reserves in Ray."""
 
     workers: int = 2
     """Data-parallel workers."""
@@ -121,7 +121,7 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long, how much at once, and what is kept."""
+    """Number of steps, batch size, intervals of logs and validations, and checkpoints kept."""
 
     steps: int = 22_900
     """Optimizer steps of each player."""
@@ -175,14 +175,14 @@ class RunConfig:
 
 
 def with_absolute_paths(run: RunConfig) -> RunConfig:
-    """The run with absolute places: workers do not share the caller's working directory."""
+    """The run with absolute paths, because workers do not share the caller's working directory."""
     data = run.data
     unpaired = absolute(data.unpaired) if data.unpaired else ""
     return replace(run, data=replace(data, archive=absolute(data.archive), unpaired=unpaired))
 
 
 def from_yaml(text: str, where: str) -> RunConfig:
-    """The run of a YAML file; keys it leaves out have their defaults, unknown ones are errors."""
+    """The run of a YAML file; absent keys have their defaults, unknown ones are errors."""
     try:
         data = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -194,7 +194,7 @@ def override(run: RunConfig, values: dict[str, Any]) -> RunConfig:
     """The run with some values replaced, each named by its dotted key.
 
     Raises:
-        ConfigError: a key names nothing, or its value has the wrong type.
+        ConfigError: a key does not exist, or its value has the wrong type.
     """
     tree = to_plain(run)
     for key, value in values.items():

@@ -1,7 +1,7 @@
-"""The main job from end to end on this machine, by the same verbs a person would type.
+"""The whole workflow on this machine, by the commands of the command line.
 
-`make demo` runs it: archive, training, search, evaluation, report, service. Each stage prints its command, how long it
-took and where its result lies; a second run finds what is there and goes on.
+`make demo` runs it: archive, training, search, evaluation, report, service. Each stage prints its command, its duration
+and the path of its result. A second run reuses the results of finished stages.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from raylift.platform.tuning.search import SEARCH_FILE, fit
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Run raylift's main job: archive, training, search, evaluation, report, service."""
+    """Run the whole workflow: archive, training, search, evaluation, report, service."""
 
     ct: Path | None = None
-    """Folder of CT scans; synthetic thoraces otherwise."""
+    """Folder of CT scans; without it, synthetic thorax volumes are used."""
     folder: Path = Path("demo")
-    """Where everything goes."""
+    """Folder of all results."""
     phantoms: int = 48
-    """Synthetic volumes, where no CT is given."""
+    """Number of synthetic volumes, if no CT is given."""
     steps: int = 200
     """Training steps."""
     trials: int = 4
@@ -42,23 +42,23 @@ class DemoOptions:
 
 
 def main() -> int:
-    """All stages in order."""
+    """Run all stages in order."""
     options = tyro.cli(DemoOptions, prog="python -m raylift.platform.demo")
     home = options.folder / ("ct" if options.ct else "phantom")
     archive, run, search, report = (str(home / name) for name in ("archive", "run", "search", "report"))
-    began = time.monotonic()
-    small = ["--size", "64", "--spacing-mm", "5"]
+    started = time.monotonic()
+    grid = ["--size", "64", "--spacing-mm", "5"]
     if options.ct:
-        _stage("archive", ["ingest", str(options.ct), "--archive", archive, *small], archive)
+        _stage("archive", ["ingest", str(options.ct), "--archive", archive, *grid], archive)
     else:
-        _stage("archive", ["phantom", "--archive", archive, "--count", str(options.phantoms), *small], archive)
+        _stage("archive", ["phantom", "--archive", archive, "--count", str(options.phantoms), *grid], archive)
     _stage("training", ["train", *_training(options, archive, run)], run)
     _stage("search", ["tune", *_search(options, archive, search)], search)
     best = os.path.relpath(_best(run, search))
     _stage("evaluation", ["evaluate", best, "--archive", archive, "--output", report], f"{report}/report.html")
     if not (home / "model" / "model.json").exists():
         _stage("export", ["export", best, str(home / "model")], str(home / "model"))
-    print(f"\ndemo: done in {time.monotonic() - began:.0f} s; the report is {report}/report.html")
+    print(f"\ndemo: done in {time.monotonic() - started:.0f} s; the report is {report}/report.html")
     if options.serve:
         _stage(
             "service", ["serve", str(home / "model"), "--port", str(options.port)], f"http://127.0.0.1:{options.port}"
@@ -78,30 +78,32 @@ def _search(options: DemoOptions, archive: str, search: str) -> list[str]:
         return ["--resume", search]
     steps = ["--train.steps", str(options.trial_steps), "--train.validate-every", str(max(1, options.trial_steps // 4))]
     # One worker a trial, so that two trials run at once on two cores.
-    each = ["--trials", str(options.trials), *steps, "--cluster.workers", "1"]
-    return ["x2ct_gan", "--data.archive", archive, "--output", search, *each]
+    flags = ["--trials", str(options.trials), *steps, "--cluster.workers", "1"]
+    return ["x2ct_gan", "--data.archive", archive, "--output", search, *flags]
 
 
-def _stage(title: str, words: list[str], result: str) -> None:
-    print(f"\n== {title}\n$ raylift {shlex.join(words)}", flush=True)
+def _stage(title: str, arguments: list[str], result: str) -> None:
+    print(f"\n== {title}\n$ raylift {shlex.join(arguments)}", flush=True)
     started = time.monotonic()
-    status = cli.main(words)
+    status = cli.main(arguments)
     if status:
         raise SystemExit(status)
     print(f"-- {title} took {time.monotonic() - started:.0f} s: {result}", flush=True)
 
 
 def _best(run: str, search: str) -> str:
-    """The checkpoint with the higher validation PSNR of the run's best and the search's best."""
-    own, summary = best_checkpoint(run)
+    """The checkpoint with the higher validation PSNR: the run's best or the search's best."""
+    run_checkpoint, summary = best_checkpoint(run)
     trials = [trial for trial in fit(search) if trial.best_psnr_db is not None]
     if not trials:
         raise ConfigError(f"no trial of {search} reached a validation")
-    found = trials[0]
-    score = summary["metrics"]["val_psnr_db"]
-    best = found.best_psnr_db
-    print(f"\nbest of the run {score:.2f} dB, of the search {best:.2f} dB (validation PSNR, protocol volume)")
-    return own if best is None or score >= best else found.checkpoint
+    run_psnr_db = summary["metrics"]["val_psnr_db"]
+    search_psnr_db = trials[0].best_psnr_db
+    print(
+        f"\nbest of the run {run_psnr_db:.2f} dB, of the search {search_psnr_db:.2f} dB "
+        "(validation PSNR, protocol volume)"
+    )
+    return run_checkpoint if search_psnr_db is None or run_psnr_db >= search_psnr_db else trials[0].checkpoint
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What raylift finds on this machine: what works, what is missing, and how to get it."""
+"""Checks of the installation and the machine, with a remedy for each failure."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Literal
 
 import raylift
 
-NEEDED = ("torch", "ray", "deepspeed", "optuna", "zarr", "fsspec", "s3fs", "gradio", "SimpleITK", "pydicom")
+PACKAGES = ("torch", "ray", "deepspeed", "optuna", "zarr", "fsspec", "s3fs", "gradio", "SimpleITK", "pydicom")
 UPLOAD_LIMIT_MIB = 100
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at."""
+    """The result of one check."""
 
     status: Literal["ok", "note", "FAIL"]
     name: str
@@ -29,18 +29,21 @@ class Check:
 
 
 def run_checks() -> list[Check]:
-    """Everything, in the order a person would look."""
+    """Run all checks: versions, hardware, Ray, object store, stale locks, checkout."""
     return [*_versions(), *_machine(), *_ray(), *_store(), *_leftovers(), *_checkout()]
 
 
 def _versions() -> Iterator[Check]:
     yield Check("ok", "raylift", f"{raylift.__version__} at {Path(raylift.__file__).parent}")
     minor = tuple(map(int, machine.python_version_tuple()[:2]))
-    fits = (3, 11) <= minor < (3, 14)
+    supported = (3, 11) <= minor < (3, 14)
     yield Check(
-        "ok" if fits else "FAIL", "python", machine.python_version(), "" if fits else "use Python 3.11, 3.12 or 3.13"
+        "ok" if supported else "FAIL",
+        "python",
+        machine.python_version(),
+        "" if supported else "use Python 3.11, 3.12 or 3.13",
     )
-    for name in NEEDED:
+    for name in PACKAGES:
         try:
             yield Check("ok", name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
@@ -57,7 +60,7 @@ def _machine() -> Iterator[Check]:
         "ok" if enough else "note",
         "memory",
         f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free",
-        "" if enough else "the demo wants 4 GiB: end something, or lower train.batch_size",
+        "" if enough else "the demo needs 4 GiB: end other programs, or lower train.batch_size",
     )
     if importlib.util.find_spec("torch"):
         import torch
@@ -82,7 +85,7 @@ def _machine() -> Iterator[Check]:
 def _ray() -> Iterator[Check]:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        yield Check("note", "ray cluster", "RAY_ADDRESS is not set: verbs start Ray on this machine")
+        yield Check("note", "ray cluster", "RAY_ADDRESS is not set: commands start Ray on this machine")
     else:
         yield Check("ok", "ray cluster", f"RAY_ADDRESS is {address}")
         if os.environ.get("RAY_AUTH_MODE") != "token":
@@ -90,7 +93,7 @@ def _ray() -> Iterator[Check]:
                 "note",
                 "ray token",
                 "RAY_AUTH_MODE is not set",
-                "export RAY_AUTH_MODE=token if the cluster answers 401",
+                "export RAY_AUTH_MODE=token if the cluster responds with 401",
             )
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
     if token.is_file() and token.stat().st_mode & 0o077:
@@ -100,7 +103,11 @@ def _ray() -> Iterator[Check]:
 def _store() -> Iterator[Check]:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not endpoint:
-        yield Check("note", "object store", "AWS_ENDPOINT_URL_S3 is not set: s3:// means Amazon's, folders always work")
+        yield Check(
+            "note",
+            "object store",
+            "AWS_ENDPOINT_URL_S3 is not set: s3:// refers to Amazon S3; local folders work without it",
+        )
         return
     from urllib.error import HTTPError, URLError
     from urllib.request import urlopen
@@ -108,17 +115,19 @@ def _store() -> Iterator[Check]:
     try:
         urlopen(endpoint, timeout=5).close()  # noqa: S310 - the operator's own setting
     except HTTPError:
-        pass  # an answer, if only a refusal
+        pass  # a response, though an error
     except (URLError, OSError, ValueError) as error:
-        yield Check("FAIL", "object store", f"{endpoint} does not answer: {error}", "start it or correct the variable")
+        yield Check("FAIL", "object store", f"{endpoint} does not respond: {error}", "start it or correct the variable")
         return
-    yield Check("ok", "object store", f"{endpoint} answers")
+    yield Check("ok", "object store", f"{endpoint} responds")
 
 
 def _leftovers() -> Iterator[Check]:
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")).expanduser()
     for lock in sorted(folder.rglob("lock")) if folder.is_dir() else ():
-        yield Check("note", "stale lock", str(lock), f"if no build is running: rm {lock}; builds wait for it for ever")
+        yield Check(
+            "note", "stale lock", str(lock), f"if no build is running: rm {lock}; builds wait for it without end"
+        )
 
 
 def _checkout() -> Iterator[Check]:
@@ -135,5 +144,5 @@ def _checkout() -> Iterator[Check]:
     yield Check(
         "ok" if mib < UPLOAD_LIMIT_MIB else "FAIL",
         "job upload",
-        f"{mib:.1f} MiB of code, of {UPLOAD_LIMIT_MIB} MiB that ray job submit takes",
+        f"{mib:.1f} MiB of code, of the {UPLOAD_LIMIT_MIB} MiB that ray job submit accepts",
     )

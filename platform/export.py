@@ -1,4 +1,4 @@
-"""A checkpoint as a folder to hand on: weights, description, and a model card that a stranger can read."""
+"""Export of a checkpoint to a folder with weights, description and a model card."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from raylift.platform.monitor import PROTOCOL_OF, monitored
 
 CARD_FILE = "README.md"
 PRECISIONS = {torch.float32: "fp32", torch.float16: "half precision"}
-PROJECTED = """It was trained on radiographs projected from CT. Real radiographs differ in scatter, processing and pose;
-nothing here corrects for that, unless histograms are matched (above)."""
-TAKEN = """It was trained on radiographs that were taken, whose pose, scale and processing nobody knows, and its answers
-were never compared with volumes of these people."""
+DRR_LIMITS = """It was trained on digitally reconstructed radiographs (DRRs) of CT. Acquired radiographs differ in
+scatter, processing and pose, which is not corrected unless histograms are matched (above)."""
+RADIOGRAPH_LIMITS = """It was trained on acquired radiographs of unknown pose, scale and processing, and its predictions
+were not compared with CT of the same patients."""
 
 
 def export(model: Model, folder: Path, metrics: dict[str, float], dtype: torch.dtype = torch.float32) -> str:
@@ -29,12 +29,12 @@ def export(model: Model, folder: Path, metrics: dict[str, float], dtype: torch.d
 
     Args:
         model: the network and its description.
-        folder: is made if it is not there.
-        metrics: of the validation of this checkpoint, by their names in logs.
-        dtype: of the stored floating-point weights.
+        folder: created if it does not exist.
+        metrics: validation metrics of this checkpoint, by their names in logs.
+        dtype: type of the stored floating-point weights.
 
     Raises:
-        ConfigError: the folder holds something already.
+        ConfigError: the folder is not empty.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: choose another folder")
@@ -55,15 +55,17 @@ def card(model: Model, sha256: str, metrics: dict[str, float], dtype: torch.dtyp
         else "parallel beam"
     )
     settings = model.network.sampling if isinstance(model.network, GenerativeNetwork) else None
-    drawn = settings and f"{settings.sampler}, {settings.steps} steps, seed {settings.seed}; other seeds draw others"
+    sampling = settings and (
+        f"sampled: {settings.sampler}, {settings.steps} steps, seed {settings.seed}; other seeds give other samples"
+    )
     measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items()))
-    taken = provenance.get("archive_holds") == "radiographs"
-    samples = f"{len(provenance.get('training_samples', []))} {'pairs of radiographs' if taken else 'volumes'}"
+    acquired = provenance.get("archive_contents") == "radiographs"
+    samples = f"{len(provenance.get('training_samples', []))} {'pairs of radiographs' if acquired else 'volumes'}"
     return f"""# {description.system.name}
 
 {DISCLAIMER}
 
-A network that makes a CT volume of the chest from {_radiographs(geometry)}.
+A network that reconstructs a CT volume of the chest from {_radiographs(geometry)}.
 
 | | |
 | --- | --- |
@@ -74,27 +76,28 @@ A network that makes a CT volume of the chest from {_radiographs(geometry)}.
 [{description.window.low_hu:g}, {description.window.high_hu:g}] |
 | input | {geometry.detector_px} x {geometry.detector_px}, bone bright; rows from superior to inferior |
 | views | {"; ".join(_view(view) for view in geometry.views)} |
-| histograms | {"matched to projections" if description.histograms else "as they are"} |
+| histograms | {"matched to DRRs" if description.histograms else "not matched"} |
 | geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm |
-| the volume is | {f"drawn: {drawn}" if drawn else "computed"} |
+| prediction | {sampling or "deterministic"} |
 | trained on | {samples} of {provenance.get("archive", "an unknown archive")} |
 | config | SHA-256 `{provenance.get("config_sha256", "")}` |
 | versions | {", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())} |
 
-## Measured at this checkpoint, on the validation split (protocol `{PROTOCOL_OF[monitored(metrics)]}`)
+## Metrics of this checkpoint on the validation split (protocol `{PROTOCOL_OF[monitored(metrics)]}`)
 
 | metric | value |
 | --- | --- |
 {measured or "| none | |"}
 
-`raylift evaluate` measures it on held-out scans beside two trivial predictors.
+`raylift evaluate` computes metrics on held-out scans beside two trivial baselines.
 
 ## Limits
 
-{TAKEN if taken else PROJECTED}
-{_count(len(geometry.views))} not determine a volume: what the radiographs do not show is a likely guess, and small \
-or faint structures may be missing or invented. HU are not calibrated. The training set is small and from few \
-scanners; build, age, devices and disease outside it will be drawn wrongly without any sign of it.
+{RADIOGRAPH_LIMITS if acquired else DRR_LIMITS}
+{_count(len(geometry.views))} not determine a volume: structures that the radiographs do not show are estimated from \
+the training data, and small or faint ones may be missing or hallucinated. HU are not calibrated. The training set is \
+small and from few scanners; body habitus, age, devices and disease outside it are reconstructed wrongly without any \
+sign of it.
 
 ## Use
 

@@ -1,4 +1,4 @@
-"""`raylift evaluate` and `raylift export`: a report of a checkpoint, or a folder that can be handed on."""
+"""`raylift evaluate` and `raylift export`: the report of a checkpoint, and its export as a model."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class EvaluateOptions:
     """Split that is evaluated."""
     protocols: tuple[ProtocolName, ...] = ()
     """How metrics are computed (see raylift.models.metrics); by default all protocols that compare volumes or, without
-    CT, reprojection."""
+    CT, `reprojection`."""
     output: Path = Path("evaluation")
     """Folder for report.html, metrics.json and figures."""
     consistency_steps: int = 0
-    """Evaluate the model a second time after so many steps of a fit to the radiographs; 10 are enough."""
+    """Steps of a consistency fit to the radiographs, after which volumes are evaluated a second time; 10 are enough."""
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     samples: int = 1
     """Number of samples of a generative model, whose mean is evaluated; seeds are consecutive."""
@@ -85,7 +85,7 @@ class ExportOptions:
 
 
 def export(arguments: list[str]) -> int:
-    """A checkpoint as safetensors, config and model card."""
+    """Export a checkpoint as safetensors, config and model card."""
     from raylift.platform import export as exporting
     from raylift.platform.training import runs
     from raylift.platform.training.checkpoint import resolve_checkpoint

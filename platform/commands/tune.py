@@ -63,7 +63,7 @@ def tune(arguments: list[str]) -> int:
         search.validate(new)
         search.create(new, url)
     cluster.connect()
-    table = search.fit(url, say=lambda text: print(f"tune: {text}", flush=True))
+    table = search.fit(url, report=lambda text: print(f"tune: {text}", flush=True))
     console.print(search.as_table(table))
     best = table[0]
     if best.best_psnr_db is None:

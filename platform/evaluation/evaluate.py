@@ -44,8 +44,8 @@ def evaluate(
         split: the scans to use.
         protocols: by default all that compare volumes or, without CT, `reprojection`.
         command: the command line, for the provenance.
-        consistency_steps: if not 0, the model's volumes are evaluated a second time after so many steps of a fit to
-            the radiographs (`raylift.models.consistency`).
+        consistency_steps: if not 0, the model's volumes are evaluated a second time after this number of steps of a
+            fit to the radiographs (`raylift.models.consistency`).
         sampling: settings of a generative model.
         samples: number of samples of a generative model, whose mean is evaluated; each is fitted by itself.
         progress: called with the number of finished scans, the number of all, and the next scan's name.
@@ -75,7 +75,7 @@ def evaluate(
             archive, [entry], window, views, volumes=has_ct, reference_quantiles=description.reference_quantiles
         )
         ground_truth = archive.read_array(entry, "volumes").astype(np.float32) if has_ct else None
-        (own,) = reconstruct(
+        (reconstruction,) = reconstruct(
             model.network,
             batch.views,
             window,
@@ -84,8 +84,10 @@ def evaluate(
             samples=[samples],
             consistency_steps=consistency_steps,
         )
-        seconds += own.prediction_time_s
-        volumes = {MODEL: own.predicted[None], **({} if own.fitted is None else {FITTED: own.fitted[None]})}
+        seconds += reconstruction.prediction_time_s
+        volumes = {MODEL: reconstruction.predicted[None]}
+        if reconstruction.fitted is not None:
+            volumes[FITTED] = reconstruction.fitted[None]
         with torch.no_grad():
             volumes |= {name: baseline(batch.views).float() for name, baseline in fitted.items()}
         predictions = {
@@ -99,7 +101,7 @@ def evaluate(
             for predictor, prediction in predictions.items()
         }
         hu = {name: prediction.hu for name, prediction in predictions.items()}
-        cases.append(Case(entry, ground_truth, batch.views[0].numpy(), hu, metrics, own.residuals))
+        cases.append(Case(entry, ground_truth, batch.views[0].numpy(), hu, metrics, reconstruction.residuals))
     progress(len(entries), len(entries), "")
     provenance = _provenance(model, archive, command)
     if settings:
@@ -115,19 +117,21 @@ def matching_views(model: Model, archive: Archive) -> list[int]:
     Raises:
         ConfigError: grid, distances, detector or views differ.
     """
-    wanted, there = model.description, archive.manifest
-    if wanted.grid != there.grid:
-        raise ConfigError(f"the model was trained on {wanted.grid}, {archive.url} holds {there.grid}")
-    missing = [view for view in wanted.geometry.views if view not in there.geometry.views]
+    description, manifest = model.description, archive.manifest
+    if description.grid != manifest.grid:
+        raise ConfigError(f"the model was trained on {description.grid}, {archive.url} holds {manifest.grid}")
+    missing = [view for view in description.geometry.views if view not in manifest.geometry.views]
     distances = {"source_axis_mm", "source_detector_mm", "detector_px", "detector_pitch_mm", "beam"}
-    differ = [name for name in sorted(distances) if getattr(wanted.geometry, name) != getattr(there.geometry, name)]
+    differ = [
+        name for name in sorted(distances) if getattr(description.geometry, name) != getattr(manifest.geometry, name)
+    ]
     if missing or differ:
         what = differ or [view.name for view in missing]
         raise ConfigError(
-            f"{archive.url} was projected otherwise than the model's training data ({', '.join(what)} differ): "
+            f"{archive.url} has another geometry than the model's training data ({', '.join(what)} differ): "
             "ingest it with the model's geometry"
         )
-    return [there.geometry.views.index(view) for view in wanted.geometry.views]
+    return [manifest.geometry.views.index(view) for view in description.geometry.views]
 
 
 def _batches(archive: Archive, model: Model, views: list[int]) -> Iterator[Batch]:

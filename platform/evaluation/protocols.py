@@ -65,13 +65,15 @@ def _compare_volumes(name: str) -> EvaluationProtocol:
 
 
 def _compare_reprojections(prediction: Prediction) -> Figures:
-    of = prediction.description
+    model = prediction.description
     with torch.no_grad():
-        found = consistency.agreement(prediction.volume, prediction.radiographs, of.window, of.grid, of.geometry)
-    by_view = zip(of.geometry.views, found.residual[0].tolist(), strict=True)
+        reprojection = consistency.agreement(
+            prediction.volume, prediction.radiographs, model.window, model.grid, model.geometry
+        )
+    by_view = zip(model.geometry.views, reprojection.residual[0].tolist(), strict=True)
     return {
-        "psnr_db": float(found.psnr_db.mean()),
-        "residual": float(found.residual.mean()),
+        "psnr_db": float(reprojection.psnr_db.mean()),
+        "residual": float(reprojection.residual.mean()),
         **{f"residual_{view.name}": value for view, value in by_view},
     }
 

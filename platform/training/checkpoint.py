@@ -1,18 +1,19 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints, published atomically and verified by digests.
 
 ```
 <run>/checkpoints/step-00000500/
-    model/model.safetensors, model.json    the reconstructor, in the format of `models.weights`; if it keeps a moving
-                                           average of its weights, that
-    players/<name>.safetensors             weights of the other players, and those beside an average
+    model/model.safetensors, model.json    the reconstructor, in the format of `models.weights`: its EMA weights
+                                           if an EMA is kept, else its weights
+    players/<name>.safetensors             weights of the other players, and of players that keep an EMA
     adam/<name>.safetensors                Adam's moments of every player, by parameter name
-    state.json                             step, samples taken, metrics, history, config
-    checkpoint.json                        SHA-256 of every file above; written last, this publishes it
+    state.json                             step, samples consumed, metrics, history, config
+    checkpoint.json                        SHA-256 of every file above; written last, which publishes the checkpoint
 ```
 
-Files are written to a local folder first, digested, copied to the run, and named in `checkpoint.json` once all are
-there. A folder without that file, or with a file that does not match it, is no checkpoint: resuming takes the newest
-one that verifies. Nothing in it depends on the ZeRO stage or the number of workers, and nothing is a pickle.
+Files are written to a local folder first, digested, copied to the run, and listed in `checkpoint.json` once all are
+copied. A folder without that file, or with a file that does not match it, is no checkpoint: a run resumes from the
+newest one that verifies. A checkpoint depends neither on the ZeRO stage nor on the number of workers, and holds no
+pickle.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from raylift.models.weights import Description, file_sha256
 from raylift.platform.monitor import monitored
 
 RUN_FILE = "run.json"
-"""By which a folder is known for a run."""
+"""The file that marks a folder as a run."""
 CHECKPOINTS_FOLDER, INDEX_FILE, STATE_FILE = "checkpoints", "checkpoint.json", "state.json"
 
 NamedTensors = dict[str, Tensor]
@@ -48,7 +49,7 @@ class CheckpointError(RayliftError, ValueError):
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a run needs to go on, beside its tensors."""
+    """What a run needs to resume, beside its tensors."""
 
     step: int
     samples_consumed: int
@@ -67,7 +68,7 @@ class Tensors:
     networks: dict[str, NamedTensors]
     adam: dict[str, NamedTensors]
     ema: dict[str, NamedTensors] = field(default_factory=dict)
-    """Moving averages, of the players that have one."""
+    """EMA weights of the players that keep an EMA."""
 
 
 class Checkpoints:
@@ -80,7 +81,7 @@ class Checkpoints:
     def save(self, state: TrainingState, tensors: Tensors, description: Description) -> str:
         """Publish a checkpoint and return its URL. One process calls it; the first player is the reconstructor."""
         name = f"step-{state.step:08d}"
-        # Left by a run that was cut while it published this step.
+        # Left by a run that was interrupted while it published this step.
         self._folder.remove(name)
         reconstructor, *others = tensors.networks
         with tempfile.TemporaryDirectory(prefix="raylift-checkpoint-") as temporary:
@@ -106,14 +107,14 @@ class Checkpoints:
             try:
                 found.append((name, json.loads(self._folder.read(f"{name}/{INDEX_FILE}"))))
             except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-                continue  # unpublished: what a cut run left
+                continue  # unpublished, left by an interrupted run
         return found
 
     def best(self, metric: str) -> tuple[str, dict[str, Any]]:
-        """URL and summary of the published checkpoint with the highest metric, the older one of equals.
+        """URL and summary of the published checkpoint with the highest metric; of equal ones the oldest.
 
         Raises:
-            CheckpointError: nothing was published with that metric.
+            CheckpointError: no checkpoint with that metric was published.
         """
         scored = [(name, summary) for name, summary in self.published() if metric in summary["metrics"]]
         if not scored:
@@ -127,32 +128,32 @@ class Checkpoints:
         kept = {name for name, _ in published[-keep:]} | {self.best(metric)[0].rsplit("/", 1)[-1]}
         for name, _ in published:
             if name not in kept:
-                # First what makes it a checkpoint, so that a cut here leaves none that lacks files.
+                # The index goes first, so that an interruption leaves no published checkpoint that lacks files.
                 self._folder.remove(f"{name}/{INDEX_FILE}")
                 self._folder.remove(name)
 
     def newest(self) -> tuple[str | None, list[str]]:
-        """URL of the newest checkpoint whose files all match, or None, and why newer ones were passed over."""
-        passed_over: list[str] = []
+        """URL of the newest checkpoint whose files all match, or None, and why newer ones were rejected."""
+        rejected: list[str] = []
         for name, _ in reversed(self.published()):
             url = join(self.url, name)
             try:
                 with local_copy(url):
-                    return url, passed_over
+                    return url, rejected
             except CheckpointError as error:
-                passed_over.append(str(error))
-        return None, passed_over
+                rejected.append(str(error))
+        return None, rejected
 
 
 def best_checkpoint(run_url: str) -> tuple[str, dict[str, Any]]:
-    """URL and summary of a run's best checkpoint by the metric that decides."""
+    """URL and summary of a run's best checkpoint by its monitored metric."""
     checkpoints = Checkpoints(run_url)
     metrics = [name for _, summary in checkpoints.published() for name in summary["metrics"]]
     return checkpoints.best(monitored(metrics))
 
 
 def resolve_checkpoint(url: str) -> str:
-    """The URL itself, or of its best checkpoint if it is a run."""
+    """The URL of a checkpoint as it is; for a run, the URL of its best checkpoint."""
     return best_checkpoint(url)[0] if Folder(url).exists(RUN_FILE) else absolute(url)
 
 
@@ -193,13 +194,13 @@ def load_state(local: Path) -> TrainingState:
 
 
 def load_network(local: Path, player: str, first: bool) -> NamedTensors:
-    """A player's weights from a local copy; the first player's are the model's, if that has no average of them."""
+    """A player's weights from a local copy; those of the first player are in `model/` unless it keeps an EMA."""
     path = local / "players" / f"{player}.safetensors"
     return load_model_weights(local) if first and not path.exists() else safetensors.torch.load_file(path)
 
 
 def load_model_weights(local: Path) -> NamedTensors:
-    """The weights that are served, from a local copy."""
+    """The weights used for inference, from a local copy."""
     return safetensors.torch.load_file(local / "model" / weights.WEIGHTS_FILE)
 
 

@@ -1,8 +1,8 @@
-"""DeepSpeed, one engine for each player of an objective, and Adam's state in a form that belongs to no engine.
+"""DeepSpeed engines, one for each player of an objective, and Adam's state independent of engine and ZeRO stage.
 
 DeepSpeed's own checkpoints can be read only by the ZeRO stage and world size that wrote them. Here weights and Adam's
-moments are gathered by parameter name and handed back the same way, so a run may go on with another stage, another
-number of workers, or none of DeepSpeed at all.
+moments are gathered and restored by parameter name, so a run may resume with another stage, another number of workers,
+or without DeepSpeed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STEP_KEY = "step"
 
 
 class Engine:
-    """A player under DeepSpeed, with a moving average of its network's weights if the decay is not 0."""
+    """A player under DeepSpeed, with an exponential moving average (EMA) of its weights if `ema_decay` is not 0."""
 
     def __init__(self, player: Player, run: RunConfig, device: torch.device, ema_decay: float = 0.0) -> None:
         import deepspeed
@@ -50,17 +50,17 @@ class Engine:
 
     @property
     def has_ema(self) -> bool:
-        """Whether there is a moving average."""
+        """Whether an EMA of the weights is kept."""
         return self._ema is not None
 
     def update_ema(self, step: int) -> None:
-        """Let the moving average, if there is one, follow the weights; `step` counts the steps before this one."""
+        """Update the EMA, if one is kept; `step` is the number of optimizer steps before this one."""
         if self._ema is not None:
             self._ema.update(step)
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
-        """Within this context the network has its averaged weights; its own where there is no average."""
+        """Within this context the network has its EMA weights, or its own where no EMA is kept."""
         if self._ema is None:
             yield
             return
@@ -73,9 +73,10 @@ class Engine:
             self._refresh_persistent_parameters()
 
     def sync_batch_norm(self) -> None:
-        """Give every rank the mean of all ranks' running statistics of batch norm, for each sees its own samples.
+        """Replace the running statistics of batch norm on every rank by their mean over all ranks.
 
-        It may be done at any step, or not: statistics are linear in what is added later, so the next mean is the same.
+        Ranks differ because each processes its own samples. The update of running statistics is linear, so averaging
+        at additional steps does not change later means.
         """
         for module in self.player.network.modules():
             if isinstance(module, nn.BatchNorm2d) and module.training:
@@ -85,19 +86,19 @@ class Engine:
                     statistic /= torch.distributed.get_world_size()
 
     def restore_ema(self, state: NamedTensors) -> None:
-        """Hand the moving average back, whatever stage and world size it came from."""
+        """Restore the EMA of the weights, saved under any ZeRO stage and world size."""
         assert self._ema is not None
         for shadow, (name, parameter) in zip(self._ema.shadow, self._trained.items(), strict=True):
             value = state[name].to(shadow.device)
             shadow.copy_(self._local_partition(parameter, value) if self._stage == 3 else value)
 
     def _local_parameters(self) -> list[Tensor]:
-        """What this rank holds of each parameter that trains, in fp32: all of it, or its piece under ZeRO-3."""
+        """The trainable parameters in fp32, as this rank holds them: whole, or the local partition under ZeRO-3."""
         trained = self._trained.values()
         return [p.ds_tensor if self._stage == 3 else p.data for p in trained]  # type: ignore[attr-defined]
 
     def _refresh_persistent_parameters(self) -> None:
-        """Small parameters stay whole on every rank under ZeRO-3: renew them from the pieces."""
+        """Update the small parameters that ZeRO-3 keeps whole on every rank from their partitions."""
         whole = self.deepspeed.optimizer.persistent_parameters if self._stage == 3 else []
         if whole:
             whole[0].partition(whole)
@@ -140,7 +141,7 @@ class Engine:
         return state
 
     def restore_adam(self, state: NamedTensors) -> None:
-        """Hand Adam's moments back, whatever stage and world size they came from."""
+        """Restore Adam's moments, saved under any ZeRO stage and world size."""
         inner = self._inner_optimizer()
         for tensor in self._owned_tensors():
             inner.state[tensor] = {
@@ -164,15 +165,15 @@ class Engine:
         elif self._stage in (1, 2):
             safe_set_full_optimizer_state(parameter, value, moment)
         else:
-            # DeepSpeed's full setter forgets the padding.
+            # DeepSpeed's setter of full tensors leaves out the padding.
             safe_set_local_optimizer_state(parameter, self._local_partition(parameter, value), moment)
 
     def _local_partition(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
-        """This rank's piece under ZeRO-3: an equal part of the flattened value, padded at the end."""
-        piece = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
-        flat = torch.zeros(piece * torch.distributed.get_world_size(), device=value.device)
+        """This rank's partition under ZeRO-3: an equal part of the flattened value, zero-padded at the end."""
+        length = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        flat = torch.zeros(length * torch.distributed.get_world_size(), device=value.device)
         flat[: value.numel()] = value.flatten()
-        return flat.narrow(0, piece * _rank(), piece)
+        return flat.narrow(0, length * _rank(), length)
 
     def _inner_optimizer(self) -> torch.optim.Optimizer:
         outer = self.deepspeed.optimizer
@@ -180,7 +181,7 @@ class Engine:
         return inner
 
     def _owned_tensors(self) -> list[Tensor]:
-        """The tensors Adam steps on: parameters at stage 0, this rank's flat pieces at the others."""
+        """The tensors that Adam updates: parameters at stage 0, this rank's flat partitions at the others."""
         if self._stage == 0:
             return list(self._trained.values())
         optimizer = self.deepspeed.optimizer
@@ -190,41 +191,41 @@ class Engine:
 
 
 class ExponentialMovingAverage:
-    """An exponential moving average of tensors that are stepped on in place.
+    """An exponential moving average of tensors that are updated in place.
 
-    The decay of step n is min(decay, (1 + n) / (10 + n)): early on a fixed one would keep the random start. It depends
-    on the step alone, so the shadow is all there is to keep.
+    The decay of step n is min(decay, (1 + n) / (10 + n)), since a fixed decay would retain the random initialization
+    for long. It depends on the step alone, so the averages are the whole state.
     """
 
-    def __init__(self, followed: Callable[[], list[Tensor]], decay: float) -> None:
-        self._followed, self._decay = followed, decay
-        self.shadow = [tensor.detach().clone() for tensor in followed()]
+    def __init__(self, tensors: Callable[[], list[Tensor]], decay: float) -> None:
+        self._tensors, self._decay = tensors, decay
+        self.shadow = [tensor.detach().clone() for tensor in tensors()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """One step towards what is followed."""
+        """Move the averages towards the tensors by one step."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        for shadow, tensor in zip(self.shadow, self._followed(), strict=True):
+        for shadow, tensor in zip(self.shadow, self._tensors(), strict=True):
             shadow.lerp_(tensor, 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the shadow with what is followed."""
-        for shadow, tensor in zip(self.shadow, self._followed(), strict=True):
+        """Exchange the averages and the tensors."""
+        for shadow, tensor in zip(self.shadow, self._tensors(), strict=True):
             own = tensor.clone()
             tensor.copy_(shadow)
             shadow.copy_(own)
 
 
 def init_backend(gpu: bool) -> torch.device:
-    """Make DeepSpeed ready in a process whose torch process group is up, and return the device to use."""
+    """Initialize DeepSpeed in a process that has a torch process group, and return the device to use."""
     if not gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
     if not gpu:
-        # The shared-memory collective would be compiled now, for minutes, and a killed build leaves a lock behind on
-        # which every later worker hangs.
+        # Compiling the shared-memory collective takes minutes, and a killed build leaves a lock for which every later
+        # worker waits without end.
         import deepspeed.ops
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -244,7 +245,7 @@ def initialize(objective: Objective, run: RunConfig, device: torch.device) -> di
 
 
 def parameter_shape(parameter: nn.Parameter) -> torch.Size:
-    """The shape of the whole parameter, also where ZeRO-3 holds only a piece of it."""
+    """The shape of the whole parameter, also where ZeRO-3 holds only a partition."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
@@ -253,7 +254,7 @@ def _deepspeed_config(run: RunConfig) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": run.train.batch_size // share,
         "gradient_accumulation_steps": run.engine.gradient_accumulation_steps,
-        # DeepSpeed clips at 1.0 unless told otherwise.
+        # DeepSpeed's default clips at 1.0.
         "gradient_clipping": run.engine.gradient_clipping,
         "zero_optimization": {"stage": run.engine.zero_stage},
         "zero_allow_untested_optimizer": True,
@@ -268,7 +269,7 @@ def _rank() -> int:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """DeepSpeed calls functions that torch has renamed; nobody here can act on it."""
+    """Suppress the warnings that DeepSpeed's calls of deprecated torch functions cause."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)

@@ -1,4 +1,4 @@
-"""What a run reads: its archive, the CT of other people beside it, and whether all of that suits the system."""
+"""The inputs of a run: its archive, the archive of unpaired CT volumes, and checks that they suit the system."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from raylift.platform import model_store
 from raylift.platform.config import RunConfig
 
 MAX_REFERENCE_SAMPLES = 256
-"""Samples whose projections make the reference of histogram matching; their mean changes little with more."""
+"""Number of samples whose digitally reconstructed radiographs (DRRs) give the reference of histogram matching; the mean
+changes little with more."""
 ALL_VIEWS = "all"
-"""As `system.views`: every view of the archive, in its order."""
+"""Value of `system.views` that selects every view of the archive, in its order."""
 UNPAIRED = 1
-"""Tells the seed of the order of unpaired volumes from the run's own."""
+"""Makes the seed of the order of unpaired volumes differ from the run's own."""
 
 
 def open_stream(
     archive: Archive, run: RunConfig, description: Description, share: BatchPartition, samples_consumed: int = 0
 ) -> BatchStream:
-    """This worker's stream, at the position where that many samples were taken."""
+    """This worker's stream of batches, at the position after `samples_consumed` samples."""
     cache_bytes = int(run.data.cache_gib * 2**30)
     unpaired = None
     if run.data.unpaired:
-        # Two readers share what a worker may hold.
+        # Two readers share the cache of a worker.
         cache_bytes //= 2
         others = Archive(run.data.unpaired)
         entries = others.entries("train")
@@ -74,7 +75,7 @@ def with_archive_views(run: RunConfig) -> RunConfig:
 
 
 def view_indices(archive: Archive, run: RunConfig) -> list[int]:
-    """Where the system's views stand among the archive's."""
+    """Indices of the system's views among the archive's."""
     names = [view.name for view in archive.manifest.geometry.views]
     missing = [view for view in run.system.views if view not in names]
     if missing:
@@ -86,9 +87,9 @@ def view_indices(archive: Archive, run: RunConfig) -> list[int]:
 
 
 def describe(run: RunConfig, archive: Archive, resume_from: str | None = None) -> Description:
-    """What the trained network is for, as it will stand beside its weights.
+    """The description of the trained network that is saved with its weights.
 
-    A run that goes on from a checkpoint keeps the histograms it began with, whatever the archive has become.
+    A run that resumes from a checkpoint keeps the reference histograms it started with, also if the archive changed.
     """
     import deepspeed
 
@@ -128,7 +129,7 @@ def describe(run: RunConfig, archive: Archive, resume_from: str | None = None) -
 
 
 def reference_histograms(archive: Archive, run: RunConfig, indices: Sequence[int]) -> ReferenceHistograms:
-    """Quantiles of the train split's projections in these views; see `histogram_source`."""
+    """Mean quantiles of the train split's DRRs in these views; see `histogram_source`."""
     source = histogram_source(archive, run)
     entries = source.entries("train")[:MAX_REFERENCE_SAMPLES]
     stored = [source.read_array(entry, "radiographs") for entry in entries]
@@ -137,27 +138,27 @@ def reference_histograms(archive: Archive, run: RunConfig, indices: Sequence[int
 
 
 def histogram_source(archive: Archive, run: RunConfig) -> Archive:
-    """The archive whose projections radiographs are matched to: the run's own if it has CT, else the unpaired one.
+    """The archive to whose DRRs histograms are matched: the run's own if it has CT, else the unpaired one.
 
     Raises:
-        ConfigError: neither has projections in the archive's geometry.
+        ConfigError: neither has DRRs in the archive's geometry.
     """
     if archive.manifest.contents == "volumes":
         return archive
     others = Archive(run.data.unpaired) if run.data.unpaired else archive
     if others.manifest.contents != "volumes" or others.manifest.geometry != archive.manifest.geometry:
         raise ConfigError(
-            f"data.match-histograms needs projections, and {archive.url} holds radiographs that were taken: name an "
-            "archive of CT with its geometry as data.unpaired, or leave the histograms as they are"
+            f"data.match-histograms needs DRRs, and {archive.url} holds acquired radiographs: name an "
+            "archive of CT with its geometry as data.unpaired, or turn data.match-histograms off"
         )
     return others
 
 
 def check(run: RunConfig) -> Archive:
-    """Everything about what a run reads that can be known before it starts.
+    """Check the inputs of a run before it starts, and return its archive.
 
     Raises:
-        ConfigError: an archive does not fit the run or the system, or has nothing to train or validate on.
+        ConfigError: an archive does not fit the run or the system, or has no training or validation samples.
     """
     archive = Archive(run.data.archive)
     check_size(archive, run)
@@ -167,7 +168,7 @@ def check(run: RunConfig) -> Archive:
         archive.require_volumes(f"system {name} learns from volumes and")
         if run.data.unpaired:
             raise ConfigError(
-                f"system {name} learns from the volumes of {archive.url} and looks at no others: leave data.unpaired "
+                f"system {name} learns from the volumes of {archive.url} and uses no others: leave data.unpaired "
                 "empty, or choose a system that learns from radiographs"
             )
     for split in ("train", "val"):
@@ -189,17 +190,17 @@ def check(run: RunConfig) -> Archive:
 
 
 def check_size(archive: Archive, run: RunConfig) -> None:
-    """Raise a ConfigError where an archive's volumes are not of the run's size."""
+    """Raise a ConfigError if an archive's volumes are not of the run's size."""
     size = archive.manifest.grid.size
     if size != run.data.size:
-        what = "holds volumes" if archive.manifest.contents == "volumes" else "is for volumes"
+        contents = "holds volumes" if archive.manifest.contents == "volumes" else "is for volumes"
         raise ConfigError(
-            f"{archive.url} {what} of {size} voxels a side, the run wants {run.data.size}: "
+            f"{archive.url} {contents} of {size} voxels a side, the run has data.size {run.data.size}: "
             f"pass --data.size {size} or use another archive"
         )
 
 
 def check_network(run: RunConfig, archive: Archive) -> None:
-    """Raise a ConfigError if the settings make no network for the archive's voxels; no weight takes memory."""
+    """Raise a ConfigError if no network can be built for the archive's voxels. No memory is used for weights."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         run.system.objective(archive.manifest.grid, archive.manifest.geometry, run.data.window)

@@ -1,4 +1,4 @@
-"""Training: one loop for whatever objective, run by every worker of a Ray Train group."""
+"""The training loop for every objective, run by each worker of a Ray Train group."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ class NonFiniteLoss(RayliftError, ArithmeticError):
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """What each worker runs. Returns the last metrics, or the message of a NonFiniteLoss, which no retry can cure."""
+    """The training function of a Ray Train worker.
+
+    Returns:
+        The last metrics, or the message of a NonFiniteLoss, which must not be retried.
+    """
     run = from_plain(RunConfig, settings["config"], "run")
     reporter = Reporter(settings.get("messages"), run.train.steps, to_tune=settings.get("to_tune", False))
     try:
@@ -77,18 +81,18 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
     batches = iter(stream)
     for step in range(state.step, run.train.steps):
         started = time.perf_counter()
-        # Dropout depends on (seed, step, rank) alone, so a resumed run draws what the uninterrupted one would have.
+        # Dropout depends on (seed, step, rank) alone, so a resumed run equals an uninterrupted one.
         torch.manual_seed(int(np.random.SeedSequence([run.train.seed, step, rank]).generate_state(1, np.uint64)[0]))
         for engine in objective_engines.values():
             engine.set_lr(run.optimizer.lr_at(step, run.train.steps))
         micro_batches = next(batches)
-        waited = time.perf_counter() - started
+        data_time = time.perf_counter() - started
         for batch in micro_batches:
             take_turns(objective_engines, batch.to(device), step, means)
         for engine in objective_engines.values():
             engine.update_ema(step)
         means.add("step_time_s", time.perf_counter() - started)
-        means.add("data_time_s", waited)
+        means.add("data_time_s", data_time)
 
         done = step + 1
         if done % run.train.log_every == 0 or done == run.train.steps:
@@ -105,9 +109,9 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
             history.append({"step": float(done), **metrics})
             tensors = gather_tensors(objective_engines)
             if writer:
-                written = TrainingState(done, stream.samples_consumed, metrics, history, to_plain(run), run.sha256())
-                here = replace(description, provenance={**description.provenance, "step": done})
-                checkpoints.save(written, tensors, here)
+                saved = TrainingState(done, stream.samples_consumed, metrics, history, to_plain(run), run.sha256())
+                at_step = replace(description, provenance={**description.provenance, "step": done})
+                checkpoints.save(saved, tensors, at_step)
                 checkpoints.prune(run.train.keep_checkpoints, monitored(metrics))
                 writer.validation(done, metrics, picture)
             dist.barrier()
@@ -118,9 +122,9 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
 
 
 def take_turns(objective_engines: dict[str, Engine], batch: Batch, step: int, means: RunningMeans) -> None:
-    """Each player's forward, backward and step on one micro-batch, the other players frozen meanwhile.
+    """Each player's forward, backward and optimizer step on one micro-batch, with the other players frozen.
 
-    A player sits out the steps that are not its own.
+    A player is updated only every `Player.every` steps.
     """
     carried: dict[str, Tensor] = {}
     for name, engine in objective_engines.items():
@@ -139,35 +143,35 @@ def take_turns(objective_engines: dict[str, Engine], batch: Batch, step: int, me
 
 
 def require_finite(loss: Tensor, player: str, batch: Batch, step: int) -> None:
-    """Stop every rank if the loss of any is not finite, before anyone has stepped.
+    """Raise on every rank if the loss of any rank is not finite, before the optimizer steps.
 
     Raises:
-        NonFiniteLoss: on all ranks, naming the samples at fault.
+        NonFiniteLoss: on all ranks, with the ids of the samples concerned.
     """
     finite = torch.isfinite(loss.detach())
     flag = (~finite).float().reshape(1)
     dist.all_reduce(flag, op=dist.ReduceOp.SUM)
     if flag.item() == 0:
         return
-    at_fault: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(at_fault, None if finite else (float(loss.detach()), batch.ids))
-    named = "; ".join(f"{value} on samples {', '.join(ids)}" for value, ids in filter(None, at_fault))
+    non_finite: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(non_finite, None if finite else (float(loss.detach()), batch.ids))
+    named = "; ".join(f"{value} on samples {', '.join(ids)}" for value, ids in filter(None, non_finite))
     raise NonFiniteLoss(
-        f"the {player}'s loss at step {step} is {named}: look at these samples, or lower optimizer.lr. "
-        "No worker stepped; the last checkpoint is sound"
+        f"the {player}'s loss at step {step} is {named}: check these samples, or lower optimizer.lr. "
+        "No worker was updated; the last checkpoint is valid"
     )
 
 
 def restore(
     url: str | None, objective: Objective, run: RunConfig, device: torch.device, reporter: Reporter
 ) -> tuple[TrainingState, dict[str, Engine]]:
-    """Engines for all players, from a checkpoint or fresh, and the state to begin with."""
+    """The engines of all players and the training state, restored from a checkpoint or newly initialized."""
     if url is None:
         pretrained.load_weights(objective.reconstructor, run.system)
         return TrainingState(step=0, samples_consumed=0, metrics={}), engines.initialize(objective, run, device)
     with local_copy(url) as local:
         state = load_state(local)
-        # Weights go in before DeepSpeed takes the parameters apart, Adam's moments after.
+        # Weights are loaded before DeepSpeed partitions the parameters, Adam's moments after.
         for index, (name, network) in enumerate(objective.networks().items()):
             network.load_state_dict(load_network(local, name, first=index == 0))
         started = engines.initialize(objective, run, device)
@@ -180,25 +184,25 @@ def restore(
 
 
 def gather_tensors(objective_engines: dict[str, Engine]) -> Tensors:
-    """All players' weights and moments, and averaged weights; every rank must call it, only rank 0 gets them."""
-    averaged = {}
+    """Weights, Adam's moments and EMA weights of all players; every rank must call it, only rank 0 gets them."""
+    ema = {}
     for name, engine in objective_engines.items():
         if engine.has_ema:
             with engine.ema_weights():
-                averaged[name] = engine.weights()
+                ema[name] = engine.weights()
     return Tensors(
         {name: engine.weights() for name, engine in objective_engines.items()},
         {name: engine.adam() for name, engine in objective_engines.items()},
-        averaged,
+        ema,
     )
 
 
 def broadcast_checkpoint(newest: tuple[str | None, list[str]] | None) -> str | None:
-    """Rank 0's choice of checkpoint, on every rank; what it passed over is printed."""
+    """Rank 0's choice of checkpoint, on every rank; the checkpoints that it rejected are printed."""
     chosen: list[Any] = [newest]
     dist.broadcast_object_list(chosen, src=0)
-    url, passed_over = chosen[0]
+    url, rejected = chosen[0]
     if dist.get_rank() == 0:
-        for reason in passed_over:
-            print(f"raylift: checkpoint passed over: {reason}", flush=True)
+        for reason in rejected:
+            print(f"raylift: checkpoint rejected: {reason}", flush=True)
     return None if url is None else str(url)

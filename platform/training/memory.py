@@ -1,4 +1,4 @@
-"""What a run will hold in memory, worked out on tensors that have shapes and no storage."""
+"""Estimate of a run's memory, computed on fake tensors, which have shapes and no storage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes a worker holds: exact for parameters, gradients and Adam; activations are what autograd saves."""
+    """Bytes of a worker: exact for parameters, gradients and Adam; activations are the tensors that autograd saves."""
 
     parameters: dict[str, int]
     """Trainable parameters by player."""
@@ -31,16 +31,16 @@ class MemoryEstimate:
     gradients: int
     adam: int
     ema: int
-    """The moving average of the first player's weights."""
+    """The exponential moving average (EMA) of the first player's weights."""
     activations: int
 
     @property
     def total(self) -> int:
-        """All of it, without the allocator's and the convolutions' own work space."""
+        """The sum, without workspaces of the allocator and of convolutions."""
         return self.weights + self.gradients + self.adam + self.ema + self.activations
 
     def lines(self) -> list[str]:
-        """A line for each part."""
+        """One line for each part."""
         parts = {
             "weights": self.weights,
             "gradients": self.gradients,
@@ -54,13 +54,13 @@ class MemoryEstimate:
 
 
 def estimate(run: RunConfig, geometry: Geometry | None = None) -> MemoryEstimate:
-    """Memory of one worker, with what the ZeRO stage shards divided among the workers.
+    """Memory of one worker, of which the ZeRO stage divides some parts by the number of workers.
 
     Args:
-        run: the run.
+        run: the configuration of the run.
         geometry: has the run's views; without it the view `lateral` is the lateral and every other the frontal.
     """
-    # Neither the spacing nor the distances change a size.
+    # Spacing and distances change no tensor's size.
     grid = Grid(run.data.size)
     poses = (
         tuple(geometry.view(name) for name in run.system.views)
@@ -78,9 +78,9 @@ def estimate(run: RunConfig, geometry: Geometry | None = None) -> MemoryEstimate
         labels = torch.zeros(micro, 1, size, size, size, dtype=torch.uint8) if run.system.needs_labels else None
         views = torch.rand(micro, len(run.system.views), size, size)
         volume = torch.rand(micro, 1, size, size, size)
-        # Those that learn from radiographs may be shown a volume of somebody else, from an archive or drawn.
-        truth, unpaired = (volume, None) if run.system.learns_from == "volumes" else (None, volume)
-        batch = Batch(truth, views, labels=labels, unpaired=unpaired)
+        # Systems that learn from radiographs may use an unpaired volume, from an archive or a prior.
+        ground_truth, unpaired = (volume, None) if run.system.learns_from == "volumes" else (None, volume)
+        batch = Batch(ground_truth, views, labels=labels, unpaired=unpaired)
         precision = torch.autocast("cpu", torch.bfloat16) if run.engine.precision == "bf16" else nullcontext()
         carried: dict[str, Tensor] = {}
         activations = 0
@@ -90,47 +90,47 @@ def estimate(run: RunConfig, geometry: Geometry | None = None) -> MemoryEstimate
                 _, _, kept = player(batch, carried)
             carried |= kept
             activations = max(activations, saved())
-        averaged = next(iter(counts.values())) if objective.ema_decay else 0
+        ema = next(iter(counts.values())) if objective.ema_decay else 0
     count, stage, workers = sum(counts.values()), run.engine.zero_stage, run.cluster.workers
     return MemoryEstimate(
         parameters=counts,
         weights=4 * held // (workers if stage >= 3 else 1),
         gradients=4 * count // (workers if stage >= 2 else 1),
         adam=8 * count // (workers if stage >= 1 else 1),
-        ema=4 * averaged // (workers if stage >= 3 else 1),
+        ema=4 * ema // (workers if stage >= 3 else 1),
         activations=activations,
     )
 
 
 class _Tally:
-    """Bytes by storage of tensors that autograd saves, parameters left out."""
+    """Bytes by storage of the tensors that autograd saves, without parameters."""
 
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
-        self._known = {parameter.untyped_storage()._cdata for parameter in parameters}
-        self._held: dict[int, int] = {}
-        # Held on to, so that no address is counted for two tensors.
-        self._keep: list[Tensor] = []
+        self._parameters = {parameter.untyped_storage()._cdata for parameter in parameters}
+        self._bytes: dict[int, int] = {}
+        # References prevent that an address is reused and counted for two tensors.
+        self._references: list[Tensor] = []
 
     @property
     def total(self) -> int:
         """All bytes."""
-        return sum(self._held.values())
+        return sum(self._bytes.values())
 
     def pack(self, tensor: Tensor) -> Tensor:
         """Count a tensor once."""
         storage = tensor.untyped_storage()
-        if storage._cdata not in self._known:
-            self._held[storage._cdata] = storage.nbytes()
-            self._keep.append(tensor)
+        if storage._cdata not in self._parameters:
+            self._bytes[storage._cdata] = storage.nbytes()
+            self._references.append(tensor)
         return tensor
 
 
 @contextmanager
 def _saved(parameters: list[torch.nn.Parameter]) -> Iterator[Callable[[], int]]:
-    """What autograd saves within the context.
+    """Bytes that autograd saves within the context.
 
-    Of a part that checkpointing computes again that is its inputs; what the largest such part saves when its turn
-    comes is added.
+    With activation checkpointing these are the inputs of a checkpointed part; the bytes that the largest such part
+    saves when it is recomputed are added.
     """
     outer, parts = _Tally(parameters), [0]
 

@@ -1,6 +1,6 @@
-"""Systems of which a part is a trained model: whose it is, whether it fits, and its way into a new run.
+"""Pretrained parts of a system: resolving and checking their models, and loading their weights into a new run.
 
-Where such a model lies matters until the run's first checkpoint, which holds its weights as it does all others.
+The location of such a model matters until the run's first checkpoint, which holds its weights with all others.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from raylift.platform.training.checkpoint import resolve_checkpoint
 
 
 def resolve(run: RunConfig) -> RunConfig:
-    """The run with the settings of every model that it names as a part, and the place of that very checkpoint."""
-    found: dict[str, Any] = {}
+    """The run with the system settings and the exact checkpoint URL of every model that it uses as a part."""
+    resolved: dict[str, Any] = {}
     for part, url in run.system.pretrained.items():
         if url:
             exact = resolve_checkpoint(url)
-            found |= {f"{part}_model": exact, part: model_store.description_of(exact).system}
-    return replace(run, system=replace(run.system, **found)) if found else run
+            resolved |= {f"{part}_model": exact, part: model_store.description_of(exact).system}
+    return replace(run, system=replace(run.system, **resolved)) if resolved else run
 
 
 def check(run: RunConfig, archive: Archive) -> None:
-    """Raise a ConfigError if a part's model is not named, or was trained on other voxels, geometry or window."""
+    """Raise a ConfigError if a part's model is missing, or was trained with another grid, geometry or window."""
     views = tuple(archive.manifest.geometry.view(name) for name in run.system.views)
     for part, url in run.system.pretrained.items():
         if not url:
@@ -60,13 +60,13 @@ def check(run: RunConfig, archive: Archive) -> None:
 
 
 def load_weights(network: nn.Module, system: SystemConfig) -> None:
-    """Put the weights of its trained parts into a fresh network."""
+    """Load the weights of the pretrained parts into a newly initialized network."""
     for part, url in system.pretrained.items():
         network.get_submodule(part).load_state_dict(model_store.load(url).network.state_dict())
 
 
 def _same(one: Geometry, other: Geometry) -> bool:
-    """Whether two geometries are one but for rounding."""
+    """Whether two geometries are equal up to rounding."""
     exact = all(getattr(one, name) == getattr(other, name) for name in ("beam", "detector_px", "views"))
     distances = ("source_axis_mm", "source_detector_mm", "detector_pitch_mm")
     return exact and all(math.isclose(getattr(one, name), getattr(other, name), rel_tol=1e-9) for name in distances)

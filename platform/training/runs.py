@@ -1,4 +1,4 @@
-"""A run from its start to its best checkpoint: the folder it lives in, and its Ray Train group."""
+"""Creating a run in its folder and training it with Ray Train, and reading its configuration and history."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def new_run_url(runs: str, preset: str) -> str:
 
 
 def load_run(url: str) -> RunConfig:
-    """The configuration a run was started with.
+    """Load the configuration that a run was created with.
 
     Raises:
-        ConfigError: there is no run at that place.
+        ConfigError: there is no run at that URL.
     """
     try:
         data = json.loads(Folder(url).read(RUN_FILE))
@@ -46,10 +46,10 @@ def load_run(url: str) -> RunConfig:
 
 
 def create(run: RunConfig, run_url: str) -> RunConfig:
-    """Write down a new run: its configuration with absolute places and trained parts, its digest and versions.
+    """Create a run: write its configuration with absolute paths and pretrained parts, its digest and versions.
 
     Raises:
-        ConfigError: its archive, its trained parts or its settings do not fit together; then nothing is written.
+        ConfigError: archive, pretrained parts and settings do not fit together, or the run exists; nothing is written.
     """
     run = with_archive_views(with_absolute_paths(pretrained.resolve(run)))
     archive = check(run)
@@ -65,25 +65,27 @@ def create(run: RunConfig, run_url: str) -> RunConfig:
     try:
         Folder(run_url).create(RUN_FILE, json.dumps(record, indent=1).encode())
     except FileExistsError as error:
-        raise ConfigError(f"{run_url} is a run already: go on with --resume {run_url}, or choose another") from error
+        raise ConfigError(
+            f"{run_url} is already a run: resume it with --resume {run_url}, or choose another folder"
+        ) from error
     return run
 
 
 def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = False) -> dict[str, Any]:
-    """Train a run that was started, from its newest checkpoint if it has one, and return its last metrics.
+    """Train a created run, from its newest checkpoint if it has one, and return its last metrics.
 
     Raises:
-        NonFiniteLoss: a loss was not finite; the run stops where it was sound.
+        NonFiniteLoss: a loss was not finite; the run stops before the optimizer step.
         ray.train.TrainingFailedError: workers were lost more often than `cluster.max_failures`.
     """
     archive = check(run)
-    done = Checkpoints(run_url).published()
-    if not done:
+    published = Checkpoints(run_url).published()
+    if not published:
         pretrained.check(run, archive)
-    if done and done[-1][1]["step"] >= run.train.steps:
-        finished: dict[str, Any] = done[-1][1]["metrics"]
+    if published and published[-1][1]["step"] >= run.train.steps:
+        finished: dict[str, Any] = published[-1][1]["metrics"]
         if to_tune:
-            # A search that was killed may not have heard of its trial's last validation.
+            # A search that was killed may not have received its trial's last validation.
             ray.tune.report({**finished, "step": run.train.steps})
         return finished
     if to_tune:
@@ -93,30 +95,30 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
 
 
 def _fit(run: RunConfig, run_url: str, messages: Any, to_tune: bool) -> dict[str, Any]:
-    shape = run.cluster
-    cluster.require_resources(shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker, "this run")
+    workers = run.cluster.workers
+    cluster.require_resources(workers * run.cluster.cpus_per_worker, workers * run.cluster.gpus_per_worker, "this run")
     callbacks: list[Any] = []
     if to_tune:
         from ray.tune.integration.ray_train import TuneReportCallback
 
         callbacks.append(TuneReportCallback())  # type: ignore[no-untyped-call]
-    resources = {"CPU": shape.cpus_per_worker}
-    if shape.gpus_per_worker:
-        resources["GPU"] = shape.gpus_per_worker
+    resources = {"CPU": run.cluster.cpus_per_worker}
+    if run.cluster.gpus_per_worker:
+        resources["GPU"] = run.cluster.gpus_per_worker
     with tempfile.TemporaryDirectory(prefix="raylift-ray-") as scratch:
         trainer = TorchTrainer(
-            train_worker,  # type: ignore[arg-type]  # Ray hands back what it returns
+            train_worker,  # type: ignore[arg-type]  # Ray returns the worker's result
             train_loop_config={"config": to_plain(run), "run_url": run_url, "messages": messages, "to_tune": to_tune},
             torch_config=TorchConfig(timeout_s=600),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=shape.workers, use_gpu=shape.gpus_per_worker > 0, resources_per_worker=resources
+                num_workers=workers, use_gpu=run.cluster.gpus_per_worker > 0, resources_per_worker=resources
             ),
             run_config=ray.train.RunConfig(
-                # Checkpoints are ours (see `checkpoint`), so nothing of Ray's own outlives the run, and an object
-                # store that is away for a moment cannot fail Ray's controller.
+                # Checkpoints are raylift's own (see `checkpoint`), so Ray's files are temporary, and an object store
+                # that is unreachable for a moment cannot make Ray's controller fail.
                 name=f"raylift-{uuid.uuid4().hex[:8]}",
                 storage_path=str(Path(scratch)),
-                failure_config=ray.train.FailureConfig(max_failures=shape.max_failures),
+                failure_config=ray.train.FailureConfig(max_failures=run.cluster.max_failures),
                 callbacks=callbacks,
             ),
         )

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: averages, TensorBoard files, and lines for whoever watches."""
+"""Logs of a run: running means, TensorBoard events, and lines for the terminal and Ray Tune."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from raylift.platform.monitor import format_metrics
 
 
 class RunningMeans:
-    """Means of named values since they were last taken, over all ranks."""
+    """Means of named values since the last reduction, over all ranks."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float | Tensor] = defaultdict(float)
         self._counts: dict[str, int] = defaultdict(int)
 
     def add(self, name: str, value: float | Tensor) -> None:
-        """Add a value; tensors stay where they are until taken."""
+        """Add a value; tensors stay on their device until the reduction."""
         self._sums[name] = self._sums[name] + value
         self._counts[name] += 1
 
     def reduce(self) -> dict[str, float]:
-        """The means, over all ranks, and begin anew. Every rank must call it with the same names."""
+        """Return the means over all ranks and reset. Every rank must call it with the same names."""
         means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
         if dist.is_initialized():
             packed = torch.tensor(list(means.values()), dtype=torch.float64)
@@ -51,21 +51,21 @@ class TensorBoard:
         self._remote = None if is_local(run_url) else Folder(join(run_url, "tensorboard"))
         folder = tempfile.mkdtemp(prefix="raylift-events-") if self._remote else join(run_url, "tensorboard")
         first = int(history[-1]["step"]) if history else 0
-        # Events after the step that a run resumes from belong to the attempt that was lost.
+        # Events after the step that a run resumes from belong to the interrupted attempt.
         self._writer = SummaryWriter(folder, purge_step=first + 1 if first else None)
         self._folder = Path(folder)
 
     def scalars(self, entry: dict[str, float]) -> None:
-        """Every value of a log entry at its step."""
+        """Write every value of a log entry at its step."""
         for name, value in entry.items():
             if name != "step":
                 self._writer.add_scalar(name, value, int(entry["step"]))
 
     def validation(self, step: int, metrics: dict[str, float], picture: Float[np.ndarray, "h w"] | None) -> None:
-        """Metrics and a slice: truth left, reconstruction right."""
+        """Write metrics and a slice: ground truth left, reconstruction right."""
         self.scalars({"step": float(step), **metrics})
         if picture is not None:
-            self._writer.add_image("coronal truth and reconstruction", picture[None].clip(0.0, 1.0), step)
+            self._writer.add_image("coronal ground truth and reconstruction", picture[None].clip(0.0, 1.0), step)
         self._writer.flush()
         if self._remote:
             for path in self._folder.iterdir():
@@ -83,12 +83,12 @@ class Reporter:
         self._messages, self._steps, self._to_tune = messages, steps, to_tune
 
     def log(self, step: int, entry: dict[str, float]) -> None:
-        """A log entry."""
+        """Send a log entry."""
         losses = "  ".join(f"{name} {value:.4g}" for name, value in entry.items() if name.endswith("/loss"))
         self._send(step, f"{losses}  {entry['step_time_s']:.2f} s a step")
 
     def validated(self, step: int, metrics: dict[str, float]) -> None:
-        """A validation. Every rank must call it: to Ray a report is a barrier."""
+        """Send a validation. Every rank must call it, because a report is a barrier in Ray."""
         self._send(step, f"validation: {format_metrics(metrics)}")
         if self._to_tune:
             import ray.train
@@ -96,7 +96,7 @@ class Reporter:
             ray.train.report({**metrics, "step": step})
 
     def note(self, text: str) -> None:
-        """A line that belongs to no step."""
+        """Send a line without a step."""
         self._send(None, text)
 
     def _send(self, step: int | None, text: str) -> None:

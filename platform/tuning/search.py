@@ -4,7 +4,7 @@
 <search>/search.json          space, base run and settings of the search
 <search>/trials/<id>/         a run each, with its checkpoints
 <search>/trials.json          the table: settings, best metric and checkpoint of every trial
-<search>/ray/                 Ray Tune's own state, from which --resume goes on
+<search>/ray/                 Ray Tune's state, from which --resume continues
 ```
 """
 
@@ -41,22 +41,22 @@ Distribution = Literal["uniform", "log_uniform", "integer", "choice"]
 
 @dataclass(frozen=True)
 class Space:
-    """A search space: by the dotted key of a run's setting, a distribution and its parameters."""
+    """A search space: a distribution with its parameters for each dotted key of a run's settings."""
 
     space: dict[str, dict[Distribution, list[Any]]]
     preset: str = ""
-    """The preset it is meant for, the slim one of the system that its file is named after unless given; --preset takes
-    another."""
+    """The preset it is meant for; by default the slim preset of the system that its file is named after. --preset
+    selects another."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """A whole search, as it is written down."""
+    """The configuration of a search."""
 
     run: RunConfig
     space: Space
     trials: int = 8
-    """Trials in all."""
+    """Total number of trials."""
     max_concurrent: int = 0
     """Maximum number of trials at once; 0: as many as the cluster holds."""
     reduction_factor: int = 3
@@ -82,7 +82,7 @@ def load_space(name: str) -> Space:
     """A space by its name in `tune_spaces`, or from a YAML file.
 
     Raises:
-        ConfigError: there is none, or it says something no search can do.
+        ConfigError: it does not exist, or is not a valid search space.
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
@@ -99,19 +99,19 @@ def load_space(name: str) -> Space:
 
 
 def spaces_folder() -> Path:
-    """Where the spaces that come with raylift lie."""
+    """The folder of raylift's own search spaces."""
     import raylift.tune_spaces
 
     return Path(next(iter(raylift.tune_spaces.__path__)))
 
 
 def validate(search: Search) -> dict[str, Any]:
-    """Check every key and the ends of every range against the run, and return the space in Ray's terms.
+    """Check every key and the ends of every range against the run, and return the space as Ray Tune's domains.
 
     Raises:
-        ConfigError: a key is no setting, or a value it may take makes a run that cannot work.
+        ConfigError: a key is not a setting, or one of its values is not valid.
     """
-    sampled = {}
+    domains = {}
     for key, distributions in search.space.space.items():
         if len(distributions) != 1:
             raise ConfigError(
@@ -122,33 +122,35 @@ def validate(search: Search) -> dict[str, Any]:
             raise ConfigError(f"'{key}': {kind} takes [low, high], not {values}")
         for value in values:
             override(search.run, {key: value})
-        sampled[key] = _SAMPLERS[kind](values)
-    return sampled
+        domains[key] = _SAMPLERS[kind](values)
+    return domains
 
 
 def create(search: Search, url: str) -> None:
-    """Write down a new search."""
+    """Create a search: write its configuration."""
     run = with_archive_views(with_absolute_paths(pretrained.resolve(search.run)))
     text = json.dumps(to_plain(replace(search, run=run)), indent=1)
     try:
         Folder(url).create(SEARCH_FILE, text.encode())
     except FileExistsError as error:
-        raise ConfigError(f"{url} is a search already: go on with --resume {url}, or choose another") from error
+        raise ConfigError(
+            f"{url} is already a search: resume it with --resume {url}, or choose another folder"
+        ) from error
 
 
 def load_search(url: str) -> Search:
-    """A search that was started."""
+    """Load the configuration of a search."""
     try:
         return from_plain(Search, json.loads(Folder(url).read(SEARCH_FILE)), f"{url}/{SEARCH_FILE}")
     except FileNotFoundError as error:
         raise ConfigError(f"{absolute(url)} is not a search: it has no {SEARCH_FILE}") from error
 
 
-def fit(url: str, say: Callable[[str], None] = print) -> list[Trial]:
-    """Run a search that was started, or what is left of it, and return its table, the best trial first.
+def fit(url: str, report: Callable[[str], None] = print) -> list[Trial]:
+    """Run a created search, or its remaining trials, and return its table, the best trial first.
 
     Raises:
-        ClusterTooSmall: not even one trial fits.
+        ClusterTooSmall: the cluster cannot run a single trial.
     """
     url = absolute(url)
     search = load_search(url)
@@ -159,15 +161,15 @@ def fit(url: str, say: Callable[[str], None] = print) -> list[Trial]:
     pretrained.check(search.run, archive)
     metric = MONITORED[archive.manifest.contents]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    shape = search.run.cluster
-    cpus, gpus = shape.workers * shape.cpus_per_worker, shape.workers * shape.gpus_per_worker
+    resources = search.run.cluster
+    cpus, gpus = resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker
     cluster.require_resources(cpus, gpus, "a trial")
     concurrent = min(filter(None, (cluster.capacity(cpus, gpus), search.max_concurrent, search.trials)))
-    say(f"{search.trials} trials, {concurrent} at a time: each takes {cpus:g} CPUs and {gpus:g} GPUs")
-    tuner = _tuner(search, url, space, concurrent, metric, say)
+    report(f"{search.trials} trials, {concurrent} at a time: each needs {cpus:g} CPUs and {gpus:g} GPUs")
+    tuner = _tuner(search, url, space, concurrent, metric, report)
     results = tuner.fit()
     for error in results.errors:
-        say(f"a trial failed: {str(error).strip().splitlines()[-1]}")
+        report(f"a trial failed: {str(error).strip().splitlines()[-1]}")
     table = _table(url, space, [results[index].path for index in range(len(results))])
     if not results.errors:
         Folder(url).write(TABLE_FILE, json.dumps([to_plain(trial) for trial in table], indent=1).encode())
@@ -175,7 +177,7 @@ def fit(url: str, say: Callable[[str], None] = print) -> list[Trial]:
 
 
 def run_trial(settings: dict[str, Any], search: dict[str, Any], url: str) -> None:
-    """What a trial's driver runs: a Ray Train run in the trial's folder, gone on with if it was begun."""
+    """The driver of a trial: a Ray Train run in the trial's folder, resumed if it exists."""
     cluster.apply_environment()
     run = override(from_plain(Search, search, "search").run, settings)
     trial_url = join(url, "trials", tune.get_context().get_trial_id())
@@ -185,7 +187,7 @@ def run_trial(settings: dict[str, Any], search: dict[str, Any], url: str) -> Non
 
 
 def _tuner(
-    search: Search, url: str, space: dict[str, Any], concurrent: int, metric: str, say: Callable[[str], None]
+    search: Search, url: str, space: dict[str, Any], concurrent: int, metric: str, report: Callable[[str], None]
 ) -> tune.Tuner:
     path, filesystem = cluster.ray_storage(url)
     trainable = tune.with_resources(
@@ -213,14 +215,14 @@ def _tuner(
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=1),
-            callbacks=[_PrintReports(say)],
+            callbacks=[_PrintReports(report)],
             verbose=0,
         ),
     )
 
 
 def _table(url: str, space: dict[str, Any], paths: list[str]) -> list[Trial]:
-    """The trials that Tune knows, whose ids stand in its paths; one that began just before a kill it may not."""
+    """The trials in Tune's state, whose paths contain their ids; one that started just before a kill may be missing."""
     trials = []
     for name in Folder(join(url, "trials")).names():
         if not any(name in path for path in paths):
@@ -240,14 +242,14 @@ def _table(url: str, space: dict[str, Any], paths: list[str]) -> list[Trial]:
 class _PrintReports(tune.Callback):
     """One line for each report of a trial."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:  # type: ignore[override]
-        self._say(f"trial {trial.trial_id} step {result.get('step')}: {format_metrics(result)}")
+        self._report(f"trial {trial.trial_id} step {result.get('step')}: {format_metrics(result)}")
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]
-        self._say(f"trial {trial.trial_id} failed")
+        self._report(f"trial {trial.trial_id} failed")
 
 
 def _at(tree: dict[str, Any], key: str) -> Any:

@@ -113,7 +113,7 @@ def test_doctor_names_a_store_that_does_not_answer(capsys, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     assert cli.main(["doctor"]) == 1
     said = capsys.readouterr().out
-    assert "http://127.0.0.1:9 does not answer" in said
+    assert "http://127.0.0.1:9 does not respond" in said
     assert "-> start it or correct the variable" in said
 
 

@@ -51,7 +51,7 @@ def test_a_model_that_does_not_beat_the_mean_volume_says_so(report):
     assert verdict in (report / "report.html").read_text()
 
 
-def test_the_page_is_complete_in_itself_and_asks_nothing_of_the_network(report):
+def test_the_page_is_self_contained_and_loads_nothing_over_the_network(report):
     page = (report / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
     assert not re.search(r"(src|href)=\"https?:", page)
@@ -72,10 +72,10 @@ def test_the_models_figures_are_those_of_its_own_reconstruction(finished_run, ar
     archive = Archive(str(archive32))
     result = evaluate(model, archive, protocols=["volume"])
     case = result.cases[0]
-    truth = archive.read(case.entry).volume.astype(np.float32)
+    ground_truth = archive.read(case.entry).volume.astype(np.float32)
     with torch.no_grad():
         made = model.description.window.to_hu(model.network(torch.from_numpy(case.radiographs)[None]))[0, 0].numpy()
-    assert case.metrics[MODEL]["volume"] == PROTOCOLS["volume"].evaluate(made, truth)
+    assert case.metrics[MODEL]["volume"] == PROTOCOLS["volume"].evaluate(made, ground_truth)
 
 
 def test_a_fit_to_the_radiographs_is_measured_beside_the_model_and_its_effect_reported(
@@ -115,11 +115,11 @@ def test_a_fit_of_fewer_than_no_steps_is_refused(finished_run, archive32, capsys
     assert "a consistency fit of -1 steps" in capsys.readouterr().err
 
 
-def test_an_archive_projected_otherwise_is_refused(finished_run, tmp_path):
+def test_an_archive_of_another_geometry_is_refused(finished_run, tmp_path):
     grid = Grid(32, 10.0)
     ingest_phantoms(str(tmp_path / "other"), grid, x2ct(grid), count=6, seed=1)
     model = weights.load(finished_run / "checkpoints/step-00000008")
-    with pytest.raises(ConfigError, match="projected otherwise"):
+    with pytest.raises(ConfigError, match="another geometry"):
         evaluate(model, Archive(str(tmp_path / "other")))
 
 

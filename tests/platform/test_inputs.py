@@ -153,7 +153,7 @@ def test_what_a_model_was_trained_beside_stands_in_its_description(
     ("change", "message"),
     [
         ({"archive": "pairs32"}, "holds radiographs without CT, and system x2ct-gan learns from volumes and needs CT"),
-        ({"unpaired": "archive32"}, "system x2ct-gan learns from the volumes of .* looks at no others: leave data.unp"),
+        ({"unpaired": "archive32"}, "system x2ct-gan learns from the volumes of .* uses no others: leave data.unp"),
     ],
 )
 def test_a_system_that_learns_from_volumes_takes_them_from_its_archive(
@@ -190,7 +190,7 @@ def test_unpaired_volumes_that_do_not_fit_are_refused(tiny: RunConfig, pairs32: 
             check(from_radiographs(tiny, archive=pairs32, unpaired=url))
     run = from_radiographs(tiny, archive=pairs32)
     larger = replace(run, data=replace(run.data, size=64))
-    with pytest.raises(ConfigError, match=r"is for volumes of 32 voxels a side, the run wants 64: pass"):
+    with pytest.raises(ConfigError, match=r"is for volumes of 32 voxels a side, the run has data.size 64: pass"):
         check(larger)
 
 
@@ -233,12 +233,12 @@ def test_matching_brings_radiographs_nearer_to_the_projections_they_were_printed
     for run in (plain, matching(plain)):
         archive = check(run)
         (batch,) = next(iter(open_stream(archive, run, describe(run, archive), BatchPartition(0, 1, 6))))
-        truth = [
+        ground_truth = [
             standardize(image)
             for name in batch.ids
             for image in render_drrs(thorax(int(name[-3:]), GRID)[0], GRID, chest(GRID))
         ]
-        distances.append(float(np.abs(batch.views.flatten(0, 1).numpy() - np.stack(truth)).mean()))
+        distances.append(float(np.abs(batch.views.flatten(0, 1).numpy() - np.stack(ground_truth)).mean()))
     assert distances[1] < 0.6 * distances[0]
 
 
@@ -259,7 +259,7 @@ def test_without_projections_in_its_geometry_nothing_can_be_matched(
 ) -> None:
     ingest_phantoms(str(tmp_path), GRID, parallel(GRID), count=4, seed=0)
     for unpaired in ("", tmp_path):
-        with pytest.raises(ConfigError, match=r"data\.match-histograms needs projections, and .* taken"):
+        with pytest.raises(ConfigError, match=r"data\.match-histograms needs DRRs, and .* acquired"):
             check(matching(from_radiographs(tiny, archive=pairs32, unpaired=unpaired)))
 
 
@@ -301,7 +301,7 @@ def validated_against_ct(rank: int, world: int, archive: str, window: Window) ->
 
 
 @pytest.mark.parametrize("window", [Window(), Window(-1000.0, 4096.0), Window(-900.0, 300.0)])
-def test_with_ct_a_run_is_judged_by_protocol_volume_whatever_its_own_window(window: Window, archive32: Path) -> None:
+def test_with_ct_a_run_is_validated_under_protocol_volume_for_any_window(window: Window, archive32: Path) -> None:
     (metrics,) = run_ranks(1, validated_against_ct, 1, str(archive32), window)
     archive = Archive(str(archive32))
     found = []
@@ -316,7 +316,7 @@ def test_with_ct_a_run_is_judged_by_protocol_volume_whatever_its_own_window(wind
 
 
 @pytest.mark.parametrize(("world", "samples"), [(1, 1), (2, 3)])
-def test_without_ct_a_run_is_judged_by_its_projections(
+def test_without_ct_a_run_is_validated_by_reprojection(
     world: int, samples: int, tmp_path: Path, tiny: RunConfig
 ) -> None:
     grid = GRID

@@ -22,7 +22,7 @@ from raylift.platform.training.checkpoint import Checkpoints, resolve_checkpoint
 
 @pytest.fixture(scope="module")
 def wanted(archive32) -> RunConfig:
-    """Four steps, with a validation and a checkpoint after each two, of the volume's draws in two steps."""
+    """Four steps, with a validation and a checkpoint after each two, sampled in two steps."""
     run = PRESETS["refiner-tiny"]
     return replace(
         run,
@@ -63,8 +63,8 @@ def test_a_run_takes_its_bases_settings_and_carries_its_weights_unchanged(refine
 
 def test_the_verbs_take_a_refiner_by_the_same_names(refined, archive32, tmp_path, capsys):
     options = ["--archive", str(archive32), "--output", str(tmp_path / "report"), "--protocols", "volume"]
-    draws = ["--steps", "3", "--sampler", "ddim", "--seed", "4", "--samples", "2"]
-    assert cli.main(["evaluate", str(refined), *options, *draws, "--consistency-steps", "2"]) == 0
+    sampling = ["--steps", "3", "--sampler", "ddim", "--seed", "4", "--samples", "2"]
+    assert cli.main(["evaluate", str(refined), *options, *sampling, "--consistency-steps", "2"]) == 0
     metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
     assert metrics["provenance"]["sampling"] == {"sampler": "ddim", "steps": 3, "seed": 4, "samples": 2}
     residuals = metrics["projection_residuals"]["mean"]
@@ -79,11 +79,11 @@ def test_the_verbs_take_a_refiner_by_the_same_names(refined, archive32, tmp_path
     assert model.description.system.name == "refiner"
     card = (tmp_path / "model" / "README.md").read_text()
     assert model.sha256 in card
-    assert "| the volume is | drawn: dpm_solver, 2 steps, seed 0; other seeds draw others |" in card
+    assert "| prediction | sampled: dpm_solver, 2 steps, seed 0; other seeds give other samples |" in card
     capsys.readouterr()
 
 
-def test_a_model_that_computes_its_volume_is_not_evaluated_with_draws(finished_run, archive32, capsys):
+def test_a_model_that_computes_its_volume_is_not_evaluated_with_samples(finished_run, archive32, capsys):
     words = ["evaluate", str(finished_run), "--archive", str(archive32), "--samples", "4", "--seed", "1"]
     assert cli.main(words) == 2
     assert "has no use for --seed, --samples: leave these out" in capsys.readouterr().err

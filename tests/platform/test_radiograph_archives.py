@@ -48,7 +48,7 @@ def run(config, pairs, archive32, ray_cluster, tmp_path_factory):
     return url
 
 
-def test_it_is_judged_by_projections_and_sees_ct_of_other_people(run, archive32):
+def test_it_is_validated_by_reprojection_and_receives_unpaired_ct(run, archive32):
     checkpoint = run / "checkpoints/step-00000004"
     state = json.loads((checkpoint / "state.json").read_text())
     assert list(state["metrics"]) == OF_PROJECTIONS
@@ -88,8 +88,8 @@ def test_it_is_exported_with_a_card_that_says_so_and_reconstructs_a_pair(run, pa
     for said in (
         f"{trained} pairs of radiographs of",
         "(protocol `reprojection`)",
-        "matched to projections",
-        "never compared",
+        "matched to DRRs",
+        "were not compared with CT",
     ):
         assert said in card
     files = [
@@ -102,7 +102,7 @@ def test_it_is_exported_with_a_card_that_says_so_and_reconstructs_a_pair(run, pa
     assert sitk.ReadImage(str(output)).GetSize() == (32, 32, 32)
 
 
-def test_a_search_is_judged_by_projections_too(config, pairs, archive32, ray_cluster, tmp_path, capsys):
+def test_a_search_is_scored_by_reprojection_too(config, pairs, archive32, ray_cluster, tmp_path, capsys):
     space = tmp_path / "space.yaml"
     space.write_text("space:\n  optimizer.lr:\n    log_uniform: [1.0e-4, 1.0e-3]\n")
     words = ["--data.archive", str(pairs), "--data.unpaired", str(archive32), "--output", str(tmp_path / "search")]

@@ -1,6 +1,6 @@
 """Write docs/results.md from reports and from what benchmarks printed.
 
-python docs/results.py "TITLE=FOLDER" ... "TITLE=benchmarks/results/FILE.md" ... > docs/results.md
+python docs/render_results.py "TITLE=FOLDER" ... "TITLE=benchmarks/results/FILE.md" ... > docs/results.md
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from raylift.platform.evaluation.report import TITLES
 INTRODUCTION = """\
 # Results
 
-Written by `python docs/results.py` from the `metrics.json` of reports. Each figure belongs to a
+Written by `python docs/render_results.py` from the `metrics.json` of reports. Each figure belongs to a
 [protocol](explanation/protocols.md); figures of different protocols cannot be compared. Figures of the literature are
 not listed, because they come from other data, geometry and definitions. Radiographs are digitally reconstructed
 radiographs (DRRs) of the CT, computed by the projector of the archive.
