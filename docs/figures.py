@@ -1,7 +1,8 @@
-"""Render the figures of the documentation. They show phantoms only, never a patient.
+"""Render the figures of the documentation: phantoms, and a pair of radiographs that is in the public domain.
 
-`python docs/figures.py` renders the sheet of phantoms; with `--page http://127.0.0.1:8000` it also takes a picture of a
-running service's page, on the page's own example.
+`python docs/figures.py` renders the sheet of phantoms; `--frontal` and `--lateral` with the CC0 pair render what the
+model in the package makes of it, beside a phantom that it was not trained on; `--page http://127.0.0.1:8000` takes a
+picture of a running service's page, on the page's own example.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ import shutil
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
+import torch
 
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import standardized_drrs
+from raylift.datasets.radiographs.decoding import read_file
+from raylift.datasets.radiographs.preparation import load_radiograph
+from raylift.models import weights
+from raylift.serve.reconstructor import prepare_radiographs
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -22,6 +29,11 @@ from matplotlib import pyplot as plt
 IMAGES = Path(__file__).parent / "images"
 COLUMNS = ("axial", "coronal", "sagittal", "frontal X-ray", "lateral X-ray")
 LUNG_AND_TISSUE_HU = (-1000, 450)
+MODEL = Path(__file__).parents[1] / "models/pretrained/chest-64"
+RECONSTRUCTION_CAPTION = (
+    "models/pretrained/chest-64 (64 voxels of 5 mm). First row: a CC0 pair, of which no CT exists to compare with. "
+    "Below: a phantom it was not trained on, and the ground truth."
+)
 CAPTION = (
     "Four procedural thoraxes at 128 voxels of 2.5 mm: three planes in Hounsfield units ({} to {} HU), and the "
     "radiographs projected from them."
@@ -51,6 +63,36 @@ def phantom_sheet(path: Path, seeds: tuple[int, ...] = (12, 21, 5, 25), grid: Gr
     plt.close(figure)
 
 
+def reconstruction_sheet(frontal: Path, lateral: Path, path: Path, seed: int = 10_000_005) -> None:
+    """Reconstructions of the model in the package from a real pair and from a phantom, and that phantom's CT."""
+    model = weights.load(MODEL)
+    description, grid = model.description, model.description.grid
+    files = {"frontal": frontal, "lateral": lateral}
+    images = {name: load_radiograph(file, description.geometry.view(name)).image for name, file in files.items()}
+    hu, _ = thorax(seed, grid)
+    inputs = [prepare_radiographs(images, description), np.stack(standardized_drrs(hu, grid, description.geometry))]
+    made = [description.window.to_hu(model.network(torch.from_numpy(views)[None]))[0, 0].numpy() for views in inputs]
+    shown = [read_file(file, view=name) for name, file in files.items()]
+    rows = [("real radiographs", shown, made[0]), ("DRRs of a phantom", inputs[1], made[1]), ("its CT", [], hu)]
+    low, high = LUNG_AND_TISSUE_HU
+    figure, axes = plt.subplots(3, 5, figsize=(11, 7.1), facecolor="black")
+    d, h, w = (round(share * grid.size) for share in (0.53, 0.47, 0.32))
+    for row, (name, radiographs, volume) in zip(axes, rows, strict=True):
+        for panel, image in zip(row, radiographs, strict=False):
+            panel.imshow(image, cmap="gray")
+        for panel, plane in zip(row[2:], (volume[d], volume[:, h], volume[:, :, w]), strict=True):
+            panel.imshow(plane, cmap="gray", vmin=low, vmax=high, interpolation="bicubic")
+        row[0].text(0, 1.02, name, color="0.85", fontsize=10, transform=row[0].transAxes)
+    for panel, name in zip(axes[0, 2:], ("axial", "coronal", "sagittal, right lung"), strict=True):
+        panel.set_title(name, color="0.85", fontsize=10)
+    for panel in axes.flat:
+        panel.axis("off")
+    figure.text(0.5, 0.008, RECONSTRUCTION_CAPTION, color="0.6", fontsize=8, ha="center")
+    figure.subplots_adjust(left=0.004, right=0.996, bottom=0.05, top=0.955, wspace=0.02, hspace=0.1)
+    figure.savefig(path, dpi=100, facecolor="black", metadata={"Software": None})
+    plt.close(figure)
+
+
 def page(url: str, path: Path, width_px: int = 1080) -> None:
     """The service's page with its synthetic example reconstructed, in Chromium."""
     from playwright.sync_api import expect, sync_playwright
@@ -73,7 +115,11 @@ def page(url: str, path: Path, width_px: int = 1080) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Render the figures of the documentation.")
     parser.add_argument("--page", metavar="URL", help="a running service, for a picture of its page")
+    parser.add_argument("--frontal", type=Path, help="of the CC0 pair")
+    parser.add_argument("--lateral", type=Path, help="of the CC0 pair")
     options = parser.parse_args()
+    if options.frontal and options.lateral:
+        reconstruction_sheet(options.frontal, options.lateral, IMAGES / "reconstruction.png")
     phantom_sheet(IMAGES / "phantom.png")
     if options.page:
         page(options.page, IMAGES / "page.png")

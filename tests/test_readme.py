@@ -62,6 +62,8 @@ def place(tmp_path_factory):
             Image.fromarray(np.uint8(255 * (flat - flat.min()) / np.ptp(flat))).resize((96, 96)).save(
                 folder / f"{name}.png"
             )
+    (folder / "models").mkdir()
+    (folder / "models/pretrained").symlink_to(REPOSITORY / "models/pretrained")
     return folder
 
 
