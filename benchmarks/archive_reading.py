@@ -67,14 +67,14 @@ def measure(where: str, archive_url: str, files_url: str) -> None:
     order, share = SampleOrder(len(entries), 0), BatchPartition(0, 1, 1)
     batches = iter(BatchStream(archive, entries, order, share, Window(), threads=THREADS, prefetch_batches=4))
     rng = np.random.default_rng(0)
-    drawn = (int(rng.integers(VOLUMES)) for _ in itertools.count())
+    indices = (int(rng.integers(VOLUMES)) for _ in itertools.count())
     rates = {
         "raylift archive, 2 threads ahead": rate(lambda: next(batches)),
         "raylift archive, one after another": rate(
-            lambda: load_batch(archive, [entries[next(drawn)]], Window(), (0, 1))
+            lambda: load_batch(archive, [entries[next(indices)]], Window(), (0, 1))
         ),
-        "gzip HDF5 a volume at 320, zoomed to 128": rate(lambda: read_file(files_url, 320, next(drawn))),
-        "gzip HDF5 a volume at 128": rate(lambda: read_file(files_url, 128, next(drawn))),
+        "gzip HDF5 a volume at 320, zoomed to 128": rate(lambda: read_file(files_url, 320, next(indices))),
+        "gzip HDF5 a volume at 128": rate(lambda: read_file(files_url, 128, next(indices))),
     }
     base = rates["gzip HDF5 a volume at 320, zoomed to 128"]
     rows = [[name, f"{value:.1f}", f"{value / base:.1f}"] for name, value in rates.items()]

@@ -13,9 +13,9 @@ def copies(report: Report, tiny: bool) -> None:
     source = torch.rand(2**18 if tiny else 2**28, device=report.device)
     target = torch.empty_like(source)
     ms = milliseconds(lambda: target.copy_(source), report.device)
-    rate = 2 * source.numel() * 4 / ms / 1e9
-    cells = ["copy on the device", f"{source.numel() * 4 / 2**20:.0f} MiB", f"{ms:.3g}", f"{rate:.3g} TB/s"]
-    report.row(TITLE, COLUMNS, cells, {"what": "copy", "ms": ms, "tb_s": rate})
+    throughput = 2 * source.numel() * 4 / ms / 1e9
+    cells = ["copy on the device", f"{source.numel() * 4 / 2**20:.0f} MiB", f"{ms:.3g}", f"{throughput:.3g} TB/s"]
+    report.row(TITLE, COLUMNS, cells, {"what": "copy", "ms": ms, "tb_s": throughput})
 
 
 def products(report: Report, tiny: bool) -> None:
@@ -30,13 +30,13 @@ def products(report: Report, tiny: bool) -> None:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         ms = milliseconds(lambda a=a, b=b: a @ b, report.device, most=20)
         torch.backends.cuda.matmul.allow_tf32 = False
-        rate = 2 * size**3 / ms / 1e9
-        cells = [f"matrix product, {name}", f"{size}^3", f"{ms:.3g}", f"{rate:.3g} TFLOP/s"]
-        report.row(TITLE, COLUMNS, cells, {"what": f"matmul {name}", "ms": ms, "tflop_s": rate})
+        throughput = 2 * size**3 / ms / 1e9
+        cells = [f"matrix product, {name}", f"{size}^3", f"{ms:.3g}", f"{throughput:.3g} TFLOP/s"]
+        report.row(TITLE, COLUMNS, cells, {"what": f"matmul {name}", "ms": ms, "tflop_s": throughput})
 
 
 def convolutions(report: Report, tiny: bool) -> dict[str, float]:
-    """64 to 64 channels, 3 x 3 x 3, forward alone and with backward; the best rate with backward of each precision."""
+    """64 to 64 channels, 3 x 3 x 3, forward alone and with backward; the best throughput with backward by precision."""
     best: dict[str, float] = {}
     for size in (4, 8) if tiny else (64, 128):
         for name in CONVOLUTIONS:
@@ -50,7 +50,12 @@ def convolutions(report: Report, tiny: bool) -> dict[str, float]:
                     best[name.split()[0]] = max(best.get(name.split()[0], 0.0), rates[1])
                     cells = [f"{name}{', algorithms tried' * search}", f"{size}^3", f"{forward:.3g}", f"{both:.3g}"]
                     figures = {"what": name, "search": search, "size": size, "forward_ms": forward, "both_ms": both}
-                    report.row(CONVOLUTION, CONVOLUTION_COLUMNS, [*cells, *(f"{rate:.3g}" for rate in rates)], figures)
+                    report.row(
+                        CONVOLUTION,
+                        CONVOLUTION_COLUMNS,
+                        [*cells, *(f"{throughput:.3g}" for throughput in rates)],
+                        figures,
+                    )
     return best
 
 
@@ -73,7 +78,7 @@ def convolution(report: Report, name: str, size: int) -> tuple[float, float]:
 
 
 TITLE = "ceilings of the card"
-COLUMNS = ["what", "size", "ms", "rate"]
+COLUMNS = ["what", "size", "ms", "throughput"]
 CONVOLUTION = "3-D convolution, 64 to 64 channels, 3 x 3 x 3, batch 1"
 CONVOLUTION_COLUMNS = ["kind", "size", "forward, ms", "with backward, ms", "forward, TFLOP/s", "with backward, TFLOP/s"]
 CONVOLUTIONS = ("bf16 channels-last", "bf16", "fp32", "fp32 channels-last", "fp32 strict")

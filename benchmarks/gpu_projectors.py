@@ -1,14 +1,14 @@
 """raylift's projector on a card beside nanodrr's and flashdrr's: time, and how far images and gradients agree.
 
-Each is given the same volumes, pose, detector and step along the ray (a voxel), through its own public functions. What
-their conventions want otherwise is brought into the frame and the affine that they are handed:
+All have the same volumes, pose, detector and step along the ray (a voxel), and are called by their public functions.
+Differences of their conventions are compensated in the frame and the affine that they receive:
 
-* nanodrr draws one volume a call, so a batch is as many calls. It places a given number of samples on the part of a ray
-  that lies inside the volume; the number makes a step one voxel long on the central ray.
-* flashdrr reads the scale of the second volume of a batch beside its array, so volumes are its channels, which it draws
-  in one launch. Its affine goes to indices for corners at voxel centers, its sampling from indices for corners at voxel
-  faces: the affine undoes that. Its lengths are centimeters, its detector ends at the centers of the outer pixels, and
-  its sum has n steps where its samples stand n - 1 apart: a factor outside.
+* nanodrr renders one volume a call, so a batch takes as many calls. It places a given number of samples on the part of
+  a ray that lies inside the volume; the number makes a step one voxel long on the central ray.
+* flashdrr reads the scale of the second volume of a batch beside its array, so volumes are its channels, which it
+  renders in one launch. Its affine goes to indices for corners at voxel centers, its sampling from indices for corners
+  at voxel faces: the affine undoes that. Its lengths are centimeters, its detector ends at the centers of the outer
+  pixels, and its sum has n steps where its samples stand n - 1 apart: a factor outside.
 
 The detector stands where no volume reaches it, because nanodrr's rays end there. The exact integral is that of the
 trilinear interpolant, sampled in double precision eight times a voxel.
@@ -67,8 +67,8 @@ def phantoms(grid: Grid, device: torch.device) -> Tensor:
 def compare(report: Report, density: Tensor, grid: Grid, view: View) -> None:
     """All libraries on one batch, each failing for itself."""
     geometry = beam(grid)
-    truth = exact(density, grid.spacing_mm, geometry, view)
-    weights = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0)).to(density)
+    ground_truth = exact(density, grid.spacing_mm, geometry, view)
+    weights = torch.rand(ground_truth.shape, generator=torch.Generator().manual_seed(0)).to(density)
     makers: dict[str, Callable[..., Project]] = {"raylift": ours, "nanodrr": nanodrr, "flashdrr": flashdrr}
     base: tuple[float, float, Tensor, Tensor] | None = None
     for name, make in makers.items():
@@ -80,7 +80,7 @@ def compare(report: Report, density: Tensor, grid: Grid, view: View) -> None:
             project = make(grid, geometry, view, density)
             figures = measured(project, density, weights, report.device)
             base = base or figures[:4]
-            row(report, name, grid, view, len(density), figures, base, truth)
+            row(report, name, grid, view, len(density), figures, base, ground_truth)
 
 
 def measured(
@@ -109,10 +109,10 @@ def row(
     batch: int,
     figures: tuple[float, float, Tensor, Tensor, float],
     base: tuple[float, float, Tensor, Tensor],
-    truth: Tensor,
+    ground_truth: Tensor,
 ) -> None:
     forward, whole, image, gradient, peak = figures
-    errors = [apart(image, truth), apart(image, base[2]), apart(gradient, base[3])]
+    errors = [relative_error(image, ground_truth), relative_error(image, base[2]), relative_error(gradient, base[3])]
     cells = [name, f"{grid.size}^3", view.name, str(batch), f"{forward:.3g}", f"{whole:.3g}"]
     cells += [f"{forward / base[0]:.2f}", f"{whole / base[1]:.2f}", *(f"{error:.2e}" for error in errors)]
     values = {"name": name, "size": grid.size, "view": view.name, "batch": batch, "forward_ms": forward}
@@ -120,9 +120,9 @@ def row(
     report.row(TITLE, COLUMNS, [*cells, f"{peak:.2f}"], values)
 
 
-def apart(found: Tensor, wanted: Tensor) -> float:
-    """Relative L2."""
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """Relative L2 distance from the reference."""
+    return float((value.double() - reference.double()).norm() / reference.double().norm())
 
 
 def exact(density: Tensor, spacing_mm: float, geometry: Geometry, view: View, fineness: int = 8) -> Tensor:
@@ -252,14 +252,14 @@ def compile_ours(report: Report, density: Tensor, grid: Grid) -> None:
         if report.left() < 15:
             return
         with report.guarded(f"compiled projector, {view.name}"):
-            truth = exact(density, grid.spacing_mm, geometry, view)
-            weights = torch.ones_like(truth, dtype=density.dtype)
+            ground_truth = exact(density, grid.spacing_mm, geometry, view)
+            weights = torch.ones_like(ground_truth, dtype=density.dtype)
             plain = measured(ours(grid, geometry, view, density), density, weights, report.device)
-            began = time.perf_counter()
+            started = time.perf_counter()
             compiled = torch.compile(ours(grid, geometry, view, density), dynamic=False)
             figures = measured(compiled, density, weights, report.device)
-            report.note(f"compiled projector, {view.name}: {time.perf_counter() - began:.0f} s with compilation")
-            row(report, "raylift, compiled", grid, view, 1, figures, plain[:4], truth)
+            report.note(f"compiled projector, {view.name}: {time.perf_counter() - started:.0f} s with compilation")
+            row(report, "raylift, compiled", grid, view, 1, figures, plain[:4], ground_truth)
 
 
 TITLE = "projectors, times relative to raylift's, errors as relative L2"

@@ -114,9 +114,9 @@ def of_system(report: Report, case: Case, system: SystemConfig, rates: dict[str,
     torch.manual_seed(0)
     objective = system.objective(case.grid, chest(case.grid))
     data = random_batch(system, case.size, case.batch, report.device)
-    tflop, began = 0.0, time.monotonic()
+    tflop, started = 0.0, time.monotonic()
     for kind in case.kinds:
-        if report.left() < 0 or time.monotonic() - began > (60.0 if report.trial else SECONDS_A_SYSTEM):
+        if report.left() < 0 or time.monotonic() - started > (60.0 if report.trial else SECONDS_A_SYSTEM):
             report.note(f"no time for {case.name}, {kind}")
             continue
         take = stepper(objective, report.device, kind)
@@ -135,12 +135,12 @@ def timed(step: Callable[[], object], device: torch.device, once: bool) -> dict[
         step()
         wait(device)
     reset_peak(device)
-    count, began = 0, time.perf_counter()
-    while count < (1 if once else 2) or (not once and count < 10 and time.perf_counter() - began < 0.8):
+    count, started = 0, time.perf_counter()
+    while count < (1 if once else 2) or (not once and count < 10 and time.perf_counter() - started < 0.8):
         step()
         wait(device)
         count += 1
-    return {"wall_s": (time.perf_counter() - began) / count, "steps": count, "peak_gib": peak_gib(device)}
+    return {"wall_s": (time.perf_counter() - started) / count, "steps": count, "peak_gib": peak_gib(device)}
 
 
 def row(
@@ -148,14 +148,14 @@ def row(
 ) -> None:
     """A row of the table of steps."""
     wall = figures["wall_s"]
-    rate = tflop / wall
+    throughput = tflop / wall
     sheet = next((peak for name, peak in PEAKS_TFLOPS.items() if name in report.data["card"]), None)
     peak = sheet and sheet * (1.0 if "bf16" in kind else 0.5)
     own = rates.get(kind.split()[0])
     cells = [case.name, f"{case.size}^3", str(case.batch), kind, f"{1e3 * wall:.1f}", f"{case.batch / wall:.3g}"]
-    cells += [f"{figures['peak_gib']:.1f}", f"{tflop:.3g}", f"{rate:.3g}"]
-    cells += [f"{rate / peak:.1%}" if peak and "strict" not in kind else ""]
-    cells += [f"{rate / own:.1%}" if own and "strict" not in kind else ""]
+    cells += [f"{figures['peak_gib']:.1f}", f"{tflop:.3g}", f"{throughput:.3g}"]
+    cells += [f"{throughput / peak:.1%}" if peak and "strict" not in kind else ""]
+    cells += [f"{throughput / own:.1%}" if own and "strict" not in kind else ""]
     report.row(STEPS, COLUMNS, cells, {"system": case.name, "kind": kind, "tflop": tflop, **vars(case), **figures})
 
 
@@ -168,9 +168,9 @@ def compiled(name: str, small: bool, device: torch.device) -> dict[str, float]:
     system = system_of(name, small)
     take = stepper(system.objective(case.grid, chest(case.grid)), device, "bf16 compiled")
     data = random_batch(system, case.size, 1, device)
-    began = time.perf_counter()
+    started = time.perf_counter()
     take(data)
-    first = time.perf_counter() - began
+    first = time.perf_counter() - started
     return {**timed(lambda: take(data), device, small), "first_s": first}
 
 
@@ -179,7 +179,7 @@ def parity(report: Report, small: bool) -> None:
     size, count, batch = (TINY_SIZE, 2, 1) if small else (64, 60, 4)
     grid = Grid(size, 320.0 / size)
     system = (tiny if small else slim)(X2CT_GAN.published)
-    people = drawn(2 * batch, grid, system, report.device)
+    people = phantom_pairs(2 * batch, grid, system, report.device)
     curves: dict[str, dict[str, list[float]]] = {}
     for kind in ("fp32 strict", "bf16", "bf16 channels-last", "fp32"):
         if report.left() < 0:
@@ -201,7 +201,7 @@ def parity(report: Report, small: bool) -> None:
                 report.row(PARITY, PARITY_COLUMNS, cells, figures)
 
 
-def drawn(count: int, grid: Grid, system: Composition, device: torch.device) -> tuple[Tensor, Tensor]:
+def phantom_pairs(count: int, grid: Grid, system: Composition, device: torch.device) -> tuple[Tensor, Tensor]:
     """Thoraces in the window's [0, 1], and their standardized radiographs."""
     window = Window()
     volumes = [window.to_unit(torch.from_numpy(thorax(seed, grid)[0]).float())[None] for seed in range(count)]

@@ -1,14 +1,14 @@
-"""Trains the models that ship, on one GPU with torch alone, for as long as it is given.
+"""Train the models that are part of the package, on one GPU with torch alone, for a given time.
 
     python benchmarks/gpu_training.py --ct ct.npz --phantoms 4000 --job unrolled:2:300 --output OUT
 
 Volumes stay on the device; each sample is a new pair (deformed, projected in a jittered geometry, developed), mixed of
-CT and phantoms by `--ct-share`. The learning rate falls along a cosine of the time given. Every minute the exponential
-moving average of the weights is written (half precision) with its figures on held-out phantoms and CT, so what is cut
-short is not lost; `--from` begins from such weights.
+CT and phantoms by `--ct-share`. The learning rate falls along a cosine of the time given. Every minute the
+exponential moving average of the weights is written (half precision) with its metrics on held-out phantoms and CT, so
+that an interrupted training is not lost; `--from` starts from such weights.
 
 The CT file is written by `python benchmarks/gpu_training.py --pack FOLDER... --ct ct.npz`: `source:NAME` on 96 voxels
-of 4 mm, `truth:NAME` on 64 of 5 mm as `raylift ingest` stores it.
+of 4 mm, `ground_truth:NAME` on 64 of 5 mm as `raylift ingest` stores it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def pack(folders: list[Path], file: Path) -> None:
         name = Path(str(source.where)).name.split(".")[0]
         scan = reader.read(source)
         arrays[f"source:{name}"] = resample(scan, SOURCE)[0]
-        arrays[f"truth:{name}"] = resample(scan, GRID)[0]
+        arrays[f"ground_truth:{name}"] = resample(scan, GRID)[0]
         print(name, flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(file, **arrays)
@@ -115,9 +115,9 @@ def clean_views(hu: Tensor, geometry: Geometry) -> Tensor:
 def measure(network: torch.nn.Module, sets: dict[str, tuple[Tensor, Tensor]], autocast: Any) -> dict[str, float]:
     """PSNR (dB) and SSIM of protocol `volume`, by set."""
     figures = {}
-    for name, (truth, views) in sets.items():
+    for name, (ground_truth, views) in sets.items():
         psnr, ssim = [], []
-        for target, images in zip(truth, views, strict=True):
+        for target, images in zip(ground_truth, views, strict=True):
             with autocast():
                 volume = network(images[None])
             volume = volume.float().clip(0, 1)
@@ -393,7 +393,7 @@ def main() -> None:
     sets = {"phantom": torch.from_numpy(held_out)[:, None]}
     for name, ids in (("val_ct", VALIDATE), ("test_ct", TEST)):
         if scans:
-            sets[name] = torch.from_numpy(np.stack([scans[f"truth:{one}"] for one in ids]))[:, None]
+            sets[name] = torch.from_numpy(np.stack([scans[f"ground_truth:{one}"] for one in ids]))[:, None]
     print(f"{len(made)} phantoms and {len(train_ct)} CT ready after {time.monotonic() - start:.0f} s", flush=True)
     torch.backends.cudnn.benchmark = True
     for job in options.job:

@@ -1,8 +1,8 @@
-"""The losses of one network in several precisions, from the same start on the same batches, laid over each other.
+"""The losses of one network in several precisions, from the same initial weights and on the same batches.
 
-First parity: how far the losses of the first steps of each kind are from fp32's, before rounding grows into another
-course. Then the curves: their picture, and the mean loss of the last quarter of the steps. The published X2CT-GAN is
-trained on synthetic thoraces at 128^3 for a GPU, or its slim preset's network for two cores.
+The table has the distance of the first losses of each precision from those of fp32, before rounding errors accumulate,
+and the mean loss of the last quarter of the steps; a plot has the curves. The published X2CT-GAN is trained on
+synthetic thorax volumes at 128^3 for a GPU, or its slim preset's network for two cores.
 
     python benchmarks/precision_curves.py --gpu --steps 200 --batch 4 --output curves
     python benchmarks/precision_curves.py --slim --size 32 --steps 40 --output curves
@@ -47,11 +47,11 @@ def main() -> None:
     header("precision_curves")
     grid = Grid(options.size, CHEST_MM / options.size)
     device = torch.device("cuda" if options.gpu else "cpu")
-    people = drawn(options.people, grid)
+    people = phantom_pairs(options.people, grid)
     curves = {kind: trained(kind, options, grid, people, device) for kind in options.kinds}
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "curves.json").write_text(json.dumps(curves), encoding="utf-8")
-    drawing(curves, options.output / "curves.png")
+    plot(curves, options.output / "curves.png")
     first, last = curves[options.kinds[0]], max(1, options.steps // 4)
     rows = []
     for kind, curve in curves.items():
@@ -64,7 +64,7 @@ def main() -> None:
     table(f"{what}: greatest relative distance of a loss from {options.kinds[0]}'s; losses at the end", columns, rows)
 
 
-def drawn(count: int, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+def phantom_pairs(count: int, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     """Thoraces in the window's [0, 1] and their standardized radiographs."""
     window, geometry = Window(), chest(grid)
     volumes, views = [], []
@@ -94,8 +94,8 @@ def trained(
     return curves
 
 
-def drawing(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """A panel for each player, a line for each kind."""
+def plot(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
+    """Plot the losses: a panel for each player, a line for each precision."""
     import matplotlib
 
     matplotlib.use("Agg")

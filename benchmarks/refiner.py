@@ -1,9 +1,8 @@
-"""What a refiner gains or loses over its base on held-out scans, by sampling steps and by draws averaged.
+"""Metrics of a refiner and of its base on held-out scans, by the number of sampling steps and of averaged samples.
 
-The base is the one inside the refiner. Beside the figures of the protocol `volume` stand what the spread of the draws
-is worth as a sign of error (the correlation, over the voxels of a scan, of standard deviation and absolute error of the
-mean, and how large the one is as a share of the other, root mean squares both) and sharpness: the mean absolute step
-from voxel to voxel, over the truth's.
+The base is the one inside the refiner. The columns beside the metrics of protocol `volume` are: the correlation, over
+the voxels of a scan, of the standard deviation over samples and the absolute error of the mean; the ratio of their root
+mean squares; and sharpness, the mean absolute difference of adjacent voxels relative to that of the ground truth.
 
     python benchmarks/refiner.py --model runs/refined --archive data/chest
 """
@@ -42,7 +41,7 @@ def main() -> int:
     parser.add_argument("--archive", required=True)
     parser.add_argument("--split", default="test")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 4, 16, 64])
-    parser.add_argument("--draws", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--samples", type=int, nargs="+", default=[1, 4, 16])
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, archive = model_store.load(resolve_checkpoint(options.model)), Archive(options.archive)
@@ -50,36 +49,43 @@ def main() -> int:
     rows = [measured("base", base, archive, options.split, None, (1,))[0]]
     for steps in options.steps:
         settings = replace(model.network.sampling, steps=steps)
-        rows += measured(f"{steps} steps", model, archive, options.split, settings, options.draws)
+        rows += measured(f"{steps} steps", model, archive, options.split, settings, options.samples)
     header("refiner")
     scans = len(archive.entries(options.split))
     title = f"{settings.sampler}, protocol volume, mean ± standard deviation over {scans} {options.split} scans"
-    told = ["PSNR less the base's, dB", "spread and error", "spread / error", "sharpness", "seconds"]
+    columns = ["PSNR less the base's, dB", "correlation of std and error", "std / error", "sharpness", "seconds"]
     first = rows[0][2]["psnr_db"]
     lines = [
-        [name, str(draws), *cells(figures), *gain(figures["psnr_db"], first), *more]
-        for name, draws, figures, more in rows
+        [name, str(samples), *cells(figures), *gain(figures["psnr_db"], first), *more]
+        for name, samples, figures, more in rows
     ]
-    table(title, ["", "draws", *COLUMNS, *told], lines)
+    table(title, ["", "samples", *COLUMNS, *columns], lines)
     return 0
 
 
 @torch.no_grad()
 def measured(
-    name: str, model: Model, archive: Archive, split: str, settings: SamplingConfig | None, draws: list[int]
+    name: str, model: Model, archive: Archive, split: str, settings: SamplingConfig | None, samples: list[int]
 ) -> list:
-    """A row for each number of draws: figures of all scans, then what the spread is worth, and seconds a scan."""
+    """A row for each number of samples: metrics of all scans, std against error, sharpness, and seconds a scan."""
     window, views = model.description.window, matching_views(model, archive)
-    scans: dict[int, list] = {count: [] for count in draws}
+    scans: dict[int, list] = {count: [] for count in samples}
     for entry in archive.entries(split):
-        batch, truth = load_batch(archive, [entry], window, views), archive.read(entry).volume.astype(np.float32)
-        spread, started = RunningStatistics(), time.perf_counter()
-        for k in range(max(draws)):
-            spread.add(generative.predict(model.network, batch.views, settings, k))
+        batch, ground_truth = load_batch(archive, [entry], window, views), archive.read(entry).volume.astype(np.float32)
+        statistics, started = RunningStatistics(), time.perf_counter()
+        for k in range(max(samples)):
+            statistics.add(generative.predict(model.network, batch.views, settings, k))
             if k + 1 in scans:
-                seconds, hu = time.perf_counter() - started, window.to_hu(spread.mean)[0, 0].numpy()
-                figures = PROTOCOLS["volume"].evaluate(hu, truth)
-                scans[k + 1].append((figures, *worth(spread, batch.volume), steepness(hu) / steepness(truth), seconds))
+                seconds, hu = time.perf_counter() - started, window.to_hu(statistics.mean)[0, 0].numpy()
+                figures = PROTOCOLS["volume"].evaluate(hu, ground_truth)
+                scans[k + 1].append(
+                    (
+                        figures,
+                        *error_prediction(statistics, batch.volume),
+                        mean_gradient(hu) / mean_gradient(ground_truth),
+                        seconds,
+                    )
+                )
     return [
         (
             name,
@@ -91,17 +97,17 @@ def measured(
     ]
 
 
-def worth(spread: RunningStatistics, truth: torch.Tensor) -> tuple[float, float]:
-    """Correlation of spread and absolute error, and the ratio of their root mean squares; NaN for a single volume."""
-    if spread.std is None:
+def error_prediction(statistics: RunningStatistics, ground_truth: torch.Tensor) -> tuple[float, float]:
+    """Correlation of std and absolute error, and the ratio of their root mean squares; NaN for a single sample."""
+    if statistics.std is None:
         return float("nan"), float("nan")
-    error = (spread.mean - truth).abs()
-    together = torch.corrcoef(torch.stack([spread.std.flatten(), error.flatten()]))[0, 1]
-    return float(together), float(spread.std.square().mean().sqrt() / error.square().mean().sqrt())
+    error = (statistics.mean - ground_truth).abs()
+    correlation = torch.corrcoef(torch.stack([statistics.std.flatten(), error.flatten()]))[0, 1]
+    return float(correlation), float(statistics.std.square().mean().sqrt() / error.square().mean().sqrt())
 
 
-def steepness(hu: np.ndarray) -> float:
-    """The mean absolute step from a voxel to the next along the three axes, in HU."""
+def mean_gradient(hu: np.ndarray) -> float:
+    """The mean absolute difference of adjacent voxels along the three axes, in HU."""
     return fmean(float(np.abs(np.diff(hu, axis=axis)).mean()) for axis in range(3))
 
 

@@ -1,7 +1,7 @@
 """Quality and time against sampling steps, for each sampler, of a trained diffusion system on the scans of a split.
 
-All draws of a scan begin with the same noise. The first line of the table is the mean training volume, which knows
-nothing of the radiographs; the last says the fewest steps that lose less than 0.1 dB to the best of all.
+All samples of a scan start from the same noise. The first row of the table is the mean training volume, which does not
+depend on the radiographs; the last line has the fewest steps that lose less than 0.1 dB to the best of all.
 
     python benchmarks/sampling_steps.py --model runs/diffux2ct --archive data/phantoms [--steps 4 8 16] [--split test]
 """
@@ -49,17 +49,17 @@ def main() -> int:
     model, archive = model_store.load(resolve_checkpoint(options.model)), Archive(options.archive)
     network, views, window = model.network, matching_views(model, archive), model.description.window
     if not isinstance(network, GenerativeNetwork):
-        parser.error(f"{model.description.system.name} computes its volumes and draws none")
+        parser.error(f"{model.description.system.name} is deterministic and has no sampler")
     test = load_batch(archive, archive.entries(options.split)[: options.scans], window, views)
 
-    def measured(draw: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
+    def measured(predict: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
         """Mean PSNR, mean SSIM and seconds a volume."""
-        began = time.perf_counter()
+        started = time.perf_counter()
         with torch.no_grad():
-            made = torch.cat([draw(test.views[k : k + 1]) for k in range(len(test.views))])
-        seconds = (time.perf_counter() - began) / len(made)
-        hu = [window.to_hu(volumes[:, 0].float()).numpy().astype(np.float32) for volumes in (made, test.volume)]
-        figures = [PROTOCOLS["volume"].evaluate(one, truth) for one, truth in zip(*hu, strict=True)]
+            predictions = torch.cat([predict(test.views[k : k + 1]) for k in range(len(test.views))])
+        seconds = (time.perf_counter() - started) / len(predictions)
+        hu = [window.to_hu(volumes[:, 0].float()).numpy().astype(np.float32) for volumes in (predictions, test.volume)]
+        figures = [PROTOCOLS["volume"].evaluate(one, ground_truth) for one, ground_truth in zip(*hu, strict=True)]
         return fmean(f["psnr_db"] for f in figures), fmean(f["ssim"] for f in figures), seconds
 
     train = (load_batch(archive, [entry], window, views) for entry in archive.entries("train"))
@@ -70,9 +70,9 @@ def main() -> int:
     for sampler in options.samplers:
         for steps in options.steps:
             settings = SamplingConfig(sampler, steps)
-            got = measured(lambda radiographs, settings=settings: network.sample(radiographs, settings))
-            best[steps] = max(best.get(steps, -np.inf), got[0])
-            rows.append([sampler, str(steps), *cells(got)])
+            figures_of_steps = measured(lambda radiographs, settings=settings: network.sample(radiographs, settings))
+            best[steps] = max(best.get(steps, -np.inf), figures_of_steps[0])
+            rows.append([sampler, str(steps), *cells(figures_of_steps)])
     description = model.description
     title = (
         f"{description.system.name}, {description.grid.size}^3, after {description.provenance.get('step', '?')} steps, "

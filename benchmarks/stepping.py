@@ -15,26 +15,26 @@ from raylift.models.system_config import SystemConfig
 
 
 def random_batch(system: SystemConfig, size: int, batch: int, device: torch.device) -> Batch:
-    """Everything a system may look at, of random numbers: volume, radiograph a view, labels, somebody else's CT."""
+    """A batch of random numbers with every input of a system: volume, radiographs, labels and unpaired CT."""
     volume = torch.rand(batch, 1, size, size, size, device=device)
     views = torch.rand(batch, len(system.views), size, size, device=device)
     return Batch(volume, views, labels=(4 * volume).byte(), unpaired=volume)
 
 
 def stepper(objective: Objective, device: torch.device, kind: str) -> Callable[[Batch], dict[str, float]]:
-    """A function that takes one step on a batch and answers with each player's loss.
+    """A function that takes one step on a batch and returns each player's loss.
 
     Args:
-        objective: with its networks, which move to the device.
-        device: where to step.
+        objective: the objective, whose networks move to the device.
+        device: the device of the step.
         kind: "fp32" or "bf16" (autocast), and any of "channels-last" and "compiled" after it.
     """
-    words = kind.split()
+    options = kind.split()
     players = {name: player.to(device) for name, player in objective.players.items()}
     for player in players.values():
-        if "channels-last" in words:
+        if "channels-last" in options:
             channels_last(player.network)
-        if "compiled" in words:
+        if "compiled" in options:
             player.network.compile()
     optimizers = {
         name: torch.optim.Adam(player.parameters(), lr=2e-4, betas=(0.5, 0.99)) for name, player in players.items()
@@ -47,7 +47,7 @@ def stepper(objective: Objective, device: torch.device, kind: str) -> Callable[[
             others = [network for other, network in objective.networks().items() if other != name]
             optimizers[name].zero_grad()
             with frozen(others):
-                with torch.autocast(device.type, torch.bfloat16) if "bf16" in words else nullcontext():
+                with torch.autocast(device.type, torch.bfloat16) if "bf16" in options else nullcontext():
                     losses[name], _, kept = player(batch, carried)
                 losses[name].backward()
             optimizers[name].step()
@@ -59,7 +59,7 @@ def stepper(objective: Objective, device: torch.device, kind: str) -> Callable[[
 
 
 def channels_last(network: nn.Module) -> None:
-    """Channels innermost in every convolution's weights, and with them in what the convolutions make."""
+    """Convert the weights of all convolutions to channels-last, and with them the outputs."""
     formats: dict[int, Any] = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in network.parameters():
         if parameter.dim() in formats:

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(json.dumps(case(json.loads(options.case))))
+        print(json.dumps(run_case(json.loads(options.case))))
         return
     from conditions import header, table
 
@@ -57,13 +57,16 @@ def main() -> None:
     for size in options.sizes:
         operations = 0.0
         for kind in kinds:
-            got = apart({**vars(options), "size": size, "kind": kind, "profile": False})
+            got = run_in_process({**vars(options), "size": size, "kind": kind, "profile": False})
             # A compiled step's operations are its eager one's.
             operations = got["tflop"] or operations
             wall = got["wall_s"]
             cells = [f"{wall:.3g}", f"{got['cpu_s']:.1f}", f"{options.batch / wall:.3g}", f"{got['peak_gib']:.2f}"]
-            rate = operations / wall
-            cells += [f"{rate:.3g}", *([f"{rate / options.peak_tflops:.1%}"] if options.peak_tflops else [])]
+            throughput = operations / wall
+            cells += [
+                f"{throughput:.3g}",
+                *([f"{throughput / options.peak_tflops:.1%}"] if options.peak_tflops else []),
+            ]
             rows.append([f"{size}^3", kind, *cells])
     where = "GPU" if options.gpu else f"{options.threads} CPU threads"
     columns = ["size", "precision", "wall s a step", "CPU s a step", "volumes a second", "peak GiB", "TFLOP/s"]
@@ -71,47 +74,47 @@ def main() -> None:
     table(f"published X2CT-GAN, batch {options.batch}, {where}, mean of {options.steps} steps after one", columns, rows)
     if options.profile:
         size = options.sizes[-1]
-        got = apart({**vars(options), "size": size, "kind": "fp32"})
+        got = run_in_process({**vars(options), "size": size, "kind": "fp32"})
         rows = [[name, str(calls), f"{seconds:.2f}", f"{share:.0%}"] for name, calls, seconds, share in got["profile"]]
         table(f"where an fp32 step at {size}^3 goes", ["operator", "calls", "self s", "share"], rows)
 
 
-def apart(asked: dict) -> dict:
-    """A case in a process of its own."""
-    command = [sys.executable, __file__, "--case", json.dumps(asked)]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return json.loads(answer.strip().splitlines()[-1])
+def run_in_process(case: dict) -> dict:
+    """Run a case in a process of its own."""
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(output.strip().splitlines()[-1])
 
 
-def case(asked: dict) -> dict:
+def run_case(case: dict) -> dict:
     """One size and precision: a step to warm up, then the mean of the counted ones."""
-    torch.set_num_threads(asked["threads"])
-    device = torch.device("cuda" if asked["gpu"] else "cpu")
+    torch.set_num_threads(case["threads"])
+    device = torch.device("cuda" if case["gpu"] else "cpu")
     torch.manual_seed(0)
-    size, batch = asked["size"], asked["batch"]
-    system = replace(X2CT_GAN.published, checkpointing="finest" if "finest" in asked["kind"] else "none")
+    size, batch = case["size"], case["batch"]
+    system = replace(X2CT_GAN.published, checkpointing="finest" if "finest" in case["kind"] else "none")
     objective = system.objective(Grid(size), chest(Grid(size)))
     data = random_batch(system, size, batch, device)
-    take = stepper(objective, device, asked["kind"])
+    take = stepper(objective, device, case["kind"])
 
     def step() -> None:
         take(data)
 
-    with FlopCounterMode(display=False) if "compiled" not in asked["kind"] else nullcontext() as counted:
+    with FlopCounterMode(display=False) if "compiled" not in case["kind"] else nullcontext() as counted:
         step()
-    if asked["gpu"]:
+    if case["gpu"]:
         torch.cuda.reset_peak_memory_stats()
-    if asked["profile"]:
-        return {"profile": profiled(step, asked["gpu"])}
-    began, cpu = time.perf_counter(), sum(os.times()[:2])
-    for _ in range(asked["steps"]):
+    if case["profile"]:
+        return {"profile": profiled(step, case["gpu"])}
+    started, cpu = time.perf_counter(), sum(os.times()[:2])
+    for _ in range(case["steps"]):
         step()
-    wall, cpu = time.perf_counter() - began, sum(os.times()[:2]) - cpu
+    wall, cpu = time.perf_counter() - started, sum(os.times()[:2]) - cpu
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak = torch.cuda.max_memory_allocated() / 2**30 if asked["gpu"] else kib / 2**20
+    peak = torch.cuda.max_memory_allocated() / 2**30 if case["gpu"] else kib / 2**20
     return {
-        "wall_s": wall / asked["steps"],
-        "cpu_s": cpu / asked["steps"],
+        "wall_s": wall / case["steps"],
+        "cpu_s": cpu / case["steps"],
         "peak_gib": peak,
         "tflop": counted and counted.get_total_flops() / 1e12,
     }

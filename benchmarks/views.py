@@ -88,7 +88,7 @@ def main() -> int:
     report = options.output / f"{datetime.now(UTC):%Y-%m-%d}-views.md"
     report.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    draw_curves({count: measured(found) for count, found in results.items()}, options)
+    plot_curves({count: measured(found) for count, found in results.items()}, options)
     return 0
 
 
@@ -156,7 +156,7 @@ def measured(runs: list[dict[str, float]]) -> dict[str, list[float]]:
     return {name: [run[name] for run in runs] for name in MEASURES.values()}
 
 
-def draw_curves(results: dict[int, dict[str, list[float]]], options: argparse.Namespace) -> None:
+def plot_curves(results: dict[int, dict[str, list[float]]], options: argparse.Namespace) -> None:
     """PSNR and SSIM against the number of views: the mean over the seeds, and every seed as a dot."""
     figure = Figure(figsize=(8.0, 3.2), layout="constrained", dpi=140)
     for axes, (title, name), color in zip(figure.subplots(1, 2), MEASURES.items(), ("#0369a1", "#b45309"), strict=True):

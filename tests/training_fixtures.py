@@ -30,13 +30,13 @@ def archive32(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pairs_folder(tmp_path_factory) -> Path:
-    """Radiographs of ten phantoms that no archive of CT here has, printed harder than they were projected."""
+    """Radiographs of ten phantoms that are in no CT archive, with more contrast than their DRRs."""
     grid, folder = Grid(32, 10.0), tmp_path_factory.mktemp("pairs")
     for seed in range(100, 110):
         images = render_drrs(thorax(seed, grid)[0], grid, chest(grid))
         for image, view in zip(images, ("pa", "lat"), strict=True):
-            printed = standardize(image) ** 1.5 * 65535
-            Image.fromarray(printed.astype(np.uint16)).save(folder / f"person-{seed}_{view}.png")
+            contrasted = standardize(image) ** 1.5 * 65535
+            Image.fromarray(contrasted.astype(np.uint16)).save(folder / f"person-{seed}_{view}.png")
     return folder
 
 

@@ -1,6 +1,6 @@
-"""The loss curve of a fixed small run, so that a change of mathematics cannot come in unseen.
+"""The loss curve of a fixed small run, to detect changes of the computation.
 
-`python tests/golden/test_loss_curve.py` writes the curve anew; do that only for a change that is meant.
+`python tests/golden/test_loss_curve.py` rewrites the curve; do that only for an intended change.
 """
 
 import json
@@ -58,7 +58,7 @@ def curve() -> dict[str, list[float]]:
 def test_the_loss_curve_is_the_one_on_record():
     recorded, now = json.loads(CURVE.read_text()), curve()
     for name, values in recorded.items():
-        # Rounding differs between processors; mathematics differs more.
+        # Rounding differs between processors; a changed computation differs more.
         assert now[name] == pytest.approx(values, rel=0.03), name
     assert recorded["generator"][-1] < 0.5 * recorded["generator"][0]
 

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, on a folder and on a real object store."""
+"""Checkpoints are published atomically, on a folder and on a real object store."""
 
 import json
 
@@ -25,7 +25,7 @@ GRID = Grid(32, 10.0)
 
 
 class CheckpointSuite:
-    """What holds wherever a run lies."""
+    """Tests for every storage of a run."""
 
     @pytest.fixture
     def url(self, tmp_path):
@@ -44,7 +44,7 @@ class CheckpointSuite:
         where = Checkpoints(url).save(state, Tensors(networks, adam), Description(system, GRID, chest(GRID), Window()))
         return where, state, networks, adam
 
-    def test_what_is_saved_comes_back(self, url):
+    def test_a_saved_checkpoint_is_loaded_unchanged(self, url):
         where, state, networks, adam = self.save(url, 7)
         with local_copy(where) as local:
             assert load_state(local) == state
@@ -71,7 +71,7 @@ class CheckpointSuite:
     def test_a_checkpoint_that_was_not_published_is_none(self, url):
         self.save(url, 10)
         self.save(url, 20)
-        # What a run leaves that is cut just before it publishes.
+        # What a run leaves that is interrupted just before it publishes.
         Folder(url).remove("checkpoints/step-00000020/checkpoint.json")
         assert Checkpoints(url).newest()[0].endswith("step-00000010")
         with (

@@ -1,4 +1,4 @@
-"""The command line: help answers at once, mistakes are one line and status 2."""
+"""The command line: fast help, and errors as one line with exit status 2."""
 
 import subprocess
 import sys
@@ -12,37 +12,37 @@ from raylift.platform import cli
 COMMANDS = list(cli.COMMANDS)
 
 
-def raylift(*words):
-    return subprocess.run([sys.executable, "-m", "raylift", *words], capture_output=True, text=True, timeout=120)
+def raylift(*arguments):
+    return subprocess.run([sys.executable, "-m", "raylift", *arguments], capture_output=True, text=True, timeout=120)
 
 
-def test_help_names_every_verb_and_does_not_import_torch():
-    began = time.monotonic()
-    answer = raylift("--help")
-    assert time.monotonic() - began < 2
-    assert answer.returncode == 0
-    assert all(f"\n  {verb} " in answer.stdout for verb in COMMANDS)
+def test_help_lists_every_command_and_does_not_import_torch():
+    started = time.monotonic()
+    result = raylift("--help")
+    assert time.monotonic() - started < 2
+    assert result.returncode == 0
+    assert all(f"\n  {command} " in result.stdout for command in COMMANDS)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in COMMANDS if verb not in ("train", "tune")])
-def test_every_verb_has_help_with_its_defaults(verb, capsys):
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("train", "tune")])
+def test_every_command_has_help_with_its_defaults(command, capsys):
     with pytest.raises(SystemExit) as exit_status:
-        cli.main([verb, "--help"])
+        cli.main([command, "--help"])
     assert exit_status.value.code == 0
-    said = capsys.readouterr().out
-    assert f"raylift {verb}" in said
-    if verb not in ("systems", "doctor", "export"):
-        assert "(default: " in said
-        assert "(required)" in said
+    output = capsys.readouterr().out
+    assert f"raylift {command}" in output
+    if command not in ("systems", "doctor", "export"):
+        assert "(default: " in output
+        assert "(required)" in output
 
 
 def test_the_help_of_a_preset_shows_every_setting_with_its_default_and_unit(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "x2ct-gan-slim", "--help"])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for flag in ("--data.archive", "--data.window.low-hu", "--engine.zero-stage", "--data.cache-gib", "--train.steps"):
-        assert flag in said
-    assert "(default: 300)" in said
+        assert flag in output
+    assert "(default: 300)" in output
 
 
 def test_train_without_a_preset_lists_them(capsys):
@@ -51,7 +51,7 @@ def test_train_without_a_preset_lists_them(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "output"),
     [
         (["nonsense"], "no command 'nonsense'"),
         (["train", "x2ct-gna"], "no preset 'x2ct-gna'"),
@@ -62,11 +62,11 @@ def test_train_without_a_preset_lists_them(capsys):
         (["ingest", "no/such/file", "--archive", "s3://key:secret@bucket/a"], "set them in the environment"),
     ],
 )
-def test_a_mistake_is_one_line_on_stderr_and_status_2(words, said, capsys, tmp_path, monkeypatch):
+def test_an_error_is_one_line_on_stderr_and_status_2(arguments, output, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(words) == 2
+    assert cli.main(arguments) == 2
     err = capsys.readouterr().err.strip()
-    assert said in err
+    assert output in err
     assert "Traceback" not in err
     assert "secret" not in err
 
@@ -74,10 +74,10 @@ def test_a_mistake_is_one_line_on_stderr_and_status_2(words, said, capsys, tmp_p
 def test_a_dry_run_prints_the_whole_configuration_and_memory_and_starts_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "x2ct-gan", "--dry-run", "--train.batch-size", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "batch_size: 2" in said
-    assert "generator: 61,740,467 parameters" in said
-    assert "total a worker:" in said
+    output = capsys.readouterr().out
+    assert "batch_size: 2" in output
+    assert "generator: 61,740,467 parameters" in output
+    assert "total a worker:" in output
     assert not list(tmp_path.iterdir())
 
 
@@ -92,10 +92,10 @@ def test_the_output_of_a_dry_run_is_a_configuration(capsys, tmp_path):
 
 def test_systems_shows_every_system_of_the_literature(capsys):
     assert cli.main(["systems"]) == 0
-    said = capsys.readouterr().out
-    assert "61,740,467" in said
+    output = capsys.readouterr().out
+    assert "61,740,467" in output
     # A narrow screen breaks cells, but never a word.
-    words = set(said.replace("│", " ").split())
+    words = set(output.replace("│", " ").split())
     for name, published in SYSTEMS.items():
         assert set(published.title.split()) <= words
         assert name in words
@@ -104,22 +104,22 @@ def test_systems_shows_every_system_of_the_literature(capsys):
 
 def test_doctor_finds_what_is_installed(capsys):
     assert cli.main(["doctor"]) == 0
-    said = capsys.readouterr().out
-    assert "ok   torch" in said
-    assert "FAIL" not in said
+    output = capsys.readouterr().out
+    assert "ok   torch" in output
+    assert "FAIL" not in output
 
 
-def test_doctor_names_a_store_that_does_not_answer(capsys, monkeypatch):
+def test_doctor_names_a_store_that_does_not_respond(capsys, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     assert cli.main(["doctor"]) == 1
-    said = capsys.readouterr().out
-    assert "http://127.0.0.1:9 does not respond" in said
-    assert "-> start it or correct the variable" in said
+    output = capsys.readouterr().out
+    assert "http://127.0.0.1:9 does not respond" in output
+    assert "-> start it or correct the variable" in output
 
 
 def test_phantoms_and_a_second_run_of_the_same_command(capsys, tmp_path):
-    words = ["phantom", "--archive", str(tmp_path / "a"), "--count", "4", "--size", "32", "--spacing-mm", "10"]
-    assert cli.main(words) == 0
+    arguments = ["phantom", "--archive", str(tmp_path / "a"), "--count", "4", "--size", "32", "--spacing-mm", "10"]
+    assert cli.main(arguments) == 0
     assert "4 added" in capsys.readouterr().out
-    assert cli.main(words) == 0
+    assert cli.main(arguments) == 0
     assert "0 added, 4 already present" in capsys.readouterr().out

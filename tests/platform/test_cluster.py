@@ -9,7 +9,7 @@ NEIGHBOR = "import ray; ray.init('local', num_cpus=1, include_dashboard=False); 
 
 @pytest.fixture
 def neighbor():
-    """Somebody else's Ray on the same machine."""
+    """Another Ray cluster on the same machine."""
     process = subprocess.Popen([sys.executable, "-c", NEIGHBOR], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout.readline().strip() == b"up"
@@ -19,7 +19,7 @@ def neighbor():
 
 
 @ray.remote(num_cpus=0)
-class Known:
+class ClusterState:
     def actors(self) -> list[str]:
         from ray.util.state import list_actors
 
@@ -27,7 +27,7 @@ class Known:
 
 
 def test_workers_find_their_own_cluster_beside_another(ray_cluster, neighbor):
-    """By this way Ray learns that a stopped trial is gone, and frees what it had reserved."""
-    actor = Known.remote()
+    """Ray detects a stopped trial through this query and frees its resources."""
+    actor = ClusterState.remote()
     assert "Known" in ray.get(actor.actors.remote(), timeout=60)
     ray.kill(actor)

@@ -1,4 +1,4 @@
-"""Configuration: presets survive YAML, overrides are checked, what cannot work is refused before anything starts."""
+"""Configuration: presets survive YAML, overrides are checked, and invalid settings are refused before a start."""
 
 from dataclasses import fields, replace
 
@@ -64,7 +64,7 @@ def test_an_unknown_key_in_yaml_is_refused_by_its_path():
         from_yaml("train: {batchsize: 4}", "mine.yaml")
 
 
-def test_yaml_that_is_none_is_refused():
+def test_text_that_is_not_yaml_is_refused():
     with pytest.raises(ConfigError, match="is not YAML"):
         from_yaml("a: [", "mine.yaml")
 
@@ -243,7 +243,7 @@ def test_settings_under_the_name_of_no_system_or_of_another_family_are_refused(n
         replace(PRESETS["x2ct-gan-tiny"], system=replace(SYSTEMS["x2ct-gan"].tiny, name=name))
 
 
-def test_the_rate_is_constant_then_falls_to_zero_and_never_below():
+def test_the_learning_rate_is_constant_then_falls_to_zero_and_never_below():
     optimizer = OptimizerConfig(lr=1.0, decay_start=0.5)
     rates = [optimizer.lr_at(step, 10) for step in range(12)]
     assert rates[:5] == [1.0] * 5
@@ -251,7 +251,7 @@ def test_the_rate_is_constant_then_falls_to_zero_and_never_below():
     assert rates[10:] == [0.0, 0.0]
 
 
-def test_the_rate_depends_on_the_step_alone_so_a_resume_cannot_change_it():
+def test_the_learning_rate_depends_on_the_step_alone_so_a_resume_cannot_change_it():
     optimizer = OptimizerConfig()
     assert optimizer.lr_at(75, 100) == pytest.approx(1e-4)
 

@@ -1,4 +1,4 @@
-"""A diffusion system through the verbs that know nothing of diffusion: train, resume, evaluate, export, estimate."""
+"""Train, resume, evaluate, export and memory estimate with a diffusion system."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_it_trains_resumes_at_another_stage_evaluates_and_exports(name, stages, 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_estimate_counts_the_average_and_what_autograd_saves(name):
+def test_the_estimate_counts_the_ema_and_what_autograd_saves(name):
     run = PRESETS[f"{name}-tiny"]
     estimated = estimate(replace(run, cluster=replace(run.cluster, workers=1)))
     count = estimated.parameters["denoiser"]

@@ -1,4 +1,4 @@
-"""The moving average of the weights, on every ZeRO stage against plain torch, and in checkpoints."""
+"""The exponential moving average (EMA) of the weights, under every ZeRO stage against torch, and in checkpoints."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ DECAY = 0.6
 
 
 class Smooth(VolumeNetwork):
-    """Odd counts of weights, so that no piece divides evenly, a buffer, and a parameter nobody uses."""
+    """Odd counts of weights, so that no partition divides evenly, a buffer, and an unused parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def train_steps(started, rank, world, begin, end):
 
 
 def reference(steps: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Weights and their average by torch's own Adam and the formula, in one process."""
+    """Weights and their EMA by torch's own Adam and the formula, in one process."""
     player = fresh_objective().players["denoiser"]
     optimizer = torch.optim.Adam(player.parameters(), lr=1e-2, betas=(0.5, 0.99))
     average = {name: p.detach().clone() for name, p in player.network.named_parameters()}
@@ -128,7 +128,7 @@ def on_deepspeed(rank, wanted):
         started = engines.initialize(fresh_objective(), run, device)
         engine = started["denoiser"]
         if stage == 3:
-            # DeepSpeed keeps these small parameters whole on every rank, unless told otherwise.
+            # By default DeepSpeed keeps these small parameters whole on every rank.
             assert bool(engine.deepspeed.optimizer.persistent_parameters) == whole
         train_steps(started, rank, WORLD, 0, STEPS // 2)
         half = gather_tensors(started)
@@ -148,28 +148,28 @@ def on_deepspeed(rank, wanted):
     return results
 
 
-def difference(made: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    return max(float((made[name] - value).abs().max()) for name, value in expected.items())
+def difference(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    return max(float((actual[name] - value).abs().max()) for name, value in expected.items())
 
 
 CASES = [(0, True), (1, True), (2, True), (3, True), (3, False)]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_average_is_that_of_plain_torch(trained, case):
+def test_the_ema_is_that_of_plain_torch(trained, case):
     for length, part in ((STEPS // 2, "half"), (STEPS, "full")):
         tensors = trained[0][case][part]
         plain, average = reference(length)
         assert difference(tensors.networks["denoiser"], plain) < 1e-6
         assert difference(tensors.ema["denoiser"], average) < 1e-6
-        # Neither the weights themselves nor the average of one step less.
+        # Neither the weights themselves nor the EMA of one step less.
         assert difference(average, plain) > 1e-3
         assert difference(tensors.ema["denoiser"], reference(length - 1)[1]) > 1e-4
         assert torch.equal(tensors.ema["denoiser"]["counted"], torch.arange(3))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_within_the_context_every_rank_computes_with_the_average(trained, case):
+def test_within_the_context_every_rank_computes_with_the_ema(trained, case):
     plain, average = reference(STEPS // 2)
     network = fresh_objective().reconstructor
     for state, place in ((plain, 0), (average, 1), (plain, 2)):
@@ -181,17 +181,17 @@ def test_within_the_context_every_rank_computes_with_the_average(trained, case):
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_after_a_resume_at_another_stage_and_world_size_the_average_goes_on(trained, world):
+def test_after_a_resume_at_another_stage_and_world_size_the_ema_continues(trained, world):
     pairs = [(0, 3), (3, 1), (1, 2), (2, 0), (3, 3)]
     halves = {pair: trained[0][pair[0], True]["half"] for pair in pairs}
-    done = run_ranks(world, go_on, halves, world)[0]
+    done = run_ranks(world, resume, halves, world)[0]
     plain, average = reference(STEPS)
     for pair in pairs:
         assert difference(done[pair].networks["denoiser"], plain) < 1e-6, f"from stage {pair[0]} to {pair[1]}"
         assert difference(done[pair].ema["denoiser"], average) < 1e-6, f"from stage {pair[0]} to {pair[1]}"
 
 
-def go_on(rank, halves, world):
+def resume(rank, halves, world):
     device = engines.init_backend(gpu=False)
     results = {}
     for (before, after), half in halves.items():
@@ -205,7 +205,7 @@ def go_on(rank, halves, world):
     return results
 
 
-def test_a_checkpoint_holds_the_average_as_its_model_and_the_weights_beside_it(tmp_path):
+def test_a_checkpoint_holds_the_ema_as_its_model_and_the_weights_beside_it(tmp_path):
     system, grid = PRESETS["x2ct-gan-tiny"].system, Grid(32, 10.0)
     networks = {name: dict(net.state_dict()) for name, net in system.objective(grid, chest(grid)).networks().items()}
     averaged = {"generator": {name: value + 1 for name, value in networks["generator"].items()}}
@@ -223,7 +223,7 @@ def test_a_checkpoint_holds_the_average_as_its_model_and_the_weights_beside_it(t
         assert torch.equal(weights.load(where).network.state_dict()[name], served["generator"][name])
 
 
-def test_without_a_decay_there_is_no_average_and_nothing_more_to_store():
+def test_without_a_decay_there_is_no_ema_and_nothing_more_to_store():
     assert run_ranks(1, without, settings(0, workers=1))[0] == (False, {})
 
 

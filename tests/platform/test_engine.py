@@ -1,4 +1,4 @@
-"""Two players on DeepSpeed do what plain torch does, on every ZeRO stage, and go on from each other's checkpoints."""
+"""Two players on DeepSpeed equal plain torch on every ZeRO stage, and resume from each other's checkpoints."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ TINY = PRESETS["x2ct-gan-tiny"]
 
 
 class SmoothGenerator(VolumeNetwork):
-    """Small and smooth: instance norms of tiny volumes would blow rounding up until nothing could be compared."""
+    """Small and smooth: instance norms of tiny volumes would amplify rounding errors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,16 +168,16 @@ def test_clipping_limits_the_gradient(trained):
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_a_run_goes_on_with_another_stage_and_world_size_as_if_nothing_had_happened(trained, world):
+def test_a_run_resumed_with_another_stage_and_world_size_equals_an_uninterrupted_one(trained, world):
     pairs = [(0, 3), (1, 2), (3, 1), (2, 0)]
     halves = {pair: trained["half", pair[0]] for pair in pairs}
-    done = run_ranks(world, go_on, halves, world)[0]
+    done = run_ranks(world, resume, halves, world)[0]
     expected = reference(settings(0), 4)
     for pair in pairs:
         assert largest_difference(done[pair], expected) < 1e-6, f"from stage {pair[0]} to {pair[1]}"
 
 
-def go_on(rank, halves, world):
+def resume(rank, halves, world):
     device = engines.init_backend(gpu=False)
     results = {}
     for (before, after), half in halves.items():
@@ -221,7 +221,7 @@ def normed_steps(rank, shares):
     return results
 
 
-def test_every_rank_judges_and_saves_with_the_mean_of_all_running_statistics_whenever_it_was_taken():
+def test_every_rank_validates_and_saves_with_the_mean_of_all_running_statistics_at_any_interval():
     first, second = run_ranks(WORLD, normed_steps, [(3,), (1, 3), ()])
     for once, twice in zip(first[0][:2], first[1][:2], strict=True):
         torch.testing.assert_close(once, twice, atol=1e-7, rtol=1e-6)

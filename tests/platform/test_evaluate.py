@@ -1,4 +1,4 @@
-"""Evaluation, report and export of a trained checkpoint, by the verbs."""
+"""Evaluation, report and export of a trained checkpoint, by the commands."""
 
 import json
 import re
@@ -74,8 +74,10 @@ def test_the_models_figures_are_those_of_its_own_reconstruction(finished_run, ar
     case = result.cases[0]
     ground_truth = archive.read(case.entry).volume.astype(np.float32)
     with torch.no_grad():
-        made = model.description.window.to_hu(model.network(torch.from_numpy(case.radiographs)[None]))[0, 0].numpy()
-    assert case.metrics[MODEL]["volume"] == PROTOCOLS["volume"].evaluate(made, ground_truth)
+        prediction = model.description.window.to_hu(model.network(torch.from_numpy(case.radiographs)[None]))[
+            0, 0
+        ].numpy()
+    assert case.metrics[MODEL]["volume"] == PROTOCOLS["volume"].evaluate(prediction, ground_truth)
 
 
 def test_a_fit_to_the_radiographs_is_measured_beside_the_model_and_its_effect_reported(

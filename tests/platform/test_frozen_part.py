@@ -1,4 +1,4 @@
-"""A network of which a part stays as it is, under every ZeRO stage: the rest trains as in plain torch."""
+"""A network with a frozen part under every ZeRO stage: the other parameters train as in plain torch."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def sample(step: int, index: int) -> Batch:
 def fresh(run: RunConfig) -> Objective:
     torch.manual_seed(5)
     objective = run.system.objective(GRID, chest(GRID))
-    # The last layer starts at zero, and would keep all others from learning at the first step.
+    # The last layer starts at zero, which would make the gradients of all others zero at the first step.
     torch.nn.init.normal_(objective.reconstructor.denoiser.conv_out[-1].weight, std=0.1)
     return objective
 
@@ -81,7 +81,7 @@ def on_deepspeed(rank, stages):
     return results
 
 
-def go_on(rank, halves):
+def resume(rank, halves):
     """From one step taken at a stage to the last at another."""
     device = prepared()
     results = {}
@@ -100,7 +100,7 @@ def go_on(rank, halves):
 
 
 def reference(steps: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Weights and their moving average: one process, torch's own Adam on the mean gradient of both ranks' samples."""
+    """Weights and their EMA: one process, torch's own Adam on the mean gradient of both ranks' samples."""
     run = settings(0)
     (player,) = fresh(run).players.values()
     trained = [p for p in player.parameters() if p.requires_grad]
@@ -130,7 +130,7 @@ def largest_difference(weights, expected) -> float:
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_the_rest_trains_as_in_plain_torch_and_the_part_stays_as_it_is(trained, stage):
+def test_other_parameters_train_as_in_plain_torch_and_the_frozen_part_is_unchanged(trained, stage):
     done = trained[stage, STEPS]
     own, average = done.networks["denoiser"], done.ema["denoiser"]
     expected, expected_average = reference(STEPS)
@@ -145,18 +145,18 @@ def test_the_rest_trains_as_in_plain_torch_and_the_part_stays_as_it_is(trained, 
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_adam_knows_nothing_of_the_part(trained, stage):
+def test_adam_has_no_state_of_the_frozen_part(trained, stage):
     ((_, moments),) = trained[stage, STEPS].adam.items()
     assert not [name for name in moments if name.startswith("base.")]
     denoiser = [name for name, p in fresh(settings(0)).reconstructor.named_parameters() if p.requires_grad]
     assert {name.rsplit("/", 1)[0] for name in moments} - {"step"} == set(denoiser)
 
 
-def test_a_run_goes_on_at_another_stage_as_if_nothing_had_happened(trained):
+def test_a_run_resumed_at_another_stage_equals_an_uninterrupted_one(trained):
     pairs = [(0, 3), (1, 2), (3, 1), (2, 0)]
-    done = run_ranks(WORLD, go_on, {pair: trained[pair[0], 1] for pair in pairs})[0]
+    done = run_ranks(WORLD, resume, {pair: trained[pair[0], 1] for pair in pairs})[0]
     expected, expected_average = reference(STEPS)
     for pair in pairs:
-        told = f"from stage {pair[0]} to {pair[1]}"
-        assert largest_difference(done[pair].networks["denoiser"], expected) < 2e-5, told
-        assert largest_difference(done[pair].ema["denoiser"], expected_average) < 2e-5, told
+        message = f"from stage {pair[0]} to {pair[1]}"
+        assert largest_difference(done[pair].networks["denoiser"], expected) < 2e-5, message
+        assert largest_difference(done[pair].ema["denoiser"], expected_average) < 2e-5, message

@@ -1,4 +1,4 @@
-"""What a run reads follows from its system and its archive, and what does not suit them is refused before it starts."""
+"""The inputs of a run depend on its system and archive; unsuitable ones are refused before it starts."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def from_radiographs(run: RunConfig, **data: Any) -> RunConfig:
 
 @pytest.fixture(scope="session")
 def pairs32(pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive of them."""
+    """An archive of those radiographs."""
     url = tmp_path_factory.mktemp("pairs32")
     limits = RadiographLimits()
-    made = ingest_radiographs([pairs_folder], str(url), GRID, chest(GRID), limits=limits, shares=(0.6, 0.2, 0.2))
-    assert len(made.added) == 10
+    prediction = ingest_radiographs([pairs_folder], str(url), GRID, chest(GRID), limits=limits, shares=(0.6, 0.2, 0.2))
+    assert len(prediction.added) == 10
     return url
 
 
@@ -83,7 +83,7 @@ def test_labels_are_read_for_a_loss_inside_the_lungs_and_only_then(
 
 
 @pytest.mark.parametrize("kind", ["volumes", "radiographs"])
-def test_a_system_that_learns_from_radiographs_never_sees_a_volume_of_theirs(
+def test_a_system_that_learns_from_radiographs_never_receives_a_volume_of_the_same_subjects(
     kind: str, tiny: RunConfig, archive32: Path, pairs32: Path
 ) -> None:
     run = from_radiographs(tiny, archive=archive32 if kind == "volumes" else pairs32, unpaired=archive32)
@@ -93,7 +93,7 @@ def test_a_system_that_learns_from_radiographs_never_sees_a_volume_of_theirs(
     others = Archive(str(archive32))
     own = {bytes(run.data.window.to_unit(others.read(e).volume.astype(np.float32))): e for e in others.entries()}
     stream = iter(open_stream(archive, run, describe(run, archive), BatchPartition(0, 1, 4, 2)))
-    seen = set()
+    subjects_used = set()
     for _ in range(6):
         for batch in next(stream):
             assert batch.ground_truth is None
@@ -102,16 +102,16 @@ def test_a_system_that_learns_from_radiographs_never_sees_a_volume_of_theirs(
             assert batch.unpaired is not None
             for name, volume in zip(batch.ids, batch.unpaired, strict=True):
                 person = own[bytes(volume.numpy())]
-                assert person.split == "train", "who is held out stays so"
+                assert person.split == "train", "held-out subjects are not used"
                 assert person.subject != subjects[name].subject
-                seen.add(person.subject)
+                subjects_used.add(person.subject)
             with pytest.raises(ConfigError, match="only systems that learn from volumes"):
                 _ = batch.volume
-    assert len(seen) == len(others.entries("train"))
+    assert len(subjects_used) == len(others.entries("train"))
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_a_resumed_run_goes_on_with_the_same_radiographs_and_the_same_other_people(
+def test_a_resumed_run_continues_with_the_same_radiographs_and_unpaired_volumes(
     world: int, tiny: RunConfig, archive32: Path, pairs32: Path
 ) -> None:
     run = from_radiographs(tiny, archive=pairs32, unpaired=archive32)
@@ -138,9 +138,7 @@ def test_a_resumed_run_goes_on_with_the_same_radiographs_and_the_same_other_peop
     assert taken(world, 8, 3) == whole[2:]
 
 
-def test_what_a_model_was_trained_beside_stands_in_its_description(
-    tiny: RunConfig, archive32: Path, pairs32: Path
-) -> None:
+def test_the_unpaired_archive_is_in_the_models_description(tiny: RunConfig, archive32: Path, pairs32: Path) -> None:
     run = from_radiographs(tiny, archive=pairs32, unpaired=archive32)
     archive = check(run)
     provenance = describe(run, archive).provenance
@@ -164,9 +162,7 @@ def test_a_system_that_learns_from_volumes_takes_them_from_its_archive(
         check(replace(tiny, data=replace(tiny.data, **data)))
 
 
-def test_a_run_that_goes_on_keeps_the_histograms_it_began_with(
-    tiny: RunConfig, archive32: Path, tmp_path: Path
-) -> None:
+def test_a_resumed_run_keeps_its_reference_histograms(tiny: RunConfig, archive32: Path, tmp_path: Path) -> None:
     run = matching(tiny)
     begun = describe(run, check(run))
     begun = replace(begun, histograms={name: tuple(q / 2 for q in line) for name, line in begun.histograms.items()})
@@ -194,7 +190,7 @@ def test_unpaired_volumes_that_do_not_fit_are_refused(tiny: RunConfig, pairs32: 
         check(larger)
 
 
-def test_places_are_written_down_absolute(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_paths_are_made_absolute(tiny: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     run = with_absolute_paths(from_radiographs(tiny, archive="a", unpaired="b"))
     assert (run.data.archive, run.data.unpaired) == (str(tmp_path / "a"), str(tmp_path / "b"))
@@ -209,7 +205,7 @@ def matching(run: RunConfig) -> RunConfig:
 
 
 @pytest.mark.parametrize("match", [False, True])
-def test_training_serves_itself_what_serving_makes_of_the_same_files_bit_for_bit(
+def test_training_and_service_prepare_the_same_files_identically(
     match: bool, tiny: RunConfig, archive32: Path, pairs32: Path, pairs_folder: Path
 ) -> None:
     run = from_radiographs(tiny, archive=pairs32, unpaired=archive32)
@@ -225,7 +221,7 @@ def test_training_serves_itself_what_serving_makes_of_the_same_files_bit_for_bit
         np.testing.assert_array_equal(views.numpy(), prepare_radiographs(images, description))
 
 
-def test_matching_brings_radiographs_nearer_to_the_projections_they_were_printed_from(
+def test_histogram_matching_moves_radiographs_closer_to_their_drrs(
     tiny: RunConfig, archive32: Path, pairs32: Path
 ) -> None:
     plain = from_radiographs(tiny, archive=pairs32, unpaired=archive32)
@@ -242,7 +238,7 @@ def test_matching_brings_radiographs_nearer_to_the_projections_they_were_printed
     assert distances[1] < 0.6 * distances[0]
 
 
-def test_a_model_of_projections_keeps_their_histograms_for_serving(tiny: RunConfig, archive32: Path) -> None:
+def test_a_model_of_drrs_keeps_their_histograms_for_inference(tiny: RunConfig, archive32: Path) -> None:
     archive = check(matching(tiny))
     description = describe(matching(tiny), archive)
     assert list(description.histograms) == ["frontal", "lateral"]
@@ -254,7 +250,7 @@ def test_a_model_of_projections_keeps_their_histograms_for_serving(tiny: RunConf
         np.testing.assert_allclose(views.numpy(), prepare_radiographs(images, description), atol=1e-5)
 
 
-def test_without_projections_in_its_geometry_nothing_can_be_matched(
+def test_without_drrs_in_its_geometry_histograms_cannot_be_matched(
     tiny: RunConfig, pairs32: Path, tmp_path: Path
 ) -> None:
     ingest_phantoms(str(tmp_path), GRID, parallel(GRID), count=4, seed=0)
@@ -287,8 +283,8 @@ class Scaled(nn.Module):
         self.network = network
 
     def forward(self, views: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = 0.5 * self.network(views)
-        return made
+        prediction: torch.Tensor = 0.5 * self.network(views)
+        return prediction
 
 
 def validated_against_ct(rank: int, world: int, archive: str, window: Window) -> dict[str, float]:
@@ -307,8 +303,8 @@ def test_with_ct_a_run_is_validated_under_protocol_volume_for_any_window(window:
     found = []
     for entry in archive.entries("val")[: PRESETS["x2ct-gan-tiny"].train.validation_samples]:
         views = np.stack([standardize(image) for image in archive.read_array(entry, "radiographs")])
-        made = 0.5 * BackProjection(GRID, archive.manifest.geometry)(torch.from_numpy(views)[None])
-        hu = window.to_hu(made)[0, 0].numpy()
+        prediction = 0.5 * BackProjection(GRID, archive.manifest.geometry)(torch.from_numpy(views)[None])
+        hu = window.to_hu(prediction)[0, 0].numpy()
         found.append(PROTOCOLS["volume"].evaluate(hu, archive.read_array(entry, "volumes").astype(np.float32)))
     assert found
     assert metrics["val_psnr_db"] == pytest.approx(np.mean([figures["psnr_db"] for figures in found]), rel=1e-4)
@@ -332,8 +328,8 @@ def test_without_ct_a_run_is_validated_by_reprojection(
     found = []
     for entry in archive.entries("val"):
         views = torch.from_numpy(archive.read_array(entry, "radiographs"))[None]
-        made = (0.5 * BackProjection(grid, chest(grid))(views)).clip(0, 1)
-        one = agreement(made, views, tiny.data.window, grid, chest(grid))
+        prediction = (0.5 * BackProjection(grid, chest(grid))(views)).clip(0, 1)
+        one = agreement(prediction, views, tiny.data.window, grid, chest(grid))
         found.append((float(one.psnr_db.mean()), float(one.residual.mean())))
     psnr, residual = np.mean(found, axis=0)
     for metrics in results:

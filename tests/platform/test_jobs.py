@@ -33,7 +33,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture
 def checkout(tmp_path):
-    """What git has of this repository, with a version of its own to tell it from the one installed here."""
+    """The files that git tracks, with a version that differs from the installed one."""
     files = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY,

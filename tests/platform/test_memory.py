@@ -1,4 +1,4 @@
-"""The estimate of memory against what is really there."""
+"""The estimate of memory against counted parameters and saved tensors."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def test_parameters_and_adam_are_counted_exactly():
     assert (one.weights, one.gradients, one.adam) == (4 * count, 4 * count, 8 * count)
 
 
-def test_zero_stages_shard_what_they_say():
+def test_zero_stages_divide_what_they_shard():
     run = PRESETS["x2ct-gan-tiny"]
     by_stage = [estimate(replace(run, engine=EngineConfig(zero_stage=stage))) for stage in range(4)]
     assert [one.adam for one in by_stage] == [by_stage[0].adam, *[by_stage[0].adam // 2] * 3]
@@ -55,14 +55,14 @@ def test_activations_are_what_autograd_saves():
     assert abs(estimate(run).activations - sum(saved.values())) < 0.02 * sum(saved.values())
 
 
-def test_checkpointing_saves_activations_and_counts_the_part_that_is_computed_again():
+def test_checkpointing_saves_activations_and_counts_the_recomputed_part():
     run = PRESETS["x2ct-gan-tiny"]
     plain, finest, recomputed = (
         estimate(replace(run, system=replace(run.system, checkpointing=checkpointing))).activations
         for checkpointing in ("none", "finest", "all")
     )
     voxels = 4 * 32**3 * 2
-    # The finest level of three decoders saves more than ten volumes of eight channels while it is redone.
+    # The finest level of three decoders saves more than ten volumes of eight channels while it is recomputed.
     assert 8 * 8 * voxels < recomputed < finest < 0.95 * plain
 
 

@@ -1,4 +1,4 @@
-"""A refiner from its base to its export by the verbs: the base is read once, kept as it is, and carried along."""
+"""Training, evaluation and export of a refiner: its base is loaded once, stays frozen and is part of the export."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from raylift.platform.training.checkpoint import Checkpoints, resolve_checkpoint
 
 
 @pytest.fixture(scope="module")
-def wanted(archive32) -> RunConfig:
+def config(archive32) -> RunConfig:
     """Four steps, with a validation and a checkpoint after each two, sampled in two steps."""
     run = PRESETS["refiner-tiny"]
     return replace(
@@ -37,11 +37,11 @@ def based_on(run: RunConfig, url: object) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def refined(wanted, finished_run, tmp_path_factory) -> Path:
-    """A run whose base is gone once it has its first checkpoint, and that went on without it."""
+def refined(config, finished_run, tmp_path_factory) -> Path:
+    """A run whose base is deleted after its first checkpoint, and that resumed without it."""
     home = tmp_path_factory.mktemp("refined")
     shutil.copytree(resolve_checkpoint(str(finished_run)), home / "base")
-    url, run = str(home / "run"), based_on(wanted, home / "base")
+    url, run = str(home / "run"), based_on(config, home / "base")
     runs.fit(runs.create(replace(run, train=replace(run.train, steps=2)), url), url)
     shutil.rmtree(home / "base")
     runs.fit(run, url)
@@ -61,7 +61,7 @@ def test_a_run_takes_its_bases_settings_and_carries_its_weights_unchanged(refine
     assert any(not torch.equal(first[name], tensor) for name, tensor in last.items())
 
 
-def test_the_verbs_take_a_refiner_by_the_same_names(refined, archive32, tmp_path, capsys):
+def test_the_commands_accept_a_refiner_by_the_same_names(refined, archive32, tmp_path, capsys):
     options = ["--archive", str(archive32), "--output", str(tmp_path / "report"), "--protocols", "volume"]
     sampling = ["--steps", "3", "--sampler", "ddim", "--seed", "4", "--samples", "2"]
     assert cli.main(["evaluate", str(refined), *options, *sampling, "--consistency-steps", "2"]) == 0
@@ -83,31 +83,31 @@ def test_the_verbs_take_a_refiner_by_the_same_names(refined, archive32, tmp_path
     capsys.readouterr()
 
 
-def test_a_model_that_computes_its_volume_is_not_evaluated_with_samples(finished_run, archive32, capsys):
-    words = ["evaluate", str(finished_run), "--archive", str(archive32), "--samples", "4", "--seed", "1"]
-    assert cli.main(words) == 2
+def test_a_deterministic_model_is_not_evaluated_with_samples(finished_run, archive32, capsys):
+    arguments = ["evaluate", str(finished_run), "--archive", str(archive32), "--samples", "4", "--seed", "1"]
+    assert cli.main(arguments) == 2
     assert "has no use for --seed, --samples: leave these out" in capsys.readouterr().err
 
 
 def test_the_command_line_reads_the_bases_settings(finished_run, archive32, capsys):
-    words = ["train", "refiner-tiny", "--data.archive", str(archive32), "--dry-run"]
-    assert cli.main([*words, "--system.base-model", str(finished_run), "--system.base.fusion.kind", "sum"]) == 0
-    said = capsys.readouterr().out
+    arguments = ["train", "refiner-tiny", "--data.archive", str(archive32), "--dry-run"]
+    assert cli.main([*arguments, "--system.base-model", str(finished_run), "--system.base.fusion.kind", "sum"]) == 0
+    output = capsys.readouterr().out
     base = weights.load(resolve_checkpoint(str(finished_run))).description.system
-    assert f"base_model: {resolve_checkpoint(str(finished_run))}" in said
-    assert f"kind: {base.fusion.kind}" in said
-    assert "kind: sum" not in said
-    assert cli.main([*words, "--system.base.fusion.kind", "sum"]) == 0
+    assert f"base_model: {resolve_checkpoint(str(finished_run))}" in output
+    assert f"kind: {base.fusion.kind}" in output
+    assert "kind: sum" not in output
+    assert cli.main([*arguments, "--system.base.fusion.kind", "sum"]) == 0
     assert "kind: sum" in capsys.readouterr().out
 
 
 def test_a_base_that_is_missing_or_does_not_fit_is_refused_before_anything_starts(
-    wanted, finished_run, archive32, tmp_path
+    config, finished_run, archive32, tmp_path
 ):
-    archive, good = Archive(str(archive32)), based_on(wanted, finished_run)
+    archive, good = Archive(str(archive32)), based_on(config, finished_run)
     pretrained.check(good, archive)
     with pytest.raises(ConfigError, match=r"pass --system.base-model with a run"):
-        pretrained.check(wanted, archive)
+        pretrained.check(config, archive)
     with pytest.raises(ConfigError, match=r"window from -1024 to 1476 HU.*--data.window.high-hu 1476"):
         pretrained.check(
             replace(good, data=replace(good.data, window=replace(good.data.window, high_hu=400.0))), archive
@@ -121,11 +121,11 @@ def test_a_base_that_is_missing_or_does_not_fit_is_refused_before_anything_start
     with pytest.raises(ConfigError, match=r"source_axis_mm=1650.*would have to be.*source_axis_mm=1000"):
         pretrained.check(good, Archive(str(tmp_path)))
     with pytest.raises(weights.WeightsError, match="is not a model"):
-        based_on(wanted, tmp_path)
+        based_on(config, tmp_path)
 
 
-def test_a_base_of_half_the_resolution_fits_an_archive_of_the_same_field_of_view(wanted, finished_run, tmp_path):
+def test_a_base_of_half_the_resolution_fits_an_archive_of_the_same_field_of_view(config, finished_run, tmp_path):
     grid = Grid(64, 5.0)
     ingest_phantoms(str(tmp_path), grid, chest(grid), count=1, seed=1)
-    run = based_on(wanted, finished_run)
+    run = based_on(config, finished_run)
     pretrained.check(replace(run, system=replace(run.system, upsampling=2)), Archive(str(tmp_path)))

@@ -1,4 +1,4 @@
-"""From files of radiographs to a reconstruction, by the verbs: a system that is given no CT of the people it sees."""
+"""From radiograph files to a reconstruction, with a system that is trained without CT of the same patients."""
 
 import json
 import shutil
@@ -15,12 +15,12 @@ from raylift.models import weights
 from raylift.models.zoo import SYSTEMS
 from raylift.platform import cli
 
-OF_PROJECTIONS = ["val_reprojection_psnr_db", "val_reprojection_residual"]
+REPROJECTION_METRICS = ["val_reprojection_psnr_db", "val_reprojection_residual"]
 
 
 @pytest.fixture(scope="module")
 def config(tiny, tmp_path_factory):
-    """A file of settings: four steps with a checkpoint every two, radiographs matched to projections."""
+    """A file of settings: four steps with a checkpoint every two, radiographs matched to DRRs."""
     system = SYSTEMS["cyclegan-b"].tiny
     train = replace(tiny.train, steps=4, validate_every=2, log_every=1)
     run = replace(tiny, system=system, train=train, data=replace(tiny.data, match_histograms=True))
@@ -51,7 +51,7 @@ def run(config, pairs, archive32, ray_cluster, tmp_path_factory):
 def test_it_is_validated_by_reprojection_and_receives_unpaired_ct(run, archive32):
     checkpoint = run / "checkpoints/step-00000004"
     state = json.loads((checkpoint / "state.json").read_text())
-    assert list(state["metrics"]) == OF_PROJECTIONS
+    assert list(state["metrics"]) == REPROJECTION_METRICS
     assert all(entry["generator/unpaired_is_ct"] == 1 for entry in state["history"] if "lr" in entry)
     provenance = weights.load(checkpoint).description.provenance
     assert provenance["archive_contents"] == "radiographs"
@@ -71,7 +71,7 @@ def test_cut_in_half_and_resumed_it_ends_in_the_weights_of_the_whole(run, tmp_pa
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items()), file
 
 
-def test_it_is_evaluated_by_projections_and_where_there_is_ct_by_volumes(run, pairs, archive32, tmp_path):
+def test_it_is_evaluated_by_reprojections_or_with_ct_by_volumes(run, pairs, archive32, tmp_path):
     for url, predictors in ((pairs, "uniform volume"), (archive32, "mean volume")):
         report = tmp_path / predictors.split()[0]
         assert cli.main(["evaluate", str(run), "--archive", str(url), "--output", str(report)]) == 0

@@ -1,4 +1,4 @@
-"""Players that learn from radiographs do on two workers and every ZeRO stage what they do on stage 0."""
+"""Players that learn from radiographs have the same losses on two workers under every ZeRO stage as under stage 0."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ WORLD, STEPS = 2, 3
 
 
 def cyclegan():
-    """With nothing random, and discriminators that sit out the second step."""
+    """Deterministic, with discriminators that are not updated at the second step."""
     return replace(SYSTEMS["cyclegan-b"].tiny, dropout=0.0, projection_channels=(4, 8))
 
 
@@ -65,7 +65,7 @@ def trained() -> dict:
         system = SYSTEMS[name].tiny
         system = replace(system, encoder=replace(system.encoder, layers=layers))
         wanted |= {(name, stage): run_of(system, stage) for stage in (0, 3)}
-        # With activations computed again from parameters that have been taken apart.
+        # With activations recomputed from partitioned parameters.
         wanted[name, "again"] = run_of(replace(system, checkpointing="all"), 3)
     return run_ranks(WORLD, losses, wanted)[0]
 
@@ -91,7 +91,7 @@ def test_losses_of_a_reprojecting_system_are_those_of_stage_0(trained, name, sta
     assert trained[name, 0][0]["generator/agreement"] != trained[name, 0][-1]["generator/agreement"]
 
 
-def test_discriminators_sit_out_every_second_step(trained):
+def test_discriminators_are_updated_at_every_second_step(trained):
     players = ["generator", "projection", "volume_discriminator", "view_discriminator"]
     turns = [[player for player in players if f"{player}/loss" in step] for step in trained["cyclegan-b", 0]]
     assert turns == [players, players[:2], players]

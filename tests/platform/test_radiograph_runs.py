@@ -1,4 +1,4 @@
-"""A system of four players that learns from radiographs goes through the same loop and the same verbs."""
+"""A system of four players that learns from radiographs goes through the same loop and the same commands."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def test_a_cyclegan_cut_in_half_ends_in_exactly_the_weights_of_the_whole_one(cyc
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items()), file
 
 
-def test_its_prior_is_told_beside_its_weights_and_its_turns_in_its_history(cycle_run):
+def test_its_prior_is_in_its_description_and_its_turns_in_its_history(cycle_run):
     checkpoint = cycle_run / "checkpoints/step-00000004"
     model = weights.load(checkpoint)
     assert "2 procedural thoraces" in model.description.provenance["notes"][0]
@@ -52,7 +52,7 @@ def test_its_prior_is_told_beside_its_weights_and_its_turns_in_its_history(cycle
     assert ["volume_discriminator/loss" in entry for entry in history] == [True, False, True, False]
 
 
-def test_it_is_evaluated_and_exported_by_the_verbs(cycle_run, archive32, tmp_path):
+def test_it_is_evaluated_and_exported_by_the_commands(cycle_run, archive32, tmp_path):
     report, folder = tmp_path / "report", tmp_path / "model"
     assert cli.main(["evaluate", str(cycle_run), "--archive", str(archive32), "--output", str(report)]) == 0
     assert set(json.loads((report / "metrics.json").read_text())["mean"]) == {"model", "mean volume", "back-projection"}

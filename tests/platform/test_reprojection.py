@@ -1,4 +1,4 @@
-"""`raylift evaluate` on an archive of radiographs without CT compares projections, and says that it does."""
+"""`raylift evaluate` on an archive of radiographs without CT compares reprojections and reports so."""
 
 import json
 
@@ -37,7 +37,7 @@ def report(finished_run, pairs, tmp_path_factory):
     return folder
 
 
-def test_the_figures_are_of_projections_alone(finished_run, pairs, report):
+def test_the_metrics_are_of_reprojections_alone(finished_run, pairs, report):
     metrics = json.loads((report / "metrics.json").read_text())
     assert set(metrics["mean"]) == {"model", "uniform volume", "back-projection"}
     assert {protocol for figures in metrics["mean"].values() for protocol in figures} == {"reprojection"}
@@ -72,7 +72,7 @@ def test_a_protocol_that_needs_ct_is_refused_where_there_is_none(finished_run, p
     assert f"{pairs} holds radiographs without CT, and protocol volume needs CT: give an archive made by" in said
 
 
-def test_with_ct_projections_can_be_compared_beside_volumes(finished_run, archive32, tmp_path):
+def test_with_ct_reprojections_can_be_compared_beside_volumes(finished_run, archive32, tmp_path):
     words = ["--archive", str(archive32), "--output", str(tmp_path), "--protocols", "volume", "reprojection"]
     assert cli.main(["evaluate", str(finished_run), *words]) == 0
     mean = json.loads((tmp_path / "metrics.json").read_text())["mean"]

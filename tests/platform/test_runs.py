@@ -1,4 +1,4 @@
-"""Runs under Ray Train with real DeepSpeed workers: what they leave, and how they go on."""
+"""Runs under Ray Train with real DeepSpeed workers: what they write, and how they resume."""
 
 import json
 import shutil
@@ -75,7 +75,7 @@ def test_a_run_cut_in_half_ends_in_exactly_the_weights_of_the_whole_one(finished
 @pytest.mark.parametrize(
     ("name", "checkpointing"), [("duolift-gan", "none"), ("psr", "all"), ("x-recon", "finest"), ("3dcnn", "none")]
 )
-def test_systems_with_labels_running_statistics_and_cones_go_on_exactly_too(
+def test_systems_with_labels_running_statistics_and_cones_resume_exactly_too(
     name, checkpointing, tiny, ray_cluster, tmp_path
 ):
     system = replace(SYSTEMS[name].tiny, checkpointing=checkpointing)
@@ -99,7 +99,7 @@ def test_systems_with_labels_running_statistics_and_cones_go_on_exactly_too(
     assert export(model, tmp_path / "exported", states[1]["metrics"]) == weights.load(tmp_path / "exported").sha256
 
 
-def test_a_run_goes_on_with_one_worker_on_another_zero_stage(finished_run, tiny, tmp_path):
+def test_a_run_resumes_with_one_worker_on_another_zero_stage(finished_run, tiny, tmp_path):
     half = tmp_path / "half"
     shutil.copytree(finished_run, half)
     shutil.rmtree(half / "checkpoints/step-00000008")
@@ -112,7 +112,7 @@ def test_a_run_goes_on_with_one_worker_on_another_zero_stage(finished_run, tiny,
     assert largest_difference(whole, again) < 1.5 * moved
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(finished_run, tmp_path):
+def test_a_damaged_newest_checkpoint_is_rejected_for_the_one_before(finished_run, tmp_path):
     run = tmp_path / "damaged"
     shutil.copytree(finished_run, run)
     path = run / "checkpoints/step-00000008/adam/generator.safetensors"
@@ -132,7 +132,7 @@ def test_a_finished_run_is_not_trained_again(finished_run, tiny):
     assert "val_psnr_db" in metrics
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_where_it_was_sound(tiny, ray_cluster, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_optimizer_step(tiny, ray_cluster, tmp_path):
     # Weights of 1e30 after the first step make the next loss infinite.
     broken = replace(tiny, optimizer=replace(tiny.optimizer, lr=1e30), train=replace(tiny.train, validate_every=1))
     url = str(tmp_path / "broken")

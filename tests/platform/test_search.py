@@ -1,4 +1,4 @@
-"""Searches on real Ray Tune: spaces are checked first, trials are Ray Train runs, a killed search goes on."""
+"""Searches on real Ray Tune: spaces are checked first, trials are Ray Train runs, a killed search resumes."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SPACE = Space(
 
 
 @pytest.mark.parametrize("path", sorted(search.spaces_folder().glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_space_that_comes_along_fits_its_preset(path):
+def test_every_space_of_the_package_fits_its_preset(path):
     space = search.load_space(path.stem)
     assert space.preset in PRESETS
     assert search.validate(Search(PRESETS[space.preset], space)).keys() == space.space.keys()
@@ -44,19 +44,19 @@ def test_every_space_that_comes_along_fits_its_preset(path):
         ({"train.batch_size": {"integer": [4, 5]}}, "cannot be shared"),
     ],
 )
-def test_a_space_that_no_run_can_follow_is_refused_before_anything_starts(tiny, space, message):
+def test_a_space_of_invalid_settings_is_refused_before_anything_starts(tiny, space, message):
     with pytest.raises(ConfigError, match=message):
         search.validate(Search(tiny, Space(space)))
 
 
-def test_a_space_with_an_unknown_draw_is_refused_by_its_file(tmp_path):
+def test_a_space_with_an_unknown_distribution_is_refused_by_its_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("space: {optimizer.lr: {lognormal: [0, 1]}}")
     with pytest.raises(ConfigError, match=r"lognormal.*mine\.yaml"):
         search.load_space(str(path))
 
 
-def test_the_table_tells_settings_apart_that_end_alike():
+def test_the_table_distinguishes_settings_with_the_same_last_part():
     keys = ("system.lifting.kind", "system.fusion.kind", "system.fusion.feedback", "optimizer.lr")
     trial = search.Trial("t", dict.fromkeys(keys, 1), best_psnr_db=None, step=0, checkpoint="")
     headers = [str(column.header) for column in search.as_table([trial]).columns]
@@ -73,7 +73,7 @@ def test_a_search_that_cannot_fit_says_so_at_once(tiny, ray_cluster, tmp_path):
     assert time.monotonic() - began < 20
 
 
-def test_a_killed_search_goes_on_and_repeats_no_finished_trial(tiny, tmp_path):
+def test_a_killed_search_resumes_and_repeats_no_finished_trial(tiny, tmp_path):
     search = tmp_path / "search"
     space = tmp_path / "space.yaml"
     space.write_text(
@@ -109,7 +109,7 @@ def wait_for_trial(search: Path, process: subprocess.Popen) -> Path:
     while time.monotonic() < deadline:
         assert process.poll() is None, "the search ended by itself"
         for done in search.glob("trials/*/checkpoints/step-00000008/checkpoint.json"):
-            # Tune still has to hear of it.
+            # Tune has not received it yet.
             time.sleep(5)
             return done.parents[2]
         time.sleep(0.2)

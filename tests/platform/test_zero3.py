@@ -1,4 +1,4 @@
-"""Every part of every composition trains where ZeRO-3 has taken its parameters apart, checkpointing or not."""
+"""Every part of every composition trains with parameters that ZeRO-3 has partitioned, checkpointing or not."""
 
 from dataclasses import replace
 
@@ -25,14 +25,14 @@ STEPS = 2
 
 
 def systems() -> dict[str, SystemConfig]:
-    """Every published system, what none of them has, and the diffusion systems."""
+    """Every published system, parts that none of them has, and the diffusion systems."""
     tiny = {name: entry.tiny for name, entry in SYSTEMS.items() if not name.endswith("-cnn")}
     found = {name: system for name, system in tiny.items() if isinstance(system, Composition)}
     x2ct = SYSTEMS["x2ct-gan"].tiny
     found["along rays"] = replace(x2ct, lifting=LiftingConfig("duo", "rays"), fusion=FusionConfig("attention"))
     found["auxiliaries"] = replace(x2ct, loss=ReconstructionLoss(deep_supervision=1.0))
     diffusion = {name: PRESETS[f"{name}-tiny"].system for name in ("diffux2ct", "latent-diffusion")}
-    # Nothing random but from torch's generator: runs are compared.
+    # Random numbers come from torch's generator alone, because runs are compared.
     return diffusion | {
         name: replace(
             system,
