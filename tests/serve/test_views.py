@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -21,8 +23,7 @@ from raylift.models.zoo import SYSTEMS
 from raylift.platform import cli
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend
-from raylift.serve.page import example, layout
-from raylift.serve.page.events import Actions
+from raylift.serve.page import example
 from raylift.serve.reconstructor import HUVolume, Reconstructor
 from raylift.serve.view_text import edge_letters, guidance, in_words, requirement, title
 
@@ -111,7 +112,7 @@ def test_reconstruct_takes_a_file_for_each_view_in_any_order(
     assert f"this model requires {in_words(names)}, got {in_words(names[1:]) or 'none'}" in capsys.readouterr().err
 
 
-def test_the_api_and_the_page_have_a_file_for_each_view(exported: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_the_api_has_a_file_for_each_view(exported: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, names = exported
     reconstructor = Reconstructor.load(str(folder), consistency_steps=1)
 
@@ -147,12 +148,37 @@ def test_the_api_and_the_page_have_a_file_for_each_view(exported: tuple[Path, li
     mirrored = {f"flip_{names[0]}": "true"}
     assert api.post("/v1/reconstructions", files=files, data=mirrored).content != response.content
 
-    config = json.dumps(layout.build(backend, LIMITS).get_config_file(), default=str)
-    assert all(f'"{name}-{part}"' in config for name in names for part in ("file", "preview", "comparison"))
-    picture = Actions(backend, LIMITS)._comparisons(
-        np.zeros((len(names), 32, 32), np.float32), np.zeros((32,) * 3, np.int16)
+
+PAGE = """
+import json, sys
+import numpy as np
+from raylift.datasets.radiographs.decoding import RadiographLimits
+from raylift.serve.backend import Backend
+from raylift.serve.page import layout
+from raylift.serve.page.events import Actions
+from raylift.serve.reconstructor import Reconstructor
+
+backend = Backend(Reconstructor.load(sys.argv[1]).description, "0" * 64, None, None)
+page = layout.build(backend, RadiographLimits())
+views = len(backend.views)
+pictures = Actions(backend, RadiographLimits())._comparisons(
+    np.zeros((views, 32, 32), np.float32), np.zeros((32, 32, 32), np.int16)
+)
+ids = [component["props"].get("elem_id") for component in page.get_config_file()["components"]]
+print(json.dumps({"ids": [one for one in ids if one], "pictures": len(pictures)}))
+"""
+
+
+def test_the_page_has_an_upload_a_preview_and_a_comparison_for_each_view(exported: tuple[Path, list[str]]) -> None:
+    folder, names = exported
+    # In a process of its own, because a page leaves event loops open.
+    done = subprocess.run([sys.executable, "-c", PAGE, str(folder)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    page = json.loads(done.stdout.splitlines()[-1])
+    assert {f"{name}-{part}" for name in names for part in ("file", "preview", "flip", "comparison")} <= set(
+        page["ids"]
     )
-    assert len(picture) == len(names)
+    assert page["pictures"] == len(names)
 
 
 def test_only_lateral_views_may_be_mirrored_automatically(exported: tuple[Path, list[str]]) -> None:
