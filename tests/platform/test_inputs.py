@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from raylift.models.baselines import BackProjection
 from raylift.models.composition import Composition
 from raylift.models.consistency import agreement
 from raylift.models.metrics import PROTOCOLS
-from raylift.models.system_config import LearnsFrom
+from raylift.models.zoo import SYSTEMS
 from raylift.platform.config import RunConfig, with_absolute_paths
 from raylift.platform.monitor import format_metrics, monitored
 from raylift.platform.presets import PRESETS
@@ -41,18 +41,9 @@ from raylift.serve.reconstructor import prepare_radiographs
 GRID = Grid(32, 10.0)
 
 
-@dataclass(frozen=True)
-class FromRadiographs(Composition):
-    """A composition that is given no volumes."""
-
-    @property
-    def learns_from(self) -> LearnsFrom:
-        return "radiographs"
-
-
 def from_radiographs(run: RunConfig, **data: Any) -> RunConfig:
     """The run with a system that learns from radiographs, and other data."""
-    system = FromRadiographs(**vars(run.system))
+    system = SYSTEMS["cyclegan-b"].tiny
     return replace(run, system=system, data=replace(run.data, **{name: str(value) for name, value in data.items()}))
 
 
