@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import require_minimum
-from raylift.models.diffusion.denoiser import ResnetBlock, downsample, group_norm, upsample
-from raylift.models.parts.blocks import run
+from raylift.models.diffusion.denoiser import ResnetBlock, downsample, upsample
+from raylift.models.parts.blocks import group_norm, run
 from raylift.models.parts.divisibility import require_divisible_size
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import require_minimum
-from raylift.models.parts.blocks import run
+from raylift.models.parts.blocks import group_norm, run
 from raylift.models.parts.divisibility import require_divisible_channels, require_divisible_size
 
 
@@ -60,11 +60,6 @@ class DenoiserConfig:
         step = self.patch * 2 ** (len(self.channels) - 1)
         require_divisible_size(size, step, "fewer denoiser.channels or a smaller denoiser.patch")
         return tuple(size // self.patch // 2**k for k in range(len(self.channels)))
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Eight groups, or as many as divide the channels."""
-    return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 class ResnetBlock(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeVar
@@ -170,6 +171,11 @@ class ResidualBlock(nn.Module):
     def forward(self, features: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n out d2 h2 w2"]:
         """ReLU of residual and shortcut."""
         return torch.relu(self.residual(features) + self.shortcut(features))
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Eight groups, or as many as divide the channels."""
+    return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 def initialize(network: nn.Module, std: float = 0.02) -> None:

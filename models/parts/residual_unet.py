@@ -9,7 +9,6 @@ Upsampling is interpolation and a convolution: a transposed convolution leaves a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -17,13 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raylift.models.parts.blocks import group_norm
+
 CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Eight groups, or as many as divide the channels."""
-    return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 class ConditionedBlock(nn.Module):

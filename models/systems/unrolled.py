@@ -29,9 +29,10 @@ from raylift.models.consistency import match
 from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, Entry, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
 from raylift.models.objectives.objective import Objective
+from raylift.models.parts.blocks import group_norm
 from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.encoders import at_size
-from raylift.models.parts.residual_unet import ResidualUNet, group_norm
+from raylift.models.parts.residual_unet import ResidualUNet
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
 from raylift.models.volume_network import VolumeNetwork
 
