@@ -109,7 +109,7 @@ def write_files(archive: Archive, url: str) -> None:
 
 
 def read_file(url: str, size: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Volume and views as a network sees them, from the files of that size."""
+    """Volume and views as network inputs, from the files of that size."""
     with fsspec.open(f"{url}/{size}/{number}.h5", "rb") as raw, h5py.File(raw, "r") as file:
         ct = file["ct"][:].astype(np.float32)
         views = [file[f"xray{view}"][:] for view in (1, 2)]

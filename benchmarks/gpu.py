@@ -84,8 +84,8 @@ def compiled_steps(report: Report, tiny: bool) -> None:
             command = [sys.executable, __file__, "--compiled", name, "--device", str(report.device)]
             command += ["--tiny"] if tiny else []
             share = report.left() if name == COMPILED[-1] else 0.6 * report.left()
-            answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=share).stdout
-            got = json.loads(answer.strip().splitlines()[-1])
+            output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=share).stdout
+            got = json.loads(output.strip().splitlines()[-1])
             cells = [name, f"{got['first_s']:.0f}", f"{1e3 * got['wall_s']:.1f}", f"{got['peak_gib']:.1f}"]
             report.row("steps in bf16 through torch.compile", COLUMNS, cells, {"system": name, **got})
 

@@ -24,7 +24,7 @@ from raylift.datasets.serialization import from_plain
 
 KNOWN_VIEWS = {view.name: view for view in (FRONTAL, LATERAL)}
 MAX_BYTES = 2**16
-"""Of a geometry file."""
+"""Largest size of a geometry file in bytes."""
 ANGLE = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?)(?:deg)?")
 
 

@@ -98,7 +98,7 @@ def page(url: str, path: Path, width_px: int = 1080) -> None:
     from playwright.sync_api import expect, sync_playwright
 
     with sync_playwright() as playwright:
-        # The sandbox wants rights that a container's root has not; the page is our own.
+        # The sandbox needs rights that the root of a container does not have; the page is our own.
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         shown = browser.new_page(viewport={"width": width_px, "height": 900})
         shown.goto(url)

@@ -26,7 +26,7 @@ class SamplingConfig:
     steps: int = 16
     """Evaluations of the denoiser."""
     seed: int = 0
-    """Of the noise, the same for every item of a batch."""
+    """Seed of the noise, which is the same for every item of a batch."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -65,7 +65,7 @@ class SamplingFlags:
     steps: int | None = None
     """Evaluations of a generative model's denoiser; the model's own number by default."""
     seed: int | None = None
-    """Of a generative model's noise; the model's own by default."""
+    """Seed of a generative model's noise; the model's own by default."""
 
     def resolve(self, network: nn.Module, samples: int = 1) -> SamplingConfig | None:
         """The sampling settings for a network, or None for a deterministic one.
@@ -113,13 +113,13 @@ class RunningStatistics:
     def add(self, volume: Float[Tensor, "*shape"]) -> None:
         """Update the statistics with one volume."""
         self._count += 1
-        before = volume - self._mean
-        self._mean = self._mean + before / self._count
-        self._squares = self._squares + before * (volume - self._mean)
+        delta = volume - self._mean
+        self._mean = self._mean + delta / self._count
+        self._squares = self._squares + delta * (volume - self._mean)
 
     @property
     def mean(self) -> Float[Tensor, "*shape"]:
-        """Of all volumes so far."""
+        """The mean of all volumes so far."""
         return self._mean
 
     @property

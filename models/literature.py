@@ -1,7 +1,7 @@
-"""What a file of `models/systems/` says of its system: the paper, the published settings, the variants, the training.
+"""The entry of a system in its file of `models/systems/`: paper, published settings, variants and training.
 
 `models.zoo.SYSTEMS` holds one `Entry` a system. Presets, `raylift systems`, the table of systems in the documentation
-and the default preset of a search space are made of these entries.
+and the default preset of a search space are made from these entries.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Training:
     size: int = 128
     """Voxels a side."""
     window: Window = DEFAULT_WINDOW
-    """The HU range that the network sees as [0, 1]."""
+    """The HU range that maps to the network's [0, 1]."""
     steps: int = 22_900
     """Optimizer steps of each player: 100 epochs of 916 volumes in batches of 4."""
     batch_size: int = 4
     gradient_accumulation_steps: int = 1
     """Micro-batches per optimizer step."""
     lr: float = 2e-4
-    """Of Adam, constant at first, then with a linear decay to zero."""
+    """Adam's learning rate, constant at first, then with a linear decay to zero."""
     betas: tuple[float, float] = (0.5, 0.99)
     decay_start: float = 0.5
     """Fraction of all steps after which the learning rate decays; 1: it stays constant."""
@@ -52,7 +52,7 @@ SLIM_TRAINING = Training(
     size=64,
     steps=300,
     batch_size=2,
-    # Of 2e-4, 5e-4 and 1e-3 the fastest in the first 100 steps; at 2e-3 it does not learn.
+    # Of 2e-4, 5e-4 and 1e-3 the fastest in the first 100 steps; at 2e-3 training does not converge.
     lr=1e-3,
     device="CPU",
     validate_every=50,
@@ -85,11 +85,11 @@ class Entry:
     title: str
     """As the paper writes it."""
     summary: str
-    """What it is, in half a sentence."""
+    """A phrase that describes the network."""
     paper: str
     """Authors, venue and identifier."""
     year: int | None
-    """Of the paper; None where there is none."""
+    """Year of the paper; None where there is none."""
     views: Views
     """How many radiographs the paper reconstructs from."""
     kind: Kind

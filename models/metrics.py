@@ -27,7 +27,7 @@ from raylift.datasets.intensity import Window
 
 Figures = dict[str, float]
 Unit = Float[np.ndarray, "d h w"]
-SILENT_SLICE_DB = 100.0
+ZERO_ERROR_DB = 100.0
 """PSNR of a slice without error."""
 
 
@@ -97,7 +97,7 @@ def _x2ct_figures(prediction: Unit, ground_truth: Unit) -> Figures:
     slices, similarities = [], []
     for axis in range(3):
         errors = np.moveaxis(squared, axis, 0).reshape(squared.shape[axis], -1).mean(axis=1)
-        slices.append(np.mean([SILENT_SLICE_DB if error == 0 else psnr_db(error, 4095.0) for error in errors]))
+        slices.append(np.mean([ZERO_ERROR_DB if error == 0 else psnr_db(error, 4095.0) for error in errors]))
         planes = [np.moveaxis(volume, axis, -1) for volume in (ground_truth, prediction)]
         similarities.append(structural_similarity(planes[0], planes[1], data_range=1.0, channel_axis=-1))
     return {

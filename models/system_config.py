@@ -58,7 +58,7 @@ class SystemConfig(ABC):
         """
         return {}
 
-    def frame_of(self, part: str, grid: Grid, geometry: Geometry) -> tuple[Grid, Geometry]:  # noqa: ARG002
+    def part_geometry(self, part: str, grid: Grid, geometry: Geometry) -> tuple[Grid, Geometry]:  # noqa: ARG002
         """The grid and geometry that such a part must have been trained on, for a whole on `grid` and `geometry`."""
         return grid, geometry
 

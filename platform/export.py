@@ -69,7 +69,8 @@ A network that reconstructs a CT volume of the chest from {_radiographs(geometry
 
 | | |
 | --- | --- |
-| system | {description.system.name} ({paper}) |
+| system | {description.system.name} |
+| paper | {paper} |
 | parameters | {count:,} |
 | weights | `{weights.WEIGHTS_FILE}`, {PRECISIONS[dtype]}, SHA-256 `{sha256}` |
 | output | {description.grid.size}^3 voxels of {description.grid.spacing_mm:g} mm, HU in \
@@ -80,7 +81,7 @@ A network that reconstructs a CT volume of the chest from {_radiographs(geometry
 | geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm |
 | prediction | {sampling or "deterministic"} |
 | trained on | {samples} of {provenance.get("archive", "an unknown archive")} |
-| config | SHA-256 `{provenance.get("config_sha256", "")}` |
+| config | SHA-256 `{provenance.get("config_sha256", "not recorded")}` |
 | versions | {", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())} |
 
 ## Metrics of this checkpoint on the validation split (protocol `{PROTOCOL_OF[monitored(metrics)]}`)

@@ -1,7 +1,7 @@
 """raylift: a 3-D CT volume from one or two X-rays, and the platform that trains, searches and serves such models.
 
 The package is spread over the top folders of the repository (datasets, models, platform, tune_spaces, serve). An
-installed wheel holds them inside this folder; in a checkout they stand beside it, and this file makes them importable
+installed wheel holds them inside this folder; in a checkout they are next to it, and this file makes them importable
 as `raylift.<folder>`.
 """
 

@@ -39,7 +39,7 @@ class ServiceNotReady(RayliftError, RuntimeError):
 
 
 def application(settings: ServeSettings) -> serve.Application:
-    """The Serve application. The ingress is a single replica, because the page's sessions live in its process."""
+    """The Serve application. The ingress is a single replica, because the page's sessions are in its process."""
     settings = replace(settings, model=absolute(settings.model))
     model = serve.deployment(
         name=MODEL_DEPLOYMENT,

@@ -4,7 +4,7 @@ Object stores are where acknowledged data gets lost, so the tests and benchmarks
 survives kill -9 and checks signatures, not to a mock. `python tests/s3_server.py` runs one in the foreground.
 
 Swift needs a Linux file system with user extended attributes and nothing else: no root, no /etc/swift, no memcached.
-It lives in a Python environment of its own, and this file is also what each daemon runs there (see `_run_daemon`), so
+It has a Python environment of its own, and this file is also what each daemon runs there (see `_run_daemon`), so
 the top of the file imports the standard library only.
 """
 
@@ -88,7 +88,7 @@ class S3Server:
     `kill` and `start`; a new S3Server over the same folder serves the same objects at a new address.
     The daemons end with this process, however it ends.
 
-    Swift looks at If-None-Match when a write begins, not when it ends. So of two writers that create one key at the
+    Swift reads If-None-Match when a write begins, not when it ends. So of two writers that create one key at the
     same time both may get 200, where AWS returns 412 or 409 to one of them; the one that began last is kept.
     """
 
@@ -129,7 +129,7 @@ class S3Server:
         }
 
     def start(self) -> None:
-        """Start the daemons and wait until each of them answers."""
+        """Start the daemons and wait until each of them responds."""
         running = [name for name, process in self.processes.items() if process.poll() is None]
         if running:
             raise S3ServerError(f"the S3 server at {self.endpoint} already runs ({', '.join(running)}): stop it first")
@@ -172,7 +172,7 @@ class S3Server:
                     raise S3ServerError(f"Swift's {name} server exited with {code} at start.\n{self.log_tail()}")
                 if time.monotonic() > deadline:
                     raise S3ServerError(
-                        f"Swift's {name} server did not answer on {HOST}:{self.ports[name]} within"
+                        f"Swift's {name} server did not respond on {HOST}:{self.ports[name]} within"
                         f" {self.start_timeout_s:g} s: pass a longer start_timeout_s if this machine is just slow.\n"
                         f"{self.log_tail()}"
                     )

@@ -113,18 +113,18 @@ def test_no_file_is_longer_than_a_reader_bears():
 
 def test_python_finds_its_own_platform_module_at_the_root():
     code = "import platform, numpy, raylift.platform.config; print(platform.system())"
-    answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert answer.stdout.strip() == "Linux"
+    completed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert completed.stdout.strip() == "Linux"
 
 
 def test_the_code_runs_from_a_checkout_that_is_not_installed():
     # -S leaves out site-packages and with them the editable install; of what is imported nothing needs more.
     code = "import raylift, raylift.platform.cli as cli; raise SystemExit(cli.main(['--help']))"
-    answer = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-S", "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
-    assert answer.returncode == 0, answer.stderr
-    assert "raylift COMMAND" in answer.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert "raylift COMMAND" in completed.stdout
 
 
 def test_a_wheel_holds_exactly_the_tracked_files_of_the_six_folders(tmp_path):

@@ -98,7 +98,7 @@ def test_of_two_that_create_at_the_same_time_both_succeed_and_the_one_that_began
     slow.putheader("Content-Length", "6")
     slow.putheader("Expect", "100-continue")
     slow.endheaders()
-    assert slow.sock.recv(1000).startswith(b"HTTP/1.1 100")  # Swift has looked at If-None-Match and wants the content
+    assert slow.sock.recv(1000).startswith(b"HTTP/1.1 100")  # Swift has read If-None-Match and waits for the content
     fs.pipe_file(f"{BUCKET}/overlap", b"quick", mode="create")
     slow.send(b"slowly")
     assert slow.getresponse().status == 200
@@ -106,7 +106,9 @@ def test_of_two_that_create_at_the_same_time_both_succeed_and_the_one_that_began
     assert fs.cat_file(f"{BUCKET}/overlap") == b"quick"
 
 
-@pytest.mark.parametrize("wrong", [{"key": s3_server.ACCESS_KEY, "secret": "guess"}, {"key": "who", "secret": "guess"}])
+@pytest.mark.parametrize(
+    "wrong", [{"key": s3_server.ACCESS_KEY, "secret": "wrong"}, {"key": "wrong", "secret": "wrong"}]
+)
 def test_wrong_credentials_are_refused(fs: s3fs.S3FileSystem, wrong: dict[str, str]) -> None:
     fs.pipe_file(f"{BUCKET}/private", b"private")
     with pytest.raises(PermissionError):

@@ -178,7 +178,7 @@ def figures(text: str) -> list[str]:
         ("refiner", "On 12 held-out phantoms", "### Sampling"),
         ("sampling_steps-diffux2ct-tiny", "A slim DiffuX2CT trained", "### Exponential moving average"),
         ("training_step", "the published X2CT-GAN at 128^3 goes", "By the estimate"),
-        ("slim_training_step", "## Time a step of the slim presets", "no end"),
+        ("slim_training_step", "## Time of a training step of the slim presets", "no end"),
     ],
 )
 def test_every_figure_of_a_benchmark_stands_in_its_result(result, begins, ends):

@@ -42,6 +42,12 @@ WORDS = {
     r"\b(?:nobody|somebody|whoever|a stranger)\b": "the user, the reader",
     r"\btwins?\b": "a branch for each view",
     r"\brate\b(?=[:=])": "lr",
+    r"\bsees\b|\bseen by\b|\blook(?:s|ed|ing)? at\b": "input, field of view",
+    r"\bwants\b|\bbelieves?\b|\bguess(?:es|ed)?\b": "need, estimate, prediction",
+    r"\banswer(?:s|ed|ing)?\b": "output, response",
+    r"\bsuits? (?:it|them|each)\b|\bfor good\b|\bsliver\b|\bshadows\b": "best fit, permanently, fraction, projection",
+    r"\b(?:dies|lives in|pays for)\b": "end, be in, cost",
+    r"^\s*\"\"\"Of ": "name the quantity: channels, weight, decay of",
 }
 ALLOWED = [
     r"ground[_ -]truths?",

@@ -27,18 +27,18 @@ BONE_HU = 150.0
 
 @dataclass(frozen=True)
 class GeometryJitter:
-    """Standard deviations of how far a radiograph's geometry is from the archive's."""
+    """Standard deviations of a radiograph's geometry about the archive's."""
 
     probability: float = 0.6
     """Share of samples whose geometry is jittered."""
     angle_deg: float = 2.0
-    """Of azimuth, elevation and roll."""
+    """Standard deviation of azimuth, elevation and roll."""
     offset_mm: float = 5.0
-    """Of the point imaged at the detector's center, along each axis."""
+    """Standard deviation of the point imaged at the detector's center, along each axis."""
     distance: float = 0.04
-    """Of source-axis and source-detector distance, relative."""
+    """Relative standard deviation of source-axis and source-detector distance."""
     magnification: float = 0.04
-    """Of the detector's pitch, relative: framing and unknown pixel size."""
+    """Relative standard deviation of the detector's pitch: framing and unknown pixel size."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1 or min(self.angle_deg, self.offset_mm, self.distance, self.magnification) < 0:

@@ -41,7 +41,7 @@ class RadiographLimits:
     min_side: int = 32
     """Fewest pixels along an axis."""
     max_aspect: float = 4.0
-    """Longer over shorter side; `preparation.prepare` pads to a square."""
+    """Longer over shorter side; images are padded to a square."""
 
 
 DEFAULT_RADIOGRAPH_LIMITS = RadiographLimits()

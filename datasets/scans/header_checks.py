@@ -26,9 +26,13 @@ class ScanLimits:
     """The largest scan that is read. The defaults accept a CT of 512 x 512 x 2000 voxels."""
 
     max_voxels: int = 2**30
+    """Voxels in all."""
     max_side: int = 4096
+    """Most voxels along an axis."""
     max_file_bytes: int = 8 * 2**30
+    """Bytes of a file."""
     min_slices: int = 8
+    """Fewest voxels along an axis."""
 
 
 DEFAULT_LIMITS = ScanLimits()

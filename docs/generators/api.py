@@ -50,7 +50,7 @@ def _summary(path: Path) -> str:
 
 
 def copy_package(repository: Path, target: Path) -> None:
-    """Copy the package as it lies in a wheel, where a static reader finds it: raylift/ with its folders inside.
+    """Copy the package in the layout of a wheel, for static analysis: raylift/ with its folders inside.
 
     Each folder gets an `__init__.py`, which none has in the repository.
     """

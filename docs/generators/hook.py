@@ -123,7 +123,7 @@ def _from_root(text: str, folder: Path) -> str:
 
 
 def _extend(nav: Any, title: str, pages: list[dict[str, str]]) -> None:
-    """Add pages to the section of that title, wherever it stands in the navigation."""
+    """Add pages to the section of that title, at any place in the navigation."""
     for entry in nav:
         for name, below in entry.items() if isinstance(entry, dict) else ():
             if name == title:

@@ -20,7 +20,7 @@ file (`raylift train run.yaml`). `raylift train PRESET --dry-run` prints the who
 file. Unknown keys are errors.
 
 The defaults below are those of the dataclasses; a [preset](presets.md) has its own. Settings of a
-[system](../systems.md) depend on its family and stand in the second part.
+[system](../systems.md) depend on its family and are in the second part.
 """
 PRESETS_INTRODUCTION = """\
 # Presets

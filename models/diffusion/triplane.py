@@ -40,7 +40,7 @@ class TriPlaneConfig:
         default_factory=lambda: EncoderConfig(stem=32, growth=16, bottleneck=64, layers=(4, 6, 8, 6))
     )
     channels: int = 32
-    """Of each plane."""
+    """Channels of each plane."""
     hidden: int = 64
     """Width of the implicit decoder."""
     layers: int = 2

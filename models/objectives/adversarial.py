@@ -43,7 +43,7 @@ class ReconstructionLoss:
     lung: float = 0.0
     """Mean squared error inside the lungs, from the archive's labels (DuoLift-GAN)."""
     deep_supervision: float = 0.0
-    """Of the weighted sum of the terms above on the decoder's auxiliary volumes, without adversarial and cone terms."""
+    """Weight of the sum of the terms above, without adversarial and cone terms, on the decoder's auxiliary volumes."""
 
     def __post_init__(self) -> None:
         negative = [name for name, value in vars(self).items() if value < 0]

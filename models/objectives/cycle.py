@@ -60,7 +60,7 @@ class CycleNetworks:
     reprojection: Reprojection
     volume_discriminator: Discriminator
     view_discriminator: ViewDiscriminator | None
-    """Of the radiographs of a projection network; None for the projector, which has no parameters."""
+    """Discriminator of a projection network's radiographs; None for the projector, which has no parameters."""
     prior: PhantomPrior
 
     def radiographs(self, volume: Float[Tensor, "n 1 d h w"]) -> Float[Tensor, "n views rows columns"]:

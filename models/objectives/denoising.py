@@ -20,11 +20,11 @@ class DenoisingLoss:
     """Weights beside the mean squared error of the network's prediction, whose weight is 1."""
 
     projection: float = 1.0
-    """Of 1/T, with T the number of timesteps, times the mean absolute error between mean projections of the data and
-    of the predicted x_0, along the three axes. DiffuX2CT's is 1; its norm is not published, X2CT-GAN's is taken."""
+    """Weight, divided by the number T of timesteps, of the mean absolute error between mean projections of the data
+    and of the predicted x_0 along the three axes. DiffuX2CT's is 1; its norm is not published, X2CT-GAN's is taken."""
     ema_decay: float = 0.999
-    """Of the exponential moving average (EMA) of the weights, which is sampled, validated and exported; 0 for the
-    weights themselves. Not published."""
+    """Decay of the exponential moving average (EMA) of the weights, which is used for sampling, validation and export;
+    0 for the weights themselves. Not published."""
 
     def __post_init__(self) -> None:
         if not (self.projection >= 0 and 0 <= self.ema_decay < 1):

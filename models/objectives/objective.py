@@ -49,8 +49,8 @@ class Objective:
     notes: tuple[str, ...] = ()
     """Remarks for the log of a run."""
     ema_decay: float = 0.0
-    """Of the exponential moving average (EMA) of the first player's weights, which is validated and exported; 0 for
-    none."""
+    """Decay of the exponential moving average (EMA) of the first player's weights, which is validated and exported; 0
+    for none."""
 
     @property
     def reconstructor(self) -> nn.Module:

@@ -1,4 +1,5 @@
-"""Training from radiographs alone: the re-projections of a volume must agree with them, and look real.
+"""Training from radiographs alone: the re-projections of a volume must agree with them, and be
+classified as real.
 
 Re-projections are digitally reconstructed radiographs (DRRs) of the reconstructed volume. `Batch.ground_truth` and
 `Batch.labels` are not used.
@@ -29,21 +30,21 @@ class ReprojectionLoss:
     projection: float = 1.0
     """Mean squared error between standardized re-projections and radiographs, averaged over the views."""
     calibration: float = 1.0
-    """Of the squared error of the re-projections' range, relative to the expected range; part of the projection term.
-    Standardized radiographs have neither scale nor offset: without this term the volume's scale is undetermined, and
-    total variation shrinks it to zero."""
+    """Weight of the squared error of the re-projections' range, relative to the expected range; part of the projection
+    term. Standardized radiographs have neither scale nor offset: without this term the volume's scale is undetermined,
+    and total variation shrinks it to zero."""
     min_thickness_mm: tuple[float, ...] = (30.0, 0.0)
     max_thickness_mm: tuple[float, ...] = (270.0, 345.0)
     """The expected range of each view: millimeters of water at the percentiles of standardization. Radiographs do not
     contain it; these are rounded means of adults in a cube of 320 mm (48 to 272 and 0 to 347 over 38 phantoms, 14 to
     271 and 0 to 342 over six CTs)."""
     total_variation: float = 0.1
-    """Of the volume."""
+    """Weight of the volume's total variation."""
     adversarial: float = 1.0
     """Cross-entropy of the discriminator's scores of re-projections."""
     rotation_std_deg: float = 0.0
     """Above 0, re-projections from views rotated about the patient's long axis by N(0, this) are further inputs of the
-    discriminator: a volume should look real from other directions too. For an unconditional discriminator only."""
+    discriminator: a volume must be plausible from other directions too. For an unconditional discriminator only."""
     balanced: bool = True
     """Whether the weights above are divided by the detached value of their term and normalized to a sum of one at every
     step. The total loss is then nearly constant: monitor the terms."""

@@ -24,7 +24,7 @@ ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
 class Head(nn.Module):
     """One convolution and an activation chosen by name.
 
-    X2CT-GAN publishes a ReLU, whose gradient vanishes for good once all inputs are negative. This happens in small
+    X2CT-GAN publishes a ReLU, whose gradient vanishes permanently once all inputs are negative. This happens in small
     networks on volumes that are mostly air; X-Recon's leaky ReLU avoids it.
     """
 

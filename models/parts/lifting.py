@@ -46,7 +46,7 @@ class LiftingConfig:
     """Source of the coarsest volume: a fully connected layer on the mean of the coarsest features, or those features
     lifted like the others. Along rays it is always the features, because a fully connected layer fits one pose."""
     dropout: float = 0.5
-    """Of the fully connected layer."""
+    """Dropout probability of the fully connected layer."""
     heads: int = 4
     """Attention heads."""
 
@@ -59,12 +59,12 @@ class LiftingConfig:
         """Whether the coarsest volume is the output of a fully connected layer."""
         return self.coarsest == "vector" and self.along == "axes"
 
-    def widths(self, features: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
+    def widths(self, features: tuple[int, ...], decoder: tuple[int, ...]) -> tuple[int, ...]:
         """Channels of the lifted volumes, coarsest first.
 
         Args:
             features: channels of the encoder's features, from full size down.
-            wanted: channels of the decoder, coarsest first, which most liftings take over.
+            decoder: channels of the decoder, coarsest first, which most liftings use too.
 
         Raises:
             ConfigError: the encoder and this lifting do not fit.
@@ -77,11 +77,11 @@ class LiftingConfig:
             return (1,)
         if self.kind == "plain":
             return tuple(reversed(features))
-        if len(wanted) < len(features):
+        if len(decoder) < len(features):
             raise ConfigError(
-                f"{len(wanted)} decoder widths for {len(features) - 1} encoder stages: give {len(features)} or more"
+                f"{len(decoder)} decoder widths for {len(features) - 1} encoder stages: give {len(features)} or more"
             )
-        return wanted[len(wanted) - len(features) :]
+        return decoder[len(decoder) - len(features) :]
 
     def build(self, features: tuple[int, ...], widths: tuple[int, ...], size: int, use_checkpoint: bool) -> nn.Module:
         """The lifting to a volume of `size` voxels a side, with fresh weights."""

@@ -23,7 +23,7 @@ Corrected here:
   start, and every voxel has its depth as a channel.
 
 Chosen: volumes in [0, 1] by a sigmoid, which is their tanh in other units; weights from N(0, 0.02) where they have
-Kaiming's, of which the instance norms leave no trace but in the last layer; the smoothed target for the
+Kaiming's, whose scale the instance norms cancel in all layers but the last; the smoothed target for the
 discriminators alone; a discriminator of radiographs of 64, 128 and 256 channels; no dropout in discriminators.
 """
 
@@ -65,7 +65,7 @@ class CycleGan(SystemConfig):
     views: tuple[str, ...] = ("frontal", "lateral")
     """Names of views of the archive's geometry."""
     channels: tuple[int, ...] = (64, 128, 256)
-    """Of the generator of volumes at full size and after each halving, in 2-D and in 3-D."""
+    """Channels of the generator of volumes at full size and after each halving, in 2-D and in 3-D."""
     blocks: int = 6
     """Its residual blocks in 3-D, at the smallest size."""
     dropout: float = 0.3
@@ -74,10 +74,10 @@ class CycleGan(SystemConfig):
     channels of one image, whose features are repeated along the first view's axis, as published: a pixel of the
     lateral is then placed as if it belonged to the frontal."""
     projection: Literal["network", "projector"] = "network"
-    """What makes radiographs of volumes: a network that is trained with the rest, or the projector itself, which has no
-    weights. With the projector the cycle from volumes to volumes is supervised training on other people's volumes."""
+    """How radiographs of volumes are computed: by a network that is trained with the rest, or by the projector, which
+    has no weights. With it, the cycle from volumes to volumes is supervised training on other people's volumes."""
     projection_channels: tuple[int, ...] = (64, 128, 256)
-    """Of that network; every number halves the volume."""
+    """Channels of that network; every number halves the volume."""
     volume_discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(conditional=False))
     view_discriminator: ViewDiscriminatorConfig = field(default_factory=lambda: ViewDiscriminatorConfig(pooled=False))
     loss: CycleLoss = field(default_factory=CycleLoss)
@@ -204,7 +204,7 @@ BIPLANAR = CycleGan(
 FRONTAL = replace(BIPLANAR, name="cyclegan-f", views=("frontal",))
 
 
-def shrunk(system: CycleGan, channels: tuple[int, ...], blocks: int, discriminator: tuple[int, ...]) -> CycleGan:
+def with_channels(system: CycleGan, channels: tuple[int, ...], blocks: int, discriminator: tuple[int, ...]) -> CycleGan:
     """The system with other widths, of both generators and of the discriminators."""
     return replace(
         system,
@@ -226,8 +226,8 @@ def entry(title: str, published: CycleGan, views: Views, epochs: int) -> Entry:
         views=views,
         kind="from X-rays alone",
         published=published,
-        slim=shrunk(published, (16, 32, 64), 3, (16, 32, 64, 64)),
-        tiny=shrunk(published, (8, 8, 16), 1, (8, 16, 16)),
+        slim=with_channels(published, (16, 32, 64), 3, (16, 32, 64, 64)),
+        tiny=with_channels(published, (8, 8, 16), 1, (8, 16, 16)),
         training=Training(
             size=64,
             steps=epochs * 180,

@@ -16,7 +16,7 @@ Not published as far as we could read it, and chosen here: 1000 timesteps with b
 of which the two coarser ones have windows of 4 voxels; DPM-Solver++ for sampling; Adam at 2e-4 with betas 0.9 and
 0.999 (of that re-implementation); an exponential moving average of the weights. The paper's estimate of x0 lacks a
 square root: see `models.diffusion.noise_schedule`. The slim variant predicts the sample under a cosine schedule:
-epsilon-prediction takes many times as long to learn where the patient is.
+with epsilon-prediction, training takes many times as long until samples show the patient's outline.
 """
 
 from __future__ import annotations
@@ -76,33 +76,38 @@ class DiffuX2CT(TriPlaneSystem):
 
     def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeDiffusion:
         """Tri-planes and a denoiser of volumes."""
-        return VolumeDiffusion(self, grid, geometry, limit=1.0, shape=(1, grid.size))
+        return VolumeDiffusion(self, grid, geometry, clip_sample_range=1.0, sample_shape=(1, grid.size))
 
 
 class TriPlaneDiffusion(ConditionalDiffusion):
     """A denoiser whose condition is the implicit decoder's output at each of its sizes."""
 
     def __init__(
-        self, system: TriPlaneSystem, grid: Grid, geometry: Geometry, limit: float, shape: tuple[int, int]
+        self,
+        system: TriPlaneSystem,
+        grid: Grid,
+        geometry: Geometry,
+        clip_sample_range: float,
+        sample_shape: tuple[int, int],
     ) -> None:
-        super().__init__(system.scheduler, system.sampling, limit, shape)
-        channels, size = shape
+        super().__init__(system.scheduler, system.sampling, clip_sample_range, sample_shape)
+        channels, size = sample_shape
         self.sizes = system.denoiser.sizes(size)
-        again = system.checkpointing == "all"
-        self.triplane = TriPlane(system.triplane, system.views, grid, geometry, again)
-        self.denoiser = Denoiser(system.denoiser, channels, system.triplane.condition_channels, again)
+        use_checkpoint = system.checkpointing == "all"
+        self.triplane = TriPlane(system.triplane, system.views, grid, geometry, use_checkpoint)
+        self.denoiser = Denoiser(system.denoiser, channels, system.triplane.condition_channels, use_checkpoint)
 
     def condition(self, radiographs: Float[Tensor, "n views rows columns"]) -> Condition:
         """Finest first."""
-        made: Condition = self.triplane(radiographs, self.sizes)
-        return made
+        condition: Condition = self.triplane(radiographs, self.sizes)
+        return condition
 
 
 class VolumeDiffusion(TriPlaneDiffusion):
     """A diffusion of volumes scaled to [-1, 1]."""
 
     def encode(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:  # noqa: ARG002
-        """Nothing has to be learned about them."""
+        """Volumes scaled to [-1, 1]; no losses, because nothing is learned."""
         return 2 * volume - 1, {}
 
     def decode(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:  # noqa: ARG002

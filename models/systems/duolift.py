@@ -15,8 +15,8 @@ the image; branches merged by a 1 x 1 x 1 convolution, views by concatenation (t
 features enter the U-Net++ at the size they have. Squared errors of equal weight over the whole and in the lungs,
 0.5 for the mean over the three auxiliary volumes, so that the reconstruction counts most; no projection term (none is
 named); an adversarial weight of 0.1 (X2CT-GAN's); a discriminator of X2CT-GAN's widths with one score for the volume
-alone, as it is described; a leaky output, whose ReLU cannot die. Masks are the archive's labels. Activation
-checkpointing is ours.
+alone, as it is described; a leaky ReLU as output, whose gradient does not vanish. Masks are the archive's labels.
+Activation checkpointing is ours.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from raylift.models.objectives.denoising import DenoisingLoss
 from raylift.models.systems import diffux2ct
 from raylift.models.systems.diffux2ct import TriPlaneDiffusion, TriPlaneSystem
 
-LIMIT = 5.0
+CLIP_SAMPLE_RANGE = 5.0
 """Standard deviations to which estimates of latents are clipped."""
 
 
@@ -62,7 +62,7 @@ class LatentNetwork(TriPlaneDiffusion):
 
     def __init__(self, system: LatentDiffusion, grid: Grid, geometry: Geometry) -> None:
         shape = (system.autoencoder.latent_channels, system.autoencoder.latent_size(grid.size))
-        super().__init__(system, grid, geometry, LIMIT, shape)
+        super().__init__(system, grid, geometry, CLIP_SAMPLE_RANGE, shape)
         self.autoencoder = Autoencoder(system.autoencoder, system.checkpointing == "all")
         self.kl = system.autoencoder.kl
 

@@ -8,7 +8,7 @@ radiographs -> base, frozen -> coarse volume -+-> condition -> U-Net at every sa
 The idea is a student report's: a diffusion model as post-processing of volumes made from radiographs. There a network
 was trained to denoise CT for five epochs without the volume to improve as a condition, and the 40.15 dB reported are
 those of an array of random numbers with 1 % of noise. Here the residual, ground truth less coarse volume, is denoised
-with sample-prediction: a network that has learned little predicts the mean residual, where epsilon- or v-prediction
+with sample-prediction: a network early in training predicts the mean residual, where epsilon- or v-prediction
 would leave noise in the volume. All settings are ours.
 
 The base's volume resembles the mean of the volumes that the radiographs allow; a sample is one of them. It is sharper,
@@ -54,8 +54,8 @@ class Refiner(SystemConfig):
     upsampling: Literal[1, 2] = 1
     """How many times finer the volume is than the base's."""
     residual_scale: float = 0.1
-    """The residual that the denoiser sees as 1, as a share of the window: about twice the base's root mean square
-    error."""
+    """The residual that is scaled to 1 for the denoiser, as a share of the window: about twice the base's root mean
+    square error."""
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     scheduler: NoiseSchedulerConfig = field(
         default_factory=lambda: NoiseSchedulerConfig(beta_schedule="cosine", prediction_type="sample")
@@ -86,7 +86,7 @@ class Refiner(SystemConfig):
         """The base."""
         return {"base": self.base_model}
 
-    def frame_of(self, part: str, grid: Grid, geometry: Geometry) -> tuple[Grid, Geometry]:  # noqa: ARG002
+    def part_geometry(self, part: str, grid: Grid, geometry: Geometry) -> tuple[Grid, Geometry]:  # noqa: ARG002
         """The same field of view, with voxels and pixels as coarse as the base's."""
         times = self.upsampling
         if grid.size % times or geometry.detector_px % times:
@@ -118,7 +118,7 @@ class ResidualDiffusion(ConditionalDiffusion):
     def __init__(self, system: Refiner, grid: Grid, geometry: Geometry) -> None:
         scale = system.residual_scale
         super().__init__(system.scheduler, system.sampling, clip_sample_range=1 / scale, sample_shape=(1, grid.size))
-        base_grid, base_geometry = system.frame_of("base", grid, geometry)
+        base_grid, base_geometry = system.part_geometry("base", grid, geometry)
         self.base = system.base.reconstructor(base_grid, base_geometry).requires_grad_(False).eval()
         self.base_px, self.size, self.scale = base_geometry.detector_px, grid.size, scale
         self.rays = [Rays(grid, geometry, geometry.view(name), follow_geometry=True) for name in system.views]

@@ -7,7 +7,7 @@ views weighted by a softmax at each voxel -> X2CT-GAN's decoder -> volume
 ```
 
 Known from the abstract alone: a GAN from two views, a transformer module on the features of the radiographs, and a
-dynamic attention module that ties 2-D and 3-D features together. The rest is ours:
+dynamic attention module between 2-D and 3-D features. The rest is ours:
 
 * six transformer blocks of eight heads (the numbers of a public attempt) on the features before the encoder's last
   stage, 64 tokens at 128 voxels a side, with sinusoidal positions;

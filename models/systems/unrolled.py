@@ -4,12 +4,12 @@ A 2-D residual U-Net, shared by all views and conditioned by each view's pose, e
 are back-projected along the true rays into volumes and averaged over the views. A 3-D residual U-Net predicts a first
 volume from them. Each further iteration projects the volume with raylift's differentiable projector, matches each
 projection to its radiograph by a gain and an offset in closed form (a radiograph's scale is unknown), turns the
-residual into features by a small 2-D network, back-projects them, and lets the same 3-D U-Net, conditioned by the
-iteration, predict a correction.
+residual into features by a small 2-D network, back-projects them, and predicts a
+correction with the same 3-D U-Net, conditioned by the iteration.
 
-Neighbors in the literature: learned primal-dual (Adler and Oktem 2018, arXiv 1707.06474), variational networks
-(Hammernik et al. 2018, arXiv 1704.00447). Nothing in the network belongs to a pose, so the same weights accept any
-number of views in any pose; whether they are good there depends on what they were trained on.
+Related work: learned primal-dual (Adler and Oktem 2018, arXiv 1707.06474), variational networks
+(Hammernik et al. 2018, arXiv 1704.00447). No weight belongs to a pose, so the same weights accept any
+number of views in any pose; the accuracy depends on the views of their training.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
 from raylift.models.volume_network import VolumeNetwork
 
 POSE_VALUES = 11
+"""Values of a pose (`_pose`): two unit vectors, an offset, the source distance and the pixel size."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ class Unrolled(SystemConfig):
     iterations: int = 3
     """Passes of the 3-D U-Net; the first has no data consistency."""
     image_channels: tuple[int, ...] = (24, 48, 96, 128)
-    """Of the 2-D U-Net, finest first."""
+    """Channels of the 2-D U-Net at each size, finest first."""
     lifted_channels: tuple[int, ...] = (16, 32, 48, 64)
-    """Of the back-projected features at each size, finest first."""
+    """Channels of the back-projected features at each size, finest first."""
     volume_channels: tuple[int, ...] = (16, 48, 96, 128)
-    """Of the 3-D U-Net, finest first."""
+    """Channels of the 3-D U-Net at each size, finest first."""
     residual_channels: int = 8
-    """Of the back-projected features of the residuals."""
+    """Channels of the back-projected features of the residuals."""
     blocks: int = 1
     """Residual blocks at each size of both U-Nets, in the encoder and in the decoder."""
     window: Window = field(default_factory=Window)
@@ -66,7 +67,7 @@ class Unrolled(SystemConfig):
         )
     )
     ema_decay: float = 0.999
-    """Of the exponential moving average of the weights, which is validated and exported."""
+    """Decay of the exponential moving average of the weights, which is validated and exported."""
 
     def __post_init__(self) -> None:
         levels = {len(self.image_channels), len(self.lifted_channels), len(self.volume_channels)}
@@ -168,11 +169,11 @@ class UnrolledNetwork(VolumeNetwork):
         by_view = maps.reshape(n, len(self.views), *maps.shape[1:])
         # Positions need more than bf16 has.
         with torch.autocast(maps.device.type, enabled=False):
-            spread = [
+            volumes = [
                 backproject(by_view[:, k].float(), (size,) * 3, self.grid.extent_mm / size, self.geometry, view)
                 for k, view in enumerate(self.views)
             ]
-        return torch.stack(spread).mean(dim=0).to(maps.dtype)
+        return torch.stack(volumes).mean(dim=0).to(maps.dtype)
 
     def _residual(
         self,
@@ -189,16 +190,16 @@ class UnrolledNetwork(VolumeNetwork):
                 [project(density, self.grid.spacing_mm, self.geometry, view) for view in self.views], dim=1
             )
             with torch.no_grad():
-                gain, offset, live = match(projections, radiographs)
+                gain, offset, mask = match(projections, radiographs)
             matched = gain * projections + offset
-            residual = live * (radiographs - matched)
+            residual = mask * (radiographs - matched)
         images = torch.stack([residual, matched, radiographs], dim=2).flatten(0, 1)
         predicted = self.residual_net(torch.cat([images.to(features.dtype), features], dim=1))
         return self._backproject(torch.cat([images[:, :1].to(predicted.dtype), predicted], dim=1), n)
 
 
 def _pose(view: View, geometry: Geometry, grid: Grid) -> list[float]:
-    """What distinguishes a view, each value about 1 or less: axes, offset, and how far the source is."""
+    """The pose of a view as 11 values of about 1 or less: axes, offset, inverse source distance and pixel size."""
     column, _, ray = view.axes()
     source = grid.extent_mm / geometry.source_axis_mm if geometry.beam == "cone" else 0.0
     offset = [2 * value / grid.extent_mm for value in view.offset_mm]

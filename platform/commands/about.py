@@ -81,7 +81,7 @@ def _gib(name: str) -> str:
 
 
 def doctor(arguments: list[str]) -> int:
-    """What is installed and reachable, and what is missing."""
+    """Report what is installed and reachable, and what is missing."""
     tyro.cli(_NoOptions, prog="raylift doctor", args=arguments, description=doctor.__doc__)
 
     from raylift.platform.doctor import run_checks

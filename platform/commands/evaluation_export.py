@@ -31,8 +31,8 @@ class EvaluateOptions:
     split: Split = "test"
     """Split that is evaluated."""
     protocols: tuple[ProtocolName, ...] = ()
-    """How metrics are computed (see raylift.models.metrics); by default all protocols that compare volumes or, without
-    CT, `reprojection`."""
+    """How metrics are computed (see docs/explanation/protocols.md); by default all protocols that compare volumes or,
+    without CT, `reprojection`."""
     output: Path = Path("evaluation")
     """Folder for report.html, metrics.json and figures."""
     consistency_steps: int = 0

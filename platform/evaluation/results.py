@@ -34,7 +34,7 @@ class Case:
     metrics: dict[str, dict[str, Figures]]
     """By predictor and protocol."""
     residuals: Residuals = field(default_factory=dict)
-    """Of the consistency fit; empty without one."""
+    """Residuals of the consistency fit; empty without one."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class TrainingState:
     step: int
     samples_consumed: int
     metrics: dict[str, float]
-    """Of the validation at this step."""
+    """Metrics of the validation at this step."""
     history: list[dict[str, float]] = field(default_factory=list)
     """Logged averages and validations so far, each with its step."""
     config: dict[str, Any] = field(default_factory=dict)

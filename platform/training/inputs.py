@@ -1,4 +1,4 @@
-"""The inputs of a run: its archive, the archive of unpaired CT volumes, and checks that they suit the system."""
+"""The inputs of a run: its archive, the archive of unpaired CT volumes, and checks that they fit the system."""
 
 from __future__ import annotations
 

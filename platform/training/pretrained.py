@@ -40,7 +40,7 @@ def check(run: RunConfig, archive: Archive) -> None:
                 "a checkpoint or an exported model"
             )
         trained = model_store.description_of(url)
-        grid, geometry = run.system.frame_of(
+        grid, geometry = run.system.part_geometry(
             part, archive.manifest.grid, replace(archive.manifest.geometry, views=views)
         )
         if trained.system != getattr(run.system, part):

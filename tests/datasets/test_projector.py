@@ -47,7 +47,7 @@ def test_rays_through_a_uniform_slab_have_the_analytic_integral(geometry: Geomet
 
 @BEAMS
 def test_rays_at_an_angle_through_a_uniform_slab_have_the_analytic_integral(geometry: Geometry) -> None:
-    # A slab across y, thinner than the volume, wider than what the detector sees.
+    # A slab across y, thinner than the volume, wider than the detector's field of view.
     geometry = replace(geometry, detector_px=15)
     volume = torch.zeros(1, 1, 60, 50, 60, dtype=torch.float64)
     volume[0, 0, :, 20:31] = 0.02

@@ -50,7 +50,7 @@ from pathlib import Path
 import zarr.storage
 from samples import write_archive
 
-def dies_at(fatal):
+def exits_at(fatal):
     count = 0
     def point():
         nonlocal count
@@ -74,7 +74,7 @@ for fatal in range(1, 10_000):
     shutil.copytree(base, root / str(fatal))
     child = os.fork()
     if child == 0:
-        dies_at(fatal)
+        exits_at(fatal)
         write_archive(str(root / str(fatal)), range(3, 7), samples_per_shard=2)
         os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -444,7 +444,7 @@ def test_a_server_that_stays_away_is_named_and_what_was_published_is_there_when_
 
 @UNAWAITED
 @pytest.mark.parametrize("delay_s", [0.1, 0.5])
-def test_a_writer_cut_off_for_good_leaves_an_archive_that_the_next_run_completes(
+def test_a_writer_cut_off_permanently_leaves_an_archive_that_the_next_run_completes(
     running: S3Server, bucket: str, delay_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = {"config_kwargs": {"retries": {"max_attempts": 1, "mode": "standard"}, "connect_timeout": 7}}

@@ -132,7 +132,7 @@ def test_published_networks_have_their_layers(name, player, count):
 
 
 def gradient(system, data) -> torch.Tensor:
-    """Of the generator's whole loss in all its parameters."""
+    """Gradients of the generator's whole loss in all its parameters."""
     torch.manual_seed(0)
     objective = system.objective(GRID, GEOMETRY)
     player = objective.players["generator"]

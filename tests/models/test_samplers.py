@@ -12,7 +12,7 @@ from raylift.models.diffusion.samplers import SAMPLERS, Noise, timestep_schedule
 from raylift.models.generative import SamplingConfig
 
 MEAN, STD = -0.6, 0.3
-"""Of the data: most of a CT is air."""
+"""Mean and standard deviation of the data: most of a CT is air."""
 LIKE = torch.empty(1, 1, 24, 24, 24)
 
 

@@ -142,7 +142,7 @@ def on_deepspeed(rank, wanted):
         results[stage, whole] = {
             "half": half,
             "full": gather_tensors(started),
-            "answers": (plain, averaged, again),
+            "outputs": (plain, averaged, again),
         }
     engines._deepspeed_config = plain_config
     return results
@@ -177,7 +177,7 @@ def test_within_the_context_every_rank_computes_with_the_ema(trained, case):
         with torch.no_grad():
             expected = network(VIEWS)
         for rank in range(WORLD):
-            torch.testing.assert_close(trained[rank][case]["answers"][place], expected, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(trained[rank][case]["outputs"][place], expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -83,7 +83,7 @@ def test_a_killed_search_resumes_and_repeats_no_finished_trial(tiny, tmp_path):
     run.write_text(replace(tiny, cluster=replace(tiny.cluster, workers=1)).to_yaml())
     command = [sys.executable, "-m", "raylift", "tune"]
     fresh = [str(space), "--preset", str(run), "--trials", "3", "--max-concurrent", "1", "--output", str(search)]
-    # A cluster of its own, which dies with the search that is killed.
+    # A cluster of its own, which ends with the search that is killed.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     first = subprocess.Popen([*command, *fresh], env=environment, start_new_session=True)
     finished = wait_for_trial(search, first)

@@ -409,7 +409,7 @@ def test_digests_are_kept_across_versions() -> None:
     assert (module.FORMAT, module.FORMAT_VERSION) == ("raylift-archive", 1)
 
 
-def test_a_manifest_of_this_format_is_read_for_good() -> None:
+def test_a_manifest_of_this_format_stays_readable() -> None:
     raw = (Path(__file__).parent / "manifest-1.json").read_bytes()
     manifest = Manifest.from_json(raw, "manifest-1.json")
     assert manifest.grid == Grid(128, 2.5)

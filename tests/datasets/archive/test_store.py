@@ -119,7 +119,7 @@ class StoreSuite:
         folder.put(tmp_path / "here", "there/object")
         assert folder.read("there/object") == b"other"
 
-    def test_a_reader_sees_the_old_object_or_the_new_one(self, folder: Folder) -> None:
+    def test_a_reader_gets_the_old_object_or_the_new_one(self, folder: Folder) -> None:
         versions = [bytes([k]) * 200_000 for k in range(6)]
         folder.write("a", versions[0])
         done = threading.Event()

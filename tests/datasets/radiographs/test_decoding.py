@@ -210,7 +210,7 @@ def test_a_shutter_that_cannot_be_one_covers_nothing(tags: dict[str, Any]) -> No
     )
 
 
-# --- the square that a network sees ---
+# --- the square input of a network ---
 
 
 def test_a_prepared_image_is_square_in_0_to_1_and_keeps_its_proportions() -> None:
@@ -274,7 +274,7 @@ RUNS = [(Grid(32, 10.0), range(12)), (Grid(64, 5.0), range(12, 30)), (Grid(128, 
 
 @pytest.fixture(scope="module")
 def phantom_views() -> list[tuple[str, str, np.ndarray]]:
-    """Name, view and image of many people as each geometry sees them."""
+    """Name, view and image of many people in each geometry."""
     return [
         (f"seed {seed} at {grid.size} in {name}", view, image)
         for grid, seeds in RUNS

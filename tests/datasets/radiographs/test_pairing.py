@@ -177,7 +177,7 @@ INDIANA = """uid,filename,projection
 372,372_IM-1855-1001.dcm.png,Frontal
 372,372_IM-1855-2001.dcm.png,Lateral
 """
-"""Of uid 1 both schemes differ twice; 3 and 4 have one view, 5 two frontals, 6 two laterals, 7 another group of
+"""For uid 1 both schemes differ twice; 3 and 4 have one view, 5 two frontals, 6 two laterals, 7 another group of
 numbers; of 372 a file is missing."""
 PRESENT = [line.split(",")[1] for line in INDIANA.splitlines()[1:] if "372_IM-1855-2001" not in line]
 

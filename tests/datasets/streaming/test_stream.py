@@ -90,7 +90,7 @@ def global_batches(archive: Archive, batch: int, world: int, steps: int, taken: 
     return [[name for worker in workers for name in ids(next(worker))] for _ in range(steps)]
 
 
-def test_a_batch_holds_its_samples_as_a_network_sees_them(archive: Archive) -> None:
+def test_a_batch_holds_its_samples_as_inputs_of_a_network(archive: Archive) -> None:
     entries = archive.entries()
     order = SampleOrder(COUNT, seed=1)
     [first, second] = next(iter(stream(archive, archive, BatchPartition(1, 2, 12, accumulation=2))))
@@ -148,7 +148,7 @@ def test_labels_that_are_not_needed_are_not_read(archive: Archive) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])
-def test_any_number_of_workers_sees_the_same_global_batches(archive: Archive, world: int) -> None:
+def test_any_number_of_workers_gets_the_same_global_batches(archive: Archive, world: int) -> None:
     assert global_batches(archive, 6, world, steps=7) == global_batches(archive, 6, 1, steps=7)
 
 
