@@ -153,7 +153,7 @@ def test_a_weight_of_zero_leaves_its_term_out_and_the_discriminator_too():
 
 def test_a_lung_loss_without_labels_is_refused_with_the_remedy():
     objective = replace(X2CT_GAN.tiny, loss=ReconstructionLoss(lung=1.0)).objective(GRID, chest(GRID))
-    with pytest.raises(ConfigError, match=r"came without labels: .* set system\.loss\.lung to 0"):
+    with pytest.raises(ConfigError, match=r"the batch has no labels: .* set system\.loss\.lung to 0"):
         objective.players["generator"](batch(), {})
 
 

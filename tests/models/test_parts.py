@@ -140,7 +140,7 @@ def test_every_lifting_gives_a_volume_for_every_size_and_the_radiograph_reaches_
         F.avg_pool2d(radiograph, 2**k).repeat(1, c, 1, 1) * torch.arange(1.0, c + 1).view(-1, 1, 1)
         for k, c in enumerate(features)
     ]
-    volumes = lifting(radiograph, pyramid, rays(true=along == "rays"))
+    volumes = lifting(radiograph, pyramid, rays(follow_geometry=along == "rays"))
     assert [tuple(volume.shape) for volume in volumes] == [
         (2, width, size, size, size) for width, size in zip(widths, (4, 8, 16), strict=True)
     ]
