@@ -2,10 +2,10 @@
 
     python benchmarks/gpu_training.py --ct ct.npz --phantoms 4000 --job unrolled:2:300 --output OUT
 
-Volumes stay on the device; each sample is a new pair (deformed, projected in a jittered geometry, developed), mixed of
-CT and phantoms by `--ct-share`. The learning rate falls along a cosine of the time given. Every minute the
-exponential moving average of the weights is written (half precision) with its metrics on held-out phantoms and CT, so
-that an interrupted training is not lost; `--from` starts from such weights.
+Volumes stay on the device; each sample is an augmented pair (`datasets.augmentation.pair`) of a CT, with
+probability `--ct-share`, or else of a phantom. The learning rate falls along a cosine of the time given. Every minute
+the exponential moving average of the weights is written (half precision) with its metrics on held-out phantoms and CT,
+so that an interrupted training is not lost; `--from` starts from such weights.
 
 The CT file is written by `python benchmarks/gpu_training.py --pack FOLDER... --ct ct.npz`: `source:NAME` on 96 voxels
 of 4 mm, `ground_truth:NAME` on 64 of 5 mm as `raylift ingest` stores it.

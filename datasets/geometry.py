@@ -79,7 +79,7 @@ class View:
 
     @property
     def left_edge(self) -> str:
-        """The side of the patient at the image's left edge; empty for an oblique, tipped or rolled view."""
+        """The side of the patient at the image's left edge; empty for an oblique, tilted or rolled view."""
         columns, rows, _ = self.axes()
         if abs(rows[2]) != 1.0:
             return ""

@@ -48,7 +48,7 @@ class Parts(SystemConfig):
     """The choices that make the network, whatever its loss; the defaults are X2CT-GAN's."""
 
     name: str = ""
-    """The system of the literature that these settings began as; the choices below may differ from it by now."""
+    """The system of the literature that these settings are based on; the choices below may differ from it."""
     views: tuple[str, ...] = ("frontal", "lateral")
     """Names of views of the archive's geometry; `all`: every one of them when a run starts."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

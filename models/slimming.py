@@ -1,7 +1,7 @@
 """The same choices with fewer channels: small variants of the systems made of parts, for CPU cores, demos and tests.
 
-A ReLU at the end of a published network becomes a leaky one: of small networks on volumes that are mostly air, a ReLU
-kills many.
+A final ReLU of a published network is replaced by a leaky ReLU, because its gradient often vanishes in small networks
+on volumes that are mostly air.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ TINY_XRAY_ONLY = Widths((2, 2, 2), 4, (16, 16, 8, 8), (8, 16))
 
 
 def slim(system: P) -> P:
-    """For 64 voxels a side: two million parameters or fewer."""
+    """The variant for 64 voxels a side: two million parameters or fewer."""
     if isinstance(system, Composition):
         return _composition(system, SLIM)
     return _reprojected(system, SLIM_XRAY_ONLY)
 
 
 def tiny(system: P) -> P:
-    """For 32 voxels a side: a tenth of a second a step."""
+    """The variant for 32 voxels a side: a tenth of a second for each step."""
     if isinstance(system, Composition):
         return _composition(system, TINY)
     return _reprojected(system, TINY_XRAY_ONLY)

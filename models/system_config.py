@@ -25,7 +25,7 @@ class SystemConfig(ABC):
     """Settings of a system."""
 
     name: str
-    """The system of the literature that these settings began as."""
+    """The system of the literature that these settings are based on."""
 
     @property
     @abstractmethod
@@ -52,7 +52,7 @@ class SystemConfig(ABC):
 
     @property
     def pretrained(self) -> dict[str, str]:
-        """Frozen parts that start as a trained model: name of the field here and in the network, to the model's URL.
+        """Frozen parts that are initialized from a trained model: the model's URL by the part's attribute name.
 
         A URL may be empty until a run is started.
         """

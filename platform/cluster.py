@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # The Train tab of the dashboard.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-    # After the loss of a node, do not wait a minute on reservations that died with it.
+    # After the loss of a node, do not wait a minute for reservations that were lost with it.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
     # Ray warns about more processes than cores; controllers and drivers use hardly any CPU time.
     "RAY_worker_maximum_startup_concurrency": "16",

@@ -28,7 +28,7 @@ def title(view: View) -> str:
 
 
 def guidance(view: View) -> str:
-    """How an image of the view must be oriented; for an oblique, tipped or rolled view its pose."""
+    """How an image of the view must be oriented; for an oblique, tilted or rolled view its pose."""
     return SIDES[view.left_edge][1] if view.left_edge else f"taken at {view.pose}"
 
 

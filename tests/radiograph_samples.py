@@ -61,7 +61,7 @@ def dicom(pixels: np.ndarray | None = None, *, syntax: str = ExplicitVRLittleEnd
 
 
 def disturbed(image: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The image as others may have taken, cut, framed or developed it; values 0 to 1."""
+    """The image as others may have taken, cut, framed or processed it; values 0 to 1."""
     image = standardize(image)
     rows, columns = image.shape
     for value in (0, 1):

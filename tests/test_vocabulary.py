@@ -47,6 +47,8 @@ WORDS = {
     r"\banswer(?:s|ed|ing)?\b": "output, response",
     r"\bsuits? (?:it|them|each)\b|\bfor good\b|\bsliver\b|\bshadows\b": "best fit, permanently, fraction, projection",
     r"\b(?:dies|lives in|pays for)\b": "end, be in, cost",
+    r"\bretone\b|\bdevelop(?:ed|s)\b|\bdevelopments\b": "acquisition, processing",
+    r"\bbegan as\b|\bfresh weights\b|\btipped\b": "based on, initial weights, tilted",
     r"^\s*\"\"\"Of ": "name the quantity: channels, weight, decay of",
 }
 ALLOWED = [

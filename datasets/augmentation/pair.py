@@ -1,4 +1,4 @@
-"""A new pair of volume and radiographs from one CT: deformed, projected in a jittered geometry, and developed.
+"""Augmentation of a CT and its radiographs: deformation, projection in a jittered geometry, simulated acquisition.
 
 Parameters are a pure function of (seed, epoch, position), so that any number of workers and a resumed run make the
 same pairs; the arithmetic runs by the batch on the device of the volumes.
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raylift.datasets.augmentation.radiograph import Development, RadiographAugmentation, develop
+from raylift.datasets.augmentation.radiograph import AcquisitionParameters, RadiographAugmentation, simulate_acquisition
 from raylift.datasets.augmentation.volume import Deformation, VolumeAugmentation, deform
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
@@ -22,7 +22,7 @@ from raylift.datasets.intensity import hu_to_attenuation
 from raylift.datasets.projector import Poses, project_batch
 
 BONE_HU = 150.0
-"""What a voxel has above this counts as bone in the two-material model."""
+"""HU above which a voxel's excess counts as bone in the two-material model."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Parameters:
     deformation: Deformation
     poses: list[Geometry]
     """A geometry of a single view for each view."""
-    development: Development
+    acquisition: AcquisitionParameters
 
 
 def augment(
@@ -120,8 +120,8 @@ def augment(
         poses = poses_of([one.poses[view] for one in parameters], ground_truth.device)
         views.append(project_batch(both, grid.spacing_mm, poses))
     images = torch.stack(views, dim=1)
-    developed = develop(images[:, :, 0], images[:, :, 1], [one.development for one in parameters])
-    return ground_truth, standardize_batch(developed)
+    radiographs = simulate_acquisition(images[:, :, 0], images[:, :, 1], [one.acquisition for one in parameters])
+    return ground_truth, standardize_batch(radiographs)
 
 
 def poses_of(geometries: Sequence[Geometry], device: torch.device) -> Poses:

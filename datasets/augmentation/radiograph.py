@@ -1,6 +1,6 @@
-"""What separates a DRR (digitally reconstructed radiograph) from a film, at random: physics, detector, processing.
+"""Random changes of digitally reconstructed radiographs (DRRs): physics, detector and processing of a real one.
 
-The input is the line integral of soft tissue and that of bone; the output is a bone-bright image of unknown scale, as
+The inputs are the line integrals of soft tissue and of bone; the output is a bone-bright image of unknown scale, as
 a real radiograph is. All random numbers of one sample come from a NumPy generator; images are computed by the batch.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from raylift.datasets.errors import ConfigError
 
 FIELD_POINTS = 4
-"""Along each side of the grid that carries a smooth random field."""
+"""Control points of a smooth random field, along each side of the image."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RadiographAugmentation:
     """Ranges of the random changes; 0 leaves a part out. Strengths are uniform between nothing and the range's end."""
 
     probability: float = 0.7
-    """Share of samples whose radiographs are changed at all."""
+    """Share of samples whose radiographs are changed."""
     hardening: float = 0.6
     """Share of a softer component in the beam: a two-material, two-energy model of beam hardening."""
     scatter: float = 0.3
@@ -35,7 +35,7 @@ class RadiographAugmentation:
     electronic: float = 0.01
     """Standard deviation of the noise added to the finished image."""
     blur_px: float = 0.9
-    """Standard deviation of a Gaussian."""
+    """Standard deviation of the Gaussian blur."""
     gamma: tuple[float, float] = (0.6, 1.6)
     """Exponent of the tone curve, log-uniform."""
     sigmoid: float = 5.0
@@ -61,10 +61,10 @@ class RadiographAugmentation:
             if getattr(self, name) < 0:
                 raise ConfigError(f"augmentation {name} is {getattr(self, name)}: give 0 or more")
 
-    def sample(self, rng: np.random.Generator, views: int, size: int) -> Development:
-        """The parameters of one sample; every view has its own, for they are separate exposures."""
+    def sample(self, rng: np.random.Generator, views: int, size: int) -> AcquisitionParameters:
+        """The parameters of one sample; every view has its own, because views are separate exposures."""
         if rng.random() >= self.probability:
-            return Development.none(views, size)
+            return AcquisitionParameters.none(views, size)
 
         def upto(end: float) -> np.ndarray:
             return rng.uniform(0, end, views) * (rng.random(views) < 0.7)
@@ -75,7 +75,7 @@ class RadiographAugmentation:
         overlay = np.full((views, size, size), np.nan, dtype=np.float32)
         for view in range(views):
             self._marks(rng, overlay[view])
-        return Development(
+        return AcquisitionParameters(
             hardening=upto(self.hardening),
             scatter=upto(self.scatter)[:, None, None] * rng.uniform(0, 1, (views, FIELD_POINTS, FIELD_POINTS)),
             photons=between(*self.photons),
@@ -105,7 +105,7 @@ class RadiographAugmentation:
 
 
 @dataclass(frozen=True)
-class Development:
+class AcquisitionParameters:
     """Parameters of the radiographs of one sample, by view."""
 
     hardening: np.ndarray
@@ -122,7 +122,7 @@ class Development:
     overlay: np.ndarray
 
     @classmethod
-    def none(cls, views: int, size: int) -> Development:
+    def none(cls, views: int, size: int) -> AcquisitionParameters:
         """Parameters that leave the line integrals as they are."""
         zeros, field = np.zeros(views), np.zeros((views, FIELD_POINTS, FIELD_POINTS))
         return cls(
@@ -133,20 +133,20 @@ class Development:
         )  # fmt: skip
 
 
-def develop(
-    soft: Float[Tensor, "n views s s"], bone: Float[Tensor, "n views s s"], developments: list[Development]
+def simulate_acquisition(
+    soft: Float[Tensor, "n views s s"], bone: Float[Tensor, "n views s s"], parameters: list[AcquisitionParameters]
 ) -> Float[Tensor, "n views s s"]:
     """Bone-bright images in [0, 1], not yet standardized.
 
     Args:
         soft: line integrals of everything as if it were soft tissue, without unit.
-        bone: what bone adds to them.
-        developments: the parameters, one a sample.
+        bone: line integrals of the attenuation that bone adds to them.
+        parameters: one set for each sample.
     """
     device, size = soft.device, soft.shape[-1]
 
     def stacked(name: str) -> Tensor:
-        values = np.stack([getattr(one, name) for one in developments])
+        values = np.stack([getattr(one, name) for one in parameters])
         return torch.as_tensor(values, dtype=torch.float32).to(device, non_blocking=True)
 
     def column(name: str) -> Tensor:

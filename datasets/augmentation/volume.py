@@ -18,7 +18,7 @@ from raylift.datasets.geometry import Grid
 from raylift.datasets.intensity import HU_MAX, HU_MIN
 
 CONTROL_POINTS = 5
-"""Along each side of the grid that carries the elastic displacement."""
+"""Control points of the elastic displacement, along each side of the volume."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ def deform(
     where = (source / half).flip(-1)
     # Air outside: zero padding of HU above the lowest.
     warped = F.grid_sample(hu.float() - HU_MIN, where, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return retone(warped + HU_MIN, stacked([one.tone for one in deformations]))
+    return change_tissue_hu(warped + HU_MIN, stacked([one.tone for one in deformations]))
 
 
-def retone(hu: Float[Tensor, "n 1 d h w"], tone: Float[Tensor, "n 3"]) -> Float[Tensor, "n 1 d h w"]:
+def change_tissue_hu(hu: Float[Tensor, "n 1 d h w"], tone: Float[Tensor, "n 3"]) -> Float[Tensor, "n 1 d h w"]:
     """HU with lung, soft tissue and bone changed by each sample's tone; continuous in HU."""
     lung, soft, bone = (tone[:, k].reshape(-1, 1, 1, 1, 1) for k in range(3))
     # Full effect on lung from -1000 to -600 HU, none above -400; soft tissue between -150 and 150 HU.

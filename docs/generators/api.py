@@ -9,7 +9,7 @@ from pathlib import Path
 
 FOLDERS = ("datasets", "models", "platform", "serve")
 LEFT_OUT = ("platform/commands", "serve/page")
-"""The command line has a page of its own, and the web page no callers."""
+"""Folders without an API page: the command line has its own page, and the web page is not imported elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ApiPage:
 
 
 def pages(repository: Path) -> list[ApiPage]:
-    """The pages of all folders, in the order of the data's way."""
+    """The pages of all folders, in the order of the data flow."""
     made = []
     for top in FOLDERS:
         inner = sorted(path for path in (repository / top).rglob("*") if path.is_dir() and path.name != "__pycache__")

@@ -1,4 +1,4 @@
-"""Reference page of the command line: each command's own parser says what there is."""
+"""Reference page of the command line, generated from the commands' parsers."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 
 def on_startup(**_: Any) -> None:
-    """Put the package where mkdocstrings looks for it."""
+    """Copy the package to a folder that mkdocstrings reads."""
     api.copy_package(REPOSITORY, REPOSITORY / ".cache/docs")
 
 

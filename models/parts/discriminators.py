@@ -38,7 +38,7 @@ class DiscriminatorConfig:
         require_minimum(self, 1, "channels", "condition_channels")
 
     def build(self, rays: Sequence[Rays]) -> nn.Module:
-        """The discriminator for views with these rays, with fresh weights."""
+        """The discriminator for views with these rays, with initial weights."""
         return Discriminator(self, rays)
 
 
@@ -102,7 +102,7 @@ class ViewDiscriminatorConfig:
         require_minimum(self, 1, "channels")
 
     def build(self, views: int) -> ViewDiscriminator:
-        """The discriminator for this number of views, with fresh weights."""
+        """The discriminator for this number of views, with initial weights."""
         return ViewDiscriminator(self, views)
 
 

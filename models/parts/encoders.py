@@ -69,7 +69,7 @@ class EncoderConfig:
         return 0 if self.kind == "image" else len(self.layers)
 
     def build(self, use_checkpoint: bool) -> nn.Module:
-        """The encoder, with fresh weights: an image to a list of features, from full size down."""
+        """The encoder, with initial weights: an image to a list of features, from full size down."""
         if self.kind == "image":
             return ImageEncoder()
         if self.kind == "hourglass":

@@ -84,7 +84,7 @@ class LiftingConfig:
         return decoder[len(decoder) - len(features) :]
 
     def build(self, features: tuple[int, ...], widths: tuple[int, ...], size: int, use_checkpoint: bool) -> nn.Module:
-        """The lifting to a volume of `size` voxels a side, with fresh weights."""
+        """The lifting to a volume of `size` voxels a side, with initial weights."""
         if self.kind == "channels":
             return ChannelLifting(features[0], size, shared=self.along == "rays")
         if self.kind == "plain":

@@ -17,6 +17,12 @@ from raylift.platform.config import RunConfig
 from raylift.platform.monitor import format_metrics, monitored
 from raylift.platform.presets import listing, named_run
 
+USAGE = (
+    "raylift train PRESET [options]",
+    "raylift train --resume RUN [options]",
+    "raylift train PRESET --help, for the options",
+)
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -41,7 +47,7 @@ def train(arguments: list[str]) -> int:
     elif name:
         base = named_run(name)
     else:
-        return print_usage(("raylift train PRESET [options]", "raylift train --resume RUN [options]"), listing(), rest)
+        return print_usage(USAGE, listing(), rest)
     options = parse(f"train {name}", rest, TrainOptions(base))
     if options.dry_run:
         return _dry_run(options.run)

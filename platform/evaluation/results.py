@@ -1,4 +1,4 @@
-"""Results of an evaluation: metrics by scan, predictor and protocol, and where they come from."""
+"""Results of an evaluation: metrics by scan, predictor and protocol, and their provenance."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Case:
     predictions: dict[str, Float32[np.ndarray, "d h w"]]
     """Volumes in HU by predictor."""
     metrics: dict[str, dict[str, Figures]]
-    """By predictor and protocol."""
+    """Metrics by predictor and protocol."""
     residuals: Residuals = field(default_factory=dict)
     """Residuals of the consistency fit; empty without one."""
 

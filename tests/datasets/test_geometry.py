@@ -38,7 +38,7 @@ def test_a_lateral_has_anterior_on_the_left_and_the_left_side_at_the_detector() 
 
 
 def test_elevation_tips_the_tube_towards_the_head() -> None:
-    source = -View("tipped", elevation_deg=30).axes()[2]
+    source = -View("tilted", elevation_deg=30).axes()[2]
     assert source == pytest.approx(0.5 * UP + np.sqrt(0.75) * BACK)
 
 

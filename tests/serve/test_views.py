@@ -203,7 +203,7 @@ def test_an_oblique_view_is_never_mirrored(radiographs: dict[str, bytes]) -> Non
     image = np.asarray(Image.open(io.BytesIO(radiographs["lateral"]))).astype(np.float32)
     for shown in (image, np.ascontiguousarray(image[:, ::-1])):
         assert np.array_equal(orient(shown, View("oblique", 60.0), "auto").image, shown)
-        assert np.array_equal(orient(shown, View("tipped", 90.0, 20.0), "auto").image, shown)
+        assert np.array_equal(orient(shown, View("tilted", 90.0, 20.0), "auto").image, shown)
 
 
 @pytest.mark.parametrize("text", ["frontal", "=a.png", "frontal="])

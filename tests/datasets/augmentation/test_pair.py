@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raylift.datasets.augmentation.pair import Augmentation, GeometryJitter, augment, standardize_batch
-from raylift.datasets.augmentation.radiograph import Development, RadiographAugmentation, develop
+from raylift.datasets.augmentation.radiograph import AcquisitionParameters, RadiographAugmentation, simulate_acquisition
 from raylift.datasets.augmentation.volume import VolumeAugmentation
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest, parallel
@@ -100,9 +100,9 @@ def test_every_effect_changes_the_image_and_leaves_it_recognizable(changed):
     soft = torch.cat([project(hu_to_attenuation(hu), 10.0, GEOMETRY, view) for view in GEOMETRY.views], dim=1)
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((2, 2, 32, 32)).astype(np.float32)
-    none = replace(Development.none(2, 32), noise=noise)
-    plain = standardize_batch(develop(soft, 0.1 * soft, [none]))
-    image = standardize_batch(develop(soft, 0.1 * soft, [replace(none, **changed)]))
+    none = replace(AcquisitionParameters.none(2, 32), noise=noise)
+    plain = standardize_batch(simulate_acquisition(soft, 0.1 * soft, [none]))
+    image = standardize_batch(simulate_acquisition(soft, 0.1 * soft, [replace(none, **changed)]))
     difference = (image - plain).abs().mean()
     assert 1e-4 < difference < 0.3
     assert np.corrcoef(image.flatten(), plain.flatten())[0, 1] > 0.8
@@ -121,7 +121,7 @@ def test_every_field_of_a_development_has_a_case_above():
         "clipping",
         "bits",
     }
-    assert {field.name for field in fields(Development)} == covered | {"overlay", "noise"}
+    assert {field.name for field in fields(AcquisitionParameters)} == covered | {"overlay", "noise"}
 
 
 def test_standardizing_a_batch_is_standardizing_each_image():
