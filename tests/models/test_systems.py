@@ -403,7 +403,7 @@ def test_incompatible_options_are_refused_with_the_remedy(settings, message):
     [
         (lambda: DecoderConfig(head_kernel=4), "head_kernel is 4: give an odd number"),
         (lambda: DecoderConfig(channels=(8, 0)), "channels is .* give numbers of 1 or more"),
-        (lambda: LiftingConfig(dropout=1.0), "dropout is 1.0: give a share from 0"),
+        (lambda: LiftingConfig(dropout=1.0), "dropout is 1.0: give a fraction in"),
         (lambda: EncoderConfig("transformer", heads=0), "heads is 0: give 1 or more"),
     ],
 )
