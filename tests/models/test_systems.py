@@ -96,7 +96,7 @@ def test_a_published_network_gives_a_cube_along_rays_too(name):
 
 
 def assert_cube(system: Composition, size: int) -> None:
-    # Not on the meta device, which autocast does not know: positions along rays are computed without it.
+    # Not on the meta device, which autocast does not support: positions along rays are computed without it.
     with FakeTensorMode(allow_non_fake_inputs=True):
         grid = Grid(size)
         made = system.reconstructor(grid, chest(grid))(torch.empty(1, len(system.views), size, size))
