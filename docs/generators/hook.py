@@ -24,7 +24,8 @@ from mkdocs.structure.files import File, Files
 from raylift.platform.commands import about
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
+LINK_OR_IMAGE = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")
+LINK = re.compile(rf"(?<!!){LINK_OR_IMAGE.pattern}")
 SYSTEMS_TABLE = re.compile(r"(?<=<!-- systems: raylift systems --markdown -->\n).*?(?=<!-- end -->)", re.DOTALL)
 ROOT_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
@@ -111,7 +112,7 @@ def _title(path: Path) -> str:
 def _from_root(text: str, folder: Path) -> str:
     """Markdown of a file outside docs/, whose links start in its own folder, as a page at the site's root or one below.
 
-    Links are rewritten to start in docs/ or docs/benchmarks, as those of the other pages do.
+    Links and images are rewritten to start in docs/ or docs/benchmarks, as those of the other pages do.
     """
     start = REPOSITORY / "docs" if folder == REPOSITORY else REPOSITORY / "docs/benchmarks"
 
@@ -119,7 +120,7 @@ def _from_root(text: str, folder: Path) -> str:
         target = os.path.relpath(folder / match["target"], start)
         return f"[{match['text']}]({Path(target).as_posix()}{match['anchor'] or ''})"
 
-    return LINK.sub(moved, text)
+    return LINK_OR_IMAGE.sub(moved, text)
 
 
 def _extend(nav: Any, title: str, pages: list[dict[str, str]]) -> None:
