@@ -37,10 +37,10 @@ def section(title: str, source: Path) -> str:
 
 
 def evaluation(title: str, report: Path) -> str:
-    """One evaluation: verdict, table, and provenance."""
+    """One evaluation: summary, table, and provenance."""
     metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
     head = [f"{TITLES[name]} ({protocol})" for protocol, names in COLUMNS.items() for name in names]
-    lines = [f"\n## {title}\n", metrics["verdict"] + "\n", row(["predictor", *head]), row(["---"] * (1 + len(head)))]
+    lines = [f"\n## {title}\n", metrics["summary"] + "\n", row(["predictor", *head]), row(["---"] * (1 + len(head)))]
     for predictor, mean in metrics["mean"].items():
         spread = metrics["standard_deviation"][predictor]
         cells = [

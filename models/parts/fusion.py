@@ -107,12 +107,12 @@ class ViewAttention(Fusion):
 
     def __init__(self, channels: int, views: int, below: int) -> None:
         super().__init__(channels, views, below)
-        self.correlate = nn.Sequential(nn.Conv3d(channels + below, channels, 3, padding=1), nn.ReLU(inplace=True))
+        self.attention_conv = nn.Sequential(nn.Conv3d(channels + below, channels, 3, padding=1), nn.ReLU(inplace=True))
         self.score = DepthTapConvolution(channels, 1)
 
     def forward(self, views: list[Volume], below: Volume | None = None) -> Volume:
         """The weighted sum of the views."""
-        scores = [self.score(self.correlate(concatenate(view, below))) for view in views]
+        scores = [self.score(self.attention_conv(concatenate(view, below))) for view in views]
         return weighted_sum(views, torch.cat(scores, dim=1))
 
 
@@ -125,12 +125,12 @@ class Alignment(Fusion):
 
     def __init__(self, channels: int, views: int, below: int) -> None:
         super().__init__(channels, views, below)
-        self.correlate = nn.ModuleList(
+        self.attention_conv = nn.ModuleList(
             nn.Sequential(nn.Conv3d(channels + below, channels, 3, padding=1), nn.ReLU(inplace=True))
             for _ in range(views)
         )
         self.score = DepthTapConvolution(views * channels, views)
-        self.distil = DepthTapConvolution(channels + below, 1, kernel=3)
+        self.mask_conv = DepthTapConvolution(channels + below, 1, kernel=3)
 
     @property
     def out_channels(self) -> int:
@@ -139,10 +139,10 @@ class Alignment(Fusion):
 
     def forward(self, views: list[Volume], below: Volume | None = None) -> Volume:
         """Three times the channels of a view."""
-        pairs = zip(self.correlate, views, strict=True)
-        correlated = [correlate(concatenate(view, below)) for correlate, view in pairs]
-        coarse = weighted_sum(views, self.score(torch.cat(correlated, dim=1)))
-        fine = coarse * torch.sigmoid(self.distil(concatenate(coarse, below)))
+        pairs = zip(self.attention_conv, views, strict=True)
+        attended = [conv(concatenate(view, below)) for conv, view in pairs]
+        coarse = weighted_sum(views, self.score(torch.cat(attended, dim=1)))
+        fine = coarse * torch.sigmoid(self.mask_conv(concatenate(coarse, below)))
         return torch.cat([coarse, fine, torch.stack(views).sum(dim=0)], dim=1)
 
 

@@ -69,7 +69,7 @@ def evaluate(arguments: list[str]) -> int:
     )
     for table in report.terminal_tables(result):
         console.print(table)
-    print(result.verdict())
+    print(result.summary())
     print(f"report: {page}")
     return 0
 

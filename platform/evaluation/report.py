@@ -91,7 +91,7 @@ def terminal_tables(evaluation: Evaluation) -> list[Table]:
 def _page(evaluation: Evaluation, figures: list[tuple[str, Path]]) -> str:
     return _templates.get_template(TEMPLATE).render(
         title=f"{evaluation.provenance['system']} on {evaluation.scans} of the {evaluation.split} split",
-        verdict=evaluation.verdict(),
+        summary=evaluation.summary(),
         sections=_sections(evaluation),
         cases=_case_rows(evaluation),
         figures=[(title, base64.b64encode(path.read_bytes()).decode()) for title, path in figures],

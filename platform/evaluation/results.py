@@ -79,7 +79,7 @@ class Evaluation:
         """The chosen protocols and, with CT, `segmentation`."""
         return (*self.protocols, "segmentation") if self.has_ct else self.protocols
 
-    def verdict(self) -> str:
+    def summary(self) -> str:
         """Whether the model has a higher PSNR than the trivial baselines, in a sentence."""
         protocol = "volume" if "volume" in self.protocols else self.protocols[0]
         name = next(key for key in self.mean(MODEL, protocol) if key.startswith("psnr"))
@@ -111,7 +111,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Everything but the voxels."""
         return {
-            "verdict": self.verdict(),
+            "summary": self.summary(),
             "split": self.split,
             "mean": {p: {q: self.mean(p, q) for q in self.all_protocols} for p in self.predictors},
             "standard_deviation": {p: {q: self.std(p, q) for q in self.all_protocols} for p in self.predictors},

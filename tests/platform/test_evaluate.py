@@ -44,11 +44,11 @@ def test_the_report_says_where_its_numbers_come_from(report):
 
 
 def test_a_model_that_does_not_beat_the_mean_volume_says_so(report):
-    verdict = json.loads((report / "metrics.json").read_text())["verdict"]
+    summary = json.loads((report / "metrics.json").read_text())["summary"]
     # Eight steps of training cannot.
-    assert "does NOT beat the mean volume" in verdict
-    assert "22,900 steps" in verdict
-    assert verdict in (report / "report.html").read_text()
+    assert "does NOT beat the mean volume" in summary
+    assert "22,900 steps" in summary
+    assert summary in (report / "report.html").read_text()
 
 
 def test_the_page_is_self_contained_and_loads_nothing_over_the_network(report):
@@ -99,15 +99,15 @@ def test_a_fit_to_the_radiographs_is_measured_beside_the_model_and_its_effect_re
         assert text in said
         assert text in page
     fitted = metrics["mean"]["model, fitted"]["volume"]["psnr_db"]
-    assert metrics["verdict"].endswith(f" Fitted to the radiographs it reaches {fitted:.2f} dB.")
-    assert "does NOT beat the mean volume" in metrics["verdict"]
+    assert metrics["summary"].endswith(f" Fitted to the radiographs it reaches {fitted:.2f} dB.")
+    assert "does NOT beat the mean volume" in metrics["summary"]
 
 
 def test_without_a_fit_a_report_says_nothing_of_one(report):
     metrics = json.loads((report / "metrics.json").read_text())
     assert metrics["projection_residuals"]["mean"] == {}
     assert "consistency" not in metrics["provenance"]
-    assert "fitted" not in metrics["verdict"].lower()
+    assert "fitted" not in metrics["summary"].lower()
     assert "residual" not in (report / "report.html").read_text()
 
 

@@ -77,7 +77,7 @@ def test_it_is_evaluated_by_reprojections_or_with_ct_by_volumes(run, pairs, arch
         assert cli.main(["evaluate", str(run), "--archive", str(url), "--output", str(report)]) == 0
         metrics = json.loads((report / "metrics.json").read_text())
         assert set(metrics["mean"]) == {"model", predictors, "back-projection"}
-        assert metrics["verdict"].startswith("No volume was compared") == (url == pairs)
+        assert metrics["summary"].startswith("No volume was compared") == (url == pairs)
 
 
 def test_it_is_exported_with_a_card_that_says_so_and_reconstructs_a_pair(run, pairs, pairs_folder, tmp_path):

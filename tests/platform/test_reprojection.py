@@ -55,11 +55,11 @@ def test_the_metrics_are_of_reprojections_alone(finished_run, pairs, report):
 
 
 def test_the_report_says_that_no_volume_was_compared(report, pairs):
-    verdict = json.loads((report / "metrics.json").read_text())["verdict"]
-    assert verdict.startswith(f"No volume was compared: {pairs} holds radiographs without CT.")
-    assert "(protocol reprojection) on 2 pairs of the test split" in verdict
+    summary = json.loads((report / "metrics.json").read_text())["summary"]
+    assert summary.startswith(f"No volume was compared: {pairs} holds radiographs without CT.")
+    assert "(protocol reprojection) on 2 pairs of the test split" in summary
     page = (report / "report.html").read_text()
-    assert verdict in page
+    assert summary in page
     assert "No volume is compared." in page
     assert page.count("data:image/png;base64,") == 5
     assert "HU</th>" not in page
