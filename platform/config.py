@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 
 from raylift.datasets.archive.store import absolute
+from raylift.datasets.augmentation.pair import Augmentation
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import Window
 from raylift.datasets.serialization import from_plain, require_minimum, to_plain
@@ -35,6 +36,12 @@ class DataConfig:
     """Voxels a side; must be the archive's."""
     window: Window = field(default_factory=Window)
     """The HU range that is mapped to [0, 1] for the network."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Random deformation of a CT, jitter of its geometry, and simulated acquisition of its radiographs."""
+    phantoms_per_epoch: int = 0
+    """New phantoms in every epoch beside the archive's CT, made by the reader threads. None is of an archive."""
+    ct_weight: int = 1
+    """Times that each CT of the archive occurs in an epoch: its weight beside phantoms."""
     threads: int = 2
     """Reader threads a worker."""
     prefetch_batches: int = 2
@@ -43,8 +50,8 @@ class DataConfig:
     """Memory of a worker's cache of samples, which later epochs need not read again."""
 
     def __post_init__(self) -> None:
-        require_minimum(self, 1, "size", "threads")
-        require_minimum(self, 0, "prefetch_batches", "cache_gib")
+        require_minimum(self, 1, "size", "threads", "ct_weight")
+        require_minimum(self, 0, "prefetch_batches", "cache_gib", "phantoms_per_epoch")
 
 
 @dataclass(frozen=True)

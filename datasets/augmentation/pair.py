@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int16, UInt8
 from torch import Tensor
 
 from raylift.datasets.augmentation.radiograph import AcquisitionParameters, RadiographAugmentation, simulate_acquisition
-from raylift.datasets.augmentation.volume import Deformation, VolumeAugmentation, deform
+from raylift.datasets.augmentation.volume import Deformation, VolumeAugmentation, deform, deform_labels
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import hu_to_attenuation
@@ -77,8 +77,10 @@ class GeometryJitter:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random pairs of a volume and its radiographs from one CT."""
+    """Random pairs of a volume and its radiographs from one CT; training alone uses them."""
 
+    enabled: bool = False
+    """Whether training takes a new pair from each CT in every epoch instead of the stored one."""
     volume: VolumeAugmentation = field(default_factory=VolumeAugmentation)
     geometry: GeometryJitter = field(default_factory=GeometryJitter)
     radiograph: RadiographAugmentation = field(default_factory=RadiographAugmentation)
@@ -99,6 +101,34 @@ class Parameters:
     poses: list[Geometry]
     """A geometry of a single view for each view."""
     acquisition: AcquisitionParameters
+
+
+@dataclass(frozen=True)
+class Augmenter:
+    """Augments each sample of a stream by its position alone, whatever the batch and the number of workers."""
+
+    augmentation: Augmentation
+    seed: int
+    grid: Grid
+    geometry: Geometry
+    """Its views are those of the result."""
+    device: torch.device
+
+    def __call__(
+        self,
+        volume: Int16[np.ndarray, "d h w"],
+        labels: UInt8[np.ndarray, "d h w"] | None,
+        epoch: int,
+        position: int,
+    ) -> tuple[Float[Tensor, "1 1 d h w"], Float[Tensor, "1 views s s"], UInt8[Tensor, "1 1 d h w"] | None]:
+        """A volume in HU on the augmenter's grid, its standardized radiographs and its labels, on the device."""
+        parameters = self.augmentation.sample(self.seed, epoch, position, self.geometry)
+        hu = torch.from_numpy(volume)[None, None].to(self.device).float()
+        ground_truth, views = augment(hu, self.grid.spacing_mm, self.grid, [parameters])
+        if labels is None:
+            return ground_truth, views, None
+        labeled = torch.from_numpy(labels)[None, None].to(self.device)
+        return ground_truth, views, deform_labels(labeled, self.grid.spacing_mm, self.grid, [parameters.deformation])
 
 
 def augment(
@@ -124,14 +154,23 @@ def augment(
     return ground_truth, standardize_batch(radiographs)
 
 
+def require_cone_beam(geometry: Geometry) -> None:
+    """Raise a ConfigError if the beam is parallel."""
+    if geometry.beam != "cone":
+        raise ConfigError(
+            "augmentation projects cone beams only, and this geometry is parallel: use an archive with geometry chest "
+            "or x2ct, or set data.augmentation.enabled to false"
+        )
+
+
 def poses_of(geometries: Sequence[Geometry], device: torch.device) -> Poses:
     """Geometries of one view each as a batch of poses.
 
     Raises:
         ConfigError: a beam is parallel.
     """
-    if any(geometry.beam != "cone" for geometry in geometries):
-        raise ConfigError("augmentation projects cone beams only: use geometry chest or x2ct, or none")
+    for geometry in geometries:
+        require_cone_beam(geometry)
 
     def stacked(values: list[object]) -> Tensor:
         return torch.as_tensor(np.array(values), dtype=torch.float32).to(device, non_blocking=True)

@@ -5,11 +5,12 @@ Parameters of one sample come from a NumPy generator; the warp of a batch runs o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,6 +33,7 @@ class VolumeAugmentation:
     scale: tuple[float, float] = (0.85, 1.15)
     """Each axis is scaled by itself."""
     shift_mm: float = 15.0
+    """Along each axis, uniform within this to either side."""
     elastic_mm: float = 8.0
     """Standard deviation of the displacement at the control points, a quarter of the volume apart."""
     lung: tuple[float, float] = (0.7, 1.5)
@@ -90,9 +92,9 @@ class Deformation:
 
 
 def deform(
-    hu: Float[Tensor, "n 1 d h w"], spacing_mm: float, grid: Grid, deformations: list[Deformation]
+    hu: Float[Tensor, "n 1 d h w"], spacing_mm: float, grid: Grid, deformations: Sequence[Deformation]
 ) -> Float[Tensor, "n 1 s s s"]:
-    """Volumes on `grid`, each deformed by its own parameters; outside the source is air.
+    """Volumes on `grid`, each deformed by its own parameters; beyond the source its outermost voxels continue.
 
     Args:
         hu: volumes of any resolution and extent, centered; smoothed by the caller if `grid` is much coarser.
@@ -100,28 +102,43 @@ def deform(
         grid: of the result.
         deformations: one a volume.
     """
-    device = hu.device
+    where = _sampling_grid(hu.shape[2:], spacing_mm, grid, deformations, hu.device)
+    warped = F.grid_sample(hu.float(), where, mode="bilinear", padding_mode="border", align_corners=False)
+    return change_tissue_hu(warped, _stacked([one.tone for one in deformations], hu.device))
 
-    def stacked(values: list[np.ndarray]) -> Tensor:
-        return torch.as_tensor(np.stack(values), dtype=torch.float32).to(device, non_blocking=True)
 
-    matrix = stacked([one.matrix for one in deformations])
-    shift = stacked([one.shift_mm for one in deformations])
-    elastic = stacked([one.elastic_mm for one in deformations])
+def deform_labels(
+    labels: UInt8[Tensor, "n 1 d h w"], spacing_mm: float, grid: Grid, deformations: Sequence[Deformation]
+) -> UInt8[Tensor, "n 1 s s s"]:
+    """`deform` for labels: the label of the nearest voxel."""
+    where = _sampling_grid(labels.shape[2:], spacing_mm, grid, deformations, labels.device)
+    warped = F.grid_sample(labels.float(), where, mode="nearest", padding_mode="border", align_corners=False)
+    return warped.to(torch.uint8)
+
+
+def _sampling_grid(
+    shape: Sequence[int], spacing_mm: float, grid: Grid, deformations: Sequence[Deformation], device: torch.device
+) -> Float[Tensor, "n s s s 3"]:
+    """Where each voxel of the result lies in the source, as `grid_sample` takes it."""
+    matrix = _stacked([one.matrix for one in deformations], device)
+    shift = _stacked([one.shift_mm for one in deformations], device)
     line = (torch.arange(grid.size, device=device) - (grid.size - 1) / 2) * grid.spacing_mm
     points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1)
     source = torch.einsum("nij,dhwj->ndhwi", matrix, points) + shift[:, None, None, None]
     if any(one.elastic_mm.any() for one in deformations):
+        elastic = _stacked([one.elastic_mm for one in deformations], device)
         # Twice linear interpolation is smoother than once.
         finer = F.interpolate(elastic, size=(4 * CONTROL_POINTS,) * 3, mode="trilinear", align_corners=True)
         finer = F.avg_pool3d(F.pad(finer, (1,) * 6, mode="replicate"), 3, stride=1)
         displacement = F.interpolate(finer, size=grid.shape, mode="trilinear", align_corners=True)
         source = source + displacement.movedim(1, -1)
-    half = torch.tensor([n * spacing_mm / 2 for n in hu.shape[2:]], device=device)
-    where = (source / half).flip(-1)
-    # Air outside: zero padding of HU above the lowest.
-    warped = F.grid_sample(hu.float() - HU_MIN, where, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return change_tissue_hu(warped + HU_MIN, stacked([one.tone for one in deformations]))
+    half = torch.tensor([n * spacing_mm / 2 for n in shape], device=device)
+    return (source / half).flip(-1)
+
+
+def _stacked(values: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """The arrays as one batch in float32 on a device."""
+    return torch.as_tensor(np.stack(values), dtype=torch.float32).to(device, non_blocking=True)
 
 
 def change_tissue_hu(hu: Float[Tensor, "n 1 d h w"], tone: Float[Tensor, "n 3"]) -> Float[Tensor, "n 1 d h w"]:

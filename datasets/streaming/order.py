@@ -29,6 +29,10 @@ class SampleOrder:
         if self.seed < 0:
             raise ConfigError(f"seed {self.seed} is negative")
 
+    def epoch(self, position: int) -> int:
+        """The epoch of a global position."""
+        return position // self.count
+
     def at(self, position: int) -> int:
         """The sample index at a global position."""
         epoch, offset = divmod(position, self.count)

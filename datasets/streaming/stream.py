@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -19,11 +20,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.augmentation.pair import Augmenter
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import Window
-from raylift.datasets.radiographs.histogram import Quantiles, standardize_and_match
+from raylift.datasets.radiographs.histogram import Quantiles, match_histogram, standardize_and_match
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
+from raylift.datasets.streaming.phantoms import StreamedPhantoms
+
+ReadArray = Callable[[str], np.ndarray]
+"""One array of a sample by its name: volumes, radiographs or labels."""
 
 
 @runtime_checkable
@@ -78,7 +84,7 @@ class UnpairedVolumes:
         entry = next((entry for entry in rotated if entry.subject != subject), None)
         if entry is None:
             raise ConfigError(f"all unpaired volumes are of {subject}, who is in the batch: ingest more subjects")
-        return _volume(self.reader, entry, window)
+        return _volume(partial(self.reader.read_array, entry), window)
 
 
 class BatchStream:
@@ -89,7 +95,7 @@ class BatchStream:
 
     Args:
         reader: source of the samples, called from threads.
-        entries: the samples that `order` indexes.
+        entries: the samples that `order` indexes, each once or equally often, before the phantoms of an epoch.
         order: the sample at each position.
         partition: the positions of this worker.
         window: the HU range that maps to [0, 1].
@@ -98,6 +104,8 @@ class BatchStream:
         labels: whether batches have labels.
         reference_quantiles: quantiles for histogram matching, one per view; empty to leave it out.
         unpaired: CT of other subjects, one per sample.
+        augmenter: makes a new pair of each volume in place of the stored radiographs; unpaired CT is as stored.
+        phantoms: the samples that `order` indexes after the entries; None for none.
         threads: number of reader threads.
         prefetch_batches: global batches that are read ahead.
     """
@@ -115,6 +123,8 @@ class BatchStream:
         labels: bool = False,
         reference_quantiles: Sequence[Quantiles] = (),
         unpaired: UnpairedVolumes | None = None,
+        augmenter: Augmenter | None = None,
+        phantoms: StreamedPhantoms | None = None,
         threads: int = 2,
         prefetch_batches: int = 2,
     ) -> None:
@@ -129,6 +139,8 @@ class BatchStream:
         self._labels = labels
         self._reference_quantiles = reference_quantiles
         self._unpaired = unpaired
+        self._augmenter = augmenter
+        self._phantoms = phantoms
         self._threads = threads
         self._prefetch_batches = prefetch_batches
 
@@ -150,13 +162,38 @@ class BatchStream:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _load(self, position: int) -> Batch:
-        entry = self._entries[self._order.at(position)]
-        single = _single(
-            self._reader, entry, self._window, self._views, self._volumes, self._labels, self._reference_quantiles
-        )
+        name, subject, read = self._sample(position)
+        if self._augmenter is None:
+            single = _single(
+                name, read, self._window, self._views, self._volumes, self._labels, self._reference_quantiles
+            )
+        else:
+            single = self._augmented(name, read, self._augmenter, position)
         if self._unpaired is None:
             return single
-        return replace(single, unpaired=self._unpaired.read(position, entry.subject, self._window))
+        return replace(single, unpaired=self._unpaired.read(position, subject, self._window))
+
+    def _sample(self, position: int) -> tuple[str, str, ReadArray]:
+        """Id, subject and arrays of the entry or phantom at a position."""
+        index = self._order.at(position)
+        stored = self._order.count - (self._phantoms.count if self._phantoms else 0)
+        if self._phantoms and index >= stored:
+            phantom = self._phantoms.at(self._order.epoch(position), index - stored)
+            return phantom.id, phantom.id, phantom.read
+        entry = self._entries[index % len(self._entries)]
+        return entry.id, entry.subject, partial(self._reader.read_array, entry)
+
+    def _augmented(self, name: str, read: ReadArray, augmenter: Augmenter, position: int) -> Batch:
+        """A new pair of the sample's volume, on the augmenter's device."""
+        labels = read("labels") if self._labels else None
+        hu, views, labels_of_pair = augmenter(read("volumes"), labels, self._order.epoch(position), position)
+        if self._reference_quantiles:
+            matched = [
+                match_histogram(image, reference)
+                for image, reference in zip(views[0].cpu().numpy(), self._reference_quantiles, strict=True)
+            ]
+            views = torch.from_numpy(np.stack(matched))[None].to(views.device)
+        return Batch(self._window.to_unit(hu) if self._volumes else None, views, (name,), labels_of_pair)
 
 
 def load_batch(
@@ -170,12 +207,17 @@ def load_batch(
     reference_quantiles: Sequence[Quantiles] = (),
 ) -> Batch:
     """A batch of the given samples; see `BatchStream` for the arguments."""
-    return _collate([_single(reader, entry, window, views, volumes, labels, reference_quantiles) for entry in entries])
+    return _collate(
+        [
+            _single(entry.id, partial(reader.read_array, entry), window, views, volumes, labels, reference_quantiles)
+            for entry in entries
+        ]
+    )
 
 
 def _single(
-    reader: SampleReader,
-    entry: Entry,
+    name: str,
+    read: ReadArray,
     window: Window,
     views: Sequence[int],
     volumes: bool,
@@ -186,19 +228,19 @@ def _single(
 
     Standardization is idempotent, so it does not change radiographs that are stored standardized.
     """
-    ground_truth = _volume(reader, entry, window) if volumes else None
-    stored = reader.read_array(entry, "radiographs")
+    ground_truth = _volume(read, window) if volumes else None
+    stored = read("radiographs")
     references: Sequence[Quantiles | None] = reference_quantiles or [None] * len(views)
     prepared = [
         standardize_and_match(stored[view], reference) for view, reference in zip(views, references, strict=True)
     ]
     images = torch.from_numpy(np.stack(prepared))
-    label_volume = torch.from_numpy(reader.read_array(entry, "labels"))[None, None] if labels else None
-    return Batch(ground_truth, images[None], (entry.id,), label_volume)
+    label_volume = torch.from_numpy(read("labels"))[None, None] if labels else None
+    return Batch(ground_truth, images[None], (name,), label_volume)
 
 
-def _volume(reader: SampleReader, entry: Entry, window: Window) -> Float[Tensor, "1 1 d h w"]:
-    return window.to_unit(torch.from_numpy(reader.read_array(entry, "volumes").astype(np.float32)))[None, None]
+def _volume(read: ReadArray, window: Window) -> Float[Tensor, "1 1 d h w"]:
+    return window.to_unit(torch.from_numpy(read("volumes").astype(np.float32)))[None, None]
 
 
 def _collate(singles: list[Batch]) -> Batch:

@@ -13,11 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from raylift import __version__
 from raylift.datasets.archive.archive import Archive
+from raylift.datasets.augmentation.pair import Augmenter, require_cone_beam
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import standardize
 from raylift.datasets.radiographs.histogram import ReferenceHistograms, mean_quantiles
 from raylift.datasets.serialization import to_plain
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
+from raylift.datasets.streaming.phantoms import StreamedPhantoms
 from raylift.datasets.streaming.stream import BatchStream, CachedReader, UnpairedVolumes
 from raylift.models.weights import Description
 from raylift.platform import model_store
@@ -28,14 +30,23 @@ MAX_REFERENCE_SAMPLES = 256
 changes little with more."""
 ALL_VIEWS = "all"
 """Value of `system.views` that selects every view of the archive, in its order."""
+CPU = torch.device("cpu")
 UNPAIRED = 1
 """Makes the seed of the order of unpaired volumes differ from the run's own."""
 
 
 def open_stream(
-    archive: Archive, run: RunConfig, description: Description, share: BatchPartition, samples_consumed: int = 0
+    archive: Archive,
+    run: RunConfig,
+    description: Description,
+    share: BatchPartition,
+    samples_consumed: int = 0,
+    device: torch.device = CPU,
 ) -> BatchStream:
-    """This worker's stream of batches, at the position after `samples_consumed` samples."""
+    """This worker's stream of batches, at the position after `samples_consumed` samples.
+
+    Augmented samples are computed on `device` and stay there.
+    """
     cache_bytes = int(run.data.cache_gib * 2**30)
     unpaired = None
     if run.data.unpaired:
@@ -45,11 +56,16 @@ def open_stream(
         entries = others.entries("train")
         seed = int(np.random.SeedSequence([run.train.seed, UNPAIRED]).generate_state(1)[0])
         unpaired = UnpairedVolumes(CachedReader(others, cache_bytes), entries, SampleOrder(len(entries), seed))
-    entries = archive.entries("train")
+    entries, data, seed = archive.entries("train"), run.data, run.train.seed
+    grid, geometry = archive.manifest.grid, archive.manifest.geometry
+    augmenter = None
+    if data.augmentation.enabled:
+        augmenter = Augmenter(data.augmentation, seed, grid, description.geometry, device)
+    phantoms = StreamedPhantoms(data.phantoms_per_epoch, seed, grid, geometry) if data.phantoms_per_epoch else None
     stream = BatchStream(
         CachedReader(archive, cache_bytes),
         entries,
-        SampleOrder(len(entries), run.train.seed),
+        SampleOrder(data.ct_weight * len(entries) + data.phantoms_per_epoch, seed),
         share,
         run.data.window,
         views=view_indices(archive, run),
@@ -57,8 +73,10 @@ def open_stream(
         labels=run.system.needs_labels,
         reference_quantiles=description.reference_quantiles,
         unpaired=unpaired,
-        threads=run.data.threads,
-        prefetch_batches=run.data.prefetch_batches,
+        augmenter=augmenter,
+        phantoms=phantoms,
+        threads=data.threads,
+        prefetch_batches=data.prefetch_batches,
     )
     stream.samples_consumed = samples_consumed
     return stream
@@ -186,6 +204,11 @@ def check(run: RunConfig) -> Archive:
             raise ConfigError(f"{others.url} has no sample in the train split: ingest more subjects")
     if run.data.match_histograms:
         histogram_source(archive, run)
+    if run.data.augmentation.enabled:
+        archive.require_volumes("data.augmentation")
+        require_cone_beam(archive.manifest.geometry)
+    if run.data.phantoms_per_epoch:
+        archive.require_volumes("data.phantoms_per_epoch")
     return archive
 
 

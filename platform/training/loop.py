@@ -72,7 +72,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
     description = replace(description, provenance={**description.provenance, "notes": list(objective.notes)})
     state, objective_engines = restore(resume_from, objective, run, device, reporter)
     share = BatchPartition(rank, world, run.train.batch_size, run.engine.gradient_accumulation_steps)
-    stream = open_stream(archive, run, description, share, state.samples_consumed)
+    stream = open_stream(archive, run, description, share, state.samples_consumed, device)
     reconstructing = next(iter(objective_engines.values()))
     validation = Validation(archive, run, description, rank, world, device)
     writer = TensorBoard(run_url, state.history) if rank == 0 else None

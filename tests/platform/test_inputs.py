@@ -24,6 +24,7 @@ from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.decoding import RadiographLimits, read
+from raylift.datasets.radiographs.histogram import quantiles
 from raylift.datasets.streaming.order import BatchPartition
 from raylift.models import weights
 from raylift.models.baselines import BackProjection
@@ -186,6 +187,130 @@ def test_paths_are_made_absolute(tiny: RunConfig, monkeypatch: pytest.MonkeyPatc
     run = with_absolute_paths(from_radiographs(tiny, archive="a", unpaired="b"))
     assert (run.data.archive, run.data.unpaired) == (str(tmp_path / "a"), str(tmp_path / "b"))
     assert with_absolute_paths(tiny).data.unpaired == ""
+
+
+# --- augmentation and phantoms ---
+
+
+def with_data(run: RunConfig, **data: Any) -> RunConfig:
+    """The run with augmentation and other settings of its data."""
+    augmentation = replace(run.data.augmentation, enabled=True)
+    return replace(run, data=replace(run.data, **{"augmentation": augmentation, **data}))
+
+
+def samples_of(run: RunConfig, workers: int, begin: int, steps: int) -> list[list[tuple[str, bytes, bytes, bytes]]]:
+    """Id, ground truth, radiographs and labels of every sample of each global batch, over all workers."""
+    archive = check(run)
+    description = describe(run, archive)
+    streams = [
+        iter(open_stream(archive, run, description, BatchPartition(k, workers, 4), begin)) for k in range(workers)
+    ]
+    found = []
+    for _ in range(steps):
+        batches = [batch for stream in streams for batch in next(stream)]
+        found.append(
+            [
+                (name, *(bytes(tensor[k].numpy()) for tensor in (batch.volume, batch.views, batch.labels)))
+                for batch in batches
+                for k, name in enumerate(batch.ids)
+            ]
+        )
+    return found
+
+
+def needing_labels(run: RunConfig) -> RunConfig:
+    system = run.system
+    assert isinstance(system, Composition)
+    return replace(run, system=replace(system, loss=replace(system.loss, lung=10.0)))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_augmented_samples_and_phantoms_are_bit_equal_on_any_number_of_ranks_and_after_resuming(
+    world: int, tiny: RunConfig, archive32: Path
+) -> None:
+    run = needing_labels(with_data(tiny, phantoms_per_epoch=4, ct_weight=2))
+    whole = samples_of(run, 1, 0, 5)
+    assert samples_of(run, world, 8, 3) == whole[2:]
+    assert len({volume for batch in whole for _, volume, _, _ in batch}) == 20, "a new pair at every position"
+    other = replace(run, train=replace(run.train, seed=1))
+    assert not {sample[1] for sample in samples_of(other, 1, 0, 1)[0]} & {sample[1] for sample in whole[0]}
+
+
+def test_an_epoch_has_every_ct_by_its_weight_and_new_phantoms_whose_seeds_no_archive_has(
+    tiny: RunConfig, archive32: Path
+) -> None:
+    run = replace(tiny, data=replace(tiny.data, phantoms_per_epoch=5, ct_weight=3))
+    archive = check(run)
+    entries = archive.entries("train")
+    length = 3 * len(entries) + 5
+    stream = iter(open_stream(archive, run, describe(run, archive), BatchPartition(0, 1, length)))
+    phantoms: list[set[str]] = []
+    for _ in range(2):
+        (batch,) = next(stream)
+        stored = [name for name in batch.ids if name in {entry.id for entry in entries}]
+        assert sorted(stored) == sorted([entry.id for entry in entries] * 3)
+        phantoms.append(set(batch.ids) - set(stored))
+    assert [len(names) for names in phantoms] == [5, 5]
+    assert not phantoms[0] & phantoms[1]
+    seeds = {int(name.removeprefix("phantom-")) for names in phantoms for name in names}
+    assert min(seeds) >= 2**32 > max(int(entry.record["phantom_seed"]) for entry in archive.entries())
+
+
+def test_a_phantom_of_the_stream_is_what_an_archive_would_hold_of_it(tiny: RunConfig, archive32: Path) -> None:
+    run = replace(tiny, data=replace(tiny.data, phantoms_per_epoch=50))
+    archive = check(run)
+    (batch,) = next(iter(open_stream(archive, run, describe(run, archive), BatchPartition(0, 1, 4))))
+    name = next(name for name in batch.ids if name.startswith("phantom-4"))
+    hu, _ = thorax(int(name.removeprefix("phantom-")), GRID)
+    index = batch.ids.index(name)
+    torch.testing.assert_close(batch.volume[index, 0].numpy(), run.data.window.to_unit(hu.astype(np.float32)))
+    expected = [standardize(image) for image in render_drrs(hu, GRID, archive.manifest.geometry)]
+    np.testing.assert_array_equal(batch.views[index], expected)
+
+
+def test_a_system_that_learns_from_radiographs_receives_augmented_ones_without_their_ct(
+    tiny: RunConfig, archive32: Path
+) -> None:
+    plain = from_radiographs(tiny, archive=archive32, unpaired=archive32)
+    both = []
+    for run in (plain, with_data(plain)):
+        archive = check(run)
+        (batch,) = next(iter(open_stream(archive, run, describe(run, archive), BatchPartition(0, 1, 4))))
+        assert batch.ground_truth is None
+        both.append(batch)
+    assert both[0].ids == both[1].ids
+    assert torch.equal(both[0].unpaired, both[1].unpaired)
+    assert not torch.allclose(both[0].views, both[1].views, atol=0.1)
+
+
+def test_augmented_radiographs_are_matched_to_the_histograms_of_the_model(tiny: RunConfig, archive32: Path) -> None:
+    run = with_data(matching(tiny))
+    archive = check(run)
+    description = describe(run, archive)
+    (batch,) = next(iter(open_stream(archive, run, description, BatchPartition(0, 1, 8))))
+    (unmatched,) = next(iter(open_stream(archive, with_data(tiny), describe(tiny, archive), BatchPartition(0, 1, 8))))
+    reference = np.array(description.reference_quantiles[0])
+    distances = [
+        np.mean([np.abs(quantiles(frontal) - reference).mean() for frontal in one.views[:, 0].numpy()])
+        for one in (batch, unmatched)
+    ]
+    assert distances[0] < 0.3 * distances[1]
+
+
+def test_augmentation_and_phantoms_need_ct_and_a_cone_beam(tiny: RunConfig, pairs32: Path, tmp_path: Path) -> None:
+    without_ct = from_radiographs(tiny, archive=pairs32)
+    for run, message in (
+        (with_data(without_ct), r"holds radiographs without CT, and data\.augmentation needs CT"),
+        (
+            replace(without_ct, data=replace(without_ct.data, phantoms_per_epoch=1)),
+            r"holds radiographs without CT, and data\.phantoms_per_epoch needs CT",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check(run)
+    ingest_phantoms(str(tmp_path), GRID, parallel(GRID), count=4, seed=0)
+    with pytest.raises(ConfigError, match="augmentation projects cone beams only, and this geometry is parallel"):
+        check(with_data(tiny, archive=str(tmp_path)))
 
 
 # --- histograms ---

@@ -8,20 +8,25 @@ import torch
 
 from raylift.datasets.augmentation.pair import Augmentation, GeometryJitter, augment, standardize_batch
 from raylift.datasets.augmentation.radiograph import AcquisitionParameters, RadiographAugmentation, simulate_acquisition
-from raylift.datasets.augmentation.volume import VolumeAugmentation
+from raylift.datasets.augmentation.volume import VolumeAugmentation, deform, deform_labels
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest, parallel
 from raylift.datasets.intensity import HU_MIN, hu_to_attenuation, standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project
+from raylift.datasets.segmentation import Label
 
 GRID = Grid(32, 10.0)
 GEOMETRY = chest(GRID)
 NONE = Augmentation(
-    VolumeAugmentation(probability=0), GeometryJitter(probability=0), RadiographAugmentation(probability=0)
+    volume=VolumeAugmentation(probability=0),
+    geometry=GeometryJitter(probability=0),
+    radiograph=RadiographAugmentation(probability=0),
 )
 FULL = Augmentation(
-    VolumeAugmentation(probability=1), GeometryJitter(probability=1), RadiographAugmentation(probability=1)
+    volume=VolumeAugmentation(probability=1),
+    geometry=GeometryJitter(probability=1),
+    radiograph=RadiographAugmentation(probability=1),
 )
 
 
@@ -76,6 +81,26 @@ def test_a_shift_moves_the_body_the_way_it_says(source):
     after, _ = augment(source, 8.0, GRID, [moved])
     # The result at w takes the source at w + 20 mm, two voxels of 10 mm to the left of the patient.
     torch.testing.assert_close(after[..., :-2], before[..., 2:], atol=1.0, rtol=0)
+
+
+def test_labels_move_with_their_volume():
+    hu, labels = (torch.from_numpy(array)[None, None] for array in thorax(3, GRID))
+    hu = hu.float()
+    same = NONE.sample(0, 0, 0, GEOMETRY).deformation
+    assert torch.equal(deform_labels(labels, 10.0, GRID, [same]), labels)
+    moved = FULL.sample(0, 0, 1, GEOMETRY).deformation
+    lung = deform_labels(labels, 10.0, GRID, [moved]) == Label.LUNG
+    inside = deform(hu, 10.0, GRID, [replace(moved, tone=np.array([1.0, 0.0, 1.0]))])[lung]
+    # Boundary voxels contain both tissues.
+    assert ((inside < -400).float().mean()) > 0.85
+    assert (hu[lung] < -400).float().mean() < 0.85
+
+
+def test_beyond_the_source_its_outermost_voxels_continue():
+    hu = torch.full((1, 1, 32, 32, 32), 40.0)
+    parameters = FULL.sample(0, 0, 1, GEOMETRY).deformation
+    result = deform(hu, 10.0, GRID, [replace(parameters, tone=np.array([1.0, 0.0, 1.0]))])
+    torch.testing.assert_close(result, hu)
 
 
 @pytest.mark.parametrize(
