@@ -72,7 +72,7 @@ def reconstruction_sheet(frontal: Path, lateral: Path, path: Path, seed: int = 1
     hu, _ = thorax(seed, grid)
     inputs = [prepare_radiographs(images, description), np.stack(standardized_drrs(hu, grid, description.geometry))]
     made = [description.window.to_hu(model.network(torch.from_numpy(views)[None]))[0, 0].numpy() for views in inputs]
-    shown = [read_file(file, view=name) for name, file in files.items()]
+    shown = [read_file(file, view=name).pixels for name, file in files.items()]
     rows = [("real radiographs", shown, made[0]), ("DRRs of a phantom", inputs[1], made[1]), ("its CT", [], hu)]
     low, high = LUNG_AND_TISSUE_HU
     figure, axes = plt.subplots(3, 5, figsize=(11, 7.1), facecolor="black")

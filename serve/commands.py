@@ -119,6 +119,8 @@ def _load(
 ) -> Float32[np.ndarray, "_ _"]:
     """The image in the orientation of the model's DRRs; prints whether it was mirrored or is ambiguous."""
     loaded = load_radiograph(path, pose, invert=invert, flip=flip, patient_facing=patient_facing)
+    if loaded.notes:
+        print(f"{pose.name}: {'; '.join(loaded.notes)}")
     if not loaded.is_clear:
         print(
             f"{pose.name}: cannot detect which edge the patient faces; assuming {expected_patient_facing(pose)}: "

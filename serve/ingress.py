@@ -19,7 +19,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from raylift.datasets.radiographs.decoding import RadiographLimits
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.generative import SamplingConfig
 from raylift.models.weights import Description
 from raylift.serve.api import routes

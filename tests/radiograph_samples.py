@@ -75,3 +75,15 @@ def disturbed(image: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     yield "hard", image**2
     yield "moved", np.pad(image, ((0, 0), (columns // 20, 0)), mode="edge")[:, :columns]
     yield "turned", ndimage.rotate(image, 7, reshape=False, order=1)
+
+
+def scaled(image: np.ndarray) -> np.ndarray:
+    """The image with its values mapped to 0 to 1."""
+    return (image - image.min()) / np.ptp(image)
+
+
+def code(value: str, scheme: str, meaning: str) -> Dataset:
+    """An item of a sequence of coded concepts."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return item

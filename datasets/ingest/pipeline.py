@@ -15,6 +15,7 @@ from raylift.datasets.archive.store import Folder
 from raylift.datasets.archive.writer import ArchiveWriter
 from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile
 from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.radiographs.pairing import LeftOut
 from raylift.datasets.sources import Source
 
 Progress = Callable[[int, int, str], None]
@@ -38,6 +39,8 @@ class IngestReport:
     """Subjects or studies skipped for several radiographs of a view, where exact pairs are required."""
     missing_files: list[str] = field(default_factory=list)
     """Files in a table of pairs that do not exist."""
+    left_out: list[LeftOut] = field(default_factory=list)
+    """Radiographs and other files that are in no pair, with the reason."""
 
     def summary(self) -> str:
         """The report in one line."""

@@ -20,7 +20,8 @@ from raylift.datasets.errors import ConfigError, RefusedFile
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.ingest.pipeline import IngestReport, Progress, add_samples, open_writer, subject_of
 from raylift.datasets.radiographs import folder_search, pair_table
-from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits
+from raylift.datasets.radiographs.decoding import Inversion
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import PatientFacingOption
 from raylift.datasets.radiographs.pairing import RadiographPair
 from raylift.datasets.radiographs.preparation import load_radiograph, prepare
@@ -85,6 +86,7 @@ def ingest_radiographs(
         single_view=found.single_view,
         ambiguous=found.ambiguous,
         missing_files=found.missing_files,
+        left_out=found.left_out,
     )
 
     def make(pair: RadiographPair, sha256: str) -> tuple[Entry, RadiographSample]:
@@ -95,6 +97,11 @@ def ingest_radiographs(
         for view in geometry.views:
             path = paths[view.name]
             loaded = load_radiograph(path, view, limits=limits, invert=invert, patient_facing=facing)
+            if not loaded.is_chest:
+                raise RefusedFile(
+                    f"{path}: it does not look like a {view.name} radiograph of a chest: leave it out, or correct its "
+                    "view and brightness"
+                )
             if not loaded.is_clear:
                 raise RefusedFile(
                     f"{path}: the patient orientation is not clear: "

@@ -1,9 +1,9 @@
 """Pairs of radiographs in folders: DICOM files by study, others by words in their paths.
 
-The view of a DICOM file is its ViewPosition if that is a frontal or lateral one. Otherwise it is the word frontal, pa
-or ap, or lateral or lat, in its name or in a folder below the searched one. Files whose paths are equal without these
-words belong together: `anna_pa.png` and `anna_lat.png`, `7/frontal.jpg` and `7/lateral.jpg`, `frontal/7.png` and
-`lateral/7.png`.
+The view of a DICOM file is that of its header, see `dicom_view`. Otherwise it is the word frontal, pa or ap, or lateral
+or lat, in its name or in a folder below the searched one. Files whose paths are equal without these words, and without
+CheXpert's `view1`, belong together: `anna_pa.png` and `anna_lat.png`, `7/frontal.jpg` and `7/lateral.jpg`,
+`frontal/7.png` and `lateral/7.png`, `study1/view1_frontal.jpg` and `study1/view2_lateral.jpg`.
 """
 
 from __future__ import annotations
@@ -13,28 +13,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pydicom
+from pydicom.uid import MediaStorageDirectoryStorage
 
+from raylift.datasets import dicom
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.radiographs.pairing import FoundPairs, PairCandidates, ViewName, select_pairs
-from raylift.datasets.scans import dicom_series
+from raylift.datasets.radiographs.dicom_view import described_view, view_of
+from raylift.datasets.radiographs.pairing import FoundPairs, LeftOut, PairCandidates, ViewName, select_pairs
 from raylift.datasets.sources import pseudonym, walk
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 WORDS: dict[str, ViewName] = {
     "frontal": "frontal", "pa": "frontal", "ap": "frontal", "lateral": "lateral", "lat": "lateral",
 }  # fmt: skip
-POSITIONS: dict[str, ViewName] = {"PA": "frontal", "AP": "frontal", "LL": "lateral", "RL": "lateral"}
-"""DICOM's defined terms of ViewPosition; decubitus and oblique views are not used."""
+NUMBERED = re.compile(r"view\d*", re.IGNORECASE)
+"""Numbers of the images of a study in CheXpert."""
+MASK = re.compile(
+    r"(?:^|[^A-Za-z])(?:mask|masks|seg|segmentation|segmentations|labelmap)(?:[^A-Za-z]|$)", re.IGNORECASE
+)
+"""Names of files that are segmentations of radiographs."""
+HEADER_BYTES = 2**20
+PIXEL_DATA = 0x7FE0_0000
 
 
 def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
     """All pairs under the given files and folders."""
     groups: dict[tuple[str, ...], PairCandidates] = {}
     refused: list[RefusedFile] = []
-    skipped = 0
+    left_out: list[LeftOut] = []
     for path, searched in walk(paths, refused):
         try:
-            header = None if path.suffix.lower() in SUFFIXES else dicom_series.header(path)
+            header = None if path.suffix.lower() in SUFFIXES else _header(path)
         except RefusedFile as error:
             refused.append(error)
             continue
@@ -42,17 +50,46 @@ def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
             # One unreadable file must not end the search, and on a damaged one pydicom raises any exception.
             refused.append(RefusedFile(f"{path}: cannot be read: {error!r}"))
             continue
-        view, rest = view_from_path(path, paths)
-        if header is not None:
-            view = POSITIONS.get(str(header.get("ViewPosition") or "").upper(), view)
-        if view is None or (header is None and path.suffix.lower() not in SUFFIXES):
-            skipped += searched
-            if not searched:
-                refused.append(RefusedFile(f"{path}: no radiograph of a known view: name it frontal or lateral"))
+        view, rest, reason = _view(path, paths, header)
+        if view is None:
+            if searched:
+                left_out.append(LeftOut(path, reason))
+            else:
+                refused.append(RefusedFile(f"{path}: no radiograph of a known view: {reason}"))
             continue
         key, group = _of_study(path, header) if header is not None else _of_name(path, rest)
         groups.setdefault(key, group).add(view, path)
-    return select_pairs(groups.values(), exact, refused, skipped)
+    return select_pairs(groups.values(), exact, refused, len(left_out), left_out)
+
+
+def _view(
+    path: Path, roots: Sequence[Path], header: pydicom.Dataset | None
+) -> tuple[ViewName | None, tuple[str, ...], str]:
+    """The view of a file, its path without words of views, and the reason where it has none."""
+    view, rest = view_from_path(path, roots)
+    if header is not None:
+        tagged, reason = view_of(header)
+        if tagged or reason:
+            return tagged, rest, reason
+        view = view or described_view(header)
+    elif path.suffix.lower() not in SUFFIXES:
+        return None, rest, "not DICOM, PNG, JPEG, TIFF or BMP"
+    elif MASK.search("/".join(rest[1:])):
+        return None, rest, "a segmentation by its name"
+    return view, rest, "name it frontal or lateral"
+
+
+def _header(path: Path) -> pydicom.Dataset | None:
+    """The header of a DICOM image up to its pixels; None for other files and for DICOMDIR.
+
+    Raises:
+        RefusedFile: see `dicom.parse`. On a damaged file pydicom may raise any exception.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEADER_BYTES)
+    if not dicom.is_dicom(head) or dicom.meta(head).get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        return None
+    return dicom.parse(head, str(path), until=PIXEL_DATA)
 
 
 def view_from_path(path: Path, roots: Sequence[Path]) -> tuple[ViewName | None, tuple[str, ...]]:
@@ -62,16 +99,17 @@ def view_from_path(path: Path, roots: Sequence[Path]) -> tuple[ViewName | None, 
     for part in path.relative_to(root).with_suffix("").parts:
         words = re.split(r"([^A-Za-z0-9]+)", part)
         views |= {WORDS[word.lower()] for word in words if word.lower() in WORDS}
-        left = "".join(word for word in words if word.lower() not in WORDS)
+        left = "".join(word for word in words if word.lower() not in WORDS and not NUMBERED.fullmatch(word))
         rest.append(re.sub(r"([^A-Za-z0-9])[^A-Za-z0-9]+", r"\1", left).strip(" -_."))
     return (views.pop() if len(views) == 1 else None), (str(root), *rest)
 
 
 def _of_name(path: Path, rest: tuple[str, ...]) -> tuple[tuple[str, ...], PairCandidates]:
-    return ("name", *rest), PairCandidates("-".join(filter(None, rest[1:])) or path.parent.name)
+    subject = "-".join(filter(None, rest[1:])) or path.parent.name
+    return ("name", *rest), PairCandidates(subject, key=str(path.parent))
 
 
 def _of_study(path: Path, header: pydicom.Dataset) -> tuple[tuple[str, ...], PairCandidates]:
     study = str(header.get("StudyInstanceUID") or path.parent)
     patient = str(header.get("PatientID") or study)
-    return ("study", study), PairCandidates(pseudonym(patient), is_dicom=True)
+    return ("study", study), PairCandidates(pseudonym(patient), is_dicom=True, key=f"study {study}")

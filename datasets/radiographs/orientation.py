@@ -1,4 +1,7 @@
-"""Patient orientation in lateral radiographs: detected in the image or given, and matched to the model's view.
+"""Patient orientation of radiographs: by PatientOrientation, or in laterals detected or given; matched to the view.
+
+PatientOrientation of a DICOM file determines how the image must be rotated and mirrored for a view of any pose. Without
+it an image must be upright, and the orientation of a lateral is detected.
 
 In the lower chest the heart lies anterior and lung posterior to it; higher up the retrosternal space is lung and the
 spine lies posterior. So anterior to the middle an image is darker above and brighter below than posterior to it. The
@@ -19,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Float32
 
+from raylift.datasets.errors import RefusedFile
 from raylift.datasets.geometry import View
 from raylift.datasets.intensity import standardize
 from raylift.datasets.radiographs.borders import crop_uniform_margin
@@ -35,6 +39,10 @@ BODY_THRESHOLD = 0.2
 RETROSTERNAL = slice(8, 19), slice(4, 11)
 HEART = slice(17, 25), slice(9, 15)
 """Rows from the top and columns from the anterior edge of the body, of 32."""
+DIRECTIONS = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
+"""DICOM's letters of PatientOrientation in the patient frame."""
+MIN_ALIGNMENT = 0.6
+"""Smallest cosine of a direction in PatientOrientation and the axis of the view that it belongs to."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,17 @@ class OrientedRadiograph:
     """Whether the image was mirrored to match its view."""
     is_clear: bool = True
     """False if detection was requested and the image does not show the orientation clearly; it is not mirrored then."""
+    is_chest: bool = True
+    """False if a frontal or lateral image does not look like a chest."""
+    notes: tuple[str, ...] = ()
+    """What was changed or ignored in reading the file, each with the attribute that was the reason."""
 
     def record(self) -> dict[str, Any]:
-        """What an archive stores of it; empty where there is no patient orientation."""
+        """What an archive stores of it; empty where nothing was changed and there is no patient orientation."""
+        notes = {"notes": list(self.notes)} if self.notes else {}
         if self.patient_facing is None:
-            return {}
-        return {
+            return notes
+        return notes | {
             "patient_facing": self.patient_facing,
             "patient_facing_detected": self.detected,
             "mirrored": self.mirrored,
@@ -84,10 +97,59 @@ def orient(
     return OrientedRadiograph(oriented, found, detected, mirrored)
 
 
+def orient_by_tag(
+    image: Float32[np.ndarray, "rows columns"], letters: tuple[str, str], view: View, name: str, *, mirror: bool = True
+) -> OrientedRadiograph:
+    """Rotate and mirror an image from its PatientOrientation to the axes of a view.
+
+    Args:
+        image: as stored in the file.
+        letters: directions of the patient along rows and down columns, as ('L', 'F').
+        view: the pose whose DRRs the image must match.
+        name: name of the file in messages.
+        mirror: whether to mirror; otherwise the image is only rotated upright.
+
+    Raises:
+        RefusedFile: the directions are not those of an image of the view.
+    """
+    row, column = map(_direction, letters)
+    axes, tag = view.axes(), f"PatientOrientation {letters[0]}\\{letters[1]}"
+    best, turns, mirrored = -1.0, 0, False
+    for quarter in range(4):
+        # A quarter turn to the left: what ran down the columns runs along the rows.
+        for side in (1, -1):
+            fit = min(side * float(row @ axes[0]), float(column @ axes[1]))
+            if fit > best:
+                best, turns, mirrored = fit, quarter, side < 0
+        row, column = column, -row
+    if best < MIN_ALIGNMENT:
+        raise RefusedFile(
+            f"{name}: {tag} is not that of a {view.name} view: give the radiograph of that view, or correct the tag"
+        )
+    expected = expected_patient_facing(view)
+    other: PatientFacing = "right" if expected == "left" else "left"
+    mirrors = mirrored and mirror
+    notes = [f"rotated by {90 * turns} degrees ({tag})"] * (turns > 0) + [f"mirrored ({tag})"] * mirrors
+    turned = np.rot90(image, turns)
+    return OrientedRadiograph(
+        np.ascontiguousarray(turned[:, ::-1] if mirrors else turned),
+        None if expected is None else other if mirrored else expected,
+        mirrored=mirrors,
+        notes=tuple(notes),
+    )
+
+
+def _direction(letters: str) -> Float[np.ndarray, " 3"]:
+    """Unit vector of a direction of one to three letters, of which the first is the principal one."""
+    vector = np.sum([np.array(DIRECTIONS[letter]) * 0.5**k for k, letter in enumerate(letters)], axis=0)
+    unit: Float[np.ndarray, " 3"] = vector / max(float(np.linalg.norm(vector)), 1e-9)
+    return unit
+
+
 def patient_facing_score(image: Float32[np.ndarray, "rows columns"]) -> float:
     """Score of a bone-bright lateral image: positive if the patient faces left, negative if right, in [-2, 2]."""
     step = max(1, max(image.shape) // 512)
-    body = _resample_body(crop_uniform_margin(standardize(image[::step, ::step])))
+    body = resample_body(crop_uniform_margin(standardize(image[::step, ::step])))
     mirrored = body[:, ::-1]
     posterior, anterior = mirrored[RETROSTERNAL].mean(), body[RETROSTERNAL].mean()
     return float(posterior - anterior + body[HEART].mean() - mirrored[HEART].mean())
@@ -109,7 +171,7 @@ def expected_patient_facing(view: View) -> PatientFacing | None:
     return "left" if view.axes()[0, 1] > 0 else "right"
 
 
-def _resample_body(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "32 32"]:
+def resample_body(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "32 32"]:
     """Mean of each of 32 bands of rows, resampled between the body's edges to 32 columns; zeros without a body."""
     resampled = np.zeros((ROWS, COLUMNS))
     edges = np.linspace(0, len(image), ROWS + 1).astype(int)

@@ -1,8 +1,10 @@
-"""Pairs of radiographs listed in a CSV: the user's own, or `indiana_projections.csv` of Indiana University.
+"""Pairs of radiographs listed in a CSV: the user's own, that of Indiana University, or that of MIMIC-CXR.
 
 The user's own has the columns subject, frontal and lateral and optionally patient_facing (left, right or auto).
 `indiana_projections.csv` has the columns uid, filename and projection, one row per image: of its 3,851 patients 3,388
 have at least one frontal and one lateral image, and 3,194 exactly one of each.
+`mimic-cxr-2.0.0-metadata.csv` has the columns dicom_id, subject_id, study_id and ViewPosition; files are named by the
+first.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from typing import get_args
 
 from raylift.datasets.csv_file import read_rows
 from raylift.datasets.errors import ConfigError, RefusedFile
+from raylift.datasets.radiographs.dicom_view import view_in_words
 from raylift.datasets.radiographs.orientation import PatientFacingOption
-from raylift.datasets.radiographs.pairing import FoundPairs, PairCandidates, ViewName, select_pairs
+from raylift.datasets.radiographs.pairing import FoundPairs, LeftOut, PairCandidates, ViewName, select_pairs
 from raylift.datasets.sources import walk
 
 INDIANA = re.compile(
@@ -39,8 +42,12 @@ def read_pairs(table: Path, paths: Sequence[Path], *, exact: bool = False) -> Fo
         return select_pairs(_by_projection(table, rows, files), exact, refused)
     if {"subject", "frontal", "lateral"} <= set(columns):
         return select_pairs(_by_row(table, rows, [table.parent, *paths], files), exact, refused)
+    if {"dicom_id", "subject_id", "study_id", "ViewPosition"} <= set(columns):
+        groups, left_out = _by_study(rows, files)
+        return select_pairs(groups, exact, refused, len(left_out), left_out)
     raise ConfigError(
-        f"{table}: columns {columns}; required are subject, frontal and lateral, or uid, filename and projection"
+        f"{table}: columns {columns}; required are subject, frontal and lateral, or uid, filename and projection, or "
+        "dicom_id, subject_id, study_id and ViewPosition"
     )
 
 
@@ -66,6 +73,27 @@ def _by_projection(table: Path, rows: Iterable[Mapping[str, str]], files: Iterab
         else:
             group.add("frontal" if view == "frontal" else "lateral", image)
     return list(groups.values())
+
+
+def _by_study(rows: Iterable[Mapping[str, str]], files: Iterable[Path]) -> tuple[list[PairCandidates], list[LeftOut]]:
+    """MIMIC's images by study; images that are not under the searched folders are not counted as missing."""
+    by_stem = {path.stem: path for path in files}
+    groups: dict[str, PairCandidates] = {}
+    left_out = []
+    for row in rows:
+        path = by_stem.get(row["dicom_id"])
+        if path is None:
+            continue
+        study = row["study_id"]
+        group = groups.setdefault(study, PairCandidates(f"mimic-{row['subject_id']}", key=f"study {study}"))
+        view = view_in_words(row["ViewPosition"])
+        if view is None:
+            left_out.append(
+                LeftOut(path, f"ViewPosition {row['ViewPosition'] or 'empty'}: neither frontal nor lateral")
+            )
+        else:
+            group.add(view, path)
+    return [group for group in groups.values() if group.frontal or group.lateral], left_out
 
 
 def _by_row(

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.radiographs.orientation import PatientFacingOption
 from raylift.datasets.sources import Source
 
 ViewName = Literal["frontal", "lateral"]
+
+
+class LeftOut(NamedTuple):
+    """A file that became no part of a sample."""
+
+    file: Path
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class PairCandidates:
     """Files in a table of pairs that do not exist."""
     patient_facing: PatientFacingOption = "auto"
     is_dicom: bool = False
+    key: str = ""
+    """The study or path, in messages."""
 
     def add(self, view: ViewName, path: Path) -> None:
         """Add a radiograph of a view."""
@@ -54,24 +63,37 @@ class FoundPairs:
     """Subjects or studies skipped for several radiographs of a view, where exact pairs are required."""
     missing_files: list[str] = field(default_factory=list)
     """Files in a table of pairs that do not exist."""
+    left_out: list[LeftOut] = field(default_factory=list)
+    """Every file in a searched folder or table that is in no pair."""
 
 
 def select_pairs(
-    groups: Iterable[PairCandidates], exact: bool, refused: list[RefusedFile], skipped: int = 0
+    groups: Iterable[PairCandidates],
+    exact: bool,
+    refused: list[RefusedFile],
+    skipped: int = 0,
+    left_out: Iterable[LeftOut] = (),
 ) -> FoundPairs:
     """The first frontal and the first lateral radiograph of each group; with `exact` only groups with one of each."""
     sources, single_view, ambiguous = [], 0, 0
-    missing = []
+    missing, unused = [], list(left_out)
     for group in groups:
         missing += group.missing
         several = len(group.frontal) + len(group.lateral) + len(group.missing) > 2
         if exact and several and group.frontal and group.lateral:
             ambiguous += 1
+            reason = f"one of {len(group.frontal)} frontal and {len(group.lateral)} lateral images of a study"
+            unused += [LeftOut(path, reason) for path in (*group.frontal, *group.lateral)]
         elif group.frontal and group.lateral:
             files = (group.frontal[0], group.lateral[0])
             name = " + ".join(path.name for path in files)
             sources.append(RadiographPair(name, group.subject, files, group.is_dicom, group.patient_facing))
-        elif not group.missing:
-            single_view += 1
+            for view, paths in (("frontal", group.frontal), ("lateral", group.lateral)):
+                unused += [LeftOut(path, f"{paths[0].name} is the {view} image of the study") for path in paths[1:]]
+        else:
+            single_view += not group.missing
+            other = "lateral" if group.frontal else "frontal"
+            where = " and ".join(filter(None, (group.key, ", ".join(group.missing)))) or group.subject
+            unused += [LeftOut(path, f"no {other} image of {where}") for path in (*group.frontal, *group.lateral)]
     ordered = sorted(sources, key=lambda pair: (pair.subject, pair.name))
-    return FoundPairs(ordered, refused, skipped, single_view, ambiguous, missing)
+    return FoundPairs(ordered, refused, skipped, single_view, ambiguous, missing, sorted(unused))

@@ -6,6 +6,7 @@ the same pixels from the same file, bit for bit.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,16 @@ from raylift.datasets.geometry import View
 from raylift.datasets.intensity import standardize
 from raylift.datasets.radiographs.annotations import remove_annotations
 from raylift.datasets.radiographs.borders import crop_bright_border
+from raylift.datasets.radiographs.chest import is_chest
 from raylift.datasets.radiographs.decoding import (
     DEFAULT_RADIOGRAPH_LIMITS,
     Inversion,
-    RadiographLimits,
     read,
     read_file,
 )
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.histogram import Quantiles, standardize_and_match
-from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption, orient
+from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption, orient, orient_by_tag
 
 
 def load_radiograph(
@@ -44,17 +46,28 @@ def load_radiograph(
         view: the pose that the image must match.
         limits: largest file and image accepted.
         invert: see `decoding.read`.
-        flip: mirror left and right before orientation.
-        patient_facing: see `orientation.orient`.
+        flip: mirror left and right, after PatientOrientation was applied.
+        patient_facing: see `orientation.orient`; left or right are the edge in the file and override
+            PatientOrientation, by which the image is then only rotated upright.
 
     Raises:
         RefusedFile: not a supported image, outside the limits, or constant.
     """
     if isinstance(source, bytes):
-        image = read(source, view.name, limits, view=view.name, invert=invert, flip=flip)
+        name, decoded = view.name, read(source, view.name, limits, view=view.name, invert=invert)
     else:
-        image = read_file(source, limits, view=view.name, invert=invert, flip=flip)
-    return orient(image, view, patient_facing)
+        name, decoded = str(source), read_file(source, limits, view=view.name, invert=invert)
+    if decoded.patient_orientation is None:
+        upright = OrientedRadiograph(decoded.pixels)
+    else:
+        is_given = patient_facing in ("left", "right") and view.is_lateral
+        upright = orient_by_tag(decoded.pixels, decoded.patient_orientation, view, name, mirror=not is_given)
+    image = np.ascontiguousarray(upright.image[:, ::-1]) if flip else upright.image
+    is_oriented = decoded.patient_orientation is not None and patient_facing == "auto"
+    oriented = replace(upright, image=image) if is_oriented else orient(image, view, patient_facing)
+    is_shown = is_chest(image, view.name)
+    notes = decoded.notes + upright.notes + (() if is_shown else (f"it does not look like a {view.name} chest",))
+    return replace(oriented, is_chest=is_shown, notes=notes)
 
 
 def prepare(

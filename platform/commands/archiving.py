@@ -11,10 +11,12 @@ import tyro
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import Split, read_assignments
 from raylift.datasets.archive.store import absolute
+from raylift.datasets.csv_file import write_rows
 from raylift.datasets.errors import NoArchive
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.geometry_options import geometry_of, parse_views
-from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits
+from raylift.datasets.radiographs.decoding import Inversion
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import PatientFacingOption
 from raylift.datasets.scans.header_checks import ScanLimits
 from raylift.platform.progress import progress_bar
@@ -124,18 +126,23 @@ def ingest(arguments: list[str]) -> int:
 class IngestXrayOptions(SourceOptions):
     """Add pairs of a frontal and a lateral radiograph (PNG, JPEG, TIFF, BMP, DICOM) to an archive without CT.
 
-    Without a table, DICOM files are paired by study and ViewPosition, others by the words frontal, pa or ap and lateral
-    or lat in their names.
+    Without a table, DICOM files are paired by study and the view in their headers, others by the words frontal, pa or
+    ap and lateral or lat in their names.
     """
 
     pairs: Path | None = None
-    """CSV with columns subject, frontal, lateral and optionally patient_facing, or indiana_projections.csv."""
+    """CSV with columns subject, frontal, lateral and optionally patient_facing, or indiana_projections.csv, or
+    mimic-cxr-2.0.0-metadata.csv."""
     exact: bool = False
     """Skip subjects with more than one radiograph of a view; otherwise the first of each is used."""
     patient_facing: PatientFacingOption = "auto"
     """Edge that the patients of the lateral radiographs face; auto detects it and refuses images that are unclear."""
     invert: Inversion = "auto"
     """Whether to invert images in which bone is dark."""
+    verbose: bool = False
+    """Print every file that is in no pair, with the reason."""
+    left_out: Path | None = None
+    """CSV to write, with the columns file and reason: every file that is in no pair or was refused."""
     limits: RadiographLimits = field(default_factory=RadiographLimits)
     samples_per_shard: int = 64
     """Pairs in a shard; each full shard is published at once."""
@@ -165,6 +172,13 @@ def ingest_xray(arguments: list[str]) -> int:
             samples_per_shard=options.samples_per_shard,
             progress=bar.update,
         )
+    if options.verbose:
+        for path, reason in outcome.left_out:
+            print(f"left out: {path}: {reason}")
+    if options.left_out:
+        # A refusal begins with its file.
+        refused = [str(refusal).partition(": ")[::2] for refusal in outcome.refused]
+        write_rows(options.left_out, ("file", "reason"), [*outcome.left_out, *refused])
     return _report(options.archive, outcome)
 
 

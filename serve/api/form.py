@@ -9,14 +9,13 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 from fastapi import HTTPException, Request, UploadFile
-from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from raylift.datasets.geometry import MAX_VIEWS, View
-from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits
-from raylift.datasets.radiographs.orientation import PatientFacingOption, expected_patient_facing
+from raylift.datasets.radiographs.decoding import Inversion
+from raylift.datasets.radiographs.gray_image import RadiographLimits
+from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption, expected_patient_facing
 from raylift.datasets.radiographs.preparation import load_radiograph
 from raylift.serve.view_text import guidance
 
@@ -48,9 +47,7 @@ class ReconstructionForm(BaseModel):
         """Whether the standard deviation over samples is returned too."""
         return bool(getattr(self, "return_std", "false") == "true")
 
-    async def radiographs(
-        self, poses: Sequence[View], limits: RadiographLimits
-    ) -> dict[str, Float32[np.ndarray, "_ _"]]:
+    async def radiographs(self, poses: Sequence[View], limits: RadiographLimits) -> dict[str, OrientedRadiograph]:
         """The decoded images by view, bone bright, in the orientation of the model's DRRs.
 
         Raises:
@@ -68,12 +65,11 @@ class ReconstructionForm(BaseModel):
             images[pose.name] = await asyncio.to_thread(self._decode, data, pose, getattr(self, f"flip_{k}"), limits)
         return images
 
-    def _decode(self, data: bytes, pose: View, flip: str, limits: RadiographLimits) -> Float32[np.ndarray, "_ _"]:
+    def _decode(self, data: bytes, pose: View, flip: str, limits: RadiographLimits) -> OrientedRadiograph:
         patient_facing: PatientFacingOption | None = "auto" if flip == "auto" else None
-        loaded = load_radiograph(
+        return load_radiograph(
             data, pose, limits=limits, invert=self.invert, flip=flip == "true", patient_facing=patient_facing
         )
-        return loaded.image
 
 
 def form_model(poses: Sequence[View], max_samples: int) -> type[ReconstructionForm]:

@@ -3,6 +3,7 @@
 # FastAPI resolves annotations at run time and the form's type is local to `build`, so they are not postponed here.
 import asyncio
 import io
+import json
 import uuid
 import zipfile
 from typing import Annotated
@@ -12,7 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
 from raylift import __version__
-from raylift.datasets.radiographs.decoding import RadiographLimits
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.generative import SamplerName
 from raylift.serve.api import reference
 from raylift.serve.api.errors import handle_errors
@@ -25,6 +26,8 @@ MAX_CONCURRENT_DECODES = 4
 """Requests whose decoded images are in memory; the uploads of the others wait on disk."""
 RESIDUALS = {"X-Raylift-Residual-Before": "before", "X-Raylift-Residual-After": "after"}
 """Headers with the reprojection residuals before and after the data-consistency fit."""
+NOTES = "X-Raylift-Notes"
+"""Header with what was changed or ignored in reading the files, by view, as JSON; absent if nothing was."""
 STD_RESPONSE = "; with return_std a zip of the mean and the standard deviation over samples (-std.nii.gz), in HU"
 
 
@@ -138,9 +141,11 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
         """Reconstruct a volume from one radiograph of each view (DICOM, PNG, JPEG, TIFF or BMP)."""
         form: ReconstructionForm = fields
         async with decodes:
-            images = await form.radiographs(poses, limits)
+            loaded = await form.radiographs(poses, limits)
+            images = {view: one.image for view, one in loaded.items()}
+            notes = {view: one.notes for view, one in loaded.items() if one.notes}
             prepared = await asyncio.to_thread(prepare_radiographs, images, backend.description)
-            del images
+            del loaded, images
         result = await backend.reconstruct(prepared, form.sample_count)
         name = f"reconstruction-{uuid.uuid4().hex[:8]}"
         if form.include_std:
@@ -148,6 +153,8 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
         else:
             body, kind, suffix = await asyncio.to_thread(backend.nifti, result.hu), "application/gzip", ".nii.gz"
         headers = {"Content-Disposition": f'attachment; filename="{name}{suffix}"', "X-Raylift-Model": backend.sha256}
+        if notes:
+            headers[NOTES] = json.dumps(notes)
         for place, header in enumerate(RESIDUALS) if result.residuals else ():
             # A dictionary of RFC 8941, whose keys are in lower case: frontal=0.0812, lateral=0.0675.
             headers[header] = ", ".join(f"{view.lower()}={pair[place]:.4f}" for view, pair in result.residuals.items())
@@ -168,7 +175,10 @@ def _zip(result: HUVolume, name: str, backend: Backend) -> bytes:
 
 def _headers(backend: Backend) -> dict[str, object]:
     """OpenAPI description of the headers of a reconstruction."""
-    about = {"X-Raylift-Model": "SHA-256 of the weights"}
+    about = {
+        "X-Raylift-Model": "SHA-256 of the weights",
+        NOTES: "what was changed or ignored in reading the files, lists of sentences by view, as JSON",
+    }
     if backend.consistency_steps:
         residual = "relative L2 distance between reprojection and radiograph of each view, {} the data-consistency fit"
         about |= {header: residual.format(when) for header, when in RESIDUALS.items()}

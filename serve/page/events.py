@@ -15,7 +15,9 @@ from gradio.utils import get_upload_folder
 from jaxtyping import Float32, Int16
 
 from raylift.datasets.errors import ConfigError, RayliftError
-from raylift.datasets.radiographs.decoding import Inversion, RadiographLimits
+from raylift.datasets.radiographs.decoding import Inversion
+from raylift.datasets.radiographs.gray_image import RadiographLimits
+from raylift.datasets.radiographs.orientation import OrientedRadiograph
 from raylift.datasets.radiographs.preparation import load_radiograph
 from raylift.serve.backend import Backend
 from raylift.serve.page import example
@@ -28,7 +30,7 @@ from raylift.serve.page.images import (
     with_orientation_letters,
 )
 from raylift.serve.page.std_map import StdMap
-from raylift.serve.reconstructor import format_residuals, prepare_radiograph
+from raylift.serve.reconstructor import format_residuals, prepare_radiograph, prepare_radiographs
 from raylift.serve.view_text import edge_letters, requirement
 
 Volume = Int16[np.ndarray, "d h w"]
@@ -53,12 +55,14 @@ class Actions:
         if path is None:
             return [gr.Image(value=None, visible=False), gr.Markdown(visible=False)]
         try:
-            prepared = self._prepare(view, ViewInput(path, invert, flip))
+            loaded = self._load(view, ViewInput(path, invert, flip))
+            prepared = prepare_radiograph(loaded.image, view, self._backend.description)
         except RayliftError as error:
             return [gr.Image(value=None, visible=False), gr.Markdown(sentence(error), visible=True)]
         letters = edge_letters(self._backend.description.geometry.view(view))
         picture = with_orientation_letters(to_picture(prepared), letters)
-        return [gr.Image(value=picture, visible=True), gr.Markdown(visible=False)]
+        notes = "File as read: " + "; ".join(loaded.notes) + "."
+        return [gr.Image(value=picture, visible=True), gr.Markdown(notes, visible=bool(loaded.notes))]
 
     def suggest_flip(self, view: str, path: str | None, invert: Inversion) -> Any:
         """The flip control of a newly chosen lateral radiograph, set if the patient clearly faces the other edge."""
@@ -71,6 +75,8 @@ class Actions:
         if loaded is None or not loaded.is_clear:
             ambiguous = "" if loaded is None else " The orientation of this image could not be detected."
             return gr.Checkbox(value=False, info=requirement(pose) + ambiguous)
+        if not loaded.detected:
+            return gr.Checkbox(value=False, info=requirement(pose) + " Oriented by the file's PatientOrientation.")
         flipped = "; the image was flipped" if loaded.mirrored else ""
         detected = f" Detected: patient faces {loaded.patient_facing}{flipped}."
         return gr.Checkbox(value=loaded.mirrored, info=requirement(pose) + detected)
@@ -151,14 +157,14 @@ class Actions:
     def _example_files(self) -> dict[str, bytes]:
         return example.files(self._backend.description)
 
-    def _prepare(self, view: str, controls: ViewInput) -> Float32[np.ndarray, "px px"]:
+    def _load(self, view: str, controls: ViewInput) -> OrientedRadiograph:
         if controls.path is None:
             raise ConfigError(f"the {view} radiograph is missing: choose a file")
         try:
             data = Path(controls.path).read_bytes()
         except FileNotFoundError as error:
             raise ConfigError(f"the upload of the {view} radiograph has expired: choose the file again") from error
-        loaded = load_radiograph(
+        return load_radiograph(
             data,
             self._backend.description.geometry.view(view),
             limits=self._limits,
@@ -166,10 +172,10 @@ class Actions:
             flip=controls.flip,
             patient_facing=None,
         )
-        return prepare_radiograph(loaded.image, view, self._backend.description)
 
     def _prepare_all(self, inputs: list[ViewInput]) -> Float32[np.ndarray, "views px px"]:
-        return np.stack([self._prepare(view, one) for view, one in zip(self._backend.views, inputs, strict=True)])
+        images = {view: self._load(view, one).image for view, one in zip(self._backend.views, inputs, strict=True)}
+        return prepare_radiographs(images, self._backend.description)
 
     def _comparisons(self, prepared: Float32[np.ndarray, "views px px"], volume: Volume) -> list[Any]:
         description = self._backend.description

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from raylift.datasets.geometry import View
-from raylift.datasets.radiographs.decoding import RadiographLimits
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import expected_patient_facing
 from raylift.serve.backend import DISCLAIMER, Backend
 from raylift.serve.page.events import Actions

@@ -449,7 +449,7 @@ def test_what_is_no_radiograph_is_refused_in_a_sentence(what: str) -> None:
 def test_a_file_that_passes_every_limit_is_prepared_in_bounded_memory() -> None:
     """A long narrow image is padded to a square of its longer side."""
     narrow = np.tile(np.arange(3000, dtype=np.uint8) % 251, (12000, 1))
-    image = decoding.read(encoded("PNG", Image.fromarray(narrow)), "narrow")
+    image = decoding.read(encoded("PNG", Image.fromarray(narrow)), "narrow").pixels
     assert prepare(image, 64).shape == (64, 64)
 
 
@@ -488,7 +488,7 @@ def test_a_damaged_radiograph_is_read_or_refused_and_nothing_else(kind: str) -> 
     refused = 0
     for _ in range(150):
         try:
-            prepare(decoding.read(damaged(data, rng), "upload"), 32)
+            prepare(decoding.read(damaged(data, rng), "upload").pixels, 32)
         except RefusedFile as error:
             assert_sentence(error, "upload: ")
             refused += 1

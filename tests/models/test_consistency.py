@@ -230,7 +230,7 @@ def test_invalid_arguments_are_refused() -> None:
 
 def test_the_fit_lowers_the_residuals_of_a_real_pair_of_radiographs(real_data: Path) -> None:
     files = {view: real_data / "xray" / f"cc0_normal_{view}.jpg" for view in ("frontal", "lateral")}
-    images = [prepare(read(file.read_bytes(), file.name, view=view), 32) for view, file in files.items()]
+    images = [prepare(read(file.read_bytes(), file.name, view=view).pixels, 32) for view, file in files.items()]
     start = pairs(1)[0]
     fitted = fit(start, torch.from_numpy(np.stack(images))[None], WINDOW, GRID, chest(GRID), 10)
     assert (fitted.residual_after < 0.6 * fitted.residual_before).all()

@@ -23,7 +23,8 @@ from raylift.datasets.ingest.xray import ingest_radiographs
 from raylift.datasets.intensity import Window, standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
-from raylift.datasets.radiographs.decoding import RadiographLimits, read
+from raylift.datasets.radiographs.decoding import read
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.histogram import quantiles
 from raylift.datasets.streaming.order import BatchPartition
 from raylift.models import weights
@@ -331,7 +332,7 @@ def test_training_and_service_prepare_the_same_files_identically(
     (batch,) = next(iter(open_stream(archive, run, description, BatchPartition(0, 1, 4))))
     for name, views in zip(batch.ids, batch.views, strict=True):
         images = {
-            view: read((pairs_folder / f"{name}_{word}.png").read_bytes(), "upload", view=view)
+            view: read((pairs_folder / f"{name}_{word}.png").read_bytes(), "upload", view=view).pixels
             for view, word in (("frontal", "pa"), ("lateral", "lat"))
         }
         np.testing.assert_array_equal(views.numpy(), prepare_radiographs(images, description))

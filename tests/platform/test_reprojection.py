@@ -8,7 +8,7 @@ import torch
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.xray import ingest_radiographs
-from raylift.datasets.radiographs.decoding import RadiographLimits
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models import weights
 from raylift.models.consistency import agreement
 from raylift.platform import cli

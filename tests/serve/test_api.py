@@ -12,7 +12,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from raylift.datasets.geometry import FRONTAL
-from raylift.datasets.radiographs.decoding import RadiographLimits, read
+from raylift.datasets.radiographs.decoding import read
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.histogram import standardize_and_match
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.models.weights import Description, Model
@@ -52,7 +53,7 @@ def test_the_response_is_the_networks_volume_for_the_radiographs(
 ) -> None:
     response = service_client.post("/v1/reconstructions", files=radiographs, data={"invert": "no"})
     assert response.status_code == 200
-    prepared = np.stack([prepare(read(data, view, invert="no"), 32) for view, data in radiographs.items()])
+    prepared = np.stack([prepare(read(data, view, invert="no").pixels, 32) for view, data in radiographs.items()])
     image = opened(response.content, tmp_path)
     assert (image.GetSize(), image.GetSpacing()) == ((32, 32, 32), (10.0, 10.0, 10.0))
     hu = sitk.GetArrayFromImage(image)

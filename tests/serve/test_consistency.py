@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from raylift.datasets.radiographs.decoding import RadiographLimits, read
+from raylift.datasets.radiographs.decoding import read
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.serve.backend import Backend
 from raylift.serve.page import layout
 from raylift.serve.page.events import Actions
@@ -43,7 +44,7 @@ def test_a_service_with_a_fit_returns_the_fitted_volume_and_its_residuals(
     )
     assert response.status_code == 200
     (expected,) = fitting.reconstruct(
-        [fitting.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})]
+        [fitting.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})]
     )
     (tmp_path / "volume.nii.gz").write_bytes(response.content)
     hu = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "volume.nii.gz")))[::-1]

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from raylift.datasets.radiographs.decoding import RadiographLimits
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.weights import Description
 from raylift.serve.api import routes
 from raylift.serve.api.request_limits import BodyLimit

@@ -61,7 +61,7 @@ def test_reprojections_of_the_ground_truth_match_its_radiographs(
     grid = Grid(32, 10.0)
     pictures = reprojections(thorax(7, grid)[0], grid, chest(grid))
     assert [picture.shape for picture in pictures] == [(SIDE_PX, SIDE_PX)] * 2
-    frontal = prepare(read(radiographs["frontal"], "frontal", invert="no"), 32)
+    frontal = prepare(read(radiographs["frontal"], "frontal", invert="no").pixels, 32)
     small = pictures[0].reshape(32, 14, 32, 14).mean((1, 3)) / 255
     assert np.corrcoef(small.ravel(), frontal.ravel())[0, 1] > 0.99
     assert side_by_side(*pictures).shape == (SIDE_PX, 2 * SIDE_PX + 8)

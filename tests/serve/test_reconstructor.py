@@ -37,7 +37,7 @@ def test_the_fit_lowers_the_residual_of_each_item_of_a_batch_independently(
     model_folder: Path, radiographs: dict[str, bytes]
 ) -> None:
     fitting = Reconstructor.load(str(model_folder), consistency_steps=3)
-    plain = fitting.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
+    plain = fitting.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})
     inputs = [plain, plain[..., ::-1].copy(), np.sqrt(plain)]
     together = fitting.reconstruct(inputs)
     alone = [fitting.reconstruct([one])[0] for one in inputs]

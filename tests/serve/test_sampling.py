@@ -11,7 +11,8 @@ from fastapi.openapi.models import OpenAPI
 from fastapi.testclient import TestClient
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.radiographs.decoding import RadiographLimits, read
+from raylift.datasets.radiographs.decoding import read
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.generative import SamplingFlags
 from raylift.platform import cli
 from raylift.serve.api import routes
@@ -46,7 +47,7 @@ def test_several_samples_give_mean_and_standard_deviation_of_the_single_ones(
     generative_folder: Path, radiographs: dict[str, bytes], steps: int
 ) -> None:
     several = Reconstructor.load(str(generative_folder), consistency_steps=steps, sampling=SamplingFlags(steps=2))
-    given = several.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
+    given = several.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})
     (result,) = several.reconstruct([given], [3])
     alone = singles(generative_folder, given, 3, steps)
     assert np.abs(result.hu - alone.mean(axis=0)).max() <= 1
@@ -96,7 +97,7 @@ def test_the_command_writes_mean_and_standard_deviation_in_the_same_frame(
     mean, deviation = (sitk.ReadImage(str(tmp_path / name)) for name in ("ct.nii.gz", "ct-std.nii.gz"))
     for frame in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
         assert getattr(mean, frame)() == getattr(deviation, frame)()
-    given = generative.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
+    given = generative.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})
     alone = singles(generative_folder, given, 2, first=7)
     assert np.abs(sitk.GetArrayFromImage(mean)[::-1] - alone.mean(axis=0)).max() <= 1
     assert np.abs(sitk.GetArrayFromImage(deviation)[::-1] - alone.std(axis=0, ddof=1)).max() <= 2
@@ -156,7 +157,7 @@ def client(generative: Reconstructor) -> TestClient:
 def test_a_request_returns_the_mean_and_with_return_std_a_zip_of_both(
     client: TestClient, generative: Reconstructor, radiographs: dict[str, bytes], tmp_path: Path
 ) -> None:
-    given = generative.prepare({view: read(data, view, invert="no") for view, data in radiographs.items()})
+    given = generative.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})
     (expected,) = generative.reconstruct([given], [3])
     fields = {"invert": "no", "samples": "3"}
     plain = client.post(URL, files=radiographs, data=fields)

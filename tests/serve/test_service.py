@@ -44,8 +44,13 @@ def variants() -> list[dict[str, str]]:
 
 def expected(reconstructor: Reconstructor, radiographs: dict[str, bytes], fields: dict[str, str]) -> np.ndarray:
     images = [
-        prepare(read(data, view, invert=fields["invert"], flip=fields[f"flip_{view}"] == "true"), 32)  # type: ignore[arg-type]
+        read(data, view, invert=fields["invert"]).pixels  # type: ignore[arg-type]
         for view, data in radiographs.items()
+    ]
+    flips = [fields[f"flip_{view}"] == "true" for view in radiographs]
+    images = [
+        prepare(np.ascontiguousarray(image[:, ::-1]) if flip else image, 32)
+        for image, flip in zip(images, flips, strict=True)
     ]
     return reconstructor.reconstruct([np.stack(images)])[0].hu
 

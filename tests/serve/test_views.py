@@ -17,7 +17,7 @@ from PIL import Image
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import FRONTAL, LATERAL, View
-from raylift.datasets.radiographs.decoding import RadiographLimits
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import orient
 from raylift.models.zoo import SYSTEMS
 from raylift.platform import cli
@@ -152,7 +152,7 @@ def test_the_api_has_a_file_for_each_view(exported: tuple[Path, list[str]], tmp_
 PAGE = """
 import json, sys
 import numpy as np
-from raylift.datasets.radiographs.decoding import RadiographLimits
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.serve.backend import Backend
 from raylift.serve.page import layout
 from raylift.serve.page.events import Actions

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from radiograph_samples import chest, dicom, encoded
+from radiograph_samples import dicom, encoded
 from samples import write_archive
 
 from raylift.datasets.archive.archive import Archive
@@ -22,7 +22,8 @@ from raylift.datasets.ingest.xray import ingest_radiographs
 from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
-from raylift.datasets.radiographs.decoding import RadiographLimits, read
+from raylift.datasets.radiographs.decoding import read
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.platform import cli
 
@@ -79,8 +80,9 @@ def test_what_the_archive_holds_is_what_serving_makes_of_the_files_bit_for_bit(f
         assert stored.shape == (2, 32, 32)
         for view, image, suffix in zip(("frontal", "lateral"), stored, ("pa", "lat"), strict=True):
             data = (folder / f"{entry.subject}_{suffix}.png").read_bytes()
+            decoded = read(data, "upload", view=view).pixels
             flip = entry.subject == "b" and view == "lateral"
-            served = prepare(read(data, "upload", view=view, flip=flip), GEOMETRY.detector_px)
+            served = prepare(np.ascontiguousarray(decoded[:, ::-1]) if flip else decoded, GEOMETRY.detector_px)
             np.testing.assert_array_equal(image, served)
         assert (entry.license, entry.label_method) == ("CC0-1.0", "none")
         assert entry.source == f"{entry.subject}_pa.png + {entry.subject}_lat.png"
@@ -117,16 +119,56 @@ def test_a_given_patient_orientation_is_not_detected(folder: Path, tmp_path: Pat
 
 
 def test_a_lateral_that_does_not_show_its_facing_is_refused_and_the_others_go_on(folder: Path, tmp_path: Path) -> None:
-    even = chest(96, 96).astype(np.uint8)
-    even = np.maximum(even, even[:, ::-1])
-    Image.fromarray(even).save(tmp_path / "z_pa.png")
-    Image.fromarray(even).save(tmp_path / "z_lat.png")
+    frontal, lateral = pair_of(5)
+    Image.fromarray(frontal).save(tmp_path / "z_pa.png")
+    Image.fromarray(np.maximum(lateral, lateral[:, ::-1])).save(tmp_path / "z_lat.png")
     outcome = ingest([folder, tmp_path], tmp_path / "archive")
     [refusal] = outcome.refused
     assert str(refusal).startswith(f"{tmp_path / 'z_lat.png'}: the patient orientation is not clear: pass")
     assert len(outcome.added) == 4
     again = ingest([tmp_path], tmp_path / "archive", patient_facing="left")
     assert [entry.subject for entry in again.added] == ["z"]
+
+
+@pytest.mark.parametrize("patient_facing", ["auto", "left", "right"])
+def test_a_given_facing_does_not_bypass_the_check_for_a_chest(
+    patient_facing: Any, folder: Path, tmp_path: Path
+) -> None:
+    """Noise as either view, and a gradient."""
+    frontal, lateral = pair_of(6)
+    noise = np.random.default_rng(0).integers(0, 255, (96, 96), dtype=np.uint8)
+    gradient = np.add.outer(np.arange(96), np.arange(96)).astype(np.uint8)
+    for name, one, other in (("n", noise, lateral), ("m", frontal, noise), ("f", frontal, gradient)):
+        Image.fromarray(one).save(tmp_path / f"{name}_pa.png")
+        Image.fromarray(other).save(tmp_path / f"{name}_lat.png")
+    outcome = ingest([tmp_path], tmp_path / "archive", patient_facing=patient_facing)
+    assert outcome.added == []
+    words = "it does not look like a {} radiograph of a chest: leave it out, or correct its view and brightness"
+    assert [str(refusal) for refusal in outcome.refused] == [
+        f"{tmp_path / 'f_lat.png'}: {words.format('lateral')}",
+        f"{tmp_path / 'm_lat.png'}: {words.format('lateral')}",
+        f"{tmp_path / 'n_pa.png'}: {words.format('frontal')}",
+    ]
+
+
+def test_what_was_left_out_is_printed_and_written(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "e_pa.png").write_bytes((folder / "a_pa.png").read_bytes())
+    (tmp_path / "y_pa.png").write_bytes(b"\x89PNG")
+    (tmp_path / "y_lat.png").write_bytes((folder / "a_lat.png").read_bytes())
+    csv = tmp_path / "left_out.csv"
+    sources = [str(folder), str(tmp_path / "e_pa.png"), str(tmp_path / "y_pa.png"), str(tmp_path / "y_lat.png")]
+    assert verb(*sources, "--archive", tmp_path / "archive", "--verbose", "--left-out", csv) == 0
+    printed = capsys.readouterr().out
+    assert f"left out: {tmp_path / 'e_pa.png'}: no lateral image of {tmp_path}" in printed
+    assert "with only one of the two views" in printed
+    lines = csv.read_text().splitlines()
+    assert lines[0] == "file,reason"
+    assert f'{folder / "notes.txt"},"not DICOM, PNG, JPEG, TIFF or BMP"' in lines
+    assert any(line.startswith(f"{tmp_path / 'y_pa.png'},") and "raylift reads" in line for line in lines)
+    assert verb(folder, "--archive", tmp_path / "archive") == 0
+    assert "left out:" not in capsys.readouterr().out
 
 
 def test_limits_hold_from_the_header(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +253,7 @@ def test_the_real_pairs_become_an_archive_facing_left(real_data: Path, tmp_path:
         assert entry.record["lateral"].items() >= said.items()
         files = [real_data / "xray" / entry.record[view]["file"] for view in ("frontal", "lateral")]
         served = [
-            prepare(read(path.read_bytes(), "upload", view=view), 32)
+            prepare(read(path.read_bytes(), "upload", view=view).pixels, 32)
             for path, view in zip(files, ("frontal", "lateral"), strict=True)
         ]
         np.testing.assert_array_equal(archive.read_array(entry, "radiographs"), served)

@@ -12,15 +12,17 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     RLELossless,
 )
-from radiograph_samples import REAL, chest, dicom, disturbed, encoded
+from radiograph_samples import REAL, chest, dicom, disturbed, encoded, scaled
 
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.geometry import GEOMETRIES, Grid
+from raylift.datasets.geometry import FRONTAL, GEOMETRIES, Grid
 from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
-from raylift.datasets.radiographs.decoding import RadiographLimits, is_bone_dark, read
-from raylift.datasets.radiographs.preparation import prepare
+from raylift.datasets.radiographs.chest import is_bone_dark
+from raylift.datasets.radiographs.decoding import read
+from raylift.datasets.radiographs.gray_image import RadiographLimits
+from raylift.datasets.radiographs.preparation import load_radiograph, prepare
 from raylift.datasets.scans import reader
 from raylift.datasets.scans.resample import resample
 
@@ -64,14 +66,10 @@ PICTURES: dict[str, tuple[bytes, float]] = {
 }  # fmt: skip
 
 
-def scaled(image: np.ndarray) -> np.ndarray:
-    return (image - image.min()) / np.ptp(image)
-
-
 @pytest.mark.parametrize("kind", PICTURES)
 def test_a_radiograph_of_each_kind_comes_out_bone_bright_and_the_right_way_round(kind: str) -> None:
     data, tolerance = PICTURES[kind]
-    image = read(data, "image")
+    image = read(data, "image").pixels
     assert image.dtype == np.float32
     assert np.abs(scaled(image) - scaled(chest())).max() <= tolerance + 1e-6
 
@@ -79,7 +77,7 @@ def test_a_radiograph_of_each_kind_comes_out_bone_bright_and_the_right_way_round
 @pytest.mark.parametrize("window", [(1000, 500), (3000, 800)])
 def test_the_display_window_of_a_dicom_file_is_followed(window: tuple[int, int]) -> None:
     center, width = window
-    image = scaled(read(dicom(WindowCenter=center, WindowWidth=width), "image"))
+    image = scaled(read(dicom(WindowCenter=center, WindowWidth=width), "image").pixels)
     pixels = chest(most=4000)
     assert (image[pixels < center - width / 2 - 1] == 0).all()
     assert (image[pixels > center + width / 2 + 1] == 1).all()
@@ -87,7 +85,7 @@ def test_the_display_window_of_a_dicom_file_is_followed(window: tuple[int, int])
 
 def test_a_display_window_is_followed_before_an_inversion() -> None:
     """In a MONOCHROME1 file low values are dense, and the window is on the values of the file."""
-    image = read(dicom(PhotometricInterpretation="MONOCHROME1", WindowCenter=1000, WindowWidth=500), "image")
+    image = read(dicom(PhotometricInterpretation="MONOCHROME1", WindowCenter=1000, WindowWidth=500), "image").pixels
     pixels = chest(most=4000)
     assert (scaled(image)[pixels < 740] == 1).all()
     assert (scaled(image)[pixels > 1260] == 0).all()
@@ -95,7 +93,9 @@ def test_a_display_window_is_followed_before_an_inversion() -> None:
 
 def test_an_inverted_dicom_is_inverted_once_though_its_presentation_says_so_again() -> None:
     inverse = dicom(PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="INVERSE")
-    assert np.array_equal(read(inverse, "image"), read(dicom(PhotometricInterpretation="MONOCHROME1"), "image"))
+    assert np.array_equal(
+        read(inverse, "image").pixels, read(dicom(PhotometricInterpretation="MONOCHROME1"), "image").pixels
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "PNG of 16 bits"])
@@ -104,20 +104,21 @@ def test_a_picture_with_dark_bone_is_inverted_unless_the_caller_decides(kind: st
     most = np.asarray(Image.open(io.BytesIO(bright))).max()
     pixels = np.asarray(Image.open(io.BytesIO(bright)))
     dark = encoded(Image.fromarray(most - pixels), "PNG")
-    assert np.array_equal(read(dark, "image"), read(bright, "image"))
-    assert np.array_equal(read(dark, "image", invert="no"), most - read(bright, "image"))
-    assert np.array_equal(read(bright, "image", invert="yes"), most - read(bright, "image"))
+    assert np.array_equal(read(dark, "image").pixels, read(bright, "image").pixels)
+    assert np.array_equal(read(dark, "image", invert="no").pixels, most - read(bright, "image").pixels)
+    assert np.array_equal(read(bright, "image", invert="yes").pixels, most - read(bright, "image").pixels)
 
 
 def test_a_dicom_file_is_inverted_by_hand_only() -> None:
     dark = dicom(DARK)
-    assert is_bone_dark(read(dark, "image"))
-    assert not is_bone_dark(read(dark, "image", invert="yes"))
+    assert is_bone_dark(read(dark, "image").pixels)
+    assert not is_bone_dark(read(dark, "image", invert="yes").pixels)
 
 
 def test_flipping_mirrors_left_and_right() -> None:
     data, _ = PICTURES["PNG"]
-    assert np.array_equal(read(data, "image", flip=True), read(data, "image")[:, ::-1])
+    flipped = load_radiograph(data, FRONTAL, flip=True).image
+    assert np.array_equal(flipped, load_radiograph(data, FRONTAL).image[:, ::-1])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -132,14 +133,14 @@ def test_a_photograph_is_turned_as_its_camera_was_held(orientation: int) -> None
         picture = picture.transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image = read(encoded(picture, "PNG", exif=exif), "image", invert="no")
+    image = read(encoded(picture, "PNG", exif=exif), "image", invert="no").pixels
     assert np.array_equal(image, chest())
 
 
 def test_what_is_transparent_is_black_whatever_color_it_hides() -> None:
     pixels = np.dstack([chest().astype(np.uint8)] * 3 + [np.full((120, 100), 255, np.uint8)])
     pixels[:20, :20, :3], pixels[:20, :20, 3] = 255, 0
-    image = read(encoded(Image.fromarray(pixels, "RGBA"), "PNG"), "image", invert="no")
+    image = read(encoded(Image.fromarray(pixels, "RGBA"), "PNG"), "image", invert="no").pixels
     assert not image[:20, :20].any()
     assert np.array_equal(image[20:], chest()[20:])
 
@@ -147,7 +148,7 @@ def test_what_is_transparent_is_black_whatever_color_it_hides() -> None:
 def test_a_picture_within_its_own_limits_is_read_and_one_beyond_is_refused() -> None:
     data, _ = PICTURES["PNG"]
     exact = RadiographLimits(max_bytes=len(data), max_pixels=12_000, min_side=100, max_aspect=1.2)
-    assert read(data, "image", exact).shape == (120, 100)
+    assert read(data, "image", exact).pixels.shape == (120, 100)
     for limits, message in (
         (RadiographLimits(max_bytes=len(data) - 1), rf"image: {len(data)} bytes, over the limit of {len(data) - 1}"),
         (RadiographLimits(max_pixels=11_999), r"image: 120 x 100 pixels, over the limit of 11999"),
@@ -189,8 +190,8 @@ def test_what_a_collimator_covers_by_the_header_is_cut(kind: str, photometric: s
     pixels = chest(most=4000).astype("<u2") if photometric == "MONOCHROME2" else DARK.copy()
     free = pixels[10:110, 5:95].copy()
     pixels[:10], pixels[110:], pixels[:, :5], pixels[:, 95:] = 60000, 60000, 0, 60000
-    image = read(dicom(pixels, PhotometricInterpretation=photometric, **behind(kind)), "image")
-    expected = read(dicom(free, PhotometricInterpretation=photometric), "image")
+    image = read(dicom(pixels, PhotometricInterpretation=photometric, **behind(kind)), "image").pixels
+    expected = read(dicom(free, PhotometricInterpretation=photometric), "image").pixels
     assert np.array_equal(image, expected)
 
 
@@ -206,7 +207,7 @@ def test_what_a_collimator_covers_by_the_header_is_cut(kind: str, photometric: s
 )
 def test_a_shutter_that_cannot_be_one_covers_nothing(tags: dict[str, Any]) -> None:
     assert np.array_equal(
-        read(dicom(**{k: v for k, v in tags.items() if v is not None}), "image"), read(dicom(), "image")
+        read(dicom(**{k: v for k, v in tags.items() if v is not None}), "image").pixels, read(dicom(), "image").pixels
     )
 
 
@@ -309,7 +310,7 @@ def test_a_projection_is_prepared_for_serving_as_it_is_for_training(views: str, 
         trained_on = standardize(image)
         assert np.abs(prepare(image, len(image)) - trained_on).max() < 1e-6, (name, view)
         picture = Image.fromarray((trained_on * 65535).round().astype(np.uint16))
-        served = prepare(read(encoded(picture, "PNG"), name, view=view), len(image))
+        served = prepare(read(encoded(picture, "PNG"), name, view=view).pixels, len(image))
         assert np.abs(served - trained_on).max() < 2e-5, (name, view)
 
 
@@ -339,11 +340,11 @@ def test_bone_is_seen_as_bright_or_dark_through_frames_cuts_and_tone_curves(
 @pytest.mark.parametrize("name", REAL)
 def test_a_real_radiograph_and_its_negative_come_out_bone_bright(name: str, real_data: Path) -> None:
     data, view = (real_data / "xray" / f"{name}.jpg").read_bytes(), name.rpartition("_")[2]
-    image = read(data, name, invert="no")
+    image = read(data, name, invert="no").pixels
     negative = encoded(Image.fromarray((255 - image).astype(np.uint8)), "PNG")
     for known in (view, None):
-        assert np.array_equal(read(data, name, view=known), image)
-        assert np.corrcoef(read(negative, name, view=known).ravel(), image.ravel())[0, 1] > 0.999
+        assert np.array_equal(read(data, name, view=known).pixels, image)
+        assert np.corrcoef(read(negative, name, view=known).pixels.ravel(), image.ravel())[0, 1] > 0.999
     for what, other in disturbed(image[::8, ::8] if image.shape[0] > 1000 else image):
         assert not is_bone_dark(other, view), what
         assert is_bone_dark(1 - other, view), what
@@ -352,7 +353,7 @@ def test_a_real_radiograph_and_its_negative_come_out_bone_bright(name: str, real
 
 @pytest.mark.parametrize("name", REAL)
 def test_nothing_is_cut_from_a_real_radiograph(name: str, real_data: Path) -> None:
-    image = read((real_data / "xray" / f"{name}.jpg").read_bytes(), name)
+    image = read((real_data / "xray" / f"{name}.jpg").read_bytes(), name).pixels
     seen = prepare(image, 64) > 0.02
     rows, columns = (np.flatnonzero(seen.any(axis=axis)) for axis in (1, 0))
     height, width = image.shape
@@ -361,7 +362,7 @@ def test_nothing_is_cut_from_a_real_radiograph(name: str, real_data: Path) -> No
 
 def test_a_real_dicom_radiograph_is_inverted_once(real_data: Path) -> None:
     data = (real_data / "raw" / "dx_pa_monochrome1_RG1_J2KI.dcm").read_bytes()
-    image = read(data, "RG1")
+    image = read(data, "RG1").pixels
     assert image.shape == (1955, 1841)
     assert not is_bone_dark(image, "frontal")
     square = prepare(image, 128)

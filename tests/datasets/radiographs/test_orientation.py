@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from radiograph_samples import disturbed
+from radiograph_samples import dicom, disturbed
 
+from raylift.datasets.errors import RefusedFile
 from raylift.datasets.geometry import FRONTAL, GEOMETRIES, LATERAL, Grid, View
+from raylift.datasets.intensity import standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.orientation import (
+    PatientFacingOption,
     detect_patient_facing,
     expected_patient_facing,
     patient_facing_score,
 )
-from raylift.datasets.radiographs.preparation import prepare
+from raylift.datasets.radiographs.preparation import load_radiograph, prepare
 from raylift.datasets.scans import reader
 from raylift.datasets.scans.resample import resample
 
@@ -71,7 +75,7 @@ def test_real_laterals_are_detected_through_borders_crops_and_tone_curves(name: 
     manifest = (real_data / "MANIFEST.csv").read_text()
     [line] = [line for line in manifest.splitlines() if f"{name}_lateral" in line]
     assert "facing image left" in line
-    image = read((real_data / "xray" / f"{name}_lateral.jpg").read_bytes(), name, view="lateral")
+    image = read((real_data / "xray" / f"{name}_lateral.jpg").read_bytes(), name, view="lateral").pixels
     assert (detect_patient_facing(image), detect_patient_facing(np.ascontiguousarray(image[:, ::-1]))) == (
         "left",
         "right",
@@ -113,3 +117,78 @@ def test_the_other_lateral_view_projects_the_patient_facing_right() -> None:
     hu = thorax(1, GRID)[0]
     image = render_drrs(hu, GRID, type(geometry)(**{**vars(geometry), "views": (RIGHT,)}))[0]
     assert detect_patient_facing(image) == "right"
+
+
+# --- PatientOrientation ---
+
+LEFT_FACING = ("P", "F")
+OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "H": "F", "F": "H"}
+
+
+def in_file(image: np.ndarray, turns: int, mirrored: bool, letters: tuple[str, str]) -> tuple[np.ndarray, list[str]]:
+    """An image as another device stores it, rotated and mirrored, with its PatientOrientation."""
+    row, column = letters
+    for _ in range(turns):
+        row, column = column, OPPOSITE[row]
+    stored = np.rot90(image, turns)
+    return (stored[:, ::-1], [OPPOSITE[row], column]) if mirrored else (stored, [row, column])
+
+
+def stored_pixels(view: View) -> np.ndarray:
+    geometry = replace(GEOMETRIES["chest"](GRID), views=(view,))
+    return (standardize(render_drrs(thorax(2, GRID)[0], GRID, geometry)[0]) * 4000).astype("<u2")
+
+
+TAGGED: list[tuple[View, tuple[str, str]]] = [
+    (FRONTAL, ("L", "F")), (View("frontal", 180.0), ("R", "F")), (LATERAL, ("P", "F")), (RIGHT, ("A", "F")),
+    (View("oblique", 30.0), ("L", "F")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize(("view", "letters"), TAGGED)
+def test_an_image_is_rotated_and_mirrored_by_its_patient_orientation(
+    view: View, letters: tuple[str, str], mirrored: bool, turns: int
+) -> None:
+    expected = stored_pixels(view)
+    pixels, tag = in_file(expected, turns, mirrored, letters)
+    loaded = load_radiograph(dicom(np.ascontiguousarray(pixels), PatientOrientation=tag), view)
+    assert np.array_equal(loaded.image, expected)
+    assert any("PatientOrientation" in note for note in loaded.notes) == bool(turns or mirrored)
+    assert not loaded.detected
+    assert loaded.is_clear
+
+
+def test_directions_of_two_letters_are_read_by_their_first() -> None:
+    expected = stored_pixels(FRONTAL)
+    data = dicom(np.ascontiguousarray(expected[:, ::-1]), PatientOrientation=["RA", "FA"])
+    assert np.array_equal(load_radiograph(data, FRONTAL).image, expected)
+
+
+def test_a_given_facing_overrides_the_tag_of_an_upright_image() -> None:
+    expected = stored_pixels(LATERAL)
+    for turns in range(4):
+        pixels, tag = in_file(expected, turns, False, LEFT_FACING)
+        data = dicom(np.ascontiguousarray(pixels), PatientOrientation=tag)
+        assert np.array_equal(load_radiograph(data, LATERAL, patient_facing="left").image, expected)
+        assert np.array_equal(load_radiograph(data, LATERAL, patient_facing="right").image, expected[:, ::-1])
+    # The file says left, the image and the caller say right.
+    wrong = dicom(np.ascontiguousarray(expected[:, ::-1]), PatientOrientation=list(LEFT_FACING))
+    assert np.array_equal(load_radiograph(wrong, LATERAL, patient_facing="right").image, expected)
+
+
+@pytest.mark.parametrize(
+    ("view", "tag"), [(FRONTAL, ["P", "F"]), (LATERAL, ["L", "F"]), (FRONTAL, ["L", "P"]), (LATERAL, ["A", "P"])]
+)
+@pytest.mark.parametrize("facing", ["auto", "left"])
+def test_the_orientation_of_another_view_is_refused(view: View, tag: list[str], facing: PatientFacingOption) -> None:
+    with pytest.raises(RefusedFile, match=rf"{view.name}: PatientOrientation {tag[0]}\\{tag[1]} is not that of a"):
+        load_radiograph(dicom(stored_pixels(view), PatientOrientation=tag), view, patient_facing=facing)
+
+
+def test_an_orientation_that_is_none_is_ignored_and_recorded() -> None:
+    pixels = stored_pixels(FRONTAL)
+    loaded = load_radiograph(dicom(pixels, PatientOrientation=["LE", "RT"]), FRONTAL)
+    assert np.array_equal(loaded.image, pixels)
+    assert "PatientOrientation" in loaded.notes[0]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
-from radiograph_samples import dicom
+from radiograph_samples import code, dicom
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.radiographs.folder_search import find_pairs
 from raylift.datasets.radiographs.pair_table import image_key, read_pairs
-from raylift.datasets.radiographs.pairing import FoundPairs
+from raylift.datasets.radiographs.pairing import FoundPairs, LeftOut
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -39,6 +40,8 @@ def pairs(found: FoundPairs, folder: Path) -> dict[str, tuple[str, ...]]:
         ("frontal/anna.png", "lateral/anna.png", "anna"),
         ("ward/anna/pa 1.png", "ward/anna/lat 1.png", "ward-anna-1"),
         ("frontal.png", "lateral.png", "xrays"),
+        ("patient00001/study1/view1_frontal.jpg", "patient00001/study1/view2_lateral.jpg", "patient00001-study1"),
+        ("p1/study2/view1_PA.jpg", "p1/study2/view2_LAT.jpg", "p1-study2"),
     ],
 )
 def test_files_are_paired_by_what_their_names_have_in_common(
@@ -90,6 +93,11 @@ def test_dicom_files_are_paired_by_study_and_view_whatever_their_names(tmp_path:
     assert all(subject.startswith("sub-") and "p1" not in subject for subject in by_files.values())
     # A decubitus image is no lateral view; IM7 says nothing.
     assert (found.single_view, found.skipped, found.refused) == (1, 2, [])
+    assert {path.name: reason for path, reason in found.left_out} == {
+        "IM5": f"no lateral image of study 1.2.5{ord('t')}",
+        "IM6": "ViewPosition LLD is neither frontal nor lateral",
+        "IM7": "name it frontal or lateral",
+    }
     assert all(pair.is_dicom for pair in found.sources)
 
 
@@ -101,7 +109,107 @@ def test_a_dicom_file_that_cannot_be_looked_into_is_refused_and_the_others_are_f
     assert "bad_pa.dcm: deflated DICOM" in str(found.refused[0])
 
 
+FRONTAL_TAGS: list[dict[str, Any]] = [
+    {"ViewPosition": "PA"}, {"ViewPosition": "AP"},
+    {"ViewCodeSequence": [code("399348003", "SCT", "antero-posterior")]},
+    {"ViewCodeSequence": [code("R-10206", "SRT", "antero-posterior")]},
+    {"ViewCodeSequence": [code("X1", "99LOCAL", "Postero-Anterior")]},
+    {"SeriesDescription": "Chest PA"}, {"AcquisitionDeviceProcessingDescription": "CHEST, FRONTAL"},
+    {"PatientOrientation": ["L", "F"]}, {"PatientOrientation": ["F", "R"]},
+]  # fmt: skip
+LATERAL_TAGS: list[dict[str, Any]] = [
+    {"ViewPosition": "LATERAL"}, {"ViewPosition": "LL"}, {"ViewPosition": "RL"}, {"ViewPosition": "XTABLE"},
+    {"ViewPosition": "XTABLE LATERAL"}, {"ViewPosition": "LAT"},
+    {"ViewCodeSequence": [code("399173006", "SCT", "left lateral")]},
+    {"ViewCodeSequence": [code("R-10236", "SRT", "left lateral")]}, {"ViewCodeSequence": [code("", "", "Lateral")]},
+    {"ProtocolName": "Thorax lat."}, {"PatientOrientation": ["P", "F"]}, {"PatientOrientation": ["F", "A"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("lateral", LATERAL_TAGS, ids=str)
+@pytest.mark.parametrize("frontal", [FRONTAL_TAGS[0], FRONTAL_TAGS[3]], ids=str)
+def test_a_lateral_is_known_by_its_header(frontal: dict[str, Any], lateral: dict[str, Any], tmp_path: Path) -> None:
+    mimic = tmp_path / "files" / "p10" / "p10000032" / "s50414267"
+    mimic.mkdir(parents=True)
+    for name, tags in (("02aa804e-bde0afdd", frontal), ("174413ec-4ec4c1f7", lateral)):
+        (mimic / f"{name}.dcm").write_bytes(dicom(StudyInstanceUID="1.2.3", PatientID="p", **tags))
+    [pair] = find_pairs([tmp_path]).sources
+    assert [path.stem for path in pair.files] == ["02aa804e-bde0afdd", "174413ec-4ec4c1f7"]
+
+
+@pytest.mark.parametrize("tags", FRONTAL_TAGS, ids=str)
+def test_a_frontal_is_known_by_its_header(tags: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "IM1").write_bytes(dicom(StudyInstanceUID="1.2.3", **tags))
+    (tmp_path / "IM2").write_bytes(dicom(StudyInstanceUID="1.2.3", ViewPosition="LL"))
+    assert len(find_pairs([tmp_path]).sources) == 1
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"ViewPosition": "LLD"}, "ViewPosition LLD is neither frontal nor lateral"),
+        ({"ViewPosition": "AP RLD"}, "ViewPosition AP RLD is neither frontal nor lateral"),
+        ({"ViewPosition": "LAO"}, "ViewPosition LAO is neither frontal nor lateral"),
+        (
+            {"ViewCodeSequence": [code("399135007", "SCT", "left anterior oblique")]},
+            "ViewCodeSequence left anterior oblique is neither frontal nor lateral",
+        ),
+        (
+            {"ViewPosition": "PA", "ViewCodeSequence": [code("399067008", "SCT", "lateral")]},
+            "ViewPosition PA and ViewCodeSequence lateral contradict each other",
+        ),
+        ({}, "name it frontal or lateral"),
+    ],
+    ids=str,
+)
+def test_a_dicom_file_of_no_view_is_left_out_with_the_reason(tags: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    (tmp_path / "IM1").write_bytes(dicom(StudyInstanceUID="1.2.3", **tags))
+    found = find_pairs([tmp_path])
+    assert found.left_out == [LeftOut(tmp_path / "IM1", reason)]
+    [refusal] = find_pairs([tmp_path / "IM1"]).refused
+    assert str(refusal) == f"{tmp_path / 'IM1'}: no radiograph of a known view: {reason}"
+
+
+def test_every_file_that_is_in_no_pair_is_named_with_its_reason(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "a_pa.png", "b_pa.png", "b_pa_2.png", "c_ap.png", "c_pa.png", "c_lat.png", "masks/c_pa.png", "x.txt"
+    )
+    found = find_pairs([tmp_path])
+    assert {path.relative_to(tmp_path).as_posix(): reason for path, reason in found.left_out} == {
+        "a_pa.png": f"no lateral image of {tmp_path}", "b_pa.png": f"no lateral image of {tmp_path}",
+        "b_pa_2.png": f"no lateral image of {tmp_path}", "c_pa.png": "c_ap.png is the frontal image of the study",
+        "masks/c_pa.png": "a segmentation by its name", "x.txt": "not DICOM, PNG, JPEG, TIFF or BMP",
+    }  # fmt: skip
+    exact = dict(find_pairs([tmp_path], exact=True).left_out)
+    assert exact[tmp_path / "c_lat.png"] == "one of 2 frontal and 1 lateral images of a study"
+
+
 # --- tables ---
+
+
+MIMIC = """dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows
+02aa804e,10000032,50414267,CHEST (PA AND LAT),PA,3056
+174413ec,10000032,50414267,CHEST (PA AND LAT),LATERAL,3056
+2a2277a9,10000032,53189527,CHEST (PA AND LAT),PA,3056
+e084de3b,10000032,53189527,CHEST (PA AND LAT),LL,3056
+68b5c4b1,10000764,57375967,CHEST (PORTABLE AP),AP,2544
+096052b7,10000764,57375967,CHEST (PORTABLE AP),AP LLD,2544
+ffffffff,10000935,50578979,CHEST (PA AND LAT),PA,2544
+"""
+
+
+def test_the_pairs_of_mimics_table_are_found_in_its_tree(tmp_path: Path) -> None:
+    tree = tmp_path / "files" / "p10"
+    rows = [line.split(",") for line in MIMIC.splitlines()[1:-1]]
+    touch(tree, *(f"p{subject}/s{study}/{name}.jpg" for name, subject, study, *_ in rows))
+    found = read_pairs(table(tmp_path, MIMIC), [tmp_path / "files"])
+    assert [(pair.subject, [path.stem for path in pair.files]) for pair in found.sources] == [
+        ("mimic-10000032", ["02aa804e", "174413ec"]), ("mimic-10000032", ["2a2277a9", "e084de3b"]),
+    ]  # fmt: skip
+    assert {path.stem: reason for path, reason in found.left_out} == {
+        "68b5c4b1": "no lateral image of study 57375967",
+        "096052b7": "ViewPosition AP LLD: neither frontal nor lateral",
+    }  # fmt: skip
 
 
 def table(folder: Path, text: str, encoding: str = "utf-8") -> Path:

@@ -1,0 +1,243 @@
+"""Decoding of the stored values of a DICOM radiograph: one frame in any supported transfer syntax.
+
+Every transfer syntax has one decoder: pydicom's, or one of imagecodecs (libjpeg-turbo, CharLS, OpenJPEG). The size in a
+compressed frame and the length of an uncompressed one must match the header, and the values must not wrap around under
+the header's BitsStored, HighBit and PixelRepresentation.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pydicom
+from jaxtyping import Float, Integer, Shaped
+from pydicom import uid
+from pydicom.encaps import generate_frames
+from pydicom.pixels.decoders.base import get_decoder
+
+from raylift.datasets.errors import RefusedFile
+
+
+def _decode_jpegls(frame: bytes) -> Any:
+    # Without an end marker CharLS never returns from a frame that is cut.
+    return imagecodecs.jpegls_decode(frame + b"\xff\xd9")
+
+
+Decoder = Callable[[bytes], Any]
+DECODERS: dict[str, Decoder | None] = {
+    **dict.fromkeys((uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian), None),
+    uid.RLELossless: None,
+    **dict.fromkeys(
+        (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), imagecodecs.jpeg8_decode
+    ),
+    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), _decode_jpegls),
+    **dict.fromkeys(
+        (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K),
+        imagecodecs.jpeg2k_decode,
+    ),
+}
+"""The decoder of a frame by transfer syntax; None for those that pydicom itself decodes."""
+STANDALONE_MARKERS = (0x01, *range(0xD0, 0xD9))
+"""JPEG markers without a length."""
+SIZE_MARKERS = (0xC0, 0xC1, 0xC2, 0xC3, 0xF7)
+"""Start of frame: baseline, extended, progressive, lossless and JPEG-LS."""
+WRAPPED, FULL_WRAPPED = 0.25, 0.02
+"""Share of the neighbors over which values wrap around that another interpretation of the bits makes more alike, and
+share of all neighbors over which they must wrap if BitsStored fills the container."""
+MAX_PATTERNS = 4
+"""Most patterns of unused bits, each in over 1 % of the pixels, that overlays make; parts of the values make more."""
+REPEATED = 0.95
+"""Correlation of parts of an image from which they are the same image."""
+TORN = 6.0
+"""Ratio of the roughness along columns and rows at which consecutive rows do not belong together."""
+
+Stored = Integer[np.ndarray, "rows columns *samples"]
+
+
+def decode(dataset: pydicom.Dataset, name: str, notes: list[str]) -> tuple[Stored, Stored]:
+    """The stored values as BitsStored, HighBit and PixelRepresentation define them, and the containers they lie in.
+
+    Args:
+        dataset: a parsed file with PixelData.
+        name: name of the file in messages.
+        notes: a note is appended for bits that are not used.
+
+    Raises:
+        RefusedFile: an unsupported transfer syntax, a damaged frame, or one that does not match its header.
+    """
+    syntax = dataset.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
+    if syntax not in DECODERS:
+        raise RefusedFile(f"{name}: transfer syntax {uid.UID(syntax).name} is not supported: convert the file to RLE")
+    if "PixelData" not in dataset:
+        raise RefusedFile(f"{name}: the DICOM file has no PixelData: it is not an image")
+    if uid.UID(syntax).is_encapsulated:
+        frame = _compressed_frame(dataset, name)
+    else:
+        _check_length(dataset, name)
+    color = int(dataset.get("SamplesPerPixel") or 1) > 1
+    options: dict[str, Any] = {} if color else {"correct_unused_bits": False}
+    decoder = DECODERS[syntax]
+    try:
+        if decoder is not None:
+            container = decoder(frame)
+        else:
+            container, _ = get_decoder(syntax).as_array(dataset, **options)
+    except Exception as error:
+        # On a damaged frame pydicom and the codecs raise any exception.
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RefusedFile(f"{name}: the pixels cannot be decoded: {text}") from error
+    expected = (int(dataset.Rows), int(dataset.Columns), *([int(dataset.SamplesPerPixel)] if color else []))
+    if container.shape != expected:
+        raise RefusedFile(
+            f"{name}: the frame decodes to {container.shape}, the header has {expected}: correct its tags"
+        )
+    if color or container.dtype.kind == "f":
+        return container, container
+    container = container.astype(container.dtype.newbyteorder("="))
+    bits = int(dataset.BitsStored)
+    # A compressed frame is right-aligned; in others HighBit gives the place of the values in their containers.
+    shift = 0 if decoder is not None else max(0, int(dataset.get("HighBit", bits - 1)) + 1 - bits)
+    values = _stored_values(container, bits, shift, bool(int(dataset.PixelRepresentation)))
+    if str(dataset.get("PhotometricInterpretation") or "MONOCHROME2").strip().upper().startswith("MONOCHROME"):
+        _check_bits(values, container, dataset, shift, name)
+    if shift:
+        notes.append(f"values taken from bit {shift} up (BitsStored {bits}, HighBit {dataset.HighBit})")
+    elif not np.array_equal(values, container):
+        notes.append(f"bits above BitsStored {bits} masked")
+    if not uid.UID(syntax).is_encapsulated:
+        _check_rows(values, name)
+    return values, container
+
+
+def _stored_values(container: Stored, bits: int, shift: int, is_signed: bool) -> Stored:
+    """So many bits above the `shift` lowest ones, sign-extended if they are signed."""
+    size = container.dtype.itemsize
+    left = max(0, 8 * size - bits - shift)
+    moved = (container.view(f"u{size}") << left).view(f"{'i' if is_signed else 'u'}{size}")
+    return moved >> max(0, 8 * size - bits)
+
+
+def _check_bits(values: Stored, container: Stored, dataset: pydicom.Dataset, shift: int, name: str) -> None:
+    """Refuse a header under which values wrap around: another interpretation then makes these neighbors more alike.
+
+    Overlays in the bits above make them less alike, and have few patterns.
+    """
+    size = container.dtype.itemsize
+    bits = int(dataset.BitsStored) + shift
+    unsigned = container.view(f"u{size}")
+    # Padding may have any value.
+    padding = unsigned == int(dataset.get("PixelPaddingValue") or 0) % 2 ** (8 * size)
+    exposed = _neighbors(~padding, 1)
+    exposed = exposed[:, 1:] & exposed[:, :-1]
+    above = unsigned[:: max(1, len(container) // 256)] >> min(bits, 8 * size - 1)
+    patterns = (np.unique(above, return_counts=True)[1] > 0.01 * above.size).sum()
+    contradicts = bits < 8 * size and patterns > MAX_PATTERNS
+    steps = np.abs(_differences(values, 1) * 2**shift)[exposed]
+    # In 8 bits the edges of letters are as sharp as those where values wrap around.
+    for kind in "ui" if bits > 8 or size > 1 else "":
+        others = np.abs(_differences(container.view(f"{kind}{size}"), 1))[exposed]
+        wraps = np.abs(others - steps) >= 2 ** (bits - 1)
+        enough = 0 if bits < 8 * size else FULL_WRAPPED
+        contradicts |= bool(wraps.any() and wraps.mean() > enough and (others < steps)[wraps].mean() > WRAPPED)
+    if contradicts:
+        raise RefusedFile(
+            f"{name}: BitsStored {dataset.BitsStored}, HighBit {dataset.get('HighBit')} and PixelRepresentation "
+            f"{dataset.PixelRepresentation} contradict the pixels, whose values wrap around: correct these tags"
+        )
+
+
+def _check_rows(values: Stored, name: str) -> None:
+    """Refuse an uncompressed frame whose rows have another length than the header's, so that the image is torn."""
+    along, across = _roughness(values, 1), _roughness(values, 0)
+    is_torn = min(along, across) > 0 and not 1 / TORN < along / across < TORN
+    if is_torn or _is_repeated(values):
+        raise RefusedFile(
+            f"{name}: {values.shape[0]} rows of {values.shape[1]} columns contradict the pixels, whose rows do not "
+            "continue each other: correct Rows, Columns and BitsAllocated"
+        )
+
+
+def _is_repeated(values: Stored) -> bool:
+    """Whether the image is the same two to four times from left to right: each of its rows is several ones."""
+    lines = _neighbors(values, 1).astype(np.float64)
+    for count in (2, 3, 4):
+        first, second, *_ = np.array_split(lines[:, : lines.shape[1] // count * count], count, axis=1)
+        if first.std() and second.std() and np.corrcoef(first.ravel(), second.ravel())[0, 1] > REPEATED:
+            return True
+    return False
+
+
+def _roughness(values: Stored, axis: int) -> float:
+    """Mean absolute difference between neighbors along an axis, without the largest, which are edges of the image."""
+    steps = np.abs(_differences(values, axis))
+    return float(steps[steps <= np.quantile(steps, 0.95)].mean())
+
+
+def _differences(values: Stored, axis: int) -> Float[np.ndarray, "_ _"]:
+    """Differences between neighbors along an axis, on about 256 lines."""
+    return np.diff(_neighbors(values, axis).astype(np.float64), axis=axis)
+
+
+def _neighbors(values: Shaped[np.ndarray, "rows columns"], axis: int) -> Shaped[np.ndarray, "_ _"]:
+    """About 256 whole lines along an axis."""
+    step = max(1, values.shape[1 - axis] // 256)
+    return values[::step] if axis == 1 else values[:, ::step]
+
+
+def _check_length(dataset: pydicom.Dataset, name: str) -> None:
+    samples = int(dataset.get("SamplesPerPixel") or 1)
+    bits = int(dataset.Rows) * int(dataset.Columns) * samples * int(dataset.BitsAllocated)
+    if str(dataset.get("PhotometricInterpretation")) == "YBR_FULL_422":
+        bits = bits * 2 // 3
+    expected, found = -(-bits // 8), len(dataset.PixelData)
+    # An odd length is padded with one byte.
+    if not expected <= found <= expected + 1:
+        raise RefusedFile(
+            f"{name}: the pixels cannot be decoded: {found} bytes, where {dataset.Rows} x {dataset.Columns} pixels of "
+            f"{dataset.BitsAllocated} bits have {expected}: correct Rows, Columns and BitsAllocated"
+        )
+
+
+def _compressed_frame(dataset: pydicom.Dataset, name: str) -> bytes:
+    """The compressed frame, whose size is compared with the header before memory is allocated for it."""
+    try:
+        (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
+        found = _frame_size(frame)
+    except Exception as error:
+        raise RefusedFile(f"{name}: the pixels cannot be decoded: the compressed frame is damaged") from error
+    expected = int(dataset.Rows), int(dataset.Columns)
+    if found is not None and found != expected:
+        raise RefusedFile(
+            f"{name}: the compressed frame has {found[0]} x {found[1]} pixels, the header "
+            f"{expected[0]} x {expected[1]}: correct Rows and Columns"
+        )
+    return frame
+
+
+def _frame_size(frame: bytes) -> tuple[int, int] | None:
+    """Rows and columns of a JPEG, JPEG-LS or JPEG 2000 codestream; None for other frames."""
+    at = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if at >= 0:
+        right, bottom, left, top = struct.unpack_from(">4I", frame, at + 8)
+        return bottom - top, right - left
+    if frame[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while True:
+        marker = frame[at + 1]
+        if frame[at] != 0xFF or marker == 0xDA:
+            raise ValueError("no start of frame")
+        if marker in SIZE_MARKERS:
+            rows, columns = struct.unpack_from(">2H", frame, at + 5)
+            return rows, columns
+        at += (
+            1
+            if marker == 0xFF
+            else 2
+            if marker in STANDALONE_MARKERS
+            else 2 + struct.unpack_from(">H", frame, at + 2)[0]
+        )

@@ -1,0 +1,238 @@
+"""A DICOM radiograph as a bone-bright image with square pixels: the header's rules in their order.
+
+Stored values; palette or modality LUT; padding and shutter, which are air; VOI LUT or display window; photometric
+interpretation; pixel spacing. Every rule that changed the image adds a note that names its attribute and value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pydicom
+from jaxtyping import Bool, Float32
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
+
+from raylift.datasets import dicom
+from raylift.datasets.errors import RefusedFile
+from raylift.datasets.radiographs import dicom_frame
+from raylift.datasets.radiographs.dicom_frame import Stored
+from raylift.datasets.radiographs.gray_image import (
+    GrayImage,
+    RadiographLimits,
+    check_size,
+    one_line,
+    square_pixels,
+    to_gray,
+)
+from raylift.datasets.radiographs.shutter import inside_shutter
+
+CROSS_SECTIONAL_MODALITIES = ("CT", "MR", "NM", "PT", "US")
+OTHER_BODY_PARTS = (
+    "ABDOMEN", "ANKLE", "ARM", "BREAST", "CALCANEUS", "COCCYX", "CSPINE", "ELBOW", "EXTREMITY", "FEMUR", "FINGER",
+    "FOOT", "FOREARM", "HAND", "HEAD", "HIP", "HUMERUS", "JAW", "KNEE", "LEG", "LSPINE", "MANDIBLE", "MAXILLA",
+    "NECK", "ORBIT", "PELVIS", "SACRUM", "SHOULDER", "SINUS", "SKULL", "TEETH", "THUMB", "TIBIA", "TOE", "WRIST",
+    "ZYGOMA",
+)  # fmt: skip
+"""Values of BodyPartExamined that exclude a chest; the tag is often free text, so all others are accepted."""
+COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+MIN_WINDOW_SHARE = 0.1
+"""Share of the range of pixel values in which a display window or VOI LUT must keep different values apart."""
+SAMPLED_VALUES = 256
+"""Values at which that share is measured."""
+SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
+"""Height and width of a pixel, by precedence."""
+
+
+def read_dicom(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
+    """The radiograph of a DICOM file, bone bright, in the orientation in which it is stored.
+
+    Raises:
+        RefusedFile: not a chest radiograph, damaged, over the limits, or with contradicting tags.
+    """
+    try:
+        dataset = dicom.parse(data, name)
+        _check_header(dataset, name, limits)
+        notes: list[str] = []
+        values, container = dicom_frame.decode(dataset, name, notes)
+        return _image(dataset, values, container, name, limits, notes)
+    except RefusedFile:
+        raise
+    except Exception as error:
+        # On a damaged file or an invalid value pydicom raises any exception.
+        raise RefusedFile(f"{name}: the DICOM header cannot be read: {one_line(error)}") from error
+
+
+def _check_header(dataset: pydicom.Dataset, name: str, limits: RadiographLimits) -> None:
+    modality = dataset.get("Modality")
+    if modality in CROSS_SECTIONAL_MODALITIES:
+        raise RefusedFile(f"{name}: modality {modality}: a slice is not a radiograph")
+    part = str(dataset.get("BodyPartExamined") or "").strip().upper()
+    if part in OTHER_BODY_PARTS:
+        raise RefusedFile(f"{name}: BodyPartExamined {part}: give a radiograph of the chest, or correct the tag")
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise RefusedFile(f"{name}: NumberOfFrames {frames}: a radiograph has one: save the frame as a file of its own")
+    check_size(name, int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0), limits)
+
+
+def _image(
+    dataset: pydicom.Dataset, stored: Stored, container: Stored, name: str, limits: RadiographLimits, notes: list[str]
+) -> GrayImage:
+    photometric = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2").strip().upper()
+    if photometric in COLORS:
+        pixels, note = to_gray(stored, f"{name}: PhotometricInterpretation {photometric}")
+        notes.append(note)
+    elif photometric == "PALETTE COLOR":
+        pixels, _ = to_gray(apply_color_lut(stored, dataset), f"{name}: PhotometricInterpretation {photometric}")
+        notes.append("gray palette applied (PhotometricInterpretation PALETTE COLOR)")
+    elif photometric in ("MONOCHROME1", "MONOCHROME2"):
+        pixels = _modality_values(dataset, stored, name, notes)
+    else:
+        raise RefusedFile(
+            f"{name}: PhotometricInterpretation {photometric[:40]} is not supported: store the image as MONOCHROME2"
+        )
+    is_air, crop = _air(dataset, stored, container, notes)
+    pixels, is_air = pixels[crop], is_air[crop]
+    exposed = pixels[~is_air]
+    if exposed.size < limits.min_side**2:
+        raise RefusedFile(f"{name}: PixelPaddingValue and shutter leave {exposed.size} pixels: correct these tags")
+    if photometric.startswith("MONOCHROME"):
+        pixels = _display_values(dataset, pixels, exposed, notes)
+    pixels = np.asarray(pixels, dtype=np.float32)
+    exposed = pixels[~is_air]
+    low, high = float(exposed.min()), float(exposed.max())
+    # Only the photometric interpretation counts: in some files the presentation LUT repeats it, so that applying both
+    # would invert twice.
+    if photometric == "MONOCHROME1":
+        pixels = high + low - pixels
+        notes.append("inverted (PhotometricInterpretation MONOCHROME1)")
+    image = np.where(is_air, np.float32(low), pixels).astype(np.float32)
+    image = _square(dataset, image, name, limits, notes)
+    orientation = _patient_orientation(dataset, notes)
+    return GrayImage(image, tuple(notes), orientation)
+
+
+def _modality_values(dataset: pydicom.Dataset, stored: Stored, name: str, notes: list[str]) -> Any:
+    """Stored values through RescaleSlope and RescaleIntercept, or the modality LUT."""
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if dataset.get("ModalityLUTSequence"):
+        notes.append("ModalityLUTSequence applied")
+    elif slope is not None and intercept is not None:
+        if not np.isfinite([float(slope), float(intercept)]).all() or float(slope) == 0:
+            raise RefusedFile(f"{name}: RescaleSlope {slope} and RescaleIntercept {intercept}: correct or remove them")
+        if (float(slope), float(intercept)) != (1.0, 0.0):
+            notes.append(f"rescaled (RescaleSlope {slope}, RescaleIntercept {intercept})")
+    return apply_modality_lut(stored, dataset)
+
+
+def _air(
+    dataset: pydicom.Dataset, stored: Stored, container: Stored, notes: list[str]
+) -> tuple[Bool[np.ndarray, "rows columns"], tuple[slice, slice]]:
+    """Pixels of padding and behind a shutter or collimator, and the rectangle that these leave."""
+    is_air, crop, kind = inside_shutter(dataset, stored.shape[:2])
+    is_air = ~is_air
+    if kind:
+        notes.append(f"cropped ({kind})")
+    value = dataset.get("PixelPaddingValue")
+    if value is not None and stored.ndim == 2:
+        padding = _is_padding(stored, container, value, dataset.get("PixelPaddingRangeLimit"))
+        share = float(padding[crop].mean())
+        if share:
+            is_air |= padding
+            notes.append(f"{share:.1%} padding set to air (PixelPaddingValue {value})")
+    return is_air, crop
+
+
+def _is_padding(stored: Stored, container: Stored, value: Any, limit: Any) -> Bool[np.ndarray, "rows columns"]:
+    """Pixels between the padding value and its limit, in the type of the pixels whatever that of the tag."""
+    bits = 8 * container.dtype.itemsize
+    first = _wrapped(int(value), stored.dtype)
+    last = first if limit is None else _wrapped(int(limit), stored.dtype)
+    unsigned = container.view(f"u{container.dtype.itemsize}")
+    # Padding may lie outside the bits stored.
+    padding: Bool[np.ndarray, "rows columns"] = (stored >= min(first, last)) & (stored <= max(first, last)) | (
+        unsigned == int(value) % 2**bits
+    )
+    return padding
+
+
+def _wrapped(value: int, dtype: np.dtype[Any]) -> int:
+    """A value as the integer type of the pixels stores it: 63536 is -2000 in 16 signed bits."""
+    bits = 8 * dtype.itemsize
+    value %= 2**bits
+    return value - 2**bits if dtype.kind == "i" and value >= 2 ** (bits - 1) else value
+
+
+def _display_values(dataset: pydicom.Dataset, pixels: Any, exposed: Any, notes: list[str]) -> Any:
+    """The first VOI LUT or display window that keeps at least `MIN_WINDOW_SHARE` of the range of values apart."""
+    low, high = np.percentile(exposed, (0.5, 99.5))
+    samples = np.unique(np.linspace(low, high, SAMPLED_VALUES).astype(exposed.dtype))
+    for what, apply in _display_functions(dataset):
+        try:
+            share = float((np.diff(apply(samples).astype(np.float64)) != 0).mean()) if len(samples) > 1 else 1.0
+            if share >= MIN_WINDOW_SHARE:
+                notes.append(f"{what} applied")
+                return apply(pixels)
+        except Exception as error:
+            # An invalid window or table may raise any exception; percentiles follow in any case.
+            notes.append(f"{what} ignored: {one_line(error)[:80]}")
+        else:
+            notes.append(f"{what} ignored: it keeps {share:.0%} of the pixels' range {low:g} to {high:g}")
+    return pixels
+
+
+def _display_functions(dataset: pydicom.Dataset) -> list[tuple[str, Callable[[Any], Any]]]:
+    """Every VOI LUT and display window of a header, with its name. They act on the modality values alone."""
+    rules: list[tuple[str, Callable[[Any], Any]]] = []
+
+    def rule(index: int, *names: str) -> Callable[[Any], Any]:
+        part = pydicom.Dataset()
+        for name in ("PhotometricInterpretation", "BitsStored", "PixelRepresentation", "VOILUTFunction", *names):
+            if name in dataset:
+                part[name] = dataset[name]
+        return lambda values: apply_voi_lut(values, part, index=index)
+
+    tables = dataset.get("VOILUTSequence") or ()
+    rules += [(f"VOILUTSequence {k + 1}", rule(k, "VOILUTSequence")) for k in range(len(tables))]
+    function = dataset.get("VOILUTFunction") or "LINEAR"
+    centers, widths = (_multiple(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    for k, (center, width) in enumerate(zip(centers, widths, strict=False)):
+        what = f"display window (WindowCenter {center}, WindowWidth {width}, VOILUTFunction {function})"
+        rules.append((what, rule(k, "WindowCenter", "WindowWidth")))
+    return rules
+
+
+def _multiple(value: Any) -> list[Any]:
+    """The values of an element, none if it is absent or empty."""
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [value]
+
+
+def _square(
+    dataset: pydicom.Dataset, image: Float32[np.ndarray, "_ _"], name: str, limits: RadiographLimits, notes: list[str]
+) -> Float32[np.ndarray, "_ _"]:
+    """The image with square pixels, by the first spacing of the header that is one."""
+    for tag in SPACINGS:
+        values = _multiple(dataset.get(tag))
+        if not values:
+            continue
+        if len(values) != 2 or not all(0 < float(value) < 1e6 for value in values):
+            notes.append(f"{tag} {values} ignored: it is not two positive numbers")
+            continue
+        height, width = map(float, values)
+        return square_pixels(image, height / width, f"{tag} {values[0]}\\{values[1]}", name, limits, notes)
+    return image
+
+
+def _patient_orientation(dataset: pydicom.Dataset, notes: list[str]) -> tuple[str, str] | None:
+    """Directions of the patient along rows and columns, from PatientOrientation."""
+    values = [str(value).strip().upper() for value in _multiple(dataset.get("PatientOrientation"))]
+    if not any(values):
+        return None
+    if len(values) != 2 or not all(value and set(value) <= set("RLAPHF") for value in values):
+        notes.append(f"PatientOrientation {values} ignored: it is not two directions out of R, L, A, P, H, F")
+        return None
+    return values[0], values[1]

@@ -1,0 +1,80 @@
+"""The view of a DICOM radiograph by its header: frontal, lateral, or a reason why it is neither.
+
+ViewPosition and ViewCodeSequence count first. Files without them are known by SeriesDescription and the like, or by
+the plane of PatientOrientation.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pydicom
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from raylift.datasets.radiographs.pairing import ViewName
+
+WORDS: dict[str, ViewName] = {
+    **dict.fromkeys(("frontal", "pa", "ap", "posteroanterior", "anteroposterior"), "frontal"),
+    **dict.fromkeys(("lateral", "lat", "ll", "rl", "llat", "rlat", "xtable"), "lateral"),
+}  # fmt: skip
+"""Words of a view in DICOM headers. XTABLE is a lateral with a horizontal beam."""
+OTHER_VIEWS = frozenset(
+    ("lld", "rld", "decubitus", "llo", "rlo", "oblique", "lao", "rao", "lpo", "rpo", "axial", "lordotic", "swimmers")
+)
+"""Words of views that are neither frontal nor lateral: a left lateral decubitus (LLD) is taken from the front."""
+DESCRIPTIONS = ("SeriesDescription", "AcquisitionDeviceProcessingDescription", "ProtocolName", "StudyDescription")
+CODES: dict[ViewName, tuple[Code, ...]] = {
+    "frontal": (codes.cid4010.AnteroPosterior, codes.cid4010.PosteroAnterior, codes.cid4010.Frontal),
+    "lateral": (codes.cid4010.LateralProjection, codes.cid4010.LeftLateral, codes.cid4010.RightLateral),
+}
+"""DICOM's context group 4010, DX views, in SNOMED CT and its earlier codes."""
+
+
+def view_of(header: pydicom.Dataset) -> tuple[ViewName | None, str]:
+    """The view by ViewPosition and ViewCodeSequence, or None and the reason; no reason where neither says anything."""
+    position = str(header.get("ViewPosition") or "")
+    view = view_in_words(position)
+    if position and view is None and _words(position) & OTHER_VIEWS:
+        return None, f"ViewPosition {position} is neither frontal nor lateral"
+    for item in header.get("ViewCodeSequence") or ():
+        coded, meaning = _coded_view(item), str(item.get("CodeMeaning") or "")
+        if coded is None and _words(meaning) & OTHER_VIEWS:
+            return None, f"ViewCodeSequence {meaning} is neither frontal nor lateral"
+        if view and coded and view != coded:
+            return None, f"ViewPosition {position} and ViewCodeSequence {meaning} contradict each other"
+        view = view or coded
+    return view, ""
+
+
+def described_view(header: pydicom.Dataset) -> ViewName | None:
+    """The view by a description, or else by the plane of PatientOrientation."""
+    for name in DESCRIPTIONS:
+        view = view_in_words(str(header.get(name) or ""))
+        if view:
+            return view
+    letters = {str(letters)[:1].upper() for letters in header.get("PatientOrientation") or ()}
+    if len(letters) == 2 and letters & set("HF"):
+        return "frontal" if letters & set("LR") else "lateral" if letters & set("AP") else None
+    return None
+
+
+def view_in_words(text: str) -> ViewName | None:
+    """The view that a text names, if it is the only one and no view that is neither."""
+    words = _words(text)
+    views = {WORDS[word] for word in words & WORDS.keys()}
+    return views.pop() if len(views) == 1 and not words & OTHER_VIEWS else None
+
+
+def _coded_view(item: pydicom.Dataset) -> ViewName | None:
+    code = Code(str(item.get("CodeValue") or ""), str(item.get("CodingSchemeDesignator") or ""), "")
+    for view, known in CODES.items():
+        if code in known:
+            return view
+    return view_in_words(str(item.get("CodeMeaning") or ""))
+
+
+def _words(text: str) -> set[str]:
+    """Words in lower case; `postero-anterior` is one."""
+    joined = re.sub(r"(postero|antero)[- ]", r"\1", text.lower())
+    return set(re.split(r"[^a-z]+", joined))

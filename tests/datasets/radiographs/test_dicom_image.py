@@ -1,0 +1,339 @@
+"""The header of a DICOM radiograph: each rule gives the right value, or a refusal with file, value and remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEG2000Lossless
+from radiograph_samples import chest, dicom, scaled
+from scipy import ndimage
+
+from raylift.datasets.errors import RefusedFile
+from raylift.datasets.radiographs.decoding import read
+
+PIXELS = chest(most=4000).astype("<u2")
+TWELVE = {"BitsStored": 12, "HighBit": 11}
+
+
+def difference(data: bytes, expected: np.ndarray) -> float:
+    """Largest difference of a file's image and the expected one, both in 0 to 1."""
+    image = read(data, "image.dcm").pixels
+    assert image.shape == expected.shape
+    return float(np.abs(scaled(image) - scaled(expected)).max())
+
+
+def notes(data: bytes) -> str:
+    return "; ".join(read(data, "image.dcm").notes)
+
+
+def refusal(data: bytes) -> str:
+    with pytest.raises(RefusedFile) as caught:
+        read(data, "image.dcm")
+    text = str(caught.value)
+    assert text.startswith("image.dcm: ")
+    return text
+
+
+# --- padding ---
+
+
+def padded(value: int, photometric: str, dtype: str = "<u2") -> tuple[np.ndarray, np.ndarray]:
+    """Pixels with a round field of exposure, padded outside, and the bone-bright image with air there."""
+    y, x = np.ogrid[-1:1:120j, -1:1:100j]
+    outside = np.hypot(y, x) > 1
+    bright = PIXELS.astype(np.int64) + 100
+    expected = np.where(outside, bright[~outside].min(), bright)
+    stored = bright if photometric == "MONOCHROME2" else 4200 - bright
+    if dtype == "<i2":
+        stored = stored - 2000
+    return np.where(outside, value, stored).astype(dtype), expected
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    ("value", "dtype", "tags"),
+    [
+        (0, "<u2", {}),
+        (65535, "<u2", {}),
+        (65535, "<u2", TWELVE | {"BitsStored": 13, "HighBit": 12}),
+        (-2000, "<i2", {}),
+        (-32768, "<i2", {}),
+    ],
+)
+def test_padding_is_air_before_any_percentile_or_inversion(
+    photometric: str, value: int, dtype: str, tags: dict[str, int]
+) -> None:
+    pixels, expected = padded(value, photometric, dtype)
+    data = dicom(pixels, PhotometricInterpretation=photometric, PixelPaddingValue=value, **tags)
+    assert difference(data, expected) < 1e-6
+    assert "padding set to air (PixelPaddingValue" in notes(data)
+
+
+def test_padding_up_to_a_limit_is_air() -> None:
+    pixels, expected = padded(0, "MONOCHROME1")
+    pixels[pixels == 0] = np.arange((pixels == 0).sum()) % 5
+    data = dicom(pixels, PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=0, PixelPaddingRangeLimit=4)
+    assert difference(data, expected) < 1e-6
+
+
+def test_padding_written_in_the_wrong_type_is_air() -> None:
+    """A value representation of US for pixels that are signed: 63536 is -2000."""
+    pixels, expected = padded(-2000, "MONOCHROME2", "<i2")
+    data = dicom(pixels, PixelPaddingValue=-2000).replace(
+        b"\x28\x00\x20\x01SS\x02\x00\x30\xf8", b"\x28\x00\x20\x01US\x02\x00\x30\xf8"
+    )
+    assert b"\x28\x00\x20\x01US" in data
+    assert difference(data, expected) < 1e-6
+
+
+def test_padding_of_the_whole_image_is_refused() -> None:
+    text = refusal(dicom(np.full((120, 100), 7, "<u2"), PixelPaddingValue=7))
+    assert "PixelPaddingValue" in text
+
+
+# --- shutters ---
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("kind", ["Shutter", "Collimator"])
+def test_what_a_round_shutter_covers_is_air(kind: str, photometric: str) -> None:
+    y, x = np.ogrid[1:121, 1:101]
+    covered = (y - 60) ** 2 + (x - 50) ** 2 >= 48**2
+    bright = PIXELS.astype(np.int64) + 100
+    stored = bright if photometric == "MONOCHROME2" else 4200 - bright
+    shutter = {f"{kind}Shape": "CIRCULAR", f"CenterOfCircular{kind}": [60, 50], f"RadiusOfCircular{kind}": 48}
+    data = dicom(np.where(covered, 60000, stored).astype("<u2"), PhotometricInterpretation=photometric, **shutter)
+    expected = np.where(covered, bright[~covered].min(), bright)[12:107, 2:97]
+    assert difference(data, expected) < 1e-6
+    assert f"cropped ({kind}Shape)" in notes(data)
+
+
+def test_what_a_polygonal_shutter_covers_is_air() -> None:
+    pixels = PIXELS.copy()
+    pixels[:, :10] = 60000
+    corners = [1, 11, 1, 100, 120, 100, 120, 11]
+    data = dicom(pixels, ShutterShape="POLYGONAL", VerticesOfThePolygonalShutter=corners)
+    assert difference(data, PIXELS[:, 10:]) < 1e-6
+
+
+# --- display windows ---
+
+
+@pytest.mark.parametrize("window", [(50_000, 100), (-3000, 2000), (4200, 500), (2000, 10)])
+def test_a_window_off_the_data_is_not_used_and_the_record_says_so(window: tuple[int, int]) -> None:
+    data = dicom(WindowCenter=window[0], WindowWidth=window[1])
+    assert difference(data, PIXELS) < 1e-6
+    assert "ignored: it keeps" in notes(data)
+    assert f"WindowCenter {window[0]}" in notes(data)
+
+
+def test_the_first_window_on_the_data_is_used() -> None:
+    data = dicom(WindowCenter=[50_000, 2000], WindowWidth=[10, 2001])
+    assert difference(data, PIXELS.clip(1000, 3000)) < 1e-3
+
+
+def test_a_window_for_stored_values_is_not_used_on_rescaled_ones() -> None:
+    data = dicom(RescaleSlope=0.01, RescaleIntercept=0, WindowCenter=2000, WindowWidth=500)
+    assert difference(data, PIXELS) < 1e-6
+    assert "ignored" in notes(data)
+
+
+def test_a_window_does_not_turn_an_image_of_negative_slope() -> None:
+    dark = (4000 - PIXELS).astype("<u2")
+    data = dicom(dark, RescaleSlope=-1, RescaleIntercept=4000, WindowCenter=2000, WindowWidth=4002)
+    assert difference(data, PIXELS) < 1e-3
+
+
+def table(values: np.ndarray) -> list[Dataset]:
+    item = Dataset()
+    item.LUTDescriptor = [len(values), 0, 16]
+    item.add_new("LUTData", "US", values.astype(int).tolist())
+    return [item]
+
+
+def test_a_voi_table_is_followed_unless_it_leaves_nothing() -> None:
+    curve = np.sqrt(np.arange(4096) / 4095) * 65535
+    assert difference(dicom(VOILUTSequence=table(curve)), np.sqrt(PIXELS)) < 1e-3
+    constant = dicom(VOILUTSequence=table(np.where(np.arange(4096) < 4090, 0, 65535)))
+    assert difference(constant, PIXELS) < 1e-6
+    assert "VOILUTSequence 1 ignored: it keeps" in notes(constant)
+
+
+def test_a_slope_that_leaves_nothing_is_refused() -> None:
+    assert "RescaleSlope 0" in refusal(dicom(RescaleSlope="0", RescaleIntercept=0))
+
+
+# --- bits ---
+
+
+def compressed(pixels: np.ndarray, **tags: Any) -> bytes:
+    """A file whose JPEG 2000 frame has all bits of its containers, whatever the header stores."""
+    frame = imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", reversible=True)
+    return dicom(pixels, **tags, syntax=JPEG2000Lossless, PixelData=encapsulate([bytes(frame)]))
+
+
+@pytest.mark.parametrize("bits", [0x8000, 0x1000, 0xF000])
+@pytest.mark.parametrize("make", [dicom, compressed])
+def test_overlay_bits_above_those_stored_are_masked(make: Any, bits: int) -> None:
+    pixels = PIXELS.copy()
+    pixels[10:30, 10:40] |= bits
+    data = make(pixels, **TWELVE)
+    assert difference(data, PIXELS) < 1e-6
+    assert "bits above BitsStored 12 masked" in notes(data)
+
+
+@pytest.mark.parametrize("make", [dicom, compressed])
+def test_overlay_bits_above_signed_values_are_masked(make: Any) -> None:
+    signed = PIXELS.astype("<i2") - 2000
+    pixels = signed.view("<u2") & 0x0FFF
+    pixels[10:30, 10:40] |= 0x8000
+    data = make(pixels, PixelRepresentation=1, **TWELVE)
+    assert difference(data, PIXELS) < 1e-6
+
+
+def test_values_in_the_high_bits_are_taken_from_there() -> None:
+    pixels = PIXELS << 4
+    pixels[10:30, 10:40] |= 0x0001
+    data = dicom(pixels, BitsStored=12, HighBit=15)
+    assert difference(data, PIXELS) < 1e-6
+    assert "HighBit 15" in notes(data)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"BitsStored": 8, "HighBit": 7}, {"BitsStored": 11, "HighBit": 10}, TWELVE | {"PixelRepresentation": 1},
+    ],
+)  # fmt: skip
+def test_a_header_under_which_values_wrap_around_is_refused(tags: dict[str, int]) -> None:
+    text = refusal(dicom(**tags))
+    assert f"BitsStored {tags['BitsStored']}" in text
+    assert "correct these tags" in text
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}, {"Rows": 119}, {"Columns": 99},
+        {"Rows": 100, "Columns": 120}, {"Rows": 60, "Columns": 200},
+    ],
+)  # fmt: skip
+def test_a_header_of_another_size_than_the_pixels_is_refused(tags: dict[str, int]) -> None:
+    text = refusal(dicom(**tags))
+    assert "correct Rows, Columns and BitsAllocated" in text
+
+
+def test_a_compressed_frame_of_another_size_is_refused_before_it_is_decoded() -> None:
+    assert "has 120 x 100 pixels, the header 121 x 100" in refusal(compressed(PIXELS, Rows=121))
+
+
+# --- color ---
+
+
+def palette(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> dict[str, Any]:
+    tags: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, values in (("Red", red), ("Green", green), ("Blue", blue)):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        tags[f"{name}PaletteColorLookupTableData"] = values.astype("<u2").tobytes()
+    return tags
+
+
+def test_a_gray_palette_is_applied() -> None:
+    gray = chest().astype(np.uint8)
+    order = np.random.default_rng(0).permutation(256)
+    indices = np.argsort(order)[gray].astype(np.uint8)
+    data = dicom(indices, **palette(*[order * 257] * 3))
+    assert difference(data, gray) < 1e-6
+    assert "palette" in notes(data)
+
+
+def test_a_palette_of_colors_is_refused() -> None:
+    ramp = np.arange(256) * 257
+    text = refusal(dicom(chest().astype(np.uint8), **palette(ramp, ramp[::-1], ramp)))
+    assert "PhotometricInterpretation PALETTE COLOR" in text
+    assert "store the radiograph as a grayscale image" in text
+
+
+@pytest.mark.parametrize("planar", [0, 1])
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL"])
+def test_an_image_of_three_equal_channels_is_read_as_gray(photometric: str, planar: int) -> None:
+    gray = chest().astype(np.uint8)
+    neutral = [gray, np.full_like(gray, 128), np.full_like(gray, 128)] if photometric == "YBR_FULL" else [gray] * 3
+    data = dicom(
+        gray, PhotometricInterpretation=photometric, SamplesPerPixel=3, PlanarConfiguration=planar,
+        PixelData=np.stack(neutral, axis=0 if planar else -1).tobytes(),
+    )  # fmt: skip
+    assert difference(data, gray) < 1e-6
+    assert "three equal channels" in notes(data)
+
+
+def test_an_image_in_color_is_refused_with_the_remedy() -> None:
+    gray = chest().astype(np.uint8)
+    pixels = np.stack([gray, gray // 2, 255 - gray], axis=-1).tobytes()
+    text = refusal(
+        dicom(gray, PhotometricInterpretation="RGB", SamplesPerPixel=3, PlanarConfiguration=0, PixelData=pixels)
+    )
+    assert "PhotometricInterpretation RGB" in text
+    assert "store the radiograph as a grayscale image" in text
+
+
+# --- square pixels ---
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"PixelSpacing": [0.4, 0.2]}, {"ImagerPixelSpacing": [0.4, 0.2]}, {"NominalScannedPixelSpacing": [0.4, 0.2]},
+        {"PixelAspectRatio": [2, 1]}, {"PixelSpacing": [0.4, 0.2], "ImagerPixelSpacing": [0.3, 0.3]},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("axis", [0, 1])
+def test_an_image_has_square_pixels(tags: dict[str, Any], axis: int) -> None:
+    smooth = ndimage.gaussian_filter(PIXELS.astype(float), 3)
+    halved = (smooth[::2] + smooth[1::2]) / 2 if axis == 0 else (smooth[:, ::2] + smooth[:, 1::2]) / 2
+    tags = tags if axis == 0 else {name: values[::-1] for name, values in tags.items()}
+    data = dicom(halved.astype("<u2"), **tags)
+    assert difference(data, smooth) < 0.03
+    assert "resampled to square pixels" in notes(data)
+
+
+@pytest.mark.parametrize("spacing", [[0, 0], [0.2, -0.2]])
+def test_a_spacing_that_is_none_is_ignored_and_recorded(spacing: list[float]) -> None:
+    data = dicom(PixelSpacing=spacing)
+    assert difference(data, PIXELS) < 1e-6
+    assert "PixelSpacing" in notes(data)
+
+
+def test_pixels_far_from_square_are_refused() -> None:
+    assert "PixelSpacing 0.2\\40.0 makes pixels of 0.005 to 1" in refusal(dicom(PixelSpacing=[0.2, 40]))
+
+
+# --- other body parts, many frames ---
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({"BodyPartExamined": "HAND"}, ["BodyPartExamined HAND", "give a radiograph of the chest"]),
+        ({"NumberOfFrames": 30}, ["NumberOfFrames 30", "save the frame as a file of its own"]),
+        ({"PhotometricInterpretation": "HSV"}, ["HSV"]),
+        ({"PixelData": None}, ["no PixelData"]),
+    ],
+)  # fmt: skip
+def test_what_is_no_radiograph_of_a_chest_is_refused(tags: dict[str, Any], words: list[str]) -> None:
+    text = refusal(dicom(**tags))
+    assert all(word in text for word in words)
+
+
+@pytest.mark.parametrize("part", ["CHEST", "PORT CHEST", "THORAX", "", "TSPINE"])
+def test_a_chest_by_any_name_is_read(part: str) -> None:
+    assert difference(dicom(BodyPartExamined=part), PIXELS) < 1e-6
+
+
+def test_pixels_of_few_levels_are_a_mask() -> None:
+    assert "gray levels: a mask" in refusal(dicom(((PIXELS > 1000) * 255).astype(np.uint8)))

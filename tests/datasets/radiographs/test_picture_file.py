@@ -1,0 +1,132 @@
+"""PNG, JPEG, TIFF and BMP as the world makes them: pages, resolutions, tints, types of values."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from radiograph_samples import chest, encoded, scaled
+from scipy import ndimage
+
+from raylift.datasets.errors import RefusedFile
+from raylift.datasets.radiographs.decoding import read
+
+GRAY = chest().astype(np.uint8)
+
+
+def tiff(*pages: np.ndarray, **options: object) -> bytes:
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for page in pages:
+            writer.write(page, contiguous=False, metadata=None, **options)
+    return file.getvalue()
+
+
+def difference(data: bytes, expected: np.ndarray) -> float:
+    image = read(data, "image", invert="no").pixels
+    assert image.shape == expected.shape
+    return float(np.abs(scaled(image) - scaled(expected)).max())
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_largest_page_of_a_tiff_is_read(place: int) -> None:
+    pages = [GRAY[::2, ::2], GRAY[::3, ::3]]
+    pages.insert(place, GRAY)
+    data = tiff(*pages)
+    assert difference(data, GRAY) < 1e-6
+    assert read(data, "image").notes == (f"page {place + 1} of 3 read, the largest",)
+
+
+def test_pages_of_one_size_are_refused() -> None:
+    with pytest.raises(RefusedFile, match=r"image: 2 of 3 pages have the largest size: save the radiograph as a file"):
+        read(tiff(GRAY, GRAY[::2, ::2], GRAY[::-1].copy()), "image")
+    with pytest.raises(RefusedFile, match=r"image: 70 pages: a radiograph has one"):
+        read(tiff(*[GRAY[:40, :40]] * 70), "image")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_resolution_that_differs_along_the_axes_gives_square_pixels(kind: str, axis: int) -> None:
+    smooth = ndimage.gaussian_filter(GRAY.astype(float), 3)
+    halved = (smooth[::2] + smooth[1::2]) / 2 if axis == 0 else (smooth[:, ::2] + smooth[:, 1::2]) / 2
+    # Columns a unit, rows a unit: the axis with half of the pixels has half of the resolution.
+    dpi = (300, 150) if axis == 0 else (150, 300)
+    options = {"quality": 98} if kind == "JPEG" else {}
+    data = encoded(Image.fromarray(halved.round().astype(np.uint8)), kind, dpi=dpi, **options)
+    assert difference(data, smooth) < 0.04
+    assert "resampled to square pixels (a resolution of" in read(data, "image").notes[0]
+
+
+def test_a_resolution_far_from_square_is_refused() -> None:
+    with pytest.raises(RefusedFile, match=r"image: a resolution of .* x .* makes pixels of .* to 1: correct or"):
+        read(encoded(Image.fromarray(GRAY), "PNG", dpi=(300, 30)), "image")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_an_orientation_tag_is_followed_once(kind: str, orientation: int) -> None:
+    turns = {1: 0, 3: 2, 6: 1, 8: 3}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(np.rot90(GRAY, turns).copy()), kind, exif=exif, quality=97)
+    assert difference(data, GRAY) < 0.12
+    assert read(data, "image").notes == ((f"turned upright (orientation {orientation})",) if turns else ())
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        GRAY.astype(np.int16) * 100 - 5000, GRAY.astype(np.uint32) * 16_000_000, GRAY.astype(np.int32) - 100,
+        GRAY.astype(np.float32) / 3,
+    ],
+    ids=["signed 16 bits", "unsigned 32 bits", "signed 32 bits", "floats of 32 bits"],
+)  # fmt: skip
+def test_a_tiff_of_any_type_of_values_is_read(pixels: np.ndarray) -> None:
+    assert difference(tiff(pixels), pixels) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_that_shows_zero_white_is_inverted_once(dtype: type) -> None:
+    most = np.iinfo(dtype).max
+    data = tiff(most - GRAY.astype(dtype), photometric="miniswhite")
+    image = read(data, "image").pixels
+    assert np.abs(scaled(image) - scaled(GRAY)).max() < 1e-6
+
+
+def test_a_tint_is_gray_and_a_map_of_heat_is_refused() -> None:
+    tint = np.stack([GRAY * 0.7, GRAY * 0.85, GRAY], axis=-1).astype(np.uint8)
+    data = encoded(Image.fromarray(tint), "PNG")
+    assert difference(data, GRAY) < 0.02
+    assert read(data, "image", invert="no").notes == ("colors converted to gray",)
+    heat = np.stack([GRAY, 100 - abs(GRAY.astype(int) - 100), 255 - GRAY], axis=-1).astype(np.uint8)
+    with pytest.raises(RefusedFile, match="image: the image has colors that are no shades of gray: give the grayscale"):
+        read(encoded(Image.fromarray(heat), "PNG"), "image")
+
+
+@pytest.mark.parametrize("levels", [2, 5])
+def test_a_mask_is_refused(levels: int) -> None:
+    mask = (GRAY // (201 // levels + 1)).astype(np.uint8) * 50
+    with pytest.raises(RefusedFile, match=r"image: \d gray levels: a mask or label map is not a radiograph"):
+        read(encoded(Image.fromarray(mask), "PNG"), "image")
+
+
+def test_transparency_is_recorded() -> None:
+    pixels = np.dstack([GRAY] * 3 + [np.where(GRAY > 100, 255, 0).astype(np.uint8)])
+    assert "transparent pixels set to black" in read(encoded(Image.fromarray(pixels), "PNG"), "image").notes
+
+
+@pytest.mark.parametrize("interlace", [0, 1])
+@pytest.mark.parametrize(("columns", "rows"), [(99, 120), (100, 119), (101, 120), (60, 200)])
+def test_a_png_whose_header_has_another_size_than_its_pixels_is_refused(
+    columns: int, rows: int, interlace: int
+) -> None:
+    data = bytearray(encoded(Image.fromarray(GRAY), "PNG", interlace=interlace))
+    struct.pack_into(">II", data, 16, columns, rows)
+    struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
+    with pytest.raises(RefusedFile, match="image: the image is damaged"):
+        read(bytes(data), "image")

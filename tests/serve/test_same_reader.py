@@ -1,0 +1,166 @@
+"""The command, the API, the page and the archive have the same pixels of the same file."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from radiograph_samples import dicom, encoded
+
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.intensity import standardize
+from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.projector import render_drrs
+from raylift.datasets.radiographs.gray_image import RadiographLimits
+from raylift.models.weights import Description
+from raylift.platform import cli
+from raylift.serve.api import routes
+from raylift.serve.backend import Backend
+from raylift.serve.page.events import Actions, ViewInput
+from raylift.serve.reconstructor import HUVolume, Reconstructor
+
+PX = 96
+
+
+def pixels() -> dict[str, np.ndarray]:
+    """A frontal and a lateral of a phantom, 12 bits."""
+    grid = Grid(64, 5.0)
+    images = render_drrs(thorax(4, grid)[0], grid, chest(grid))
+    return {
+        view: (standardize(image) * 4000).astype("<u2")
+        for view, image in zip(("frontal", "lateral"), images, strict=True)
+    }
+
+
+def tagged(orientation: dict[str, list[str]], turned: Callable[[np.ndarray], np.ndarray]) -> dict[str, bytes]:
+    return {
+        view: dicom(np.ascontiguousarray(turned(image)), PatientOrientation=orientation[view])
+        for view, image in pixels().items()
+    }
+
+
+FILES: dict[str, Callable[[], dict[str, bytes]]] = {
+    "plain": lambda: {view: dicom(image) for view, image in pixels().items()},
+    "PNG": lambda: {
+        view: encoded(Image.fromarray(image.astype(np.uint16) * 16), "PNG") for view, image in pixels().items()
+    },
+    "dark bone": lambda: {
+        view: dicom((4000 - image).astype("<u2"), PhotometricInterpretation="MONOCHROME1", PixelPaddingValue=4000)
+        for view, image in pixels().items()
+    },
+    "window off the data": lambda: {
+        view: dicom(image, WindowCenter=60_000, WindowWidth=100) for view, image in pixels().items()
+    },
+    "overlay bits": lambda: {
+        view: dicom(image | np.uint16(0x8000) * (image > 3900), BitsStored=12, HighBit=11)
+        for view, image in pixels().items()
+    },
+    "pixels of 2 to 1": lambda: {
+        view: dicom((image[::2] // 2 + image[1::2] // 2).astype("<u2"), PixelSpacing=[0.8, 0.4])
+        for view, image in pixels().items()
+    },
+    "mirrored by tag": lambda: tagged({"frontal": ["R", "F"], "lateral": ["A", "F"]}, lambda one: one[:, ::-1]),
+    "lying by tag": lambda: tagged({"frontal": ["F", "R"], "lateral": ["F", "A"]}, np.rot90),
+}
+
+
+@pytest.fixture
+def recorded(description: Description) -> tuple[Backend, list[np.ndarray]]:
+    """A backend that keeps the network inputs."""
+    inputs: list[np.ndarray] = []
+
+    async def reconstruct(radiographs: np.ndarray, _: int) -> HUVolume:
+        inputs.append(radiographs)
+        return HUVolume(np.zeros((32, 32, 32), np.int16))
+
+    async def ready() -> bool:
+        return True
+
+    return Backend(description, "0" * 64, reconstruct, ready), inputs
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_one_file_is_one_network_input_wherever_it_is_read(
+    kind: str,
+    recorded: tuple[Backend, list[np.ndarray]],
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend, inputs = recorded
+    files = FILES[kind]()
+    suffix = ".png" if kind == "PNG" else ".dcm"
+    paths = {view: tmp_path / "files" / f"{view}{suffix}" for view in files}
+    (tmp_path / "files").mkdir()
+    for view, path in paths.items():
+        path.write_bytes(files[view])
+
+    api = TestClient(routes.build(backend, RadiographLimits()))
+    response = api.post("/v1/reconstructions", files={view: (f"{view}{suffix}", data) for view, data in files.items()})
+    assert response.status_code == 200, response.text
+    assert ("X-Raylift-Notes" in response.headers) == (kind not in ("plain", "PNG"))
+
+    actions = Actions(backend, RadiographLimits())
+    flip = bool(actions.suggest_flip("lateral", str(paths["lateral"]), "auto").value)
+    controls = [ViewInput(str(paths[view]), "auto", flip and view == "lateral") for view in ("frontal", "lateral")]
+    inputs.append(actions._prepare_all(controls))
+
+    class Recording(Reconstructor):
+        def reconstruct(self, radiographs: list[np.ndarray], samples: Any = None) -> list[HUVolume]:
+            inputs.extend(radiographs)
+            return super().reconstruct(radiographs, samples)
+
+    monkeypatch.setattr("raylift.serve.reconstructor.Reconstructor", Recording)
+    command = ["reconstruct", str(model_folder), "-o", str(tmp_path / "volume.nii.gz")]
+    assert cli.main([*command, *(word for view, path in paths.items() for word in (f"--{view}", str(path)))]) == 0
+
+    url = str(tmp_path / "archive")
+    assert (
+        cli.main(["ingest-xray", str(tmp_path / "files"), "--archive", url, "--size", "32", "--spacing-mm", "10"]) == 0
+    )
+    archive = Archive(url)
+    (entry,) = archive.entries()
+    inputs.append(archive.read_array(entry, "radiographs"))
+
+    assert len(inputs) == 4
+    assert all(np.array_equal(one, inputs[0]) for one in inputs)
+    plain = {view: (image / 4000).astype(np.float32) for view, image in pixels().items()}
+    expected = Reconstructor.load(str(model_folder)).prepare(plain)
+    for one, image in zip(inputs[0], expected, strict=True):
+        assert np.corrcoef(one.ravel(), image.ravel())[0, 1] > 0.995
+
+
+@pytest.mark.parametrize(
+    "tags", [{"BodyPartExamined": "HAND"}, {"Rows": 63}, {"PatientOrientation": ["L", "P"]}, {"NumberOfFrames": 2}]
+)
+def test_a_file_that_is_refused_is_refused_everywhere_in_the_same_words(
+    tags: dict[str, Any],
+    recorded: tuple[Backend, list[np.ndarray]],
+    model_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = pixels()
+    files = {"frontal": dicom(images["frontal"], **tags), "lateral": dicom(images["lateral"])}
+    paths = {view: tmp_path / f"{view}.dcm" for view in files}
+    for view, path in paths.items():
+        path.write_bytes(files[view])
+    response = TestClient(routes.build(recorded[0], RadiographLimits())).post("/v1/reconstructions", files=files)
+    assert response.status_code == 415
+    words = response.json()["detail"].removeprefix("frontal: ")
+
+    problem = Actions(recorded[0], RadiographLimits()).preview("frontal", str(paths["frontal"]), "auto", False)[1].value
+    assert words in problem
+    command = ["reconstruct", str(model_folder), "-o", str(tmp_path / "volume.nii.gz")]
+    assert cli.main([*command, *(word for view, path in paths.items() for word in (f"--{view}", str(path)))]) == 2
+    assert f"{paths['frontal']}: {words}" in capsys.readouterr().err
+    assert cli.main(["ingest-xray", *map(str, paths.values()), "--archive", str(tmp_path / "archive")]) == 1
+    assert f"refused: {paths['frontal']}: {words}" in capsys.readouterr().out
+    assert not asyncio.run(recorded[0].ready()) or recorded[1] == []
