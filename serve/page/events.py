@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
+import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
-from gradio.processing_utils import save_bytes_to_cache
+from gradio.processing_utils import hash_bytes
 from gradio.utils import get_upload_folder
-from jaxtyping import Float32, Int16
+from jaxtyping import Float32, Int16, UInt8
+from PIL import Image
 
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.radiographs.decoding import Inversion
@@ -62,7 +66,7 @@ class Actions:
         letters = edge_letters(self._backend.description.geometry.view(view))
         picture = with_orientation_letters(to_picture(prepared), letters)
         notes = "File as read: " + "; ".join(loaded.notes) + "."
-        return [gr.Image(value=picture, visible=True), gr.Markdown(notes, visible=bool(loaded.notes))]
+        return [gr.Image(value=_save_picture(picture), visible=True), gr.Markdown(notes, visible=bool(loaded.notes))]
 
     def suggest_flip(self, view: str, path: str | None, invert: Inversion) -> Any:
         """The flip control of a newly chosen lateral radiograph, set if the patient clearly faces the other edge."""
@@ -129,8 +133,8 @@ class Actions:
         download = self._download(std, "reconstruction-std.nii.gz")
         return [std_map, gr.Radio(value="volume", visible=True), std_map.colorbar(), download]
 
+    @staticmethod
     def show_slice(
-        self,
         plane: Plane,
         volume: Volume | None,
         index: float,
@@ -142,8 +146,8 @@ class Actions:
         if volume is None:
             return None
         if content == "std" and std is not None:
-            return std.slice_picture(plane, int(index))
-        return slice_picture(volume, plane, int(index), window)
+            return _save_picture(std.slice_picture(plane, int(index)))
+        return _save_picture(slice_picture(volume, plane, int(index), window))
 
     def example(self) -> list[Any]:
         """The synthetic radiographs as uploads: file, inversion and flip of each view in turn."""
@@ -180,7 +184,10 @@ class Actions:
     def _comparisons(self, prepared: Float32[np.ndarray, "views px px"], volume: Volume) -> list[Any]:
         description = self._backend.description
         pictures = reprojections(volume, description.grid, description.geometry)
-        return [side_by_side(to_picture(image), picture) for image, picture in zip(prepared, pictures, strict=True)]
+        return [
+            _save_picture(side_by_side(to_picture(image), picture))
+            for image, picture in zip(prepared, pictures, strict=True)
+        ]
 
     def _download(self, volume: Volume, name: str) -> Any:
         return gr.DownloadButton(value=_save_temporary(self._backend.nifti(volume), name), visible=True)
@@ -192,6 +199,29 @@ def sentence(error: Exception) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
+def _save_picture(picture: UInt8[np.ndarray, "rows columns *colors"]) -> str:
+    """Write a picture that Gradio may serve; returns its path.
+
+    Gradio writes the file of an array again for every equal array, also while a browser reads it.
+    """
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, "PNG")
+    return _save_temporary(data.getvalue(), "picture.png")
+
+
 def _save_temporary(data: bytes, name: str) -> str:
-    """Write a file that Gradio may serve and later deletes; returns its path."""
-    return str(save_bytes_to_cache(data, name, get_upload_folder()))
+    """Write a file, atomically and once, where Gradio keeps one of this content; returns its path.
+
+    Gradio may serve it and deletes it later.
+    """
+    folder = Path(get_upload_folder()).resolve() / hash_bytes(data)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / name
+    if file.exists():
+        # Gradio deletes by the time of the last change.
+        os.utime(file)
+        return str(file)
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as temporary:
+        temporary.write(data)
+    Path(temporary.name).replace(file)
+    return str(file)

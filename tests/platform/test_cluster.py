@@ -29,5 +29,5 @@ class ClusterState:
 def test_workers_find_their_own_cluster_beside_another(ray_cluster, neighbor):
     """Ray detects a stopped trial through this query and frees its resources."""
     actor = ClusterState.remote()
-    assert "Known" in ray.get(actor.actors.remote(), timeout=60)
+    assert "ClusterState" in ray.get(actor.actors.remote(), timeout=60)
     ray.kill(actor)

@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_optimizer_step(tiny,
 
 
 def test_a_run_folder_is_not_started_twice(finished_run, tiny):
-    with pytest.raises(ConfigError, match="go on with --resume"):
+    with pytest.raises(ConfigError, match="resume it with --resume"):
         runs.create(tiny, str(finished_run))
 
 

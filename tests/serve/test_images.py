@@ -1,11 +1,16 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from gradio.processing_utils import save_file_to_cache
+from PIL import Image
 
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.models.weights import Description
+from raylift.serve.page.events import Actions
 from raylift.serve.page.images import (
     ORIENTATION_LETTERS,
     PLANES,
@@ -65,3 +70,14 @@ def test_reprojections_of_the_ground_truth_match_its_radiographs(
     small = pictures[0].reshape(32, 14, 32, 14).mean((1, 3)) / 255
     assert np.corrcoef(small.ravel(), frontal.ravel())[0, 1] > 0.99
     assert side_by_side(*pictures).shape == (SIDE_PX, 2 * SIDE_PX + 8)
+
+
+def test_equal_pictures_are_one_file_where_gradio_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    pictures = [Path(Actions.show_slice("axial", box(), 5, "wide")) for _ in range(2)]
+    first = pictures[0]
+    assert pictures == [first, first]
+    np.testing.assert_array_equal(np.asarray(Image.open(first)), slice_picture(box(), "axial", 5, "wide"))
+    # The path under which Gradio serves it is this one, so Gradio deletes it in time.
+    assert save_file_to_cache(first, str(tmp_path)) == str(first)
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == [first]
