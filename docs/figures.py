@@ -1,8 +1,8 @@
 """Render the figures of the documentation: phantoms, and a pair of radiographs that is in the public domain.
 
 `python docs/figures.py` renders the sheet of phantoms; `--frontal` and `--lateral` with the CC0 pair render what the
-model in the package makes of it, beside a phantom that it was not trained on; `--page http://127.0.0.1:8000` takes a
-picture of a running service's page, on the page's own example.
+model in the package makes of it, beside a phantom that it was not trained on, and augmented pairs of a phantom beside
+that pair; `--page http://127.0.0.1:8000` takes a picture of a running service's page, on the page's own example.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import matplotlib as mpl
 import numpy as np
 import torch
 
+from raylift.datasets.augmentation.pair import Augmentation, augment
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import standardized_drrs
 from raylift.datasets.radiographs.decoding import read_file
-from raylift.datasets.radiographs.preparation import load_radiograph
+from raylift.datasets.radiographs.preparation import load_radiograph, prepare
 from raylift.models import weights
 from raylift.serve.reconstructor import prepare_radiographs
 
@@ -29,6 +30,10 @@ from matplotlib import pyplot as plt
 IMAGES = Path(__file__).parent / "images"
 COLUMNS = ("axial", "coronal", "sagittal", "frontal X-ray", "lateral X-ray")
 LUNG_AND_TISSUE_HU = (-1000, 450)
+AUGMENTATION_CAPTION = (
+    "One phantom at 128 voxels of 2.5 mm: its stored DRRs, six augmented pairs with a coronal slice of each deformed "
+    "volume, and a pair of films (CC0)."
+)
 MODEL = Path(__file__).parents[1] / "models/pretrained/chest-64"
 RECONSTRUCTION_CAPTION = (
     "models/pretrained/chest-64 (64 voxels of 5 mm). First row: a CC0 pair, of which no CT exists to compare with. "
@@ -93,6 +98,38 @@ def reconstruction_sheet(frontal: Path, lateral: Path, path: Path, seed: int = 1
     plt.close(figure)
 
 
+def augmentation_sheet(frontal: Path, lateral: Path, path: Path, seed: int = 12, grid: Grid = Grid(128, 2.5)) -> None:  # noqa: B008
+    """A column for the stored pair, one for each of six augmented pairs, and one for a real pair."""
+    hu = thorax(seed, grid)[0]
+    parameters = [Augmentation().sample(0, 0, position, chest(grid)) for position in range(6)]
+    source = torch.from_numpy(hu).float()[None, None].expand(len(parameters), -1, -1, -1, -1)
+    volumes, views = augment(source, grid.spacing_mm, grid, parameters)
+    films = [
+        load_radiograph(file, view).image for file, view in zip((frontal, lateral), chest(grid).views, strict=True)
+    ]
+    columns = [("stored", standardized_drrs(hu, grid, chest(grid)), hu)]
+    columns += [
+        (f"augmented {k + 1}", pair.numpy(), volume[0].numpy())
+        for k, (pair, volume) in enumerate(zip(views, volumes, strict=True))
+    ]
+    columns += [("film", [prepare(film, grid.size) for film in films], None)]
+    low, high = LUNG_AND_TISSUE_HU
+    figure, axes = plt.subplots(3, len(columns), figsize=(1.9 * len(columns), 6.2), facecolor="black")
+    for column, (name, pair, volume) in zip(axes.T, columns, strict=True):
+        for panel, image in zip(column, pair, strict=False):
+            panel.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
+        if volume is not None:
+            plane = volume[:, round(0.47 * grid.size)]
+            column[2].imshow(plane, cmap="gray", vmin=low, vmax=high, interpolation="bicubic")
+        column[0].set_title(name, color="0.85", fontsize=10)
+    for panel in axes.flat:
+        panel.axis("off")
+    figure.text(0.5, 0.012, AUGMENTATION_CAPTION, color="0.6", fontsize=8.5, ha="center")
+    figure.subplots_adjust(left=0.003, right=0.997, bottom=0.045, top=0.95, wspace=0.02, hspace=0.02)
+    figure.savefig(path, dpi=100, facecolor="black", metadata={"Software": None})
+    plt.close(figure)
+
+
 def page(url: str, path: Path, width_px: int = 1080) -> None:
     """The service's page with its synthetic example reconstructed, in Chromium."""
     from playwright.sync_api import expect, sync_playwright
@@ -120,6 +157,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if options.frontal and options.lateral:
         reconstruction_sheet(options.frontal, options.lateral, IMAGES / "reconstruction.png")
+        augmentation_sheet(options.frontal, options.lateral, IMAGES / "augmentation.png")
     phantom_sheet(IMAGES / "phantom.png")
     if options.page:
         page(options.page, IMAGES / "page.png")

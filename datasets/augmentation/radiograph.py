@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +18,14 @@ from raylift.datasets.errors import ConfigError
 
 FIELD_POINTS = 4
 """Control points of a smooth random field, along each side of the image."""
+
+SHARPENING_CELLS = 16
+"""Means along each side of the image from which its smooth version for unsharp masking is interpolated."""
+LETTERS = {
+    "L": ("#...", "#...", "#...", "#...", "####"),
+    "R": ("###.", "#..#", "###.", "#.#.", "#..#"),
+}
+"""Side markers of lead."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,8 @@ class RadiographAugmentation:
     """Share of a softer component in the beam: a two-material, two-energy model of beam hardening."""
     scatter: float = 0.3
     """Amplitude of a smooth gain of the transmitted intensity, relative."""
-    photons: tuple[float, float] = (1e4, 1e6)
-    """Photons a pixel before the patient, log-uniform: Poisson noise."""
+    photons: tuple[float, float] = (1e5, 1e7)
+    """Photons a pixel before the patient, log-uniform: Poisson noise. A pixel of 2.5 mm averages hundreds of a film."""
     electronic: float = 0.01
     """Standard deviation of the noise added to the finished image."""
     blur_px: float = 0.9
@@ -40,12 +48,14 @@ class RadiographAugmentation:
     """Exponent of the tone curve, log-uniform."""
     sigmoid: float = 5.0
     """Slope of an S-shaped tone curve (Hurter and Driffield)."""
+    sharpening: float = 2.0
+    """Factor by which detail finer than a sixteenth of the image is enhanced (unsharp masking)."""
     gain: float = 0.25
     """Amplitude of a smooth gain of the finished image (heel effect, equalization)."""
     collimation: float = 0.3
     """Probability that up to an eighth of each side is covered."""
     markers: float = 0.3
-    """Probability of up to three bright marks near the edges."""
+    """Probability of up to three bright marks near the edges: side markers and bars."""
     clipping: float = 0.04
     """Share of pixels that may be saturated at either end."""
     quantization: float = 0.5
@@ -57,7 +67,7 @@ class RadiographAugmentation:
         for name in ("probability", "hardening", "collimation", "markers", "quantization"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augmentation {name} is {getattr(self, name)}: give a share from 0 to 1")
-        for name in ("scatter", "electronic", "blur_px", "sigmoid", "gain", "clipping"):
+        for name in ("scatter", "electronic", "blur_px", "sigmoid", "sharpening", "gain", "clipping"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"augmentation {name} is {getattr(self, name)}: give 0 or more")
 
@@ -84,6 +94,7 @@ class RadiographAugmentation:
             blur_px=upto(self.blur_px),
             gamma=between(*self.gamma),
             sigmoid=upto(self.sigmoid),
+            sharpening=upto(self.sharpening),
             gain=upto(self.gain)[:, None, None] * rng.uniform(-1, 1, (views, FIELD_POINTS, FIELD_POINTS)),
             clipping=rng.uniform(0, self.clipping, (2, views)),
             bits=np.where(rng.random(views) < self.quantization, 255.0, 0.0),
@@ -98,10 +109,20 @@ class RadiographAugmentation:
             overlay[:top], overlay[size - bottom :], overlay[:, :left], overlay[:, size - right :] = (0.0,) * 4
         if rng.random() < self.markers:
             for _ in range(rng.integers(1, 4)):
-                high, wide = rng.integers(1, max(2, size // 12) + 1, 2)
-                row = rng.integers(0, size - high + 1)
+                mark = self._mark(rng, size)
+                high, wide = mark.shape
+                row = rng.integers(0, max(1, size - high + 1))
                 column = rng.choice([rng.integers(0, size // 8), size - size // 8 - wide + rng.integers(0, size // 8)])
-                overlay[row : row + high, column : column + wide] = 1.0
+                overlay[row : row + high, column : column + wide][mark] = 1.0
+
+    def _mark(self, rng: np.random.Generator, size: int) -> Bool[np.ndarray, "rows columns"]:
+        """A letter or a bar."""
+        if rng.random() < 0.7:
+            rows = LETTERS["LR"[rng.integers(2)]]
+            letter = np.array([[pixel == "#" for pixel in row] for row in rows])
+            return np.kron(letter, np.ones((max(1, size // 64),) * 2, dtype=bool))
+        high, wide = rng.integers(1, max(2, size // 12) + 1, 2)
+        return np.ones((high, wide), dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -116,6 +137,7 @@ class AcquisitionParameters:
     blur_px: np.ndarray
     gamma: np.ndarray
     sigmoid: np.ndarray
+    sharpening: np.ndarray
     gain: np.ndarray
     clipping: np.ndarray
     bits: np.ndarray
@@ -128,7 +150,7 @@ class AcquisitionParameters:
         return cls(
             hardening=zeros, scatter=field, photons=np.full(views, np.inf),
             noise=np.zeros((2, views, size, size), np.float32), electronic=zeros, blur_px=zeros, gamma=np.ones(views),
-            sigmoid=zeros, gain=field, clipping=np.zeros((2, views)), bits=zeros,
+            sigmoid=zeros, sharpening=zeros, gain=field, clipping=np.zeros((2, views)), bits=zeros,
             overlay=np.full((views, size, size), np.nan, np.float32),
         )  # fmt: skip
 
@@ -176,6 +198,9 @@ def simulate_acquisition(
         torch.sigmoid(slope / 2) - torch.sigmoid(-slope / 2)
     ).clamp_min(1e-6)
     image = torch.where(slope > 0.1, sigmoid, image)
+    smooth = F.adaptive_avg_pool2d(image, min(SHARPENING_CELLS, size))
+    smooth = F.interpolate(smooth, size=(size, size), mode="bicubic", align_corners=False)
+    image = image + column("sharpening") * (image - smooth)
     image = image * (1 + field("gain")) + column("electronic") * noise[:, 1]
     cut = stacked("clipping")[..., None, None]
     image = image.clamp(min=0.0).maximum(cut[:, 0]).minimum(1 - cut[:, 1])
