@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def test_one_file_is_one_network_input_wherever_it_is_read(
     model_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     backend, inputs = recorded
     files = FILES[kind]()
@@ -105,12 +107,17 @@ def test_one_file_is_one_network_input_wherever_it_is_read(
     api = TestClient(routes.build(backend, RadiographLimits()))
     response = api.post("/v1/reconstructions", files={view: (f"{view}{suffix}", data) for view, data in files.items()})
     assert response.status_code == 200, response.text
-    assert ("X-Raylift-Notes" in response.headers) == (kind not in ("plain", "PNG"))
+    notes = json.loads(response.headers.get("X-Raylift-Notes", "{}"))
+    assert set(notes) == (set() if kind in ("plain", "PNG") else {"frontal", "lateral"})
 
     actions = Actions(backend, RadiographLimits())
     flip = bool(actions.suggest_flip("lateral", str(paths["lateral"]), "auto").value)
     controls = [ViewInput(str(paths[view]), "auto", flip and view == "lateral") for view in ("frontal", "lateral")]
     inputs.append(actions._prepare_all(controls))
+    for view, one in zip(("frontal", "lateral"), controls, strict=True):
+        shown = actions.preview(view, *one)[1]
+        assert shown.visible == (view in notes)
+        assert all(note in shown.value for note in notes.get(view, ()))
 
     class Recording(Reconstructor):
         def reconstruct(self, radiographs: list[np.ndarray], samples: Any = None) -> list[HUVolume]:
@@ -120,6 +127,8 @@ def test_one_file_is_one_network_input_wherever_it_is_read(
     monkeypatch.setattr("raylift.serve.reconstructor.Reconstructor", Recording)
     command = ["reconstruct", str(model_folder), "-o", str(tmp_path / "volume.nii.gz")]
     assert cli.main([*command, *(word for view, path in paths.items() for word in (f"--{view}", str(path)))]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{view}: {'; '.join(some)}\n" in printed for view, some in notes.items())
 
     url = str(tmp_path / "archive")
     assert (
@@ -128,6 +137,7 @@ def test_one_file_is_one_network_input_wherever_it_is_read(
     archive = Archive(url)
     (entry,) = archive.entries()
     inputs.append(archive.read_array(entry, "radiographs"))
+    assert {view: one["notes"] for view, one in entry.record.items() if "notes" in one} == notes
 
     assert len(inputs) == 4
     assert all(np.array_equal(one, inputs[0]) for one in inputs)
