@@ -23,7 +23,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.datasets.phantom.thorax import thorax
-from raylift.datasets.projector import standardized_drrs
+from raylift.datasets.projector import normalized_drrs
 from raylift.models.systems.x2ct import X2CT_GAN
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -71,7 +71,7 @@ def phantom_pairs(count: int, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
     for seed in range(count):
         hu, _ = thorax(seed, grid)
         volumes.append(window.to_unit(torch.from_numpy(hu).float())[None])
-        views.append(torch.from_numpy(standardized_drrs(hu, grid, geometry)))
+        views.append(torch.from_numpy(normalized_drrs(hu, grid, geometry)))
     return torch.stack(volumes), torch.stack(views)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Float
 
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.intensity import Attenuation
 
 MAX_VIEWS = 8
 VIEW_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
@@ -114,7 +115,7 @@ LATERAL = View("lateral", azimuth_deg=90.0)
 
 @dataclass(frozen=True)
 class Geometry:
-    """The X-ray geometry of a set of radiographs: beam, distances, detector and views.
+    """The X-ray geometry of a set of radiographs: beam, distances, detector, views, and how HU attenuate in DRRs.
 
     `source_axis_mm` (SAD) is the distance from the focal spot to the isocenter, `source_detector_mm` (SDD) to the
     detector. Both are ignored for a parallel beam, where `detector_pitch_mm` is the pitch at the isocenter.
@@ -126,6 +127,8 @@ class Geometry:
     detector_px: int
     detector_pitch_mm: float
     views: tuple[View, ...] = (FRONTAL, LATERAL)
+    attenuation: Attenuation = "linear"
+    """HU to attenuation in digitally reconstructed radiographs (DRRs) of CT."""
 
     def __post_init__(self) -> None:
         if self.beam == "cone" and not 0 < self.source_axis_mm <= self.source_detector_mm:
@@ -183,11 +186,13 @@ def chest(grid: Grid) -> Geometry:
 
 
 def x2ct(grid: Grid) -> Geometry:
-    """The geometry of X2CT-GAN's training data: SAD 541 mm, SDD 949 mm, a 500 mm detector.
+    """The geometry of X2CT-GAN's training data: SAD 541 mm, SDD 949 mm, a 500 mm detector, plastimatch's attenuation.
 
     The field of view is 285 mm at the isocenter, so the sides of a 320 mm volume are cropped, as in the original data.
+    The source of the lateral is at the patient's left (azimuth 270 degrees).
     """
-    return Geometry("cone", 541.0, 949.0, grid.size, 500.0 / grid.size)
+    views = (FRONTAL, View("lateral", azimuth_deg=270.0))
+    return Geometry("cone", 541.0, 949.0, grid.size, 500.0 / grid.size, views, "plastimatch")
 
 
 def parallel(grid: Grid) -> Geometry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from raylift.datasets.geometry import (
     check_view_names,
     fit_detector,
 )
+from raylift.datasets.intensity import Attenuation
 from raylift.datasets.serialization import from_plain
 
 KNOWN_VIEWS = {view.name: view for view in (FRONTAL, LATERAL)}
@@ -44,6 +46,7 @@ class _GeometryFile:
     beam: Literal["cone", "parallel"] = "cone"
     source_axis_mm: float | None = None
     source_detector_mm: float | None = None
+    attenuation: Attenuation = "linear"
 
 
 def geometry_of(text: str, grid: Grid) -> Geometry:
@@ -60,7 +63,7 @@ def geometry_of(text: str, grid: Grid) -> Geometry:
 
 
 def read_geometry(path: Path, grid: Grid) -> Geometry:
-    """The geometry of a YAML file with the keys beam, source_axis_mm, source_detector_mm, detector and views.
+    """The geometry of a YAML file: keys beam, source_axis_mm, source_detector_mm, detector, attenuation and views.
 
     `detector` is `covering` (the default: as many pixels as the grid has voxels a side, covering the volume's central
     plane) or has the keys px and pitch_mm, each of which may be left out. `views` is a list of mappings with the keys
@@ -95,6 +98,7 @@ def read_geometry(path: Path, grid: Grid) -> Geometry:
             grid.size if detector.px is None else detector.px,
             1.0 if detector.pitch_mm is None else detector.pitch_mm,
             stated.views,
+            stated.attenuation,
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -109,28 +113,30 @@ def _detector(stated: Any, where: str) -> _Detector:
     return from_plain(_Detector, stated, where)
 
 
-def parse_views(text: str) -> tuple[View, ...]:
+def parse_views(text: str, own: Sequence[View] = ()) -> tuple[View, ...]:
     """Views from text such as `frontal,lateral,oblique30=30deg,cranial=0deg/30deg`.
 
-    Each is `frontal`, `lateral`, or NAME=AZIMUTH or NAME=AZIMUTH/ELEVATION, in degrees; `deg` may be left out.
+    Each is the name of one of a geometry's `own` views, `frontal`, `lateral`, or NAME=AZIMUTH or
+    NAME=AZIMUTH/ELEVATION, in degrees; `deg` may be left out.
 
     Raises:
         ConfigError: names what is wrong with which view.
     """
-    views = tuple(_view(word.strip()) for word in text.split(",")) if text.strip() else ()
+    known = {**KNOWN_VIEWS, **{view.name: view for view in own}}
+    views = tuple(_view(word.strip(), known) for word in text.split(",")) if text.strip() else ()
     check_view_names([view.name for view in views])
     return views
 
 
-def _view(word: str) -> View:
+def _view(word: str, known: dict[str, View]) -> View:
     name, equals, angles = word.partition("=")
     if not equals:
-        if name not in KNOWN_VIEWS:
+        if name not in known:
             raise ConfigError(
-                f"no view '{word[:40]}': use {' or '.join(KNOWN_VIEWS)}, or give an angle, as in "
+                f"no view '{word[:40]}': use {' or '.join(known)}, or give an angle, as in "
                 f"{name if name.isidentifier() else 'oblique30'}=30deg"
             )
-        return KNOWN_VIEWS[name]
+        return known[name]
     azimuth, slash, elevation = angles.partition("/")
     return View(name, _degrees(azimuth, word), _degrees(elevation, word) if slash else 0.0)
 

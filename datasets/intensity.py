@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,6 +17,17 @@ HU_MIN, HU_MAX = -1024, 3071
 
 WATER_PER_MM = 0.02
 """Linear attenuation of water in 1/mm at an effective energy of 60 to 70 keV."""
+
+PLASTIMATCH_AIR_HU = -800.0
+"""HU up to which plastimatch's `drr` has no attenuation."""
+
+Attenuation = Literal["linear", "plastimatch"]
+"""HU to attenuation. linear: `water * (1 + HU / 1000)`, not below zero. plastimatch: zero up to -800 HU, and the same
+above, as in X2CT-GAN's radiographs; plastimatch's coefficient of water differs, which no normalization keeps."""
+
+Normalization = Literal["percentiles", "maximum"]
+"""Radiographs to [0, 1]. percentiles: by the image's 0.5 and 99.5 percentiles (`standardize`). maximum: divided by the
+image's maximum, in 8 bits, as X2CT-GAN's are."""
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -47,9 +59,24 @@ class Window:
         return unit.clip(0.0, 1.0) * self.width_hu + self.low_hu
 
 
-def hu_to_attenuation(hu: Float[Tensor, "*shape"], water_per_mm: float = WATER_PER_MM) -> Float[Tensor, "*shape"]:
-    """HU to linear attenuation in 1/mm: `water * (1 + HU / 1000)`, clamped at zero."""
-    return (water_per_mm * (1.0 + hu / 1000.0)).clamp_min(0.0)
+def hu_to_attenuation(hu: Float[Tensor, "*shape"], attenuation: Attenuation = "linear") -> Float[Tensor, "*shape"]:
+    """HU to linear attenuation in 1/mm, with that of water `WATER_PER_MM`; see `Attenuation`."""
+    linear = (WATER_PER_MM * (1.0 + hu / 1000.0)).clamp_min(0.0)
+    return linear if attenuation == "linear" else torch.where(hu > PLASTIMATCH_AIR_HU, linear, torch.zeros_like(linear))
+
+
+def normalize(
+    image: Float[np.ndarray, "rows columns"], normalization: Normalization = "percentiles"
+) -> Float[np.ndarray, "rows columns"]:
+    """A bone-bright radiograph to [0, 1] as float32; see `Normalization`. Each is idempotent."""
+    if normalization == "percentiles":
+        return standardize(image)
+    highest = float(image.max())
+    if not highest > 0:
+        return np.zeros_like(image, dtype=np.float32)
+    # Rounding must not move a value that is a multiple of 1 / 255 to the next lower one.
+    eight_bit: Float[np.ndarray, "rows columns"] = np.floor(np.clip(image / highest, 0.0, 1.0) * 255 + 1e-4)
+    return (eight_bit / 255).astype(np.float32)
 
 
 def standardize(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:

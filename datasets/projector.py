@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid, View
-from raylift.datasets.intensity import hu_to_attenuation, standardize
+from raylift.datasets.intensity import Normalization, hu_to_attenuation, normalize
 
 # Rows: the directions of the volume indices d, h and w (inferior, posterior, left) in the patient frame.
 INDEX_TO_PATIENT = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
@@ -58,15 +58,16 @@ def render_drrs(
     hu: Shaped[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
 ) -> Float32[np.ndarray, "views rows columns"]:
     """Digitally reconstructed radiographs (DRRs) of a CT volume in HU: line integrals in every view."""
-    attenuation = hu_to_attenuation(torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32)))
+    volume = torch.from_numpy(np.ascontiguousarray(hu, dtype=np.float32))
+    attenuation = hu_to_attenuation(volume, geometry.attenuation)
     return project_views(attenuation[None, None], grid.spacing_mm, geometry)[0].numpy()
 
 
-def standardized_drrs(
-    hu: Shaped[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
+def normalized_drrs(
+    hu: Shaped[np.ndarray, "d h w"], grid: Grid, geometry: Geometry, normalization: Normalization = "percentiles"
 ) -> Float32[np.ndarray, "views rows columns"]:
-    """`render_drrs`, each scaled to [0, 1] by its own percentiles as networks take them."""
-    return np.stack([standardize(image) for image in render_drrs(hu, grid, geometry)])
+    """`render_drrs`, each in [0, 1] as networks take them."""
+    return np.stack([normalize(image, normalization) for image in render_drrs(hu, grid, geometry)])
 
 
 def backproject(

@@ -18,7 +18,7 @@ import torch
 from raylift.datasets.augmentation.pair import Augmentation, augment
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.phantom.thorax import thorax
-from raylift.datasets.projector import standardized_drrs
+from raylift.datasets.projector import normalized_drrs
 from raylift.datasets.radiographs.decoding import read_file
 from raylift.datasets.radiographs.preparation import load_radiograph, prepare
 from raylift.models import weights
@@ -56,7 +56,7 @@ def phantom_sheet(path: Path, seeds: tuple[int, ...] = (12, 21, 5, 25), grid: Gr
         hu, _ = thorax(seed, grid)
         d, h, w = (round(share * grid.size) for share in (0.53, 0.47, 0.50))
         planes = [(plane - low) / (high - low) for plane in (hu[d], hu[:, h], hu[:, :, w])]
-        for panel, image in zip(row, [*planes, *standardized_drrs(hu, grid, chest(grid))], strict=True):
+        for panel, image in zip(row, [*planes, *normalized_drrs(hu, grid, chest(grid))], strict=True):
             panel.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="bicubic")
             panel.axis("off")
     for panel, name in zip(axes[0], COLUMNS, strict=True):
@@ -75,7 +75,7 @@ def reconstruction_sheet(frontal: Path, lateral: Path, path: Path, seed: int = 1
     files = {"frontal": frontal, "lateral": lateral}
     images = {name: load_radiograph(file, description.geometry.view(name)).image for name, file in files.items()}
     hu, _ = thorax(seed, grid)
-    inputs = [prepare_radiographs(images, description), np.stack(standardized_drrs(hu, grid, description.geometry))]
+    inputs = [prepare_radiographs(images, description), np.stack(normalized_drrs(hu, grid, description.geometry))]
     made = [description.window.to_hu(model.network(torch.from_numpy(views)[None]))[0, 0].numpy() for views in inputs]
     shown = [read_file(file, view=name).pixels for name, file in files.items()]
     rows = [("real radiographs", shown, made[0]), ("DRRs of a phantom", inputs[1], made[1]), ("its CT", [], hu)]

@@ -30,7 +30,7 @@ from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.encoders import EncoderConfig, at_size
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
-from raylift.models.parts.rays import Rays
+from raylift.models.parts.rays import Rays, along_volume_axes
 from raylift.models.parts.unet_3d import NoDecoder, UNet, UNetPlusPlus
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
 from raylift.models.volume_network import VolumeNetwork
@@ -192,7 +192,7 @@ class Reconstructor(VolumeNetwork):
 
     def volumes(self, radiographs: Float[Tensor, "n views rows columns"]) -> list[Float[Tensor, "n 1 d h w"]]:
         """The reconstruction, then auxiliary volumes if deep supervision has a weight."""
-        radiographs = at_size(radiographs, self.size)
+        radiographs = along_volume_axes(at_size(radiographs, self.size), self.rays)
         branches = list(self.branches) * (len(self.rays) if len(self.branches) == 1 else 1)
         lifted = [
             branch(radiographs[:, k : k + 1], rays)

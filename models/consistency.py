@@ -100,8 +100,9 @@ def fit(
     if radiographs.shape[1] != len(geometry.views):
         raise ConfigError(f"{radiographs.shape[1]} radiographs for a geometry of {len(geometry.views)} views")
     start, radiographs = volume.detach().float(), radiographs.detach().float()
-    origin = hu_to_attenuation(window.to_hu(start))
-    low, high = hu_to_attenuation(start.new_tensor([window.low_hu, window.high_hu])).tolist()
+    origin = hu_to_attenuation(window.to_hu(start), geometry.attenuation)
+    ends = start.new_tensor([window.low_hu, window.high_hu])
+    low, high = hu_to_attenuation(ends, geometry.attenuation).tolist()
     air = origin <= low
     width = WATER_PER_MM * window.width_hu / 1000
     # The curvature of the second term, for a voxel and a density in 1/mm.
@@ -157,7 +158,8 @@ def agreement(
     geometry: Geometry,
 ) -> Agreement:
     """The agreement of volumes in the window's [0, 1] with standardized radiographs; see `fit` for the arguments."""
-    state = _compare(hu_to_attenuation(window.to_hu(volume.float())), radiographs.float(), grid, geometry)
+    density = hu_to_attenuation(window.to_hu(volume.float()), geometry.attenuation)
+    state = _compare(density, radiographs.float(), grid, geometry)
     return Agreement(state.residual, -10 * state.error.square().mean(dim=(2, 3)).clamp_min(1e-12).log10())
 
 

@@ -58,7 +58,7 @@ class Reprojection:
 
     def _density(self, volume: Tensor) -> Tensor:
         # Positions and sums of a hundred samples need more than bf16 has.
-        return hu_to_attenuation(self.window.to_hu(volume.float()))
+        return hu_to_attenuation(self.window.to_hu(volume.float()), self.geometry.attenuation)
 
 
 def standardized(images: Float[Tensor, "n views rows columns"]) -> StandardizedDRRs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from raylift.datasets.intensity import Window
+from raylift.datasets.intensity import Normalization, Window
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
 
 Kind = Literal["regression", "GAN", "diffusion", "from X-rays alone"]
@@ -24,6 +24,8 @@ class Training:
     """Voxels a side."""
     window: Window = DEFAULT_WINDOW
     """The HU range that maps to the network's [0, 1]."""
+    normalization: Normalization = "percentiles"
+    """How radiographs are scaled to the network's [0, 1]."""
     steps: int = 22_900
     """Optimizer steps of each player: 100 epochs of 916 volumes in batches of 4."""
     batch_size: int = 4

@@ -47,8 +47,11 @@ def masked_mse(
 def orthogonal_projection_l1(
     prediction: Float[Tensor, "n 1 d h w"], target: Float[Tensor, "n 1 d h w"]
 ) -> Float[Tensor, ""]:
-    """Mean absolute error between mean projections along D, H and W (X2CT-GAN, equation 3), averaged over the axes."""
-    errors = [F.l1_loss(prediction.mean(dim=axis), target.mean(dim=axis)) for axis in (2, 3, 4)]
+    """Mean absolute error between mean projections along D, H and W (X2CT-GAN, equation 3), averaged over the axes.
+
+    X2CT-GAN's code projects absolute values. Where neither volume is negative this has no effect.
+    """
+    errors = [F.l1_loss(prediction.abs().mean(dim=axis), target.abs().mean(dim=axis)) for axis in (2, 3, 4)]
     return torch.stack(errors).mean()
 
 
@@ -78,7 +81,8 @@ CONE_UNITS = 128.0
 """Edge of the volume in the units of X-Recon's projector, at any resolution."""
 CONE_STEP = 1.75
 """Distance between the samples of X-Recon's projector, in units: a ray's sum is its integral divided by this."""
-CONE_VIEWS = (View("axial", elevation_deg=90.0), LATERAL, FRONTAL)
+CONE_VIEWS = (View("axial", elevation_deg=-90.0), LATERAL, FRONTAL)
+"""The source of the axial pose is at the feet, as in X-Recon's code."""
 
 
 def cone_projection_l1(
@@ -87,12 +91,12 @@ def cone_projection_l1(
     jitter_deg: float = 10.0,
     jitter_voxels: float = 8.0,
 ) -> Float[Tensor, ""]:
-    """Mean absolute error between cone-beam projections in three poses, axial, sagittal and coronal, each jittered.
+    """Mean absolute error between cone-beam projections in three jittered poses, axial, sagittal and coronal.
 
-    Every call rotates each pose about its three axes by N(0, `jitter_deg`) and translates it by N(0, `jitter_voxels`),
-    in units of 1/128 of the volume's edge, from torch's global generator. The source is 300 units from the center and
-    700 from the detector, which has 374 units a side (X-Recon's constants). A ray's value is the sum of samples 1.75
-    units apart.
+    Every call samples one rotation about the three axes by N(0, `jitter_deg`) and one translation by
+    N(0, `jitter_voxels`), in units of 1/128 of the volume's edge, from torch's global generator, and applies both to
+    all three poses. The source is 300 units from the center and 700 from the detector, which has 374 units a side
+    (X-Recon's constants). A ray's value is the sum of samples 1.75 units apart.
     """
     size = prediction.shape[-1]
     detector_px = min(size, 128)
@@ -101,11 +105,9 @@ def cone_projection_l1(
     # In fp32: bf16 is too coarse for coordinates and for sums of a hundred samples.
     with torch.autocast(prediction.device.type, enabled=False):
         both = torch.cat([prediction.float(), target.float()])
+        # Sampled on the CPU, so that a seed gives the same poses on every device.
+        rotation, translation = (torch.randn(3, device="cpu").to(both.device) * s for s in (jitter_deg, jitter_voxels))
         for view in CONE_VIEWS:
-            # Sampled on the CPU, so that a seed gives the same poses on every device.
-            rotation, translation = (
-                torch.randn(3, device="cpu").to(both.device) * s for s in (jitter_deg, jitter_voxels)
-            )
             axes = torch.as_tensor(view.axes(), dtype=both.dtype, device=both.device) @ _rotation(rotation.deg2rad())
             drrs = project_pose(both, CONE_UNITS / size, geometry, axes, translation) / CONE_STEP
             predicted, expected = drrs.chunk(2)

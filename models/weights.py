@@ -24,7 +24,7 @@ from torch import nn
 from raylift import __version__
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import Window
+from raylift.datasets.intensity import Normalization, Window
 from raylift.datasets.radiographs.histogram import Quantiles, ReferenceHistograms
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models import zoo  # noqa: F401 (registers the settings of all systems)
@@ -49,6 +49,8 @@ class Description:
     window: Window
     histograms: ReferenceHistograms = field(default_factory=dict)
     """Reference quantiles by view for histogram matching of radiographs; empty for no matching."""
+    normalization: Normalization = "percentiles"
+    """How radiographs are scaled to the network's [0, 1]."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Archive, run, step, seed, config hash and versions."""
 

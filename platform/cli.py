@@ -21,6 +21,10 @@ COMMANDS = {
         "raylift.platform.commands.evaluation_export:export",
         "a checkpoint as safetensors, config and model card",
     ),
+    "import-x2ct": (
+        "raylift.platform.commands.import_x2ct:import_x2ct",
+        "a checkpoint of X2CT-GAN's public code as a raylift model",
+    ),
     "reconstruct": ("raylift.serve.commands:reconstruct", "radiographs to a CT volume as NIfTI"),
     "serve": ("raylift.serve.commands:serve", "HTTP API and web page for a model"),
     "systems": ("raylift.platform.commands.about:systems", "systems of the literature: names, presets, sizes, papers"),

@@ -13,7 +13,7 @@ import yaml
 from raylift.datasets.archive.store import absolute
 from raylift.datasets.augmentation.pair import Augmentation
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.intensity import Window
+from raylift.datasets.intensity import Normalization, Window
 from raylift.datasets.serialization import from_plain, require_minimum, to_plain
 from raylift.models.composition import Composition
 from raylift.models.system_config import SystemConfig
@@ -36,6 +36,9 @@ class DataConfig:
     """Voxels a side; must be the archive's."""
     window: Window = field(default_factory=Window)
     """The HU range that is mapped to [0, 1] for the network."""
+    normalization: Normalization = "percentiles"
+    """How radiographs are scaled to [0, 1]: each by its own percentiles, or divided by its maximum in 8 bits as
+    X2CT-GAN's are."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Random deformation of a CT, jitter of its geometry, and simulated acquisition of its radiographs."""
     phantoms_per_epoch: int = 0
@@ -52,6 +55,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         require_minimum(self, 1, "size", "threads", "ct_weight")
         require_minimum(self, 0, "prefetch_batches", "cache_gib", "phantoms_per_epoch")
+        if self.match_histograms and self.normalization == "maximum":
+            raise ConfigError(
+                "data.match-histograms matches radiographs normalized by percentiles: set data.normalization to "
+                "percentiles, or data.match-histograms to false"
+            )
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_name(self.system)
+        if self.system.learns_from == "radiographs" and self.data.normalization == "maximum":
+            raise ConfigError(
+                f"system {self.system.name} compares radiographs with DRRs normalized by percentiles: set "
+                "data.normalization to percentiles"
+            )
         share = self.cluster.workers * self.engine.gradient_accumulation_steps
         if self.train.batch_size % share:
             raise ConfigError(

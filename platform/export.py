@@ -9,6 +9,7 @@ import torch
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, View
+from raylift.datasets.intensity import Normalization
 from raylift.models import weights
 from raylift.models.generative import GenerativeNetwork
 from raylift.models.weights import Model
@@ -18,6 +19,10 @@ from raylift.platform.monitor import PROTOCOL_OF, monitored
 
 CARD_FILE = "README.md"
 PRECISIONS = {torch.float32: "fp32", torch.float16: "half precision"}
+NORMALIZATIONS: dict[Normalization, str] = {
+    "percentiles": "by the image's 0.5 and 99.5 percentiles",
+    "maximum": "divided by the image's maximum, in 8 bits",
+}
 DRR_LIMITS = """It was trained on digitally reconstructed radiographs (DRRs) of CT. Acquired radiographs differ in
 scatter, processing and pose, which is not corrected unless histograms are matched (above)."""
 RADIOGRAPH_LIMITS = """It was trained on acquired radiographs of unknown pose, scale and processing, and its predictions
@@ -61,6 +66,7 @@ def card(model: Model, sha256: str, metrics: dict[str, float], dtype: torch.dtyp
     measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items()))
     acquired = provenance.get("archive_contents") == "radiographs"
     samples = f"{len(provenance.get('training_samples', []))} {'pairs of radiographs' if acquired else 'volumes'}"
+    trained_on = provenance.get("imported") or f"{samples} of {provenance.get('archive', 'an unknown archive')}"
     return f"""# {description.system.name}
 
 {DISCLAIMER}
@@ -76,11 +82,12 @@ A network that reconstructs a CT volume of the chest from {_radiographs(geometry
 | output | {description.grid.size}^3 voxels of {description.grid.spacing_mm:g} mm, HU in \
 [{description.window.low_hu:g}, {description.window.high_hu:g}] |
 | input | {geometry.detector_px} x {geometry.detector_px}, bone bright; rows from superior to inferior |
+| normalization | {NORMALIZATIONS[description.normalization]} |
 | views | {"; ".join(_view(view) for view in geometry.views)} |
 | histograms | {"matched to DRRs" if description.histograms else "not matched"} |
-| geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm |
+| geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm; attenuation {geometry.attenuation} |
 | prediction | {sampling or "deterministic"} |
-| trained on | {samples} of {provenance.get("archive", "an unknown archive")} |
+| trained on | {trained_on} |
 | config | SHA-256 `{provenance.get("config_sha256", "not recorded")}` |
 | versions | {", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())} |
 

@@ -24,7 +24,7 @@ def run_of(system: SystemConfig, training: Training) -> RunConfig:
     on_gpu = training.device == "GPU"
     return RunConfig(
         system,
-        data=DataConfig(size=training.size, window=training.window),
+        data=DataConfig(size=training.size, window=training.window, normalization=training.normalization),
         optimizer=OptimizerConfig(
             lr=training.lr,
             betas=training.betas,

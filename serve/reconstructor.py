@@ -36,7 +36,8 @@ def prepare_radiograph(
     image: Float32[np.ndarray, "_ _"], view: str, description: Description
 ) -> Float32[np.ndarray, "rows columns"]:
     """A bone-bright radiograph of any size as the network's input for one view."""
-    return prepare(image, description.geometry.detector_px, description.histograms.get(view))
+    size, reference = description.geometry.detector_px, description.histograms.get(view)
+    return prepare(image, size, reference, description.normalization)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from raylift.datasets.augmentation.radiograph import AcquisitionParameters, Radi
 from raylift.datasets.augmentation.volume import Deformation, VolumeAugmentation, deform, deform_labels
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import hu_to_attenuation
+from raylift.datasets.intensity import Normalization, hu_to_attenuation
 from raylift.datasets.projector import Poses, project_batch
 
 BONE_HU = 150.0
@@ -113,6 +113,7 @@ class Augmenter:
     geometry: Geometry
     """Its views are those of the result."""
     device: torch.device
+    normalization: Normalization = "percentiles"
 
     def __call__(
         self,
@@ -121,10 +122,10 @@ class Augmenter:
         epoch: int,
         position: int,
     ) -> tuple[Float[Tensor, "1 1 d h w"], Float[Tensor, "1 views s s"], UInt8[Tensor, "1 1 d h w"] | None]:
-        """A volume in HU on the augmenter's grid, its standardized radiographs and its labels, on the device."""
+        """A volume in HU on the augmenter's grid, its normalized radiographs and its labels, on the device."""
         parameters = self.augmentation.sample(self.seed, epoch, position, self.geometry)
         hu = torch.from_numpy(volume)[None, None].to(self.device).float()
-        ground_truth, views = augment(hu, self.grid.spacing_mm, self.grid, [parameters])
+        ground_truth, views = augment(hu, self.grid.spacing_mm, self.grid, [parameters], self.normalization)
         if labels is None:
             return ground_truth, views, None
         labeled = torch.from_numpy(labels)[None, None].to(self.device)
@@ -132,26 +133,33 @@ class Augmenter:
 
 
 def augment(
-    hu: Float[Tensor, "n 1 d h w"], spacing_mm: float, grid: Grid, parameters: Sequence[Parameters]
+    hu: Float[Tensor, "n 1 d h w"],
+    spacing_mm: float,
+    grid: Grid,
+    parameters: Sequence[Parameters],
+    normalization: Normalization = "percentiles",
 ) -> tuple[Float[Tensor, "n 1 s s s"], Float[Tensor, "n views s s"]]:
-    """Deformed volumes in HU on `grid`, and their radiographs, bone bright and standardized.
+    """Deformed volumes in HU on `grid`, and their radiographs, bone bright and normalized.
 
     Args:
         hu: volumes with a margin, if there is one, at `spacing_mm`.
         spacing_mm: edge of their voxels.
         grid: of the results.
         parameters: one a volume.
+        normalization: how radiographs are scaled to [0, 1].
     """
     ground_truth = deform(hu, spacing_mm, grid, [one.deformation for one in parameters])
     bone_hu = (ground_truth - BONE_HU).clamp_min(0)
-    both = torch.cat([hu_to_attenuation(ground_truth - bone_hu), hu_to_attenuation(bone_hu - 1000.0)], dim=1)
+    # Bone's share is attenuation above that of soft tissue, so no threshold applies to it.
+    soft = hu_to_attenuation(ground_truth - bone_hu, parameters[0].poses[0].attenuation)
+    both = torch.cat([soft, hu_to_attenuation(bone_hu - 1000.0)], dim=1)
     views = []
     for view in range(len(parameters[0].poses)):
         poses = poses_of([one.poses[view] for one in parameters], ground_truth.device)
         views.append(project_batch(both, grid.spacing_mm, poses))
     images = torch.stack(views, dim=1)
     radiographs = simulate_acquisition(images[:, :, 0], images[:, :, 1], [one.acquisition for one in parameters])
-    return ground_truth, standardize_batch(radiographs)
+    return ground_truth, normalize_batch(radiographs, normalization)
 
 
 def require_cone_beam(geometry: Geometry) -> None:
@@ -185,8 +193,13 @@ def poses_of(geometries: Sequence[Geometry], device: torch.device) -> Poses:
     )
 
 
-def standardize_batch(images: Float[Tensor, "n views s s"]) -> Float[Tensor, "n views s s"]:
-    """`intensity.standardize` of each image, on the images' device."""
+def normalize_batch(
+    images: Float[Tensor, "n views s s"], normalization: Normalization = "percentiles"
+) -> Float[Tensor, "n views s s"]:
+    """`intensity.normalize` of each image, on the images' device."""
+    if normalization == "maximum":
+        highest = images.amax(dim=(2, 3), keepdim=True).clamp_min(1e-6)
+        return ((images / highest).clamp(0, 1) * 255 + 1e-4).floor() / 255
     flat, _ = images.flatten(2).sort(dim=2)
     last = flat.shape[2] - 1
     low = flat[..., int(np.ceil(0.005 * last))][..., None, None]

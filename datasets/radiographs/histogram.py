@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from jaxtyping import Float, Float32
 
-from raylift.datasets.intensity import standardize
+from raylift.datasets.intensity import Normalization, normalize
 
 Quantiles = tuple[float, ...]
 ReferenceHistograms = Mapping[str, Quantiles]
@@ -23,12 +23,14 @@ AIR = 0.01
 """Standardized values up to this are air or margin, and are excluded from the quantiles."""
 
 
-def standardize_and_match(
-    image: Float32[np.ndarray, "rows columns"], reference: Quantiles | None = None
+def normalize_and_match(
+    image: Float32[np.ndarray, "rows columns"],
+    reference: Quantiles | None = None,
+    normalization: Normalization = "percentiles",
 ) -> Float32[np.ndarray, "rows columns"]:
-    """A bone-bright image, standardized and, with reference quantiles, matched to them."""
-    standard = standardize(image)
-    return standard if reference is None else match_histogram(standard, reference)
+    """A bone-bright image in [0, 1], with reference quantiles matched to them."""
+    normalized = normalize(image, normalization)
+    return normalized if reference is None else match_histogram(normalized, reference)
 
 
 def quantiles(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, " levels"]:

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from torch.nn import functional as F
 
 from raylift.datasets.geometry import View
-from raylift.datasets.intensity import standardize
+from raylift.datasets.intensity import Normalization, standardize
 from raylift.datasets.radiographs.annotations import remove_annotations
 from raylift.datasets.radiographs.borders import crop_bright_border
 from raylift.datasets.radiographs.chest import is_chest
@@ -26,7 +26,7 @@ from raylift.datasets.radiographs.decoding import (
     read_file,
 )
 from raylift.datasets.radiographs.gray_image import RadiographLimits
-from raylift.datasets.radiographs.histogram import Quantiles, standardize_and_match
+from raylift.datasets.radiographs.histogram import Quantiles, normalize_and_match
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption, orient, orient_by_tag
 
 
@@ -71,19 +71,24 @@ def load_radiograph(
 
 
 def prepare(
-    image: Float32[np.ndarray, "rows columns"], size: int, reference: Quantiles | None = None
+    image: Float32[np.ndarray, "rows columns"],
+    size: int,
+    reference: Quantiles | None = None,
+    normalization: Normalization = "percentiles",
 ) -> Float32[np.ndarray, "size size"]:
     """A bone-bright image in [0, 1] on a square of `size` pixels, as archives store it and networks take it.
 
     In this order: bright border cropped, burned-in annotations removed, padded with zeros to a square, resized with
-    anti-aliasing, standardized by its own percentiles and, with `reference`, its histogram matched.
+    anti-aliasing, normalized and, with `reference`, its histogram matched.
 
     The digitally reconstructed radiographs (DRRs) that networks are trained on contain the air around the patient, so a
     dark margin is kept: collimation cannot be distinguished from air, nor from the end of a CT. Only a border that
     cannot be air is cropped: rows and columns at the edges as bright as the densest bone, as masks of inverted images
-    and borders of scanned films are. A DRR of `size` pixels comes out as `intensity.standardize` gives it.
+    and borders of scanned films are. A DRR of `size` pixels comes out as `intensity.normalize` gives it.
     """
-    pixels = torch.from_numpy(standardize(remove_annotations(crop_bright_border(image))))[None, None]
+    clean = remove_annotations(crop_bright_border(image))
+    # Dividing by the maximum keeps zero where it is, so nothing may be clipped before.
+    pixels = torch.from_numpy(standardize(clean) if normalization == "percentiles" else clean)[None, None]
     # Pooling by a whole factor first, so that a large image is never padded at full resolution.
     pixels = F.avg_pool2d(pixels, max(1, max(pixels.shape) // (8 * size)))
     rows, columns = pixels.shape[2:]
@@ -91,4 +96,4 @@ def prepare(
     top, left = (side - rows) // 2, (side - columns) // 2
     square = F.pad(pixels, (left, side - columns - left, top, side - rows - top))
     resized = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
-    return standardize_and_match(resized[0, 0].numpy(), reference)
+    return normalize_and_match(resized[0, 0].numpy(), reference, normalization)

@@ -23,8 +23,8 @@ from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.augmentation.pair import Augmenter
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.intensity import Window
-from raylift.datasets.radiographs.histogram import Quantiles, match_histogram, standardize_and_match
+from raylift.datasets.intensity import Normalization, Window
+from raylift.datasets.radiographs.histogram import Quantiles, match_histogram, normalize_and_match
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 from raylift.datasets.streaming.phantoms import StreamedPhantoms
 
@@ -103,6 +103,7 @@ class BatchStream:
         volumes: whether batches have ground-truth CT.
         labels: whether batches have labels.
         reference_quantiles: quantiles for histogram matching, one per view; empty to leave it out.
+        normalization: how radiographs are scaled to [0, 1].
         unpaired: CT of other subjects, one per sample.
         augmenter: makes a new pair of each volume in place of the stored radiographs; unpaired CT is as stored.
         phantoms: the samples that `order` indexes after the entries; None for none.
@@ -122,6 +123,7 @@ class BatchStream:
         volumes: bool = True,
         labels: bool = False,
         reference_quantiles: Sequence[Quantiles] = (),
+        normalization: Normalization = "percentiles",
         unpaired: UnpairedVolumes | None = None,
         augmenter: Augmenter | None = None,
         phantoms: StreamedPhantoms | None = None,
@@ -138,6 +140,7 @@ class BatchStream:
         self._volumes = volumes
         self._labels = labels
         self._reference_quantiles = reference_quantiles
+        self._normalization = normalization
         self._unpaired = unpaired
         self._augmenter = augmenter
         self._phantoms = phantoms
@@ -165,7 +168,14 @@ class BatchStream:
         name, subject, read = self._sample(position)
         if self._augmenter is None:
             single = _single(
-                name, read, self._window, self._views, self._volumes, self._labels, self._reference_quantiles
+                name,
+                read,
+                self._window,
+                self._views,
+                self._volumes,
+                self._labels,
+                self._reference_quantiles,
+                self._normalization,
             )
         else:
             single = self._augmented(name, read, self._augmenter, position)
@@ -205,11 +215,21 @@ def load_batch(
     volumes: bool = True,
     labels: bool = False,
     reference_quantiles: Sequence[Quantiles] = (),
+    normalization: Normalization = "percentiles",
 ) -> Batch:
     """A batch of the given samples; see `BatchStream` for the arguments."""
     return _collate(
         [
-            _single(entry.id, partial(reader.read_array, entry), window, views, volumes, labels, reference_quantiles)
+            _single(
+                entry.id,
+                partial(reader.read_array, entry),
+                window,
+                views,
+                volumes,
+                labels,
+                reference_quantiles,
+                normalization,
+            )
             for entry in entries
         ]
     )
@@ -223,16 +243,18 @@ def _single(
     volumes: bool,
     labels: bool,
     reference_quantiles: Sequence[Quantiles],
+    normalization: Normalization,
 ) -> Batch:
-    """One sample as a batch: the volume in the window's [0, 1], the views standardized and optionally matched.
+    """One sample as a batch: the volume in the window's [0, 1], the views normalized and optionally matched.
 
-    Standardization is idempotent, so it does not change radiographs that are stored standardized.
+    Normalization is idempotent, so it does not change radiographs that are stored normalized.
     """
     ground_truth = _volume(read, window) if volumes else None
     stored = read("radiographs")
     references: Sequence[Quantiles | None] = reference_quantiles or [None] * len(views)
     prepared = [
-        standardize_and_match(stored[view], reference) for view, reference in zip(views, references, strict=True)
+        normalize_and_match(stored[view], reference, normalization)
+        for view, reference in zip(views, references, strict=True)
     ]
     images = torch.from_numpy(np.stack(prepared))
     label_volume = torch.from_numpy(read("labels"))[None, None] if labels else None

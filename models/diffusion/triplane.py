@@ -25,7 +25,7 @@ from raylift.datasets.serialization import require_minimum
 from raylift.models.parts.blocks import norm_act_conv_2d, run
 from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.encoders import EncoderConfig, at_size
-from raylift.models.parts.rays import Rays
+from raylift.models.parts.rays import Rays, along_volume_axes
 
 NORMALS = (2, 3, 4)
 """The axes of an N, C, D, H, W volume that are normal to the axial, coronal and sagittal planes."""
@@ -65,16 +65,16 @@ class TriPlane(nn.Module):
         step = 2 ** config.encoder.halvings()
         require_divisible_size(grid.size, step, "fewer stages of system.triplane.encoder.layers")
         self.size, self.use_checkpoint = grid.size, use_checkpoint
-        axes = [Rays(grid, geometry, geometry.view(name), follow_geometry=False).axis for name in views]
+        self.rays = [Rays(grid, geometry, geometry.view(name), follow_geometry=False) for name in views]
         self.encoders = nn.ModuleList(config.encoder.build(use_checkpoint) for _ in views)
-        self.generator = PlaneGenerator(config, axes)
+        self.generator = PlaneGenerator(config, [rays.axis for rays in self.rays])
         self.decoder = ImplicitDecoder(config)
 
     def forward(
         self, radiographs: Float[Tensor, "n views rows columns"], sizes: Sequence[int]
     ) -> list[Float[Tensor, "n k _ _ _"]]:
         """A condition volume for each of the sizes, in voxels a side."""
-        radiographs = at_size(radiographs, self.size)
+        radiographs = along_volume_axes(at_size(radiographs, self.size), self.rays)
         features = [encoder(radiographs[:, k : k + 1]) for k, encoder in enumerate(self.encoders)]
         planes = self.generator(features)
         decode = partial(run, self.decoder, *planes, use_checkpoint=self.use_checkpoint)

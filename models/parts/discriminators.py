@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from raylift.datasets.serialization import require_minimum
 from raylift.models.parts.blocks import conv_norm_act_3d, initialize
 from raylift.models.parts.encoders import at_size
-from raylift.models.parts.rays import Rays
+from raylift.models.parts.rays import Rays, along_volume_axes
 
 DiscriminatorName = Literal["patch", "coordinate", "lifted", "cnn"]
 
@@ -75,10 +75,10 @@ class Discriminator(nn.Module):
         self, volume: Float[Tensor, "n 1 d h w"], radiographs: Float[Tensor, "n views rows columns"]
     ) -> Float[Tensor, "*patches"]:
         """Logits: one for each patch, or one for each volume."""
-        conditions = [
-            rays.backproject(at_size(radiographs[:, k : k + 1].detach(), volume.shape[-1]))
-            for k, rays in enumerate(self.rays)
-        ]
+        conditions: list[Tensor] = []
+        if self.rays:
+            images = along_volume_axes(at_size(radiographs.detach(), volume.shape[-1]), self.rays)
+            conditions = [rays.backproject(images[:, k : k + 1]) for k, rays in enumerate(self.rays)]
         if hasattr(self, "condition_conv"):
             conditions = [conv(condition) for conv, condition in zip(self.condition_conv, conditions, strict=True)]
         coordinates = _coordinates(volume) if self.has_coordinates else []

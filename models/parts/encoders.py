@@ -145,7 +145,10 @@ def _conv_norm_act(in_channels: int, out_channels: int, kernel: int = 3, stride:
 
 
 class Bottleneck(nn.Module):
-    """PSR's residual block: 1 x 1 to half the width, 3 x 3, 3 x 3, and a shortcut."""
+    """PSR's residual block: 1 x 1 to half the width, 3 x 3, 3 x 3, and a shortcut.
+
+    Each convolution, that of the shortcut too, has no bias and is followed by batch norm and ReLU, as in X2CT's code.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -153,11 +156,10 @@ class Bottleneck(nn.Module):
         self.residual = nn.Sequential(
             _conv_norm_act(in_channels, half, kernel=1),
             _conv_norm_act(half, half),
-            nn.Conv2d(half, out_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
+            _conv_norm_act(half, out_channels),
         )
         same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.shortcut = nn.Identity() if same else _conv_norm_act(in_channels, out_channels, kernel=1)
 
     def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n out h w"]:
         """ReLU of residual and shortcut."""
@@ -199,5 +201,4 @@ class Hourglass(nn.Module):
         features = self.upsamplers[0](skips.pop())
         for upsampler, block in zip(self.upsamplers[1:], self.up, strict=True):
             features = upsampler(run(block, features + skips.pop(), use_checkpoint=self.use_checkpoint))
-        # The stem's output is no skip connection: the published decoder ends with the last upsampling.
-        return [features]
+        return [features + skips.pop()]

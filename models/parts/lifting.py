@@ -285,10 +285,10 @@ class ChannelLifting(nn.Module):
     def __init__(self, in_channels: int, size: int, shared: bool = False) -> None:
         super().__init__()
         self.depths = nn.Sequential(
-            nn.Conv2d(in_channels, in_channels, 1),
+            nn.Conv2d(in_channels, in_channels, 1, bias=False),
             nn.InstanceNorm2d(in_channels) if shared else nn.BatchNorm2d(in_channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(in_channels, size, 1),
+            nn.Conv2d(in_channels, size, 1, bias=False),
         )
 
     def forward(self, radiograph: Image, features: Features, rays: Rays) -> Volumes:  # noqa: ARG002

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from raylift.datasets.geometry import Grid
 from raylift.models.parts.blocks import initialize
 from raylift.models.parts.divisibility import require_divisible_size
-from raylift.models.parts.rays import Rays
+from raylift.models.parts.rays import Rays, along_volume_axes
 
 
 class RadiographGenerator(nn.Module):
@@ -36,7 +36,7 @@ class RadiographGenerator(nn.Module):
         super().__init__()
         halvings = len(channels)
         require_divisible_size(grid.size, 2**halvings, "fewer channels")
-        self.axes, self.pixels = [ray.axis for ray in rays], detector_px
+        self.rays, self.pixels = rays, detector_px
         layers: list[nn.Module] = []
         for width, next_width in pairwise((1, *channels)):
             layers += [
@@ -53,10 +53,10 @@ class RadiographGenerator(nn.Module):
     def forward(self, volume: Float[Tensor, "n 1 d h w"]) -> Float[Tensor, "n views rows columns"]:
         """Radiographs in [0, 1], as batches have them."""
         images = [
-            self.pixel_shuffle(conv_out(self.down(volume.movedim(axis, 2)).flatten(1, 2)))
-            for axis, conv_out in zip(self.axes, self.conv_out, strict=True)
+            self.pixel_shuffle(conv_out(self.down(volume.movedim(rays.axis, 2)).flatten(1, 2)))
+            for rays, conv_out in zip(self.rays, self.conv_out, strict=True)
         ]
-        radiographs = torch.sigmoid(torch.cat(images, dim=1))
+        radiographs = torch.sigmoid(along_volume_axes(torch.cat(images, dim=1), self.rays))
         if radiographs.shape[-1] != self.pixels:
             size = (self.pixels, self.pixels)
             radiographs = F.interpolate(radiographs, size=size, mode="bilinear", antialias=True)

@@ -6,6 +6,7 @@ independent of the view's direction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,16 @@ def repeat_along_axis(features: Float[Tensor, "n c rows columns"], axis: int) ->
     """Each pixel's features at every depth, with rays along axis 3 or 4 of N, C, D, H, W; the image is square."""
     shape = [*features.shape[:2], *(features.shape[2],) * 3]
     return features.unsqueeze(axis).expand(shape)
+
+
+def along_volume_axes(
+    images: Float[Tensor, "n views rows columns"], rays: Sequence[Rays]
+) -> Float[Tensor, "n views rows columns"]:
+    """The images with those mirrored whose columns run against the volume's axis, which lifting along axes needs."""
+    if not any(ray.is_mirrored for ray in rays):
+        return images
+    pairs = zip(images.unbind(1), rays, strict=True)
+    return torch.stack([image.flip(-1) if ray.is_mirrored else image for image, ray in pairs], dim=1)
 
 
 @dataclass(frozen=True)
@@ -41,11 +52,9 @@ class Rays:
         Raises:
             ConfigError: the view is neither frontal nor lateral.
         """
-        rotation = (self.view.azimuth_deg, self.view.elevation_deg, self.view.roll_deg)
-        if rotation == (0.0, 0.0, 0.0):
-            return 3
-        if rotation == (90.0, 0.0, 0.0):
-            return 4
+        upright = self.view.axes()[1, 2] == -1.0
+        if upright and self.view.left_edge:
+            return 4 if self.view.is_lateral else 3
         raise ConfigError(
             f"view '{self.view.name}' is neither frontal nor lateral, so features cannot be repeated along an axis: "
             "use system.lifting.along rays"
@@ -55,6 +64,11 @@ class Rays:
         """Raise a ConfigError if the view has no axis and needs one."""
         if not self.follow_geometry:
             _ = self.axis
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether the image's columns run against the volume's axis: azimuth 180 or 270 degrees, along an axis."""
+        return not self.follow_geometry and self.view.left_edge in ("left side", "posterior side")
 
     def backproject(self, features: Float[Tensor, "n c s s"]) -> Float[Tensor, "n c s s s"]:
         """The features at every voxel that their ray crosses, in a cube with the image's resolution."""

@@ -51,7 +51,7 @@ from raylift.models.parts.discriminators import Discriminator, DiscriminatorConf
 from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.heads import Head
 from raylift.models.parts.radiograph_generator import RadiographGenerator
-from raylift.models.parts.rays import Rays
+from raylift.models.parts.rays import Rays, along_volume_axes
 from raylift.models.system_config import DEFAULT_WINDOW, LearnsFrom, SystemConfig
 from raylift.models.unpaired_prior import PhantomPrior
 from raylift.models.volume_network import VolumeNetwork
@@ -147,7 +147,7 @@ class VolumeGenerator(VolumeNetwork):
         super().__init__()
         require_divisible_size(grid.size, 2 ** (len(system.channels) - 1), "fewer channels")
         self.size, self.stacked = grid.size, system.placement == "stacked"
-        self.rays = rays[:1] if self.stacked else rays
+        self.view_rays, self.rays = rays, rays[:1] if self.stacked else rays
         in_channels, widest = len(rays) if self.stacked else 1, system.channels[-1]
         self.encoders = nn.ModuleList(_encoder(in_channels, system) for _ in self.rays)
         self.merge = nn.Conv3d(len(self.rays) * (widest + 1), widest, 1)
@@ -162,6 +162,7 @@ class VolumeGenerator(VolumeNetwork):
         """A list of one."""
         if radiographs.shape[-1] != self.size:
             radiographs = F.interpolate(radiographs, size=(self.size, self.size), mode="bilinear", antialias=True)
+        radiographs = along_volume_axes(radiographs, self.view_rays)
         images = [radiographs] if self.stacked else list(radiographs.unsqueeze(2).unbind(1))
         placed = []
         for image, encoder, rays in zip(images, self.encoders, self.rays, strict=True):

@@ -4,15 +4,14 @@
 radiograph, at twice the volume's size -> residual encoder-decoder in 2-D -> a channel for every depth -> volume
 ```
 
-The network is X2CT's re-implementation (their baseline "2DCNN") as far as its description goes: four poolings, sums as
-skip connections, depthwise upsampling, batch norm, and two 1 x 1 convolutions to a channel for every depth. 9,068,480
-parameters for 256 -> 128.
+The network is that of X2CT's code (their baseline "2DCNN"), layer by layer: four poolings, sums as skip connections at
+every size, depthwise upsampling, and two 1 x 1 convolutions to a channel for every depth; no convolution has a bias,
+and all but the last and the upsampling ones are followed by batch norm and ReLU. 9,068,480 parameters for 256 -> 128.
 
 Not published, and chosen here: the paper's own layers and losses (mean squared error alone, as in that
-re-implementation, with its weight decay of 1e-4); the learning rate (X2CT-GAN's); the place of biases (such that the
-count is the published one). Ours: a radiograph of the volume's size is resized to twice that inside; the paper's second
-step, which fuses the volume with the radiograph at a higher resolution, is left out as in the re-implementation;
-several views' volumes are averaged, which the paper does not do.
+re-implementation, with its weight decay of 1e-4); the learning rate (X2CT-GAN's). Ours: a radiograph of the volume's
+size is resized to twice that inside; the paper's second step, which fuses the volume with the radiograph at a higher
+resolution, is left out as in the re-implementation; several views' volumes are averaged, which the paper does not do.
 """
 
 from __future__ import annotations

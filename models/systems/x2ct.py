@@ -56,7 +56,14 @@ GAN = Composition(
 CNN = replace(GAN, name="x2ct-cnn", loss=replace(GAN.loss, adversarial=0.0))
 
 TRAINING = Training(
-    size=128, steps=100 * 229, batch_size=4, lr=2e-4, betas=(0.5, 0.99), decay_start=0.5, weight_decay=0.0
+    size=128,
+    normalization="maximum",
+    steps=100 * 229,
+    batch_size=4,
+    lr=2e-4,
+    betas=(0.5, 0.99),
+    decay_start=0.5,
+    weight_decay=0.0,
 )
 PAPER = "Ying et al., CVPR 2019, arXiv 1905.06902"
 GENERATOR = (ParameterCount(61_740_467), ParameterCount(29_384_481, views=FRONTAL))

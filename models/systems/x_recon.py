@@ -7,16 +7,16 @@ intensities combined from coarse to fine: ((coarsest / 2, doubled) + next) / 2, 
 
 Encoders, lifting and view decoders are X2CT-GAN's with lighter dense blocks of 4, 8, 16, 8 and 4 layers. Multi-scale
 fusion rendering replaces the head. The discriminator's first layer has coordinates as channels. The loss is 10 times
-squared error, 0.1 times L1 of three cone-beam projections, whose poses are rotated by N(0, 10 degrees) and shifted by
-N(0, 8 voxels) at every step, and LSGAN with weight 1 for both players. Adam at 5e-5, betas 0.5 and 0.99, batch 1, 100
-epochs constant and 100 decaying, 224 voxels a side at 1.6 mm. The generator has 98,799,735 parameters at 224 and
-37,517,943 at 128, the discriminator 11,067,457; the fused decoder's last size, which nothing reads, is among them and
-is not computed.
+squared error, 0.1 times L1 of three cone-beam projections, whose poses are all rotated by the same N(0, 10 degrees)
+about each axis and shifted by the same N(0, 8 voxels) at every step, and LSGAN with weight 1 for both players. Adam at
+5e-5, betas 0.5 and 0.99, batch 1, 100 epochs constant and 100 decaying, 224 voxels a side at 1.6 mm. The generator has
+98,799,735 parameters at 224 and 37,517,943 at 128, the discriminator 11,067,457; the fused decoder's last size, which
+nothing reads, is among them and is not computed.
 
-Ours: projections come from raylift's projector with the published source, detector and step; the published projector
-samples a volume of 224 voxels as if it had 128, here a volume of any size fills these 128 units. Size and origin of the
-training set are not clear from the paper and the code, so the steps are 200 epochs of the 916 volumes that X2CT-GAN
-trains on. bf16 and activation checkpointing let 224^3 fit one GPU.
+Ours: projections come from raylift's projector with the published source, detector and step, where a volume of any
+size fills 128 units, as in the published, normalized coordinates. Assumed: the number of training volumes, which is not
+clear from the paper and the code; the steps are 200 epochs of the 916 volumes that X2CT-GAN trains on. bf16 and
+activation checkpointing let 224^3 fit one GPU.
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ class GridOptions:
         geometry = (
             geometry_of(self.geometry or "chest", grid) if self.geometry or existing is None else existing.geometry
         )
-        return grid, geometry if self.views is None else replace(geometry, views=parse_views(self.views))
+        return grid, geometry if self.views is None else replace(
+            geometry, views=parse_views(self.views, geometry.views)
+        )
 
 
 @dataclass(frozen=True)

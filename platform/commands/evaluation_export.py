@@ -64,9 +64,7 @@ def evaluate(arguments: list[str]) -> int:
             samples=options.samples,
             progress=bar.update,
         )
-    page = report.write(
-        result, options.output, model.description.grid, model.description.geometry, runs.load_history(url)
-    )
+    page = report.write(result, options.output, model.description, runs.load_history(url))
     for table in report.terminal_tables(result):
         console.print(table)
     print(result.summary())

@@ -72,7 +72,13 @@ def evaluate(
     for done, entry in enumerate(entries):
         progress(done, len(entries), entry.id)
         batch = load_batch(
-            archive, [entry], window, views, volumes=has_ct, reference_quantiles=description.reference_quantiles
+            archive,
+            [entry],
+            window,
+            views,
+            volumes=has_ct,
+            reference_quantiles=description.reference_quantiles,
+            normalization=description.normalization,
         )
         ground_truth = archive.read_array(entry, "volumes").astype(np.float32) if has_ct else None
         (reconstruction,) = reconstruct(
@@ -115,15 +121,15 @@ def matching_views(model: Model, archive: Archive) -> list[int]:
     """Indices of the model's views among the archive's, if both have the same geometry.
 
     Raises:
-        ConfigError: grid, distances, detector or views differ.
+        ConfigError: grid, distances, detector, attenuation or views differ.
     """
     description, manifest = model.description, archive.manifest
     if description.grid != manifest.grid:
         raise ConfigError(f"the model was trained on {description.grid}, {archive.url} holds {manifest.grid}")
     missing = [view for view in description.geometry.views if view not in manifest.geometry.views]
-    distances = {"source_axis_mm", "source_detector_mm", "detector_px", "detector_pitch_mm", "beam"}
+    compared = {"source_axis_mm", "source_detector_mm", "detector_px", "detector_pitch_mm", "beam", "attenuation"}
     differ = [
-        name for name in sorted(distances) if getattr(description.geometry, name) != getattr(manifest.geometry, name)
+        name for name in sorted(compared) if getattr(description.geometry, name) != getattr(manifest.geometry, name)
     ]
     if missing or differ:
         what = differ or [view.name for view in missing]
@@ -135,9 +141,15 @@ def matching_views(model: Model, archive: Archive) -> list[int]:
 
 
 def _batches(archive: Archive, model: Model, views: list[int]) -> Iterator[Batch]:
+    description = model.description
     for entry in archive.entries("train"):
         yield load_batch(
-            archive, [entry], model.description.window, views, reference_quantiles=model.description.reference_quantiles
+            archive,
+            [entry],
+            description.window,
+            views,
+            reference_quantiles=description.reference_quantiles,
+            normalization=description.normalization,
         )
 
 

@@ -10,8 +10,8 @@ from jaxtyping import Float32
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.projector import standardized_drrs
+from raylift.datasets.projector import normalized_drrs
+from raylift.models.weights import Description
 from raylift.platform.evaluation.results import MODEL, Case
 from raylift.platform.monitor import PROTOCOL_OF, monitored
 
@@ -47,11 +47,12 @@ def plot_slices(case: Case, path: Path) -> None:
     figure.savefig(path)
 
 
-def plot_reprojections(case: Case, grid: Grid, geometry: Geometry, path: Path) -> None:
+def plot_reprojections(case: Case, description: Description, path: Path) -> None:
     """Each input radiograph beside the reprojection (DRR) of the model's volume in the same view."""
+    grid, geometry = description.grid, description.geometry
     figure = Figure(figsize=(4.6, 2.5 * len(geometry.views)), layout="constrained")
     axes = figure.subplots(len(geometry.views), 2, squeeze=False)
-    reprojections = standardized_drrs(case.predictions[MODEL], grid, geometry)
+    reprojections = normalized_drrs(case.predictions[MODEL], grid, geometry, description.normalization)
     for row, view in enumerate(geometry.views):
         for column, (title, image) in enumerate(
             (("input", case.radiographs[row]), ("reprojection", reprojections[row]))

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 from rich.table import Table
 
-from raylift.datasets.geometry import Geometry, Grid
+from raylift.models.weights import Description
 from raylift.platform.evaluation.plots import plot_history, plot_reprojections, plot_slices
 from raylift.platform.evaluation.protocols import PROTOCOLS
 from raylift.platform.evaluation.results import FITTED, Evaluation
@@ -55,7 +55,7 @@ class Section:
 
 
 def write(
-    evaluation: Evaluation, folder: Path, grid: Grid, geometry: Geometry, history: list[dict[str, float]] | None = None
+    evaluation: Evaluation, folder: Path, description: Description, history: list[dict[str, float]] | None = None
 ) -> Path:
     """Write `report.html` (self-contained), `metrics.json` and `figures/*.png`; returns the path of the page."""
     figures = folder / "figures"
@@ -67,7 +67,7 @@ def write(
     for case in evaluation.cases[:MAX_CASES_PLOTTED]:
         slices, reprojections = (figures / f"{case.entry.id}-{what}.png" for what in ("slices", "reprojections"))
         plot_slices(case, slices)
-        plot_reprojections(case, grid, geometry, reprojections)
+        plot_reprojections(case, description, reprojections)
         paths += [(f"{case.entry.id}: slices", slices), (f"{case.entry.id}: reprojections", reprojections)]
     (folder / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1), encoding="utf-8")
     page = folder / "report.html"

@@ -60,7 +60,7 @@ def open_stream(
     grid, geometry = archive.manifest.grid, archive.manifest.geometry
     augmenter = None
     if data.augmentation.enabled:
-        augmenter = Augmenter(data.augmentation, seed, grid, description.geometry, device)
+        augmenter = Augmenter(data.augmentation, seed, grid, description.geometry, device, data.normalization)
     phantoms = StreamedPhantoms(data.phantoms_per_epoch, seed, grid, geometry) if data.phantoms_per_epoch else None
     stream = BatchStream(
         CachedReader(archive, cache_bytes),
@@ -72,6 +72,7 @@ def open_stream(
         volumes=run.system.learns_from == "volumes",
         labels=run.system.needs_labels,
         reference_quantiles=description.reference_quantiles,
+        normalization=run.data.normalization,
         unpaired=unpaired,
         augmenter=augmenter,
         phantoms=phantoms,
@@ -142,6 +143,7 @@ def describe(run: RunConfig, archive: Archive, resume_from: str | None = None) -
         geometry=replace(geometry, views=tuple(geometry.views[index] for index in indices)),
         window=run.data.window,
         histograms=histograms,
+        normalization=run.data.normalization,
         provenance=provenance,
     )
 

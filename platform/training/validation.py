@@ -67,6 +67,7 @@ class Validation:
                 self._views,
                 volumes=self._volumes,
                 reference_quantiles=self._description.reference_quantiles,
+                normalization=self._description.normalization,
             )
             batch = batch.to(self._device)
             prediction = network(batch.views).float().clip(0.0, 1.0)

@@ -183,7 +183,7 @@ class Actions:
 
     def _comparisons(self, prepared: Float32[np.ndarray, "views px px"], volume: Volume) -> list[Any]:
         description = self._backend.description
-        pictures = reprojections(volume, description.grid, description.geometry)
+        pictures = reprojections(volume, description.grid, description.geometry, description.normalization)
         return [
             _save_picture(side_by_side(to_picture(image), picture))
             for image, picture in zip(prepared, pictures, strict=True)

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from raylift.datasets.phantom.thorax import thorax
-from raylift.datasets.projector import standardized_drrs
+from raylift.datasets.projector import normalized_drrs
 from raylift.models.weights import Description
 
 SEED = 7
@@ -18,7 +18,7 @@ SEED = 7
 def files(description: Description) -> dict[str, bytes]:
     """16-bit PNG files by view, bone bright: DRRs of the phantom with seed `SEED` in the model's geometry."""
     hu, _ = thorax(SEED, description.grid)
-    images = standardized_drrs(hu, description.grid, description.geometry)
+    images = normalized_drrs(hu, description.grid, description.geometry, description.normalization)
     return {view.name: _png(image) for view, image in zip(description.geometry.views, images, strict=True)}
 
 

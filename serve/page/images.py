@@ -9,8 +9,8 @@ from jaxtyping import Float32, Int16, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import Window
-from raylift.datasets.projector import standardized_drrs
+from raylift.datasets.intensity import Normalization, Window
+from raylift.datasets.projector import normalized_drrs
 
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = get_args(Plane)
@@ -44,10 +44,10 @@ def slice_picture(
 
 
 def reprojections(
-    hu: Int16[np.ndarray, "d h w"], grid: Grid, geometry: Geometry
+    hu: Int16[np.ndarray, "d h w"], grid: Grid, geometry: Geometry, normalization: Normalization = "percentiles"
 ) -> list[UInt8[np.ndarray, "rows columns"]]:
     """Digitally reconstructed radiographs (DRRs) of the volume, one for each view."""
-    return [to_picture(image) for image in standardized_drrs(hu, grid, geometry)]
+    return [to_picture(image) for image in normalized_drrs(hu, grid, geometry, normalization)]
 
 
 def to_picture(unit: Float32[np.ndarray, "_ _"]) -> UInt8[np.ndarray, "rows columns"]:

@@ -169,3 +169,17 @@ def test_phantoms_are_projected_in_the_geometry_of_a_file(tmp_path: Path) -> Non
     assert geometry.views == (LATERAL,)
     assert (geometry.source_axis_mm, geometry.detector_pitch_mm) == (1000.0, 30.0)
     assert geometry.magnification > chest(GRID).magnification
+
+
+def test_a_name_of_the_geometrys_own_views_is_that_view() -> None:
+    lateral = GEOMETRIES["x2ct"](GRID).view("lateral")
+    assert lateral.azimuth_deg == 270
+    assert parse_views("lateral,up=0/30", GEOMETRIES["x2ct"](GRID).views) == (lateral, View("up", 0.0, 30.0))
+    assert parse_views("lateral") == (LATERAL,)
+
+
+def test_a_file_may_name_the_attenuation(tmp_path: Path) -> None:
+    text = "beam: parallel\nattenuation: plastimatch\nviews: [{name: frontal}]"
+    assert read_geometry(written(tmp_path, text), GRID).attenuation == "plastimatch"
+    with pytest.raises(ConfigError, match="attenuation"):
+        read_geometry(written(tmp_path, text.replace("plastimatch", "cubic")), GRID)

@@ -6,13 +6,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.intensity import WATER_PER_MM, Window, hu_to_attenuation, standardize
+from raylift.datasets.intensity import WATER_PER_MM, Window, hu_to_attenuation, normalize, standardize
 
 
 def test_attenuation_is_zero_up_to_air_and_linear_from_there() -> None:
     hu = torch.tensor([-3024.0, -1024.0, -1000.0, 0.0, 1000.0, 3071.0])
     expected = WATER_PER_MM * torch.tensor([0, 0, 0, 1, 2, 4.071])
     torch.testing.assert_close(hu_to_attenuation(hu), expected)
+
+
+def test_plastimatchs_attenuation_is_zero_up_to_minus_800_hu_and_linear_above() -> None:
+    hu = torch.tensor([-1024.0, -801.0, -800.0, -799.0, -500.0, 0.0, 1000.0])
+    expected = WATER_PER_MM * torch.tensor([0, 0, 0, 0.201, 0.5, 1, 2])
+    torch.testing.assert_close(hu_to_attenuation(hu, "plastimatch"), expected)
 
 
 @pytest.mark.parametrize("make", [np.array, torch.tensor])
@@ -74,3 +80,21 @@ def test_a_constant_image_becomes_zeros() -> None:
     result = standardize(np.full((8, 8), 7.0))
     assert result.dtype == np.float32
     assert not result.any()
+
+
+@given(images)
+def test_divided_by_its_maximum_an_image_is_in_8_bits_and_twice_is_once(image: np.ndarray) -> None:
+    once = normalize(image, "maximum")
+    assert once.dtype == np.float32
+    if image.max() > 0:
+        levels = image / image.max() * 255
+        assert np.abs(once * 255 - np.floor(levels))[np.abs(levels - np.rint(levels)) > 1e-3].max(initial=0) < 1e-3
+        assert once.max() == 1
+    else:
+        assert not once.any()
+    np.testing.assert_array_equal(normalize(once, "maximum"), once)
+
+
+def test_an_image_is_normalized_by_its_percentiles_unless_another_way_is_named() -> None:
+    image = np.random.default_rng(0).random((16, 16))
+    np.testing.assert_array_equal(normalize(image), standardize(image))

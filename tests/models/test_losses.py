@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 from skimage.metrics import structural_similarity
 
 from raylift.datasets.batch import Batch
@@ -60,6 +62,14 @@ def test_orthogonal_projections_change_with_shifts_across_their_axis_only():
     assert torch.isclose(orthogonal_projection_l1(moved, target), torch.tensor(expected))
 
 
+def test_orthogonal_projections_are_of_absolute_values():
+    target, prediction = torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4)
+    prediction[0, 0, 0, 0, 0], prediction[0, 0, 1, 0, 0] = 1.0, -1.0
+    # Along D the plain sum would be 0; that of absolute values is 2/4 in one of 16 pixels. Along H and W: two of 1/4.
+    expected = (0.5 / 16 + 2 * 0.25 / 16 + 2 * 0.25 / 16) / 3
+    assert torch.isclose(orthogonal_projection_l1(prediction, target), torch.tensor(expected))
+
+
 def test_orthogonal_projections_do_not_depend_on_what_they_average_out():
     target = torch.rand(2, 1, 4, 4, 4)
     assert orthogonal_projection_l1(target, target) == 0
@@ -71,6 +81,36 @@ def test_a_cone_projection_sums_samples_along_the_ray():
     inside = float(cone_projection_l1(cube, nothing, 0.0, 0.0))
     # Of the detector of 374 units the cube's middle plane covers 299: 64 percent of its area, shorter at its rim.
     assert 0.45 * 128 / 1.75 < inside < 0.7 * 128 / 1.75
+
+
+def test_cone_projections_are_those_of_the_published_constants_written_out_with_the_axial_source_at_the_feet():
+    """Samples 1.75 units apart from a source 300 units from the center of 128 units, each interpolated linearly."""
+    generator = np.random.default_rng(0)
+    size, units = 32, 128 / 32
+    volume = np.zeros((size,) * 3)
+    # Asymmetric: most of it at the feet, in front, and at the patient's left.
+    volume[20:30, 3:14, 18:28] = generator.random((10, 11, 10))
+    volume[4:9, 12:20, 5:12] = 0.3
+
+    def mean_value(to_source: np.ndarray, column: np.ndarray, row: np.ndarray) -> float:
+        offset = (np.arange(size) - (size - 1) / 2) * 0.73 * 512 / size
+        pixels = -400 * to_source + offset[:, None, None] * row + offset[None, :, None] * column
+        source = 300 * to_source
+        length = np.linalg.norm(pixels - source, axis=-1)
+        steps = np.arange(0.0, length.max(), 1.75)
+        points = source + (steps[:, None, None] / length)[..., None] * (pixels - source)
+        left, posterior, superior = np.moveaxis(points, -1, 0)
+        indices = [axis / units + (size - 1) / 2 for axis in (-superior, posterior, left)]
+        return float(map_coordinates(volume, indices, order=1, cval=0.0).sum(axis=0).mean())
+
+    left, posterior, superior = np.eye(3)
+    poses = [(-left, posterior, superior), (posterior, left, superior)]
+    lateral, frontal = (mean_value(*pose) for pose in poses)
+    axial = {side: mean_value(sign * superior, left, posterior) for side, sign in (("feet", -1.0), ("head", 1.0))}
+    tensor = torch.from_numpy(volume).float()[None, None]
+    ours = float(cone_projection_l1(tensor, torch.zeros_like(tensor), 0.0, 0.0))
+    assert ours == pytest.approx((axial["feet"] + lateral + frontal) / 3, rel=0.01)
+    assert ours != pytest.approx((axial["head"] + lateral + frontal) / 3, rel=0.1)
 
 
 def test_a_cone_projection_does_not_depend_on_the_resolution():
@@ -100,13 +140,16 @@ def test_poses_are_rotated_and_translated_with_the_given_standard_deviations(mon
 
     monkeypatch.setattr(losses, "project_pose", recorded)
     torch.manual_seed(0)
-    for _ in range(300):
+    for _ in range(900):
         cone_projection_l1(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4))
-    axes, offsets = (torch.stack(each).unflatten(0, (300, 3)) for each in zip(*poses, strict=True))
+    axes, offsets = (torch.stack(each).unflatten(0, (900, 3)) for each in zip(*poses, strict=True))
     plain = torch.stack([torch.as_tensor(view.axes(), dtype=torch.float32) for view in losses.CONE_VIEWS])
     # Axial, sagittal and coronal: the rays run along another axis each.
     assert sorted(plain[:, 2].abs().argmax(dim=1).tolist()) == [0, 1, 2]
     rotations = plain.transpose(1, 2) @ axes
+    # Six numbers a call: all three poses have the same rotation and translation.
+    torch.testing.assert_close(rotations, rotations[:, :1].expand_as(rotations), atol=1e-5, rtol=0)
+    torch.testing.assert_close(offsets, offsets[:, :1].expand_as(offsets))
     torch.testing.assert_close(
         rotations @ rotations.transpose(2, 3), torch.eye(3).expand_as(rotations), atol=1e-5, rtol=0
     )

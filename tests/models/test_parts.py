@@ -15,7 +15,7 @@ from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.heads import Head, Rendering
 from raylift.models.parts.lifting import AttentionLift, LiftingConfig, RayLift, RepeatLift
-from raylift.models.parts.rays import Rays, repeat_along_axis
+from raylift.models.parts.rays import Rays, along_volume_axes, repeat_along_axis
 
 GRID = Grid(16, 20.0)
 OBLIQUE = View("oblique", azimuth_deg=35.0, elevation_deg=8.0)
@@ -93,6 +93,23 @@ def test_rays_of_a_parallel_geometry_are_parallel_to_the_axes(view):
     torch.testing.assert_close(true.depth(16, image), sign * straight.depth(16, image), atol=1e-5, rtol=0)
     stood = straight.depths_to_volume(maps if sign == 1 else maps.flip(1))
     torch.testing.assert_close(true.depths_to_volume(maps), stood, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("azimuth", [0, 90, 180, 270, -90])
+def test_images_whose_columns_run_against_the_volumes_axis_are_mirrored(azimuth):
+    images, ray = torch.rand(2, 2, 16, 16), rays(View("around", azimuth_deg=azimuth))
+    along = along_volume_axes(images, [rays(FRONTAL), ray])
+    assert ray.is_mirrored == (azimuth in (180, 270, -90))
+    torch.testing.assert_close(along[:, 0], images[:, 0])
+    # A parallel beam follows the geometry, which mirrors by itself.
+    true = rays(ray.view, follow_geometry=True, geometry=parallel)
+    torch.testing.assert_close(true.backproject(images[:, 1:]), ray.backproject(along[:, 1:]), atol=1e-5, rtol=0)
+    assert along_volume_axes(images, [rays(FRONTAL), true]) is images
+
+
+def test_an_image_upside_down_is_not_lifted_along_an_axis():
+    with pytest.raises(ConfigError, match="neither frontal nor lateral"):
+        rays(View("upside", roll_deg=180.0)).check()
 
 
 def test_rays_of_a_cone_diverge_towards_the_detector():

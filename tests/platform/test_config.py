@@ -32,6 +32,24 @@ def test_the_published_preset_has_the_published_settings():
     assert (run.data.size, run.train.batch_size, run.data.window.width_hu) == (128, 4, 2500)
     # 100 epochs of 916 volumes in batches of 4.
     assert run.train.steps == 100 * 229
+    # Its radiographs are divided by their maximum; the other presets' have their percentiles.
+    assert {name for name, run in PRESETS.items() if run.data.normalization == "maximum"} == {
+        "x2ct-gan",
+        "x2ct-gan-single",
+        "x2ct-cnn",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("x2ct-gan-tiny", {"data.match_histograms": True}, "matches radiographs normalized by percentiles"),
+        ("cyclegan-b-tiny", {}, "compares radiographs with DRRs normalized by percentiles"),
+    ],
+)
+def test_radiographs_divided_by_their_maximum_are_refused_where_percentiles_are_needed(name, changed, message):
+    with pytest.raises(ConfigError, match=f"{message}: set data.normalization to percentiles"):
+        override(PRESETS[name], {"data.normalization": "maximum", **changed})
 
 
 def test_an_override_changes_its_key_and_nothing_else():

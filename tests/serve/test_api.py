@@ -14,7 +14,7 @@ from PIL import Image
 from raylift.datasets.geometry import FRONTAL
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.gray_image import RadiographLimits
-from raylift.datasets.radiographs.histogram import standardize_and_match
+from raylift.datasets.radiographs.histogram import normalize_and_match
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.models.weights import Description, Model
 from raylift.serve.api import routes
@@ -191,7 +191,7 @@ def test_radiographs_are_histogram_matched_if_the_model_was_trained_so(
         api = client(described, "0" * 64, keep)
         assert api.post("/v1/reconstructions", files=radiographs).status_code == 200
     plain, matched = received
-    np.testing.assert_array_equal(matched, np.stack([standardize_and_match(image, levels) for image in plain]))
+    np.testing.assert_array_equal(matched, np.stack([normalize_and_match(image, levels) for image in plain]))
     assert np.abs(matched - plain).mean() > 0.02
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from raylift.datasets.augmentation.pair import Augmentation, GeometryJitter, augment, standardize_batch
+from raylift.datasets.augmentation.pair import Augmentation, GeometryJitter, augment, normalize_batch
 from raylift.datasets.augmentation.radiograph import AcquisitionParameters, RadiographAugmentation, simulate_acquisition
 from raylift.datasets.augmentation.volume import VolumeAugmentation, deform, deform_labels
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest, parallel
-from raylift.datasets.intensity import HU_MIN, hu_to_attenuation, standardize
+from raylift.datasets.intensity import HU_MIN, hu_to_attenuation, normalize, standardize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project
 from raylift.datasets.segmentation import Label
@@ -127,8 +127,8 @@ def test_every_effect_changes_the_image_and_leaves_it_recognizable(changed):
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((2, 2, 32, 32)).astype(np.float32)
     none = replace(AcquisitionParameters.none(2, 32), noise=noise)
-    plain = standardize_batch(simulate_acquisition(soft, 0.1 * soft, [none]))
-    image = standardize_batch(simulate_acquisition(soft, 0.1 * soft, [replace(none, **changed)]))
+    plain = normalize_batch(simulate_acquisition(soft, 0.1 * soft, [none]))
+    image = normalize_batch(simulate_acquisition(soft, 0.1 * soft, [replace(none, **changed)]))
     difference = (image - plain).abs().mean()
     assert 1e-4 < difference < 0.3
     assert np.corrcoef(image.flatten(), plain.flatten())[0, 1] > 0.8
@@ -154,7 +154,9 @@ def test_every_field_of_a_development_has_a_case_above():
 def test_standardizing_a_batch_is_standardizing_each_image():
     images = torch.rand(3, 2, 64, 64) ** 2
     expected = np.stack([[standardize(image.numpy()) for image in views] for views in images])
-    np.testing.assert_allclose(standardize_batch(images).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(normalize_batch(images).numpy(), expected, atol=1e-6)
+    by_maximum = np.stack([[normalize(image.numpy(), "maximum") for image in views] for views in images])
+    np.testing.assert_allclose(normalize_batch(images, "maximum").numpy(), by_maximum, atol=1e-6)
 
 
 @pytest.mark.parametrize(

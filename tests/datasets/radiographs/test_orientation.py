@@ -31,8 +31,13 @@ RIGHT = View("lateral", azimuth_deg=-90.0)
 
 
 def laterals(hu: np.ndarray, grid: Grid = GRID) -> list[np.ndarray]:
-    """Left laterals of a volume in each geometry."""
-    return [render_drrs(hu, grid, geometry(grid))[1] for geometry in GEOMETRIES.values()]
+    """Laterals of a volume in each geometry, facing left."""
+    images = []
+    for geometry in GEOMETRIES.values():
+        image = render_drrs(hu, grid, geometry(grid))[1]
+        left = expected_patient_facing(geometry(grid).view("lateral")) == "left"
+        images.append(image if left else np.ascontiguousarray(image[:, ::-1]))
+    return images
 
 
 def detections(images: list[np.ndarray]) -> Counter[str]:
