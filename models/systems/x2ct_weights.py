@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raylift.datasets.errors import ConfigError
 from raylift.models.composition import Composition
-from raylift.models.systems.x2ct import X2CT_GAN
+from raylift.models.systems.x2ct import GAN
 
 RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 VIEW_KERNELS = ((0, 1, 3, 2, 4), (0, 1, 3, 4, 2))
@@ -65,16 +65,16 @@ def system_of(state: Mapping[str, Tensor]) -> tuple[Composition, int]:
         edge = _edge(len(state["branches.0.lifting.coarsest.fc.weight"]), channels[0])
         dense = f"{encoder}.stages.0.1"
         system = replace(
-            X2CT_GAN.published,
+            GAN,
             views=("frontal", "lateral")[: _count(state, r"branches\.\d\.encoder\.stem\.0\.weight")],
             encoder=replace(
-                X2CT_GAN.published.encoder,
+                GAN.encoder,
                 stem=len(state[f"{encoder}.stem.0.weight"]),
                 growth=len(state[f"{dense}.conv.2.weight"]),
                 bottleneck=len(state[f"{dense}.bottleneck.2.weight"]),
                 layers=tuple(layers),
             ),
-            decoder=replace(X2CT_GAN.published.decoder, channels=channels),
+            decoder=replace(GAN.decoder, channels=channels),
         )
     except (KeyError, IndexError) as error:
         raise ConfigError(f"it lacks weights of X2CT-GAN's generator: {error}") from error
@@ -87,7 +87,7 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 def _edge(rows: int, channels: int) -> int:
     """Voxels a side of the coarsest volume, from the rows of the fully connected layer."""
-    edge = round((rows / channels) ** (1 / 3))
+    edge: int = round((rows / channels) ** (1 / 3))
     if channels * edge**3 != rows:
         raise ConfigError(f"its fully connected layer has {rows} rows, no cube of {channels} channels")
     return edge

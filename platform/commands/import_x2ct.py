@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,13 +78,16 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise WeightsError(f"{path} is not a file: give the generator's checkpoint of X2CT-GAN's public code")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        # torch warns of pickle protocols that it may not read; whether it does is what counts.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(
             f"{path} is not a PyTorch file of tensors alone, and nothing else is unpickled: give the generator's "
             "checkpoint of X2CT-GAN's public code"
         ) from error
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
+    found: Mapping[str, Any] = checkpoint if isinstance(checkpoint, Mapping) else {}
+    state = found.get("state_dict")
     if not isinstance(state, Mapping) or not state:
         raise WeightsError(f"{path} has no state_dict: a checkpoint of X2CT-GAN's public code is {KEYS}")
     for name, tensor in state.items():
@@ -91,4 +95,4 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
             raise WeightsError(f"{path}: '{name!s:.80}' of state_dict is no tensor")
         if not bool(torch.isfinite(tensor).all()):
             raise WeightsError(f"{path}: '{name:.80}' has values that are not finite")
-    return checkpoint
+    return found

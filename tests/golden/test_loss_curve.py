@@ -30,6 +30,17 @@ FAMILIES = {
 STEPS = 8
 
 
+FALLS = {
+    "3dcnn-tiny": 0.75,
+    "x2ct-gan-tiny": 0.5,
+    "diffux2ct-tiny": 0.5,
+    "latent-diffusion-tiny": 0.5,
+    "refiner-tiny": 0.9,
+    "u-x2ctgan-tiny": 0.5,
+}
+"""The last loss of the first player is less than this times its first one."""
+
+
 def record(name: str) -> Path:
     return Path(__file__).with_name(f"{name.replace('-', '_')}.json")
 
@@ -84,10 +95,10 @@ def test_the_loss_curve_is_the_one_on_record(name):
         assert now[player] == pytest.approx(values, rel=0.03), player
 
 
-@pytest.mark.parametrize("name", FAMILIES.values(), ids=FAMILIES)
-def test_the_recorded_run_learns(name):
-    first, *_ = json.loads(record(name).read_text()).values()
-    assert sum(first[STEPS // 2 :]) < 0.9 * sum(first[: STEPS // 2])
+@pytest.mark.parametrize(("name", "fall"), FALLS.items())
+def test_the_recorded_run_learns(name, fall):
+    losses, *_ = json.loads(record(name).read_text()).values()
+    assert losses[-1] < fall * losses[0]
 
 
 if __name__ == "__main__":

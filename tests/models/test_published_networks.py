@@ -108,7 +108,7 @@ def test_x2ct_gans_losses_and_all_gradients_equal_their_equations_written_out():
     with frozen([networks["discriminator"]]):
         loss, _, carried = objective.players["generator"](batch, {})
         loss.backward()
-    assert float(loss) == pytest.approx(float(generator_loss), rel=1e-13)
+    assert float(loss.detach()) == pytest.approx(float(generator_loss.detach()), rel=1e-13)
     names = [name for name in weights if "running" not in name]
     found = torch.autograd.grad(generator_loss, [weights[name] for name in names], allow_unused=True)
     # The gradient of a permuted weight is the permuted gradient.
@@ -122,7 +122,7 @@ def test_x2ct_gans_losses_and_all_gradients_equal_their_equations_written_out():
     with frozen([networks["generator"]]):
         loss, _, _ = objective.players["discriminator"](batch, carried)
         loss.backward()
-    assert float(loss) == pytest.approx(float(discriminator_loss), rel=1e-13)
+    assert float(loss.detach()) == pytest.approx(float(discriminator_loss.detach()), rel=1e-13)
     tensors = [tensor for pair in layers for tensor in pair if tensor is not None]
     ours = [tensor.grad.clone() for tensor in tensors]
     for one, other in zip(ours, torch.autograd.grad(discriminator_loss, tensors), strict=True):
