@@ -241,7 +241,7 @@ def test_a_lateral_from_the_other_side_is_lifted_into_the_same_axes(name):
 
 
 def outputs(objective, views, volume):
-    """Of the reconstructor, a conditional discriminator, and CycleGAN's second generator, with the columns of 90."""
+    """Outputs of the reconstructor, a conditional discriminator, and CycleGAN's second generator."""
     networks = objective.networks()
     reconstructor = objective.reconstructor
     yield reconstructor(views) if not hasattr(reconstructor, "condition") else reconstructor.condition(views)[0]
