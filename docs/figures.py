@@ -107,7 +107,7 @@ def augmentation_sheet(frontal: Path, lateral: Path, path: Path, seed: int = 12,
     films = [
         load_radiograph(file, view).image for file, view in zip((frontal, lateral), chest(grid).views, strict=True)
     ]
-    columns = [("stored", standardized_drrs(hu, grid, chest(grid)), hu)]
+    columns = [("stored", normalized_drrs(hu, grid, chest(grid)), hu)]
     columns += [
         (f"augmented {k + 1}", pair.numpy(), volume[0].numpy())
         for k, (pair, volume) in enumerate(zip(views, volumes, strict=True))

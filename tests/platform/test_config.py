@@ -229,11 +229,13 @@ def test_a_slim_preset_has_some_two_million_parameters_at_most(name):
 
 
 def test_a_preset_has_every_setting_of_the_training_in_its_systems_file():
-    training = Training(64, Window(-900.0, 900.0), 7, 6, 3, 1e-3, (0.1, 0.2), 0.3, 0.4, 0.5, "bf16", "CPU", 5, 2, 1)
+    window = Window(-900.0, 900.0)
+    training = Training(64, window, "maximum", 7, 6, 3, 1e-3, (0.1, 0.2), 0.3, 0.4, 0.5, "bf16", "CPU", 5, 2, 1)
     assert all(getattr(training, field.name) != field.default for field in fields(Training))
     run = run_of(SYSTEMS["psr"].tiny, training)
     optimizer, engine, train = run.optimizer, run.engine, run.train
-    assert (run.data.size, run.data.window, run.system) == (64, Window(-900.0, 900.0), SYSTEMS["psr"].tiny)
+    assert (run.data.size, run.data.window, run.data.normalization) == (64, window, "maximum")
+    assert run.system == SYSTEMS["psr"].tiny
     assert (optimizer.lr, optimizer.betas) == (1e-3, (0.1, 0.2))
     assert (optimizer.decay_start, optimizer.weight_decay) == (0.3, 0.4)
     assert (engine.gradient_accumulation_steps, engine.gradient_clipping, engine.precision) == (3, 0.5, "bf16")
