@@ -27,6 +27,7 @@ COMMANDS = {
     ),
     "reconstruct": ("raylift.serve.commands:reconstruct", "radiographs to a CT volume as NIfTI"),
     "serve": ("raylift.serve.commands:serve", "HTTP API and web page for a model"),
+    "models": ("raylift.platform.commands.about:models", "trained models that commands take by name, models:NAME"),
     "systems": ("raylift.platform.commands.about:systems", "systems of the literature: names, presets, sizes, papers"),
     "doctor": ("raylift.platform.commands.about:doctor", "what is installed and reachable, and what is missing"),
 }

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 
-from raylift.datasets.errors import RayliftError
+from raylift.datasets.errors import ConfigError, RayliftError
 
 ENVIRONMENT = {
     # Reports are paced by the controller's poll: 2 s each at the default.
@@ -36,6 +38,14 @@ TRIAL_DRIVER = {"CPU": 0.0, "node:__internal_head__": 0.001}
 workers, and the search would stall without a message. A small share of the head node keeps drivers off other nodes."""
 
 
+LONGEST_RAY_FOLDER = 107 - len("/session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
+"""Longest path, in bytes, of the folder of Ray's sessions: 107 is Linux's limit of the path of a socket."""
+
+
+SHORT_ROOT = Path("/tmp")  # noqa: S108 - Ray's own default without TMPDIR
+"""Where Ray's sessions are if TMPDIR is too long."""
+
+
 class ClusterTooSmall(RayliftError, RuntimeError):
     """The required resources exceed those of the cluster."""
 
@@ -47,6 +57,7 @@ def connect() -> None:
     """
     if ray.is_initialized():
         return
+    folder = session_folder()
     apply_environment()
     to_driver = os.environ.get("RAYLIFT_RAY_LOGS") == "1"
     options: dict[str, Any] = {"log_to_driver": to_driver, "logging_level": "INFO" if to_driver else "ERROR"}
@@ -60,9 +71,39 @@ def connect() -> None:
             # cluster and fail if a second one runs on it. The address selects theirs.
             port = _free_port()
             variables["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
-            with _environment_variable("RAY_GCS_SERVER_PORT", str(port)):
-                ray.init("local", runtime_env={"env_vars": variables}, **options)
+            with ExitStack() as environment:
+                environment.enter_context(_environment_variable("RAY_GCS_SERVER_PORT", str(port)))
+                if folder:
+                    # Python's multiprocessing in Ray's processes has sockets in TMPDIR too.
+                    environment.enter_context(_environment_variable("TMPDIR", folder))
+                ray.init("local", runtime_env={"env_vars": variables}, _temp_dir=folder, **options)
     restrict_token()
+
+
+def session_folder() -> str | None:
+    """The folder of the sessions of a local Ray; None for Ray's default, which is in TMPDIR.
+
+    Commands call it before they write anything.
+
+    Raises:
+        ConfigError: the paths of Ray's sockets would be too long, in TMPDIR as in /tmp.
+    """
+    if ray.is_initialized() or os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
+        return None
+    default = Path(get_default_ray_temp_dir())  # type: ignore[no-untyped-call]
+    if len(os.fsencode(default)) <= LONGEST_RAY_FOLDER:
+        return None
+    # Each user has a folder of their own, since another user's cannot be written.
+    short = SHORT_ROOT / f"ray-{os.getuid()}"
+    try:
+        short.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=short):
+            return str(short)
+    except OSError as error:
+        raise ConfigError(
+            f"{default} is too long for the sockets of Ray, and {short} cannot be used ({error.strerror}): set "
+            f"RAY_TMPDIR to a folder whose path has at most {LONGEST_RAY_FOLDER - len('/ray')} bytes"
+        ) from error
 
 
 def apply_environment() -> None:

@@ -6,8 +6,9 @@ import difflib
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 import yaml
 
 from raylift.datasets.archive.store import absolute
@@ -152,6 +153,9 @@ class TrainConfig:
     """At most so many samples of the val split a validation."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, beside the best one."""
+    initial_model: Annotated[str, tyro.conf.arg(aliases=["--from"])] = ""
+    """Model whose weights the reconstructing network starts with, for fine-tuning: models:NAME, a run (its best
+    checkpoint), a checkpoint or an exported model; empty: random initial weights."""
 
     def __post_init__(self) -> None:
         require_minimum(

@@ -37,7 +37,7 @@ class DemoOptions:
     trial_steps: int = 32
     """Training steps of a trial."""
     serve: bool = True
-    """Serve the best checkpoint at the end, until Ctrl-C."""
+    """Serve the model of the package at the end, until Ctrl-C, and print the command for the best checkpoint."""
     port: int = 8000
 
 
@@ -60,9 +60,9 @@ def main() -> int:
         _stage("export", ["export", best, str(home / "model")], str(home / "model"))
     print(f"\ndemo: done in {time.monotonic() - started:.0f} s; the report is {report}/report.html")
     if options.serve:
-        _stage(
-            "service", ["serve", str(home / "model"), "--port", str(options.port)], f"http://127.0.0.1:{options.port}"
-        )
+        trained = ["raylift", "serve", str(home / "model"), "--port", str(options.port + 1)]
+        print(f"demo: the page has the model of the package; for the one just trained: {shlex.join(trained)}")
+        _stage("service", ["serve", "--port", str(options.port)], f"http://127.0.0.1:{options.port}")
     return 0
 
 

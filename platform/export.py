@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from raylift.datasets.archive.store import local_path
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, View
 from raylift.datasets.intensity import Normalization
@@ -39,9 +42,9 @@ def export(model: Model, folder: Path, metrics: dict[str, float], dtype: torch.d
         dtype: type of the stored floating-point weights.
 
     Raises:
-        ConfigError: the folder is not empty.
+        ConfigError: the folder is not empty, or a URL.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if local_path(folder).exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: choose another folder")
     sha256 = weights.save(folder, model.network.state_dict(), model.description, dtype)
     (folder / CARD_FILE).write_text(card(model, sha256, metrics, dtype), encoding="utf-8")
@@ -88,7 +91,7 @@ A network that reconstructs a CT volume of the chest from {_radiographs(geometry
 | geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm; attenuation {geometry.attenuation} |
 | prediction | {sampling or "deterministic"} |
 | trained on | {trained_on} |
-| config | SHA-256 `{provenance.get("config_sha256", "not recorded")}` |
+{_started_with(provenance)}| config | SHA-256 `{provenance.get("config_sha256", "not recorded")}` |
 | versions | {", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())} |
 
 ## Metrics of this checkpoint on the validation split (protocol `{PROTOCOL_OF[monitored(metrics)]}`)
@@ -120,6 +123,20 @@ raylift serve FOLDER
 {json.dumps(provenance.get("config", {}), indent=1)}
 ```
 """
+
+
+def _started_with(provenance: dict[str, Any]) -> str:
+    """Rows of the models that the training started with."""
+    return "".join(
+        f"| initial weights ({part}) | {model['model']}, SHA-256 `{model['sha256']}` |\n"
+        for part, model in provenance.get("pretrained", {}).items()
+    )
+
+
+def card_metrics(card: str) -> dict[str, float]:
+    """The metrics in a model card, by name."""
+    rows = re.findall(r"^\| (\w+) \| (-?[\d.]+) \|$", card, re.MULTILINE)
+    return {name: float(value) for name, value in rows}
 
 
 def _radiographs(geometry: Geometry) -> str:

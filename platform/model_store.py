@@ -1,44 +1,173 @@
-"""Trained models on any storage: a model of a URL is downloaded, checked and loaded.
+"""Trained models by name or URL: a model is found, fetched if it is elsewhere, checked and loaded.
 
-A URL names an exported model folder or a checkpoint, which contains one.
+A model is given as one of
+
+* `models:NAME`, a model of `MODELS`: its description and card are in the package, and so are its weights unless the
+  registry has a URL for them;
+* the path or URL of an exported model folder or of a checkpoint, which contains one.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from raylift.datasets.archive.store import Folder, absolute, is_local, join
+from raylift.datasets.errors import ConfigError
 from raylift.models import weights
-from raylift.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, Description, Model
+from raylift.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, Description, Model, WeightsError
+
+PREFIX = "models:"
+DEFAULT_MODEL = "models:chest-64"
+"""The model of `raylift reconstruct` and `raylift serve` without one."""
+CACHE_VARIABLE = "RAYLIFT_CACHE"
+"""Environment variable of the folder for fetched weights; ~/.cache/raylift by default."""
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that raylift offers by name; `models/pretrained/NAME` holds model.json and the card README.md."""
+
+    title: str
+    license: str
+    """License of the weights and of the training data."""
+    url: str = ""
+    """Folder URL of model.safetensors, whose SHA-256 is in model.json; empty: it is in `models/pretrained/NAME`."""
+
+
+MODELS: dict[str, NamedModel] = {
+    "chest-64": NamedModel("unrolled reconstruction of the chest, first weights", "Apache-2.0; training data CC BY"),
+}
+"""The models that `raylift models` lists. A new one is a line here and a folder in `models/pretrained`."""
+
+
+def resolve(url: str | Path) -> str:
+    """The exact name or URL of a model: `models:NAME` if that exists, otherwise the absolute URL.
+
+    Raises:
+        ConfigError: no model has that name, or the URL is not one.
+    """
+    name = _name(url)
+    return absolute(url) if name is None else f"{PREFIX}{name}"
+
+
+def is_named(url: str | Path) -> bool:
+    """Whether this is `models:NAME`."""
+    return _name(url) is not None
+
+
+def location(url: str | Path) -> str:
+    """Folder or URL of a model's files. Weights of a named model that are not in the package are fetched first.
+
+    Raises:
+        ConfigError: no model has that name.
+        WeightsError: the weights of a named model are absent, or those at its URL have another SHA-256.
+    """
+    name = _name(url)
+    if name is None:
+        return absolute(url)
+    folder = package_folder(name)
+    if (folder / WEIGHTS_FILE).is_file():
+        return str(folder)
+    if not MODELS[name].url:
+        raise WeightsError(
+            f"{PREFIX}{name}: this copy of raylift has no {folder / WEIGHTS_FILE}. Install the wheel, or pass the URL "
+            "of a copy of that folder"
+        )
+    return str(_fetched(name))
+
+
+def package_folder(name: str) -> Path:
+    """The folder of a named model in the package."""
+    return Path(weights.__file__).parent / "pretrained" / name
 
 
 def load(url: str | Path) -> Model:
-    """The network of an exported model or of a checkpoint, on the CPU, in evaluation mode.
+    """The network of a model, on the CPU, in evaluation mode.
 
     Raises:
         WeightsError: a file is missing, or the weights do not match their digest or the description.
     """
-    with _local(url, DESCRIPTION_FILE, WEIGHTS_FILE) as folder:
+    with _local(location(url), DESCRIPTION_FILE, WEIGHTS_FILE) as folder:
         return weights.load(folder)
 
 
 def description_of(url: str | Path) -> Description:
-    """The description of an exported model or of a checkpoint.
+    """The description of a model.
 
     Raises:
         WeightsError: the URL is not a model.
     """
-    with _local(url, DESCRIPTION_FILE) as folder:
-        return weights.describe(weights.model_folder(folder))[0]
+    return _describe(url)[0]
+
+
+def sha256_of(url: str | Path) -> str:
+    """The SHA-256 of a model's weights, by its description."""
+    return _describe(url)[1]
+
+
+def _describe(url: str | Path) -> tuple[Description, str]:
+    name = _name(url)
+    place = absolute(url) if name is None else str(package_folder(name))
+    with _local(place, DESCRIPTION_FILE) as folder:
+        return weights.describe(weights.model_folder(folder))
+
+
+def _name(url: str | Path) -> str | None:
+    """The name in `models:NAME`; None for a URL or path."""
+    text = str(url)
+    match = re.match(r"models?:/*", text, re.IGNORECASE)
+    if match is None:
+        return None
+    name = text[match.end() :]
+    if match[0] != PREFIX or name not in MODELS:
+        names = ", ".join(f"{PREFIX}{known}" for known in MODELS)
+        raise ConfigError(f"no model '{text}': use {names}, or the path or URL of an exported model or checkpoint")
+    return name
+
+
+def _fetched(name: str) -> Path:
+    """The cache folder of a named model, with its weights as its description says.
+
+    Raises:
+        WeightsError: the file at the URL has another SHA-256; it is not kept.
+    """
+    url, expected = MODELS[name].url, sha256_of(f"{PREFIX}{name}")
+    folder = cache_folder() / f"{name}-{expected[:12]}"
+    path = folder / WEIGHTS_FILE
+    if not (path.is_file() and weights.file_sha256(path) == expected):
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"{PREFIX}{name}: fetching {join(url, WEIGHTS_FILE)} to {folder}", flush=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            new = Path(temporary) / WEIGHTS_FILE
+            try:
+                Folder(url).get(WEIGHTS_FILE, new)
+            except FileNotFoundError as error:
+                raise WeightsError(f"{join(url, WEIGHTS_FILE)}, the weights of {PREFIX}{name}, is missing") from error
+            found = weights.file_sha256(new)
+            if found != expected:
+                raise WeightsError(
+                    f"{join(url, WEIGHTS_FILE)} has SHA-256 {found}, {PREFIX}{name} has {expected}: it is not used"
+                )
+            new.replace(path)
+    (folder / DESCRIPTION_FILE).write_bytes((package_folder(name) / DESCRIPTION_FILE).read_bytes())
+    return folder
+
+
+def cache_folder() -> Path:
+    """The folder of fetched weights: `RAYLIFT_CACHE`, else `raylift` in `XDG_CACHE_HOME` or ~/.cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "raylift"
+    return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
 
 
 @contextmanager
-def _local(url: str | Path, *names: str) -> Iterator[Path]:
+def _local(url: str, *names: str) -> Iterator[Path]:
     """A local folder with those of the named files of a model that exist."""
-    url = absolute(url)
     if is_local(url):
         yield Path(url)
         return

@@ -10,12 +10,14 @@ import numpy as np
 import tyro
 from jaxtyping import Float32
 
+from raylift.datasets.archive.store import local_path
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.orientation import PatientFacingOption, expected_patient_facing
 from raylift.datasets.radiographs.preparation import load_radiograph
 from raylift.models.generative import SamplingFlags
+from raylift.platform import model_store
 from raylift.serve.settings import ServeSettings
 
 
@@ -23,10 +25,10 @@ from raylift.serve.settings import ServeSettings
 class ReconstructOptions:
     """Reconstruct a CT volume in HU from radiographs and write it as NIfTI."""
 
-    model: tyro.conf.Positional[str]
-    """Exported folder or checkpoint."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Output file, .nii.gz."""
+    model: tyro.conf.Positional[str] = model_store.DEFAULT_MODEL
+    """models:NAME (see `raylift models`), or the path or URL of an exported folder or checkpoint."""
     view: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FILE")] = ()
     """A radiograph (DICOM, PNG, JPEG, TIFF, BMP) of the view of that name; once for each of the model's views."""
     frontal: Path | None = None
@@ -54,11 +56,10 @@ def reconstruct(arguments: list[str]) -> int:
     """Run `raylift reconstruct`."""
     import torch
 
-    from raylift.platform import model_store
     from raylift.serve.reconstructor import Reconstructor, format_residuals, nifti
 
     options = tyro.cli(ReconstructOptions, prog="raylift reconstruct", args=arguments)
-    if not options.output.name.endswith(".nii.gz"):
+    if not local_path(options.output).name.endswith(".nii.gz"):
         raise ConfigError(f"{options.output}: volumes are written as .nii.gz")
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -66,6 +67,9 @@ def reconstruct(arguments: list[str]) -> int:
     options.sampling.resolve(model.network, options.samples)
     reconstructor = Reconstructor(model, consistency_steps=options.consistency_steps, sampling=options.sampling)
     paths = _files_by_view(options)
+    if options.model == model_store.DEFAULT_MODEL and set(paths) < set(reconstructor.views):
+        flags = " and ".join(f"--{name}" for name in reconstructor.views)
+        raise ConfigError(f"{options.model} needs {flags}: pass both, or a model of your own that uses fewer views")
     reconstructor.require_views(list(paths))
     try:
         poses = {pose.name: pose for pose in reconstructor.description.geometry.views}
@@ -136,7 +140,6 @@ def _load(
 
 def serve(arguments: list[str]) -> int:
     """Run `raylift serve`."""
-    from raylift.datasets.archive.store import absolute
     from raylift.platform import cluster
     from raylift.serve import deployment
 
@@ -144,6 +147,6 @@ def serve(arguments: list[str]) -> int:
     cluster.connect()
     interrupted = deployment.interruption()
     url = deployment.start(settings)
-    print(f"serving {absolute(settings.model)} on {url} (page /, API /docs); stop with Ctrl-C", flush=True)
+    print(f"serving {model_store.resolve(settings.model)} on {url} (page /, API /docs); stop with Ctrl-C", flush=True)
     deployment.wait(interrupted)
     return 0

@@ -17,7 +17,6 @@ import ray
 from ray import serve
 from ray.util import list_named_actors
 
-from raylift.datasets.archive.store import absolute
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.models.generative import SamplingConfig
 from raylift.models.weights import Description
@@ -40,7 +39,7 @@ class ServiceNotReady(RayliftError, RuntimeError):
 
 def application(settings: ServeSettings) -> serve.Application:
     """The Serve application. The ingress is a single replica, because the page's sessions are in its process."""
-    settings = replace(settings, model=absolute(settings.model))
+    settings = replace(settings, model=model_store.resolve(settings.model))
     model = serve.deployment(
         name=MODEL_DEPLOYMENT,
         num_replicas=settings.replicas,

@@ -10,14 +10,15 @@ import tyro
 from raylift.datasets.errors import ConfigError
 from raylift.models.consistency import require_steps
 from raylift.models.generative import SamplingFlags
+from raylift.platform import model_store
 
 
 @dataclass(frozen=True)
 class ServeSettings:
     """Serve a model over HTTP with an API and a web page until Ctrl-C."""
 
-    model: tyro.conf.Positional[str]
-    """Exported folder or checkpoint, as a path or URL."""
+    model: tyro.conf.Positional[str] = model_store.DEFAULT_MODEL
+    """models:NAME (see `raylift models`), or the path or URL of an exported folder or checkpoint."""
     host: str = "127.0.0.1"
     """Address to listen on. The service has no login: use a proxy with authentication on a shared network."""
     port: int = 8000

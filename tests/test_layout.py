@@ -1,12 +1,15 @@
 """The house: who may import whom, names that would break Python, and what a wheel holds."""
 
 import ast
+import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOW = ["datasets", "models", "platform", "serve"]
@@ -127,14 +130,20 @@ def test_the_code_runs_from_a_checkout_that_is_not_installed():
     assert "raylift COMMAND" in completed.stdout
 
 
-def test_a_wheel_holds_exactly_the_tracked_files_of_the_six_folders(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
         cwd=REPOSITORY,
         check=True,
         capture_output=True,
     )
-    (wheel,) = tmp_path.glob("*.whl")
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_a_wheel_holds_exactly_the_tracked_files_of_the_six_folders(wheel):
     with zipfile.ZipFile(wheel) as opened:
         held = {name for name in opened.namelist() if ".dist-info/" not in name}
     folders = [*FLOW, "tune_spaces", "raylift"]
@@ -147,6 +156,27 @@ def test_a_wheel_holds_exactly_the_tracked_files_of_the_six_folders(tmp_path):
     ).stdout.split()
     expected = {name if name.startswith("raylift/") else f"raylift/{name}" for name in tracked}
     assert held == expected
+
+
+def test_the_built_wheel_reconstructs_from_two_images_without_a_model_of_the_user(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as opened:
+        opened.extractall(tmp_path / "installed")
+    rows = np.linspace(0, 255, 96, dtype=np.uint8)
+    for name in ("pa", "lateral"):
+        Image.fromarray(np.minimum.outer(rows, rows[::-1])).save(tmp_path / f"{name}.png")
+    code = "import raylift; print(raylift.__file__); from raylift.platform import cli; raise SystemExit(cli.main())"
+    words = ["reconstruct", "--frontal", "pa.png", "--lateral", "lateral.png", "-o", "ct.nii.gz"]
+    completed = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "installed")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.startswith(str(tmp_path / "installed/raylift"))
+    assert (tmp_path / "ct.nii.gz").stat().st_size > 10_000
 
 
 def test_the_types_see_all_five_folders():

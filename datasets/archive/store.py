@@ -1,19 +1,22 @@
 """One interface to folders and buckets: small objects through fsspec, arrays through a Zarr store.
 
-A plain path is a folder; any other URL is opened by fsspec. `s3://` takes its endpoint, region and credentials
-from the environment (`AWS_ENDPOINT_URL_S3`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, an instance role ...), never
-from the URL, because URLs appear in logs, manifests and process lists.
+A plain path is a folder; any other URL is opened by fsspec. Text that resembles a URL or a Windows path and is neither,
+such as `s3:/bucket`, is refused, because it would name a folder in the working directory. `s3://` takes its endpoint,
+region and credentials from the environment (`AWS_ENDPOINT_URL_S3`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, an
+instance role ...), never from the URL, because URLs appear in logs, manifests and process lists.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import fsspec
 import zarr.storage
@@ -31,7 +34,7 @@ def absolute(url: str | Path) -> str:
     """The URL with a relative folder made absolute, because workers have other working directories.
 
     Raises:
-        ConfigError: the URL carries credentials.
+        ConfigError: the text is empty, resembles a URL or a Windows path and is none, or carries credentials.
     """
     text = str(url)
     parts = urlsplit(text)
@@ -39,9 +42,79 @@ def absolute(url: str | Path) -> str:
         raise ConfigError(
             f"credentials in '{parts.scheme}://***@{parts.hostname}': set them in the environment instead"
         )
+    _require_spelling(text)
     if "://" not in text:
-        return str(Path(text).expanduser().resolve())
+        try:
+            return str(Path(text).expanduser().resolve())
+        except RuntimeError as error:
+            raise ConfigError(f"{text}: there is no such user: write the path of the home folder") from error
     return text.removeprefix("file://").rstrip("/") if parts.scheme == "file" else text.rstrip("/")
+
+
+BUCKETS = ("s3", "gs", "gcs", "az", "abfs", "oss", "http", "https")
+"""Schemes whose URLs name a bucket or host behind the two slashes."""
+OTHER_NAMES = {"s3a": "s3", "s3n": "s3", "local": "file"}
+"""Schemes of other programs, by raylift's."""
+
+
+def _require_spelling(text: str) -> None:
+    """Raise a ConfigError with the likely spelling for text that is neither a path nor a URL that fsspec opens."""
+    plain = text.strip()
+    if not plain:
+        raise ConfigError("the name of a folder is empty: give a path or a URL (is a shell variable not set?)")
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)(:[:/\\]*|//)(.*)", plain, re.DOTALL)
+    if plain.startswith("\\") or (match and len(match[1]) == 1 and match[2] != "//"):
+        drive = f"/mnt/{match[1].lower()}/{_slashes(match[3])}" if match else "/mnt/..."
+        raise ConfigError(f"{text} is a Windows path: write a path of this system, as {drive} under WSL")
+    if match is None or (match[2] == "//" and match[1].lower() not in BUCKETS):
+        if "://" in plain:
+            raise ConfigError(f"{text} is no URL, because of what stands before '://': write only the URL or a path")
+        if "\\" in plain:
+            raise ConfigError(f"{text} has the separators of Windows: write {_slashes(plain)}")
+        return
+    written, separator, rest = match.groups()
+    scheme = OTHER_NAMES.get(written.lower(), written.lower())
+    if scheme == "file":
+        _require_file_url(text, separator, rest)
+        return
+    known = fsspec.available_protocols()
+    if "::" in plain and written in known:
+        return
+    if scheme not in known:
+        scheme = next(iter(difflib.get_close_matches(scheme, BUCKETS, n=1)), "")
+    if not rest:
+        raise ConfigError(f"{text} names no bucket or folder: write {scheme or 's3'}://BUCKET/FOLDER")
+    absolute_key = separator == ":///" and scheme not in BUCKETS
+    if text != plain or not (written == scheme and (separator == "://" or absolute_key)):
+        likely = [f"{scheme}://{_slashes(rest)}"] if scheme else []
+        likely += [f"./{plain} for a folder of that name"] if separator == ":" else []
+        remedy = f"write {' or '.join(likely)}" if likely else "give a path, or a URL such as s3://BUCKET/FOLDER"
+        raise ConfigError(f"{text} is no URL that fsspec opens: {remedy}")
+
+
+def _require_file_url(text: str, separator: str, rest: str) -> None:
+    """Raise a ConfigError unless it is `file:///PATH`, and the same file for every reader."""
+    path = rest if rest.startswith("~") or separator == ":" else f"/{rest}"
+    path = unquote(path.removeprefix("/localhost") if path.startswith("/localhost/") else path)
+    if text != f"file://{path}" or not path.startswith("/"):
+        raise ConfigError(f"{text} is read in different ways: write the path alone, {path}")
+
+
+def _slashes(text: str) -> str:
+    return text.replace("\\", "/").lstrip("/")
+
+
+def local_path(path: Path) -> Path:
+    """A path of this machine, for what is not written to a store.
+
+    Raises:
+        ConfigError: it is a URL or a Windows path.
+    """
+    # A Path has lost one slash of a URL.
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):([/\\]?)", str(path))
+    if match and (match[2] or match[1].lower() in BUCKETS):
+        raise ConfigError(f"{path} is not a path of this machine, where this file or folder is written: give a path")
+    return path
 
 
 def is_local(url: str) -> bool:
@@ -60,7 +133,10 @@ class Folder:
     def __init__(self, url: str | Path) -> None:
         self.url = absolute(url)
         options = S3_OPTIONS if self.url.startswith("s3://") else {}
-        self.fs, self._root = fsspec.core.url_to_fs(self.url, **options)
+        try:
+            self.fs, self._root = fsspec.core.url_to_fs(self.url, **options)
+        except ImportError as error:
+            raise ConfigError(f"{self.url}: {error} (with pip, in the environment of raylift)") from error
         self._local = is_local(self.url)
 
     def __repr__(self) -> str:

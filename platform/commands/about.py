@@ -1,4 +1,4 @@
-"""`raylift systems` and `raylift doctor`: the systems of the literature, and the state of this machine."""
+"""`raylift models`, `raylift systems` and `raylift doctor`: trained models, systems, and the state of this machine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,38 @@ import tyro
 from raylift.models.zoo import SYSTEMS, parameters
 from raylift.platform.presets import PRESETS, listing
 from raylift.platform.progress import console
+
+
+def models(arguments: list[str]) -> int:
+    """Trained models that commands take by name."""
+    tyro.cli(_NoOptions, prog="raylift models", args=arguments, description=models.__doc__)
+    from raylift.models.weights import WEIGHTS_FILE
+    from raylift.platform import model_store
+    from raylift.platform.export import CARD_FILE, card_metrics
+
+    for name, entry in model_store.MODELS.items():
+        url, folder = f"{model_store.PREFIX}{name}", model_store.package_folder(name)
+        description = model_store.description_of(url)
+        views, grid = description.geometry.views, description.grid
+        metrics = card_metrics((folder / CARD_FILE).read_text(encoding="utf-8"))
+        weights = folder / WEIGHTS_FILE
+        size = f"{weights.stat().st_size / 2**20:.1f} MiB" if weights.is_file() else "not in the package"
+        rows = {
+            "title": entry.title,
+            "system": description.system.name,
+            "views": ", ".join(view.name for view in views),
+            "output": f"{grid.size}^3 voxels of {grid.spacing_mm:g} mm",
+            "license": entry.license,
+            "figures": ", ".join(f"{metric} {value:g}" for metric, value in metrics.items()),
+            "weights": f"{size}, SHA-256 {model_store.sha256_of(url)[:12]}",
+            "where": entry.url or str(folder),
+            "card": str(folder / CARD_FILE),
+        }
+        print(url)
+        for title, text in rows.items():
+            print(f"  {title:<{max(map(len, rows))}}  {text}")
+    print("any command that takes a model takes these names: raylift reconstruct models:NAME ...")
+    return 0
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import tyro
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import Split
+from raylift.datasets.archive.store import local_path
 from raylift.models.generative import SamplingFlags
 from raylift.platform import model_store
 from raylift.platform.evaluation.protocols import ProtocolName
@@ -25,7 +26,7 @@ class EvaluateOptions:
     """
 
     checkpoint: tyro.conf.Positional[str]
-    """A checkpoint, a run (its best checkpoint) or an exported model."""
+    """A checkpoint, a run (its best checkpoint), an exported model, or models:NAME (see `raylift models`)."""
     archive: str
     """Folder or URL of the archive."""
     split: Split = "test"
@@ -50,6 +51,7 @@ def evaluate(arguments: list[str]) -> int:
     from raylift.platform.training.checkpoint import resolve_checkpoint
 
     options = tyro.cli(EvaluateOptions, prog="raylift evaluate", args=arguments)
+    local_path(options.output)
     url = resolve_checkpoint(options.checkpoint)
     model = model_store.load(url)
     with progress_bar("evaluate") as bar:
@@ -77,7 +79,7 @@ class ExportOptions:
     """Write a checkpoint as safetensors with its description and a model card."""
 
     checkpoint: tyro.conf.Positional[str]
-    """A checkpoint, or a run (its best checkpoint)."""
+    """A checkpoint, a run (its best checkpoint), an exported model, or models:NAME (see `raylift models`)."""
     folder: tyro.conf.Positional[Path]
     """A new or empty folder."""
 

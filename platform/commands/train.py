@@ -57,8 +57,10 @@ def train(arguments: list[str]) -> int:
 
     if options.resume and _network_and_input(options.run) != _network_and_input(base):
         raise ConfigError(
-            "a resumed run keeps its system, its window and its histogram matching: start a new run to change them"
+            "a resumed run keeps its system, its window, its histogram matching and its initial model: start a new run "
+            "to change them"
         )
+    cluster.session_folder()
     url = absolute(options.resume or options.output or runs.new_run_url("runs", Path(name).stem))
     run = options.run if options.resume else runs.create(options.run, url)
     started = time.monotonic()
@@ -74,7 +76,7 @@ def train(arguments: list[str]) -> int:
 
 def _network_and_input(run: RunConfig) -> tuple[object, ...]:
     """The settings that a resumed run cannot change."""
-    return run.system, run.data.window, run.data.match_histograms
+    return run.system, run.data.window, run.data.match_histograms, run.train.initial_model
 
 
 def _dry_run(run: RunConfig) -> int:

@@ -50,6 +50,7 @@ def tune(arguments: list[str]) -> int:
     space = search.load_space(name) if name else search.Space({})
     base = named_run(preset or space.preset or "x2ct-gan-slim")
     options = parse(f"tune {name}", rest, TuneOptions(base))
+    cluster.session_folder()
     url = absolute(options.resume or options.output or runs.new_run_url("runs", f"search-{Path(name).stem}"))
     if not options.resume:
         new = search.Search(

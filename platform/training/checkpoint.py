@@ -34,6 +34,7 @@ from raylift.datasets.errors import RayliftError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models import weights
 from raylift.models.weights import Description, file_sha256
+from raylift.platform import model_store
 from raylift.platform.monitor import monitored
 
 RUN_FILE = "run.json"
@@ -153,8 +154,10 @@ def best_checkpoint(run_url: str) -> tuple[str, dict[str, Any]]:
 
 
 def resolve_checkpoint(url: str) -> str:
-    """The URL of a checkpoint as it is; for a run, the URL of its best checkpoint."""
-    return best_checkpoint(url)[0] if Folder(url).exists(RUN_FILE) else absolute(url)
+    """The exact name or URL of a model; for a run, the URL of its best checkpoint."""
+    exact = model_store.resolve(url)
+    is_run = not model_store.is_named(exact) and Folder(exact).exists(RUN_FILE)
+    return best_checkpoint(exact)[0] if is_run else exact
 
 
 @contextmanager

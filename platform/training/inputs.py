@@ -24,6 +24,7 @@ from raylift.datasets.streaming.stream import BatchStream, CachedReader, Unpaire
 from raylift.models.weights import Description
 from raylift.platform import model_store
 from raylift.platform.config import RunConfig
+from raylift.platform.training import pretrained
 
 MAX_REFERENCE_SAMPLES = 256
 """Number of samples whose digitally reconstructed radiographs (DRRs) give the reference of histogram matching; the mean
@@ -108,9 +109,12 @@ def view_indices(archive: Archive, run: RunConfig) -> list[int]:
 def describe(run: RunConfig, archive: Archive, resume_from: str | None = None) -> Description:
     """The description of the trained network that is saved with its weights.
 
-    A run that resumes from a checkpoint keeps the reference histograms it started with, also if the archive changed.
+    A run that resumes from a checkpoint keeps the reference histograms and the record of the models that it started
+    with, also if the archive or those models changed.
     """
     import deepspeed
+
+    earlier = model_store.description_of(resume_from) if resume_from else None
 
     indices = view_indices(archive, run)
     geometry = archive.manifest.geometry
@@ -131,12 +135,12 @@ def describe(run: RunConfig, archive: Archive, resume_from: str | None = None) -
             "archive_generation": others.manifest.generation,
             "samples": [entry.id for entry in others.entries("train")],
         }
+    started_with = earlier.provenance.get("pretrained", {}) if earlier else pretrained.record(run)
+    if started_with:
+        provenance["pretrained"] = started_with
     histograms: ReferenceHistograms = {}
     if run.data.match_histograms:
-        if resume_from:
-            histograms = model_store.description_of(resume_from).histograms
-        else:
-            histograms = reference_histograms(archive, run, indices)
+        histograms = earlier.histograms if earlier else reference_histograms(archive, run, indices)
     return Description(
         system=run.system,
         grid=archive.manifest.grid,

@@ -167,7 +167,7 @@ def restore(
 ) -> tuple[TrainingState, dict[str, Engine]]:
     """The engines of all players and the training state, restored from a checkpoint or newly initialized."""
     if url is None:
-        pretrained.load_weights(objective.reconstructor, run.system)
+        pretrained.load_weights(objective.reconstructor, run)
         return TrainingState(step=0, samples_consumed=0, metrics={}), engines.initialize(objective, run, device)
     with local_copy(url) as local:
         state = load_state(local)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform as machine
 import tempfile
 import uuid
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray.train
 import ray.tune
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -18,7 +20,7 @@ from raylift import __version__
 from raylift.datasets.archive.store import Folder, absolute, join
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
-from raylift.platform import cluster
+from raylift.platform import cluster, model_store
 from raylift.platform.config import RunConfig, with_absolute_paths
 from raylift.platform.progress import worker_messages
 from raylift.platform.training import pretrained
@@ -49,7 +51,8 @@ def create(run: RunConfig, run_url: str) -> RunConfig:
     """Create a run: write its configuration with absolute paths and pretrained parts, its digest and versions.
 
     Raises:
-        ConfigError: archive, pretrained parts and settings do not fit together, or the run exists; nothing is written.
+        ConfigError: archive, pretrained weights and settings do not fit together, or the run exists and is not one that
+            failed before its first step; nothing is written.
     """
     run = with_archive_views(with_absolute_paths(pretrained.resolve(run)))
     archive = check(run)
@@ -61,14 +64,45 @@ def create(run: RunConfig, run_url: str) -> RunConfig:
         "config_sha256": run.sha256(),
         "versions": versions,
         "machine": machine.machine(),
+        "pretrained": pretrained.record(run),
+        "process": {"host": machine.node(), "pid": os.getpid(), "started": psutil.Process().create_time()},
     }
-    try:
-        Folder(run_url).create(RUN_FILE, json.dumps(record, indent=1).encode())
-    except FileExistsError as error:
-        raise ConfigError(
-            f"{run_url} is already a run: resume it with --resume {run_url}, or choose another folder"
-        ) from error
+    write_record(run_url, RUN_FILE, json.dumps(record, indent=1), "run")
     return run
+
+
+def write_record(url: str, name: str, text: str, kind: str) -> None:
+    """Write the file that makes a folder a run or a search.
+
+    It replaces the file of one that failed before its first step, which has left nothing else in the folder.
+
+    Raises:
+        ConfigError: the folder is a run or search that has started, or that another process of this machine starts.
+    """
+    folder = Folder(url)
+    try:
+        folder.create(name, text.encode())
+    except FileExistsError as error:
+        visible = [other for other in folder.names() if not other.startswith(".")]
+        if visible != [name]:
+            raise ConfigError(
+                f"{url} is already a {kind}: resume it with --resume {url}, or choose another folder"
+            ) from error
+        if pid := _starting_process(json.loads(folder.read(name))):
+            raise ConfigError(f"process {pid} has just started this {kind} in {url}: choose another folder") from error
+        folder.write(name, text.encode())
+
+
+def _starting_process(record: dict[str, Any]) -> int:
+    """The running process of this machine that wrote a run's record; 0 if it ended, is this one or is elsewhere."""
+    process = record.get("process", {})
+    if process.get("host") != machine.node() or process["pid"] == os.getpid():
+        return 0
+    try:
+        alive = psutil.Process(process["pid"]).create_time() == process["started"]
+    except psutil.NoSuchProcess:
+        return 0
+    return int(process["pid"]) if alive else 0
 
 
 def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = False) -> dict[str, Any]:
@@ -144,6 +178,6 @@ def load_metrics(url: str) -> dict[str, float]:
 
 
 def _json(url: str, name: str) -> dict[str, Any]:
-    folder = Folder(url)
+    folder = Folder(model_store.location(url))
     content: dict[str, Any] = json.loads(folder.read(name)) if folder.exists(name) else {}
     return content

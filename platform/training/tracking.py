@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,22 @@ class RunningMeans:
 
 
 class TensorBoard:
-    """Event files in `<run>/tensorboard`; on an object store they are copied there at each validation."""
+    """Event files in `<run>/tensorboard`; on an object store they are copied there at each validation.
+
+    The folder is created with the first entry: a run that failed before its first step has none.
+    """
 
     def __init__(self, run_url: str, history: list[dict[str, float]]) -> None:
         self._remote = None if is_local(run_url) else Folder(join(run_url, "tensorboard"))
-        folder = tempfile.mkdtemp(prefix="raylift-events-") if self._remote else join(run_url, "tensorboard")
-        first = int(history[-1]["step"]) if history else 0
+        self._folder = Path(
+            tempfile.mkdtemp(prefix="raylift-events-") if self._remote else join(run_url, "tensorboard")
+        )
+        self._last_step = int(history[-1]["step"]) if history else 0
+
+    @cached_property
+    def _writer(self) -> SummaryWriter:
         # Events after the step that a run resumes from belong to the interrupted attempt.
-        self._writer = SummaryWriter(folder, purge_step=first + 1 if first else None)
-        self._folder = Path(folder)
+        return SummaryWriter(str(self._folder), purge_step=self._last_step + 1 if self._last_step else None)
 
     def scalars(self, entry: dict[str, float]) -> None:
         """Write every value of a log entry at its step."""
@@ -73,7 +81,8 @@ class TensorBoard:
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()
+        if "_writer" in vars(self):
+            self._writer.close()
 
 
 class Reporter:

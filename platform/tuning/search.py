@@ -130,12 +130,7 @@ def create(search: Search, url: str) -> None:
     """Create a search: write its configuration."""
     run = with_archive_views(with_absolute_paths(pretrained.resolve(search.run)))
     text = json.dumps(to_plain(replace(search, run=run)), indent=1)
-    try:
-        Folder(url).create(SEARCH_FILE, text.encode())
-    except FileExistsError as error:
-        raise ConfigError(
-            f"{url} is already a search: resume it with --resume {url}, or choose another folder"
-        ) from error
+    runs.write_record(url, SEARCH_FILE, text, "search")
 
 
 def load_search(url: str) -> Search:

@@ -8,6 +8,7 @@ import pytest
 
 from raylift.models.zoo import SYSTEMS
 from raylift.platform import cli
+from raylift.platform.model_store import MODELS, package_folder, sha256_of
 
 COMMANDS = list(cli.COMMANDS)
 
@@ -31,9 +32,9 @@ def test_every_command_has_help_with_its_defaults(command, capsys):
     assert exit_status.value.code == 0
     output = capsys.readouterr().out
     assert f"raylift {command}" in output
-    if command not in ("systems", "doctor", "export"):
+    if command not in ("models", "systems", "doctor", "export"):
         assert "(default: " in output
-        assert "(required)" in output
+        assert "(required)" in output or command == "serve"
 
 
 def test_the_help_of_a_preset_shows_every_setting_with_its_default_and_unit(capsys):
@@ -59,6 +60,12 @@ def test_train_without_a_preset_lists_them(capsys):
         (["train", "--resume", "no/such/run"], "is not a run"),
         (["tune", "no_space"], "no search space 'no_space'"),
         (["evaluate", "no/model", "--archive", "no/archive"], "is not a model"),
+        (["evaluate", "models:chest-65", "--archive", "no/archive"], "no model 'models:chest-65': use models:chest-64"),
+        (["evaluate", "models:chest-64", "--archive", "s3:/bucket/a"], "write s3://bucket/a"),
+        (["evaluate", "a", "--archive", "b", "--output", "s3://bucket/a"], "is not a path of this machine"),
+        (["export", "models:chest-64", "s3://bucket/a"], "is not a path of this machine"),
+        (["train", "x2ct-gan-tiny", "--from", "models:x"], "no model 'models:x'"),
+        (["train", "x2ct-gan-tiny", "--output", "gs:runs"], "write gs://runs or ./gs:runs"),
         (["ingest", "no/such/file", "--archive", "s3://key:secret@bucket/a"], "set them in the environment"),
     ],
 )
@@ -100,6 +107,17 @@ def test_systems_shows_every_system_of_the_literature(capsys):
         assert set(published.title.split()) <= words
         assert name in words
         assert set(published.paper.split()) <= words
+
+
+def test_models_lists_name_views_grid_size_license_figures_and_place(capsys):
+    assert cli.main(["models"]) == 0
+    output = capsys.readouterr().out
+    for name, entry in MODELS.items():
+        assert f"models:{name}\n" in output
+        assert entry.license in output
+        assert sha256_of(f"models:{name}")[:12] in output
+    for text in ("frontal, lateral", "64^3 voxels of 5 mm", "MiB", "phantom_psnr_db", str(package_folder("chest-64"))):
+        assert text in output
 
 
 def test_doctor_finds_what_is_installed(capsys):

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -31,3 +32,37 @@ def test_workers_find_their_own_cluster_beside_another(ray_cluster, neighbor):
     actor = ClusterState.remote()
     assert "ClusterState" in ray.get(actor.actors.remote(), timeout=60)
     ray.kill(actor)
+
+
+@pytest.fixture
+def long_temporary_folder(tmp_path):
+    folder = tmp_path / "a-folder-of-a-job-scheduler" / ("x" * 60)
+    folder.mkdir(parents=True)
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY")} | {"TMPDIR": str(folder)}
+
+
+def test_a_run_trains_where_the_temporary_folder_is_too_long_for_rays_sockets(
+    long_temporary_folder, archive32, tmp_path
+):
+    words = ["train", "x2ct-gan-tiny", "--data.archive", str(archive32), "--output", str(tmp_path / "run")]
+    words += ["--train.steps", "1", "--train.validate-every", "1", "--cluster.workers", "1"]
+    trained = subprocess.run(
+        [sys.executable, "-m", "raylift", *words], env=long_temporary_folder, capture_output=True, text=True
+    )
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert (tmp_path / "run/checkpoints/step-00000001/checkpoint.json").is_file()
+
+
+def test_without_a_short_folder_nothing_is_written_and_the_remedy_is_named(long_temporary_folder, archive32, tmp_path):
+    (tmp_path / "file").touch()
+    code = "import sys; from pathlib import Path; from raylift.platform import cli, cluster; "
+    code += f"cluster.SHORT_ROOT = Path({str(tmp_path / 'file')!r}); sys.exit(cli.main(sys.argv[1:]))"
+    for words in (["train", "x2ct-gan-tiny"], ["tune", "x2ct_gan", "--preset", "x2ct-gan-tiny"]):
+        arguments = [*words, "--data.archive", str(archive32), "--output", str(tmp_path / "run")]
+        refused = subprocess.run(
+            [sys.executable, "-c", code, *arguments], env=long_temporary_folder, capture_output=True, text=True
+        )
+        assert refused.returncode == 2, refused.stderr
+        assert "set RAY_TMPDIR to a folder whose path has at most 39 bytes" in refused.stderr
+        assert refused.stderr.count("\n") == 1
+        assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Training, evaluation and export of a refiner: its base is loaded once, stays frozen and is part of the export."""
+"""Runs that start with trained weights: a refiner, whose base stays frozen and is exported with it, and fine-tuning."""
 
 import json
 import shutil
@@ -15,6 +15,8 @@ from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.models import weights
 from raylift.platform import cli
 from raylift.platform.config import RunConfig
+from raylift.platform.export import export
+from raylift.platform.model_store import package_folder
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import pretrained, runs
 from raylift.platform.training.checkpoint import Checkpoints, resolve_checkpoint
@@ -129,3 +131,74 @@ def test_a_base_of_half_the_resolution_fits_an_archive_of_the_same_field_of_view
     ingest_phantoms(str(tmp_path), grid, chest(grid), count=1, seed=1)
     run = based_on(config, finished_run)
     pretrained.check(replace(run, system=replace(run.system, upsampling=2)), Archive(str(tmp_path)))
+
+
+def test_a_fine_tuned_run_starts_with_exactly_the_models_weights_and_its_provenance_names_them(
+    finished_run, archive32, tmp_path
+):
+    shutil.copytree(resolve_checkpoint(str(finished_run)), tmp_path / "base")
+    base, run = weights.load(tmp_path / "base"), tmp_path / "run"
+    # Adam's step is smaller than the spacing of floats near every weight but exact zeros.
+    words = ["--data.archive", str(archive32), "--output", str(run), "--optimizer.lr", "1e-30"]
+    steps = ["--train.validate-every", "1", "--train.steps"]
+    command = ["train", "x2ct-gan-tiny", "--from", str(tmp_path / "base"), *words, *steps, "1"]
+    assert cli.main(command) == 0
+    started_with = {"network": {"model": str(tmp_path / "base"), "sha256": base.sha256}}
+    assert json.loads((run / "run.json").read_text())["pretrained"] == started_with
+    shutil.rmtree(tmp_path / "base")
+    assert cli.main(["train", "--resume", str(run), *steps, "2", "--optimizer.lr", "1e-4"]) == 0
+    first, last = (weights.load(run / f"checkpoints/step-0000000{step}") for step in (1, 2))
+    for end in (first, last):
+        assert end.description.provenance["pretrained"] == started_with
+    for name, tensor in base.network.state_dict().items():
+        torch.testing.assert_close(first.network.state_dict()[name], tensor, rtol=0, atol=1e-25)
+    moved = last.network.state_dict()
+    assert any(not torch.equal(moved[name], tensor) for name, tensor in base.network.state_dict().items())
+    export(last, tmp_path / "exported", {})
+    card = (tmp_path / "exported/README.md").read_text()
+    assert f"| initial weights (network) | {tmp_path / 'base'}, SHA-256 `{base.sha256}` |" in card
+
+
+def test_a_resumed_run_keeps_its_initial_model(finished_run, capsys):
+    assert cli.main(["train", "--resume", str(finished_run), "--from", "models:chest-64"]) == 2
+    assert "a resumed run keeps its system, its window, its histogram matching and its initial model" in (
+        capsys.readouterr().err
+    )
+
+
+def test_an_initial_model_that_does_not_fit_is_refused_with_names(tiny, finished_run, archive32):
+    archive = Archive(str(archive32))
+
+    def check(run: RunConfig, url: object = finished_run) -> None:
+        pretrained.check(pretrained.resolve(replace(run, train=replace(run.train, initial_model=str(url)))), archive)
+
+    check(tiny)
+    with pytest.raises(ConfigError, match=r"of system x2ct-gan, this run trains psr: use a preset of x2ct-gan"):
+        check(replace(tiny, system=PRESETS["psr-tiny"].system))
+    with pytest.raises(ConfigError, match=r"window from -1024 to 1476 HU.*--data.window.high-hu 1476"):
+        check(replace(tiny, data=replace(tiny.data, window=replace(tiny.data.window, high_hu=400.0))))
+    with pytest.raises(ConfigError, match=r"has the views frontal, lateral, this run frontal: pass --system.views"):
+        check(replace(tiny, system=replace(tiny.system, views=("frontal",))))
+    wider = replace(tiny.system, encoder=replace(tiny.system.encoder, stem=24))
+    with pytest.raises(ConfigError, match=r"has shape \(.*\) there and \(.*\) here.*system\.encoder\.stem 24, not"):
+        check(replace(tiny, system=wider))
+    with pytest.raises(weights.WeightsError, match="is not a model"):
+        check(tiny, archive32)
+
+
+def test_the_models_of_the_package_fit_the_preset_that_the_guide_names(tmp_path):
+    grid = Grid(64, 5.0)
+    ingest_phantoms(str(tmp_path), grid, chest(grid), count=1, seed=1)
+    for preset, fits in (("unrolled", True), ("unrolled-slim", False)):
+        run = PRESETS[preset]
+        run = pretrained.resolve(replace(run, train=replace(run.train, initial_model="models:chest-64")))
+        assert run.train.initial_model == "models:chest-64"
+        if fits:
+            pretrained.check(run, Archive(str(tmp_path)))
+            network = run.system.reconstructor(grid, chest(grid))
+            pretrained.load_weights(network, run)
+            shipped = weights.load(package_folder("chest-64")).network.state_dict()
+            assert all(torch.equal(tensor, shipped[name]) for name, tensor in network.state_dict().items())
+        else:
+            with pytest.raises(ConfigError, match=r"system\.iterations 2, not 3.*system\.volume_channels"):
+                pretrained.check(run, Archive(str(tmp_path)))

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -19,6 +21,8 @@ from raylift.platform.export import export
 from raylift.platform.training import runs
 from raylift.platform.training.checkpoint import Checkpoints
 from raylift.platform.training.loop import NonFiniteLoss
+from raylift.platform.training.tracking import TensorBoard
+from raylift.platform.tuning import search
 
 
 def tensors_of(checkpoint):
@@ -152,6 +156,53 @@ def test_a_run_that_can_never_be_scheduled_is_refused_at_once(tiny, ray_cluster,
     url = str(tmp_path / "greedy")
     with pytest.raises(cluster.ClusterTooSmall, match="needs 64 CPUs and this cluster has"):
         runs.fit(runs.create(greedy, url), url)
+    # It failed before its first step, so the same command with other settings starts it.
+    runs.create(tiny, url)
+    assert runs.load_run(url).cluster == tiny.cluster
+    assert [path.name for path in (tmp_path / "greedy").iterdir()] == ["run.json"]
+
+
+def test_a_run_that_another_process_starts_is_not_replaced_until_that_process_ended(tiny, tmp_path):
+    url, settings = str(tmp_path / "run"), tmp_path / "run.yaml"
+    settings.write_text(tiny.to_yaml())
+    code = """if True:
+        import sys
+        from raylift.platform.presets import named_run
+        from raylift.platform.training import runs
+        runs.create(named_run(sys.argv[1]), sys.argv[2])
+        print("created", flush=True)
+        sys.stdin.read()"""
+    command = [sys.executable, "-c", code, str(settings), url]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "created\n"
+        with pytest.raises(ConfigError, match=f"process {other.pid} has just started this run"):
+            runs.create(tiny, url)
+    finally:
+        other.communicate(timeout=60)
+    runs.create(tiny, url)
+
+
+def test_a_run_has_no_curves_before_its_first_entry_and_is_not_replaced_after_it(tiny, tmp_path):
+    url = str(tmp_path / "run")
+    runs.create(tiny, url)
+    curves = TensorBoard(url, [])
+    runs.create(tiny, url)
+    curves.scalars({"step": 2.0, "lr": 0.1})
+    curves.close()
+    with pytest.raises(ConfigError, match="resume it with --resume"):
+        runs.create(tiny, url)
+
+
+def test_a_search_that_failed_before_its_first_trial_is_started_again_and_a_running_one_is_not(tiny, tmp_path):
+    url = str(tmp_path / "search")
+    first = search.Search(run=tiny, space=search.Space({}), trials=1)
+    search.create(first, url)
+    search.create(replace(first, trials=2), url)
+    assert search.load_search(url).trials == 2
+    (tmp_path / "search/trials").mkdir()
+    with pytest.raises(ConfigError, match="resume it with --resume"):
+        search.create(first, url)
 
 
 def test_an_archive_of_another_size_is_refused_before_anything_starts(tiny, tmp_path):

@@ -102,6 +102,27 @@ def test_the_fit_prints_the_reprojection_residuals_before_and_after(
     assert lateral_after < lateral
 
 
+def test_without_a_model_the_shipped_one_reconstructs_and_with_one_view_the_other_is_named(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "ct.nii.gz"
+    assert cli.main(["reconstruct", *pair, "-o", str(output)]) == 0
+    volume = sitk.ReadImage(str(output))
+    assert volume.GetSize() == (64, 64, 64)
+    assert volume.GetSpacing() == pytest.approx((5.0, 5.0, 5.0))
+    values = sitk.GetArrayFromImage(volume)
+    assert np.percentile(values, 5) < -700
+    assert np.percentile(values, 90) > -100
+    assert cli.main(["reconstruct", "models:chest-64", *pair, "-o", str(tmp_path / "named.nii.gz")]) == 0
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "named.nii.gz"))), values)
+    capsys.readouterr()
+    assert cli.main(["reconstruct", *pair[:2], "-o", str(output)]) == 2
+    assert capsys.readouterr().err == (
+        "raylift: models:chest-64 needs --frontal and --lateral: pass both, or a model of your own that uses fewer "
+        "views\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -112,6 +133,9 @@ def test_the_fit_prints_the_reprojection_residuals_before_and_after(
         ({"-o": "volume.nii"}, "volume.nii: volumes are written as .nii.gz"),
         ({"-o": "text.png/volume.nii.gz"}, "text.png: File exists"),
         ({"model": "nowhere"}, "nowhere is not a model"),
+        ({"model": "s3:/bucket/model"}, "write s3://bucket/model"),
+        ({"model": "models:chest"}, "no model 'models:chest': use models:chest-64"),
+        ({"-o": "s3://bucket/volume.nii.gz"}, "is not a path of this machine"),
     ],
 )
 def test_an_error_is_one_line_with_exit_status_2(

@@ -14,7 +14,7 @@ import pytest
 import zarr
 
 from raylift.datasets.archive import store
-from raylift.datasets.archive.store import Folder, absolute, is_local, join, zarr_store
+from raylift.datasets.archive.store import Folder, absolute, is_local, join, local_path, zarr_store
 from raylift.datasets.errors import ArchiveError, ConfigError, RayliftError, StoreUnreachable
 
 
@@ -260,3 +260,70 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
 def test_an_at_sign_in_a_key_is_no_credential() -> None:
     assert absolute("s3://bucket/run@2") == "s3://bucket/run@2"
     assert absolute("/data/run@2") == "/data/run@2"
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("s3:/bucket/x", "write s3://bucket/x"),
+        ("s3:bucket/x", "write s3://bucket/x or ./s3:bucket/x for a folder of that name"),
+        ("gs:bucket", "write gs://bucket or ./gs:bucket for a folder of that name"),
+        ("s3:///bucket/x", "write s3://bucket/x"),
+        ("s3//bucket/x", "write s3://bucket/x"),
+        ("s3:\\\\bucket\\x", "write s3://bucket/x"),
+        ("S3://bucket/x", "write s3://bucket/x"),
+        ("s3a://bucket/x", "write s3://bucket/x"),
+        ("ss3://bucket/x", "write s3://bucket/x"),
+        (" s3://bucket/x", "write s3://bucket/x"),
+        ("https:/host/x", "write https://host/x"),
+        ("bucket://x", "give a path, or a URL such as s3://BUCKET/FOLDER"),
+        ("s3://", "write s3://BUCKET/FOLDER"),
+        ("$STORE/s3://bucket", "write only the URL or a path"),
+        ("run:1", "write ./run:1 for a folder of that name"),
+        ("models:chest-64", "write ./models:chest-64 for a folder of that name"),
+        ("file://localhost/tmp/x", "write the path alone, /tmp/x"),
+        ("file://tmp/x", "write the path alone, /tmp/x"),
+        ("file:/tmp/x", "write the path alone, /tmp/x"),
+        ("file:///tmp/a%20b", "write the path alone, /tmp/a b"),
+        ("file://~/x", "write the path alone, ~/x"),
+        ("FILE:///tmp/x", "write the path alone, /tmp/x"),
+        ("local:///tmp/x", "write the path alone, /tmp/x"),
+        ("C:\\data\\x", "as /mnt/c/data/x under WSL"),
+        ("D:/data/x", "as /mnt/d/data/x under WSL"),
+        ("\\\\server\\share", "is a Windows path"),
+        ("runs\\first", "write runs/first"),
+        ("", "is a shell variable not set"),
+        ("~no-such-user/x", "there is no such user"),
+    ],
+)
+def test_what_resembles_a_url_is_refused_with_its_likely_spelling_and_makes_no_folder(
+    url: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for use in (absolute, Folder, is_local):
+        with pytest.raises(ConfigError) as refused:
+            use(url)
+        assert remedy in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_with_colons_and_known_urls_are_left_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in ("./run:1", "runs/12:30:00", "data//chest", "./s3:/x"):
+        assert absolute(path) == str((tmp_path / path).resolve())
+    assert absolute("file:///tmp/x") == "/tmp/x"
+    for url in ("gs://bucket/x", "hdfs:///x", "memory://x", "abfs://container/x", "simplecache::s3://bucket/x"):
+        assert absolute(url) == url
+
+
+def test_a_store_whose_client_is_not_installed_is_named_with_the_package() -> None:
+    with pytest.raises(ConfigError, match=r"gs://bucket/x: .*gcsfs"):
+        Folder("gs://bucket/x")
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/x", "gs:x", "file:///tmp/x", "C:\\x", "ftp://host/x"])
+def test_an_output_that_is_written_to_this_machine_is_no_url(path: str) -> None:
+    with pytest.raises(ConfigError, match="not a path of this machine"):
+        local_path(Path(path))
+    for accepted in (Path("run:1"), Path("a/b:/c"), Path("/tmp/x")):
+        assert local_path(accepted) == accepted

@@ -1,0 +1,110 @@
+"""Models by name: those in the package, and those whose weights are fetched from a URL when a command needs them."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from raylift.datasets.errors import ConfigError
+from raylift.models import weights
+from raylift.platform import cli, model_store
+from raylift.platform.model_store import MODELS, NamedModel, package_folder
+from raylift.platform.training.checkpoint import resolve_checkpoint
+
+
+class Requests(SimpleHTTPRequestHandler):
+    """Serves a folder and records the paths of its requests."""
+
+    paths: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.paths.append(self.path)
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    """A named model whose description is in the package and whose weights are on a web server; its folder there."""
+    folder, package = tmp_path / "web", tmp_path / "package"
+    shutil.copytree(package_folder("chest-64"), folder)
+    shutil.copytree(folder, package / "far", ignore=lambda *_: ["model.safetensors"])
+    monkeypatch.setattr(Requests, "paths", [])
+    monkeypatch.setattr(model_store, "package_folder", lambda name: package / name)
+    monkeypatch.setenv("RAYLIFT_CACHE", str(tmp_path / "cache"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Requests, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setitem(MODELS, "far", NamedModel("far", "CC0", f"http://127.0.0.1:{server.server_port}"))
+        monkeypatch.delitem(MODELS, "chest-64")
+        yield folder
+        server.shutdown()
+
+
+def test_every_name_of_the_registry_is_a_folder_of_the_package_and_every_folder_has_a_name():
+    folders = {path.name for path in package_folder("x").parent.iterdir() if path.is_dir()}
+    assert folders == set(MODELS)
+    for name, entry in MODELS.items():
+        model = model_store.load(f"models:{name}")
+        assert model.sha256 == model_store.sha256_of(f"models:{name}")
+        assert entry.title
+        assert entry.license
+
+
+def test_a_name_is_its_folder_in_every_use():
+    folder = package_folder("chest-64")
+    assert model_store.location("models:chest-64") == str(folder)
+    assert resolve_checkpoint("models:chest-64") == "models:chest-64"
+    assert model_store.description_of("models:chest-64") == weights.describe(folder)[0]
+    by_name, by_path = model_store.load("models:chest-64").network, model_store.load(folder).network
+    assert all(torch.equal(one, two) for one, two in zip(by_name.parameters(), by_path.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "name", ["models:chest-65", "models:", "model:chest-64", "models://chest-64", "Models:chest-64"]
+)
+def test_an_unknown_name_is_refused_with_the_names(name):
+    for use in (model_store.resolve, model_store.load, model_store.description_of, resolve_checkpoint):
+        with pytest.raises(ConfigError, match=f"no model '{name}': use models:chest-64, or the path or URL"):
+            use(name)
+
+
+def test_weights_elsewhere_are_fetched_once_when_they_are_needed_and_not_to_list_them(remote, capsys):
+    assert cli.main(["models"]) == 0
+    assert "not in the package" in capsys.readouterr().out
+    assert model_store.description_of("models:far").grid.size == 64
+    assert not Requests.paths
+    first = model_store.load("models:far")
+    assert [path for path in Requests.paths if "safetensors" in path]
+    Requests.paths.clear()
+    assert model_store.load("models:far").sha256 == first.sha256 == weights.describe(remote)[1]
+    assert not Requests.paths
+    assert capsys.readouterr().out.count("models:far: fetching http://127.0.0.1:") == 1
+
+
+def test_fetched_weights_with_another_digest_are_not_used_and_damaged_ones_are_fetched_again(remote, tmp_path):
+    cached = Path(model_store.location("models:far")) / "model.safetensors"
+    cached.write_bytes(b"damaged")
+    model_store.load("models:far")
+    shutil.rmtree(tmp_path / "cache")
+    (remote / "model.safetensors").write_bytes(b"altered")
+    with pytest.raises(weights.WeightsError, match=r"model\.safetensors has SHA-256 .*: it is not used"):
+        model_store.load("models:far")
+    (remote / "model.safetensors").unlink()
+    with pytest.raises(weights.WeightsError, match=r"the weights of models:far, is missing"):
+        model_store.load("models:far")
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_copy_of_raylift_without_the_weights_names_the_remedy(remote, monkeypatch):
+    monkeypatch.setitem(MODELS, "far", NamedModel("far", "CC0"))
+    with pytest.raises(weights.WeightsError, match="Install the wheel, or pass the URL of a copy of that folder"):
+        model_store.load("models:far")
