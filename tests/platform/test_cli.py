@@ -32,7 +32,7 @@ def test_every_command_has_help_with_its_defaults(command, capsys):
     assert exit_status.value.code == 0
     output = capsys.readouterr().out
     assert f"raylift {command}" in output
-    if command not in ("models", "systems", "doctor", "export"):
+    if command not in ("models", "systems", "doctor", "export", "import-x2ct"):
         assert "(default: " in output
         assert "(required)" in output or command == "serve"
 
