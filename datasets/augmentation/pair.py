@@ -167,7 +167,7 @@ def require_cone_beam(geometry: Geometry) -> None:
     if geometry.beam != "cone":
         raise ConfigError(
             "augmentation projects cone beams only, and this geometry is parallel: use an archive with geometry chest "
-            "or x2ct, or set data.augmentation.enabled to false"
+            "or x2ct, or pass --data.augmentation.no-enabled"
         )
 
 
