@@ -33,7 +33,8 @@ def section(title: str, source: Path) -> str:
     if source.suffix != ".md":
         return evaluation(title, source)
     _, printed = source.read_text(encoding="utf-8").split("\n", 1)
-    return f"\n## {title}\n{printed.rstrip()}"
+    # Links start in benchmarks/results there, and in docs/ here.
+    return f"\n## {title}\n{printed.rstrip().replace('](../../docs/', '](')}"
 
 
 def evaluation(title: str, report: Path) -> str:
