@@ -119,7 +119,8 @@ def test_the_headers_give_the_reprojection_residuals_before_and_after_the_fit(
     schema = api.get("/openapi.json").json()
     OpenAPI.model_validate(schema)
     headers = schema["paths"]["/v1/reconstructions"]["post"]["responses"]["200"]["headers"]
-    assert set(headers) == {"X-Raylift-Model", "X-Raylift-Residual-Before", "X-Raylift-Residual-After"}
+    residuals = {"X-Raylift-Residual-Before", "X-Raylift-Residual-After"}
+    assert set(headers) == {"X-Raylift-Model", "X-Raylift-Notes", *residuals}
 
 
 def test_superior_anterior_right_in_the_volume_is_superior_anterior_right_in_the_file(
