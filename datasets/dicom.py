@@ -1,29 +1,50 @@
-"""Parsing of DICOM headers with limits on hostile files."""
+"""Parsing of DICOM files with limits on hostile ones, and their stored pixel values."""
 
 from __future__ import annotations
 
 import io
+import struct
+from dataclasses import dataclass
 
+import numpy as np
 import pydicom
+from jaxtyping import Bool, Int
 from pydicom.filereader import read_dataset, read_partial
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.valuerep import VR
 
 from raylift.datasets.errors import RefusedFile
+from raylift.datasets.radiographs.dicom_frame import decode_containers
 
 MAX_ELEMENTS = 10_000
 """Limit for elements at the top level and for items in sequences. An image has a few hundred, and 8 bytes of a hostile
 file take a kilobyte of memory."""
 
 
+VRS = {vr.value.encode() for vr in VR if len(vr.value) == 2}
+
+
 def is_dicom(data: bytes) -> bool:
-    """Whether the DICOM prefix follows the preamble."""
-    return data[128:132] == b"DICM"
+    """Whether the data are DICOM: the prefix after the preamble, or without both an element of group 0002 or 0008."""
+    return data[128:132] == b"DICM" or _is_bare(data)
+
+
+def _is_bare(data: bytes) -> bool:
+    """Whether the data begin with a data set, as files of some archives and of old software do."""
+    if len(data) < 8:
+        return False
+    group, element, vr, length = struct.unpack("<HH2sH", data[:8])
+    # Without a VR its place and that of the length are a length of 32 bits, which is short for the first elements.
+    return group in (2, 8) and element < 0x100 and (vr in VRS or (length == 0 and vr[1] == 0))
 
 
 def meta(data: bytes) -> pydicom.Dataset:
-    """The file meta information, group 0002."""
+    """The file meta information, group 0002; empty in files that have none."""
+    start = 0 if _is_bare(data) else 132
+    if data[start : start + 2] != b"\2\0":
+        return pydicom.Dataset()
     file = io.BytesIO(data)
-    file.seek(132)
+    file.seek(start)
     return read_dataset(file, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, *_: tag.group != 2)
 
 
@@ -47,4 +68,57 @@ def parse(data: bytes, name: str, *, until: int = 0xFFFF_FFFF) -> pydicom.Datase
             raise RefusedFile(f"{name}: more than {MAX_ELEMENTS} DICOM elements: not an image")
         return tag >= until
 
-    return read_partial(io.BytesIO(data), stop_when=is_beyond)
+    dataset = read_partial(io.BytesIO(data), stop_when=is_beyond, force=True)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        is_implicit = dataset.original_encoding[0]
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
+    return dataset
+
+
+@dataclass(frozen=True)
+class StoredPixels:
+    """The pixels of one frame before any rescale."""
+
+    values: Int[np.ndarray, "rows columns"]
+    """Values of BitsStored bits, signed as PixelRepresentation states."""
+    allocated: Int[np.ndarray, "rows columns"]
+    """Values of all BitsAllocated bits, of the same sign: they differ where the bits above BitsStored hold an overlay,
+    or a padding outside the range of values."""
+
+    @property
+    def exceed_bits_stored(self) -> bool:
+        """Whether any pixel uses bits above BitsStored, beyond an extension of the sign."""
+        return not np.array_equal(self.values, self.allocated)
+
+
+def stored_pixels(dataset: pydicom.Dataset, name: str) -> StoredPixels:
+    """The pixels of a frame of one sample a pixel.
+
+    Raises:
+        RefusedFile: see `dicom_frame.decode_containers`. On a damaged file pydicom may raise any exception.
+    """
+    container, shift = decode_containers(dataset, name)
+    allocated, stored = 8 * container.dtype.itemsize, int(dataset.BitsStored)
+    unsigned = container.view(f"u{container.dtype.itemsize}").astype(np.int64) >> shift
+    is_signed = bool(dataset.PixelRepresentation)
+    return StoredPixels(_with_sign(unsigned, stored, is_signed), _with_sign(unsigned, allocated, is_signed))
+
+
+def is_padding(dataset: pydicom.Dataset, pixels: StoredPixels) -> Bool[np.ndarray, "rows columns"]:
+    """Mask of the pixels from PixelPaddingValue to PixelPaddingRangeLimit; all False without them."""
+    ends = [dataset.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    # Some files state the value with the other sign: 63536 for -2000.
+    bits, is_signed = int(dataset.BitsAllocated), bool(dataset.PixelRepresentation)
+    if ends[0] in (None, ""):
+        return np.zeros(pixels.values.shape, dtype=bool)
+    limits = _with_sign(np.array([int(end) for end in ends if end not in (None, "")]), bits, is_signed)
+    low, high = limits.min(), limits.max()
+    values, allocated = pixels.values, pixels.allocated
+    mask = (values >= low) & (values <= high) | (allocated >= low) & (allocated <= high)
+    return np.asarray(mask)
+
+
+def _with_sign(values: Int[np.ndarray, "*shape"], bits: int, is_signed: bool) -> Int[np.ndarray, "*shape"]:
+    """The lowest bits of the values, with the sign of two's complement."""
+    values = values & ((1 << bits) - 1)
+    return values - ((values >> (bits - 1)) << bits) if is_signed else values

@@ -9,6 +9,10 @@ class RefusedFile(RayliftError, ValueError):
     """A source file that cannot become a sample: unsupported, incomplete, too large or not in HU."""
 
 
+class SegmentationMask(RefusedFile):
+    """A volume of labels, such as folders of scans have many of."""
+
+
 class ArchiveError(RayliftError, OSError):
     """An archive that is missing, unreadable or not written by raylift."""
 

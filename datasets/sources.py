@@ -46,6 +46,11 @@ def pseudonym(patient_id: str) -> str:
     return "sub-" + hashlib.sha256(patient_id.encode()).hexdigest()[:12]
 
 
+def is_apple_double(path: Path) -> bool:
+    """Whether a file is one that macOS writes beside another of the same name, for its attributes."""
+    return path.name.startswith("._")
+
+
 def walk(roots: Iterable[Path], refused: list[RefusedFile]) -> Iterator[tuple[Path, bool]]:
     """Yield every file once, with whether it was found in a folder; paths that are neither are refused."""
     seen: set[Path] = set()

@@ -63,6 +63,29 @@ def thorax_image(
     return image
 
 
+def thorax_on(affine: np.ndarray, size: Sequence[int], kind: type[Any] = np.int16) -> np.ndarray:
+    """The thorax as slices, rows and columns of a lattice, sheared or not; `affine` maps indices to LPS millimeters."""
+    index = np.stack([*np.indices(size), np.ones(size)])
+    x, y, z, _ = np.tensordot(affine, index, axes=1)
+    return np.rint(thorax_hu(x, y, z)).astype(kind).transpose(2, 1, 0)
+
+
+def centered(axes: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """The affine with these columns of millimeters a voxel whose lattice is centered on the thorax."""
+    affine = np.eye(4)
+    affine[:3, :3] = axes
+    affine[:3, 3] = -axes @ ((np.array(size) - 1) / 2)
+    return affine
+
+
+def affine_of(image: sitk.Image) -> np.ndarray:
+    """Indices to LPS millimeters."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    return affine
+
+
 def turned(x_deg: float = 0, y_deg: float = 0, z_deg: float = 0) -> np.ndarray:
     """A direction matrix: the patient's axes turned about x, then y, then z."""
     turn = sitk.Euler3DTransform()

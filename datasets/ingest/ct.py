@@ -30,6 +30,7 @@ def ingest_ct(
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
     assigned: Mapping[str, Split] | None = None,
     require_whole_thorax: bool = False,
+    assume_spacing_mm: Sequence[float] | None = None,
     keep_table: bool = False,
     samples_per_shard: int = 8,
     progress: Progress = lambda *_: None,
@@ -38,7 +39,8 @@ def ingest_ct(
 
     An interrupted run can be repeated: published scans are skipped. The subject of a file is its name without suffix,
     or what the first group of `subject_pattern` matches in its name, or else in its path. The subject of a DICOM series
-    is a pseudonym of its PatientID. `resample` describes the preprocessing.
+    is a pseudonym of its PatientID, or what `subject_pattern` matches in the path of its first file. `resample`
+    describes the preprocessing.
 
     Args:
         sources: files and folders.
@@ -51,6 +53,7 @@ def ingest_ct(
         shares: fractions of the train, validation and test split in a new archive; an existing one keeps its rule.
         assigned: splits of subjects assigned by hand; must equal those of an existing archive.
         require_whole_thorax: refuse scans without two whole lungs.
+        assume_spacing_mm: spacing along the axes of NRRD and MetaImage files that state none.
         keep_table: keep the scanner table and everything else outside the body.
         samples_per_shard: volumes in a shard; each full shard is published at once.
         progress: callback before each scan and at the end.
@@ -65,9 +68,11 @@ def ingest_ct(
     writer = open_writer(url, grid, geometry, subjects, shares, assigned, samples_per_shard)
     absent = len(set(assigned or {}) - subjects)
     outcome = IngestReport(refused=list(found.refused), skipped=found.skipped, absent_subjects=absent)
+    if found.shared_subjects and not subject_pattern:
+        outcome.warnings.append(_shared(found.shared_subjects))
 
     def make(source: Source, sha256: str) -> tuple[Entry, Sample]:
-        scan = reader.read(source, limits)
+        scan = reader.read(source, limits, assume_spacing_mm)
         if require_whole_thorax:
             resample.check_whole_thorax(scan)
         hu, record = resample.resample(scan, grid, keep_table)
@@ -84,3 +89,13 @@ def ingest_ct(
 
     add_samples(writer, scans, make, outcome, progress)
     return outcome
+
+
+def _shared(pairs: Sequence[tuple[Source, Source]]) -> str:
+    """The warning about subjects that have scans in several folders or studies."""
+    one, other = pairs[0]
+    return (
+        f"{len(pairs)} subjects have several scans in different folders or studies, such as {one.files[0]} and "
+        f"{other.files[0]}: each subject is kept in one split. If they are different people, pass --subject-pattern "
+        "with a group that matches the person in the path"
+    )

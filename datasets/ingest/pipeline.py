@@ -13,7 +13,7 @@ from raylift.datasets.archive.manifest import Contents, Entry, Manifest, latest_
 from raylift.datasets.archive.splits import Split, SplitRule, balanced_split_rule
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.archive.writer import ArchiveWriter
-from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile
+from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile, SegmentationMask
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.radiographs.pairing import LeftOut
 from raylift.datasets.sources import Source
@@ -41,6 +41,22 @@ class IngestReport:
     """Files in a table of pairs that do not exist."""
     left_out: list[LeftOut] = field(default_factory=list)
     """Radiographs and other files that are in no pair, with the reason."""
+    warnings: list[str] = field(default_factory=list)
+    """What may be wrong with subjects or files that were added."""
+
+    def lines(self) -> list[str]:
+        """Refusals, changes and warnings, each in a line; masks and equal changes are counted in one line."""
+        masks = [error for error in self.refused if isinstance(error, SegmentationMask)]
+        lines = [f"refused: {error}" for error in self.refused if not isinstance(error, SegmentationMask)]
+        if masks:
+            lines.append(f"refused: {masks[0]}" + (f"; and {len(masks) - 1} more masks" if len(masks) > 1 else ""))
+        changed: dict[str, list[str]] = {}
+        for entry in self.added:
+            for change in entry.record.get("changes", ()):
+                changed.setdefault(change, []).append(entry.source)
+        for change, names in changed.items():
+            lines.append(f"{names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "") + f": {change}")
+        return lines + [f"warning: {warning}" for warning in self.warnings]
 
     def summary(self) -> str:
         """The report in one line."""
@@ -104,15 +120,18 @@ def subject_of(source: Source, pattern: str) -> str:
     Raises:
         ConfigError: the pattern is invalid, or does not match.
     """
-    if not pattern or source.is_dicom:
+    if not pattern:
         return source.subject
+    name = "" if source.is_dicom else source.subject  # a pseudonym is no name
     try:
         # By name, or else by folder: in many collections all files have the same name.
-        match = re.search(pattern, source.subject) or re.search(pattern, source.files[0].as_posix())
+        match = re.search(pattern, name) or re.search(pattern, source.files[0].as_posix())
     except re.error as error:
         raise ConfigError(f"subject pattern '{pattern}' is not a regular expression: {error}") from error
     if match is None or not match.groups() or not match[1]:
-        raise ConfigError(f"subject pattern '{pattern}' has no group that matches '{source.subject}' or its folder")
+        raise ConfigError(
+            f"subject pattern '{pattern}' has no group that matches '{name or source.files[0]}' or its folder"
+        )
     subject: str = match[1]
     return subject
 

@@ -71,6 +71,28 @@ def decode(dataset: pydicom.Dataset, name: str, notes: list[str]) -> tuple[Store
     Raises:
         RefusedFile: an unsupported transfer syntax, a damaged frame, or one that does not match its header.
     """
+    container, shift = decode_containers(dataset, name)
+    if int(dataset.get("SamplesPerPixel") or 1) > 1 or container.dtype.kind == "f":
+        return container, container
+    bits = int(dataset.BitsStored)
+    values = _stored_values(container, bits, shift, bool(int(dataset.PixelRepresentation)))
+    if str(dataset.get("PhotometricInterpretation") or "MONOCHROME2").strip().upper().startswith("MONOCHROME"):
+        _check_bits(values, container, dataset, shift, name)
+    if shift:
+        notes.append(f"values taken from bit {shift} up (BitsStored {bits}, HighBit {dataset.HighBit})")
+    elif not np.array_equal(values, container):
+        notes.append(f"bits above BitsStored {bits} masked")
+    if not uid.UID(dataset.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)).is_encapsulated:
+        _check_rows(values, name)
+    return values, container
+
+
+def decode_containers(dataset: pydicom.Dataset, name: str) -> tuple[Stored, int]:
+    """All bits of a frame in native byte order, and the number of the bit at which the stored values begin.
+
+    Raises:
+        RefusedFile: an unsupported transfer syntax, a damaged frame, or one of another size than its header's.
+    """
     syntax = dataset.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
     if syntax not in DECODERS:
         raise RefusedFile(f"{name}: transfer syntax {uid.UID(syntax).name} is not supported: convert the file to RLE")
@@ -97,22 +119,10 @@ def decode(dataset: pydicom.Dataset, name: str, notes: list[str]) -> tuple[Store
         raise RefusedFile(
             f"{name}: the frame decodes to {container.shape}, the header has {expected}: correct its tags"
         )
-    if color or container.dtype.kind == "f":
-        return container, container
-    container = container.astype(container.dtype.newbyteorder("="))
-    bits = int(dataset.BitsStored)
+    bits = int(dataset.get("BitsStored") or 0)
     # A compressed frame is right-aligned; in others HighBit gives the place of the values in their containers.
     shift = 0 if decoder is not None else max(0, int(dataset.get("HighBit", bits - 1)) + 1 - bits)
-    values = _stored_values(container, bits, shift, bool(int(dataset.PixelRepresentation)))
-    if str(dataset.get("PhotometricInterpretation") or "MONOCHROME2").strip().upper().startswith("MONOCHROME"):
-        _check_bits(values, container, dataset, shift, name)
-    if shift:
-        notes.append(f"values taken from bit {shift} up (BitsStored {bits}, HighBit {dataset.HighBit})")
-    elif not np.array_equal(values, container):
-        notes.append(f"bits above BitsStored {bits} masked")
-    if not uid.UID(syntax).is_encapsulated:
-        _check_rows(values, name)
-    return values, container
+    return container.astype(container.dtype.newbyteorder("=")), shift
 
 
 def _stored_values(container: Stored, bits: int, shift: int, is_signed: bool) -> Stored:
@@ -202,7 +212,8 @@ def _check_length(dataset: pydicom.Dataset, name: str) -> None:
     if not expected <= found <= expected + 1:
         raise RefusedFile(
             f"{name}: the pixels cannot be decoded: {found} bytes, where {dataset.Rows} x {dataset.Columns} pixels of "
-            f"{dataset.BitsAllocated} bits have {expected}: correct Rows, Columns and BitsAllocated"
+            f"{dataset.BitsAllocated} bits have {expected}: correct Rows, Columns and BitsAllocated, unless "
+            "it is truncated"
         )
 
 

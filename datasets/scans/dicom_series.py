@@ -1,27 +1,39 @@
-"""DICOM CT series: grouping of files, and checks that they form one complete volume.
+"""DICOM CT series: grouping of files, and checks from their headers that they form one complete volume.
 
-SimpleITK stacks any slices without an error, so their order, spacing, orientation and completeness are checked here,
-from the headers.
+Positions decide the order and the spacing of slices. SliceThickness, SpacingBetweenSlices, SliceLocation and
+InstanceNumber are not used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk
 from jaxtyping import Float
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from raylift.datasets import dicom
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.scans.header_checks import ScanLimits, check_bytes, check_extent, check_size, itk_message
+from raylift.datasets.scans.dicom_slices import read_slices, rescales
+from raylift.datasets.scans.header_checks import ScanLimits, check_bytes, check_extent, check_size
+from raylift.datasets.scans.volume import Affine, Volume, check_affine, spacing_mm
 from raylift.datasets.sources import Source
 
 AFTER_HEADER = 0x0029_0000
 """The first DICOM tag after those that describe an image."""
+ROUNDING_MM = (1.0, 0.1, 0.01)
+"""Multiples to which scanners and converters round positions."""
+
+
+class Key(NamedTuple):
+    """The series that a DICOM file belongs to."""
+
+    series: str
+    study: str
+    patient: str
 
 
 def header(path: Path) -> pydicom.Dataset | None:
@@ -38,18 +50,18 @@ def header(path: Path) -> pydicom.Dataset | None:
     return dicom.parse(head, str(path), until=AFTER_HEADER)
 
 
-def key(path: Path) -> tuple[str, str] | None:
-    """Series and patient of a DICOM file; None and errors as in `header`."""
+def key(path: Path) -> Key | None:
+    """Series, study and patient of a DICOM file, by folder where a UID is blank; None and errors as in `header`."""
     dataset = header(path)
     if dataset is None:
         return None
+    series, study = (str(dataset.get(f"{level}InstanceUID") or path.parent) for level in ("Series", "Study"))
     # Without a PatientID, the series of one study still belong together.
-    patient = dataset.get("PatientID") or dataset.get("StudyInstanceUID") or path.parent
-    return str(dataset.get("SeriesInstanceUID", path.parent)), str(patient)
+    return Key(series, study, str(dataset.get("PatientID") or study))
 
 
-def read(source: Source, limits: ScanLimits) -> sitk.Image:
-    """The slices as one volume.
+def read(source: Source, limits: ScanLimits) -> Volume:
+    """The slices as one volume in HU.
 
     Raises:
         RefusedFile: not a CT, not one whole volume, truncated, or over the limits.
@@ -57,24 +69,21 @@ def read(source: Source, limits: ScanLimits) -> sitk.Image:
     name = source.where
     try:
         headers = {path: dicom.parse(_head(path), str(path), until=AFTER_HEADER) for path in source.files}
-        ordered = _ordered(source, headers, limits)
+        ordered, affine = _ordered(source, headers, limits)
+        slopes, changes = rescales(name, {path: headers[path] for path in ordered})
     except RefusedFile:
         raise
     except Exception as error:
         # On a missing tag or an invalid value pydicom raises any exception.
         raise RefusedFile(f"{name}: the DICOM header cannot be read: {error!r}") from error
-    reader = sitk.ImageSeriesReader()
-    # No other reader is tried, whatever the preamble or the name.
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(path) for path in ordered])
-    try:
-        return reader.Execute()
-    except RuntimeError as error:
-        raise RefusedFile(f"{name}: the slices cannot be read, one may be truncated: {itk_message(error)}") from error
+    voxels, more = read_slices(name, ordered, slopes)
+    size = voxels.shape[::-1]
+    rescale = slopes[0] if len(set(slopes)) == 1 else None
+    return Volume(voxels, affine, (*check_affine(name, affine, size), *changes, *more), rescale)
 
 
-def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: ScanLimits) -> list[Path]:
-    """The files sorted by position, or a RefusedFile if they are not one volume."""
+def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: ScanLimits) -> tuple[list[Path], Affine]:
+    """The files sorted by position and the affine of the volume, or a RefusedFile if they are not one volume."""
     name = source.where
     first = headers[source.files[0]]
     for header in headers.values():
@@ -86,39 +95,76 @@ def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Sc
             raise RefusedFile(f"{name}: slices without position or orientation: not a volume")
     size = (int(first.Columns), int(first.Rows), len(headers))
     check_size(name, size, limits)
-    check_bytes(source, size, sitk.sitkInt16)
-    if len({(int(h.Rows), int(h.Columns), tuple(h.PixelSpacing)) for h in headers.values()}) > 1:
+    check_bytes(source, size, 2)
+    pixels_mm = np.array([h.PixelSpacing for h in headers.values()], dtype=float)
+    sizes = {(int(h.Rows), int(h.Columns)) for h in headers.values()}
+    # Writers round the same spacing differently.
+    if len(sizes) > 1 or not np.allclose(pixels_mm, pixels_mm[0], rtol=1e-3, atol=0):
         raise RefusedFile(f"{name}: slices differ in size or pixel spacing: split the series")
     directions = np.array([h.ImageOrientationPatient for h in headers.values()], dtype=float)
-    if np.abs(directions - directions[0]).max() > 1e-3:
+    if not np.abs(directions - directions[0]).max() <= 1e-3:
         raise RefusedFile(f"{name}: slices differ in orientation (a localizer among them?): split the series")
-    normal = np.cross(directions[0, :3], directions[0, 3:])
+    along_row, along_column = directions[0].reshape(2, 3)
+    if not np.allclose(directions[0].reshape(2, 3) @ directions[0].reshape(2, 3).T, np.eye(2), atol=2e-3):
+        raise RefusedFile(f"{name}: ImageOrientationPatient {directions[0].tolist()} is not two perpendicular axes")
+    normal = np.cross(along_row, along_column)
     places = {path: np.array(h.ImagePositionPatient, dtype=float) for path, h in headers.items()}
     ordered = sorted(source.files, key=lambda path: float(places[path] @ normal))
-    step_mm = _check_slices(name, np.stack([places[path] for path in ordered]), normal)
-    rows_mm, columns_mm = (float(value) for value in first.PixelSpacing)
-    check_extent(name, size, (columns_mm, rows_mm, step_mm))
-    return ordered
+    affine = np.eye(4)
+    affine[:3, 2], affine[:3, 3] = _lattice(name, np.stack([places[path] for path in ordered]), normal)
+    rows_mm, columns_mm = np.median(pixels_mm, axis=0)
+    affine[:3, 0] = along_row / np.linalg.norm(along_row) * columns_mm
+    affine[:3, 1] = along_column / np.linalg.norm(along_column) * rows_mm
+    check_extent(name, size, spacing_mm(affine))
+    return ordered, affine
 
 
-def _check_slices(name: str, positions: Float[np.ndarray, "slices 3"], normal: Float[np.ndarray, " 3"]) -> float:
-    """The slice spacing in mm, or a RefusedFile if it is not uniform."""
+def _lattice(
+    name: str, positions: Float[np.ndarray, "slices 3"], normal: Float[np.ndarray, " 3"]
+) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
+    """The step between slices and the first position by least squares, or a RefusedFile if they are not uniform.
+
+    Positions may differ from the lattice by their rounding or 5 % of a step. A missing slice displaces the others by
+    more than a third of a step.
+    """
     along = positions @ normal
     steps = np.diff(along)
-    step = float(np.median(steps))
     where = int(np.argmin(steps))
-    if steps[where] < 0.01 or step <= 0:
+    median = float(np.median(steps))
+    # A rounding of the same size as the step may bring two slices together, a duplicate brings them to one place.
+    if not steps[where] >= 0.01 or not median > 0:
         raise RefusedFile(f"{name}: two slices at {along[where]:.2f} mm: remove the duplicates or split the series")
+    index = np.arange(len(positions))
+    step, first = np.polyfit(index, positions, 1)
+    residual = np.abs(positions - first - index[:, None] * step).max(axis=1)
+    rounding = next((mm for mm in ROUNDING_MM if np.abs(positions / mm - np.rint(positions / mm)).max() < 1e-6), 0.0)
+    step_mm = float(np.linalg.norm(step))
+    if residual.max() > min(max(0.75 * rounding, 0.05 * step_mm + 0.01), 0.3 * step_mm):
+        raise _irregular(name, along, positions - first - index[:, None] * step, normal)
+    return step, first
+
+
+def _irregular(
+    name: str,
+    along: Float[np.ndarray, " slices"],
+    residual: Float[np.ndarray, "slices 3"],
+    normal: Float[np.ndarray, " 3"],
+) -> RefusedFile:
+    """The refusal that names the slices which do not fit."""
+    steps = np.diff(along)
+    step = float(np.median(steps))
     where = int(np.argmax(np.abs(steps - step)))
-    if abs(steps[where] - step) > 0.05 * step + 0.01:
-        raise RefusedFile(
+    beside = np.linalg.norm(residual - np.outer(residual @ normal, normal), axis=1)
+    if abs(steps[where] - step) > 0.05 * step:
+        return RefusedFile(
             f"{name}: {steps[where]:.2f} mm between the slices at {along[where]:.2f} and {along[where + 1]:.2f} mm "
             f"where the others lie {step:.2f} mm apart: slices are missing"
         )
-    drift = (positions[-1] - positions[0]) - (along[-1] - along[0]) * normal
-    if np.linalg.norm(drift) > 0.02 * (along[-1] - along[0]):
-        raise RefusedFile(f"{name}: a tilted gantry, {np.linalg.norm(drift):.1f} mm of shear: straighten it first")
-    return step
+    where = int(np.argmax(beside))
+    return RefusedFile(
+        f"{name}: the slice at {along[where]:.2f} mm lies {beside[where]:.1f} mm beside the others: correct "
+        "ImagePositionPatient or split the series"
+    )
 
 
 def _head(path: Path) -> bytes:

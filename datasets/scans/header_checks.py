@@ -6,19 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import SimpleITK as sitk
-
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.sources import Source
 
 LONGEST_MM, WIDEST_MM = 2500.0, 1000.0
 """Larger than any scanner's table and bore: at most one side of a scan exceeds a meter."""
-
-VOXEL_BYTES = {
-    sitk.sitkUInt8: 1, sitk.sitkInt8: 1, sitk.sitkUInt16: 2, sitk.sitkInt16: 2, sitk.sitkUInt32: 4, sitk.sitkInt32: 4,
-    sitk.sitkUInt64: 8, sitk.sitkInt64: 8, sitk.sitkFloat32: 4, sitk.sitkFloat64: 8,
-}  # fmt: skip
-"""Bytes per voxel of the supported pixel types."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +53,10 @@ def check_extent(name: str, size: Sequence[int], spacing_mm: Sequence[float]) ->
         raise RefusedFile(f"{name}: {shown} mm is larger than any scanner: correct the spacing in the header")
 
 
-def check_bytes(source: Source, size: Sequence[int], pixel: int) -> None:
-    """Refuse a header with more voxels of a SimpleITK pixel type than its files can contain, however compressed."""
+def check_bytes(source: Source, size: Sequence[int], voxel_bytes: int) -> None:
+    """Refuse a header with more voxels of this many bytes than its files can contain, however compressed."""
     stored = source.stored_bytes
-    if math.prod(size) * VOXEL_BYTES[pixel] > 1032 * stored:  # the highest ratio of deflate
+    if math.prod(size) * voxel_bytes > 1032 * stored:  # the highest ratio of deflate
         raise RefusedFile(f"{source.where}: {stored} bytes cannot hold its {math.prod(size)} voxels: it is truncated")
 
 

@@ -1,23 +1,28 @@
 """Finding and reading CT scans in HU; files that are no CT, incomplete or too large are refused.
 
-SimpleITK reads all formats, so orientation and spacing come from the file. `dicom_series` and `volume_file` check what
-it accepts without an error. All limits are checked from the header, before any voxel is read.
+`dicom_series` and `volume_file` return voxels and the affine of their lattice, and what they changed, assumed or
+preferred to a contradicting statement. All limits are checked from the header, before any voxel is read. Reading is a
+pure function of the files and the options.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import RefusedFile, SegmentationMask
 from raylift.datasets.scans import dicom_series, volume_file
 from raylift.datasets.scans.header_checks import DEFAULT_LIMITS, ScanLimits
-from raylift.datasets.sources import Source, pseudonym, walk
+from raylift.datasets.scans.volume import outliers_to_air, to_image
+from raylift.datasets.sources import Source, is_apple_double, pseudonym, walk
+
+MAX_LABELS = 128
+"""Most distinct values of a segmentation mask."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,10 @@ class Scan:
     image: sitk.Image
     orientation: str
     """Directions of the file's axes in the patient: LPS, RAI ..."""
+    changes: tuple[str, ...] = ()
+    """What was changed, assumed, or preferred to a contradicting statement of the file, in sentences."""
+    rescale: tuple[float, float] | None = (1.0, 0.0)
+    """Slope and intercept of the stored values; None where slices of a series differ."""
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
@@ -42,19 +51,29 @@ class Found:
     sources: list[Source] = field(default_factory=list)
     refused: list[RefusedFile] = field(default_factory=list)
     skipped: int = 0
-    """Files in searched folders that are neither volumes nor DICOM."""
+    """Files in searched folders that are neither volumes nor DICOM, and those of macOS beside them."""
+    shared_subjects: list[tuple[Source, Source]] = field(default_factory=list)
+    """Two scans of each subject that has several: volume files of one name in different folders, or DICOM series of
+    one patient in different studies."""
 
 
 def find(paths: Iterable[Path]) -> Found:
     """All candidate scans under files and folders, sorted by name; DICOM files are grouped by series."""
     found = Found()
-    slices: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    slices: dict[dicom_series.Key, list[Path]] = defaultdict(list)
+    studies: dict[str, list[tuple[str, Source]]] = defaultdict(list)
     others: list[Path] = []
     for path, searched in walk(paths, found.refused):
         try:
-            if suffix := volume_file.suffix(path):
+            if is_apple_double(path):
+                if not searched:
+                    raise RefusedFile(f"{path}: attributes that macOS wrote beside a file: pass the file without ._")
+                others.append(path)
+            elif suffix := volume_file.suffix(path):
                 files = (path, *volume_file.data_files(path))
-                found.sources.append(Source(path.name, path.name[: -len(suffix)], files))
+                source = Source(path.name, path.name[: -len(suffix)], files)
+                found.sources.append(source)
+                studies[source.subject].append((str(path.parent), source))
             elif key := dicom_series.key(path):
                 slices[key].append(path)
             elif searched:
@@ -68,18 +87,31 @@ def find(paths: Iterable[Path]) -> Found:
             # One unreadable file must not end the search, and on a damaged one pydicom raises any exception.
             found.refused.append(RefusedFile(f"{path}: cannot be read: {error!r}"))
     data_files = {path for source in found.sources for path in source.files[1:]}
-    for (_, patient), members in slices.items():
+    for key, members in slices.items():
         folder = members[0].parent
         shared = len(members) == 1 or sum(other[0].parent == folder for other in slices.values()) > 1
         name = f"{folder.name}/{members[0].name}" if shared else folder.name
-        found.sources.append(Source(name, pseudonym(patient), tuple(members), is_dicom=True))
-    return Found(found.sources, found.refused, skipped=len(set(others) - data_files))
+        source = Source(name, pseudonym(key.patient), tuple(members), is_dicom=True)
+        found.sources.append(source)
+        studies[source.subject].append((key.study, source))
+    pairs = [
+        (scans[0][1], other)
+        for scans in studies.values()
+        if (other := next((source for study, source in scans if study != scans[0][0]), None))
+    ]
+    return Found(found.sources, found.refused, len(set(others) - data_files), pairs)
 
 
-def read(source: Source, limits: ScanLimits = DEFAULT_LIMITS) -> Scan:
+def read(source: Source, limits: ScanLimits = DEFAULT_LIMITS, assume_spacing_mm: Sequence[float] | None = None) -> Scan:
     """The scan in HU.
 
+    Args:
+        source: the files.
+        limits: largest scan accepted.
+        assume_spacing_mm: spacing of a NRRD or MetaImage that states none; see `text_header.frame`.
+
     Raises:
+        SegmentationMask: a volume of labels.
         RefusedFile: not a CT, missing or duplicate slices, not 3-D, not in HU, truncated, or over the limits.
     """
     total = source.stored_bytes
@@ -87,20 +119,29 @@ def read(source: Source, limits: ScanLimits = DEFAULT_LIMITS) -> Scan:
         raise RefusedFile(
             f"{source.where}: {total} bytes, over the limit of {limits.max_file_bytes} (--limits.max-file-bytes)"
         )
-    image = (dicom_series if source.is_dicom else volume_file).read(source, limits)
-    _check_hu(source.where, sitk.GetArrayViewFromImage(image))
+    volume = (
+        dicom_series.read(source, limits) if source.is_dicom else volume_file.read(source, limits, assume_spacing_mm)
+    )
+    if not all(np.isfinite(plane).all() for plane in volume.voxels):
+        raise RefusedFile(f"{source.where}: NaN or infinite voxels: set them to -1024")
+    voxels, more = outliers_to_air(source.where, volume.voxels)
+    _check_hu(source.where, voxels)
+    image = to_image(replace(volume, voxels=voxels))
     orientation = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(image.GetDirection())
-    return Scan(source, image, orientation)
+    return Scan(source, image, orientation, (*volume.changes, *more), volume.rescale)
 
 
 def _check_hu(name: str, voxels: np.ndarray) -> None:
-    if not all(np.isfinite(plane).all() for plane in voxels):
-        raise RefusedFile(f"{name}: NaN or infinite voxels: set them to -1024")
     sample = np.asarray(voxels[:: max(1, voxels.shape[0] // 64), ::4, ::4], dtype=np.float32)
     # Padding of -2000 and less also occurs in files that are not in HU, so it does not count as air.
     air = float(((sample > -1200) & (sample < -500)).mean())
     tissue = float(((sample > -200) & (sample < 300)).mean())
     low, high = float(sample.min()), float(sample.max())
     if air < 0.01 or tissue < 0.01:
+        if low == 0 and (sample == np.rint(sample)).all() and len(np.unique(sample)) <= MAX_LABELS:
+            raise SegmentationMask(
+                f"{name}: values {low:g} to {high:g} are not in HU but labels of a segmentation mask: leave it out or "
+                "convert it to HU"
+            )
         hint = "it looks like HU + 1024: subtract 1024" if low >= 0 and high > 1100 else "convert it to HU"
         raise RefusedFile(f"{name}: values {low:g} to {high:g} are not in HU (no air near -1000): {hint}")

@@ -49,6 +49,8 @@ def resample(scan: Scan, grid: Grid, keep_table: bool = False) -> tuple[Int16[np
         "source_size": list(scan.image.GetSize()),
         "source_spacing_mm": list(scan.spacing_mm),
         "source_orientation": scan.orientation,
+        "source_rescale": None if scan.rescale is None else list(scan.rescale),
+        "changes": list(scan.changes),
         "center_lps_mm": [round(float(value), 2) for value in center],
         "centered_on": "lungs" if lungs_found else "scan",
         "table_removed": not keep_table,

@@ -97,6 +97,9 @@ class IngestOptions(SourceOptions):
     """Refuse scans without two whole lungs."""
     keep_table: bool = False
     """Keep the scanner table and everything else outside the body."""
+    assume_spacing_mm: tuple[float, float, float] | None = None
+    """Spacing along the axes of NRRD and MetaImage files that state none; the axes are taken to the left, posterior
+    and superior."""
 
 
 def ingest(arguments: list[str]) -> int:
@@ -118,6 +121,7 @@ def ingest(arguments: list[str]) -> int:
             assigned=options.subjects.assigned(),
             require_whole_thorax=options.require_whole_thorax,
             keep_table=options.keep_table,
+            assume_spacing_mm=options.assume_spacing_mm,
             samples_per_shard=options.samples_per_shard,
             progress=bar.update,
         )
@@ -185,9 +189,9 @@ def ingest_xray(arguments: list[str]) -> int:
 
 
 def _report(archive: str, outcome: IngestReport) -> int:
-    """Print what was refused and a summary; returns the exit status."""
-    for refusal in outcome.refused:
-        print(f"refused: {refusal}")
+    """Print what was refused, changed or may be wrong, and a summary; returns the exit status."""
+    for line in outcome.lines():
+        print(line)
     print(f"{absolute(archive)}: {outcome.summary()}")
     return 0 if outcome.added or outcome.already_present else 1
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydicom.dataset import Dataset
 from samples import thorax_hu, thorax_image, write_image, write_series
 
 from raylift.datasets import segmentation
@@ -204,6 +205,85 @@ def test_a_scan_too_thin_to_smooth_is_refused_and_not_the_end(tmp_path: Path) ->
     outcome = run(folder, tmp_path / "archive", limits=ScanLimits(min_slices=2))
     assert [entry.source for entry in outcome.added] == ["anna.nii.gz"]
     assert "thin.nii.gz: " in str(outcome.refused[0])
+
+
+def test_masks_beside_scans_are_refused_in_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "s0001"
+    person(folder, "ct.nii.gz")
+    (folder / "segmentations").mkdir()
+    for k in (1, 2):
+        mask = thorax_image((40, 30, 40), (9, 9, 9), hu=lambda x, y, z, k=k: 1.0 * (thorax_hu(x, y, z) > 50 * k - 100))
+        write_image(mask, folder / "segmentations" / f"organ{k}.nii.gz")
+    outcome = run(folder, tmp_path / "archive")
+    lines = outcome.lines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"refused: {folder}/segmentations/organ1.nii.gz: values 0 to 1 are not in HU but labels")
+    assert lines[0].endswith("; and 1 more masks")
+    assert outcome.summary().endswith("2 refused")
+
+
+def test_what_was_changed_in_a_file_is_printed_and_kept(tmp_path: Path) -> None:
+    for k, name in enumerate(("anna.mha", "bert.mha")):
+        path = person(tmp_path / "scans", name, k)
+        raw = path.read_bytes()
+        start = raw.index(b"ElementSpacing")
+        path.write_bytes(raw[:start] + raw[raw.index(b"\n", start) + 1 :])
+    refused = run(tmp_path / "scans", tmp_path / "archive")
+    assert (len(refused.added), len(refused.refused)) == (0, 2)
+    outcome = run(tmp_path / "scans", tmp_path / "archive", assume_spacing_mm=(9.0, 9.0, 9.0))
+    change = "no ElementSpacing: 9 x 9 x 9 mm and axes to the left, posterior and superior are assumed"
+    assert outcome.lines() == [f"anna.mha and 1 more: {change}"]
+    entries = Archive(str(tmp_path / "archive")).entries()
+    assert [entry.record["changes"] for entry in entries] == [[change], [change]]
+    assert [entry.record["source_spacing_mm"] for entry in entries] == [[9, 9, 9], [9, 9, 9]]
+
+
+def test_files_of_one_name_in_different_folders_are_warned_of(tmp_path: Path) -> None:
+    scans = tmp_path / "scans"
+    for k in range(3):
+        person(scans / f"s000{k}", "ct.nii.gz", k)
+    outcome = run(scans, tmp_path / "archive")
+    [warning] = outcome.lines()
+    assert warning.startswith(
+        f"warning: 1 subjects have several scans in different folders or studies, such as {scans}/s0000/ct.nii.gz and "
+    )
+    assert "pass --subject-pattern" in warning
+    named = run(scans, tmp_path / "named", subject_pattern=r"/(s\d{4})/")
+    assert named.lines() == []
+    assert {entry.subject for entry in named.added} == {"s0000", "s0001", "s0002"}
+
+
+@pytest.mark.parametrize("blank", ["SeriesInstanceUID", "StudyInstanceUID", ""])
+def test_series_of_one_patient_number_are_warned_of_and_named_by_the_pattern(blank: str, tmp_path: Path) -> None:
+    def anonymous(_: int, ds: Dataset) -> Dataset:
+        if blank:
+            setattr(ds, blank, "")
+        return ds
+
+    scans = tmp_path / "scans"
+    for k in range(3):
+        image = thorax_image((40, 30, 40), (9, 9, 9), hu=lambda x, y, z, k=k: thorax_hu(x, y, z) + (np.abs(z) < 20) * k)
+        write_series(scans / f"person{k}", image, patient="ANONYMOUS", change=anonymous)
+    outcome = run(scans, tmp_path / "archive")
+    assert len(outcome.added) == 3, outcome.lines()
+    assert len({entry.subject for entry in outcome.added}) == 1
+    assert outcome.lines()[0].startswith("warning: 1 subjects have several scans in different folders or studies")
+    named = run(scans, tmp_path / "named", subject_pattern=r"/(person\d)/")
+    assert {entry.subject for entry in named.added} == {"person0", "person1", "person2"}
+    with pytest.raises(ConfigError, match="has no group that matches"):
+        run(scans, tmp_path / "other", subject_pattern=r"(patient\d)")
+
+
+def test_two_series_of_one_study_are_one_person_without_a_warning(tmp_path: Path) -> None:
+    def change(_: int, ds: Dataset) -> Dataset:
+        ds.StudyInstanceUID = "1.2.3.4"
+        return ds
+
+    for k, name in enumerate(("soft", "sharp")):
+        image = thorax_image((40, 30, 40), (9, 9, 9), hu=lambda x, y, z, k=k: thorax_hu(x, y, z) + (np.abs(z) < 20) * k)
+        write_series(tmp_path / "scans" / name, image, change=change)
+    outcome = run(tmp_path / "scans", tmp_path / "archive")
+    assert (len(outcome.added), outcome.lines()) == (2, [])
 
 
 def test_progress_names_what_comes_next_and_ends_at_all(mixed: Path, tmp_path: Path) -> None:

@@ -336,7 +336,7 @@ def moved(where: int, by_mm: float) -> Callable[[int, Dataset], Dataset]:
 
 def tilted(k: int, ds: Dataset) -> Dataset:
     x, y, z = ds.ImagePositionPatient
-    ds.ImagePositionPatient = [x, y + 2 * k, z]
+    ds.ImagePositionPatient = [x, y + 8 * k, z]
     return ds
 
 
@@ -442,7 +442,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a localizer among the slices": (
         changed_series(setting(3, ImageOrientationPatient=[0, 1, 0, 0, 0, -1])), r"differ in orientation.*split",
     ),
-    "a tilted gantry": (changed_series(tilted), r"tilted gantry, 38\.0 mm of shear: straighten"),
+    "a tilt beyond any gantry": (changed_series(tilted), r"axes 41\.6 degrees from perpendicular, .* at most 35"),
     "no position": (changed_series(setting(4, ImagePositionPatient=None)), r"without position or orientation"),
     "an empty position": (changed_series(setting(4, ImagePositionPatient=[])), r"without position or orientation"),
     "no rows": (changed_series(setting(Rows=None)), r"header cannot be read.*Rows"),

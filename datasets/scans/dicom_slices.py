@@ -1,0 +1,113 @@
+"""Pixels of the slices of a DICOM series in HU: each by its own rescale, with padding set to air."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from jaxtyping import Num
+
+from raylift.datasets import dicom
+from raylift.datasets.errors import RefusedFile
+from raylift.datasets.intensity import HU_MIN
+from raylift.datasets.scans.volume import border_to_air
+
+NOT_HU = ("ED", "EDW", "HU_MOD", "MGML", "OD", "PCT", "Z_EFF")
+"""RescaleType of maps that dual-energy CT reconstructs beside HU."""
+LOWEST_HU = -1100
+"""Below this a value that the bits above BitsStored change is no CT value."""
+
+Rescale = tuple[float, float]
+"""Slope and intercept."""
+
+
+def rescales(name: str, headers: Mapping[Path, pydicom.Dataset]) -> tuple[list[Rescale], tuple[str, ...]]:
+    """The rescale of every slice, and a note where they differ; (1, 0) if no slice has any.
+
+    Raises:
+        RefusedFile: some slices lack a rescale that others have, or it is not to HU.
+    """
+    found: list[Rescale] = []
+    for tag in ("RescaleSlope", "RescaleIntercept"):
+        lacking = [path.name for path, header in headers.items() if header.get(tag) in (None, "")]
+        if 0 < len(lacking) < len(headers):
+            shown = ", ".join(lacking[:3]) + (" ..." if len(lacking) > 3 else "")
+            raise RefusedFile(
+                f"{name}: {len(lacking)} of {len(headers)} slices ({shown}) have no {tag}: add it or split the series"
+            )
+    for path, header in headers.items():
+        slope, intercept = (
+            float(default if header.get(tag) in (None, "") else header[tag].value)
+            for tag, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
+        )
+        if "ModalityLUTSequence" in header:
+            raise RefusedFile(f"{path}: values in a modality lookup table, not in HU: convert the series")
+        if str(header.get("RescaleType") or "HU").strip().upper() in NOT_HU:
+            raise RefusedFile(f"{path}: RescaleType {header.RescaleType} is not HU: use the series in HU")
+        if not slope > 0 or not np.isfinite([slope, intercept]).all():
+            raise RefusedFile(f"{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g}: correct them")
+        found.append((slope, intercept))
+    if len(set(found)) == 1:
+        return found, ()
+    (low_slope, high_slope), (low, high) = ((min(values), max(values)) for values in zip(*found, strict=True))
+    return found, (
+        f"every slice was rescaled by its own values: slopes {low_slope:g} to {high_slope:g}, "
+        f"intercepts {low:g} to {high:g}",
+    )
+
+
+def read_slices(
+    name: str, paths: Sequence[Path], slopes: Sequence[Rescale]
+) -> tuple[Num[np.ndarray, "slices rows columns"], tuple[str, ...]]:
+    """Decode all slices to HU, in int16 if every rescale is integral and else in float32, and report changed pixels.
+
+    Raises:
+        RefusedFile: a slice that is truncated, damaged or of another size, or values that contradict BitsStored.
+    """
+    is_integral = all(float(value).is_integer() for rescale in slopes for value in rescale)
+    voxels: Num[np.ndarray, "slices rows columns"] | None = None
+    padded = masked = 0
+    for k, (path, (slope, intercept)) in enumerate(zip(paths, slopes, strict=True)):
+        try:
+            dataset = dicom.parse(path.read_bytes(), str(path))
+            pixels = dicom.stored_pixels(dataset, str(path))
+            is_padding = dicom.is_padding(dataset, pixels)
+        except RefusedFile:
+            raise
+        except Exception as error:
+            # On a damaged file pydicom and its decoders raise any exception.
+            text = " ".join(str(error).split())[:300] or type(error).__name__
+            raise RefusedFile(f"{path}: the pixels cannot be decoded, the file may be truncated: {text}") from error
+        hu = pixels.values * slope + intercept
+        # Larger values are none of a scanner, and are refused or set to air as such.
+        plane = np.clip(hu, -32768, 32767).astype(np.int16 if is_integral else np.float32)
+        padded += border_to_air(plane, is_padding)
+        if pixels.exceed_bits_stored and not _has_embedded_overlay(dataset):
+            exceeding = pixels.values != pixels.allocated
+            padded += border_to_air(plane, exceeding)
+            inside = exceeding & (plane != HU_MIN)
+            if (hu[inside] < LOWEST_HU).any():
+                raise RefusedFile(
+                    f"{path}: BitsStored {dataset.BitsStored} and PixelRepresentation {dataset.PixelRepresentation} "
+                    "contradict the pixels, whose values wrap around: correct these tags"
+                )
+            masked += int(inside.sum())
+        if voxels is None:
+            voxels = np.empty((len(paths), *plane.shape), dtype=plane.dtype)
+        if plane.shape != voxels.shape[1:]:
+            raise RefusedFile(f"{name}: slices differ in size: split the series")
+        voxels[k] = plane
+    assert voxels is not None, "a series has slices"
+    changes = []
+    if padded:
+        changes.append(f"{padded} voxels of padding were set to air")
+    if masked:
+        changes.append(f"the bits above BitsStored of {masked} voxels were ignored")
+    return voxels, tuple(changes)
+
+
+def _has_embedded_overlay(dataset: pydicom.Dataset) -> bool:
+    """Whether the header places an overlay in a bit of the pixels, as it was done before 2004."""
+    return any(dataset.get((group, 0x0102)) and dataset[group, 0x0102].value for group in range(0x6000, 0x6020, 2))

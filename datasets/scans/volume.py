@@ -1,0 +1,127 @@
+"""A volume as its file holds it: voxels in HU and the affine of their lattice, which may be sheared.
+
+Axes of a lattice need not be perpendicular: a tilted gantry shears it. The affine is kept as it is, so that resampling
+puts every voxel at its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Bool, Float, Num
+from scipy import ndimage
+
+from raylift.datasets.errors import RefusedFile
+from raylift.datasets.intensity import HU_MIN
+
+MAX_SHEAR_DEG = 35.0
+"""Largest angle by which two axes may differ from perpendicular; gantries tilt up to 30 degrees."""
+REPORTED_SHEAR_DEG = 0.02
+"""From this angle on, a shear is reported. Rounding of positions and cosines remains below it."""
+MAX_CT_HU = 31_743
+"""Largest HU of any scanner: 16 signed bits and an intercept of -1024."""
+MAX_OUTLIERS = 1e-3
+"""Largest fraction of voxels over `MAX_CT_HU` inside a volume; metal saturates fewer."""
+
+Affine = Float[np.ndarray, "4 4"]
+"""Indices (column, row, slice) to millimeters in the patient frame (LPS)."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The voxels of a file."""
+
+    voxels: Num[np.ndarray, "slices rows columns"]
+    """Values after the rescale that the file states."""
+    affine: Affine
+    changes: tuple[str, ...] = ()
+    """What was changed, assumed, or preferred to a contradicting statement of the file, in sentences."""
+    rescale: tuple[float, float] | None = (1.0, 0.0)
+    """Slope and intercept that the file states for its values; None where slices differ."""
+
+
+def spacing_mm(affine: Affine) -> tuple[float, float, float]:
+    """Distances between neighbors along the three axes."""
+    x, y, z = (float(value) for value in np.linalg.norm(affine[:3, :3], axis=0))
+    return x, y, z
+
+
+def shear_deg(affine: Affine) -> float:
+    """Largest angle by which two axes differ from perpendicular."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.rad2deg(np.arcsin(np.abs(axes.T @ axes - np.eye(3)).max().clip(0, 1))))
+
+
+def check_affine(name: str, affine: Affine, size: Sequence[int]) -> tuple[str, ...]:
+    """Report a shear; `size` is in voxels along the axes.
+
+    Raises:
+        RefusedFile: not invertible, or sheared by more than a gantry tilts.
+    """
+    if not np.isfinite(affine).all() or not min(spacing_mm(affine)) > 0:
+        raise RefusedFile(f"{name}: the orientation is not invertible: {affine[:3, :3].tolist()}: correct the header")
+    angle = shear_deg(affine)
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if angle > MAX_SHEAR_DEG or abs(np.linalg.det(axes)) < 0.5:
+        raise RefusedFile(
+            f"{name}: axes {angle:.1f} degrees from perpendicular, where a gantry tilts at most {MAX_SHEAR_DEG:g}: "
+            "correct the header or resample the volume"
+        )
+    if angle < REPORTED_SHEAR_DEG:
+        return ()
+    extent = np.array(size[:3]) * spacing_mm(affine)
+    shift_mm = float((np.abs(axes.T @ axes - np.eye(3)) * extent[None]).max())
+    return (
+        f"the axes are {angle:.2f} degrees from perpendicular (a tilted gantry): every slice is put at its position, "
+        f"a shift of {shift_mm:.1f} mm from first to last",
+    )
+
+
+def to_image(volume: Volume) -> sitk.Image:
+    """The volume on its own lattice."""
+    image = sitk.GetImageFromArray(volume.voxels)
+    spacing = spacing_mm(volume.affine)
+    image.SetSpacing(spacing)
+    image.SetOrigin(volume.affine[:3, 3].tolist())
+    image.SetDirection((volume.affine[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+def border_to_air(plane: Num[np.ndarray, "rows columns"], mask: Bool[np.ndarray, "rows columns"]) -> int:
+    """Set the pixels of a mask that are connected to the border of a slice to air, in place; returns how many were not.
+
+    Padding surrounds the field of view; a voxel of the same value inside it is tissue.
+    """
+    if not mask.any():
+        return 0
+    edge = np.pad(np.zeros(mask.shape, dtype=bool), 1, constant_values=True)
+    reached = ndimage.binary_propagation(edge, mask=np.pad(mask, 1, constant_values=True))[1:-1, 1:-1]
+    count = int((plane[reached] > HU_MIN).sum())
+    plane[reached] = HU_MIN
+    return count
+
+
+def outliers_to_air(
+    name: str, voxels: Num[np.ndarray, "slices rows columns"]
+) -> tuple[Num[np.ndarray, "slices rows columns"], tuple[str, ...]]:
+    """Set what exceeds every scanner's range at the border of the slices to air, in place or in a copy, and report it.
+
+    Raises:
+        RefusedFile: many such voxels inside, as of negative values that were stored as unsigned.
+    """
+    highest = float(voxels.max())
+    if not highest > MAX_CT_HU:
+        return voxels, ()
+    if voxels.dtype.kind == "u":
+        voxels = voxels.astype(np.float32)
+    count = sum(border_to_air(plane, plane > MAX_CT_HU) for plane in voxels)
+    inside = float((voxels > MAX_CT_HU).mean())
+    if inside > MAX_OUTLIERS:
+        raise RefusedFile(
+            f"{name}: {inside:.1%} of the voxels inside are over {MAX_CT_HU} HU, up to {highest:g}: "
+            "negative values stored as unsigned? Convert them to signed 16 bits"
+        )
+    return voxels, (f"{count} voxels over {MAX_CT_HU} HU at the border were set to air",) if count else ()
