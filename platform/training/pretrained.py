@@ -99,7 +99,8 @@ def _check_network(url: str, run: RunConfig, grid: Grid, geometry: Geometry) -> 
             f"{url} is a model of system {trained.system.name}, this run trains {run.system.name}: "
             f"use a preset of {trained.system.name}"
         )
-    if trained.system.views != run.system.views and not run.system.any_views:
+    # Branches of views may have the same shapes, so exchanged views would load without an error.
+    if trained.system.views != run.system.views:
         raise ConfigError(
             f"{url} has the views {', '.join(trained.system.views)}, this run {', '.join(run.system.views)}: "
             f"pass --system.views {' '.join(trained.system.views)}"

@@ -179,6 +179,10 @@ def test_an_initial_model_that_does_not_fit_is_refused_with_names(tiny, finished
         check(replace(tiny, data=replace(tiny.data, window=replace(tiny.data.window, high_hu=400.0))))
     with pytest.raises(ConfigError, match=r"has the views frontal, lateral, this run frontal: pass --system.views"):
         check(replace(tiny, system=replace(tiny.system, views=("frontal",))))
+    with pytest.raises(ConfigError, match=r"this run lateral, frontal: pass --system.views frontal lateral"):
+        check(replace(tiny, system=replace(tiny.system, views=("lateral", "frontal"))))
+    with pytest.raises(ConfigError, match=r"this run has maximum: pass --data.normalization percentiles"):
+        check(replace(tiny, data=replace(tiny.data, normalization="maximum")))
     wider = replace(tiny.system, encoder=replace(tiny.system.encoder, stem=24))
     with pytest.raises(ConfigError, match=r"has shape \(.*\) there and \(.*\) here.*system\.encoder\.stem 24, not"):
         check(replace(tiny, system=wider))
