@@ -13,8 +13,8 @@ from pydicom.filereader import read_dataset, read_partial
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import VR
 
+from raylift.datasets.dicom_frame import decode_containers
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.radiographs.dicom_frame import decode_containers
 
 MAX_ELEMENTS = 10_000
 """Limit for elements at the top level and for items in sequences. An image has a few hundred, and 8 bytes of a hostile

@@ -14,10 +14,9 @@ import pydicom
 from jaxtyping import Bool, Float32
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 
-from raylift.datasets import dicom
+from raylift.datasets import dicom, dicom_frame
+from raylift.datasets.dicom_frame import Stored
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.radiographs import dicom_frame
-from raylift.datasets.radiographs.dicom_frame import Stored
 from raylift.datasets.radiographs.gray_image import (
     GrayImage,
     RadiographLimits,

@@ -15,13 +15,13 @@ from pydicom.encaps import encapsulate
 from pydicom.filereader import dcmread
 from radiograph_samples import chest, dicom, scaled
 
+from raylift.datasets.dicom_frame import DECODERS
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.radiographs.decoding import read
-from raylift.datasets.radiographs.dicom_frame import DECODERS
 
 TWELVE = chest(most=4000).astype("<u2")
 EIGHT = chest().astype(np.uint8)
-REFERENCE_PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "what-raylift-reads.md"
+REFERENCE_PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "what-raylift-reads.md"
 
 
 def jpeg2000(pixels: np.ndarray, **options: Any) -> bytes:
