@@ -19,7 +19,7 @@ from raylift.datasets import dicom
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.radiographs.dicom_view import described_view, view_of
 from raylift.datasets.radiographs.pairing import FoundPairs, LeftOut, PairCandidates, ViewName, select_pairs
-from raylift.datasets.sources import pseudonym, walk
+from raylift.datasets.sources import is_apple_double, pseudonym, walk
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 WORDS: dict[str, ViewName] = {
@@ -41,6 +41,9 @@ def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
     refused: list[RefusedFile] = []
     left_out: list[LeftOut] = []
     for path, searched in walk(paths, refused):
+        if searched and is_apple_double(path):
+            left_out.append(LeftOut(path, "an AppleDouble file of macOS"))
+            continue
         try:
             header = None if path.suffix.lower() in SUFFIXES else _header(path)
         except RefusedFile as error:

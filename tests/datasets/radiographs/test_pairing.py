@@ -331,3 +331,12 @@ def test_names_of_one_image_are_the_same_and_others_are_not() -> None:
     assert one == image_key("1_IM-0001-4001.dcm")
     different = ["11_IM-0001-4001.dcm.png", "CXR1_IM-0001-4001-0001.png", "CXR1_2_IM-0001-4001.png", "1_IM-0001.png"]
     assert len({one, *map(image_key, different)}) == 5
+
+
+def test_files_that_macos_writes_beside_images_are_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "frontal.png", "lateral.png", "._frontal.png", "._lateral.png")
+    found = find_pairs([tmp_path])
+    assert [path.name for pair in found.sources for path in pair.files] == ["frontal.png", "lateral.png"]
+    assert set(found.left_out) == {
+        LeftOut(tmp_path / f"._{name}.png", "an AppleDouble file of macOS") for name in ("frontal", "lateral")
+    }
