@@ -47,11 +47,8 @@ def masked_mse(
 def orthogonal_projection_l1(
     prediction: Float[Tensor, "n 1 d h w"], target: Float[Tensor, "n 1 d h w"]
 ) -> Float[Tensor, ""]:
-    """Mean absolute error between mean projections along D, H and W (X2CT-GAN, equation 3), averaged over the axes.
-
-    X2CT-GAN's code projects absolute values. Where neither volume is negative this has no effect.
-    """
-    errors = [F.l1_loss(prediction.abs().mean(dim=axis), target.abs().mean(dim=axis)) for axis in (2, 3, 4)]
+    """Mean absolute error between mean projections along D, H and W (X2CT-GAN, equation 3), averaged over the axes."""
+    errors = [F.l1_loss(prediction.mean(dim=axis), target.mean(dim=axis)) for axis in (2, 3, 4)]
     return torch.stack(errors).mean()
 
 

@@ -60,7 +60,8 @@ class ReconstructionLoss:
         if self.ssim:
             terms["ssim_loss"] = losses.ssim_loss(prediction, batch.volume)
         if self.projection:
-            terms["projection_l1"] = losses.orthogonal_projection_l1(prediction, batch.volume)
+            # X2CT-GAN's code projects absolute values; this matters where the output is negative.
+            terms["projection_l1"] = losses.orthogonal_projection_l1(prediction.abs(), batch.volume.abs())
         if self.lung:
             terms["lung_mse"] = losses.masked_mse(prediction, batch.volume, lungs(batch))
         return terms

@@ -21,7 +21,8 @@ class DenoisingLoss:
 
     projection: float = 1.0
     """Weight, divided by the number T of timesteps, of the mean absolute error between mean projections of the data
-    and of the predicted x_0 along the three axes. DiffuX2CT's is 1; its norm is not published, X2CT-GAN's is taken."""
+    and of the predicted x_0 along the three axes. DiffuX2CT's is 1; its norm is not published, X2CT-GAN's is taken,
+    without the absolute value: a prediction of 0, as at initialization, would get no gradient."""
     ema_decay: float = 0.999
     """Decay of the exponential moving average (EMA) of the weights, which is used for sampling, validation and export;
     0 for the weights themselves. Not published."""

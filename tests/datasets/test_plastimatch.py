@@ -4,7 +4,6 @@
 tests/datasets/test_plastimatch.py` rewrites it where plastimatch is installed.
 """
 
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -41,14 +40,14 @@ def phantom() -> np.ndarray:
     return gaussian_filter(hu, 1.0)
 
 
-def by_plastimatch(algorithm: str, folder: Path) -> np.ndarray:
+def by_plastimatch(executable: str, algorithm: str, folder: Path) -> np.ndarray:
     """The images of both views as X2CT-GAN's code keeps them: the frontal one mirrored, the lateral one as it is."""
     volume = sitk.GetImageFromArray(phantom()[::-1].astype(np.float32))
     volume.SetSpacing((GRID.spacing_mm,) * 3)
     volume.SetOrigin([-(n - 1) / 2 * GRID.spacing_mm for n in volume.GetSize()])
     sitk.WriteImage(volume, str(folder / "volume.mha"))
     px, side = GEOMETRY.detector_px, GEOMETRY.detector_px * GEOMETRY.detector_pitch_mm
-    command = f"plastimatch drr -i {algorithm} --sad 541 --sid 949 -r '{px} {px}' -z '{side} {side}' -t pfm"
+    command = f"{executable} drr -i {algorithm} --sad 541 --sid 949 -r '{px} {px}' -z '{side} {side}' -t pfm"
     images = []
     for name, normal in NORMALS.items():
         files = f"-I {folder}/volume.mha -O {folder}/{algorithm}-{name}-"
@@ -134,16 +133,16 @@ def test_normalized_by_the_maximum_the_images_are_plastimatchs_in_8_bits(ours):
             assert np.abs(difference).max() <= 2
 
 
-@pytest.mark.skipif(shutil.which("plastimatch") is None, reason="plastimatch is not installed")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_plastimatch_gives_the_stored_images(algorithm, tmp_path):
+def test_plastimatch_gives_the_stored_images(algorithm, plastimatch, tmp_path):
+    images = by_plastimatch(plastimatch, algorithm, tmp_path)
     with np.load(STORED) as stored:
-        np.testing.assert_allclose(by_plastimatch(algorithm, tmp_path), stored[algorithm], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(images, stored[algorithm], rtol=1e-4, atol=1e-4)
 
 
 if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as temporary:
-        images = {algorithm: by_plastimatch(algorithm, Path(temporary)) for algorithm in ALGORITHMS}
+        images = {algorithm: by_plastimatch("plastimatch", algorithm, Path(temporary)) for algorithm in ALGORITHMS}
     np.savez_compressed(STORED, **images)

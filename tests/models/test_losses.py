@@ -62,12 +62,16 @@ def test_orthogonal_projections_change_with_shifts_across_their_axis_only():
     assert torch.isclose(orthogonal_projection_l1(moved, target), torch.tensor(expected))
 
 
-def test_orthogonal_projections_are_of_absolute_values():
+def test_x2ct_gans_orthogonal_projections_are_of_absolute_values():
     target, prediction = torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4)
     prediction[0, 0, 0, 0, 0], prediction[0, 0, 1, 0, 0] = 1.0, -1.0
-    # Along D the plain sum would be 0; that of absolute values is 2/4 in one of 16 pixels. Along H and W: two of 1/4.
-    expected = (0.5 / 16 + 2 * 0.25 / 16 + 2 * 0.25 / 16) / 3
-    assert torch.isclose(orthogonal_projection_l1(prediction, target), torch.tensor(expected))
+    along_h_and_w = 2 * 0.25 / 16 + 2 * 0.25 / 16
+    plain = orthogonal_projection_l1(prediction, target)
+    assert torch.isclose(plain, torch.tensor((0 + along_h_and_w) / 3))
+    loss = X2CT_GAN.published.loss
+    terms = loss.reconstruction_terms(prediction, Batch(target, torch.zeros(1, 2, 4, 4), ("x",)))
+    # Along D the plain sum is 0; that of absolute values is 2/4 in one of 16 pixels. Along H and W: two of 1/4.
+    assert torch.isclose(terms["projection_l1"], torch.tensor((0.5 / 16 + along_h_and_w) / 3))
 
 
 def test_orthogonal_projections_do_not_depend_on_what_they_average_out():
