@@ -25,6 +25,10 @@ class CorruptSample(ArchiveError):
     """A stored array that is missing or does not match the digest in the manifest."""
 
 
+class AlteredFile(RayliftError, ValueError):
+    """A JSON file of a model, a checkpoint, a run or a search that is not what was written."""
+
+
 class StoreUnreachable(RayliftError, ConnectionError):
     """An object store that does not respond, or denies access."""
 

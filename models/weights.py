@@ -2,16 +2,15 @@
 
 ```
 model.safetensors    weights, in fp32 or half precision; always loaded in fp32
-model.json           system and its settings, grid, geometry, window, provenance, SHA-256 of the weights
+model.json           system and its settings, grid, geometry, window, provenance, SHA-256 of itself and of the weights
 ```
 
-No file is a pickle, and the digest of weights is always checked. `platform.model_store` loads models from URLs.
+No file is a pickle, and both digests are always checked. `platform.model_store` loads models from URLs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ import torch
 from torch import nn
 
 from raylift import __version__
-from raylift.datasets.errors import ConfigError, RayliftError
+from raylift.datasets import digested_json
+from raylift.datasets.errors import AlteredFile, ConfigError, RayliftError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Normalization, Window
 from raylift.datasets.radiographs.histogram import Quantiles, ReferenceHistograms
@@ -78,8 +78,7 @@ def save(
     safetensors.torch.save_file(state, folder / WEIGHTS_FILE)
     sha256 = file_sha256(folder / WEIGHTS_FILE)
     head = {"format": FORMAT, "version": FORMAT_VERSION, "written_by": f"raylift {__version__}", "sha256": sha256}
-    text = json.dumps({**head, "model": to_plain(description)}, indent=1)
-    (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+    (folder / DESCRIPTION_FILE).write_bytes(digested_json.encode({**head, "model": to_plain(description)}))
     return sha256
 
 
@@ -93,11 +92,11 @@ def describe(folder: Path) -> tuple[Description, str]:
     """The description of a model folder and the expected SHA-256 of its weights.
 
     Raises:
-        WeightsError: the folder is not a raylift model, or has another format version.
+        WeightsError: the folder is not a raylift model, its description was altered, or has another format version.
     """
     path = folder / DESCRIPTION_FILE
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = digested_json.decode(path.read_bytes(), str(path))
         written = (data["format"], data["version"])
         if written != (FORMAT, FORMAT_VERSION):
             raise WeightsError(f"{path} is {written}; this raylift reads {(FORMAT, FORMAT_VERSION)}")
@@ -106,7 +105,9 @@ def describe(folder: Path) -> tuple[Description, str]:
         raise WeightsError(
             f"{folder} is not a model: it has no {DESCRIPTION_FILE}. Give a checkpoint or an exported folder"
         ) from error
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, ConfigError) as error:
+    except AlteredFile as error:
+        raise WeightsError(f"{error}. Export the model again, or use another copy or checkpoint") from error
+    except (KeyError, TypeError, ConfigError) as error:
         raise WeightsError(f"{path} is not a model description: {error}") from error
 
 

@@ -14,6 +14,7 @@ import tyro
 import yaml
 from nbclient import NotebookClient
 
+from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.serialization import to_plain
 from raylift.platform import cli
@@ -66,7 +67,7 @@ def parser(monkeypatch, tmp_path):
             words = [*words[:place], str(tmp_path / "run"), *words[place + 1 :]]
             with suppress(FileExistsError):
                 record = {"config": to_plain(PRESETS["x2ct-gan"])}
-                Folder(tmp_path / "run").create(RUN_FILE, json.dumps(record).encode())
+                Folder(tmp_path / "run").create(RUN_FILE, digested_json.encode(record))
         with pytest.raises(Parsed) as parsed:
             cli.main(words)
         return parsed.value.args[0]

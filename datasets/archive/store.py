@@ -22,6 +22,7 @@ import fsspec
 import zarr.storage
 from zarr.abc.store import Store
 
+from raylift.datasets import digested_json
 from raylift.datasets.errors import ArchiveError, ConfigError, RayliftError, StoreUnreachable
 
 S3_OPTIONS: dict[str, Any] = {
@@ -151,6 +152,15 @@ class Folder:
         with store_errors(self.url):
             data: bytes = self.fs.cat_file(self.key(name))
         return data
+
+    def read_digested(self, name: str) -> dict[str, Any]:
+        """The data of a file of `digested_json`.
+
+        Raises:
+            FileNotFoundError: there is none.
+            AlteredFile: its content is not what was written.
+        """
+        return digested_json.decode(self.read(name), join(self.url, name))
 
     def exists(self, name: str) -> bool:
         """Whether there is an object or folder of that name, bypassing fsspec's cache."""

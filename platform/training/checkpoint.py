@@ -7,20 +7,20 @@
     players/<name>.safetensors             weights of the other players, and of players that keep an EMA
     adam/<name>.safetensors                Adam's moments of every player, by parameter name
     state.json                             step, samples consumed, metrics, history, config
-    checkpoint.json                        SHA-256 of every file above; written last, which publishes the checkpoint
+    checkpoint.json                        step, metrics and SHA-256 of every file above; written last, which
+                                           publishes the checkpoint
 ```
 
 Files are written to a local folder first, digested, copied to the run, and listed in `checkpoint.json` once all are
 copied. A folder without that file, or with a file that does not match it, is no checkpoint: a run resumes from the
-newest one that verifies. A checkpoint depends neither on the ZeRO stage nor on the number of workers, and holds no
-pickle.
+newest one that verifies. The JSON files have their own digests too (`datasets.digested_json`). A checkpoint depends
+neither on the ZeRO stage nor on the number of workers, and holds no pickle.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +29,9 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder, absolute, is_local, join
-from raylift.datasets.errors import RayliftError
+from raylift.datasets.errors import AlteredFile, RayliftError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models import weights
 from raylift.models.weights import Description, file_sha256
@@ -39,7 +40,7 @@ from raylift.platform.monitor import monitored
 
 RUN_FILE = "run.json"
 """The file that marks a folder as a run."""
-CHECKPOINTS_FOLDER, INDEX_FILE, STATE_FILE = "checkpoints", "checkpoint.json", "state.json"
+CHECKPOINTS_FOLDER, MODEL_FOLDER, INDEX_FILE, STATE_FILE = "checkpoints", "model", "checkpoint.json", "state.json"
 
 NamedTensors = dict[str, Tensor]
 
@@ -81,52 +82,93 @@ class Checkpoints:
 
     def save(self, state: TrainingState, tensors: Tensors, description: Description) -> str:
         """Publish a checkpoint and return its URL. One process calls it; the first player is the reconstructor."""
-        name = f"step-{state.step:08d}"
+        name = _name(state.step)
         # Left by a run that was interrupted while it published this step.
         self._folder.remove(name)
         reconstructor, *others = tensors.networks
         with tempfile.TemporaryDirectory(prefix="raylift-checkpoint-") as temporary:
             local = Path(temporary)
-            weights.save(local / "model", {**tensors.networks, **tensors.ema}[reconstructor], description)
+            weights.save(local / MODEL_FOLDER, {**tensors.networks, **tensors.ema}[reconstructor], description)
             for player in [*others, *tensors.ema]:
                 _save_tensors(local / "players" / f"{player}.safetensors", tensors.networks[player])
             for player, moments in tensors.adam.items():
                 _save_tensors(local / "adam" / f"{player}.safetensors", moments)
-            (local / STATE_FILE).write_text(json.dumps(to_plain(state), indent=1), encoding="utf-8")
+            (local / STATE_FILE).write_bytes(digested_json.encode(to_plain(state)))
             files = sorted(path for path in local.rglob("*") if path.is_file())
             digests = {path.relative_to(local).as_posix(): file_sha256(path) for path in files}
             for relative in digests:
                 self._folder.put(local / relative, f"{name}/{relative}")
         summary = {"step": state.step, "metrics": state.metrics, "sha256": digests}
-        self._folder.write(f"{name}/{INDEX_FILE}", json.dumps(summary, indent=1).encode())
+        self._folder.write(f"{name}/{INDEX_FILE}", digested_json.encode(summary))
         return join(self.url, name)
 
     def published(self) -> list[tuple[str, dict[str, Any]]]:
-        """Names and summaries of published checkpoints, oldest first; contents are not verified here."""
-        found = []
+        """Names and summaries of published checkpoints, oldest first; only the summaries are verified here."""
+        return self._summaries()[0]
+
+    def _summaries(self) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, str]]:
+        """The published checkpoints, and why others were rejected, by name."""
+        found, rejected = [], {}
         for name in self._folder.names():
+            index = join(self.url, name, INDEX_FILE)
             try:
-                found.append((name, json.loads(self._folder.read(f"{name}/{INDEX_FILE}"))))
-            except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+                summary = self._folder.read_digested(f"{name}/{INDEX_FILE}")
+            except (FileNotFoundError, NotADirectoryError):
                 continue  # unpublished, left by an interrupted run
-        return found
+            except AlteredFile as error:
+                rejected[name] = str(error)
+                continue
+            if name == _name(summary["step"]):
+                found.append((name, summary))
+            else:
+                rejected[name] = f"{index} is of step {summary['step']}: the folder was renamed"
+        return found, rejected
 
     def best(self, metric: str) -> tuple[str, dict[str, Any]]:
-        """URL and summary of the published checkpoint with the highest metric; of equal ones the oldest.
+        """URL and summary of the verified checkpoint with the highest metric; of equal ones the oldest.
+
+        One line is printed for each better checkpoint that is missing or altered.
 
         Raises:
-            CheckpointError: no checkpoint with that metric was published.
+            CheckpointError: there is no checkpoint with that metric.
         """
-        scored = [(name, summary) for name, summary in self.published() if metric in summary["metrics"]]
-        if not scored:
-            raise CheckpointError(f"{self.url} holds no checkpoint with the metric {metric}")
-        name, summary = max(scored, key=lambda item: (item[1]["metrics"][metric], -item[1]["step"]))
-        return join(self.url, name), summary
+        published, rejected = self._summaries()
+        passed_over = list(rejected.values())
+        for name, summary in _ranked(published, metric):
+            url = join(self.url, name)
+            try:
+                with local_copy(url, [MODEL_FOLDER, STATE_FILE]):
+                    pass
+            except CheckpointError as error:
+                passed_over.append(str(error))
+                continue
+            if not passed_over:
+                passed_over = self._missing_best(published, metric, summary)
+            for reason in passed_over:
+                print(f"raylift: {reason}: {url} is used instead", flush=True)
+            return url, summary
+        raise CheckpointError("; ".join([f"{self.url} holds no checkpoint with the metric {metric}", *passed_over]))
+
+    def _missing_best(
+        self, published: list[tuple[str, dict[str, Any]]], metric: str, chosen: dict[str, Any]
+    ) -> list[str]:
+        """Why the best checkpoint of the history is not the chosen one, if it is not."""
+        for name, _ in reversed(published):
+            try:
+                with local_copy(join(self.url, name), [STATE_FILE]) as local:
+                    history = load_state(local).history
+            except CheckpointError:
+                continue
+            top = max((entry for entry in history if metric in entry), key=lambda entry: entry[metric], default=None)
+            if top is None or top[metric] <= chosen["metrics"][metric]:
+                return []
+            return [f"the best checkpoint, {join(self.url, _name(int(top['step'])))} ({top[metric]:.2f}), is missing"]
+        return []
 
     def prune(self, keep: int, metric: str) -> None:
         """Remove all but the newest `keep` checkpoints and the best one."""
         published = self.published()
-        kept = {name for name, _ in published[-keep:]} | {self.best(metric)[0].rsplit("/", 1)[-1]}
+        kept = {name for name, _ in [*published[-keep:], *_ranked(published, metric)[:1]]}
         for name, _ in published:
             if name not in kept:
                 # The index goes first, so that an interruption leaves no published checkpoint that lacks files.
@@ -135,10 +177,13 @@ class Checkpoints:
 
     def newest(self) -> tuple[str | None, list[str]]:
         """URL of the newest checkpoint whose files all match, or None, and why newer ones were rejected."""
+        published, unread = self._summaries()
         rejected: list[str] = []
-        for name, _ in reversed(self.published()):
+        for name in sorted([*(name for name, _ in published), *unread], reverse=True):
             url = join(self.url, name)
             try:
+                if name in unread:
+                    raise CheckpointError(unread[name])
                 with local_copy(url):
                     return url, rejected
             except CheckpointError as error:
@@ -156,13 +201,17 @@ def best_checkpoint(run_url: str) -> tuple[str, dict[str, Any]]:
 def resolve_checkpoint(url: str) -> str:
     """The exact name or URL of a model; for a run, the URL of its best checkpoint."""
     exact = model_store.resolve(url)
-    is_run = not model_store.is_named(exact) and Folder(exact).exists(RUN_FILE)
+    is_run = not model_store.is_named(exact) and any(map(Folder(exact).exists, (RUN_FILE, CHECKPOINTS_FOLDER)))
     return best_checkpoint(exact)[0] if is_run else exact
 
 
 @contextmanager
-def local_copy(url: str) -> Iterator[Path]:
+def local_copy(url: str, only: Sequence[str] = ()) -> Iterator[Path]:
     """The files of a checkpoint as a local folder, each checked against its digest.
+
+    Args:
+        url: the checkpoint.
+        only: the files and folders to check; by default all.
 
     Raises:
         CheckpointError: it was never published, or a file is missing or altered.
@@ -170,30 +219,42 @@ def local_copy(url: str) -> Iterator[Path]:
     url = absolute(url)
     folder = Folder(url)
     try:
-        digests = json.loads(folder.read(INDEX_FILE))["sha256"]
+        digests = folder.read_digested(INDEX_FILE)["sha256"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{url} is not a published checkpoint: it has no {INDEX_FILE}") from error
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{url}/{INDEX_FILE} cannot be read: {error}") from error
+    except AlteredFile as error:
+        raise CheckpointError(str(error)) from error
     with tempfile.TemporaryDirectory(prefix="raylift-checkpoint-") as temporary:
         local = Path(url) if is_local(url) else Path(temporary)
         for relative, expected in digests.items():
+            if only and relative.split("/")[0] not in only:
+                continue
             try:
                 if not is_local(url):
                     folder.get(relative, local / relative)
                 found = file_sha256(local / relative)
             except FileNotFoundError as error:
-                raise CheckpointError(f"{url}/{relative} is missing: use another checkpoint") from error
+                raise CheckpointError(f"{url}/{relative} is missing") from error
             if found != expected:
-                raise CheckpointError(f"{url}/{relative} has SHA-256 {found}, not {expected}: use another checkpoint")
+                raise CheckpointError(f"{url}/{relative} has SHA-256 {found}, not {expected}")
         yield local
+
+
+def _name(step: int) -> str:
+    """The folder of a checkpoint."""
+    return f"step-{step:08d}"
+
+
+def _ranked(published: list[tuple[str, dict[str, Any]]], metric: str) -> list[tuple[str, dict[str, Any]]]:
+    """The checkpoints with that metric, the best first; of equal ones the oldest."""
+    scored = [(name, summary) for name, summary in published if metric in summary["metrics"]]
+    return sorted(scored, key=lambda item: (-item[1]["metrics"][metric], item[1]["step"]))
 
 
 def load_state(local: Path) -> TrainingState:
     """The state in a local copy."""
-    return from_plain(
-        TrainingState, json.loads((local / STATE_FILE).read_text(encoding="utf-8")), str(local / STATE_FILE)
-    )
+    where = str(local / STATE_FILE)
+    return from_plain(TrainingState, digested_json.decode((local / STATE_FILE).read_bytes(), where), where)
 
 
 def load_network(local: Path, player: str, first: bool) -> NamedTensors:
@@ -204,7 +265,7 @@ def load_network(local: Path, player: str, first: bool) -> NamedTensors:
 
 def load_model_weights(local: Path) -> NamedTensors:
     """The weights used for inference, from a local copy."""
-    return safetensors.torch.load_file(local / "model" / weights.WEIGHTS_FILE)
+    return safetensors.torch.load_file(local / MODEL_FOLDER / weights.WEIGHTS_FILE)
 
 
 def load_adam(local: Path, player: str) -> NamedTensors:

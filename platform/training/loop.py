@@ -62,7 +62,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
     device = engines.init_backend(gpu=run.cluster.gpus_per_worker > 0)
     archive = Archive(run.data.archive)
     checkpoints = Checkpoints(run_url)
-    resume_from = broadcast_checkpoint(checkpoints.newest() if rank == 0 else None)
+    resume_from = broadcast_checkpoint(checkpoints.newest() if rank == 0 else None, reporter)
     description = describe(run, archive, resume_from)
 
     torch.manual_seed(run.train.seed)
@@ -197,12 +197,11 @@ def gather_tensors(objective_engines: dict[str, Engine]) -> Tensors:
     )
 
 
-def broadcast_checkpoint(newest: tuple[str | None, list[str]] | None) -> str | None:
-    """Rank 0's choice of checkpoint, on every rank; the checkpoints that it rejected are printed."""
+def broadcast_checkpoint(newest: tuple[str | None, list[str]] | None, reporter: Reporter) -> str | None:
+    """Rank 0's choice of checkpoint, on every rank; each newer one that it rejected is reported in a line."""
     chosen: list[Any] = [newest]
     dist.broadcast_object_list(chosen, src=0)
     url, rejected = chosen[0]
-    if dist.get_rank() == 0:
-        for reason in rejected:
-            print(f"raylift: checkpoint rejected: {reason}", flush=True)
+    for reason in rejected:
+        reporter.note(f"{reason}: {url or 'the start of the run'} is used instead")
     return None if url is None else str(url)

@@ -7,6 +7,7 @@ import os
 import platform as machine
 import tempfile
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ import ray.tune
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raylift import __version__
+from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder, absolute, join
-from raylift.datasets.errors import ConfigError
+from raylift.datasets.errors import AlteredFile, ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster, model_store
-from raylift.platform.config import RunConfig, with_absolute_paths
+from raylift.platform.config import RunConfig, flatten, with_absolute_paths
 from raylift.platform.progress import worker_messages
 from raylift.platform.training import pretrained
-from raylift.platform.training.checkpoint import RUN_FILE, STATE_FILE, Checkpoints
+from raylift.platform.training.checkpoint import RUN_FILE, STATE_FILE, Checkpoints, load_state, local_copy
 from raylift.platform.training.inputs import check, check_network, with_archive_views
 from raylift.platform.training.loop import NonFiniteLoss, train_worker
 
@@ -35,16 +37,46 @@ def new_run_url(runs: str, preset: str) -> str:
 
 
 def load_run(url: str) -> RunConfig:
-    """Load the configuration that a run was created with.
+    """Load the configuration of a run: the one in its record or, if that is missing, in its newest checkpoint.
 
     Raises:
-        ConfigError: there is no run at that URL.
+        ConfigError: there is no run at that URL, or its record was altered; names the settings that differ from those
+            of the newest checkpoint.
     """
+    where = f"{absolute(url)}/{RUN_FILE}"
     try:
-        data = json.loads(Folder(url).read(RUN_FILE))
+        return from_plain(RunConfig, Folder(url).read_digested(RUN_FILE)["config"], where)
     except FileNotFoundError as error:
-        raise ConfigError(f"{absolute(url)} is not a run: it has no {RUN_FILE}") from error
-    return from_plain(RunConfig, data["config"], f"{url}/{RUN_FILE}")
+        checkpoint, config = _newest_config(url)
+        if config is None:
+            raise ConfigError(f"{absolute(url)} is not a run: it has no {RUN_FILE}") from error
+        print(f"raylift: {where} is missing: the settings in {checkpoint} are used instead", flush=True)
+        return from_plain(RunConfig, config, str(checkpoint))
+    except AlteredFile as error:
+        raise ConfigError(
+            f"{error}{_altered_settings(url)}. Restore it, or remove it: --resume then takes the settings of the "
+            "newest checkpoint. Options of --resume change settings"
+        ) from error
+
+
+def _newest_config(url: str) -> tuple[str | None, dict[str, Any] | None]:
+    """URL and configuration of a run's newest verified checkpoint; None if there is none."""
+    newest, _ = Checkpoints(url).newest()
+    if newest is None:
+        return None, None
+    with local_copy(newest, [STATE_FILE]) as local:
+        return newest, load_state(local).config
+
+
+def _altered_settings(url: str) -> str:
+    """How the settings in an altered record, if it can be parsed, differ from those of the newest checkpoint."""
+    checkpoint, config = _newest_config(url)
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        here, there = flatten(json.loads(Folder(url).read(RUN_FILE))["config"]), flatten(config)
+        differences = [f"{key} {value!r}, not {there.get(key)!r}" for key, value in here.items() if value != there[key]]
+        if config is not None and differences:
+            return f" ({'; '.join(differences)} as in {checkpoint})"
+    return ""
 
 
 def create(run: RunConfig, run_url: str) -> RunConfig:
@@ -67,11 +99,11 @@ def create(run: RunConfig, run_url: str) -> RunConfig:
         "pretrained": pretrained.record(run),
         "process": {"host": machine.node(), "pid": os.getpid(), "started": psutil.Process().create_time()},
     }
-    write_record(run_url, RUN_FILE, json.dumps(record, indent=1), "run")
+    write_record(run_url, RUN_FILE, record, "run")
     return run
 
 
-def write_record(url: str, name: str, text: str, kind: str) -> None:
+def write_record(url: str, name: str, data: dict[str, Any], kind: str) -> None:
     """Write the file that makes a folder a run or a search.
 
     It replaces the file of one that failed before its first step, which has left nothing else in the folder.
@@ -79,18 +111,18 @@ def write_record(url: str, name: str, text: str, kind: str) -> None:
     Raises:
         ConfigError: the folder is a run or search that has started, or that another process of this machine starts.
     """
-    folder = Folder(url)
+    folder, content = Folder(url), digested_json.encode(data)
     try:
-        folder.create(name, text.encode())
+        folder.create(name, content)
     except FileExistsError as error:
         visible = [other for other in folder.names() if not other.startswith(".")]
         if visible != [name]:
             raise ConfigError(
                 f"{url} is already a {kind}: resume it with --resume {url}, or choose another folder"
             ) from error
-        if pid := _starting_process(json.loads(folder.read(name))):
+        if pid := _starting_process(folder.read_digested(name)):
             raise ConfigError(f"process {pid} has just started this {kind} in {url}: choose another folder") from error
-        folder.write(name, text.encode())
+        folder.write(name, content)
 
 
 def _starting_process(record: dict[str, Any]) -> int:
@@ -113,11 +145,14 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
         ray.train.TrainingFailedError: workers were lost more often than `cluster.max_failures`.
     """
     archive = check(run)
-    published = Checkpoints(run_url).published()
+    checkpoints = Checkpoints(run_url)
+    published = checkpoints.published()
     if not published:
         pretrained.check(run, archive)
-    if published and published[-1][1]["step"] >= run.train.steps:
-        finished: dict[str, Any] = published[-1][1]["metrics"]
+    # All files are verified before the run counts as finished.
+    last = published[-1] if published and published[-1][1]["step"] >= run.train.steps else None
+    if last and checkpoints.newest()[0] == join(checkpoints.url, last[0]):
+        finished: dict[str, Any] = last[1]["metrics"]
         if to_tune:
             # A search that was killed may not have received its trial's last validation.
             ray.tune.report({**finished, "step": run.train.steps})
@@ -179,5 +214,4 @@ def load_metrics(url: str) -> dict[str, float]:
 
 def _json(url: str, name: str) -> dict[str, Any]:
     folder = Folder(model_store.location(url))
-    content: dict[str, Any] = json.loads(folder.read(name)) if folder.exists(name) else {}
-    return content
+    return folder.read_digested(name) if folder.exists(name) else {}

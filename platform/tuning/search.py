@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +22,9 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 from rich.table import Table
 
+from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder, absolute, join
-from raylift.datasets.errors import ConfigError
+from raylift.datasets.errors import AlteredFile, ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster
 from raylift.platform.config import RunConfig, override, with_absolute_paths
@@ -129,16 +129,17 @@ def validate(search: Search) -> dict[str, Any]:
 def create(search: Search, url: str) -> None:
     """Create a search: write its configuration."""
     run = with_archive_views(with_absolute_paths(pretrained.resolve(search.run)))
-    text = json.dumps(to_plain(replace(search, run=run)), indent=1)
-    runs.write_record(url, SEARCH_FILE, text, "search")
+    runs.write_record(url, SEARCH_FILE, to_plain(replace(search, run=run)), "search")
 
 
 def load_search(url: str) -> Search:
     """Load the configuration of a search."""
     try:
-        return from_plain(Search, json.loads(Folder(url).read(SEARCH_FILE)), f"{url}/{SEARCH_FILE}")
+        return from_plain(Search, Folder(url).read_digested(SEARCH_FILE), f"{url}/{SEARCH_FILE}")
     except FileNotFoundError as error:
         raise ConfigError(f"{absolute(url)} is not a search: it has no {SEARCH_FILE}") from error
+    except AlteredFile as error:
+        raise ConfigError(f"{error}. Restore it, or start a new search") from error
 
 
 def fit(url: str, report: Callable[[str], None] = print) -> list[Trial]:
@@ -150,7 +151,7 @@ def fit(url: str, report: Callable[[str], None] = print) -> list[Trial]:
     url = absolute(url)
     search = load_search(url)
     if Folder(url).exists(TABLE_FILE):
-        return from_plain(list[Trial], json.loads(Folder(url).read(TABLE_FILE)), TABLE_FILE)
+        return load_table(url)
     space = validate(search)
     archive = check(search.run)
     pretrained.check(search.run, archive)
@@ -167,8 +168,21 @@ def fit(url: str, report: Callable[[str], None] = print) -> list[Trial]:
         report(f"a trial failed: {str(error).strip().splitlines()[-1]}")
     table = _table(url, space, [results[index].path for index in range(len(results))])
     if not results.errors:
-        Folder(url).write(TABLE_FILE, json.dumps([to_plain(trial) for trial in table], indent=1).encode())
+        Folder(url).write(TABLE_FILE, digested_json.encode({"trials": to_plain(table)}))
     return table
+
+
+def load_table(url: str) -> list[Trial]:
+    """Load the table of a finished search.
+
+    Raises:
+        ConfigError: it was altered.
+    """
+    try:
+        rows = Folder(url).read_digested(TABLE_FILE)["trials"]
+    except AlteredFile as error:
+        raise ConfigError(f"{error}. Remove it: raylift tune --resume {url} makes it again") from error
+    return [from_plain(Trial, row, TABLE_FILE) for row in rows]
 
 
 def run_trial(settings: dict[str, Any], search: dict[str, Any], url: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from raylift.datasets import digested_json
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
@@ -72,7 +73,7 @@ def test_a_pickle_in_place_of_the_weights_is_never_opened(saved, tmp_path):
     # Nor with a matching digest.
     text = json.loads((saved[0] / "model.json").read_text())
     text["sha256"] = weights.file_sha256(saved[0] / "model.safetensors")
-    (saved[0] / "model.json").write_text(json.dumps(text))
+    (saved[0] / "model.json").write_bytes(digested_json.encode(text))
     with pytest.raises(WeightsError, match=r"does not fit|cannot"):
         weights.load(saved[0])
     assert not flag.exists()
@@ -92,7 +93,7 @@ def test_a_wrong_description_is_refused_with_the_reason(saved, change, message):
     path = saved[0] / "model.json"
     text = json.loads(path.read_text())
     change(text)
-    path.write_text(json.dumps(text))
+    path.write_bytes(digested_json.encode(text))
     with pytest.raises(WeightsError, match=message):
         weights.load(saved[0])
 

@@ -109,6 +109,6 @@ def test_a_search_is_scored_by_reprojection_too(config, pairs, archive32, ray_cl
     words += ["--trials", "2", "--train.steps", "2", "--train.validate-every", "1", "--cluster.workers", "1"]
     assert cli.main(["tune", str(space), "--preset", str(config), *words]) == 0
     assert "step 2: reprojection PSNR" in capsys.readouterr().out
-    trials = json.loads((tmp_path / "search/trials.json").read_text())
+    trials = json.loads((tmp_path / "search/trials.json").read_text())["trials"]
     assert len(trials) == 2
     assert all(trial["best_psnr_db"] is not None for trial in trials)

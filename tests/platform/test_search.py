@@ -93,7 +93,7 @@ def test_a_killed_search_resumes_and_repeats_no_finished_trial(tiny, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
 
     subprocess.run([*command, "--resume", str(search)], env=environment, check=True, timeout=400)
-    table = json.loads((search / "trials.json").read_text())
+    table = json.loads((search / "trials.json").read_text())["trials"]
     assert len(table) == 3
     assert [trial["best_psnr_db"] for trial in table] == sorted(
         (trial["best_psnr_db"] for trial in table), reverse=True
