@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from raylift.platform.evaluation.report import TITLES
+from raylift.platform.evaluation.tables import TITLES
 
 INTRODUCTION = """\
 # Results

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from skimage.metrics import structural_similarity
 
 from raylift.datasets import segmentation
-from raylift.datasets.intensity import Window
+from raylift.datasets.intensity import HU_MAX, HU_MIN, Window
 
 Figures = dict[str, float]
 Unit = Float[np.ndarray, "d h w"]
@@ -67,8 +67,14 @@ def cosine(prediction: Unit, ground_truth: Unit) -> float:
 def lung_dice(
     prediction_hu: Float[np.ndarray, "d h w"], ground_truth_hu: Float[np.ndarray, "d h w"], spacing_mm: float
 ) -> float:
-    """Dice of the lungs, both segmented by the same threshold (`segmentation.lungs`); 0 where only one has lungs."""
-    masks = [segmentation.lungs(np.rint(hu).astype(np.int16), spacing_mm) for hu in (prediction_hu, ground_truth_hu)]
+    """Dice of the lungs, both segmented by the same threshold (`segmentation.lungs`); 0 where only one has lungs.
+
+    Where voxels are not cubes, `spacing_mm` is the edge of a cube of their volume.
+    """
+    masks = [
+        segmentation.lungs(np.rint(hu.clip(HU_MIN, HU_MAX)).astype(np.int16), spacing_mm)
+        for hu in (prediction_hu, ground_truth_hu)
+    ]
     total = sum(int(mask.sum()) for mask in masks)
     return float(2 * (masks[0] & masks[1]).sum() / total) if total else 1.0
 

@@ -17,6 +17,7 @@ COMMANDS = {
         "raylift.platform.commands.evaluation_export:evaluate",
         "metrics of a checkpoint: tables, JSON, report",
     ),
+    "score": ("raylift.platform.commands.score:score", "metrics of volumes from anywhere beside their ground truth"),
     "export": (
         "raylift.platform.commands.evaluation_export:export",
         "a checkpoint as safetensors, config and model card",

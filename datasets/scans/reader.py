@@ -103,7 +103,7 @@ def find(paths: Iterable[Path]) -> Found:
 
 
 def read(source: Source, limits: ScanLimits = DEFAULT_LIMITS, assume_spacing_mm: Sequence[float] | None = None) -> Scan:
-    """The scan in HU.
+    """A CT in HU.
 
     Args:
         source: the files.
@@ -113,6 +113,19 @@ def read(source: Source, limits: ScanLimits = DEFAULT_LIMITS, assume_spacing_mm:
     Raises:
         SegmentationMask: a volume of labels.
         RefusedFile: not a CT, missing or duplicate slices, not 3-D, not in HU, truncated, or over the limits.
+    """
+    scan = read_values(source, limits, assume_spacing_mm)
+    _check_hu(source.where, sitk.GetArrayViewFromImage(scan.image))
+    return scan
+
+
+def read_values(
+    source: Source, limits: ScanLimits = DEFAULT_LIMITS, assume_spacing_mm: Sequence[float] | None = None
+) -> Scan:
+    """A volume whose values need not be those of a CT, such as a prediction of one; arguments and errors as in `read`.
+
+    Raises:
+        RefusedFile: missing or duplicate slices, not 3-D, truncated, NaN or infinite, or over the limits.
     """
     total = source.stored_bytes
     if total > limits.max_file_bytes:
@@ -125,7 +138,6 @@ def read(source: Source, limits: ScanLimits = DEFAULT_LIMITS, assume_spacing_mm:
     if not all(np.isfinite(plane).all() for plane in volume.voxels):
         raise RefusedFile(f"{source.where}: NaN or infinite voxels: set them to -1024")
     voxels, more = outliers_to_air(source.where, volume.voxels)
-    _check_hu(source.where, voxels)
     image = to_image(replace(volume, voxels=voxels))
     orientation = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(image.GetDirection())
     return Scan(source, image, orientation, (*volume.changes, *more), volume.rescale)

@@ -16,7 +16,8 @@ from raylift.models import consistency, metrics
 from raylift.models.metrics import Figures
 from raylift.models.weights import Description
 
-ProtocolName = Literal["volume", "x2ct", "cvaa", "reprojection"]
+VolumeProtocolName = Literal["volume", "x2ct", "cvaa"]
+ProtocolName = Literal[VolumeProtocolName, "reprojection"]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -14,6 +13,7 @@ from raylift.models.weights import Description
 from raylift.platform.evaluation.plots import plot_history, plot_reprojections, plot_slices
 from raylift.platform.evaluation.protocols import PROTOCOLS
 from raylift.platform.evaluation.results import FITTED, Evaluation
+from raylift.platform.evaluation.tables import TITLES, Section, cell
 
 DISCLAIMER = "raylift is research software. It is not a medical device and must not be used for diagnosis."
 RESIDUAL = (
@@ -23,18 +23,6 @@ RESIDUAL = (
 MAX_CASES_PLOTTED = 4
 TEMPLATE = "report.html.j2"
 
-TITLES = {
-    "mae_hu": "MAE, HU",
-    "mse": "MSE",
-    "psnr_db": "PSNR, dB",
-    "psnr_3d_db": "PSNR 3-D, dB",
-    "psnr_slices_db": "PSNR slices, dB",
-    "ssim": "SSIM",
-    "ssim_slices": "SSIM slices",
-    "cosine": "cosine",
-    "lung_dice": "lung Dice",
-}
-
 _templates = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
@@ -42,16 +30,6 @@ _templates = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-
-
-@dataclass(frozen=True)
-class Section:
-    """A table with its title and the definition of its numbers."""
-
-    title: str
-    definition: str
-    header: list[str]
-    body: list[list[str]]
 
 
 def write(
@@ -77,15 +55,7 @@ def write(
 
 def terminal_tables(evaluation: Evaluation) -> list[Table]:
     """The tables of the report for a terminal."""
-    tables = []
-    for section in _sections(evaluation):
-        table = Table(title=section.title, title_justify="left")
-        for index, name in enumerate(section.header):
-            table.add_column(name, justify="right" if index else "left")
-        for row in section.body:
-            table.add_row(*row)
-        tables.append(table)
-    return tables
+    return [section.terminal() for section in _sections(evaluation)]
 
 
 def _page(evaluation: Evaluation, figures: list[tuple[str, Path]]) -> str:
@@ -122,7 +92,7 @@ def _protocol_rows(evaluation: Evaluation, protocol: str) -> tuple[list[str], li
     body = []
     for predictor in evaluation.predictors:
         mean, std = evaluation.mean(predictor, protocol), evaluation.std(predictor, protocol)
-        body.append([predictor, *(_cell(name, mean[name], std[name], len(evaluation.cases)) for name in names)])
+        body.append([predictor, *(cell(name, mean[name], std[name], len(evaluation.cases)) for name in names)])
     return ["predictor", *(TITLES.get(name, name) for name in names)], body
 
 
@@ -132,12 +102,7 @@ def _case_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     name = next(key for key in evaluation.mean(evaluation.predictors[0], protocol) if key.startswith("psnr"))
     header = ["scan", *(f"{predictor}, {TITLES[name]} ({protocol})" for predictor in evaluation.predictors)]
     body = [
-        [case.entry.id, *(_cell(name, case.metrics[p][protocol][name], 0.0, 1) for p in evaluation.predictors)]
+        [case.entry.id, *(cell(name, case.metrics[p][protocol][name], 0.0, 1) for p in evaluation.predictors)]
         for case in evaluation.cases
     ]
     return header, body
-
-
-def _cell(name: str, mean: float, std: float, count: int) -> str:
-    digits = 2 if name.endswith("_db") else 0 if name.endswith("_hu") else 5 if name == "mse" else 4
-    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if count > 1 else "")

@@ -1,0 +1,218 @@
+"""Figures of volumes from anywhere beside their ground truth, under every volume protocol; no model and no archive.
+
+Both volumes of a pair are read by the readers of `raylift ingest` and put in one orientation, which moves no voxel.
+Nothing is resampled unless requested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Float32
+
+from raylift.datasets.csv_file import read_rows
+from raylift.datasets.errors import ConfigError, RefusedFile
+from raylift.datasets.intensity import HU_MIN
+from raylift.datasets.scans import reader, volume_file
+from raylift.datasets.scans.header_checks import DEFAULT_LIMITS, ScanLimits
+from raylift.datasets.sources import Source, is_apple_double
+from raylift.models import metrics
+from raylift.models.metrics import Figures
+from raylift.platform.evaluation.protocols import PROTOCOLS, VolumeProtocolName
+from raylift.platform.evaluation.tables import MetricTable
+
+PREDICTOR = "prediction"
+VOLUME_ORDER = "LPI"
+"""Directions of increasing columns, rows and slices of a volume in raylift."""
+TOLERANCE = 0.01
+"""Largest distance, in voxels, between the corners of two grids that count as one."""
+COLUMNS = ("prediction", "ground_truth")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The files of one subject."""
+
+    name: str
+    prediction: Path
+    ground_truth: Path
+
+
+@dataclass(frozen=True)
+class Score:
+    """The figures of all pairs, and what a reader must consider beside them."""
+
+    table: MetricTable
+    missing: list[str]
+    """Ground truth without a prediction, which no figure includes."""
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    """By subject, what was resampled, changed or assumed."""
+
+
+def pairs_by_name(predictions: Path, ground_truth: Path) -> tuple[list[Pair], list[str]]:
+    """Pairs of files whose paths inside the two folders are equal up to the suffix, and ground truth without one.
+
+    Raises:
+        ConfigError: a folder holds no volume or two of one name, or a prediction has no ground truth.
+    """
+    found, wanted = _volumes(predictions), _volumes(ground_truth)
+    if alone := sorted(found.keys() - wanted.keys()):
+        more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
+        raise ConfigError(
+            f"{found[alone[0]]} has no ground truth of that name in {ground_truth}{more}: rename "
+            f"it, or list the pairs in a CSV with the columns {' and '.join(COLUMNS)} (--pairs)"
+        )
+    return [Pair(name, path, wanted[name]) for name, path in found.items()], sorted(wanted.keys() - found.keys())
+
+
+def pairs_by_table(table: Path, predictions: Path, ground_truth: Path) -> list[Pair]:
+    """Pairs from a CSV with the columns prediction and ground_truth, paths inside the two folders.
+
+    Raises:
+        ConfigError: a column or a file is missing, or a prediction is listed twice.
+    """
+    columns, rows = read_rows(table)
+    if not set(COLUMNS) <= set(columns):
+        raise ConfigError(f"{table}: columns {columns}, needed are {' and '.join(COLUMNS)}")
+    pairs = [Pair(row[COLUMNS[0]], predictions / row[COLUMNS[0]], ground_truth / row[COLUMNS[1]]) for row in rows]
+    if len({pair.name for pair in pairs}) < len(pairs):
+        raise ConfigError(f"{table}: a prediction is listed twice: leave one row for each")
+    for path in (path for pair in pairs for path in (pair.prediction, pair.ground_truth)):
+        if not path.is_file():
+            raise ConfigError(f"{table}: {path} is not a file: correct the path")
+    return pairs
+
+
+def score(
+    pairs: Sequence[Pair],
+    *,
+    missing: Sequence[str] = (),
+    protocols: Sequence[VolumeProtocolName] = (),
+    resample: bool = False,
+    limits: ScanLimits = DEFAULT_LIMITS,
+    assume_spacing_mm: Sequence[float] | None = None,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> Score:
+    """Figures of every pair.
+
+    Args:
+        pairs: at least one.
+        missing: ground truth without a prediction, for the report.
+        protocols: by default all that compare volumes; lung Dice is added.
+        resample: resample a prediction on another grid to that of its ground truth: linear, without smoothing, air
+            outside.
+        limits: largest volume accepted.
+        assume_spacing_mm: spacing of NRRD and MetaImage files that state none.
+        progress: called with the number of finished pairs, the number of all, and the next one's name.
+
+    Raises:
+        ConfigError: there is no pair, or the grids of a pair differ and `resample` is False.
+        RefusedFile: a file is no volume, is damaged, has NaN, or is not in HU.
+    """
+    if not pairs:
+        raise ConfigError("there is no pair of volumes to score")
+    names: tuple[str, ...] = tuple(protocols or metrics.PROTOCOLS)
+    figures: dict[str, dict[str, dict[str, Figures]]] = {}
+    notes: dict[str, list[str]] = {}
+    for done, pair in enumerate(pairs):
+        progress(done, len(pairs), pair.name)
+        ground_truth = reader.read(_source(pair.ground_truth), limits, assume_spacing_mm)
+        prediction = reader.read_values(_source(pair.prediction), limits, assume_spacing_mm)
+        target = sitk.DICOMOrient(ground_truth.image, VOLUME_ORDER)
+        image, changed = _on_grid(sitk.DICOMOrient(prediction.image, VOLUME_ORDER), target, pair, resample)
+        target_hu, hu = _hu(target), _hu(image)
+        _check_predicted_hu(pair.prediction, hu)
+        spacing_mm = float(np.prod(target.GetSpacing()) ** (1 / 3))
+        figures[pair.name] = {
+            PREDICTOR: {
+                **{name: metrics.PROTOCOLS[name].evaluate(hu, target_hu) for name in names},
+                "segmentation": {"lung_dice": metrics.lung_dice(hu, target_hu, spacing_mm)},
+            }
+        }
+        if pair_notes := [*changed, *prediction.changes, *ground_truth.changes]:
+            notes[pair.name] = pair_notes
+    progress(len(pairs), len(pairs), "")
+    definitions = {name: PROTOCOLS[name].definition for name in (*names, "segmentation")}
+    return Score(MetricTable(figures, definitions), list(missing), notes)
+
+
+def _volumes(folder: Path) -> Mapping[str, Path]:
+    """Volume files under a folder by their path inside it without suffix, sorted."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if not (suffix := volume_file.suffix(path)) or is_apple_double(path) or not path.is_file():
+            continue
+        name = path.relative_to(folder).as_posix()[: -len(suffix)]
+        if name in found:
+            raise ConfigError(f"{folder}: {found[name].name} and {path.name} have one name: keep one of them")
+        found[name] = path
+    if not found:
+        raise ConfigError(f"{folder} holds no volume ({', '.join(volume_file.SUFFIXES)})")
+    return found
+
+
+def _source(path: Path) -> Source:
+    if not volume_file.suffix(path):
+        raise RefusedFile(f"{path}: not a volume raylift reads ({', '.join(volume_file.SUFFIXES)})")
+    return Source(path.name, path.name, (path, *volume_file.data_files(path)))
+
+
+def _hu(image: sitk.Image) -> Float32[np.ndarray, "d h w"]:
+    hu: Float32[np.ndarray, "d h w"] = sitk.GetArrayFromImage(image).astype(np.float32)
+    return hu
+
+
+def _on_grid(image: sitk.Image, target: sitk.Image, pair: Pair, resample: bool) -> tuple[sitk.Image, list[str]]:
+    """The prediction on the grid of its ground truth, and what was resampled."""
+    if image.GetSize() == target.GetSize() and _distance(image, target) <= TOLERANCE:
+        return image, []
+    if not resample:
+        raise ConfigError(
+            f"{pair.prediction} has {_grid(image)}, its ground truth {pair.ground_truth} has {_grid(target)}: pass "
+            "--resample to resample the prediction to that grid, or correct its header"
+        )
+    same = sitk.Resample(image, target, sitk.Transform(), sitk.sitkLinear, float(HU_MIN), sitk.sitkFloat32)
+    inside = sitk.Resample(
+        sitk.Cast(image * 0 + 1, sitk.sitkFloat32), target, sitk.Transform(), sitk.sitkNearestNeighbor
+    )
+    covered = float(sitk.GetArrayViewFromImage(inside).mean())
+    if covered == 0:
+        raise ConfigError(
+            f"{pair.prediction} and its ground truth {pair.ground_truth} do not overlap: correct the origin or "
+            "direction in the header"
+        )
+    return same, [f"resampled from {_grid(image)}; it covers {covered:.1%} of the ground truth, the rest is air"]
+
+
+def _distance(image: sitk.Image, target: sitk.Image) -> float:
+    """Largest distance between the corners of two grids of one size, in voxels."""
+    corners = [(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)]
+    last = np.array(target.GetSize()) - 1
+    places = [
+        np.array([one.TransformIndexToPhysicalPoint((corner * last).tolist()) for corner in np.array(corners)])
+        for one in (image, target)
+    ]
+    return float(np.linalg.norm(places[0] - places[1], axis=1).max() / min(target.GetSpacing()))
+
+
+def _grid(image: sitk.Image) -> str:
+    size, spacing, origin = image.GetSize(), image.GetSpacing(), image.GetOrigin()
+    return (
+        f"{'x'.join(map(str, size))} voxels of {' x '.join(f'{value:.4g}' for value in spacing)} mm from "
+        f"({', '.join(f'{value:.1f}' for value in origin)})"
+    )
+
+
+def _check_predicted_hu(path: Path, hu: Float32[np.ndarray, "d h w"]) -> None:
+    """Refuse a prediction in another unit, whose figures would be low without a reason in sight."""
+    low, high = float(hu.min()), float(hu.max())
+    if low >= -2 and high <= 2:
+        raise RefusedFile(f"{path}: values {low:g} to {high:g} are in a network's range, not in HU: convert them to HU")
+    if low >= 0 and high > 1100:
+        raise RefusedFile(f"{path}: values {low:g} to {high:g} have no air: they may be HU + 1024, so subtract 1024")

@@ -1,0 +1,149 @@
+"""Metrics by subject, predictor and protocol, as tables for a terminal, CSV, Markdown and JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from rich.table import Table
+
+from raylift.datasets.csv_file import write_rows
+from raylift.models.metrics import Figures
+
+Metrics = Mapping[str, Mapping[str, Mapping[str, Figures]]]
+"""Figures by subject, predictor and protocol."""
+
+TITLES = {
+    "mae_hu": "MAE, HU",
+    "mse": "MSE",
+    "psnr_db": "PSNR, dB",
+    "psnr_3d_db": "PSNR 3-D, dB",
+    "psnr_slices_db": "PSNR slices, dB",
+    "ssim": "SSIM",
+    "ssim_slices": "SSIM slices",
+    "cosine": "cosine",
+    "lung_dice": "lung Dice",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table with its title and the definition of its numbers."""
+
+    title: str
+    definition: str
+    header: list[str]
+    body: list[list[str]]
+
+    def terminal(self) -> Table:
+        """The table for a terminal."""
+        table = Table(title=self.title, title_justify="left")
+        for index, name in enumerate(self.header):
+            table.add_column(name, justify="right" if index else "left")
+        for row in self.body:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        """Title, definition and table in Markdown."""
+        rows = [self.header, ["---"] * len(self.header), *self.body]
+        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+        return f"## {self.title}\n\n{self.definition}\n\n{table}\n"
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """Figures of every predictor on the same subjects, under the same protocols."""
+
+    metrics: Metrics
+    definitions: Mapping[str, str]
+    """How each protocol computes its figures, a sentence by name."""
+
+    @property
+    def predictors(self) -> list[str]:
+        """The predictors, in order."""
+        return list(next(iter(self.metrics.values())))
+
+    @property
+    def protocols(self) -> list[str]:
+        """The protocols, in order."""
+        return list(self.definitions)
+
+    def names(self, protocol: str) -> list[str]:
+        """Names of a protocol's figures."""
+        return list(next(iter(self.metrics.values()))[self.predictors[0]][protocol])
+
+    def values(self, predictor: str, protocol: str, name: str) -> Float64[np.ndarray, " subjects"]:
+        """One figure of one predictor by subject."""
+        return np.array([by_predictor[predictor][protocol][name] for by_predictor in self.metrics.values()])
+
+    def mean(self, predictor: str, protocol: str) -> Figures:
+        """Mean over subjects; infinite where a subject's figure is."""
+        return {name: float(self.values(predictor, protocol, name).mean()) for name in self.names(protocol)}
+
+    def std(self, predictor: str, protocol: str) -> Figures:
+        """Standard deviation over subjects (of the population); 0 for a single one, NaN where a figure is infinite."""
+        found = {}
+        for name in self.names(protocol):
+            values = self.values(predictor, protocol, name)
+            found[name] = float(values.std()) if np.isfinite(values).all() else math.nan
+        return found
+
+    def sections(self) -> list[Section]:
+        """For each protocol, mean and standard deviation of every predictor."""
+        return [
+            Section(
+                f"Protocol {protocol}",
+                definition,
+                ["predictor", *(TITLES.get(name, name) for name in self.names(protocol))],
+                [[predictor, *self._cells(predictor, protocol)] for predictor in self.predictors],
+            )
+            for protocol, definition in self.definitions.items()
+        ]
+
+    def write_csv(self, path: Path) -> None:
+        """A row for each subject and predictor, with a column `protocol.figure` for each figure."""
+        columns = [(protocol, name) for protocol in self.protocols for name in self.names(protocol)]
+        rows = (
+            [subject, predictor, *(figures[protocol][name] for protocol, name in columns)]
+            for subject, by_predictor in self.metrics.items()
+            for predictor, figures in by_predictor.items()
+        )
+        write_rows(path, ["subject", "predictor", *(".".join(column) for column in columns)], rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Means and standard deviations by predictor and protocol, and the figures of every subject."""
+        return {
+            "protocols": dict(self.definitions),
+            "mean": {p: {q: finite(self.mean(p, q)) for q in self.protocols} for p in self.predictors},
+            "standard_deviation": {p: {q: finite(self.std(p, q)) for q in self.protocols} for p in self.predictors},
+            "cases": {
+                subject: {p: {q: finite(figures) for q, figures in by.items()} for p, by in by_predictor.items()}
+                for subject, by_predictor in self.metrics.items()
+            },
+        }
+
+    def _cells(self, predictor: str, protocol: str) -> list[str]:
+        mean, std = self.mean(predictor, protocol), self.std(predictor, protocol)
+        return [cell(name, mean[name], std[name], len(self.metrics)) for name in mean]
+
+
+def finite(figures: Figures) -> dict[str, float | None]:
+    """The figures for JSON, which has no infinity: the PSNR of an exact volume becomes null."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def cell(name: str, mean: float, std: float = 0.0, count: int = 1) -> str:
+    """A figure with the digits that its unit needs and, over several subjects, its standard deviation."""
+    digits = digits_of(name)
+    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if count > 1 else "")
+
+
+def digits_of(name: str) -> int:
+    """Decimal places of a figure."""
+    return 2 if name.endswith("_db") else 0 if name.endswith("_hu") else 5 if name == "mse" else 4
