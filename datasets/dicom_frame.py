@@ -19,7 +19,15 @@ from pydicom import uid
 from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 
+from raylift.datasets import jpeg
 from raylift.datasets.errors import RefusedFile
+
+
+def _decode_jpeg(frame: bytes) -> Any:
+    pixels = imagecodecs.jpeg8_decode(frame)
+    if jpeg.is_cut(frame, jpeg.layout(frame).end, pixels, imagecodecs.jpeg8_decode):
+        raise ValueError("the compressed data end before the last pixel")
+    return pixels
 
 
 def _decode_jpegls(frame: bytes) -> Any:
@@ -31,9 +39,7 @@ Decoder = Callable[[bytes], Any]
 DECODERS: dict[str, Decoder | None] = {
     **dict.fromkeys((uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian), None),
     uid.RLELossless: None,
-    **dict.fromkeys(
-        (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), imagecodecs.jpeg8_decode
-    ),
+    **dict.fromkeys((uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), _decode_jpeg),
     **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), _decode_jpegls),
     **dict.fromkeys(
         (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K),
@@ -41,10 +47,6 @@ DECODERS: dict[str, Decoder | None] = {
     ),
 }
 """The decoder of a frame by transfer syntax; None for those that pydicom itself decodes."""
-STANDALONE_MARKERS = (0x01, *range(0xD0, 0xD9))
-"""JPEG markers without a length."""
-SIZE_MARKERS = (0xC0, 0xC1, 0xC2, 0xC3, 0xF7)
-"""Start of frame: baseline, extended, progressive, lossless and JPEG-LS."""
 WRAPPED, FULL_WRAPPED = 0.25, 0.02
 """Share of the neighbors over which values wrap around that another interpretation of the bits makes more alike, and
 share of all neighbors over which they must wrap if BitsStored fills the container."""
@@ -221,38 +223,32 @@ def _compressed_frame(dataset: pydicom.Dataset, name: str) -> bytes:
     """The compressed frame, whose size is compared with the header before memory is allocated for it."""
     try:
         (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
-        found = _frame_size(frame)
+        found = _frame_shape(frame)
     except Exception as error:
-        raise RefusedFile(f"{name}: the pixels cannot be decoded: the compressed frame is damaged") from error
-    expected = int(dataset.Rows), int(dataset.Columns)
-    if found is not None and found != expected:
+        reason = f": {error}" if isinstance(error, ValueError) else ""
+        raise RefusedFile(f"{name}: the pixels cannot be decoded: the compressed frame is damaged{reason}") from error
+    expected = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1)
+    if found is not None and found[:2] != expected[:2]:
         raise RefusedFile(
             f"{name}: the compressed frame has {found[0]} x {found[1]} pixels, the header "
             f"{expected[0]} x {expected[1]}: correct Rows and Columns"
         )
+    if found is not None and found[2] != expected[2]:
+        raise RefusedFile(
+            f"{name}: the compressed frame has {found[2]} samples a pixel, the header {expected[2]}: correct "
+            "SamplesPerPixel"
+        )
     return frame
 
 
-def _frame_size(frame: bytes) -> tuple[int, int] | None:
-    """Rows and columns of a JPEG, JPEG-LS or JPEG 2000 codestream; None for other frames."""
+def _frame_shape(frame: bytes) -> tuple[int, int, int] | None:
+    """Rows, columns and samples of a JPEG, JPEG-LS or JPEG 2000 codestream; None for other frames."""
     at = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
     if at >= 0:
         right, bottom, left, top = struct.unpack_from(">4I", frame, at + 8)
-        return bottom - top, right - left
+        (samples,) = struct.unpack_from(">H", frame, at + 40)
+        return bottom - top, right - left, samples
     if frame[:2] != b"\xff\xd8":
         return None
-    at = 2
-    while True:
-        marker = frame[at + 1]
-        if frame[at] != 0xFF or marker == 0xDA:
-            raise ValueError("no start of frame")
-        if marker in SIZE_MARKERS:
-            rows, columns = struct.unpack_from(">2H", frame, at + 5)
-            return rows, columns
-        at += (
-            1
-            if marker == 0xFF
-            else 2
-            if marker in STANDALONE_MARKERS
-            else 2 + struct.unpack_from(">H", frame, at + 2)[0]
-        )
+    stream = jpeg.layout(frame)
+    return stream.rows, stream.columns, stream.samples

@@ -26,8 +26,8 @@ class RadiographLimits:
 
     max_bytes: int = 64 * 2**20
     """Bytes of a file."""
-    max_pixels: int = 2**26
-    """Pixels in all."""
+    max_pixels: int = 32_000_000
+    """Pixels in all, of up to 4 bytes in PNG and TIFF; wider ones count as several."""
     min_side: int = 32
     """Fewest pixels along an axis."""
     max_aspect: float = 4.0

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Shaped
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from raylift.datasets import jpeg
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.radiographs.gray_image import GrayImage, RadiographLimits, check_size, one_line, square_pixels
+from raylift.datasets.radiographs.gray_image import GrayImage, RadiographLimits, one_line, square_pixels
+from raylift.datasets.radiographs.picture_header import select_page
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-MAX_PAGES = 64
 TINT_CORRELATION = 0.9
 """Smallest correlation of each channel with the luminance in a tinted gray image; color maps of heat are below."""
 ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 """Values of the orientation tag that exchange rows and columns."""
-PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Samples a pixel by color type."""
-ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
-"""First row and column of each pass of an interlaced PNG, and its steps down and across."""
 TIFF_DEFAULTS = {0x010A: ("FillOrder", 1), 0x013D: ("Predictor", 1), 0x0153: ("SampleFormat", 1)}
 """Tags that change how the values of a TIFF are read, with their usual value."""
 
@@ -40,13 +35,11 @@ def read_picture(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             notes: list[str] = []
-            _select_page(picture, name, notes)
-            check_size(name, picture.height, picture.width, limits)
-            if picture.format == "PNG":
-                _check_length(data, name)
-            _check_strips(picture, name)
+            select_page(picture, data, name, limits, notes)
             notes += _unusual_tags(picture)
             ratio, what = _pixel_ratio(picture)
+            if picture.format == "JPEG":
+                _check_end(picture, data, name)
             pixels = _gray(picture, name, notes)
             return GrayImage(square_pixels(pixels, ratio, what, name, limits, notes), tuple(notes))
     except RefusedFile:
@@ -58,65 +51,15 @@ def read_picture(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
         raise RefusedFile(f"{name}: the image is damaged: {one_line(error)}") from error
 
 
-def _select_page(picture: Image.Image, name: str, notes: list[str]) -> None:
-    """Go to the largest page; the others are its thumbnails and reduced copies."""
-    pages = getattr(picture, "n_frames", 1)
-    if pages == 1:
-        return
-    if pages > MAX_PAGES:
-        raise RefusedFile(f"{name}: {pages} pages: a radiograph has one: save it as a file of its own")
-    sizes = []
-    for page in range(pages):
-        picture.seek(page)
-        sizes.append(picture.width * picture.height)
-    largest = sizes.index(max(sizes))
-    if sizes.count(max(sizes)) > 1:
-        raise RefusedFile(
-            f"{name}: {sizes.count(max(sizes))} of {pages} pages have the largest size: save the radiograph as a file "
-            "of its own"
-        )
-    picture.seek(largest)
-    notes.append(f"page {largest + 1} of {pages} read, the largest")
+def _check_end(picture: Image.Image, data: bytes, name: str) -> None:
+    """Decode a JPEG and refuse it if its last scan ends before its last pixel."""
 
+    def decode(stream: bytes) -> Any:
+        with Image.open(io.BytesIO(stream), formats=("JPEG",)) as other:
+            return np.asarray(other)
 
-def _check_length(data: bytes, name: str) -> None:
-    """Refuse a PNG whose pixel data have another length than its header gives, which decodes to torn rows."""
-    columns, rows, bits, color, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
-    pixel_bits = bits * PNG_CHANNELS.get(color, 0)
-    expected = 0
-    for top, left, down, across in ADAM7 if interlaced else ((0, 0, 1, 1),):
-        lines, length = -(-max(0, rows - top) // down), -(-max(0, columns - left) // across)
-        # Each line begins with one byte for its filter; a pass without pixels has no lines.
-        expected += lines * (1 + -(-length * pixel_bits // 8)) if length else 0
-    stream, found, at = zlib.decompressobj(), 0, 8
-    while at + 8 <= len(data) and found <= expected:
-        length, kind = struct.unpack_from(">I4s", data, at)
-        block = data[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
-        while block and found <= expected:
-            found += len(stream.decompress(block, 2**20))
-            block = stream.unconsumed_tail
-        at += 12 + length
-    if found != expected:
-        raise RefusedFile(
-            f"{name}: the image is damaged: its pixels have {'more than ' * (found > expected)}"
-            f"{min(found, expected)} bytes, {columns} x {rows} pixels of {bits} bits have {expected}"
-        )
-
-
-def _check_strips(picture: Image.Image, name: str) -> None:
-    """Refuse an uncompressed TIFF whose strips have another length than its header gives."""
-    tags: Any = getattr(picture, "tag_v2", {})
-    bits = tags.get(0x0102, (1,))
-    if tags.get(0x0103, 1) != 1 or 0x0117 not in tags:
-        return
-    planes, samples = (len(bits), 1) if tags.get(0x011C, 1) == 2 else (1, tags.get(0x0115, 1))
-    expected = planes * tags[0x0101] * -(-tags[0x0100] * samples * bits[0] // 8)
-    found, strips = sum(tags[0x0117]), planes * -(-tags[0x0101] // max(1, tags.get(0x0116, tags[0x0101])))
-    if found != expected or len(tags[0x0117]) != strips:
-        raise RefusedFile(
-            f"{name}: the image is damaged: its {len(tags[0x0117])} strips have {found} bytes, {tags[0x0100]} x "
-            f"{tags[0x0101]} pixels of {bits[0]} bits have {expected} in {strips}"
-        )
+    if jpeg.is_cut(data, jpeg.layout(data).end, np.asarray(picture), decode):
+        raise RefusedFile(f"{name}: the image is damaged: its compressed data end before its last pixel")
 
 
 def _unusual_tags(picture: Image.Image) -> list[str]:

@@ -26,6 +26,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGBaseline8Bit,
     generate_uid,
 )
 from samples import thorax_image, write_image, write_series
@@ -367,10 +368,104 @@ def huge_jpeg2000() -> bytes:
     siz = stream.index(b"\xff\x51")
     struct.pack_into(">II", stream, siz + 6, 60_000, 60_000)
     struct.pack_into(">II", stream, siz + 22, 60_000, 60_000)
-    body = pydicom.encaps.encapsulate([bytes(stream)])
-    return dicom(
-        syntax=JPEG2000Lossless, PixelData=body, BitsAllocated=8, BitsStored=8, HighBit=7, Rows=100, Columns=90
+    return dicom_jpeg(bytes(stream), syntax=JPEG2000Lossless)
+
+
+def rgba16(side: int) -> bytes:
+    """The header of a PNG with 8 bytes a pixel, and pixels that inflate to 500 MB."""
+    header = struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 0)
+    return png((b"IHDR", header), (b"IDAT", zeros(500)), (b"IEND", b""))
+
+
+def tiff_with_huge_tiles() -> bytes:
+    """A deflated TIFF of 100 x 90 pixels in one tile of 60000 x 50000."""
+    entries = [
+        (0x100, 4, 90), (0x101, 4, 100), (0x102, 3, 8), (0x103, 3, 8), (0x106, 3, 1), (0x115, 3, 1), (0x142, 4, 60_000),
+        (0x143, 4, 50_000), (0x144, 4, 200), (0x145, 4, 3_000_000),
+    ]  # fmt: skip
+    directory = struct.pack("<H", len(entries))
+    directory += b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries) + bytes(4)
+    return (b"II*\0" + struct.pack("<I", 8) + directory).ljust(200, b"\0") + zeros(3000)
+
+
+def tiff_of_many_pages() -> bytes:
+    """A TIFF with half a million directories."""
+    entries = [(0x100, 90), (0x101, 100), (0x111, 8), (0x117, 1200)]
+    page = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    size = len(page) + 4
+    return b"II*\0" + b"".join(struct.pack("<I", 8 + size * k) + page for k in range(500_000)) + bytes(4)
+
+
+def jpeg_of_many_scans(scans: int = 2000) -> bytes:
+    """A progressive JPEG of 5600 x 5600 whose last scan is repeated."""
+    data = encoded("JPEG", Image.new("L", (5600, 5600), 90), progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * scans + data[-2:]
+
+
+def jpeg_without_pixels() -> bytes:
+    """A JPEG of 5600 x 5600 whose scan has no data."""
+    data = encoded("JPEG", Image.new("L", (5600, 5600), 90))
+    scan = data.index(b"\xff\xda")
+    return data[: scan + 2 + struct.unpack_from(">H", data, scan + 2)[0]] + b"\xff\xd9"
+
+
+def dicom_jpeg(stream: bytes, **tags: object) -> bytes:
+    usual = {"syntax": JPEGBaseline8Bit, "Rows": 100, "Columns": 90, "BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
+    return dicom(PixelData=pydicom.encaps.encapsulate([stream]), **usual | tags)
+
+
+def jpeg2000_of_many_components() -> bytes:
+    """A codestream that claims 16384 samples a pixel in a DICOM file of one."""
+    stream = bytearray(encoded("JPEG2000", irreversible=False, no_jp2=True))
+    struct.pack_into(">H", stream, stream.index(b"\xff\x51") + 38, 16_384)
+    return dicom_jpeg(bytes(stream), syntax=JPEG2000Lossless)
+
+
+def animation() -> bytes:
+    frames = [Image.new("L", (3000, 3000), level) for level in (10, 90)]
+    return encoded("PNG", frames[0], save_all=True, append_images=frames[1:])
+
+
+FROM_THE_HEADER: dict[str, tuple[Callable[[], bytes], str]] = {
+    "a PNG of 8192 x 8192, RGBA of 16 bits": (lambda: rgba16(8192), "8192 x 8192 pixels, over the limit of 32000000"),
+    "a PNG of 5000 x 5000, RGBA of 16 bits": (lambda: rgba16(5000), "200005000 bytes when it is decoded"),
+    "a TIFF with tiles of 3 GB": (tiff_with_huge_tiles, "3000000000 bytes when it is decoded"),
+    "a TIFF of half a million pages": (tiff_of_many_pages, "over 64 pages"),
+    "an animation": (animation, "2 frames"),
+    "a JPEG of 2006 scans": (jpeg_of_many_scans, "over 32 scans"),
+    "a DICOM file with a JPEG of 2006 scans": (
+        lambda: dicom_jpeg(jpeg_of_many_scans(), Rows=5600, Columns=5600), "over 32 scans",
+    ),
+    "a JPEG 2000 of many components": (jpeg2000_of_many_components, "16384 samples a pixel"),
+    "a DICOM file of 65535 x 65535": (lambda: dicom(Rows=65535, Columns=65535), "over the limit of 32000000"),
+}  # fmt: skip
+"""Files that would cost much time or memory if they were decoded, with a part of the refusal."""
+
+
+def test_costly_files_are_refused_from_the_header_in_a_fifth_of_a_second_and_64_mb(tmp_path: Path) -> None:
+    code = (
+        "import json, resource, sys, time; from pathlib import Path\n"
+        "from raylift.datasets.radiographs import decoding; from raylift.datasets.errors import RefusedFile\n"
+        "files = [Path(name).read_bytes() for name in sys.argv[1:]]\n"
+        "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20,) * 2)\n"
+        "for data in files:\n"
+        "    begun = time.process_time()\n"
+        "    try: decoding.read(data, 'upload'); text = 'read'\n"
+        "    except RefusedFile as error: text = str(error)\n"
+        "    print(json.dumps([text, time.process_time() - begun]))"
     )
+    paths = [tmp_path / str(k) for k in range(len(FROM_THE_HEADER))]
+    for path, (make, _) in zip(paths, FROM_THE_HEADER.values(), strict=True):
+        path.write_bytes(make())
+    run = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    for (text, seconds), (what, (_, words)) in zip(lines, FROM_THE_HEADER.items(), strict=True):
+        assert text.startswith("upload: "), what
+        assert words in text, what
+        assert seconds < 0.2, what
 
 
 NO_RADIOGRAPHS: dict[str, Callable[[], bytes]] = {
@@ -390,6 +485,11 @@ NO_RADIOGRAPHS: dict[str, Callable[[], bytes]] = {
     "half a PNG": lambda: encoded("PNG")[:-60],
     "the head of a PNG": lambda: encoded("PNG")[:30],
     "half a JPEG": lambda: encoded("JPEG")[:500],
+    "half a JPEG with an end": lambda: encoded("JPEG")[:700] + b"\xff\xd9",
+    "a JPEG without its last bytes": lambda: encoded("JPEG")[:-12] + b"\xff\xd9",
+    "half a progressive JPEG with an end": lambda: encoded("JPEG", progressive=True)[:380] + b"\xff\xd9",
+    "a JPEG of 700 bytes that claims 5600 x 5600": jpeg_without_pixels,
+    "half a JPEG in a DICOM file": lambda: dicom_jpeg(encoded("JPEG")[:700] + b"\xff\xd9"),
     "half a TIFF": lambda: encoded("TIFF")[:3000],
     "half a packed TIFF": lambda: encoded("TIFF", compression="tiff_lzw")[:-700],
     "a TIFF in a circle": tiff_in_a_circle,
@@ -448,7 +548,7 @@ def test_what_is_no_radiograph_is_refused_in_a_sentence(what: str) -> None:
 
 def test_a_file_that_passes_every_limit_is_prepared_in_bounded_memory() -> None:
     """A long narrow image is padded to a square of its longer side."""
-    narrow = np.tile(np.arange(3000, dtype=np.uint8) % 251, (12000, 1))
+    narrow = np.tile(np.arange(3000, dtype=np.uint8) % 251, (10600, 1))
     image = decoding.read(encoded("PNG", Image.fromarray(narrow)), "narrow").pixels
     assert prepare(image, 64).shape == (64, 64)
 
