@@ -2,7 +2,7 @@
 
 The alternative is how X2CT-GAN's data are read: one gzip-compressed HDF5 file a volume with the CT at 320^3 and two
 radiographs at 320^2, brought to 128 on the fly by `scipy.ndimage.zoom` (order 1). A second alternative spares it the
-zoom: the same files already at 128. All readers give the same batch: volume in [0, 1] and two standardized views.
+zoom: the same files already at 128. All readers give the same batch: volume in [0, 1] and two normalized views.
 
     python benchmarks/archive_reading.py              folder
     python benchmarks/archive_reading.py --s3         and a real S3 server on loopback (Swift; see tests/s3_server.py)
@@ -29,7 +29,7 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.synthetic import ingest_phantoms
-from raylift.datasets.intensity import Window, standardize
+from raylift.datasets.intensity import Window, normalize
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 from raylift.datasets.streaming.stream import BatchStream, load_batch
 
@@ -116,7 +116,7 @@ def read_file(url: str, size: int, number: int) -> tuple[torch.Tensor, torch.Ten
     if size != GRID.size:
         ct = ndimage.zoom(ct, GRID.size / size, order=1)
         views = [ndimage.zoom(view, GRID.size / size, order=1) for view in views]
-    images = np.stack([standardize(view) for view in views])
+    images = np.stack([normalize(view) for view in views])
     return torch.from_numpy(Window().to_unit(ct))[None, None], torch.from_numpy(images)[None]
 
 

@@ -202,7 +202,7 @@ def parity(report: Report, small: bool) -> None:
 
 
 def phantom_pairs(count: int, grid: Grid, system: Composition, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Thoraces in the window's [0, 1], and their standardized radiographs."""
+    """Thoraces in the window's [0, 1], and their normalized radiographs."""
     window = Window()
     volumes = [window.to_unit(torch.from_numpy(thorax(seed, grid)[0]).float())[None] for seed in range(count)]
     volume = torch.stack(volumes).to(device)

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def phantom_pairs(count: int, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Thoraces in the window's [0, 1] and their standardized radiographs."""
+    """Thoraces in the window's [0, 1] and their normalized radiographs."""
     window, geometry = Window(), chest(grid)
     volumes, views = [], []
     for seed in range(count):

@@ -19,7 +19,7 @@ from raylift.datasets.augmentation.radiograph import RadiographAugmentation
 from raylift.datasets.augmentation.volume import VolumeAugmentation, deform
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import Window, hu_to_attenuation, standardize
+from raylift.datasets.intensity import Window, hu_to_attenuation, normalize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project_views
 
@@ -36,7 +36,7 @@ class Pairs:
         names: of the subjects, one a volume.
         hu: int16, (n, d, h, w).
         labels: uint8 values of `segmentation.Label`, (n, d, h, w).
-        views: standardized DRRs, float32, (n, views, rows, columns).
+        views: normalized DRRs, float32, (n, views, rows, columns).
     """
 
     names: np.ndarray
@@ -109,9 +109,9 @@ def augmentations() -> dict[str, Augmentation]:
 
 
 def clean_views(hu: Tensor, grid: Grid, geometry: Geometry) -> Tensor:
-    """Standardized DRRs of volumes in HU, as an archive holds them."""
+    """Normalized DRRs of volumes in HU, as an archive holds them."""
     images = project_views(hu_to_attenuation(hu), grid.spacing_mm, geometry)
-    standard = np.stack([[standardize(image) for image in views] for views in images.cpu().numpy()])
+    standard = np.stack([[normalize(image) for image in views] for views in images.cpu().numpy()])
     return torch.from_numpy(standard).to(hu.device)
 
 

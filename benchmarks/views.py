@@ -99,7 +99,7 @@ def geometry_of(count: int) -> Geometry:
 
 
 def radiographs(volumes: torch.Tensor, sets: dict[int, Geometry]) -> dict[View, torch.Tensor]:
-    """Standardized digitally reconstructed radiographs (DRRs) of all phantoms, by view."""
+    """Normalized digitally reconstructed radiographs (DRRs) of all phantoms, by view."""
     views = tuple({view.name: view for geometry in sets.values() for view in geometry.views}.values())
     return {
         view: Reprojection(GRID, replace(chest(GRID), views=(view,)), WINDOW, [view.name])(volumes).images[:, 0]

@@ -18,7 +18,7 @@ class Batch:
     ground_truth: Float[Tensor, "n 1 d h w"] | None
     """CT of the radiographs' subjects in the window's [0, 1]; None for systems that learn from radiographs."""
     views: Float[Tensor, "n views rows columns"]
-    """Radiographs in [0, 1], bone bright, each standardized by its own percentiles and, for some models, matched."""
+    """Radiographs in [0, 1], bone bright, each normalized by its own percentiles and, for some models, matched."""
     ids: tuple[str, ...] = ()
     labels: UInt8[Tensor, "n 1 d h w"] | None = None
     """Values of `segmentation.Label`; read only for objectives that need them."""

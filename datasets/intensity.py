@@ -26,7 +26,7 @@ Attenuation = Literal["linear", "plastimatch"]
 above, as in X2CT-GAN's radiographs; plastimatch's coefficient of water differs, which no normalization keeps."""
 
 Normalization = Literal["percentiles", "maximum"]
-"""Radiographs to [0, 1]. percentiles: by the image's 0.5 and 99.5 percentiles (`standardize`). maximum: divided by the
+"""Radiographs to [0, 1]. percentiles: by the image's 0.5 and 99.5 percentiles (`normalize`). maximum: divided by the
 image's maximum, in 8 bits, as X2CT-GAN's are."""
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -68,26 +68,21 @@ def hu_to_attenuation(hu: Float[Tensor, "*shape"], attenuation: Attenuation = "l
 def normalize(
     image: Float[np.ndarray, "rows columns"], normalization: Normalization = "percentiles"
 ) -> Float[np.ndarray, "rows columns"]:
-    """A bone-bright radiograph to [0, 1] as float32; see `Normalization`. Each is idempotent."""
+    """A bone-bright radiograph to [0, 1] as float32; see `Normalization`.
+
+    Training and inference share this step: the scale of an acquired radiograph is unknown, so a digitally reconstructed
+    one must not keep its own. Both are idempotent: percentiles are pixels of the image, and multiples of 1 / 255 remain
+    as they are. A constant image becomes zeros by its percentiles, and one without a positive pixel by its maximum.
+    """
     if normalization == "percentiles":
-        return standardize(image)
+        low, high = np.percentile(image, 0.5, method="higher"), np.percentile(image, 99.5, method="lower")
+        if not high > low:
+            return np.zeros_like(image, dtype=np.float32)
+        scaled: Float[np.ndarray, "rows columns"] = np.clip((image - low) / (high - low), 0.0, 1.0).astype(np.float32)
+        return scaled
     highest = float(image.max())
     if not highest > 0:
         return np.zeros_like(image, dtype=np.float32)
     # Rounding must not move a value that is a multiple of 1 / 255 to the next lower one.
     eight_bit: Float[np.ndarray, "rows columns"] = np.floor(np.clip(image / highest, 0.0, 1.0) * 255 + 1e-4)
     return (eight_bit / 255).astype(np.float32)
-
-
-def standardize(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, "rows columns"]:
-    """A bone-bright radiograph to [0, 1] by its own 0.5 and 99.5 percentiles, as float32.
-
-    Training and inference share this step: the scale of an acquired radiograph is unknown, so a digitally reconstructed
-    one must not keep its own. The percentiles are pixels of the image, so the operation is idempotent. A constant image
-    becomes zeros.
-    """
-    low, high = np.percentile(image, 0.5, method="higher"), np.percentile(image, 99.5, method="lower")
-    if not high > low:
-        return np.zeros_like(image, dtype=np.float32)
-    scaled: Float[np.ndarray, "rows columns"] = np.clip((image - low) / (high - low), 0.0, 1.0).astype(np.float32)
-    return scaled

@@ -77,7 +77,7 @@ def fit(
     steps: int,
     strength: float = STRENGTH,
 ) -> Fitted:
-    """Change volumes in the window's [0, 1] so that their projections agree better with standardized radiographs.
+    """Change volumes in the window's [0, 1] so that their projections agree better with normalized radiographs.
 
     Samples are independent. A sample stops early where a step would not lower its residual, the root of the sum of
     squares over views; the residual of a single view may rise. Zero steps return the volume unchanged.
@@ -157,7 +157,7 @@ def agreement(
     grid: Grid,
     geometry: Geometry,
 ) -> Agreement:
-    """The agreement of volumes in the window's [0, 1] with standardized radiographs; see `fit` for the arguments."""
+    """The agreement of volumes in the window's [0, 1] with normalized radiographs; see `fit` for the arguments."""
     density = hu_to_attenuation(window.to_hu(volume.float()), geometry.attenuation)
     state = _compare(density, radiographs.float(), grid, geometry)
     return Agreement(state.residual, -10 * state.error.square().mean(dim=(2, 3)).clamp_min(1e-12).log10())
@@ -172,7 +172,7 @@ def require_steps(steps: int) -> None:
 def match(projections: Images, radiographs: Images) -> tuple[Tensor, Tensor, Tensor]:
     """The gain and offset of each view that fit projections to radiographs best, and a mask of the pixels that count.
 
-    Standardization clips a radiograph at its percentiles. Where it is 0 or 1, a matched projection beyond that value
+    Normalization clips a radiograph at its percentiles. Where it is 0 or 1, a matched projection beyond that value
     agrees with it, and such saturated pixels do not count. Gains are not negative: a projection that is negatively
     correlated with its radiograph is matched by a constant, and the fit does not change it.
     """

@@ -1,7 +1,7 @@
-"""Digitally reconstructed radiographs (DRRs) of volumes, standardized as a batch's radiographs are; differentiable.
+"""Digitally reconstructed radiographs (DRRs) of volumes, normalized as a batch's radiographs are; differentiable.
 
-A batch's radiographs are standardized by their own percentiles, because the scale of a real one is unknown
-(`intensity.standardize`). A loss that compares DRRs with them must standardize the DRRs too, and then does not
+A batch's radiographs are normalized by their own percentiles, because the scale of a real one is unknown
+(`intensity.normalize`). A loss that compares DRRs with them must normalize the DRRs too, and then does not
 constrain their scale and offset: the line integrals at the percentiles are given beside them.
 """
 
@@ -21,11 +21,11 @@ from raylift.datasets.projector import project, project_pose
 
 
 @dataclass(frozen=True)
-class StandardizedDRRs:
+class NormalizedDRRs:
     """DRRs of volumes."""
 
     images: Float[Tensor, "n views rows columns"]
-    """In [0, 1], bone bright, each standardized by its own percentiles."""
+    """In [0, 1], bone bright, each normalized by its own percentiles."""
     range_mm: Float[Tensor, "n views 2"]
     """Millimeters of water at an image's two percentiles."""
 
@@ -37,14 +37,14 @@ class Reprojection:
         self.grid, self.geometry, self.window = grid, geometry, window
         self.views = [geometry.view(name) for name in views]
 
-    def __call__(self, volume: Float[Tensor, "n 1 d h w"]) -> StandardizedDRRs:
+    def __call__(self, volume: Float[Tensor, "n 1 d h w"]) -> NormalizedDRRs:
         """Every view of volumes in the window's [0, 1]."""
         with torch.autocast(volume.device.type, enabled=False):
             density = self._density(volume)
             images = [project(density, self.grid.spacing_mm, self.geometry, view) for view in self.views]
-            return standardized(torch.cat(images, dim=1))
+            return normalized(torch.cat(images, dim=1))
 
-    def rotated(self, volume: Float[Tensor, "n 1 d h w"], std_deg: float) -> StandardizedDRRs:
+    def rotated(self, volume: Float[Tensor, "n 1 d h w"], std_deg: float) -> NormalizedDRRs:
         """The views, each rotated about the patient's long axis by N(0, `std_deg`), sampled with torch's generator."""
         angles = (torch.randn(len(self.views), device="cpu") * std_deg).deg2rad().to(volume.device)
         with torch.autocast(volume.device.type, enabled=False):
@@ -54,15 +54,15 @@ class Reprojection:
                 axes = torch.as_tensor(view.axes(), dtype=density.dtype, device=density.device) @ _about_z(angle)
                 offset = density.new_tensor(view.offset_mm)
                 images.append(project_pose(density, self.grid.spacing_mm, self.geometry, axes, offset))
-            return standardized(torch.cat(images, dim=1))
+            return normalized(torch.cat(images, dim=1))
 
     def _density(self, volume: Tensor) -> Tensor:
         # Positions and sums of a hundred samples need more than bf16 has.
         return hu_to_attenuation(self.window.to_hu(volume.float()), self.geometry.attenuation)
 
 
-def standardized(images: Float[Tensor, "n views rows columns"]) -> StandardizedDRRs:
-    """Line integrals as `intensity.standardize` makes radiographs of them; its gradient reaches the percentiles too."""
+def normalized(images: Float[Tensor, "n views rows columns"]) -> NormalizedDRRs:
+    """Line integrals as `intensity.normalize` makes radiographs of them; its gradient reaches the percentiles too."""
     ordered = images.flatten(2).sort(dim=-1).values
     last = ordered.shape[-1] - 1
     # The percentiles are pixels: the next one above the low, the next one below the high.
@@ -70,7 +70,7 @@ def standardized(images: Float[Tensor, "n views rows columns"]) -> StandardizedD
     span = high - low
     # A constant image becomes zeros.
     scaled = (images - low[..., None, None]) / span.clamp_min(1e-6)[..., None, None]
-    return StandardizedDRRs(scaled.clip(0.0, 1.0), torch.stack([low, high], dim=-1) / WATER_PER_MM)
+    return NormalizedDRRs(scaled.clip(0.0, 1.0), torch.stack([low, high], dim=-1) / WATER_PER_MM)
 
 
 def _about_z(angle: Float[Tensor, ""]) -> Float[Tensor, "3 3"]:

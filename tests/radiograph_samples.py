@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 from scipy import ndimage
 
-from raylift.datasets.intensity import standardize
+from raylift.datasets.intensity import normalize
 
 REAL = [
     f"{case}_{view}" for case in ("cc0_normal", "eurorad_12325_d0", "rad_covid15") for view in ("frontal", "lateral")
@@ -62,7 +62,7 @@ def dicom(pixels: np.ndarray | None = None, *, syntax: str = ExplicitVRLittleEnd
 
 def disturbed(image: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """The image as others may have taken, cut, framed or processed it; values 0 to 1."""
-    image = standardize(image)
+    image = normalize(image)
     rows, columns = image.shape
     for value in (0, 1):
         yield (

@@ -18,7 +18,7 @@ from raylift.datasets.archive.archive import RadiographSample, Sample
 from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.archive.writer import ArchiveWriter
 from raylift.datasets.geometry import Geometry, Grid, fit_detector
-from raylift.datasets.intensity import standardize
+from raylift.datasets.intensity import normalize
 
 GRID = Grid(16, 20.0)
 GEOMETRY = fit_detector(GRID, Geometry("cone", 1650.0, 1800.0, 8, 1.0))
@@ -151,10 +151,10 @@ def sample(seed: int, grid: Grid = GRID, geometry: Geometry = GEOMETRY) -> Sampl
 
 
 def radiographs(seed: int, geometry: Geometry = GEOMETRY) -> RadiographSample:
-    """Radiographs of noise without CT, standardized as an archive holds them."""
+    """Radiographs of noise without CT, normalized as an archive holds them."""
     rng = np.random.default_rng(seed)
     px = geometry.detector_px
-    images = [standardize(rng.random((px, px), dtype=np.float32)) for _ in geometry.views]
+    images = [normalize(rng.random((px, px), dtype=np.float32)) for _ in geometry.views]
     return RadiographSample(np.stack(images))
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.synthetic import ingest_phantoms
-from raylift.datasets.intensity import standardize
+from raylift.datasets.intensity import normalize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.platform import cluster
@@ -35,7 +35,7 @@ def pairs_folder(tmp_path_factory) -> Path:
     for seed in range(100, 110):
         images = render_drrs(thorax(seed, grid)[0], grid, chest(grid))
         for image, view in zip(images, ("pa", "lat"), strict=True):
-            contrasted = standardize(image) ** 1.5 * 65535
+            contrasted = normalize(image) ** 1.5 * 65535
             Image.fromarray(contrasted.astype(np.uint16)).save(folder / f"person-{seed}_{view}.png")
     return folder
 

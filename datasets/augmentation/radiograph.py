@@ -158,7 +158,7 @@ class AcquisitionParameters:
 def simulate_acquisition(
     soft: Float[Tensor, "n views s s"], bone: Float[Tensor, "n views s s"], parameters: list[AcquisitionParameters]
 ) -> Float[Tensor, "n views s s"]:
-    """Bone-bright images in [0, 1], not yet standardized.
+    """Bone-bright images in [0, 1], not yet normalized.
 
     Args:
         soft: line integrals of everything as if it were soft tissue, without unit.

@@ -1,7 +1,7 @@
 """Removal of burned-in annotations: letters and boxes of full brightness near the edges of a radiograph.
 
 Digitally reconstructed radiographs (DRRs), on which networks are trained, have none, and annotations shift the
-percentiles by which an image is standardized. Only regions unlike any anatomy are removed: small, of the image's
+percentiles by which an image is normalized. Only regions unlike any anatomy are removed: small, of the image's
 highest brightness, near an edge, and surrounded by much darker pixels.
 """
 

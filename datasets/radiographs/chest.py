@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32
 
-from raylift.datasets.intensity import standardize
+from raylift.datasets.intensity import normalize
 from raylift.datasets.radiographs.borders import crop_uniform_margin
 from raylift.datasets.radiographs.orientation import resample_body
 
@@ -36,7 +36,7 @@ class Contrasts(NamedTuple):
 
 
 def contrasts(pixels: Float[np.ndarray, "rows columns"]) -> Contrasts:
-    """The contrasts of a standardized image without margins."""
+    """The contrasts of a normalized image without margins."""
 
     def mean(top: float, bottom: float, left: float, right: float) -> float:
         """Mean of a region given in fractions of height and width, at least one pixel."""
@@ -79,6 +79,6 @@ def is_chest(image: Float32[np.ndarray, "rows columns"], view: str) -> bool:
 
 
 def _without_margin(image: Float32[np.ndarray, "rows columns"]) -> Float[np.ndarray, "_ _"]:
-    """The image at about 512 pixels, standardized after its margins were cropped."""
+    """The image at about 512 pixels, normalized after its margins were cropped."""
     step = max(1, max(image.shape) // 512)
-    return standardize(crop_uniform_margin(image[::step, ::step]))
+    return normalize(crop_uniform_margin(image[::step, ::step]))

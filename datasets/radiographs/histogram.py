@@ -20,7 +20,7 @@ ReferenceHistograms = Mapping[str, Quantiles]
 
 LEVELS = 65
 AIR = 0.01
-"""Standardized values up to this are air or margin, and are excluded from the quantiles."""
+"""Normalized values up to this are air or margin, and are excluded from the quantiles."""
 
 
 def normalize_and_match(
@@ -34,20 +34,20 @@ def normalize_and_match(
 
 
 def quantiles(image: Float[np.ndarray, "rows columns"]) -> Float[np.ndarray, " levels"]:
-    """Evenly spaced quantiles of a standardized image without air."""
+    """Evenly spaced quantiles of a normalized image without air."""
     levels: Float[np.ndarray, " levels"] = np.quantile(image[image > AIR], np.linspace(0, 1, LEVELS))
     return levels
 
 
 def mean_quantiles(images: Iterable[Float[np.ndarray, "rows columns"]]) -> Quantiles:
-    """Mean quantiles of standardized DRRs of one view."""
+    """Mean quantiles of normalized DRRs of one view."""
     return tuple(float(value) for value in np.mean([quantiles(image) for image in images], axis=0))
 
 
 def match_histogram(
     image: Float32[np.ndarray, "rows columns"], reference: Quantiles
 ) -> Float32[np.ndarray, "rows columns"]:
-    """A standardized image mapped to the reference quantiles; air is unchanged."""
+    """A normalized image mapped to the reference quantiles; air is unchanged."""
     if not (image > AIR).any():
         return image
     # Equal quantiles map to the mean of their references, or a large uniform region would move to one end of them.

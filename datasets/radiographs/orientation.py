@@ -24,7 +24,7 @@ from jaxtyping import Float, Float32
 
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.geometry import View
-from raylift.datasets.intensity import standardize
+from raylift.datasets.intensity import normalize
 from raylift.datasets.radiographs.borders import crop_uniform_margin
 
 PatientFacing = Literal["left", "right"]
@@ -35,7 +35,7 @@ MIN_SCORE = 0.06
 """Smallest absolute score, as a fraction of the image's range, at which the sign is trusted."""
 ROWS = COLUMNS = 32
 BODY_THRESHOLD = 0.2
-"""Standardized values above it belong to the body."""
+"""Normalized values above it belong to the body."""
 RETROSTERNAL = slice(8, 19), slice(4, 11)
 HEART = slice(17, 25), slice(9, 15)
 """Rows from the top and columns from the anterior edge of the body, of 32."""
@@ -149,7 +149,7 @@ def _direction(letters: str) -> Float[np.ndarray, " 3"]:
 def patient_facing_score(image: Float32[np.ndarray, "rows columns"]) -> float:
     """Score of a bone-bright lateral image: positive if the patient faces left, negative if right, in [-2, 2]."""
     step = max(1, max(image.shape) // 512)
-    body = resample_body(crop_uniform_margin(standardize(image[::step, ::step])))
+    body = resample_body(crop_uniform_margin(normalize(image[::step, ::step])))
     mirrored = body[:, ::-1]
     posterior, anterior = mirrored[RETROSTERNAL].mean(), body[RETROSTERNAL].mean()
     return float(posterior - anterior + body[HEART].mean() - mirrored[HEART].mean())

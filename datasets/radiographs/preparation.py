@@ -1,4 +1,4 @@
-"""From a radiograph file to network input: decoded, oriented, cropped, resized and standardized.
+"""From a radiograph file to network input: decoded, oriented, cropped, resized and normalized.
 
 Archives, the command line, the API and the page all use `load_radiograph` and `prepare`, so training and inference get
 the same pixels from the same file, bit for bit.
@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from torch.nn import functional as F
 
 from raylift.datasets.geometry import View
-from raylift.datasets.intensity import Normalization, standardize
+from raylift.datasets.intensity import Normalization, normalize
 from raylift.datasets.radiographs.annotations import remove_annotations
 from raylift.datasets.radiographs.borders import crop_bright_border
 from raylift.datasets.radiographs.chest import is_chest
@@ -88,7 +88,7 @@ def prepare(
     """
     clean = remove_annotations(crop_bright_border(image))
     # Dividing by the maximum keeps zero where it is, so nothing may be clipped before.
-    pixels = torch.from_numpy(standardize(clean) if normalization == "percentiles" else clean)[None, None]
+    pixels = torch.from_numpy(normalize(clean) if normalization == "percentiles" else clean)[None, None]
     # Pooling by a whole factor first, so that a large image is never padded at full resolution.
     pixels = F.avg_pool2d(pixels, max(1, max(pixels.shape) // (8 * size)))
     rows, columns = pixels.shape[2:]

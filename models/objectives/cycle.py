@@ -64,7 +64,7 @@ class CycleNetworks:
     prior: PhantomPrior
 
     def radiographs(self, volume: Float[Tensor, "n 1 d h w"]) -> Float[Tensor, "n views rows columns"]:
-        """Standardized digitally reconstructed radiographs (DRRs) of a volume in the views."""
+        """Normalized digitally reconstructed radiographs (DRRs) of a volume in the views."""
         if self.projection is None:
             return self.reprojection(volume).images
         drrs: Tensor = self.projection(volume)

@@ -28,14 +28,14 @@ class ReprojectionLoss:
     """Weights of the terms; 0 leaves a term out. The defaults are u-X2CTGAN's."""
 
     projection: float = 1.0
-    """Mean squared error between standardized re-projections and radiographs, averaged over the views."""
+    """Mean squared error between normalized re-projections and radiographs, averaged over the views."""
     calibration: float = 1.0
     """Weight of the squared error of the re-projections' range, relative to the expected range; part of the projection
-    term. Standardized radiographs have neither scale nor offset: without this term the volume's scale is undetermined,
+    term. Normalized radiographs have neither scale nor offset: without this term the volume's scale is undetermined,
     and total variation shrinks it to zero."""
     min_thickness_mm: tuple[float, ...] = (30.0, 0.0)
     max_thickness_mm: tuple[float, ...] = (270.0, 345.0)
-    """The expected range of each view: millimeters of water at the percentiles of standardization. Radiographs do not
+    """The expected range of each view: millimeters of water at the percentiles of normalization. Radiographs do not
     contain it; these are rounded means of adults in a cube of 320 mm (48 to 272 and 0 to 347 over 38 phantoms, 14 to
     271 and 0 to 342 over six CTs)."""
     total_variation: float = 0.1

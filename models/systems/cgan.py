@@ -19,7 +19,7 @@ Corrected here:
   subtraction, so the input is both views of a person, one of them re-projected and the other as given: a re-projected
   lateral must match this frontal.
 
-Squared errors are those of standardized re-projections, with the scale from the thickness of an adult, as in
+Squared errors are those of normalized re-projections, with the scale from the thickness of an adult, as in
 u-X2CTGAN. Not given, and chosen: widths of 32, 16 and 8 in 3-D, a sigmoid at the end. Theirs was trained for one epoch;
 the training here has 40, as their CycleGAN's.
 """

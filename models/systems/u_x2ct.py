@@ -3,7 +3,7 @@
 ```
 a view:  dense encoder of growth 16, four layers a stage -> lift at every size -+
                                                                                 +-> concatenated -> decoder -> volume
-volume -> projector -> standardized -> squared error with the radiographs, 2-D discriminator
+volume -> projector -> normalized -> squared error with the radiographs, 2-D discriminator
 ```
 
 As published: a dense encoder of growth 16 and four layers a block for each view, features lifted and concatenated,
@@ -20,7 +20,7 @@ Corrected here:
   the lateral is concatenated with the frontal without a rotation. Here features are repeated along each view's own axis
   at every size, which gives a cube in the patient's axes;
 * their projections are sums over voxels of any scale against images of 0 to 255. Here they are line integrals through
-  the archive's geometry, standardized as the radiographs are, and the scale that this removes comes from the
+  the archive's geometry, normalized as the radiographs are, and the scale that this removes comes from the
   thickness of an adult (`ReprojectionLoss.calibration`, ours);
 * batch norm in the discriminator is instance norm.
 

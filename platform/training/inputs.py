@@ -15,7 +15,7 @@ from raylift import __version__
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.augmentation.pair import Augmenter, require_cone_beam
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.intensity import standardize
+from raylift.datasets.intensity import normalize
 from raylift.datasets.radiographs.histogram import ReferenceHistograms, mean_quantiles
 from raylift.datasets.serialization import to_plain
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
@@ -158,7 +158,7 @@ def reference_histograms(archive: Archive, run: RunConfig, indices: Sequence[int
     entries = source.entries("train")[:MAX_REFERENCE_SAMPLES]
     stored = [source.read_array(entry, "radiographs") for entry in entries]
     views = archive.manifest.geometry.views
-    return {views[k].name: mean_quantiles(standardize(images[k]) for images in stored) for k in indices}
+    return {views[k].name: mean_quantiles(normalize(images[k]) for images in stored) for k in indices}
 
 
 def histogram_source(archive: Archive, run: RunConfig) -> Archive:

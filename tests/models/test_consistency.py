@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import FRONTAL, Geometry, Grid, View, chest, parallel, x2ct
-from raylift.datasets.intensity import Window, hu_to_attenuation, standardize
+from raylift.datasets.intensity import Window, hu_to_attenuation, normalize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project, render_drrs
 from raylift.datasets.radiographs.decoding import read
@@ -23,10 +23,10 @@ OBLIQUE = View("oblique", azimuth_deg=30.0, elevation_deg=10.0, offset_mm=(5.0, 
 
 
 def pairs(count: int = 2, geometry: Geometry | None = None) -> tuple[Tensor, Tensor]:
-    """Synthetic thoraces in the window's [0, 1], and their standardized radiographs."""
+    """Synthetic thoraces in the window's [0, 1], and their normalized radiographs."""
     volumes = [np.clip(thorax(seed, GRID)[0], -1024, 1476).astype(np.int16) for seed in range(count)]
     images = [
-        np.stack([standardize(image) for image in render_drrs(hu, GRID, geometry or chest(GRID))]) for hu in volumes
+        np.stack([normalize(image) for image in render_drrs(hu, GRID, geometry or chest(GRID))]) for hu in volumes
     ]
     unit = WINDOW.to_unit(torch.from_numpy(np.stack(volumes)).float())[:, None]
     return unit, torch.from_numpy(np.stack(images))
@@ -88,7 +88,7 @@ def test_no_step_changes_nothing() -> None:
 def test_a_volume_that_agrees_with_its_radiographs_does_not_change() -> None:
     ground_truth, images = pairs()
     fitted = fit(ground_truth, images, WINDOW, GRID, chest(GRID), 10)
-    # Pixels saturated by standardization are no residual.
+    # Pixels saturated by normalization are no residual.
     assert fitted.residual_before.max() < 1e-5
     assert (fitted.volume - ground_truth).abs().max() < 1e-4
 
@@ -154,7 +154,7 @@ def test_gain_and_offset_of_a_radiograph_do_not_matter() -> None:
     assert bool((mask == 1).all())
 
 
-def test_pixels_that_standardization_saturates_do_not_change_the_match() -> None:
+def test_pixels_that_normalization_saturates_do_not_change_the_match() -> None:
     projections = torch.linspace(0, 1, 400).reshape(1, 1, 20, 20)
     gain, offset, mask = match(projections, ((projections - 0.1) / 0.8).clip(0.0, 1.0))
     torch.testing.assert_close(gain.item(), 1.25, atol=2e-3, rtol=0)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raylift.datasets.intensity import hu_to_attenuation, standardize
+from raylift.datasets.intensity import hu_to_attenuation, normalize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project
 from raylift.models import weights
@@ -29,7 +29,7 @@ def test_a_model_of_the_package_is_small_and_reconstructs_held_out_phantoms(fold
         hu = torch.from_numpy(thorax(seed, grid)[0]).float()[None, None]
         density = hu_to_attenuation(hu)
         images = [project(density, grid.spacing_mm, geometry, view)[0, 0].numpy() for view in geometry.views]
-        views = torch.stack([torch.from_numpy(standardize(image)) for image in images])[None]
+        views = torch.stack([torch.from_numpy(normalize(image)) for image in images])[None]
         target = window.to_unit(hu)
         reached = psnr_db(model.network(views).clip(0, 1), target)
         assert reached > 24

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.intensity import Window, standardize
+from raylift.datasets.intensity import Window, normalize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.models.objectives.cycle import CycleLoss
@@ -38,7 +38,7 @@ def people() -> Batch:
         hu, _ = thorax(seed, GRID)
         unit.append(Window().to_unit(torch.from_numpy(hu.astype("float32")))[None])
         images = render_drrs(hu, GRID, GEOMETRY)
-        views.append(torch.stack([torch.from_numpy(standardize(image)) for image in images]))
+        views.append(torch.stack([torch.from_numpy(normalize(image)) for image in images]))
     return Batch(torch.stack(unit[:2]), torch.stack(views[:2]), ("a", "b"), unpaired=torch.stack(unit[2:]))
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from raylift.datasets.geometry import Grid, View, chest
-from raylift.datasets.intensity import WATER_PER_MM, Window, standardize
+from raylift.datasets.intensity import WATER_PER_MM, Window, normalize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
-from raylift.models.drr import Reprojection, standardized
+from raylift.models.drr import Reprojection, normalized
 from raylift.models.losses import cross_entropy, total_variation
 from raylift.models.objectives.reprojection import ReprojectionLoss
 
@@ -20,34 +20,34 @@ BOTH = ("frontal", "lateral")
 
 
 @pytest.mark.parametrize("pixels", [8, 31, 64])
-def test_standardized_tensors_equal_standardized_arrays(pixels):
+def test_normalized_tensors_equal_normalized_arrays(pixels):
     images = np.random.default_rng(pixels).normal(3.0, 1.0, (2, 3, pixels, pixels)).astype(np.float32)
-    wanted = np.stack([[standardize(image) for image in views] for views in images])
-    seen = standardized(torch.from_numpy(images))
+    wanted = np.stack([[normalize(image) for image in views] for views in images])
+    seen = normalized(torch.from_numpy(images))
     np.testing.assert_allclose(seen.images.numpy(), wanted, atol=1e-6)
     low, high = (np.percentile(images[1, 2], q, method=m) for q, m in ((0.5, "higher"), (99.5, "lower")))
     np.testing.assert_allclose(seen.range_mm[1, 2] * WATER_PER_MM, [low, high], rtol=1e-6)
 
 
 def test_a_constant_image_becomes_zeros():
-    assert not standardized(torch.full((1, 1, 8, 8), 3.0)).images.any()
+    assert not normalized(torch.full((1, 1, 8, 8), 3.0)).images.any()
 
 
-def test_standardization_removes_scale_and_offset():
+def test_normalization_removes_scale_and_offset():
     images = torch.rand(1, 2, 16, 16)
-    torch.testing.assert_close(standardized(images).images, standardized(7 * images + 2).images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalized(images).images, normalized(7 * images + 2).images, atol=1e-5, rtol=0)
 
 
-def test_the_gradient_of_standardization_equals_finite_differences():
+def test_the_gradient_of_normalization_equals_finite_differences():
     torch.manual_seed(0)
     images = torch.rand(1, 1, 16, 16, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: standardized(x).images, images)
-    assert torch.autograd.gradcheck(lambda x: standardized(x).range_mm, images)
+    assert torch.autograd.gradcheck(lambda x: normalized(x).images, images)
+    assert torch.autograd.gradcheck(lambda x: normalized(x).range_mm, images)
 
 
 def test_re_projections_of_the_ground_truth_are_the_radiographs_of_its_batch():
     hu, _ = thorax(3, GRID)
-    wanted = torch.stack([torch.from_numpy(standardize(image)) for image in render_drrs(hu, GRID, GEOMETRY)])
+    wanted = torch.stack([torch.from_numpy(normalize(image)) for image in render_drrs(hu, GRID, GEOMETRY)])
     window = Window()
     volume = window.to_unit(torch.from_numpy(hu.astype(np.float32)))[None, None]
     seen = Reprojection(GRID, GEOMETRY, window, BOTH)(volume)

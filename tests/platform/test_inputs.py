@@ -20,7 +20,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest, parallel
 from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.datasets.ingest.xray import ingest_radiographs
-from raylift.datasets.intensity import Window, standardize
+from raylift.datasets.intensity import Window, normalize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.decoding import read
@@ -265,7 +265,7 @@ def test_a_phantom_of_the_stream_is_what_an_archive_would_hold_of_it(tiny: RunCo
     hu, _ = thorax(int(name.removeprefix("phantom-")), GRID)
     index = batch.ids.index(name)
     torch.testing.assert_close(batch.volume[index, 0].numpy(), run.data.window.to_unit(hu.astype(np.float32)))
-    expected = [standardize(image) for image in render_drrs(hu, GRID, archive.manifest.geometry)]
+    expected = [normalize(image) for image in render_drrs(hu, GRID, archive.manifest.geometry)]
     np.testing.assert_array_equal(batch.views[index], expected)
 
 
@@ -347,7 +347,7 @@ def test_histogram_matching_moves_radiographs_closer_to_their_drrs(
         archive = check(run)
         (batch,) = next(iter(open_stream(archive, run, describe(run, archive), BatchPartition(0, 1, 6))))
         ground_truth = [
-            standardize(image)
+            normalize(image)
             for name in batch.ids
             for image in render_drrs(thorax(int(name[-3:]), GRID)[0], GRID, chest(GRID))
         ]
@@ -419,7 +419,7 @@ def test_with_ct_a_run_is_validated_under_protocol_volume_for_any_window(window:
     archive = Archive(str(archive32))
     found = []
     for entry in archive.entries("val")[: PRESETS["x2ct-gan-tiny"].train.validation_samples]:
-        views = np.stack([standardize(image) for image in archive.read_array(entry, "radiographs")])
+        views = np.stack([normalize(image) for image in archive.read_array(entry, "radiographs")])
         prediction = 0.5 * BackProjection(GRID, archive.manifest.geometry)(torch.from_numpy(views)[None])
         hu = window.to_hu(prediction)[0, 0].numpy()
         found.append(PROTOCOLS["volume"].evaluate(hu, archive.read_array(entry, "volumes").astype(np.float32)))
@@ -436,7 +436,7 @@ def test_without_ct_a_run_is_validated_by_reprojection(
     rule = SplitRule((0.0, 1.0, 0.0))
     with ArchiveWriter(str(tmp_path), grid, chest(grid), contents="radiographs", split_rule=rule) as writer:
         for seed in range(samples):
-            images = np.stack([standardize(one) for one in render_drrs(thorax(seed, grid)[0], grid, chest(grid))])
+            images = np.stack([normalize(one) for one in render_drrs(thorax(seed, grid)[0], grid, chest(grid))])
             entry = Entry(f"p{seed}", f"p{seed}", "x", f"{seed:064x}", "", "none", {})
             writer.add(entry, RadiographSample(images))
     archive = Archive(str(tmp_path))

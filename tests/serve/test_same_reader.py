@@ -16,7 +16,7 @@ from radiograph_samples import dicom, encoded
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.geometry import Grid, chest
-from raylift.datasets.intensity import standardize
+from raylift.datasets.intensity import normalize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.gray_image import RadiographLimits
@@ -35,7 +35,7 @@ def pixels() -> dict[str, np.ndarray]:
     grid = Grid(64, 5.0)
     images = render_drrs(thorax(4, grid)[0], grid, chest(grid))
     return {
-        view: (standardize(image) * 4000).astype("<u2")
+        view: (normalize(image) * 4000).astype("<u2")
         for view, image in zip(("frontal", "lateral"), images, strict=True)
     }
 

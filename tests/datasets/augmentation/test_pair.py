@@ -11,7 +11,7 @@ from raylift.datasets.augmentation.radiograph import AcquisitionParameters, Radi
 from raylift.datasets.augmentation.volume import VolumeAugmentation, deform, deform_labels
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest, parallel
-from raylift.datasets.intensity import HU_MIN, hu_to_attenuation, normalize, standardize
+from raylift.datasets.intensity import HU_MIN, hu_to_attenuation, normalize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project
 from raylift.datasets.segmentation import Label
@@ -38,7 +38,7 @@ def source():
 def drrs(hu: torch.Tensor) -> np.ndarray:
     density = hu_to_attenuation(hu)
     images = torch.cat([project(density, GRID.spacing_mm, GEOMETRY, view) for view in GEOMETRY.views], dim=1)
-    return np.stack([standardize(image.numpy()) for image in images[0]])
+    return np.stack([normalize(image.numpy()) for image in images[0]])
 
 
 def test_without_any_change_the_radiographs_are_those_of_an_archive():
@@ -151,9 +151,9 @@ def test_every_field_of_a_development_has_a_case_above():
     assert {field.name for field in fields(AcquisitionParameters)} == covered | {"overlay", "noise"}
 
 
-def test_standardizing_a_batch_is_standardizing_each_image():
+def test_normalizing_a_batch_is_normalizing_each_image():
     images = torch.rand(3, 2, 64, 64) ** 2
-    expected = np.stack([[standardize(image.numpy()) for image in views] for views in images])
+    expected = np.stack([[normalize(image.numpy()) for image in views] for views in images])
     np.testing.assert_allclose(normalize_batch(images).numpy(), expected, atol=1e-6)
     by_maximum = np.stack([[normalize(image.numpy(), "maximum") for image in views] for views in images])
     np.testing.assert_allclose(normalize_batch(images, "maximum").numpy(), by_maximum, atol=1e-6)

@@ -19,7 +19,7 @@ from raylift.datasets.geometry import FRONTAL, Geometry, Grid, View, fit_detecto
 from raylift.datasets.geometry import chest as chest_stand
 from raylift.datasets.ingest.pipeline import IngestReport
 from raylift.datasets.ingest.xray import ingest_radiographs
-from raylift.datasets.intensity import standardize
+from raylift.datasets.intensity import normalize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.decoding import read
@@ -36,7 +36,7 @@ def pair_of(seed: int, px: int = 96) -> list[np.ndarray]:
     grid = Grid(64, 5.0)
     fine = fit_detector(grid, replace(chest_stand(grid), detector_px=px))
     views = render_drrs(thorax(seed, grid)[0], grid, fine)
-    return [np.rint(standardize(view) * 255).astype(np.uint8) for view in views]
+    return [np.rint(normalize(view) * 255).astype(np.uint8) for view in views]
 
 
 @pytest.fixture(scope="module")

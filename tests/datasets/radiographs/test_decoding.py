@@ -16,7 +16,7 @@ from radiograph_samples import REAL, chest, dicom, disturbed, encoded, scaled
 
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.geometry import FRONTAL, GEOMETRIES, Grid
-from raylift.datasets.intensity import standardize
+from raylift.datasets.intensity import normalize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.chest import is_bone_dark
@@ -307,7 +307,7 @@ def projected(hu: np.ndarray, grid: Grid) -> Iterator[tuple[str, str, np.ndarray
 @pytest.mark.parametrize("views", ["phantom_views", "ct_views"])
 def test_a_projection_is_prepared_for_serving_as_it_is_for_training(views: str, request: pytest.FixtureRequest) -> None:
     for name, view, image in request.getfixturevalue(views):
-        trained_on = standardize(image)
+        trained_on = normalize(image)
         assert np.abs(prepare(image, len(image)) - trained_on).max() < 1e-6, (name, view)
         picture = Image.fromarray((trained_on * 65535).round().astype(np.uint16))
         served = prepare(read(encoded(picture, "PNG"), name, view=view).pixels, len(image))

@@ -6,7 +6,7 @@ from radiograph_samples import chest
 
 from raylift.datasets.geometry import Grid
 from raylift.datasets.geometry import chest as chest_stand
-from raylift.datasets.intensity import standardize
+from raylift.datasets.intensity import normalize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.histogram import AIR, LEVELS, match_histogram, mean_quantiles, quantiles
@@ -16,8 +16,8 @@ GRID = Grid(64, 5.0)
 
 @pytest.fixture(scope="module")
 def projections() -> list[np.ndarray]:
-    """Frontal projections of some people, standardized."""
-    return [standardize(render_drrs(thorax(seed, GRID)[0], GRID, chest_stand(GRID))[0]) for seed in range(6)]
+    """Frontal projections of some people, normalized."""
+    return [normalize(render_drrs(thorax(seed, GRID)[0], GRID, chest_stand(GRID))[0]) for seed in range(6)]
 
 
 @pytest.mark.parametrize("curve", [0.4, 0.7, 1.6])
@@ -25,7 +25,7 @@ def test_a_tone_curve_is_undone(projections: list[np.ndarray], curve: float) -> 
     """Matched, a projection and its hard or soft print are nearly one image."""
     wanted = mean_quantiles(projections)
     for image in projections:
-        printed = standardize(image**curve)
+        printed = normalize(image**curve)
         before = np.abs(printed - image).mean()
         after = np.abs(match_histogram(printed, wanted) - match_histogram(image, wanted)).mean()
         assert after < 0.1 * before
@@ -46,7 +46,7 @@ def test_order_is_kept_and_air_stays_air(projections: list[np.ndarray]) -> None:
 
 
 def test_a_large_even_region_moves_to_the_middle_of_its_share() -> None:
-    image = standardize(chest(64, 64))
+    image = normalize(chest(64, 64))
     even = np.where(image > 0.4, np.float32(0.7), image)
     even[0, :30] = 1
     wanted = tuple(np.linspace(AIR, 1, LEVELS))

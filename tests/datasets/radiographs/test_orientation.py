@@ -12,7 +12,7 @@ from radiograph_samples import dicom, disturbed
 
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.geometry import FRONTAL, GEOMETRIES, LATERAL, Grid, View
-from raylift.datasets.intensity import standardize
+from raylift.datasets.intensity import normalize
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.decoding import read
@@ -141,7 +141,7 @@ def in_file(image: np.ndarray, turns: int, mirrored: bool, letters: tuple[str, s
 
 def stored_pixels(view: View) -> np.ndarray:
     geometry = replace(GEOMETRIES["chest"](GRID), views=(view,))
-    return (standardize(render_drrs(thorax(2, GRID)[0], GRID, geometry)[0]) * 4000).astype("<u2")
+    return (normalize(render_drrs(thorax(2, GRID)[0], GRID, geometry)[0]) * 4000).astype("<u2")
 
 
 TAGGED: list[tuple[View, tuple[str, str]]] = [

@@ -21,7 +21,7 @@ from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.archive.writer import ArchiveWriter
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError, CorruptSample
-from raylift.datasets.intensity import Window, standardize
+from raylift.datasets.intensity import Window, normalize
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 from raylift.datasets.streaming.stream import BatchStream, CachedReader, SampleReader, UnpairedVolumes, load_batch
 
@@ -104,7 +104,7 @@ def test_a_batch_holds_its_samples_as_inputs_of_a_network(archive: Archive) -> N
             made = sample(seed_of(entry))
             torch.testing.assert_close(batch.volume[k, 0].numpy(), WINDOW.to_unit(made.volume.astype(np.float32)))
             for view in range(2):
-                np.testing.assert_array_equal(batch.views[k, view], standardize(made.radiographs[view]))
+                np.testing.assert_array_equal(batch.views[k, view], normalize(made.radiographs[view]))
 
 
 def test_views_can_be_chosen_and_put_in_another_order(archive: Archive) -> None:
