@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, get_origin
+from typing import Any, Literal, TypeVar, get_origin
 
 import cattrs
 import cattrs.cols
@@ -129,6 +129,14 @@ def _is_open_tuple(kind: Any) -> bool:
     return get_origin(kind) is tuple and kind.__args__[-1] is Ellipsis
 
 
+def _generation(value: Any, _: Any) -> int | str:
+    if value != "latest" and type(value) is not int:
+        raise _WrongType(f"expected a number or latest, not {value!r:.80}")
+    generation: int | str = value
+    return generation
+
+
+_converter.register_structure_hook_func(lambda kind: kind == int | Literal["latest"], _generation)
 _converter.register_structure_hook(int, _exactly(int))
 _converter.register_structure_hook(bool, _exactly(bool))
 _converter.register_structure_hook(str, _exactly(str))

@@ -27,9 +27,14 @@ class DataConfig:
 
     archive: str = "archive"
     """Folder or URL of the archive."""
+    generation: int | Literal["latest"] = "latest"
+    """Generation of the archive. A run keeps the one that is the latest when it begins; `--resume RUN --data.generation
+    latest` moves it to the newest."""
     unpaired: str = ""
     """Folder or URL of an archive of CT, whose train split a system that learns from radiographs uses as unpaired
     volumes; empty: none."""
+    unpaired_generation: int | Literal["latest"] = "latest"
+    """As `generation`, of the unpaired archive."""
     match_histograms: bool = False
     """Whether the histogram of every radiograph is matched to that of digitally reconstructed radiographs (DRRs) of the
     archive's CT, or else of the unpaired archive's, in training, evaluation and inference."""

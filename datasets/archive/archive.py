@@ -24,13 +24,13 @@ from __future__ import annotations
 import hashlib
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
 from jaxtyping import Float32, Int16, UInt8
 
-from raylift.datasets.archive.manifest import Entry, Manifest, latest_manifest
+from raylift.datasets.archive.manifest import Entry, Manifest, manifest_at
 from raylift.datasets.archive.splits import Split
 from raylift.datasets.archive.store import Folder, absolute, join, store_errors, zarr_store
 from raylift.datasets.errors import ConfigError, CorruptSample, StoreUnreachable
@@ -75,11 +75,11 @@ class Sample(PairedSample):
 
 
 class Archive:
-    """A published archive, opened for reading. Thread-safe; each process must open its own."""
+    """A generation of a published archive, opened for reading. Thread-safe; each process must open its own."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, generation: int | Literal["latest"] = "latest") -> None:
         self.url = absolute(url)
-        self.manifest: Manifest = latest_manifest(Folder(self.url))
+        self.manifest: Manifest = manifest_at(Folder(self.url), generation)
         self._arrays: dict[tuple[str, str], zarr.Array[Any]] = {}
         self._lock = threading.Lock()
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -54,6 +55,29 @@ class Manifest:
     entries: tuple[Entry, ...] = ()
     contents: Contents = "volumes"
     """For radiographs without CT, grid and geometry describe the volumes and poses that they are intended for."""
+    samples_at: tuple[int, ...] = ()
+    """Number of entries at each generation from 1 to this one; 0 where an older raylift did not record it."""
+
+    def with_entries(self, new: list[Entry]) -> Manifest:
+        """The next generation, with new entries after the others."""
+        entries = (*self.entries, *new)
+        unknown = (0,) * (self.generation - len(self.samples_at))
+        counts = (*self.samples_at, *unknown, len(entries))
+        return replace(self, generation=self.generation + 1, entries=entries, samples_at=counts)
+
+    def at(self, generation: int) -> Manifest | None:
+        """An earlier generation, whose entries are the first ones of this one; None if their number is unknown."""
+        if generation == self.generation:
+            return self
+        counts = self.samples_at[:generation] if 0 < generation < self.generation else ()
+        if len(counts) < generation or not counts or not counts[-1]:
+            return None
+        return replace(self, generation=generation, entries=self.entries[: counts[-1]], samples_at=counts)
+
+    def sha256(self) -> str:
+        """A digest of everything that samples and their order depend on; the same in a copy of the archive."""
+        contents = (self.grid, self.geometry, self.contents, self.entries)
+        return hashlib.sha256(json.dumps([to_plain(part) for part in contents], sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> bytes:
         """The manifest file."""
@@ -62,6 +86,8 @@ class Manifest:
         if self.contents == "volumes":
             # The default is left out.
             del plain["contents"]
+        if not self.samples_at:
+            del plain["samples_at"]
         return json.dumps({**head, "archive": plain}, indent=1).encode()
 
     @classmethod
@@ -100,6 +126,28 @@ def latest_manifest(folder: Folder) -> Manifest:
             if names[-1] == pruned:
                 raise ArchiveError(f"{where} is listed but cannot be read") from error
             pruned = names[-1]
+
+
+def manifest_at(folder: Folder, generation: int | Literal["latest"]) -> Manifest:
+    """The manifest of a generation of an archive, also if its file was pruned.
+
+    Raises:
+        NoArchive: nothing was published.
+        ArchiveError: the archive has no such generation, or the samples of that one are unknown.
+    """
+    newest = latest_manifest(folder)
+    if generation == "latest":
+        return newest
+    if manifest := newest.at(generation):
+        return manifest
+    try:
+        name = manifest_path(generation)
+        return Manifest.from_json(folder.read(name), join(folder.url, name))
+    except FileNotFoundError as error:
+        raise ArchiveError(
+            f"{folder.url} has no generation {generation}, its newest is {newest.generation}: restore the archive, or "
+            "move to its newest generation with --data.generation latest"
+        ) from error
 
 
 def manifest_path(generation: int) -> str:

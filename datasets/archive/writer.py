@@ -93,11 +93,7 @@ class ArchiveWriter:
             for k, (entry, sample) in enumerate(self._pending)
         ]
         while new := manifests.new_entries(self.manifest, written):
-            manifest = replace(
-                self.manifest,
-                generation=self.manifest.generation + 1,
-                entries=(*self.manifest.entries, *new),
-            )
+            manifest = self.manifest.with_entries(new)
             try:
                 self._folder.create(manifests.manifest_path(manifest.generation), manifest.to_json())
                 self.manifest = manifest

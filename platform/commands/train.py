@@ -11,7 +11,6 @@ import tyro
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.store import absolute
-from raylift.datasets.errors import ConfigError
 from raylift.platform.commands.run_arguments import parse, print_usage, split_name
 from raylift.platform.config import RunConfig
 from raylift.platform.monitor import format_metrics, monitored
@@ -52,17 +51,12 @@ def train(arguments: list[str]) -> int:
     if options.dry_run:
         return _dry_run(options.run)
     from raylift.platform import cluster
-    from raylift.platform.training import runs
+    from raylift.platform.training import resuming, runs
     from raylift.platform.training.checkpoint import best_checkpoint
 
-    if options.resume and _network_and_input(options.run) != _network_and_input(base):
-        raise ConfigError(
-            "a resumed run keeps its system, its window, its histogram matching and its initial model: start a new run "
-            "to change them"
-        )
     cluster.session_folder()
     url = absolute(options.resume or options.output or runs.new_run_url("runs", Path(name).stem))
-    run = options.run if options.resume else runs.create(options.run, url)
+    run = resuming.resume(options.run, url) if options.resume else runs.create(options.run, url)
     started = time.monotonic()
     cluster.connect()
     metrics = runs.fit(run, url)
@@ -74,11 +68,6 @@ def train(arguments: list[str]) -> int:
     return 0
 
 
-def _network_and_input(run: RunConfig) -> tuple[object, ...]:
-    """The settings that a resumed run cannot change."""
-    return run.system, run.data.window, run.data.match_histograms, run.train.initial_model
-
-
 def _dry_run(run: RunConfig) -> int:
     from raylift.platform.training import pretrained
     from raylift.platform.training.inputs import view_indices, with_archive_views
@@ -87,7 +76,7 @@ def _dry_run(run: RunConfig) -> int:
     run, geometry = with_archive_views(pretrained.resolve(run)), None
     if not set(run.system.views) <= {"frontal", "lateral"}:
         # Only the archive has the poses of other views.
-        archive = Archive(run.data.archive)
+        archive = Archive(run.data.archive, run.data.generation)
         view_indices(archive, run)
         geometry = archive.manifest.geometry
     print(run.to_yaml())

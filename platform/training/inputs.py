@@ -53,7 +53,7 @@ def open_stream(
     if run.data.unpaired:
         # Two readers share the cache of a worker.
         cache_bytes //= 2
-        others = Archive(run.data.unpaired)
+        others = Archive(run.data.unpaired, run.data.unpaired_generation)
         entries = others.entries("train")
         seed = int(np.random.SeedSequence([run.train.seed, UNPAIRED]).generate_state(1)[0])
         unpaired = UnpairedVolumes(CachedReader(others, cache_bytes), entries, SampleOrder(len(entries), seed))
@@ -89,9 +89,43 @@ def with_archive_views(run: RunConfig) -> RunConfig:
     has_own_views = any(field.name == "views" for field in fields(run.system))
     if not has_own_views or run.system.views != (ALL_VIEWS,):
         return run
-    views = Archive(run.data.archive).manifest.geometry.views
+    views = Archive(run.data.archive, run.data.generation).manifest.geometry.views
     selected: dict[str, Any] = {"views": tuple(view.name for view in views)}
     return replace(run, system=replace(run.system, **selected))
+
+
+def with_generations(run: RunConfig) -> RunConfig:
+    """The run with the numbers of the archives' newest generations where these are `latest`."""
+    data = run.data
+    selected: dict[str, Any] = {"generation": Archive(data.archive, data.generation).manifest.generation}
+    if data.unpaired:
+        selected["unpaired_generation"] = Archive(data.unpaired, data.unpaired_generation).manifest.generation
+    return replace(run, data=replace(data, **selected))
+
+
+def archive_digests(run: RunConfig) -> dict[str, str]:
+    """The digest of the manifest of each archive of a run, by its setting."""
+    digests = {"data.archive": Archive(run.data.archive, run.data.generation).manifest.sha256()}
+    if run.data.unpaired:
+        others = Archive(run.data.unpaired, run.data.unpaired_generation)
+        digests["data.unpaired"] = others.manifest.sha256()
+    return digests
+
+
+def require_archives(run: RunConfig, expected: dict[str, str]) -> None:
+    """Check that the archives hold the samples that the run began with.
+
+    Raises:
+        ConfigError: names the archive that does not.
+    """
+    found = archive_digests(run)
+    for setting, url in (("data.archive", run.data.archive), ("data.unpaired", run.data.unpaired)):
+        if setting in expected and found.get(setting) != expected[setting]:
+            raise ConfigError(
+                f"{url} does not hold the samples that this run began with (generation "
+                f"{run.data.generation if setting == 'data.archive' else run.data.unpaired_generation}, SHA-256 "
+                f"{expected[setting]}): restore the archive, or start a new run"
+            )
 
 
 def view_indices(archive: Archive, run: RunConfig) -> list[int]:
@@ -129,7 +163,7 @@ def describe(run: RunConfig, archive: Archive, resume_from: str | None = None) -
         "versions": {**versions, "deepspeed": deepspeed.__version__},
     }
     if run.data.unpaired:
-        others = Archive(run.data.unpaired)
+        others = Archive(run.data.unpaired, run.data.unpaired_generation)
         provenance["unpaired"] = {
             "archive": others.url,
             "archive_generation": others.manifest.generation,
@@ -169,7 +203,7 @@ def histogram_source(archive: Archive, run: RunConfig) -> Archive:
     """
     if archive.manifest.contents == "volumes":
         return archive
-    others = Archive(run.data.unpaired) if run.data.unpaired else archive
+    others = Archive(run.data.unpaired, run.data.unpaired_generation) if run.data.unpaired else archive
     if others.manifest.contents != "volumes" or others.manifest.geometry != archive.manifest.geometry:
         raise ConfigError(
             f"data.match-histograms needs DRRs, and {archive.url} holds acquired radiographs: name an "
@@ -184,7 +218,7 @@ def check(run: RunConfig) -> Archive:
     Raises:
         ConfigError: an archive does not fit the run or the system, or has no training or validation samples.
     """
-    archive = Archive(run.data.archive)
+    archive = Archive(run.data.archive, run.data.generation)
     check_size(archive, run)
     view_indices(archive, run)
     name = run.system.name
@@ -199,7 +233,7 @@ def check(run: RunConfig) -> Archive:
         if not archive.entries(split):
             raise ConfigError(f"{archive.url} has no sample in the {split} split: ingest more subjects")
     if run.data.unpaired:
-        others = Archive(run.data.unpaired)
+        others = Archive(run.data.unpaired, run.data.unpaired_generation)
         others.require_volumes("data.unpaired")
         check_size(others, run)
         if others.manifest.grid != archive.manifest.grid:

@@ -32,7 +32,7 @@ from raylift.platform.training.checkpoint import (
     local_copy,
 )
 from raylift.platform.training.engine import Engine
-from raylift.platform.training.inputs import describe, open_stream
+from raylift.platform.training.inputs import describe, open_stream, require_archives
 from raylift.platform.training.tracking import Reporter, RunningMeans, TensorBoard
 from raylift.platform.training.validation import Validation
 
@@ -50,17 +50,28 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     run = from_plain(RunConfig, settings["config"], "run")
     reporter = Reporter(settings.get("messages"), run.train.steps, to_tune=settings.get("to_tune", False))
     try:
-        return {"metrics": train(run, settings["run_url"], reporter)}
+        return {"metrics": train(run, settings["run_url"], reporter, settings.get("archives"))}
     except NonFiniteLoss as error:
         return {"non_finite": str(error)}
 
 
-def train(run: RunConfig, run_url: str, reporter: Reporter) -> dict[str, float]:
-    """Train to `run.train.steps`, from the newest verified checkpoint where there is one. Returns the last metrics."""
+def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, str] | None = None) -> dict[str, float]:
+    """Train to `run.train.steps`, from the newest verified checkpoint where there is one.
+
+    Args:
+        run: the configuration, the same on every rank.
+        run_url: the run's folder.
+        reporter: for lines to the terminal.
+        archives: digests of the archives (`inputs.archive_digests`), with which every rank compares its own.
+
+    Returns:
+        The last metrics.
+    """
     torch.set_num_threads(run.cluster.threads_per_worker)
     rank, world = dist.get_rank(), dist.get_world_size()
     device = engines.init_backend(gpu=run.cluster.gpus_per_worker > 0)
-    archive = Archive(run.data.archive)
+    require_archives(run, archives or {})
+    archive = Archive(run.data.archive, run.data.generation)
     checkpoints = Checkpoints(run_url)
     resume_from = broadcast_checkpoint(checkpoints.newest() if rank == 0 else None, reporter)
     description = describe(run, archive, resume_from)

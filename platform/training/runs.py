@@ -27,7 +27,14 @@ from raylift.platform.config import RunConfig, flatten, with_absolute_paths
 from raylift.platform.progress import worker_messages
 from raylift.platform.training import pretrained
 from raylift.platform.training.checkpoint import RUN_FILE, STATE_FILE, Checkpoints, load_state, local_copy
-from raylift.platform.training.inputs import check, check_network, with_archive_views
+from raylift.platform.training.inputs import (
+    archive_digests,
+    check,
+    check_network,
+    require_archives,
+    with_archive_views,
+    with_generations,
+)
 from raylift.platform.training.loop import NonFiniteLoss, train_worker
 
 
@@ -59,6 +66,12 @@ def load_run(url: str) -> RunConfig:
         ) from error
 
 
+def load_record(url: str) -> dict[str, Any]:
+    """Everything that is recorded of a run; empty if that is missing."""
+    folder = Folder(url)
+    return folder.read_digested(RUN_FILE) if folder.exists(RUN_FILE) else {}
+
+
 def _newest_config(url: str) -> tuple[str | None, dict[str, Any] | None]:
     """URL and configuration of a run's newest verified checkpoint; None if there is none."""
     newest, _ = Checkpoints(url).newest()
@@ -86,7 +99,7 @@ def create(run: RunConfig, run_url: str) -> RunConfig:
         ConfigError: archive, pretrained weights and settings do not fit together, or the run exists and is not one that
             failed before its first step; nothing is written.
     """
-    run = with_archive_views(with_absolute_paths(pretrained.resolve(run)))
+    run = with_generations(with_archive_views(with_absolute_paths(pretrained.resolve(run))))
     archive = check(run)
     pretrained.check(run, archive)
     check_network(run, archive)
@@ -94,6 +107,7 @@ def create(run: RunConfig, run_url: str) -> RunConfig:
     record = {
         "config": to_plain(run),
         "config_sha256": run.sha256(),
+        "archives": archive_digests(run),
         "versions": versions,
         "machine": machine.machine(),
         "pretrained": pretrained.record(run),
@@ -145,6 +159,8 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
         ray.train.TrainingFailedError: workers were lost more often than `cluster.max_failures`.
     """
     archive = check(run)
+    digests = load_record(run_url).get("archives", {})
+    require_archives(run, digests)
     checkpoints = Checkpoints(run_url)
     published = checkpoints.published()
     if not published:
@@ -158,12 +174,12 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
             ray.tune.report({**finished, "step": run.train.steps})
         return finished
     if to_tune:
-        return _fit(run, run_url, None, to_tune=True)
+        return _fit(run, run_url, digests, None, to_tune=True)
     with worker_messages(title) as messages:
-        return _fit(run, run_url, messages, to_tune=False)
+        return _fit(run, run_url, digests, messages, to_tune=False)
 
 
-def _fit(run: RunConfig, run_url: str, messages: Any, to_tune: bool) -> dict[str, Any]:
+def _fit(run: RunConfig, run_url: str, archives: dict[str, str], messages: Any, to_tune: bool) -> dict[str, Any]:
     workers = run.cluster.workers
     cluster.require_resources(workers * run.cluster.cpus_per_worker, workers * run.cluster.gpus_per_worker, "this run")
     callbacks: list[Any] = []
@@ -177,7 +193,13 @@ def _fit(run: RunConfig, run_url: str, messages: Any, to_tune: bool) -> dict[str
     with tempfile.TemporaryDirectory(prefix="raylift-ray-") as scratch:
         trainer = TorchTrainer(
             train_worker,  # type: ignore[arg-type]  # Ray returns the worker's result
-            train_loop_config={"config": to_plain(run), "run_url": run_url, "messages": messages, "to_tune": to_tune},
+            train_loop_config={
+                "config": to_plain(run),
+                "run_url": run_url,
+                "archives": archives,
+                "messages": messages,
+                "to_tune": to_tune,
+            },
             torch_config=TorchConfig(timeout_s=600),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers, use_gpu=run.cluster.gpus_per_worker > 0, resources_per_worker=resources

@@ -32,7 +32,7 @@ from raylift.platform.monitor import MONITORED, format_metrics, monitored
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import pretrained, runs
 from raylift.platform.training.checkpoint import RUN_FILE, CheckpointError, best_checkpoint
-from raylift.platform.training.inputs import check, with_archive_views
+from raylift.platform.training.inputs import check, with_archive_views, with_generations
 
 SEARCH_FILE, TABLE_FILE, RAY_FOLDER = "search.json", "trials.json", "ray"
 
@@ -128,7 +128,7 @@ def validate(search: Search) -> dict[str, Any]:
 
 def create(search: Search, url: str) -> None:
     """Create a search: write its configuration."""
-    run = with_archive_views(with_absolute_paths(pretrained.resolve(search.run)))
+    run = with_generations(with_archive_views(with_absolute_paths(pretrained.resolve(search.run))))
     runs.write_record(url, SEARCH_FILE, to_plain(replace(search, run=run)), "search")
 
 

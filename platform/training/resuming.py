@@ -1,0 +1,76 @@
+"""Resuming a run with other settings: some are taken and printed, all others are refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raylift.datasets import digested_json
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.archive.store import Folder
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.serialization import to_plain
+from raylift.platform.config import RunConfig, flatten, with_absolute_paths
+from raylift.platform.training import runs
+from raylift.platform.training.checkpoint import RUN_FILE
+from raylift.platform.training.inputs import archive_digests, with_generations
+
+TAKEN = (
+    "train.steps",
+    "train.log_every",
+    "train.validate_every",
+    "train.keep_checkpoints",
+    "cluster.",
+    "engine.",
+    "optimizer.",
+    "data.generation",
+    "data.unpaired_generation",
+    "data.threads",
+    "data.prefetch_batches",
+    "data.cache_gib",
+)
+"""Settings, or beginnings of settings, that a resumed run may change."""
+ARCHIVES = {"data.archive": "data.generation", "data.unpaired": "data.unpaired_generation"}
+"""Archives, whose place a resumed run may change if the samples are the same, and their generations."""
+
+
+def resume(run: RunConfig, url: str) -> RunConfig:
+    """Check the settings of a run that is resumed against its record, print what changes, and record it.
+
+    Args:
+        run: the run's settings with those that were given to `--resume`.
+        url: the run's folder.
+
+    Returns:
+        The settings to go on with.
+
+    Raises:
+        ConfigError: settings differ that a resumed run keeps; names each with both values.
+    """
+    base, record = runs.load_run(url), runs.load_record(url)
+    run = with_generations(with_absolute_paths(run))
+    before, after = flatten(to_plain(base)), flatten(to_plain(run))
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    recorded, found = record.get("archives", {}), archive_digests(run)
+    moved = {key for key in ARCHIVES if key in changed and recorded.get(key, "") == found.get(key)}
+    refused = [key for key in changed if not key.startswith(TAKEN) and key not in moved]
+    if refused:
+        named = "; ".join(f"{key} {before.get(key)!r}, not {after.get(key)!r}" for key in refused)
+        raise ConfigError(f"{url} keeps {named}: start a new run to change it")
+    for key in changed:
+        samples = _samples(base, run, key)
+        print(f"raylift: {key} changes from {before.get(key)} to {after.get(key)}{samples}", flush=True)
+    for key, generation in ARCHIVES.items():
+        if key in recorded and generation not in changed:
+            found[key] = recorded[key]
+    new = {**record, "config": to_plain(run), "config_sha256": run.sha256(), "archives": found}
+    if new != record:
+        Folder(url).write(RUN_FILE, digested_json.encode(new))
+    return run
+
+
+def _samples(base: RunConfig, run: RunConfig, key: str) -> str:
+    """How a new generation changes the training samples, for the line about it."""
+    if key != "data.generation":
+        return ""
+    counts: list[Any] = [len(Archive(one.data.archive, one.data.generation).entries("train")) for one in (base, run)]
+    return f" ({counts[0]} and {counts[1]} samples in the train split)"
