@@ -14,9 +14,18 @@ from typing import Literal
 
 from raylift.datasets.csv_file import read_rows
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.sources import pseudonym
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+IDENTIFIERS = ("subject", "patient", "series_uid")
+"""Columns that name whom a row of a list is about; patients and series are compared by their pseudonyms."""
+LISTS = Path(__file__).parent / "split_lists"
+PUBLISHED = {
+    "x2ct-lidc": "X2CT-GAN: LIDC-IDRI, 916 train and 102 test scans; 3DGAN/data of kylekma/X2CT at a9f0473",
+    "luna16": "C2RV: LUNA16, 738 train, 50 val, 100 test scans; data/LUNA16/splits.json of xmed-lab/C2RV-CBCT",
+}
+"""Published lists and their source; `split_lists/NAME.csv` holds patients' numbers or series UIDs, and splits."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,9 @@ class SplitRule:
         """The split of a subject."""
         if subject in self.assigned:
             return self.assigned[subject]
+        # Files named by a patient's number match a list of pseudonyms, as DICOM series do.
+        if self.assigned and (name := pseudonym(subject)) in self.assigned:
+            return self.assigned[name]
         place = int.from_bytes(hashlib.sha256(f"{self.salt}/{subject}".encode()).digest()[:8], "big") / 2**64
         train, val, _ = self.shares
         return "train" if place < train else "val" if place < train + val else "test"
@@ -62,22 +74,73 @@ def balanced_split_rule(
     return min((SplitRule(shares, salt, assigned) for salt in range(100)), key=distance)
 
 
-def read_assignments(path: Path) -> dict[str, Split]:
-    """Subjects and splits from a CSV with the columns `subject` and `split`.
+@dataclass(frozen=True)
+class Assignments:
+    """Subjects assigned to splits by a list."""
+
+    splits: dict[str, Split]
+    """By subject, or by the pseudonym of a patient or series."""
+    notes: tuple[str, ...] = ()
+    """What differs from the list as published, in sentences."""
+
+
+def absent(assigned: Iterable[str], subjects: Iterable[str]) -> int:
+    """The number of assigned subjects or pseudonyms that match none of the subjects."""
+    names = set(subjects)
+    return len(set(assigned) - names - {pseudonym(name) for name in names})
+
+
+def read_assignments(source: str | Path) -> Assignments:
+    """The assignments of a published list by its name in `PUBLISHED`, or of a CSV."""
+    name = str(source)
+    return published_assignments(name) if name in PUBLISHED else Assignments(_read_table(Path(source)))
+
+
+def published_assignments(name: str) -> Assignments:
+    """The assignments of a published list, by pseudonym.
+
+    A patient in several splits stays in test. Where a list has no validation split, every tenth training patient by
+    name becomes validation.
+    """
+    _, rows = read_rows(LISTS / f"{name}.csv")
+    listed: dict[str, set[str]] = {}
+    for row in rows:
+        identifier, split = row.values()
+        listed.setdefault(identifier, set()).add(split)
+    notes = []
+    for identifier in sorted(one for one, splits in listed.items() if len(splits) > 1):
+        notes.append(
+            f"{name} lists {identifier} in {' and '.join(sorted(listed[identifier]))}: it is kept in test alone"
+        )
+        listed[identifier] = {"test"}
+    splits: dict[str, Split] = {
+        identifier: split for identifier, (only,) in listed.items() for split in SPLITS if split == only
+    }
+    if "val" not in splits.values():
+        training = sorted(identifier for identifier, split in splits.items() if split == "train")
+        splits |= dict.fromkeys(training[::10], "val")
+        notes.append(f"{name} has no validation split: every tenth training patient became validation")
+    return Assignments({pseudonym(identifier): split for identifier, split in splits.items()}, tuple(notes))
+
+
+def _read_table(path: Path) -> dict[str, Split]:
+    """Subjects and splits from a CSV with the column `split` and one of `IDENTIFIERS`.
 
     Raises:
         ConfigError: not a CSV in UTF-8, a missing column, an unknown split, or two splits for one subject.
     """
     columns, given = read_rows(path)
-    if not {"subject", "split"} <= set(columns):
-        raise ConfigError(f"{path}: columns {columns}, needed are subject and split")
+    column = next((name for name in IDENTIFIERS if name in columns), "")
+    if not column or "split" not in columns:
+        raise ConfigError(f"{path}: columns {columns}, needed are split and one of {', '.join(IDENTIFIERS)}")
     assigned: dict[str, Split] = {}
     for row in given:
-        subject, split = row["subject"], row["split"]
+        subject, split = row[column], row["split"]
         if not subject:
-            raise ConfigError(f"{path}: a row without subject, with split '{split}'")
+            raise ConfigError(f"{path}: a row without {column}, with split '{split}'")
         if split not in SPLITS:
-            raise ConfigError(f"{path}: subject {subject} has split '{split}': use train, val or test")
-        if assigned.setdefault(subject, split) != split:
-            raise ConfigError(f"{path}: subject {subject} is in two splits, {assigned[subject]} and {split}")
+            raise ConfigError(f"{path}: {column} {subject} has split '{split}': use train, val or test")
+        key = subject if column == "subject" else pseudonym(subject)
+        if assigned.setdefault(key, split) != split:
+            raise ConfigError(f"{path}: {column} {subject} is in two splits, {assigned[key]} and {split}")
     return assigned

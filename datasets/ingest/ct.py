@@ -9,7 +9,7 @@ from pathlib import Path
 from raylift.datasets import segmentation
 from raylift.datasets.archive.archive import Sample
 from raylift.datasets.archive.manifest import Entry
-from raylift.datasets.archive.splits import Split
+from raylift.datasets.archive.splits import Split, absent
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.ingest.pipeline import IngestReport, Progress, add_samples, open_writer, subject_of
 from raylift.datasets.projector import render_drrs
@@ -66,8 +66,9 @@ def ingest_ct(
     scans = [replace(source, subject=subject_of(source, subject_pattern)) for source in found.sources]
     subjects = {scan.subject for scan in scans}
     writer = open_writer(url, grid, geometry, subjects, shares, assigned, samples_per_shard)
-    absent = len(set(assigned or {}) - subjects)
-    outcome = IngestReport(refused=list(found.refused), skipped=found.skipped, absent_subjects=absent)
+    outcome = IngestReport(
+        refused=list(found.refused), skipped=found.skipped, absent_subjects=absent(assigned or {}, subjects)
+    )
     if found.shared_subjects and not subject_pattern:
         outcome.warnings.append(_shared(found.shared_subjects))
 

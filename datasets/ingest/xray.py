@@ -15,7 +15,7 @@ import numpy as np
 
 from raylift.datasets.archive.archive import RadiographSample
 from raylift.datasets.archive.manifest import Entry
-from raylift.datasets.archive.splits import Split
+from raylift.datasets.archive.splits import Split, absent
 from raylift.datasets.errors import ConfigError, RefusedFile
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.ingest.pipeline import IngestReport, Progress, add_samples, open_writer, subject_of
@@ -82,7 +82,7 @@ def ingest_radiographs(
     outcome = IngestReport(
         refused=list(found.refused),
         skipped=found.skipped,
-        absent_subjects=len(set(assigned or {}) - subjects),
+        absent_subjects=absent(assigned or {}, subjects),
         single_view=found.single_view,
         ambiguous=found.ambiguous,
         missing_files=found.missing_files,

@@ -66,12 +66,18 @@ class SubjectOptions:
     """Regular expression whose first group matches the subject in a file's name, or else in its path."""
     shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Fractions of subjects in the train, validation and test split."""
-    splits: Path | None = None
-    """CSV with columns subject and split, for subjects assigned to a split by hand."""
+    splits: str = ""
+    """A published list, x2ct-lidc or luna16, or a CSV with the columns split and subject, patient or series_uid;
+    numbers of patients and series are hashed as those of DICOM files."""
 
     def assigned(self) -> dict[str, Split] | None:
-        """Splits by subject from the CSV, or None without one."""
-        return read_assignments(self.splits) if self.splits else None
+        """Splits by subject from the list, whose notes are printed, or None without one."""
+        if not self.splits:
+            return None
+        assignments = read_assignments(self.splits)
+        for note in assignments.notes:
+            print(note)
+        return assignments.splits
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylift.datasets.archive.splits import SPLITS, SplitRule, balanced_split_rule, read_assignments
+from raylift.datasets.archive.splits import LISTS, SPLITS, SplitRule, absent, balanced_split_rule, read_assignments
+from raylift.datasets.csv_file import read_rows
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.sources import pseudonym
 
 SHARES = (0.8, 0.1, 0.1)
 
@@ -80,18 +82,18 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_assignments_are_read_from_a_table_in_any_order_of_columns(tmp_path: Path) -> None:
     path = write(tmp_path, "split,age,subject\ntest,50,a\ntrain,60,b\ntest,50,a\n")
-    assert read_assignments(path) == {"a": "test", "b": "train"}
+    assert read_assignments(path).splits == {"a": "test", "b": "train"}
 
 
 def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path: Path) -> None:
-    assert read_assignments(write(tmp_path, "\ufeffsubject,split\r\na,test\r\n")) == {"a": "test"}
+    assert read_assignments(write(tmp_path, "\ufeffsubject,split\r\na,test\r\n")).splits == {"a": "test"}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "columns .., needed are subject and split"),
-        ("subject,fold\na,test\n", "needed are subject and split"),
+        ("", "columns .., needed are split and one of subject, patient, series_uid"),
+        ("subject,fold\na,test\n", "needed are split and one of subject"),
         ("subject,split\na,exam\n", "subject a has split 'exam': use train, val or test"),
         ("subject,split\na\n", "subject a has split ''"),
         ("subject,split\na,test\na,train\n", "subject a is in two splits, test and train"),
@@ -109,3 +111,40 @@ def test_a_table_in_another_encoding_is_refused(data: bytes, tmp_path: Path) -> 
     (tmp_path / "splits.csv").write_bytes(data)
     with pytest.raises(ConfigError, match=r"splits\.csv: not a CSV in UTF-8"):
         read_assignments(tmp_path / "splits.csv")
+
+
+def test_patients_of_a_table_are_hashed_as_those_of_dicom_files(tmp_path: Path) -> None:
+    assigned = read_assignments(write(tmp_path, "patient,split\nLIDC-IDRI-0001,test\n")).splits
+    assert assigned == {pseudonym("LIDC-IDRI-0001"): "test"}
+    rule = SplitRule((1.0, 0.0, 0.0), assigned=assigned)
+    # A DICOM series has the pseudonym, a file named by the patient the number itself.
+    assert rule.split(pseudonym("LIDC-IDRI-0001")) == rule.split("LIDC-IDRI-0001") == "test"
+    assert rule.split("LIDC-IDRI-0002") == "train"
+    assert absent(assigned, ["LIDC-IDRI-0001"]) == absent(assigned, [pseudonym("LIDC-IDRI-0001")]) == 0
+    assert absent(assigned, ["LIDC-IDRI-0002"]) == 1
+
+
+def test_the_list_of_x2ct_keeps_the_patient_of_both_splits_in_test_alone_and_says_so() -> None:
+    assignments = read_assignments("x2ct-lidc")
+    assert assignments.splits[pseudonym("LIDC-IDRI-0442")] == "test"
+    assert "LIDC-IDRI-0442 in test and train: it is kept in test alone" in assignments.notes[0]
+    counts = Counter(assignments.splits.values())
+    assert counts.total() == 1010
+    assert counts["val"] == -(-(counts["val"] + counts["train"]) // 10)
+    assert "no validation split" in assignments.notes[1]
+
+
+def test_the_list_of_luna16_has_its_published_counts_and_is_taken_as_it_is() -> None:
+    assignments = read_assignments("luna16")
+    assert Counter(assignments.splits.values()) == {"train": 738, "val": 50, "test": 100}
+    assert assignments.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "column"),
+    [("x2ct-lidc", "x2ct_lidc_916_102.csv", "patient_id"), ("luna16", "luna16_738_50_100.csv", "series_uid")],
+)
+def test_the_lists_in_the_package_are_those_that_were_published(real_data, name, file, column) -> None:
+    _, published = read_rows(real_data / "splits" / file)
+    _, ours = read_rows(LISTS / f"{name}.csv")
+    assert {tuple(row.values()) for row in ours} == {(row[column], row["split"]) for row in published}
