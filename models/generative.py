@@ -14,6 +14,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.models.volume_network import VolumeNetwork
 
 SamplerName = Literal["ddpm", "ddim", "dpm_solver"]
+"""The keys of `SAMPLERS`, written out because mypy cannot make a `Literal` from a dictionary."""
 
 
 @dataclass(frozen=True)

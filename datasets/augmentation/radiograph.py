@@ -39,7 +39,7 @@ class RadiographAugmentation:
     scatter: float = 0.3
     """Amplitude of a smooth gain of the transmitted intensity, relative."""
     photons: tuple[float, float] = (1e5, 1e7)
-    """Photons a pixel before the patient, log-uniform: Poisson noise. A pixel of 2.5 mm averages hundreds of a film."""
+    """Photons a pixel before the patient, log-uniform: Poisson noise. A pixel of 2.5 mm averages hundreds."""
     electronic: float = 0.01
     """Standard deviation of the noise added to the finished image."""
     blur_px: float = 0.9

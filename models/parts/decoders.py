@@ -23,6 +23,7 @@ from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.heads import ActivationName, Head, Rendering
 
 DecoderName = Literal["upsampling", "unet", "unet++", "none"]
+"""The keys of `DECODERS`, written out because mypy cannot make a `Literal` from a dictionary."""
 HeadName = Literal["convolution", "rendering"]
 
 Lifted = list[list[Float[Tensor, "n _ _ _ _"]]]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from raylift.models.parts.blocks import DepthTapConvolution
 
 FusionName = Literal["average", "sum", "concatenate", "attention", "alignment"]
+"""The keys of `FUSIONS`, written out because mypy cannot make a `Literal` from a dictionary."""
 
 Volume = Float[Tensor, "n _ d h w"]
 
