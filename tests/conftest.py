@@ -32,6 +32,15 @@ def pytest_configure() -> None:
             )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist, tests that share Ray or a service run in one process, and others by their file."""
+    for item in items:
+        shares_ray = "ray_cluster" in getattr(item, "fixturenames", ())
+        shares_service = item.path.parent.name == "serve"
+        group = "ray" if shares_ray else "serve" if shares_service else str(item.path.relative_to(REPOSITORY))
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Iterator[None]:
     """Where everything is required, a test that skips because something is missing fails."""
