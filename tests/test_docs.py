@@ -29,7 +29,8 @@ NOTEBOOK = REPOSITORY / "docs/tutorial.ipynb"
 
 
 def blocks(text: str, kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+    """Blocks of code of one language, with a title or without."""
+    return re.findall(rf"```{kind}(?: title=[^\n]*)?\n(.*?)```", text, re.DOTALL)
 
 
 def spans(text: str) -> list[str]:
