@@ -60,13 +60,13 @@ class VolumeAugmentation:
         """The parameters of one sample."""
         matrix, shift = np.eye(3), np.zeros(3)
         elastic = np.zeros((3, *(CONTROL_POINTS,) * 3))
-        tone = np.array([1.0, 0.0, 1.0])
+        tissue = np.array([1.0, 0.0, 1.0])
         if rng.random() < self.probability:
             angles = np.deg2rad(rng.uniform(-self.rotation_deg, self.rotation_deg, 3))
             matrix = _rotation(angles) @ np.diag(1 / rng.uniform(*self.scale, 3))
             shift = rng.uniform(-self.shift_mm, self.shift_mm, 3)
             elastic = rng.normal(0.0, self.elastic_mm, elastic.shape) if self.elastic_mm else elastic
-            tone = np.array(
+            tissue = np.array(
                 [
                     rng.uniform(*self.lung),
                     rng.uniform(-self.soft_tissue_hu, self.soft_tissue_hu),
@@ -75,7 +75,7 @@ class VolumeAugmentation:
             )
         if rng.random() < self.mirror:
             matrix = matrix @ np.diag([1.0, 1.0, -1.0])
-        return Deformation(matrix, shift, elastic, tone)
+        return Deformation(matrix, shift, elastic, tissue)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Deformation:
     shift_mm: Float[np.ndarray, " 3"]
     elastic_mm: Float[np.ndarray, "3 k k k"]
     """Displacement at the control points, in the source."""
-    tone: Float[np.ndarray, " 3"]
+    tissue: Float[np.ndarray, " 3"]
     """Factor of lung density, HU added to soft tissue, factor of bone."""
 
 
@@ -104,7 +104,7 @@ def deform(
     """
     where = _sampling_grid(hu.shape[2:], spacing_mm, grid, deformations, hu.device)
     warped = F.grid_sample(hu.float(), where, mode="bilinear", padding_mode="border", align_corners=False)
-    return change_tissue_hu(warped, _stacked([one.tone for one in deformations], hu.device))
+    return change_tissue_hu(warped, _stacked([one.tissue for one in deformations], hu.device))
 
 
 def deform_labels(
@@ -141,9 +141,9 @@ def _stacked(values: Sequence[np.ndarray], device: torch.device) -> Tensor:
     return torch.as_tensor(np.stack(values), dtype=torch.float32).to(device, non_blocking=True)
 
 
-def change_tissue_hu(hu: Float[Tensor, "n 1 d h w"], tone: Float[Tensor, "n 3"]) -> Float[Tensor, "n 1 d h w"]:
-    """HU with lung, soft tissue and bone changed by each sample's tone; continuous in HU."""
-    lung, soft, bone = (tone[:, k].reshape(-1, 1, 1, 1, 1) for k in range(3))
+def change_tissue_hu(hu: Float[Tensor, "n 1 d h w"], tissue: Float[Tensor, "n 3"]) -> Float[Tensor, "n 1 d h w"]:
+    """HU with lung, soft tissue and bone changed by `Deformation.tissue` of each sample; continuous in HU."""
+    lung, soft, bone = (tissue[:, k].reshape(-1, 1, 1, 1, 1) for k in range(3))
     # Full effect on lung from -1000 to -600 HU, none above -400; soft tissue between -150 and 150 HU.
     in_lung = ((-400 - hu) / 200).clamp(0, 1) * ((hu + 1000) / 50).clamp(0, 1)
     in_soft = ((hu + 250) / 100).clamp(0, 1) * ((300 - hu) / 150).clamp(0, 1)

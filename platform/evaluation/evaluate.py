@@ -52,7 +52,7 @@ def evaluate(
 
     Raises:
         ConfigError: the archive's grid or geometry is not the model's, a protocol needs CT and it has none, the split
-            is empty, the steps are negative, or the model does not sample.
+            or, with CT, the train split is empty, the steps are negative, or the model does not sample.
     """
     consistency.require_steps(consistency_steps)
     settings = (sampling or SamplingFlags()).resolve(model.network, samples)
@@ -66,6 +66,11 @@ def evaluate(
     for name in protocols:
         if PROTOCOLS[name].needs_ct:
             archive.require_volumes(f"protocol {name}")
+    if has_ct and not archive.entries("train"):
+        raise ConfigError(
+            f"{archive.url} has no sample in the train split, to which the trivial baselines are fitted: add training "
+            "scans to it"
+        )
     window, frame = description.window, (description.grid, description.geometry)
     fitted = baselines.fit(_batches(archive, model, views), *frame) if has_ct else baselines.unfitted(*frame)
     cases, seconds = [], 0.0

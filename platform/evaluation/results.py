@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from raylift.models import consistency
 from raylift.models.metrics import Figures
 from raylift.models.reconstruction import Residuals
 from raylift.platform.evaluation.protocols import ProtocolName
+from raylift.platform.evaluation.tables import MetricTable, finite
 
 MODEL = "model"
 FITTED = "model, fitted"
@@ -48,15 +48,17 @@ class Evaluation:
     """Data, seed, command, versions and machine."""
     seconds_per_volume: float
 
+    @property
+    def _table(self) -> MetricTable:
+        return MetricTable({case.entry.id: case.metrics for case in self.cases}, {})
+
     def mean(self, predictor: str, protocol: str) -> Figures:
-        """Mean over the scans of a predictor's metrics."""
-        rows = [case.metrics[predictor][protocol] for case in self.cases]
-        return {name: fmean(row[name] for row in rows) for name in rows[0]}
+        """Mean over the scans; infinite where a scan's figure is."""
+        return self._table.mean(predictor, protocol)
 
     def std(self, predictor: str, protocol: str) -> Figures:
-        """Standard deviation over the scans; 0 for a single scan."""
-        rows = [case.metrics[predictor][protocol] for case in self.cases]
-        return {name: pstdev([row[name] for row in rows]) for name in rows[0]}
+        """Standard deviation over the scans; 0 for a single scan, NaN where a figure is infinite."""
+        return self._table.std(predictor, protocol)
 
     @property
     def scans(self) -> str:
@@ -113,9 +115,12 @@ class Evaluation:
         return {
             "summary": self.summary(),
             "split": self.split,
-            "mean": {p: {q: self.mean(p, q) for q in self.all_protocols} for p in self.predictors},
-            "standard_deviation": {p: {q: self.std(p, q) for q in self.all_protocols} for p in self.predictors},
-            "cases": {case.entry.id: case.metrics for case in self.cases},
+            "mean": {p: {q: finite(self.mean(p, q)) for q in self.all_protocols} for p in self.predictors},
+            "standard_deviation": {p: {q: finite(self.std(p, q)) for q in self.all_protocols} for p in self.predictors},
+            "cases": {
+                case.entry.id: {p: {q: finite(row) for q, row in rows.items()} for p, rows in case.metrics.items()}
+                for case in self.cases
+            },
             "projection_residuals": {
                 "mean": self.residuals(),
                 "cases": {case.entry.id: case.residuals for case in self.cases},

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.geometry import Grid, x2ct
+from raylift.datasets.geometry import Grid, chest, x2ct
 from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.models import weights
 from raylift.models.metrics import PROTOCOLS
@@ -65,6 +66,16 @@ def test_the_figures_are_pictures_with_something_in_them(report):
         pixels = np.asarray(Image.open(path).convert("L"))
         assert min(pixels.shape) > 200
         assert pixels.std() > 10
+
+
+def test_the_figures_of_exact_volumes_are_valid_json(finished_run, archive32):
+    evaluation = evaluate(weights.load(finished_run / "checkpoints/step-00000008"), Archive(str(archive32)))
+    exact = {
+        p: {q: dict.fromkeys(row, np.inf) for q, row in rows.items()} for p, rows in evaluation.cases[0].metrics.items()
+    }
+    evaluation = replace(evaluation, cases=[replace(evaluation.cases[0], metrics=exact)])
+    text = json.dumps(evaluation.to_json(), allow_nan=False)
+    assert json.loads(text)["mean"][MODEL]["volume"]["psnr_db"] is None
 
 
 def test_the_models_figures_are_those_of_its_own_reconstruction(finished_run, archive32):
@@ -123,6 +134,14 @@ def test_an_archive_of_another_geometry_is_refused(finished_run, tmp_path):
     model = weights.load(finished_run / "checkpoints/step-00000008")
     with pytest.raises(ConfigError, match="another geometry"):
         evaluate(model, Archive(str(tmp_path / "other")))
+
+
+def test_an_archive_without_training_scans_is_refused_because_baselines_are_fitted_to_them(finished_run, tmp_path):
+    grid = Grid(32, 10.0)
+    ingest_phantoms(str(tmp_path / "held-out"), grid, chest(grid), count=2, seed=1, shares=(0.0, 0.0, 1.0))
+    model = weights.load(finished_run / "checkpoints/step-00000008")
+    with pytest.raises(ConfigError, match="no sample in the train split, to which the trivial baselines are fitted"):
+        evaluate(model, Archive(str(tmp_path / "held-out")))
 
 
 def test_an_export_is_a_model_with_a_card_and_its_digest(finished_run, tmp_path, capsys):

@@ -90,7 +90,7 @@ def test_labels_move_with_their_volume():
     assert torch.equal(deform_labels(labels, 10.0, GRID, [same]), labels)
     moved = FULL.sample(0, 0, 1, GEOMETRY).deformation
     lung = deform_labels(labels, 10.0, GRID, [moved]) == Label.LUNG
-    inside = deform(hu, 10.0, GRID, [replace(moved, tone=np.array([1.0, 0.0, 1.0]))])[lung]
+    inside = deform(hu, 10.0, GRID, [replace(moved, tissue=np.array([1.0, 0.0, 1.0]))])[lung]
     # Boundary voxels contain both tissues.
     assert ((inside < -400).float().mean()) > 0.85
     assert (hu[lung] < -400).float().mean() < 0.85
@@ -99,7 +99,7 @@ def test_labels_move_with_their_volume():
 def test_beyond_the_source_its_outermost_voxels_continue():
     hu = torch.full((1, 1, 32, 32, 32), 40.0)
     parameters = FULL.sample(0, 0, 1, GEOMETRY).deformation
-    result = deform(hu, 10.0, GRID, [replace(parameters, tone=np.array([1.0, 0.0, 1.0]))])
+    result = deform(hu, 10.0, GRID, [replace(parameters, tissue=np.array([1.0, 0.0, 1.0]))])
     torch.testing.assert_close(result, hu)
 
 
