@@ -20,7 +20,9 @@ from raylift.models.zoo import SYSTEMS
 
 
 @pytest.mark.parametrize(
-    ("names", "parts"), [(FusionName, FUSIONS), (DecoderName, DECODERS), (SamplerName, SAMPLERS)], ids=str
+    ("names", "parts"),
+    [(FusionName, FUSIONS), (DecoderName, DECODERS), (SamplerName, SAMPLERS)],
+    ids=["fusions", "decoders", "samplers"],
 )
 def test_every_name_of_a_part_has_a_part_and_every_part_a_name(names, parts):
     assert get_args(names) == tuple(parts)
