@@ -48,7 +48,7 @@ FIT_STEPS = 10
 BASELINES = "baselines"
 NAMES = ("x2ct-gan", "x-recon", "duolift-gan", "diffux2ct", "unrolled")
 SLIM = ("diffux2ct", "unrolled")
-"""The others' slim networks halve too often for 32 voxels a side: theirs are the tiny ones."""
+"""The others' slim networks halve too often for 32 voxels per side: theirs are the tiny ones."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Run:
 
 
 def system_of(name: str) -> tuple[SystemConfig, Training]:
-    """Settings of a system for 32 voxels a side, and the slim preset's optimizer."""
+    """Settings of a system for 32 voxels per side, and the slim preset's optimizer."""
     entry = SYSTEMS[name]
     return entry.slim if name in SLIM else entry.tiny, entry.slim_training
 

@@ -39,7 +39,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         if not 8 <= self.size <= 1024:
-            raise ConfigError(f"grid size {self.size} is outside 8 to 1024 voxels a side")
+            raise ConfigError(f"grid size {self.size} is outside 8 to 1024 voxels per side")
         if not 0 < self.spacing_mm < 100:
             raise ConfigError(f"voxel spacing {self.spacing_mm} mm is outside (0, 100)")
 

@@ -65,7 +65,7 @@ def geometry_of(text: str, grid: Grid) -> Geometry:
 def read_geometry(path: Path, grid: Grid) -> Geometry:
     """The geometry of a YAML file: keys beam, source_axis_mm, source_detector_mm, detector, attenuation and views.
 
-    `detector` is `covering` (the default: as many pixels as the grid has voxels a side, covering the volume's central
+    `detector` is `covering` (the default: as many pixels as the grid has voxels per side, covering the volume's central
     plane) or has the keys px and pitch_mm, each of which may be left out. `views` is a list of mappings with the keys
     name, azimuth_deg, elevation_deg, roll_deg and offset_mm.
 

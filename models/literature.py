@@ -21,7 +21,7 @@ class Training:
     """How a system is trained; the defaults are X2CT-GAN's on one GPU."""
 
     size: int = 128
-    """Voxels a side."""
+    """Voxels per side."""
     window: Window = DEFAULT_WINDOW
     """The HU range that maps to the network's [0, 1]."""
     normalization: Normalization = "percentiles"
@@ -77,7 +77,7 @@ class ParameterCount:
     """A name of `Objective.networks`."""
     views: tuple[str, ...] = ("frontal", "lateral")
     size: int = 128
-    """Voxels a side."""
+    """Voxels per side."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ class Entry:
     published: SystemConfig
     """The settings as published."""
     slim: SystemConfig
-    """The same choices at 64 voxels a side with two million parameters or fewer, for CPU cores."""
+    """The same choices at 64 voxels per side with two million parameters or fewer, for CPU cores."""
     tiny: SystemConfig
-    """The same choices at 32 voxels a side, for tests."""
+    """The same choices at 32 voxels per side, for tests."""
     training: Training = GPU_TRAINING
     slim_training: Training = SLIM_TRAINING
     tiny_training: Training = TINY_TRAINING

@@ -93,7 +93,7 @@ def cone_projection_l1(
 
     Every call samples one rotation about the three axes by N(0, `jitter_deg`) and one translation by
     N(0, `jitter_voxels`), in units of 1/128 of the volume's edge, from torch's global generator, and applies both to
-    all three poses. The source is 300 units from the center and 700 from the detector, which has 374 units a side
+    all three poses. The source is 300 units from the center and 700 from the detector, which has 374 units per side
     (X-Recon's constants). A ray's value is the sum of samples 1.75 units apart.
     """
     size = prediction.shape[-1]

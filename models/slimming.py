@@ -35,14 +35,14 @@ TINY_XRAY_ONLY = Widths((2, 2, 2), 4, (16, 16, 8, 8), (8, 16))
 
 
 def slim(system: P) -> P:
-    """The variant for 64 voxels a side: two million parameters or fewer."""
+    """The variant for 64 voxels per side: two million parameters or fewer."""
     if isinstance(system, Composition):
         return _composition(system, SLIM)
     return _reprojected(system, SLIM_XRAY_ONLY)
 
 
 def tiny(system: P) -> P:
-    """The variant for 32 voxels a side: a tenth of a second for each step."""
+    """The variant for 32 voxels per side: a tenth of a second for each step."""
     if isinstance(system, Composition):
         return _composition(system, TINY)
     return _reprojected(system, TINY_XRAY_ONLY)

@@ -39,7 +39,7 @@ class DataConfig:
     """Whether the histogram of every radiograph is matched to that of digitally reconstructed radiographs (DRRs) of the
     archive's CT, or else of the unpaired archive's, in training, evaluation and inference."""
     size: int = 128
-    """Voxels a side; must be the archive's."""
+    """Voxels per side; must be the archive's."""
     window: Window = field(default_factory=Window)
     """The HU range that is mapped to [0, 1] for the network."""
     normalization: Normalization = "percentiles"

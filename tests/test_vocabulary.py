@@ -38,6 +38,7 @@ WORDS = {
     r"\btruths?\b": "ground truth",
     r"\bmoving average\b": "exponential moving average",
     r"\b(?:optimiser|normalis|centre|neighbour|colour)\w*": "American spelling",
+    r"\b(voxels|pixels) a side\b": "voxels per side",
     r"\bstandardi[sz]\w*": "normalize (to [0, 1]; a standardized image has mean 0 and variance 1)",
     r"\bgrow(?:n|ing)\b": "upsample",
     r"\b(?:nobody|somebody|whoever|a stranger)\b": "the user, the reader",

@@ -26,7 +26,7 @@ def random_state(
         growth: channels that a dense layer adds.
         bottleneck: channels inside a dense layer.
         channels: of the decoder, from the finest size to the coarsest.
-        edge: voxels a side of the coarsest volume.
+        edge: voxels per side of the coarsest volume.
         views: 1 or 2.
     """
     state: State = {}

@@ -38,7 +38,7 @@ def check_size(name: str, size: Sequence[int], limits: ScanLimits) -> None:
     if any(n != 1 for n in size[3:]):
         raise RefusedFile(f"{name}: {shown} voxels is a series of volumes: extract one")
     if max(size) > limits.max_side:
-        raise RefusedFile(f"{name}: {shown} voxels, over the limit of {limits.max_side} a side (--limits.max-side)")
+        raise RefusedFile(f"{name}: {shown} voxels, over the limit of {limits.max_side} per side (--limits.max-side)")
     if math.prod(size) > limits.max_voxels:
         raise RefusedFile(f"{name}: {shown} voxels, over the limit of {limits.max_voxels} (--limits.max-voxels)")
 

@@ -26,9 +26,9 @@ PRESETS_INTRODUCTION = """\
 # Presets
 
 `raylift train PRESET` starts from one of these. A preset with the bare name of a system holds its published settings;
-`-slim` is the same composition at 64 voxels a side for CPU cores; `-tiny` is for tests.
+`-slim` is the same composition at 64 voxels per side for CPU cores; `-tiny` is for tests.
 
-| preset | system | voxels a side | batch | steps | description |
+| preset | system | voxels per side | batch | steps | description |
 | --- | --- | --- | --- | --- | --- |
 """
 

@@ -42,7 +42,7 @@ class AutoencoderConfig:
             raise ConfigError("no autoencoder.channels: give one width or more")
 
     def latent_size(self, size: int) -> int:
-        """Voxels a side of the latents.
+        """Voxels per side of the latents.
 
         Raises:
             ConfigError: the volume is not divisible by all downsamplings.

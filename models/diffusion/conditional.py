@@ -26,7 +26,7 @@ class ConditionalDiffusion(GenerativeNetwork):
         denoiser: the network that is evaluated at every step.
         clip_sample_range: estimates of x_0 are clipped to [-clip_sample_range, clip_sample_range] during sampling,
             never during training.
-        sample_shape: channels and voxels a side of the data.
+        sample_shape: channels and voxels per side of the data.
     """
 
     denoiser: Denoiser

@@ -37,11 +37,11 @@ class DenoiserConfig:
     levels_without_attention: int = 2
     """Sizes, from the finest, that have no window attention."""
     window: int = 4
-    """Voxels a side of an attention window."""
+    """Voxels per side of an attention window."""
     heads: int = 4
     """Attention heads of a shifted-window block."""
     patch: int = 1
-    """Voxels a side that space-to-depth turns into channels at the finest size: 2 is an eighth of the work."""
+    """Voxels per side that space-to-depth turns into channels at the finest size: 2 is an eighth of the work."""
 
     def __post_init__(self) -> None:
         require_minimum(self, 1, "channels", "blocks", "window", "heads", "patch")
@@ -52,7 +52,7 @@ class DenoiserConfig:
         require_divisible_channels(attended, self.heads, "set denoiser.heads to a divisor of each")
 
     def sizes(self, size: int) -> tuple[int, ...]:
-        """Voxels a side at each size for data of `size`, finest first.
+        """Voxels per side at each size for data of `size`, finest first.
 
         Raises:
             ConfigError: the data are not divisible by all downsamplings.
@@ -200,7 +200,7 @@ def timestep_embedding(timesteps: Int[Tensor, " n"], channels: int) -> Float[Ten
 
 
 def space_to_depth(data: Float[Tensor, "n c s s s"], patch: int) -> Float[Tensor, "n patches q q q"]:
-    """Cubes of `patch` voxels a side as channels: pixel unshuffle in 3-D."""
+    """Cubes of `patch` voxels per side as channels: pixel unshuffle in 3-D."""
     n, c, s, *_ = data.shape
     q = s // patch
     cubes = data.reshape(n, c, q, patch, q, patch, q, patch)

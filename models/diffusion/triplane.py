@@ -73,7 +73,7 @@ class TriPlane(nn.Module):
     def forward(
         self, radiographs: Float[Tensor, "n views rows columns"], sizes: Sequence[int]
     ) -> list[Float[Tensor, "n k _ _ _"]]:
-        """A condition volume for each of the sizes, in voxels a side."""
+        """A condition volume for each of the sizes, in voxels per side."""
         radiographs = along_volume_axes(at_size(radiographs, self.size), self.rays)
         features = [encoder(radiographs[:, k : k + 1]) for k, encoder in enumerate(self.encoders)]
         planes = self.generator(features)
@@ -164,7 +164,7 @@ def project_to_plane(image: Float[Tensor, "n c s s"], axis: int, normal: int) ->
 
 
 def resize_plane(plane: Float[Tensor, "n c s s"], size: int) -> Float[Tensor, "n c q q"]:
-    """The plane at the centers of `size` voxels a side: interpolated, or averaged where the voxels are coarser."""
+    """The plane at the centers of `size` voxels per side: interpolated, or averaged where the voxels are coarser."""
     if plane.shape[-1] == size:
         return plane
     if plane.shape[-1] % size == 0:

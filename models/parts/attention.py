@@ -18,7 +18,7 @@ def transformer_block(channels: int, heads: int) -> nn.Module:
 
 
 def positional_encoding(size: int, axes: int, channels: int, like: Tensor) -> Float[Tensor, "positions channels"]:
-    """Sinusoidal encoding of every position of a square (2 axes) or cube (3 axes) of `size` a side.
+    """Sinusoidal encoding of every position of a square (2 axes) or cube (3 axes) of `size` per side.
 
     The slowest sine rises once from side to side, so that no two positions have the same encoding; the fastest is six
     octaves above. Every axis has equally many channels; remaining channels are zero.

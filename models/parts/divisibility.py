@@ -8,7 +8,7 @@ from raylift.datasets.errors import ConfigError
 
 
 def require_divisible_size(size: int, factor: int, remedy: str, least: int = 2) -> None:
-    """Check that `factor` divides a size, in voxels a side, and leaves `least` voxels a side or more.
+    """Check that `factor` divides a size, in voxels per side, and leaves `least` voxels per side or more.
 
     Raises:
         ConfigError: it does not; the message ends with the remedy, as in "or fewer encoder stages".

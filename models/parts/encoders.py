@@ -80,7 +80,7 @@ class EncoderConfig:
 
 
 def at_size(radiographs: Float[Tensor, "n views rows columns"], size: int) -> Float[Tensor, "n views s s"]:
-    """Radiographs resized to `size` pixels a side, bilinear with antialiasing."""
+    """Radiographs resized to `size` pixels per side, bilinear with antialiasing."""
     if radiographs.shape[2:] == (size, size):
         return radiographs
     return F.interpolate(radiographs, size=(size, size), mode="bilinear", antialias=True)

@@ -84,7 +84,7 @@ class LiftingConfig:
         return decoder[len(decoder) - len(features) :]
 
     def build(self, features: tuple[int, ...], widths: tuple[int, ...], size: int, use_checkpoint: bool) -> nn.Module:
-        """The lifting to a volume of `size` voxels a side, with initial weights."""
+        """The lifting to a volume of `size` voxels per side, with initial weights."""
         if self.kind == "channels":
             return ChannelLifting(features[0], size, shared=self.along == "rays")
         if self.kind == "plain":
@@ -201,7 +201,7 @@ class AttentionLift(nn.Module):
 
 
 MAX_ATTENTION_SIZE = 16
-"""The largest volume, in voxels a side, that has attention: 4,096 voxels to 256 pixels."""
+"""The largest volume, in voxels per side, that has attention: 4,096 voxels to 256 pixels."""
 
 
 class PyramidLifting(nn.Module):

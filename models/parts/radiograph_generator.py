@@ -25,7 +25,7 @@ class RadiographGenerator(nn.Module):
     Args:
         channels: after each halving of the volume.
         grid: of the volume.
-        detector_px: pixels a side of the radiographs.
+        detector_px: pixels per side of the radiographs.
         rays: how each view's rays cross the volume.
 
     Raises:

@@ -9,7 +9,7 @@ As published: the generator of volumes (7 x 7 to 64 channels, two halvings to 25
 six residual blocks, two transposed convolutions, 7 x 7 x 7, dropout 0.3), the generator of radiographs (64, 128, 256
 channels, then depth to channels), the patch discriminator of volumes (X2CT-GAN's widths); L1 cycles times 15,
 cross-entropy with a target of 0.9 for real, gradients clipped at 1, discriminators in every second step, Adam at 1e-5
-with betas 0.5 and 0.999, batch 16, 64 voxels a side, 40 epochs (B) or 50 (F) of 2,873 pairs.
+with betas 0.5 and 0.999, batch 16, 64 voxels per side, 40 epochs (B) or 50 (F) of 2,873 pairs.
 
 Corrected here:
 

@@ -45,7 +45,7 @@ from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
 
 @dataclass(frozen=True)
 class TriPlaneSystem(SystemConfig):
-    """Settings of a denoiser under a tri-plane condition; the defaults are for 128 voxels a side on a GPU."""
+    """Settings of a denoiser under a tri-plane condition; the defaults are for 128 voxels per side on a GPU."""
 
     name: str = ""
     views: tuple[str, ...] = ("frontal", "lateral")

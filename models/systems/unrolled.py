@@ -42,7 +42,7 @@ POSE_VALUES = 11
 
 @dataclass(frozen=True)
 class Unrolled(SystemConfig):
-    """Settings of the unrolled reconstruction; the defaults are for 64 voxels a side."""
+    """Settings of the unrolled reconstruction; the defaults are for 64 voxels per side."""
 
     name: Literal["unrolled"] = "unrolled"
     views: tuple[str, ...] = ("frontal", "lateral")

@@ -40,7 +40,7 @@ GAN = Composition(
     fusion=FusionConfig(kind="average", feedback=True),
     decoder=DecoderConfig(
         kind="upsampling",
-        # From 4 voxels a side to 128.
+        # From 4 voxels per side to 128.
         channels=(256, 128, 64, 32, 16, 16),
         blocks=1,
         view_blocks=2,

@@ -52,7 +52,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def system_of(state: Mapping[str, Tensor]) -> tuple[Composition, int]:
-    """X2CT-GAN with the widths and views of converted weights, and the size of its volumes in voxels a side.
+    """X2CT-GAN with the widths and views of converted weights, and the size of its volumes in voxels per side.
 
     Raises:
         ConfigError: a weight that gives a width is missing.
@@ -86,7 +86,7 @@ def _count(state: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def _edge(rows: int, channels: int) -> int:
-    """Voxels a side of the coarsest volume, from the rows of the fully connected layer."""
+    """Voxels per side of the coarsest volume, from the rows of the fully connected layer."""
     edge: int = round((rows / channels) ** (1 / 3))
     if channels * edge**3 != rows:
         raise ConfigError(f"its fully connected layer has {rows} rows, no cube of {channels} channels")

@@ -103,7 +103,7 @@ class Evaluation:
         return (
             f"The model does NOT beat the {best} in {where}: {own:.2f} dB against {score:.2f} dB. It was trained for "
             f"{config['steps']} steps of {config['batch_size']} on {config['volumes']} volumes; the published X2CT-GAN "
-            f"took 22,900 steps of 4 on 916 volumes at 128 voxels a side, which such a comparison needs.{after}"
+            f"took 22,900 steps of 4 on 916 volumes at 128 voxels per side, which such a comparison needs.{after}"
         )
 
     def residuals(self) -> Residuals:

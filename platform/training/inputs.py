@@ -258,7 +258,7 @@ def check_size(archive: Archive, run: RunConfig) -> None:
     if size != run.data.size:
         contents = "holds volumes" if archive.manifest.contents == "volumes" else "is for volumes"
         raise ConfigError(
-            f"{archive.url} {contents} of {size} voxels a side, the run has data.size {run.data.size}: "
+            f"{archive.url} {contents} of {size} voxels per side, the run has data.size {run.data.size}: "
             f"pass --data.size {size} or use another archive"
         )
 

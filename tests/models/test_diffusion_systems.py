@@ -288,12 +288,12 @@ def test_shifted_windows_pass_information_into_the_next_window():
     with torch.no_grad():
         moved = (windows(changed) - windows(features)).abs().amax(dim=(0, 1))
         one, other = (windows.blocks[0](each.movedim(1, -1), None) for each in (features, changed))
-    # A regular layer stays in its window of four voxels a side, the shifted one after it crosses the border.
+    # A regular layer stays in its window of four voxels per side, the shifted one after it crosses the border.
     assert torch.equal(one[:, 4:], other[:, 4:])
     assert moved[4, 4, 4] > 1e-6
 
 
-def test_patches_of_two_voxels_a_side_are_an_eighth_of_the_work():
+def test_patches_of_two_voxels_per_side_are_an_eighth_of_the_work():
     spent = []
     for patch in (1, 2):
         config = replace(DenoiserConfig((32, 48, 64), blocks=1, levels_without_attention=3), patch=patch)

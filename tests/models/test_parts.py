@@ -196,7 +196,7 @@ def test_volumes_up_to_16_a_side_have_attention_and_larger_ones_do_not():
     features = (1, 2, 3, 4)
     lifting = LiftingConfig("attention", coarsest="features", heads=1).build(features, (4, 3, 2, 1), 64, False)
     attending = [isinstance(lift, AttentionLift) for lift in (lifting.coarsest, *lifting.finer)]
-    # 8, 16, 32 and 64 a side.
+    # 8, 16, 32 and 64 per side.
     assert attending == [True, True, False, False]
 
 

@@ -24,7 +24,7 @@ LAYERS, STEM, GROWTH, BOTTLENECK, CHANNELS = (2, 1, 3), 6, 4, 8, (3, 4, 5, 6)
 
 
 def small(system: Composition, views: tuple[str, ...] = ("frontal", "lateral")) -> Composition:
-    """The published choices at 16 voxels a side."""
+    """The published choices at 16 voxels per side."""
     encoder = EncoderConfig(kind="dense", stem=STEM, growth=GROWTH, bottleneck=BOTTLENECK, layers=LAYERS)
     decoder = replace(system.decoder, channels=CHANNELS[::-1])
     discriminator = replace(system.discriminator, channels=(4, 6, 8))

@@ -179,7 +179,7 @@ def test_unpaired_volumes_that_do_not_fit_are_refused(tiny: RunConfig, pairs32: 
             check(from_radiographs(tiny, archive=pairs32, unpaired=url))
     run = from_radiographs(tiny, archive=pairs32)
     larger = replace(run, data=replace(run.data, size=64))
-    with pytest.raises(ConfigError, match=r"is for volumes of 32 voxels a side, the run has data.size 64: pass"):
+    with pytest.raises(ConfigError, match=r"is for volumes of 32 voxels per side, the run has data.size 64: pass"):
         check(larger)
 
 

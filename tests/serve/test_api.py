@@ -135,7 +135,7 @@ def test_superior_anterior_right_in_the_volume_is_superior_anterior_right_in_the
     image = opened(response.content, tmp_path)
     inside = np.argwhere(sitk.GetArrayFromImage(image) == 900)[:, ::-1]
     points = np.array([image.TransformIndexToPhysicalPoint(index.tolist()) for index in inside])
-    # LPS in mm about the isocenter: x to the left, y to the back, z up; voxels of 10 mm, 32 a side.
+    # LPS in mm about the isocenter: x to the left, y to the back, z up; voxels of 10 mm, 32 per side.
     np.testing.assert_allclose(points.min(0), [-125, -115, 105])
     np.testing.assert_allclose(points.max(0), [-75, -85, 135])
 

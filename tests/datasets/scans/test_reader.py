@@ -507,7 +507,7 @@ def test_a_fourth_axis_of_one_is_a_volume(tmp_path: Path) -> None:
             ScanLimits(max_voxels=80 * 60 * 80 - 1),
             r"80 x 60 x 80 voxels, over the limit of 383999 \(--limits.max-voxels\)",
         ),
-        (ScanLimits(max_side=79), r"80 x 60 x 80 voxels, over the limit of 79 a side \(--limits.max-side\)"),
+        (ScanLimits(max_side=79), r"80 x 60 x 80 voxels, over the limit of 79 per side \(--limits.max-side\)"),
         (ScanLimits(max_file_bytes=1000), r"\d+ bytes, over the limit of 1000 \(--limits.max-file-bytes\)"),
         (ScanLimits(min_slices=70), r"80 x 60 x 80 voxels is not a volume of 70 slices"),
     ],
@@ -530,7 +530,7 @@ def test_limits_are_named_with_the_option_that_moves_them(
 def test_a_header_over_the_limits_is_refused_before_its_voxels_are_looked_for(tmp_path: Path) -> None:
     path = write_image(thorax_image(), tmp_path / "person.mhd")
     (tmp_path / "person.raw").write_bytes(b"not voxels")
-    with pytest.raises(RefusedFile, match="over the limit of 79 a side"):
+    with pytest.raises(RefusedFile, match="over the limit of 79 per side"):
         reader.read(reader.find([path]).sources[0], ScanLimits(max_side=79))
 
 
