@@ -40,11 +40,13 @@ class ServiceNotReady(RayliftError, RuntimeError):
 def application(settings: ServeSettings) -> serve.Application:
     """The Serve application. The ingress is a single replica, because the page's sessions are in its process."""
     settings = replace(settings, model=model_store.resolve(settings.model))
+    ongoing = 4 * settings.max_batch
     model = serve.deployment(
         name=MODEL_DEPLOYMENT,
         num_replicas=settings.replicas,
-        max_ongoing_requests=4 * settings.max_batch,
-        max_queued_requests=settings.max_waiting,
+        max_ongoing_requests=ongoing,
+        # Serve counts a request as queued until a replica has it: an idle replica must get all that it takes at once.
+        max_queued_requests=max(settings.max_waiting, ongoing),
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
     )(ModelReplica)

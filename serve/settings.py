@@ -36,7 +36,8 @@ class ServeSettings:
     batch_wait_s: float = 0.02
     """How long a request waits for others to form a batch."""
     max_waiting: int = 64
-    """Length of the queue; further requests receive status 503."""
+    """Length of the queue, at least the four batches that a replica takes at once; further requests receive status
+    503."""
     max_upload_mib: int = 64
     """Largest radiograph file."""
     consistency_steps: int = 0
