@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,6 @@ from pathlib import Path
 import tyro
 
 from raylift.datasets.errors import ConfigError
-from raylift.platform import cli
 from raylift.platform.training.checkpoint import RUN_FILE, best_checkpoint
 from raylift.platform.tuning.search import SEARCH_FILE, fit
 
@@ -62,7 +63,9 @@ def main() -> int:
     if options.serve:
         trained = ["raylift", "serve", str(home / "model"), "--port", str(options.port + 1)]
         print(f"demo: the page has the model of the package; for the one just trained: {shlex.join(trained)}")
-        _stage("service", ["serve", "--port", str(options.port)], f"http://127.0.0.1:{options.port}")
+        print(f"\n== service\n$ raylift serve --port {options.port}", flush=True)
+        service = _command(["serve", "--port", str(options.port)])
+        os.execv(service[0], service)  # noqa: S606
     return 0
 
 
@@ -85,10 +88,22 @@ def _search(options: DemoOptions, archive: str, search: str) -> list[str]:
 def _stage(title: str, arguments: list[str], result: str) -> None:
     print(f"\n== {title}\n$ raylift {shlex.join(arguments)}", flush=True)
     started = time.monotonic()
-    status = cli.main(arguments)
+    # Each command has a Ray of its own, as when a user types it: a stopped trial may leave resources reserved.
+    with subprocess.Popen(_command(arguments)) as process:
+        while True:
+            try:
+                status = process.wait()
+                break
+            except KeyboardInterrupt:
+                # The command has received Ctrl-C too and ends by itself.
+                continue
     if status:
         raise SystemExit(status)
     print(f"-- {title} took {time.monotonic() - started:.0f} s: {result}", flush=True)
+
+
+def _command(arguments: list[str]) -> list[str]:
+    return [sys.executable, "-m", "raylift", *arguments]
 
 
 def _best(run: str, search: str) -> str:

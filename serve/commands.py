@@ -146,7 +146,10 @@ def serve(arguments: list[str]) -> int:
     settings = tyro.cli(ServeSettings, prog="raylift serve", args=arguments)
     cluster.connect()
     interrupted = deployment.interruption()
-    url = deployment.start(settings)
-    print(f"serving {model_store.resolve(settings.model)} on {url} (page /, API /docs); stop with Ctrl-C", flush=True)
+    url = deployment.start(settings, interrupted)
+    if not interrupted.is_set():
+        print(
+            f"serving {model_store.resolve(settings.model)} on {url} (page /, API /docs); stop with Ctrl-C", flush=True
+        )
     deployment.wait(interrupted)
     return 0

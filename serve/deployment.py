@@ -8,6 +8,7 @@ import io
 import logging
 import signal
 import socket
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import ray
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 from ray.util import list_named_actors
 
 from raylift.datasets.errors import ConfigError, RayliftError
@@ -73,12 +75,12 @@ def _build_ingress(
     return ingress.build(settings, description, sha256, sampling, MODEL_DEPLOYMENT)
 
 
-def start(settings: ServeSettings) -> str:
-    """Start the service on the connected Ray cluster and return its URL once it responds.
+def start(settings: ServeSettings, interrupted: threading.Event) -> str:
+    """Start the service on the connected Ray cluster and return its URL once it responds or the event is set.
 
     Raises:
         ConfigError: Ray Serve already runs on this cluster, or the port is in use.
-        ServiceNotReady: the service was deployed and does not respond.
+        ServiceNotReady: the deployment failed, or the service was deployed and does not respond.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if any(actor["name"] == "SERVE_CONTROLLER_ACTOR" for actor in list_named_actors(all_namespaces=True)):
@@ -86,8 +88,11 @@ def start(settings: ServeSettings) -> str:
     _require_free(settings.host, settings.port)
     deployed = application(settings)
     serve.start(http_options={"host": settings.host, "port": settings.port})
-    serve.run(deployed, name=APP, route_prefix="/", logging_config={"log_level": "WARNING"})
-    _wait_until_ready("127.0.0.1" if settings.host == "0.0.0.0" else settings.host, settings.port)  # noqa: S104
+    target = serve.RunTarget(deployed, name=APP, route_prefix="/", logging_config={"log_level": "WARNING"})
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    _wait_until_running(interrupted)
+    if not interrupted.is_set():
+        _wait_until_ready("127.0.0.1" if settings.host == "0.0.0.0" else settings.host, settings.port)  # noqa: S104
     return f"http://{settings.host}:{settings.port}"
 
 
@@ -124,6 +129,22 @@ def _require_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
+
+
+def _wait_until_running(interrupted: threading.Event) -> None:
+    """Wait for the replicas, which an autoscaling cluster may first need nodes for, and print what holds them up."""
+    printed: set[str] = set()
+    while not interrupted.wait(0.2):
+        application = serve.status().applications[APP]
+        if application.status == ApplicationStatus.RUNNING:
+            return
+        if application.status == ApplicationStatus.DEPLOY_FAILED:
+            serve.shutdown()  # type: ignore[no-untyped-call]
+            raise ServiceNotReady(f"the service was not deployed: {application.message}")
+        for name, deployment in application.deployments.items():
+            if deployment.message and name not in printed:
+                printed.add(name)
+                print(f"raylift: waiting for {name}: {deployment.message}", file=sys.stderr, flush=True)
 
 
 def _wait_until_ready(host: str, port: int) -> None:

@@ -177,6 +177,35 @@ def test_invalid_settings_are_refused_before_anything_starts(
     assert message in capsys.readouterr().err
 
 
+def test_a_service_that_waits_for_cpus_prints_so_and_stops_with_ctrl_c(model_folder: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    log = tmp_path / "log"
+    with log.open("w") as log_file:
+        options = ["--port", str(port), "--cpus-per-replica", "1000"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "raylift", "serve", str(model_folder), *options],
+            cwd=REPOSITORY,
+            env=environment | {"RAY_SERVE_SLOW_STARTUP_WARNING_S": "1"},
+            stdout=log_file,
+            stderr=log_file,
+            start_new_session=True,
+        )
+        try:
+            until = time.monotonic() + 120
+            while "raylift: waiting for model: " not in log.read_text():
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < until
+                time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0, log.read_text()
+        finally:
+            process.kill()
+    assert '"CPU": 1000.0' in log.read_text()
+    assert not listens(port)
+
+
 def test_ctrl_c_during_startup_stops_the_service(model_folder: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
