@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import VR
+from scipy import ndimage
 
 from raylift.datasets.dicom_frame import decode_containers
 from raylift.datasets.errors import RefusedFile
@@ -116,6 +117,13 @@ def is_padding(dataset: pydicom.Dataset, pixels: StoredPixels) -> Bool[np.ndarra
     values, allocated = pixels.values, pixels.allocated
     mask = (values >= low) & (values <= high) | (allocated >= low) & (allocated <= high)
     return np.asarray(mask)
+
+
+def connected_to_border(mask: Bool[np.ndarray, "rows columns"]) -> Bool[np.ndarray, "rows columns"]:
+    """The part of a mask that is connected to the border of the image."""
+    edge = np.pad(np.zeros(mask.shape, dtype=bool), 1, constant_values=True)
+    reached: Bool[np.ndarray, "_ _"] = ndimage.binary_propagation(edge, mask=np.pad(mask, 1, constant_values=True))
+    return reached[1:-1, 1:-1]
 
 
 def _with_sign(values: Int[np.ndarray, "*shape"], bits: int, is_signed: bool) -> Int[np.ndarray, "*shape"]:

@@ -136,7 +136,10 @@ def _air(
         notes.append(f"cropped ({kind})")
     value = dataset.get("PixelPaddingValue")
     if value is not None and stored.ndim == 2:
-        padding = _is_padding(stored, container, value, dataset.get("PixelPaddingRangeLimit"))
+        allocated = container.view(f"{'i' if dataset.PixelRepresentation else 'u'}{container.dtype.itemsize}")
+        pixels = dicom.StoredPixels(stored.astype(np.int64), allocated.astype(np.int64))
+        # Padding surrounds the exposed field; saturated bone may have its value.
+        padding = dicom.connected_to_border(dicom.is_padding(dataset, pixels) | is_air) & ~is_air
         share = float(padding[crop].mean())
         if share:
             is_air |= padding
@@ -144,33 +147,13 @@ def _air(
     return is_air, crop
 
 
-def _is_padding(stored: Stored, container: Stored, value: Any, limit: Any) -> Bool[np.ndarray, "rows columns"]:
-    """Pixels between the padding value and its limit, in the type of the pixels whatever that of the tag."""
-    bits = 8 * container.dtype.itemsize
-    first = _wrapped(int(value), stored.dtype)
-    last = first if limit is None else _wrapped(int(limit), stored.dtype)
-    unsigned = container.view(f"u{container.dtype.itemsize}")
-    # Padding may lie outside the bits stored.
-    padding: Bool[np.ndarray, "rows columns"] = (stored >= min(first, last)) & (stored <= max(first, last)) | (
-        unsigned == int(value) % 2**bits
-    )
-    return padding
-
-
-def _wrapped(value: int, dtype: np.dtype[Any]) -> int:
-    """A value as the integer type of the pixels stores it: 63536 is -2000 in 16 signed bits."""
-    bits = 8 * dtype.itemsize
-    value %= 2**bits
-    return value - 2**bits if dtype.kind == "i" and value >= 2 ** (bits - 1) else value
-
-
 def _display_values(dataset: pydicom.Dataset, pixels: Any, exposed: Any, notes: list[str]) -> Any:
     """The first VOI LUT or display window that keeps at least `MIN_WINDOW_SHARE` of the range of values apart."""
     low, high = np.percentile(exposed, (0.5, 99.5))
     samples = np.unique(np.linspace(low, high, SAMPLED_VALUES).astype(exposed.dtype))
-    for what, apply in _display_functions(dataset):
+    for what, apply, within in _display_functions(dataset):
         try:
-            share = float((np.diff(apply(samples).astype(np.float64)) != 0).mean()) if len(samples) > 1 else 1.0
+            share = float((np.diff(within(samples).astype(np.float64)) != 0).mean()) if len(samples) > 1 else 1.0
             if share >= MIN_WINDOW_SHARE:
                 notes.append(f"{what} applied")
                 return apply(pixels)
@@ -182,24 +165,32 @@ def _display_values(dataset: pydicom.Dataset, pixels: Any, exposed: Any, notes: 
     return pixels
 
 
-def _display_functions(dataset: pydicom.Dataset) -> list[tuple[str, Callable[[Any], Any]]]:
-    """Every VOI LUT and display window of a header, with its name. They act on the modality values alone."""
-    rules: list[tuple[str, Callable[[Any], Any]]] = []
+def _display_functions(dataset: pydicom.Dataset) -> list[tuple[str, Callable[[Any], Any], Callable[[Any], Any]]]:
+    """Every VOI LUT and display window of a header: its name, itself, and the same with constants outside its width.
 
-    def rule(index: int, *names: str) -> Callable[[Any], Any]:
+    A sigmoid changes outside its width too, where it keeps next to no contrast. They act on the modality values alone.
+    """
+    rules: list[tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = []
+
+    def rule(index: int, *names: str, **changed: str) -> Callable[[Any], Any]:
         part = pydicom.Dataset()
         for name in ("PhotometricInterpretation", "BitsStored", "PixelRepresentation", "VOILUTFunction", *names):
-            if name in dataset:
+            if name in changed:
+                setattr(part, name, changed[name])  # A new element: those of the dataset are shared.
+            elif name in dataset:
                 part[name] = dataset[name]
         return lambda values: apply_voi_lut(values, part, index=index)
 
     tables = dataset.get("VOILUTSequence") or ()
-    rules += [(f"VOILUTSequence {k + 1}", rule(k, "VOILUTSequence")) for k in range(len(tables))]
+    for k in range(len(tables)):
+        table = rule(k, "VOILUTSequence")
+        rules.append((f"VOILUTSequence {k + 1}", table, table))
     function = dataset.get("VOILUTFunction") or "LINEAR"
     centers, widths = (_multiple(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     for k, (center, width) in enumerate(zip(centers, widths, strict=False)):
         what = f"display window (WindowCenter {center}, WindowWidth {width}, VOILUTFunction {function})"
-        rules.append((what, rule(k, "WindowCenter", "WindowWidth")))
+        names = "WindowCenter", "WindowWidth"
+        rules.append((what, rule(k, *names), rule(k, *names, VOILUTFunction="LINEAR_EXACT")))
     return rules
 
 

@@ -27,6 +27,8 @@ WORDS: dict[str, ViewName] = {
 }  # fmt: skip
 NUMBERED = re.compile(r"view\d*", re.IGNORECASE)
 """Numbers of the images of a study in CheXpert."""
+STUDY = re.compile(r"study[-_ ]?\d+", re.IGNORECASE)
+"""Folders of the studies of a patient in CheXpert."""
 MASK = re.compile(
     r"(?:^|[^A-Za-z])(?:mask|masks|seg|segmentation|segmentations|labelmap)(?:[^A-Za-z]|$)", re.IGNORECASE
 )
@@ -60,7 +62,8 @@ def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
             else:
                 refused.append(RefusedFile(f"{path}: no radiograph of a known view: {reason}"))
             continue
-        key, group = _of_study(path, header) if header is not None else _of_name(path, rest)
+        is_anonymous = header is not None and not (header.get("StudyInstanceUID") or header.get("PatientID"))
+        key, group = _of_name(path, rest) if header is None or is_anonymous else _of_study(path, header)
         groups.setdefault(key, group).add(view, path)
     return select_pairs(groups.values(), exact, refused, len(left_out), left_out)
 
@@ -108,11 +111,13 @@ def view_from_path(path: Path, roots: Sequence[Path]) -> tuple[ViewName | None, 
 
 
 def _of_name(path: Path, rest: tuple[str, ...]) -> tuple[tuple[str, ...], PairCandidates]:
-    subject = "-".join(filter(None, rest[1:])) or path.parent.name
+    # The folder of a study is inside that of its patient, whose studies stay in one split.
+    study = next((k for k, part in enumerate(rest) if k > 1 and STUDY.fullmatch(part)), len(rest))
+    subject = "-".join(filter(None, rest[1:study])) or path.parent.name
     return ("name", *rest), PairCandidates(subject, key=str(path.parent))
 
 
 def _of_study(path: Path, header: pydicom.Dataset) -> tuple[tuple[str, ...], PairCandidates]:
     study = str(header.get("StudyInstanceUID") or path.parent)
     patient = str(header.get("PatientID") or study)
-    return ("study", study), PairCandidates(pseudonym(patient), is_dicom=True, key=f"study {study}")
+    return ("study", study, patient), PairCandidates(pseudonym(patient), is_dicom=True, key=f"study {study}")

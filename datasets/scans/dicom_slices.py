@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
-from jaxtyping import Num
+from jaxtyping import Bool, Num
 
 from raylift.datasets import dicom
 from raylift.datasets.errors import RefusedFile
@@ -86,7 +86,7 @@ def read_slices(
         padded += border_to_air(plane, is_padding)
         if pixels.exceed_bits_stored and not _has_embedded_overlay(dataset):
             exceeding = pixels.values != pixels.allocated
-            padded += border_to_air(plane, exceeding)
+            padded += border_to_air(plane, _padding_above_bits_stored(dataset, pixels, exceeding))
             inside = exceeding & (plane != HU_MIN)
             if (hu[inside] < LOWEST_HU).any():
                 raise RefusedFile(
@@ -106,6 +106,18 @@ def read_slices(
     if masked:
         changes.append(f"the bits above BitsStored of {masked} voxels were ignored")
     return voxels, tuple(changes)
+
+
+def _padding_above_bits_stored(
+    dataset: pydicom.Dataset, pixels: dicom.StoredPixels, exceeding: Bool[np.ndarray, "rows columns"]
+) -> Bool[np.ndarray, "rows columns"]:
+    """The exceeding pixels if all of them have one value, as padding has, that needs bits above BitsStored.
+
+    An overlay lies on different values; a negative value without an extension of its sign needs no further bits.
+    """
+    values = np.unique(pixels.allocated[exceeding])
+    is_padding = len(values) == 1 and not 0 <= values[0] < 1 << int(dataset.BitsStored)
+    return exceeding if is_padding else np.zeros_like(exceeding)
 
 
 def _has_embedded_overlay(dataset: pydicom.Dataset) -> bool:

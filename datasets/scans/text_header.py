@@ -139,6 +139,12 @@ def _nrrd(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> Fram
         raise RefusedFile(f"{header.path}: space '{space}' has no known axes in the patient: state it as LPS or RAS")
     if "space directions" not in fields:
         raise RefusedFile(f"{header.path}: a space without space directions: add them")
+    directions = fields["space directions"]
+    if len(re.findall(r"\([^)]*\)", directions)) != 3:
+        raise RefusedFile(
+            f"{header.path}: space directions '{directions[:80]}' do not have one vector for each of three axes, so "
+            "the size of the body is unknown: correct them"
+        )
     return _in_units(header, re.findall(r'"([^"]*)"', fields.get("space units", "")) or ["mm"])
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float, Num
-from scipy import ndimage
 
+from raylift.datasets.dicom import connected_to_border
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.intensity import HU_MIN
 
@@ -23,6 +23,8 @@ REPORTED_SHEAR_DEG = 0.02
 """From this angle on, a shear is reported. Rounding of positions and cosines remains below it."""
 MAX_CT_HU = 31_743
 """Largest HU of any scanner: 16 signed bits and an intercept of -1024."""
+MAX_BORDER_HU = 3_071
+"""Largest HU of 12 bits and an intercept of -1024. Only metal has more, and metal does not reach the border."""
 MAX_OUTLIERS = 1e-3
 """Largest fraction of voxels over `MAX_CT_HU` inside a volume; metal saturates fewer."""
 
@@ -97,8 +99,7 @@ def border_to_air(plane: Num[np.ndarray, "rows columns"], mask: Bool[np.ndarray,
     """
     if not mask.any():
         return 0
-    edge = np.pad(np.zeros(mask.shape, dtype=bool), 1, constant_values=True)
-    reached = ndimage.binary_propagation(edge, mask=np.pad(mask, 1, constant_values=True))[1:-1, 1:-1]
+    reached = connected_to_border(mask)
     count = int((plane[reached] > HU_MIN).sum())
     plane[reached] = HU_MIN
     return count
@@ -107,21 +108,21 @@ def border_to_air(plane: Num[np.ndarray, "rows columns"], mask: Bool[np.ndarray,
 def outliers_to_air(
     name: str, voxels: Num[np.ndarray, "slices rows columns"]
 ) -> tuple[Num[np.ndarray, "slices rows columns"], tuple[str, ...]]:
-    """Set what exceeds every scanner's range at the border of the slices to air, in place or in a copy, and report it.
+    """Set what exceeds tissue at the border of the slices to air, in place or in a copy, and report it.
 
     Raises:
-        RefusedFile: many such voxels inside, as of negative values that were stored as unsigned.
+        RefusedFile: many voxels over every scanner's range inside, as of negative values that were stored as unsigned.
     """
     highest = float(voxels.max())
-    if not highest > MAX_CT_HU:
+    if not highest > MAX_BORDER_HU:
         return voxels, ()
     if voxels.dtype.kind == "u":
         voxels = voxels.astype(np.float32)
-    count = sum(border_to_air(plane, plane > MAX_CT_HU) for plane in voxels)
+    count = sum(border_to_air(plane, plane > MAX_BORDER_HU) for plane in voxels)
     inside = float((voxels > MAX_CT_HU).mean())
     if inside > MAX_OUTLIERS:
         raise RefusedFile(
             f"{name}: {inside:.1%} of the voxels inside are over {MAX_CT_HU} HU, up to {highest:g}: "
             "negative values stored as unsigned? Convert them to signed 16 bits"
         )
-    return voxels, (f"{count} voxels over {MAX_CT_HU} HU at the border were set to air",) if count else ()
+    return voxels, (f"{count} voxels over {MAX_BORDER_HU} HU at the border were set to air",) if count else ()

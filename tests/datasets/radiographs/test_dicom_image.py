@@ -81,6 +81,22 @@ def test_padding_up_to_a_limit_is_air() -> None:
     assert difference(data, expected) < 1e-6
 
 
+def test_padding_up_to_a_limit_outside_bits_stored_is_air() -> None:
+    pixels, expected = padded(0, "MONOCHROME2")
+    outside = pixels == 0
+    pixels[outside] = 40_000 + np.arange(outside.sum()) % 101
+    data = dicom(pixels, PixelPaddingValue=40_000, PixelPaddingRangeLimit=40_100, BitsStored=13, HighBit=12)
+    assert difference(data, expected) < 1e-6
+
+
+def test_a_pixel_of_the_paddings_value_inside_the_field_is_not_padding() -> None:
+    pixels, _ = padded(65535, "MONOCHROME2")
+    pixels[60, 50] = 65535
+    image = read(dicom(pixels, PixelPaddingValue=65535), "image.dcm").pixels
+    assert image[60, 50] == image.max()
+    assert image[0, 0] == image.min()
+
+
 def test_padding_written_in_the_wrong_type_is_air() -> None:
     """A value representation of US for pixels that are signed: 63536 is -2000."""
     pixels, expected = padded(-2000, "MONOCHROME2", "<i2")
@@ -130,6 +146,18 @@ def test_a_window_off_the_data_is_not_used_and_the_record_says_so(window: tuple[
     assert difference(data, PIXELS) < 1e-6
     assert "ignored: it keeps" in notes(data)
     assert f"WindowCenter {window[0]}" in notes(data)
+
+
+@pytest.mark.parametrize("window", [(50_000, 4000), (8000, 2000), (-4000, 1000)])
+def test_a_sigmoid_off_the_data_is_not_used(window: tuple[int, int]) -> None:
+    data = dicom(WindowCenter=window[0], WindowWidth=window[1], VOILUTFunction="SIGMOID")
+    assert difference(data, PIXELS) < 1e-6
+    assert "ignored: it keeps" in notes(data)
+
+
+def test_a_sigmoid_on_the_data_is_used() -> None:
+    data = dicom(WindowCenter=2000, WindowWidth=2000, VOILUTFunction="SIGMOID")
+    assert difference(data, 1 / (1 + np.exp(-4 * (PIXELS.astype(float) - 2000) / 2000))) < 1e-3
 
 
 def test_the_first_window_on_the_data_is_used() -> None:

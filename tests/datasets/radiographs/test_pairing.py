@@ -40,8 +40,8 @@ def pairs(found: FoundPairs, folder: Path) -> dict[str, tuple[str, ...]]:
         ("frontal/anna.png", "lateral/anna.png", "anna"),
         ("ward/anna/pa 1.png", "ward/anna/lat 1.png", "ward-anna-1"),
         ("frontal.png", "lateral.png", "xrays"),
-        ("patient00001/study1/view1_frontal.jpg", "patient00001/study1/view2_lateral.jpg", "patient00001-study1"),
-        ("p1/study2/view1_PA.jpg", "p1/study2/view2_LAT.jpg", "p1-study2"),
+        ("patient00001/study1/view1_frontal.jpg", "patient00001/study1/view2_lateral.jpg", "patient00001"),
+        ("p1/study2/view1_PA.jpg", "p1/study2/view2_LAT.jpg", "p1"),
     ],
 )
 def test_files_are_paired_by_what_their_names_have_in_common(
@@ -50,6 +50,14 @@ def test_files_are_paired_by_what_their_names_have_in_common(
     folder = tmp_path / "xrays"
     touch(folder, frontal, lateral)
     assert pairs(find_pairs([folder]), folder) == {subject: (frontal, lateral)}
+
+
+def test_the_studies_of_a_patient_are_pairs_of_one_subject(tmp_path: Path) -> None:
+    for study in ("patient1/study1", "patient1/study2", "patient2/study1"):
+        touch(tmp_path, f"{study}/view1_frontal.jpg", f"{study}/view2_lateral.jpg")
+    found = find_pairs([tmp_path])
+    assert [pair.subject for pair in found.sources] == ["patient1", "patient1", "patient2"]
+    assert all(len({path.parent for path in pair.files}) == 1 for pair in found.sources)
 
 
 def test_words_within_words_are_none_and_two_views_in_a_name_are_no_view(tmp_path: Path) -> None:
@@ -135,6 +143,22 @@ def test_a_lateral_is_known_by_its_header(frontal: dict[str, Any], lateral: dict
         (mimic / f"{name}.dcm").write_bytes(dicom(StudyInstanceUID="1.2.3", PatientID="p", **tags))
     [pair] = find_pairs([tmp_path]).sources
     assert [path.stem for path in pair.files] == ["02aa804e-bde0afdd", "174413ec-4ec4c1f7"]
+
+
+@pytest.mark.parametrize("study", ["1.2.3", ""])
+def test_images_of_two_patients_are_no_pair(study: str, tmp_path: Path) -> None:
+    (tmp_path / "IM1").write_bytes(dicom(StudyInstanceUID=study, PatientID="anna", ViewPosition="PA"))
+    (tmp_path / "IM2").write_bytes(dicom(StudyInstanceUID=study, PatientID="bert", ViewPosition="LL"))
+    found = find_pairs([tmp_path])
+    assert (found.sources, found.single_view) == ([], 2)
+
+
+def test_images_without_patient_and_study_are_paired_by_their_names(tmp_path: Path) -> None:
+    for name, view in (("anna_pa", "PA"), ("bert_lat", "LL"), ("cleo_pa", "PA"), ("cleo_lat", "LL")):
+        (tmp_path / f"{name}.dcm").write_bytes(dicom(StudyInstanceUID="", PatientID="", ViewPosition=view))
+    found = find_pairs([tmp_path])
+    assert pairs(found, tmp_path) == {"cleo": ("cleo_pa.dcm", "cleo_lat.dcm")}
+    assert found.single_view == 2
 
 
 @pytest.mark.parametrize("tags", FRONTAL_TAGS, ids=str)

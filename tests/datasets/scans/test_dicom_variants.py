@@ -238,7 +238,8 @@ OUTSIDE = np.hypot(X, Y) > 165
     ("value", "tag", "bits"),
     [
         (63536, 63536, 16), (63536, -2000, 16), (63536, None, 16), (63536, 63536, 12), (63536, None, 12),
-        (32768, None, 16), (65535, None, 16), (4095, 4095, 12), (3000, 3000, 16), (0, 0, 16), (5, 0, 16),
+        (32768, None, 16), (65535, None, 16),
+        (32767, None, 16), (20000, None, 16), (4095, 4095, 12), (3000, 3000, 16), (0, 0, 16), (5, 0, 16),
     ],
 )  # fmt: skip
 def test_padding_round_the_field_of_view_is_air(value: int, tag: int | None, bits: int, tmp_path: Path) -> None:
@@ -260,8 +261,36 @@ def test_padding_round_the_field_of_view_is_air(value: int, tag: int | None, bit
     changed = OUTSIDE.sum() * 20
     wanted = f"{changed} voxels of padding were set to air"
     if tag is None and bits == 16:
-        wanted = f"{changed} voxels over 31743 HU at the border were set to air"
+        wanted = f"{changed} voxels over 3071 HU at the border were set to air"
     assert scan.changes == (() if value == 0 else (wanted,))
+
+
+def test_negative_values_without_an_extension_of_their_sign_are_not_padding(tmp_path: Path) -> None:
+    """12 signed bits in 16: -1000 is stored as 3096."""
+
+    def change(_: int, ds: Dataset) -> Dataset:
+        ds.PixelData = ((stored(ds) - 1024).clip(-2048, 2047) & 0x0FFF).astype("<u2").tobytes()
+        ds.PixelRepresentation, ds.BitsStored, ds.HighBit, ds.RescaleIntercept = 1, 12, 11, 0
+        return ds
+
+    scan = series(tmp_path, change)
+    np.testing.assert_array_equal(voxels(scan), HU.clip(-1024, 2047))
+    assert not any("padding" in one for one in scan.changes)
+
+
+def test_an_overlay_above_bits_stored_that_the_header_does_not_place_is_not_padding(tmp_path: Path) -> None:
+    def change(_: int, ds: Dataset) -> Dataset:
+        values = stored(ds)
+        values[14:16] |= 1 << 15
+        values[:, 20] |= 1 << 15
+        store(ds, values)
+        ds.PixelRepresentation, ds.BitsStored, ds.HighBit = 0, 12, 11
+        return ds
+
+    scan = series(tmp_path, change)
+    np.testing.assert_array_equal(voxels(scan), HU)
+    assert any("the bits above BitsStored of" in one for one in scan.changes)
+    assert not any("padding" in one for one in scan.changes)
 
 
 def test_negative_padding_of_signed_pixels_is_clamped_to_air(tmp_path: Path) -> None:
