@@ -158,6 +158,11 @@ class TrainConfig:
     """At most so many samples of the val split a validation."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, beside the best one."""
+    divergence_factor: float = 1000.0
+    """A loss or gradient norm of more than this times its running median is a divergence. It is printed, and the newest
+    checkpoint before it is kept."""
+    stop_on_divergence: bool = False
+    """Whether the run ends at a divergence."""
     initial_model: Annotated[str, tyro.conf.arg(aliases=["--from"])] = ""
     """Model whose weights the reconstructing network starts with, for fine-tuning: models:NAME, a run (its best
     checkpoint), a checkpoint or an exported model; empty: random initial weights."""
@@ -167,6 +172,7 @@ class TrainConfig:
             self, 1, "steps", "batch_size", "log_every", "validate_every", "validation_samples", "keep_checkpoints"
         )
         require_minimum(self, 0, "seed")
+        require_minimum(self, 1, "divergence_factor")
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,22 @@ class Engine:
             whole[0].partition(whole)
             whole[0].all_gather(whole)
 
+    def step(self, loss: Tensor) -> Tensor | float | None:
+        """Backward and, at the last micro-batch, the optimizer step.
+
+        Returns:
+            At the last micro-batch the L2 norm of the gradient of the global batch before clipping, else None.
+        """
+        self.deepspeed.backward(loss)
+        last: bool = self.deepspeed.is_gradient_accumulation_boundary()
+        norm: Tensor | float | None = None
+        if last and self._stage == 0:
+            norm = nn.utils.get_total_norm([p.grad for p in self._trained.values() if p.grad is not None])
+        self.deepspeed.step()
+        if last and self._stage:
+            norm = self.deepspeed.get_global_grad_norm()
+        return norm
+
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next step."""
         for group in self.deepspeed.optimizer.param_groups:

@@ -31,6 +31,7 @@ from raylift.platform.training.checkpoint import (
     load_state,
     local_copy,
 )
+from raylift.platform.training.divergence import DIVERGED, DivergedLoss, DivergenceMonitor, diverged_at
 from raylift.platform.training.engine import Engine
 from raylift.platform.training.inputs import describe, open_stream, require_archives
 from raylift.platform.training.tracking import Reporter, RunningMeans, TensorBoard
@@ -45,14 +46,14 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """The training function of a Ray Train worker.
 
     Returns:
-        The last metrics, or the message of a NonFiniteLoss, which must not be retried.
+        The last metrics, or a NonFiniteLoss or DivergedLoss, which must not be retried.
     """
     run = from_plain(RunConfig, settings["config"], "run")
     reporter = Reporter(settings.get("messages"), run.train.steps, to_tune=settings.get("to_tune", False))
     try:
         return {"metrics": train(run, settings["run_url"], reporter, settings.get("archives"))}
-    except NonFiniteLoss as error:
-        return {"non_finite": str(error)}
+    except (NonFiniteLoss, DivergedLoss) as error:
+        return {"failed": error}
 
 
 def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, str] | None = None) -> dict[str, float]:
@@ -88,6 +89,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
     validation = Validation(archive, run, description, rank, world, device)
     writer = TensorBoard(run_url, state.history) if rank == 0 else None
     means, history, metrics = RunningMeans(), list(state.history), dict(state.metrics)
+    divergence = DivergenceMonitor(run.train.divergence_factor, history)
 
     batches = iter(stream)
     for step in range(state.step, run.train.steps):
@@ -99,7 +101,10 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
         micro_batches = next(batches)
         data_time = time.perf_counter() - started
         for batch in micro_batches:
-            take_turns(objective_engines, batch.to(device), step, means)
+            values = take_turns(objective_engines, batch.to(device), step, means)
+            if diverging := divergence.update(values):
+                history.append({"step": float(step), DIVERGED: 1.0})
+                handle_divergence(run, f"step {step}: {diverging}", checkpoints.before(step), reporter)
         for engine in objective_engines.values():
             engine.update_ema(step)
         means.add("step_time_s", time.perf_counter() - started)
@@ -123,7 +128,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
                 saved = TrainingState(done, stream.samples_consumed, metrics, history, to_plain(run), run.sha256())
                 at_step = replace(description, provenance={**description.provenance, "step": done})
                 checkpoints.save(saved, tensors, at_step)
-                checkpoints.prune(run.train.keep_checkpoints, monitored(metrics))
+                checkpoints.prune(run.train.keep_checkpoints, monitored(metrics), diverged_at(history))
                 writer.validation(done, metrics, picture)
             dist.barrier()
             reporter.validated(done, metrics)
@@ -132,38 +137,59 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
     return metrics
 
 
-def take_turns(objective_engines: dict[str, Engine], batch: Batch, step: int, means: RunningMeans) -> None:
+def take_turns(objective_engines: dict[str, Engine], batch: Batch, step: int, means: RunningMeans) -> dict[str, float]:
     """Each player's forward, backward and optimizer step on one micro-batch, with the other players frozen.
 
     A player is updated only every `Player.every` steps.
+
+    Returns:
+        The mean loss over all ranks and the gradient norm of each player that was updated, by name.
     """
     carried: dict[str, Tensor] = {}
+    values: dict[str, float] = {}
     for name, engine in objective_engines.items():
         if step % engine.player.every:
             continue
         others = [other.player.network for other in objective_engines.values() if other is not engine]
         with frozen(others):
             loss, logs, kept = engine.deepspeed(batch, carried)
-            require_finite(loss, name, batch, step)
-            engine.deepspeed.backward(loss)
-            engine.deepspeed.step()
+            values[f"{name}/loss"] = require_finite(loss, name, batch, step)
+            norm = engine.step(loss)
         carried |= kept
         means.add(f"{name}/loss", loss.detach())
+        if norm is not None:
+            values[f"{name}/grad_norm"] = float(norm)
+            means.add(f"{name}/grad_norm", float(norm))
         for key, value in logs.items():
             means.add(f"{name}/{key}", value)
+    return values
 
 
-def require_finite(loss: Tensor, player: str, batch: Batch, step: int) -> None:
-    """Raise on every rank if the loss of any rank is not finite, before the optimizer steps.
+def handle_divergence(run: RunConfig, what: str, good: str | None, reporter: Reporter) -> None:
+    """Print a divergence and the checkpoint before it, or end the run.
+
+    Raises:
+        DivergedLoss: the run stops on divergence.
+    """
+    text = f"the training diverges at {what}: lower optimizer.lr or set engine.gradient_clipping"
+    text += f"; {good} is kept" if good else ""
+    if run.train.stop_on_divergence:
+        raise DivergedLoss(text)
+    reporter.note(text)
+
+
+def require_finite(loss: Tensor, player: str, batch: Batch, step: int) -> float:
+    """The mean loss over all ranks, before the optimizer steps.
 
     Raises:
         NonFiniteLoss: on all ranks, with the ids of the samples concerned.
     """
     finite = torch.isfinite(loss.detach())
-    flag = (~finite).float().reshape(1)
-    dist.all_reduce(flag, op=dist.ReduceOp.SUM)
-    if flag.item() == 0:
-        return
+    sums = torch.stack([(~finite).double(), loss.detach().double()])
+    dist.all_reduce(sums, op=dist.ReduceOp.SUM)
+    failures, total = sums.tolist()
+    if failures == 0:
+        return float(total / dist.get_world_size())
     non_finite: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(non_finite, None if finite else (float(loss.detach()), batch.ids))
     named = "; ".join(f"{value} on samples {', '.join(ids)}" for value, ids in filter(None, non_finite))

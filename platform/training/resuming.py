@@ -19,6 +19,8 @@ TAKEN = (
     "train.log_every",
     "train.validate_every",
     "train.keep_checkpoints",
+    "train.divergence_factor",
+    "train.stop_on_divergence",
     "cluster.",
     "engine.",
     "optimizer.",

@@ -35,7 +35,7 @@ from raylift.platform.training.inputs import (
     with_archive_views,
     with_generations,
 )
-from raylift.platform.training.loop import NonFiniteLoss, train_worker
+from raylift.platform.training.loop import train_worker
 
 
 def new_run_url(runs: str, preset: str) -> str:
@@ -156,6 +156,7 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
 
     Raises:
         NonFiniteLoss: a loss was not finite; the run stops before the optimizer step.
+        DivergedLoss: the training diverged, in a run with `train.stop_on_divergence`.
         ray.train.TrainingFailedError: workers were lost more often than `cluster.max_failures`.
     """
     archive = check(run)
@@ -214,8 +215,8 @@ def _fit(run: RunConfig, run_url: str, archives: dict[str, str], messages: Any, 
             ),
         )
         outcome: dict[str, Any] = trainer.fit().return_value  # type: ignore[attr-defined]
-    if "non_finite" in outcome:
-        raise NonFiniteLoss(outcome["non_finite"])
+    if "failed" in outcome:
+        raise outcome["failed"]
     metrics: dict[str, Any] = outcome["metrics"]
     return metrics
 

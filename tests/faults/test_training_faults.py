@@ -1,4 +1,4 @@
-"""A worker killed with SIGKILL, and an archive that grows, during training change no weight."""
+"""Faults during training: a worker is killed, the archive grows, the loss diverges."""
 
 import os
 import shutil
@@ -8,14 +8,19 @@ import time
 from dataclasses import replace
 
 import psutil
+import pytest
 import safetensors.torch
+from processes import run_ranks
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.models import weights
 from raylift.platform.training import runs
-from raylift.platform.training.checkpoint import Checkpoints
+from raylift.platform.training.checkpoint import Checkpoints, load_state
+from raylift.platform.training.divergence import DIVERGED, DivergedLoss, DivergenceMonitor
+from raylift.platform.training.loop import train
+from raylift.platform.training.tracking import Reporter
 
 GRID = Grid(32, 10.0)
 
@@ -63,3 +68,56 @@ def test_a_worker_killed_while_the_archive_grows_is_replaced_and_the_run_ends_in
     name = "checkpoints/step-00000008/model/model.safetensors"
     uninterrupted, resumed = (safetensors.torch.load_file(f"{folder}/{name}") for folder in (finished_run, url))
     assert all(bool((uninterrupted[key] == resumed[key]).all()) for key in uninterrupted)
+
+
+def diverging_runs(rank, run, url):
+    """Twelve steps, then more of them at a learning rate at which the loss diverges; then the same in a run that stops.
+
+    Returns:
+        The steps of the last run's checkpoints before it stopped, and its error.
+    """
+    train(run, url, Reporter(None, 12))
+    stopping = shutil.copytree(url, f"{url}-stopping")
+    broken = replace(run, optimizer=replace(run.optimizer, lr=10.0), train=replace(run.train, steps=16))
+    train(broken, url, Reporter(None, 16))
+    try:
+        train(replace(broken, train=replace(broken.train, stop_on_divergence=True)), stopping, Reporter(None, 16))
+    except DivergedLoss as error:
+        return [summary["step"] for _, summary in Checkpoints(stopping).published()], str(error)
+    return None
+
+
+def test_a_loss_that_diverges_is_recorded_or_stops_the_run_and_the_checkpoint_before_it_is_kept(tiny, tmp_path):
+    run = replace(
+        tiny,
+        cluster=replace(tiny.cluster, workers=1),
+        train=replace(tiny.train, steps=12, validate_every=4, validation_samples=1, log_every=1, keep_checkpoints=1),
+    )
+    url = str(tmp_path / "run")
+    ((steps, error),) = run_ranks(1, diverging_runs, run, url)
+    history = load_state(tmp_path / "run/checkpoints/step-00000016").history
+    began = next(int(entry["step"]) for entry in history if DIVERGED in entry)
+    assert 12 < began < 16, "the loss did not diverge"
+    assert [summary["step"] for _, summary in Checkpoints(url).published()][-2:] == [12, 16]
+    assert f"the training diverges at step {began}: " in error
+    assert error.endswith("step-00000012 is kept")
+    assert steps[-1] == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "alarms"),
+    [
+        ([1.0] * 20 + [900.0, 1.0], []),
+        ([1.0] * 20 + [1100.0, 1e9, 1e18, 2.0, 5000.0], [20, 24]),
+        ([1.0] * 20 + [float("inf")], [20]),
+        ([-1.0] * 20 + [-1100.0], [20]),
+        # A discriminator's loss that was exactly 0, and the first steps, which have no median yet.
+        ([0.0] * 20 + [0.5], []),
+        ([1e6, 1.0, 1.0], []),
+        # Values that exceed the median never become the usual ones.
+        ([1.0] * 20 + [2000.0] * 300 + [1.0, 2000.0], [20, 321]),
+    ],
+)
+def test_a_value_diverges_if_it_exceeds_its_running_median_by_orders_of_magnitude(values, alarms):
+    monitor = DivergenceMonitor(1000.0)
+    assert [step for step, value in enumerate(values) if monitor.update({"generator/loss": value})] == alarms

@@ -68,6 +68,16 @@ class CheckpointSuite:
         assert [summary["step"] for _, summary in Checkpoints(url).published()] == [10, 30, 40]
         assert Folder(join(url, "checkpoints")).names() == [f"step-{step:08d}" for step in (10, 30, 40)]
 
+    def test_pruning_keeps_the_newest_checkpoint_before_a_divergence(self, url):
+        for step, psnr in ((10, 25.0), (20, 20.0), (30, 21.0), (40, 22.0)):
+            self.save(url, step, psnr)
+        checkpoints = Checkpoints(url)
+        # The loss of step 30 is of the weights in checkpoint 30.
+        assert checkpoints.before(30) == join(checkpoints.url, "step-00000020")
+        assert checkpoints.before(10) is None
+        checkpoints.prune(1, "val_psnr_db", diverged_at=30)
+        assert [summary["step"] for _, summary in checkpoints.published()] == [10, 20, 40]
+
     def test_a_checkpoint_that_was_not_published_is_none(self, url):
         self.save(url, 10)
         self.save(url, 20)

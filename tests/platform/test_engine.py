@@ -78,7 +78,8 @@ def train_steps(objective_engines, run, rank, world, begin, end):
             first = micro * world * per_rank + rank * per_rank
             parts = [micro_batch(step, first + k) for k in range(per_rank)]
             batch = Batch(torch.cat([p.volume for p in parts]), torch.cat([p.views for p in parts]), ("x",))
-            take_turns(objective_engines, batch, step, RunningMeans())
+            values = take_turns(objective_engines, batch, step, RunningMeans())
+    return values
 
 
 def reference(run: RunConfig, steps: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -122,7 +123,7 @@ def on_deepspeed(rank, wanted):
     results = {}
     for key, (run, steps) in wanted.items():
         started = engines.initialize(fresh_objective(run), run, device)
-        train_steps(started, run, rank, WORLD, 0, steps)
+        results["norms", *key] = train_steps(started, run, rank, WORLD, 0, steps)
         results[key] = gather_tensors(started)
     return results
 
@@ -165,6 +166,17 @@ def test_clipping_limits_the_gradient(trained):
 
     assert gradient_norm(trained["one step", 0.0]) > 0.1
     assert gradient_norm(trained["one step", 1e-3]) == pytest.approx(1e-3, rel=0.01)
+
+
+def test_the_gradient_norm_is_of_the_global_batch_before_clipping_on_every_stage(trained):
+    moments = [value for name, value in trained["one step", 0.0].adam["generator"].items() if name.endswith("exp_avg")]
+    expected = 2 * float(torch.stack([moment.norm() for moment in moments]).norm())
+    for clip in (0.0, 1e-3):
+        assert trained["norms", "one step", clip]["generator/grad_norm"] == pytest.approx(expected, rel=1e-4)
+    for player in ("generator", "discriminator"):
+        norms = [trained["norms", "fp32", stage][f"{player}/grad_norm"] for stage in range(4)]
+        assert norms[0] > 0
+        assert norms == pytest.approx(norms[:1] * 4, rel=1e-4)
 
 
 @pytest.mark.parametrize("world", [1, 2])
