@@ -42,18 +42,15 @@ class NonFiniteLoss(RayliftError, ArithmeticError):
     """A loss that is NaN or infinite on some worker, found before any worker stepped."""
 
 
-def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+def train_worker(settings: dict[str, Any]) -> dict[str, float]:
     """The training function of a Ray Train worker.
 
     Returns:
-        The last metrics, or a NonFiniteLoss or DivergedLoss, which must not be retried.
+        The last metrics.
     """
     run = from_plain(RunConfig, settings["config"], "run")
     reporter = Reporter(settings.get("messages"), run.train.steps, to_tune=settings.get("to_tune", False))
-    try:
-        return {"metrics": train(run, settings["run_url"], reporter, settings.get("archives"))}
-    except (NonFiniteLoss, DivergedLoss) as error:
-        return {"failed": error}
+    return train(run, settings["run_url"], reporter, settings.get("archives"))
 
 
 def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, str] | None = None) -> dict[str, float]:

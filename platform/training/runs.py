@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform as machine
-import tempfile
-import uuid
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import psutil
 import ray.train
 import ray.tune
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from raylift import __version__
 from raylift.datasets import digested_json
@@ -27,6 +23,7 @@ from raylift.platform.config import RunConfig, flatten, with_absolute_paths
 from raylift.platform.progress import worker_messages
 from raylift.platform.training import pretrained
 from raylift.platform.training.checkpoint import RUN_FILE, STATE_FILE, Checkpoints, load_state, local_copy
+from raylift.platform.training.driver import fit_with_restarts
 from raylift.platform.training.inputs import (
     archive_digests,
     check,
@@ -35,7 +32,6 @@ from raylift.platform.training.inputs import (
     with_archive_views,
     with_generations,
 )
-from raylift.platform.training.loop import train_worker
 
 
 def new_run_url(runs: str, preset: str) -> str:
@@ -157,7 +153,7 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
     Raises:
         NonFiniteLoss: a loss was not finite; the run stops before the optimizer step.
         DivergedLoss: the training diverged, in a run with `train.stop_on_divergence`.
-        ray.train.TrainingFailedError: workers were lost more often than `cluster.max_failures`.
+        RunFailed: a disk or the memory is full, or workers were lost more often than `cluster.max_failures`.
     """
     archive = check(run)
     digests = load_record(run_url).get("archives", {})
@@ -188,37 +184,15 @@ def _fit(run: RunConfig, run_url: str, archives: dict[str, str], messages: Any, 
         from ray.tune.integration.ray_train import TuneReportCallback
 
         callbacks.append(TuneReportCallback())  # type: ignore[no-untyped-call]
-    resources = {"CPU": run.cluster.cpus_per_worker}
-    if run.cluster.gpus_per_worker:
-        resources["GPU"] = run.cluster.gpus_per_worker
-    with tempfile.TemporaryDirectory(prefix="raylift-ray-") as scratch:
-        trainer = TorchTrainer(
-            train_worker,  # type: ignore[arg-type]  # Ray returns the worker's result
-            train_loop_config={
-                "config": to_plain(run),
-                "run_url": run_url,
-                "archives": archives,
-                "messages": messages,
-                "to_tune": to_tune,
-            },
-            torch_config=TorchConfig(timeout_s=600),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=run.cluster.gpus_per_worker > 0, resources_per_worker=resources
-            ),
-            run_config=ray.train.RunConfig(
-                # Checkpoints are raylift's own (see `checkpoint`), so Ray's files are temporary, and an object store
-                # that is unreachable for a moment cannot make Ray's controller fail.
-                name=f"raylift-{uuid.uuid4().hex[:8]}",
-                storage_path=str(Path(scratch)),
-                failure_config=ray.train.FailureConfig(max_failures=run.cluster.max_failures),
-                callbacks=callbacks,
-            ),
-        )
-        outcome: dict[str, Any] = trainer.fit().return_value  # type: ignore[attr-defined]
-    if "failed" in outcome:
-        raise outcome["failed"]
-    metrics: dict[str, Any] = outcome["metrics"]
-    return metrics
+
+    def note(text: str) -> None:
+        if messages is None:
+            print(f"raylift: {text}", flush=True)
+        else:
+            ray.get(messages.put.remote((None, run.train.steps, text)))
+
+    settings = {"archives": archives, "messages": messages, "to_tune": to_tune}
+    return fit_with_restarts(run, run_url, settings, callbacks, note)
 
 
 def load_history(url: str) -> list[dict[str, float]]:

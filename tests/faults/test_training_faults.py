@@ -1,22 +1,30 @@
-"""Faults during training: a worker is killed, the archive grows, the loss diverges."""
+"""Faults during training: a worker is killed, the archive grows or is damaged, a disk is full, the loss diverges."""
 
 import os
+import pickle
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
+import ray.exceptions
+import ray.train
 import safetensors.torch
 from processes import run_ranks
 
 from raylift.datasets.archive.archive import Archive
+from raylift.datasets.errors import CorruptSample, StoreUnreachable
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.models import weights
-from raylift.platform.training import runs
+from raylift.platform.training import driver, runs
 from raylift.platform.training.checkpoint import Checkpoints, load_state
 from raylift.platform.training.divergence import DIVERGED, DivergedLoss, DivergenceMonitor
 from raylift.platform.training.loop import train
@@ -35,7 +43,7 @@ def training_workers() -> list[int]:
 
 
 def test_a_worker_killed_while_the_archive_grows_is_replaced_and_the_run_ends_in_the_same_weights(
-    finished_run, tiny, archive32, ray_cluster, tmp_path
+    finished_run, tiny, archive32, ray_cluster, tmp_path, capsys
 ):
     url, archive = str(tmp_path / "killed"), str(shutil.copytree(archive32, tmp_path / "archive"))
     run = runs.create(replace(tiny, data=replace(tiny.data, archive=archive)), url)
@@ -62,12 +70,68 @@ def test_a_worker_killed_while_the_archive_grows_is_replaced_and_the_run_ends_in
     assert killed is not None, "no worker was killed"
     assert not psutil.pid_exists(killed)
     assert "val_psnr_db" in outcome["metrics"]
+    print(output := capsys.readouterr().out)
+    assert re.search(
+        r"train: worker \d was lost \(.+\): starting again from the newest checkpoint \(1 of 2\)\n",
+        capsys.readouterr().out,
+    )
     assert Archive(archive).manifest.generation == run.data.generation + 1
     provenance = weights.load(tmp_path / "killed/checkpoints/step-00000008").description.provenance
     assert provenance["archive_generation"] == run.data.generation
     name = "checkpoints/step-00000008/model/model.safetensors"
     uninterrupted, resumed = (safetensors.torch.load_file(f"{folder}/{name}") for folder in (finished_run, url))
     assert all(bool((uninterrupted[key] == resumed[key]).all()) for key in uninterrupted)
+
+
+def test_a_corrupt_sample_ends_the_run_once_and_by_name(tiny, archive32, ray_cluster, tmp_path, capsys):
+    url, archive = str(tmp_path / "run"), Path(shutil.copytree(archive32, tmp_path / "archive"))
+    run = runs.create(replace(tiny, data=replace(tiny.data, archive=str(archive))), url)
+    for shard in archive.glob("parts/*/volumes/c/0/0/0/0"):
+        shard.write_bytes(b"")
+    with pytest.raises(CorruptSample, match=r"phantom-1-\d{4}"):
+        runs.fit(run, url)
+    assert "starting again" not in capsys.readouterr().out
+    assert not training_workers()
+
+
+FILLS_A_DISK = """
+import os, pickle, subprocess, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from raylift.datasets.archive.store import Folder
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", sys.argv[1]], check=True)
+errors = []
+for write in (
+    lambda: Folder(sys.argv[1]).write("state.json", bytes(200_000)),
+    lambda: save_file({"weight": torch.zeros(100_000)}, f"{sys.argv[1]}/weights"),
+    lambda: Folder(sys.argv[1]).put(Path(sys.executable), "adam"),
+):
+    try:
+        write()
+    except Exception as error:
+        errors.append(error)
+Path(sys.argv[2]).write_bytes(pickle.dumps(errors))
+"""
+
+
+def test_a_full_disk_ends_the_run_with_a_remedy_and_a_lost_worker_does_not(tmp_path):
+    (tmp_path / "disk").mkdir()
+    code = [sys.executable, "-c", FILLS_A_DISK, str(tmp_path / "disk"), str(tmp_path / "errors")]
+    # A file system of its own, in a namespace that ends with the process.
+    filled = subprocess.run(["unshare", "--map-root-user", "--mount", *code], capture_output=True, text=True)
+    if "unshare failed" in filled.stderr:
+        pytest.skip(f"no file system of its own: {filled.stderr}")
+    assert filled.returncode == 0, filled.stderr
+    errors = pickle.loads((tmp_path / "errors").read_bytes())
+    assert len(errors) == 3, "the disk was not full"
+    lost = ray.exceptions.ActorDiedError()
+    for error in errors:
+        with pytest.raises(driver.RunFailed, match=r"space.*, then --resume /runs/a"):
+            driver.raise_permanent(ray.train.WorkerGroupError("", {0: lost, 1: error}), "/runs/a")
+    for error in (lost, StoreUnreachable("s3://bucket"), RuntimeError("Connection closed by peer"), OSError(5, "I/O")):
+        driver.raise_permanent(ray.train.WorkerGroupError("", {0: error}), "/runs/a")
+    assert driver.describe({0: RuntimeError("Connection closed by peer"), 1: lost}).startswith("worker 1 was lost")
 
 
 def diverging_runs(rank, run, url):

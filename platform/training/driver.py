@@ -1,0 +1,127 @@
+"""The driver of a run: fits it with Ray Train, and starts it again where that can cure the failure."""
+
+from __future__ import annotations
+
+import errno
+import re
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from raylift.datasets.errors import RayliftError, StoreUnreachable
+from raylift.datasets.serialization import to_plain
+from raylift.platform.config import RunConfig
+from raylift.platform.training.loop import train_worker
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+"""Error numbers of a file system that takes no more data."""
+DEFECTS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    ImportError,
+)
+"""Errors of a program, which come again after a restart."""
+
+
+class RunFailed(RayliftError, RuntimeError):
+    """A run that ended because of what a restart cannot cure, or that was restarted too often."""
+
+
+def fit_with_restarts(
+    run: RunConfig, run_url: str, settings: dict[str, Any], callbacks: list[Any], note: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train with Ray Train from the newest checkpoint, up to `cluster.max_failures` times again.
+
+    Args:
+        run: the configuration.
+        run_url: the run's folder.
+        settings: of `train_worker`, beside configuration and folder.
+        callbacks: for Ray Train.
+        note: prints a line about each restart.
+
+    Returns:
+        The last metrics.
+
+    Raises:
+        RayliftError: of a worker, where no restart can cure it, or RunFailed.
+    """
+    for restarts in range(run.cluster.max_failures + 1):
+        with tempfile.TemporaryDirectory(prefix="raylift-ray-") as scratch:
+            trainer = _trainer(run, {"config": to_plain(run), "run_url": run_url, **settings}, callbacks, scratch)
+            try:
+                outcome: dict[str, Any] = trainer.fit().return_value  # type: ignore[attr-defined]
+            except ray.train.WorkerGroupError as error:
+                raise_permanent(error, run_url)
+                reason = describe(error.worker_failures)
+            else:
+                return outcome
+        if restarts < run.cluster.max_failures:
+            note(f"{reason}: starting again from the newest checkpoint ({restarts + 1} of {run.cluster.max_failures})")
+    raise RunFailed(
+        f"{reason}, after {run.cluster.max_failures} restarts (cluster.max_failures): go on with --resume {run_url}; "
+        "RAYLIFT_RAY_LOGS=1 prints the workers' output"
+    )
+
+
+def raise_permanent(error: ray.train.WorkerGroupError, run_url: str) -> None:
+    """Raise the first error of a worker that no restart can cure; return if there is none."""
+    for failure in error.worker_failures.values():
+        if isinstance(failure, RayliftError) and not isinstance(failure, StoreUnreachable):
+            raise failure from None
+        if is_full_disk(failure):
+            raise RunFailed(f"{failure}: free space or choose another folder, then --resume {run_url}") from None
+        if isinstance(failure, torch.OutOfMemoryError):
+            raise RunFailed(
+                f"{_first_line(failure)}: lower train.batch_size, or set engine.precision to bf16 or "
+                "engine.zero_stage to 3"
+            ) from None
+        if isinstance(failure, DEFECTS):
+            raise error
+
+
+def is_full_disk(error: Exception) -> bool:
+    """Whether a file system took no more data. Errors of safetensors have no error number."""
+    number = getattr(error, "errno", None) if isinstance(error, OSError) else None
+    return number in FULL_DISK or bool({int(code) for code in re.findall(r"code: (\d+)", str(error))} & FULL_DISK)
+
+
+def describe(failures: Mapping[int, Exception]) -> str:
+    """Why workers failed, in a clause. Others fail because one was lost, so a lost one comes first."""
+    rank, failure = min(failures.items(), key=lambda item: not type(item[1]).__module__.startswith("ray."))
+    detail = re.search(r"(?:exit detail|error message|killed due to)[:\s]+(.*?)(?:\. |\n|$)", str(failure))
+    return f"worker {rank} was lost ({detail[1].strip() if detail else _first_line(failure)})"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(":. ")
+
+
+def _trainer(run: RunConfig, settings: dict[str, Any], callbacks: list[Any], scratch: str) -> TorchTrainer:
+    workers, gpus = run.cluster.workers, run.cluster.gpus_per_worker
+    return TorchTrainer(
+        train_worker,  # type: ignore[arg-type]  # Ray returns the worker's result
+        train_loop_config=settings,
+        torch_config=TorchConfig(timeout_s=600),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": run.cluster.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            # Checkpoints are raylift's own (see `checkpoint`), so Ray's files are temporary, and an object store that
+            # is unreachable for a moment cannot make Ray's controller fail. Restarts are those of this module.
+            name=f"raylift-{uuid.uuid4().hex[:8]}",
+            storage_path=scratch,
+            failure_config=ray.train.FailureConfig(max_failures=0),
+            callbacks=callbacks,
+        ),
+    )
