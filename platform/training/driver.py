@@ -78,7 +78,10 @@ def raise_permanent(error: ray.train.WorkerGroupError, run_url: str) -> None:
         if isinstance(failure, RayliftError) and not isinstance(failure, StoreUnreachable):
             raise failure from None
         if is_full_disk(failure):
-            raise RunFailed(f"{failure}: free space or choose another folder, then --resume {run_url}") from None
+            raise RunFailed(
+                f"{run_url} or the temporary folder cannot be written ({failure}): free space, then go on with "
+                f"--resume {run_url}"
+            ) from None
         if isinstance(failure, torch.OutOfMemoryError):
             raise RunFailed(
                 f"{_first_line(failure)}: lower train.batch_size, or set engine.precision to bf16 or "
@@ -91,7 +94,7 @@ def raise_permanent(error: ray.train.WorkerGroupError, run_url: str) -> None:
 def is_full_disk(error: Exception) -> bool:
     """Whether a file system took no more data. Errors of safetensors have no error number."""
     number = getattr(error, "errno", None) if isinstance(error, OSError) else None
-    return number in FULL_DISK or bool({int(code) for code in re.findall(r"code: (\d+)", str(error))} & FULL_DISK)
+    return number in FULL_DISK or bool({int(code) for code in re.findall(r"os error (\d+)", str(error))} & FULL_DISK)
 
 
 def describe(failures: Mapping[int, Exception]) -> str:
