@@ -226,7 +226,7 @@ def run_baselines(run: Run) -> None:
 
     def fitted(training: Iterable[Pairs], test: Pairs) -> dict[str, Any]:
         batches = (pairs.batch([k]) for pairs in training for k in range(len(pairs.names)))
-        networks = baselines.fit(batches, GRID, GEOMETRY)
+        networks = baselines.fit(batches, GRID, GEOMETRY).predictors(GRID, GEOMETRY)
         return {"test": {key: figures_of(volumes_of(network, test), test) for key, network in networks.items()}}
 
     run.once(f"{BASELINES}/phantoms", lambda: fitted([run.pairs("phantoms-*.npz")], run.pairs("test.npz")))

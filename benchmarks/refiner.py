@@ -26,7 +26,7 @@ from raylift.models.generative import RunningStatistics, SamplingConfig
 from raylift.models.metrics import PROTOCOLS
 from raylift.models.weights import Model
 from raylift.platform import model_store
-from raylift.platform.evaluation.evaluate import matching_views
+from raylift.platform.evaluation.predictors import matching_views
 from raylift.platform.training.checkpoint import resolve_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -68,7 +68,7 @@ def measured(
     name: str, model: Model, archive: Archive, split: str, settings: SamplingConfig | None, samples: list[int]
 ) -> list:
     """A row for each number of samples: metrics of all scans, std against error, sharpness, and seconds a scan."""
-    window, views = model.description.window, matching_views(model, archive)
+    window, views = model.description.window, matching_views(model.description, archive)
     scans: dict[int, list] = {count: [] for count in samples}
     for entry in archive.entries(split):
         batch, ground_truth = load_batch(archive, [entry], window, views), archive.read(entry).volume.astype(np.float32)

@@ -26,7 +26,7 @@ from raylift.models.diffusion.samplers import SAMPLERS
 from raylift.models.generative import GenerativeNetwork, SamplingConfig
 from raylift.models.metrics import PROTOCOLS
 from raylift.platform import model_store
-from raylift.platform.evaluation.evaluate import matching_views
+from raylift.platform.evaluation.predictors import matching_views
 from raylift.platform.training.checkpoint import resolve_checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -47,7 +47,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, archive = model_store.load(resolve_checkpoint(options.model)), Archive(options.archive)
-    network, views, window = model.network, matching_views(model, archive), model.description.window
+    network, views, window = model.network, matching_views(model.description, archive), model.description.window
     if not isinstance(network, GenerativeNetwork):
         parser.error(f"{model.description.system.name} is deterministic and has no sampler")
     test = load_batch(archive, archive.entries(options.split)[: options.scans], window, views)
@@ -63,7 +63,8 @@ def main() -> int:
         return fmean(f["psnr_db"] for f in figures), fmean(f["ssim"] for f in figures), seconds
 
     train = (load_batch(archive, [entry], window, views) for entry in archive.entries("train"))
-    mean = baselines.fit(train, model.description.grid, model.description.geometry)["mean volume"]
+    frame = (model.description.grid, model.description.geometry)
+    mean = baselines.fit(train, *frame).predictors(*frame)["mean volume"]
     header("sampling_steps")
     best: dict[int, float] = {}
     rows = [["mean training volume", "", *cells(measured(mean))]]

@@ -7,6 +7,7 @@ averages the views, and maps the result to intensities by a linear fit to the tr
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -50,8 +51,26 @@ class BackProjection(nn.Module):
         return torch.stack(volumes).mean(dim=0)
 
 
-def fit(batches: Iterable[Batch], grid: Grid, geometry: Geometry) -> dict[str, nn.Module]:
-    """Both baselines, fitted in one pass over training batches whose views are those of `geometry`, in its order."""
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Both baselines as fitted to training volumes."""
+
+    mean: Float[Tensor, "1 1 d h w"]
+    """The mean training volume in the window's [0, 1]."""
+    scale: float
+    """Factor from the back-projection to the window's [0, 1]."""
+    offset: float
+    volumes: int
+    """Number of training volumes."""
+
+    def predictors(self, grid: Grid, geometry: Geometry) -> dict[str, nn.Module]:
+        """The baselines by name, on the grid and for the views of the fit."""
+        projected = BackProjection(grid, geometry, self.scale, self.offset)
+        return {"mean volume": MeanVolume(self.mean), "back-projection": projected}
+
+
+def fit(batches: Iterable[Batch], grid: Grid, geometry: Geometry) -> Fit:
+    """Fit both baselines in one pass over training batches whose views are those of `geometry`, in its order."""
     unscaled = BackProjection(grid, geometry)
     total, count = torch.zeros(1, 1, *grid.shape, dtype=torch.float64), 0
     # The five sums of the normal equations of volume = scale * back-projection + offset.
@@ -63,8 +82,7 @@ def fit(batches: Iterable[Batch], grid: Grid, geometry: Geometry) -> dict[str, n
         sums += torch.stack([x.sum(), y.sum(), (x * x).sum(), (x * y).sum(), x.new_tensor(x.numel())])
     x_sum, y_sum, xx, xy, n = sums.tolist()
     scale = (n * xy - x_sum * y_sum) / max(n * xx - x_sum * x_sum, 1e-12)
-    fitted = BackProjection(grid, geometry, scale, (y_sum - scale * x_sum) / n)
-    return {"mean volume": MeanVolume((total / count).float()), "back-projection": fitted}
+    return Fit((total / count).float(), scale, (y_sum - scale * x_sum) / n, count)
 
 
 def unfitted(grid: Grid, geometry: Geometry) -> dict[str, nn.Module]:

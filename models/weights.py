@@ -2,10 +2,12 @@
 
 ```
 model.safetensors    weights, in fp32 or half precision; always loaded in fp32
-model.json           system and its settings, grid, geometry, window, provenance, SHA-256 of itself and of the weights
+training_data.npz    the scans and baselines of its training data (`models.training_data`); absent for a model whose
+                     training data are unknown
+model.json           system and its settings, grid, geometry, window, provenance, SHA-256 of itself and of the others
 ```
 
-No file is a pickle, and both digests are always checked. `platform.model_store` loads models from URLs.
+No file is a pickle, and all digests are always checked. `platform.model_store` loads models from URLs.
 """
 
 from __future__ import annotations
@@ -29,9 +31,10 @@ from raylift.datasets.radiographs.histogram import Quantiles, ReferenceHistogram
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models import zoo  # noqa: F401 (registers the settings of all systems)
 from raylift.models.system_config import SystemConfig
+from raylift.models.training_data import TrainingData
 
 FORMAT, FORMAT_VERSION = "raylift-model", 1
-WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"
+WEIGHTS_FILE, DESCRIPTION_FILE, TRAINING_DATA_FILE = "model.safetensors", "model.json", "training_data.npz"
 
 
 class WeightsError(RayliftError, ValueError):
@@ -67,17 +70,26 @@ class Model:
     network: nn.Module
     description: Description
     sha256: str
+    training_data: TrainingData | None = None
+    """None for a model whose training data are unknown."""
 
 
 def save(
-    folder: Path, network_state: dict[str, torch.Tensor], description: Description, dtype: torch.dtype = torch.float32
+    folder: Path,
+    network_state: dict[str, torch.Tensor],
+    description: Description,
+    dtype: torch.dtype = torch.float32,
+    training_data: TrainingData | None = None,
 ) -> str:
-    """Write the two files, floating-point weights in `dtype`, and return the SHA-256 of the weights."""
+    """Write the files, floating-point weights in `dtype`, and return the SHA-256 of the weights."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: _to_store(tensor, dtype) for name, tensor in network_state.items()}
     safetensors.torch.save_file(state, folder / WEIGHTS_FILE)
     sha256 = file_sha256(folder / WEIGHTS_FILE)
     head = {"format": FORMAT, "version": FORMAT_VERSION, "written_by": f"raylift {__version__}", "sha256": sha256}
+    if training_data:
+        training_data.save(folder / TRAINING_DATA_FILE, description.window)
+        head["training_data_sha256"] = file_sha256(folder / TRAINING_DATA_FILE)
     (folder / DESCRIPTION_FILE).write_bytes(digested_json.encode({**head, "model": to_plain(description)}))
     return sha256
 
@@ -88,8 +100,8 @@ def _to_store(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.cpu().contiguous().clone()
 
 
-def describe(folder: Path) -> tuple[Description, str]:
-    """The description of a model folder and the expected SHA-256 of its weights.
+def describe(folder: Path) -> tuple[Description, dict[str, str]]:
+    """The description of a model folder, and the expected SHA-256 of its other files by name.
 
     Raises:
         WeightsError: the folder is not a raylift model, its description was altered, or has another format version.
@@ -100,7 +112,10 @@ def describe(folder: Path) -> tuple[Description, str]:
         written = (data["format"], data["version"])
         if written != (FORMAT, FORMAT_VERSION):
             raise WeightsError(f"{path} is {written}; this raylift reads {(FORMAT, FORMAT_VERSION)}")
-        return from_plain(Description, data["model"], str(path)), data["sha256"]
+        digests = {WEIGHTS_FILE: data["sha256"]}
+        if "training_data_sha256" in data:
+            digests[TRAINING_DATA_FILE] = data["training_data_sha256"]
+        return from_plain(Description, data["model"], str(path)), digests
     except FileNotFoundError as error:
         raise WeightsError(
             f"{folder} is not a model: it has no {DESCRIPTION_FILE}. Give a checkpoint or an exported folder"
@@ -112,7 +127,7 @@ def describe(folder: Path) -> tuple[Description, str]:
 
 
 def model_folder(folder: str | Path) -> Path:
-    """The folder of the two files: the given one, or the folder `model` inside it, as in a checkpoint."""
+    """The folder of the files: the given one, or the folder `model` inside it, as in a checkpoint."""
     inside = Path(folder) / "model"
     return inside if (inside / DESCRIPTION_FILE).is_file() else Path(folder)
 
@@ -124,13 +139,15 @@ def load(folder: str | Path) -> Model:
         WeightsError: a file is missing, or the weights do not match their digest or the description.
     """
     folder = model_folder(folder)
-    description, sha256 = describe(folder)
+    description, digests = describe(folder)
+    for name, expected in digests.items():
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder} has no {name}")
+        if (found := file_sha256(folder / name)) != expected:
+            raise WeightsError(
+                f"{folder / name} has SHA-256 {found}, its description says {expected}: the file was altered or cut"
+            )
     path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise WeightsError(f"{folder} has no {WEIGHTS_FILE}")
-    found = file_sha256(path)
-    if found != sha256:
-        raise WeightsError(f"{path} has SHA-256 {found}, its description says {sha256}: the file was altered or cut")
     with torch.device("meta"):
         network = description.system.reconstructor(description.grid, description.geometry)
     try:
@@ -139,7 +156,16 @@ def load(folder: str | Path) -> Model:
         network.load_state_dict(state, strict=True, assign=True)
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path} does not fit system {description.system.name}: {error}") from error
-    return Model(network.eval().requires_grad_(False), description, sha256)
+    training_data = _training_data(folder, description) if TRAINING_DATA_FILE in digests else None
+    return Model(network.eval().requires_grad_(False), description, digests[WEIGHTS_FILE], training_data)
+
+
+def _training_data(folder: Path, description: Description) -> TrainingData:
+    path = folder / TRAINING_DATA_FILE
+    try:
+        return TrainingData.load(path, description.grid, description.window)
+    except ValueError as error:
+        raise WeightsError(f"{path} does not fit {DESCRIPTION_FILE}: {error}. Export the model again") from error
 
 
 def file_sha256(path: Path) -> str:

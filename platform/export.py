@@ -46,7 +46,7 @@ def export(model: Model, folder: Path, metrics: dict[str, float], dtype: torch.d
     """
     if local_path(folder).exists() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is not empty: choose another folder")
-    sha256 = weights.save(folder, model.network.state_dict(), model.description, dtype)
+    sha256 = weights.save(folder, model.network.state_dict(), model.description, dtype, model.training_data)
     (folder / CARD_FILE).write_text(card(model, sha256, metrics, dtype), encoding="utf-8")
     return sha256
 
@@ -100,7 +100,7 @@ A network that reconstructs a CT volume of the chest from {_radiographs(geometry
 | --- | --- |
 {measured or "| none | |"}
 
-`raylift evaluate` computes metrics on held-out scans beside two trivial baselines.
+`raylift evaluate` computes metrics on held-out scans beside two trivial baselines{_baselines(model)}.
 
 ## Limits
 
@@ -123,6 +123,11 @@ raylift serve FOLDER
 {json.dumps(provenance.get("config", {}), indent=1)}
 ```
 """
+
+
+def _baselines(model: Model) -> str:
+    fit = model.training_data and model.training_data.baselines
+    return f", fitted to {fit.volumes} training volumes (`{weights.TRAINING_DATA_FILE}`)" if fit else ""
 
 
 def _started_with(provenance: dict[str, Any]) -> str:

@@ -20,7 +20,14 @@ from pathlib import Path
 from raylift.datasets.archive.store import Folder, absolute, is_local, join
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
-from raylift.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, Description, Model, WeightsError
+from raylift.models.weights import (
+    DESCRIPTION_FILE,
+    TRAINING_DATA_FILE,
+    WEIGHTS_FILE,
+    Description,
+    Model,
+    WeightsError,
+)
 
 PREFIX = "models:"
 DEFAULT_MODEL = "models:chest-64"
@@ -37,7 +44,7 @@ class NamedModel:
     license: str
     """License of the weights and of the training data."""
     url: str = ""
-    """Folder URL of model.safetensors, whose SHA-256 is in model.json; empty: it is in `models/pretrained/NAME`."""
+    """Folder URL of the files whose SHA-256 are in model.json; empty: they are in `models/pretrained/NAME`."""
 
 
 MODELS: dict[str, NamedModel] = {
@@ -93,7 +100,7 @@ def load(url: str | Path) -> Model:
     Raises:
         WeightsError: a file is missing, or the weights do not match their digest or the description.
     """
-    with _local(location(url), DESCRIPTION_FILE, WEIGHTS_FILE) as folder:
+    with _local(location(url), DESCRIPTION_FILE, WEIGHTS_FILE, TRAINING_DATA_FILE) as folder:
         return weights.load(folder)
 
 
@@ -108,10 +115,10 @@ def description_of(url: str | Path) -> Description:
 
 def sha256_of(url: str | Path) -> str:
     """The SHA-256 of a model's weights, by its description."""
-    return _describe(url)[1]
+    return _describe(url)[1][WEIGHTS_FILE]
 
 
-def _describe(url: str | Path) -> tuple[Description, str]:
+def _describe(url: str | Path) -> tuple[Description, dict[str, str]]:
     name = _name(url)
     place = absolute(url) if name is None else str(package_folder(name))
     with _local(place, DESCRIPTION_FILE) as folder:
@@ -132,29 +139,30 @@ def _name(url: str | Path) -> str | None:
 
 
 def _fetched(name: str) -> Path:
-    """The cache folder of a named model, with its weights as its description says.
+    """The cache folder of a named model, with its files as its description says.
 
     Raises:
-        WeightsError: the file at the URL has another SHA-256; it is not kept.
+        WeightsError: a file at the URL has another SHA-256; it is not kept.
     """
-    url, expected = MODELS[name].url, sha256_of(f"{PREFIX}{name}")
-    folder = cache_folder() / f"{name}-{expected[:12]}"
-    path = folder / WEIGHTS_FILE
-    if not (path.is_file() and weights.file_sha256(path) == expected):
-        folder.mkdir(parents=True, exist_ok=True)
-        print(f"{PREFIX}{name}: fetching {join(url, WEIGHTS_FILE)} to {folder}", flush=True)
+    url, digests = MODELS[name].url, _describe(f"{PREFIX}{name}")[1]
+    folder = cache_folder() / f"{name}-{digests[WEIGHTS_FILE][:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, expected in digests.items():
+        if (folder / file).is_file() and weights.file_sha256(folder / file) == expected:
+            continue
+        print(f"{PREFIX}{name}: fetching {join(url, file)} to {folder}", flush=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            new = Path(temporary) / WEIGHTS_FILE
+            new = Path(temporary) / file
             try:
-                Folder(url).get(WEIGHTS_FILE, new)
+                Folder(url).get(file, new)
             except FileNotFoundError as error:
-                raise WeightsError(f"{join(url, WEIGHTS_FILE)}, the weights of {PREFIX}{name}, is missing") from error
+                raise WeightsError(f"{join(url, file)}, the weights of {PREFIX}{name}, is missing") from error
             found = weights.file_sha256(new)
             if found != expected:
                 raise WeightsError(
-                    f"{join(url, WEIGHTS_FILE)} has SHA-256 {found}, {PREFIX}{name} has {expected}: it is not used"
+                    f"{join(url, file)} has SHA-256 {found}, {PREFIX}{name} has {expected}: it is not used"
                 )
-            new.replace(path)
+            new.replace(folder / file)
     (folder / DESCRIPTION_FILE).write_bytes((package_folder(name) / DESCRIPTION_FILE).read_bytes())
     return folder
 

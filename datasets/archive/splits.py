@@ -17,6 +17,8 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.sources import pseudonym
 
 Split = Literal["train", "val", "test"]
+SplitChoice = Literal[Split, "all"]
+"""A split, or all of them."""
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 IDENTIFIERS = ("subject", "patient", "series_uid")
 """Columns that name whom a row of a list is about; patients and series are compared by their pseudonyms."""

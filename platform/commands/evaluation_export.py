@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.archive.splits import Split
+from raylift.datasets.archive.splits import SplitChoice
 from raylift.datasets.archive.store import local_path
 from raylift.models.generative import SamplingFlags
 from raylift.platform import model_store
@@ -20,17 +20,19 @@ from raylift.platform.progress import console, progress_bar
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Evaluate a checkpoint on held-out scans, beside the mean training volume and plain back-projection.
+    """Evaluate a checkpoint on held-out scans, beside the mean of its training volumes and plain back-projection.
 
     On an archive of radiographs without CT, reprojections of the volumes are compared with the radiographs.
     """
 
     checkpoint: tyro.conf.Positional[str]
     """A checkpoint, a run (its best checkpoint), an exported model, or models:NAME (see `raylift models`)."""
-    archive: str
-    """Folder or URL of the archive."""
-    split: Split = "test"
-    """Split that is evaluated."""
+    archive: tuple[str, ...]
+    """Folders or URLs of one or several archives; results are also given by archive."""
+    split: SplitChoice = "test"
+    """Split that is evaluated, or all."""
+    include_training_scans: bool = False
+    """Evaluate subjects that the model was trained on too; otherwise they are named and left out."""
     protocols: tuple[ProtocolName, ...] = ()
     """How metrics are computed (see docs/explanation/protocols.md); by default all protocols that compare volumes or,
     without CT, `reprojection`."""
@@ -57,8 +59,9 @@ def evaluate(arguments: list[str]) -> int:
     with progress_bar("evaluate") as bar:
         result = evaluation.evaluate(
             model,
-            Archive(options.archive),
+            *map(Archive, options.archive),
             split=options.split,
+            include_training_scans=options.include_training_scans,
             protocols=options.protocols,
             command=shlex.join(["raylift", "evaluate", *arguments]),
             consistency_steps=options.consistency_steps,
@@ -66,10 +69,12 @@ def evaluate(arguments: list[str]) -> int:
             samples=options.samples,
             progress=bar.update,
         )
-    page = report.write(result, options.output, model.description, runs.load_history(url))
+    page = report.write(result, options.output, runs.load_history(url))
     for table in report.terminal_tables(result):
         console.print(table)
     print(result.summary())
+    for note in result.notes:
+        print(f"note: {note}")
     print(f"report: {page}")
     return 0
 

@@ -6,13 +6,10 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float32
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raylift.datasets.projector import normalized_drrs
-from raylift.models.weights import Description
-from raylift.platform.evaluation.results import MODEL, Case
+from raylift.platform.evaluation.results import CT, MODEL, Images
 from raylift.platform.monitor import PROTOCOL_OF, monitored
 
 DISPLAY_HU = (-1000.0, 500.0)
@@ -22,43 +19,43 @@ ERROR_HU = 600.0
 mpl.rcParams.update({"font.size": 9, "figure.dpi": 110, "savefig.bbox": "tight"})
 
 
-def plot_slices(case: Case, path: Path) -> None:
+def plot_slices(title: str, images: Images, path: Path) -> None:
     """Central axial, coronal and sagittal slices of CT, model and baselines, and the model's error.
 
     Without CT, ground truth and error are left out.
     """
-    columns = [*([] if case.ground_truth is None else [("CT", case.ground_truth)]), *case.predictions.items()]
-    width = len(columns) + (case.ground_truth is not None)
+    slices = images.slices
+    width = len(slices) + (CT in slices)
     figure = Figure(figsize=(2.1 * width, 6.6), layout="constrained")
     grid = figure.subplots(3, width)
-    for column, (title, volume) in enumerate(columns):
-        for row, plane in enumerate(_middle(volume)):
+    for column, (name, planes) in enumerate(slices.items()):
+        for row, plane in enumerate(planes):
             _show(grid[row, column], plane, *DISPLAY_HU)
-        grid[0, column].set_title(title)
-    if case.ground_truth is not None:
-        for row, plane in enumerate(_middle(case.predictions[MODEL] - case.ground_truth)):
-            shown = grid[row, -1].imshow(plane, cmap="RdBu_r", vmin=-ERROR_HU, vmax=ERROR_HU, interpolation="nearest")
+        grid[0, column].set_title(name)
+    if CT in slices:
+        for row, (predicted, ct) in enumerate(zip(slices[MODEL], slices[CT], strict=True)):
+            error = predicted - ct
+            shown = grid[row, -1].imshow(error, cmap="RdBu_r", vmin=-ERROR_HU, vmax=ERROR_HU, interpolation="nearest")
             _hide_axes(grid[row, -1])
         grid[0, -1].set_title("model - CT")
         figure.colorbar(shown, ax=list(grid[:, -1]), label="HU", shrink=0.6)
     for row, name in enumerate(("axial", "coronal", "sagittal")):
         grid[row, 0].set_ylabel(name)
-    figure.suptitle(f"{case.entry.id}   (gray: {DISPLAY_HU[0]:g} to {DISPLAY_HU[1]:g} HU)")
+    figure.suptitle(f"{title}   (gray: {DISPLAY_HU[0]:g} to {DISPLAY_HU[1]:g} HU)")
     figure.savefig(path)
 
 
-def plot_reprojections(case: Case, description: Description, path: Path) -> None:
-    """Each input radiograph beside the reprojection (DRR) of the model's volume in the same view."""
-    grid, geometry = description.grid, description.geometry
-    figure = Figure(figsize=(4.6, 2.5 * len(geometry.views)), layout="constrained")
-    axes = figure.subplots(len(geometry.views), 2, squeeze=False)
-    reprojections = normalized_drrs(case.predictions[MODEL], grid, geometry, description.normalization)
-    for row, view in enumerate(geometry.views):
-        for column, (title, image) in enumerate(
-            (("input", case.radiographs[row]), ("reprojection", reprojections[row]))
-        ):
-            _show(axes[row, column], image, 0.0, 1.0)
-            axes[row, column].set_title(f"{view.name}, {title}")
+def plot_reprojections(images: Images, path: Path) -> None:
+    """Each input radiograph beside the reprojection (DRR) of every model's volume in the same view."""
+    columns = {"input": images.radiographs} | {
+        "reprojection" if name == MODEL else f"reprojection, {name}": one for name, one in images.reprojections.items()
+    }
+    figure = Figure(figsize=(2.3 * len(columns), 2.5 * len(images.views)), layout="constrained")
+    axes = figure.subplots(len(images.views), len(columns), squeeze=False)
+    for row, view in enumerate(images.views):
+        for column, (title, shown) in enumerate(columns.items()):
+            _show(axes[row, column], shown[row], 0.0, 1.0)
+            axes[row, column].set_title(f"{view}, {title}")
     figure.savefig(path)
 
 
@@ -81,11 +78,6 @@ def plot_history(history: list[dict[str, float]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.3)
     figure.savefig(path)
-
-
-def _middle(volume: Float32[np.ndarray, "d h w"]) -> list[np.ndarray]:
-    d, h, w = (n // 2 for n in volume.shape)
-    return [volume[d], volume[:, h], volume[:, :, w]]
 
 
 def _show(axes: Axes, image: np.ndarray, low: float, high: float) -> None:

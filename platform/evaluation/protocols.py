@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.intensity import Normalization, Window
 from raylift.models import consistency, metrics
 from raylift.models.metrics import Figures
-from raylift.models.weights import Description
 
 VolumeProtocolName = Literal["volume", "x2ct", "cvaa"]
 ProtocolName = Literal[VolumeProtocolName, "reprojection"]
@@ -30,13 +31,17 @@ class Prediction:
     """The CT, if there is one."""
     radiographs: Float[Tensor, "1 views rows columns"]
     """Input of the model, in [0, 1]."""
-    description: Description
-    """Window, grid and geometry of the model."""
+    window: Window
+    grid: Grid
+    geometry: Geometry
+    """The geometry of the radiographs, whose views are its views."""
+    normalization: Normalization = "percentiles"
+    """How the radiographs were scaled to [0, 1]."""
 
     @cached_property
     def hu(self) -> Float32[np.ndarray, "d h w"]:
         """The volume in HU."""
-        hu: Float32[np.ndarray, "d h w"] = self.description.window.to_hu(self.volume)[0, 0].numpy()
+        hu: Float32[np.ndarray, "d h w"] = self.window.to_hu(self.volume)[0, 0].numpy()
         return hu
 
     @property
@@ -66,12 +71,11 @@ def _compare_volumes(name: str) -> EvaluationProtocol:
 
 
 def _compare_reprojections(prediction: Prediction) -> Figures:
-    model = prediction.description
     with torch.no_grad():
         reprojection = consistency.agreement(
-            prediction.volume, prediction.radiographs, model.window, model.grid, model.geometry
+            prediction.volume, prediction.radiographs, prediction.window, prediction.grid, prediction.geometry
         )
-    by_view = zip(model.geometry.views, reprojection.residual[0].tolist(), strict=True)
+    by_view = zip(prediction.geometry.views, reprojection.residual[0].tolist(), strict=True)
     return {
         "psnr_db": float(reprojection.psnr_db.mean()),
         "residual": float(reprojection.residual.mean()),
@@ -80,7 +84,7 @@ def _compare_reprojections(prediction: Prediction) -> Figures:
 
 
 def _compare_lungs(prediction: Prediction) -> Figures:
-    spacing_mm = prediction.description.grid.spacing_mm
+    spacing_mm = prediction.grid.spacing_mm
     return {"lung_dice": metrics.lung_dice(prediction.hu, prediction.required_ground_truth_hu, spacing_mm)}
 
 

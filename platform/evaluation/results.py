@@ -2,39 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from raylift.datasets.archive.manifest import Entry
-from raylift.datasets.archive.splits import Split
+from raylift.datasets.archive.splits import SplitChoice
+from raylift.datasets.projector import normalized_drrs
 from raylift.models import consistency
 from raylift.models.metrics import Figures
 from raylift.models.reconstruction import Residuals
-from raylift.platform.evaluation.protocols import ProtocolName
-from raylift.platform.evaluation.tables import MetricTable, finite
+from raylift.platform.evaluation.predictors import FITTED
+from raylift.platform.evaluation.protocols import PROTOCOLS, Prediction, ProtocolName
+from raylift.platform.evaluation.tables import MetricTable
 
 MODEL = "model"
-FITTED = "model, fitted"
-"""The model's volumes after a consistency fit."""
+CT = "CT"
+Planes = list[Float32[np.ndarray, "rows columns"]]
+"""Axial, coronal and sagittal plane through the middle of a volume, in HU."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What figures show of one scan; volumes are not kept."""
+
+    slices: dict[str, Planes]
+    """By predictor, after the CT if there is one."""
+    views: tuple[str, ...]
+    radiographs: Float32[np.ndarray, "views rows columns"]
+    """Input of the first predictor."""
+    reprojections: dict[str, Float32[np.ndarray, "views rows columns"]]
+    """DRRs of the volumes of models, normalized as the radiographs are."""
+
+    @classmethod
+    def of(cls, predictions: Mapping[str, Prediction], reprojected: Collection[str]) -> Images:
+        """The images of one scan; `reprojected` names the predictors whose DRRs are shown."""
+        first = next(iter(predictions.values()))
+        volumes = {CT: first.ground_truth_hu} if first.ground_truth_hu is not None else {}
+        volumes |= {name: one.hu for name, one in predictions.items()}
+        reprojections = {
+            name: normalized_drrs(predictions[name].hu, first.grid, first.geometry, first.normalization)
+            for name in reprojected
+        }
+        views = tuple(view.name for view in first.geometry.views)
+        slices = {name: _middle(hu) for name, hu in volumes.items()}
+        return cls(slices, views, first.radiographs[0].numpy(), reprojections)
 
 
 @dataclass(frozen=True)
 class Case:
     """One held-out scan, or pair of radiographs without CT."""
 
-    entry: Entry
-    ground_truth: Float32[np.ndarray, "d h w"] | None
-    """CT in HU, if there is one."""
-    radiographs: Float32[np.ndarray, "views rows columns"]
-    predictions: dict[str, Float32[np.ndarray, "d h w"]]
-    """Volumes in HU by predictor."""
+    name: str
+    archive: str
     metrics: dict[str, dict[str, Figures]]
     """Metrics by predictor and protocol."""
-    residuals: Residuals = field(default_factory=dict)
-    """Residuals of the consistency fit; empty without one."""
+    residuals: dict[str, Residuals] = field(default_factory=dict)
+    """Residuals of consistency fits by model; empty without any."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time of each network."""
+    images: Images | None = None
 
 
 @dataclass(frozen=True)
@@ -43,59 +74,59 @@ class Evaluation:
 
     cases: list[Case]
     protocols: tuple[ProtocolName, ...]
-    split: Split
+    split: SplitChoice
+    has_ct: bool
+    """Whether the archives have CT as ground truth."""
     provenance: dict[str, Any]
     """Data, seed, command, versions and machine."""
-    seconds_per_volume: float
+    notes: tuple[str, ...] = ()
+    """Sentences on scans that were left out, and on the baselines."""
+
+    @cached_property
+    def table(self) -> MetricTable:
+        """The figures of all scans."""
+        return self._table(self.cases)
 
     @property
-    def _table(self) -> MetricTable:
-        return MetricTable({case.entry.id: case.metrics for case in self.cases}, {})
+    def by_archive(self) -> dict[str, MetricTable]:
+        """The figures of each archive's scans, if there are several archives."""
+        urls = dict.fromkeys(case.archive for case in self.cases)
+        if len(urls) == 1:
+            return {}
+        return {url: self._table([case for case in self.cases if case.archive == url]) for url in urls}
+
+    def _table(self, cases: list[Case]) -> MetricTable:
+        names = (*self.protocols, "segmentation") if self.has_ct else self.protocols
+        return MetricTable(
+            {case.name: case.metrics for case in cases}, {name: PROTOCOLS[name].definition for name in names}
+        )
 
     def mean(self, predictor: str, protocol: str) -> Figures:
         """Mean over the scans; infinite where a scan's figure is."""
-        return self._table.mean(predictor, protocol)
-
-    def std(self, predictor: str, protocol: str) -> Figures:
-        """Standard deviation over the scans; 0 for a single scan, NaN where a figure is infinite."""
-        return self._table.std(predictor, protocol)
+        return self.table.mean(predictor, protocol)
 
     @property
     def scans(self) -> str:
-        """The number of scans or pairs, in words."""
+        """The number of scans or pairs and their split, in words."""
         kind = "scan" if self.has_ct else "pair"
-        return f"one {kind}" if len(self.cases) == 1 else f"{len(self.cases)} {kind}s"
-
-    @property
-    def has_ct(self) -> bool:
-        """Whether the archive has CT as ground truth."""
-        return self.cases[0].ground_truth is not None
-
-    @property
-    def predictors(self) -> list[str]:
-        """The model, its fitted volumes if there are any, and the baselines."""
-        return list(self.cases[0].metrics)
-
-    @property
-    def all_protocols(self) -> tuple[str, ...]:
-        """The chosen protocols and, with CT, `segmentation`."""
-        return (*self.protocols, "segmentation") if self.has_ct else self.protocols
+        count = f"one {kind}" if len(self.cases) == 1 else f"{len(self.cases)} {kind}s"
+        return f"{count} of {'all splits' if self.split == 'all' else f'the {self.split} split'}"
 
     def summary(self) -> str:
         """Whether the model has a higher PSNR than the trivial baselines, in a sentence."""
         protocol = "volume" if "volume" in self.protocols else self.protocols[0]
         name = next(key for key in self.mean(MODEL, protocol) if key.startswith("psnr"))
-        scores = {predictor: self.mean(predictor, protocol)[name] for predictor in self.predictors}
-        own, fitted = scores.pop(MODEL), scores.pop(FITTED, None)
+        scores = {predictor: self.mean(predictor, protocol)[name] for predictor in self.table.predictors}
+        own, fitted = scores.pop(MODEL), scores.pop(MODEL + FITTED, None)
         best, score = max(scores.items(), key=lambda item: item[1])
         after = f" Fitted to the radiographs it reaches {fitted:.2f} dB." if fitted is not None else ""
         if not self.has_ct:
             return (
                 f"No volume was compared: {self.provenance['archive']} holds radiographs without CT. PSNR of the "
-                f"reprojections (protocol {protocol}) on {self.scans} of the {self.split} split: {own:.2f} dB, against "
+                f"reprojections (protocol {protocol}) on {self.scans}: {own:.2f} dB, against "
                 f"{score:.2f} dB ({best}). It does not measure the accuracy along the rays.{after}"
             )
-        where = f"PSNR (protocol {protocol}) on {self.scans} of the {self.split} split"
+        where = f"PSNR (protocol {protocol}) on {self.scans}"
         if own > score:
             beaten = f"{own:.2f} dB against {score:.2f} dB ({best})"
             return f"The model beats both trivial baselines in {where}: {beaten}.{after}"
@@ -108,23 +139,25 @@ class Evaluation:
 
     def residuals(self) -> Residuals:
         """Mean over the scans of the residuals before and after the consistency fit, by view."""
-        return consistency.mean_residuals([case.residuals for case in self.cases])
+        return consistency.mean_residuals([case.residuals.get(MODEL, {}) for case in self.cases])
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the voxels."""
+        """Everything but the images."""
         return {
             "summary": self.summary(),
+            "notes": list(self.notes),
             "split": self.split,
-            "mean": {p: {q: finite(self.mean(p, q)) for q in self.all_protocols} for p in self.predictors},
-            "standard_deviation": {p: {q: finite(self.std(p, q)) for q in self.all_protocols} for p in self.predictors},
-            "cases": {
-                case.entry.id: {p: {q: finite(row) for q, row in rows.items()} for p, rows in case.metrics.items()}
-                for case in self.cases
-            },
+            **self.table.to_json(),
+            "archives": {url: table.means_to_json() for url, table in self.by_archive.items()},
             "projection_residuals": {
                 "mean": self.residuals(),
-                "cases": {case.entry.id: case.residuals for case in self.cases},
+                "cases": {case.name: case.residuals.get(MODEL, {}) for case in self.cases},
             },
-            "seconds_per_volume": self.seconds_per_volume,
+            "seconds_per_volume": fmean(case.seconds[MODEL] for case in self.cases),
             "provenance": self.provenance,
         }
+
+
+def _middle(volume: Float32[np.ndarray, "d h w"]) -> Planes:
+    d, h, w = (n // 2 for n in volume.shape)
+    return [volume[d].copy(), volume[:, h].copy(), volume[:, :, w].copy()]

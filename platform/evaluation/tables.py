@@ -94,11 +94,11 @@ class MetricTable:
             found[name] = float(values.std()) if np.isfinite(values).all() else math.nan
         return found
 
-    def sections(self) -> list[Section]:
-        """For each protocol, mean and standard deviation of every predictor."""
+    def sections(self, where: str = "") -> list[Section]:
+        """For each protocol, mean and standard deviation of every predictor; `where` ends the titles."""
         return [
             Section(
-                f"Protocol {protocol}",
+                f"{'Segmentation' if protocol == 'segmentation' else f'Protocol {protocol}'}{where}",
                 definition,
                 ["predictor", *(TITLES.get(name, name) for name in self.names(protocol))],
                 [[predictor, *self._cells(predictor, protocol)] for predictor in self.predictors],
@@ -120,12 +120,18 @@ class MetricTable:
         """Means and standard deviations by predictor and protocol, and the figures of every subject."""
         return {
             "protocols": dict(self.definitions),
-            "mean": {p: {q: finite(self.mean(p, q)) for q in self.protocols} for p in self.predictors},
-            "standard_deviation": {p: {q: finite(self.std(p, q)) for q in self.protocols} for p in self.predictors},
+            **self.means_to_json(),
             "cases": {
                 subject: {p: {q: finite(figures) for q, figures in by.items()} for p, by in by_predictor.items()}
                 for subject, by_predictor in self.metrics.items()
             },
+        }
+
+    def means_to_json(self) -> dict[str, Any]:
+        """Means and standard deviations by predictor and protocol."""
+        return {
+            "mean": {p: {q: finite(self.mean(p, q)) for q in self.protocols} for p in self.predictors},
+            "standard_deviation": {p: {q: finite(self.std(p, q)) for q in self.protocols} for p in self.predictors},
         }
 
     def _cells(self, predictor: str, protocol: str) -> list[str]:

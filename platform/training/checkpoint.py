@@ -2,7 +2,8 @@
 
 ```
 <run>/checkpoints/step-00000500/
-    model/model.safetensors, model.json    the reconstructor, in the format of `models.weights`: its EMA weights
+    model/model.safetensors, model.json, training_data.npz
+                                           the reconstructor, in the format of `models.weights`: its EMA weights
                                            if an EMA is kept, else its weights
     players/<name>.safetensors             weights of the other players, and of players that keep an EMA
     adam/<name>.safetensors                Adam's moments of every player, by parameter name
@@ -34,6 +35,7 @@ from raylift.datasets.archive.store import Folder, absolute, is_local, join
 from raylift.datasets.errors import AlteredFile, RayliftError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models import weights
+from raylift.models.training_data import TrainingData
 from raylift.models.weights import Description, file_sha256
 from raylift.platform import model_store
 from raylift.platform.monitor import monitored
@@ -80,7 +82,13 @@ class Checkpoints:
         self.url = join(absolute(run_url), CHECKPOINTS_FOLDER)
         self._folder = Folder(self.url)
 
-    def save(self, state: TrainingState, tensors: Tensors, description: Description) -> str:
+    def save(
+        self,
+        state: TrainingState,
+        tensors: Tensors,
+        description: Description,
+        training_data: TrainingData | None = None,
+    ) -> str:
         """Publish a checkpoint and return its URL. One process calls it; the first player is the reconstructor."""
         name = _name(state.step)
         # Left by a run that was interrupted while it published this step.
@@ -88,7 +96,8 @@ class Checkpoints:
         reconstructor, *others = tensors.networks
         with tempfile.TemporaryDirectory(prefix="raylift-checkpoint-") as temporary:
             local = Path(temporary)
-            weights.save(local / MODEL_FOLDER, {**tensors.networks, **tensors.ema}[reconstructor], description)
+            reconstructing = {**tensors.networks, **tensors.ema}[reconstructor]
+            weights.save(local / MODEL_FOLDER, reconstructing, description, training_data=training_data)
             for player in [*others, *tensors.ema]:
                 _save_tensors(local / "players" / f"{player}.safetensors", tensors.networks[player])
             for player, moments in tensors.adam.items():

@@ -33,7 +33,7 @@ from raylift.platform.training.checkpoint import (
 )
 from raylift.platform.training.divergence import DIVERGED, DivergedLoss, DivergenceMonitor, diverged_at
 from raylift.platform.training.engine import Engine
-from raylift.platform.training.inputs import describe, open_stream, require_archives
+from raylift.platform.training.inputs import describe, open_stream, require_archives, training_data
 from raylift.platform.training.tracking import Reporter, RunningMeans, TensorBoard
 from raylift.platform.training.validation import Validation
 
@@ -73,6 +73,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
     checkpoints = Checkpoints(run_url)
     resume_from = broadcast_checkpoint(checkpoints.newest() if rank == 0 else None, reporter)
     description = describe(run, archive, resume_from)
+    data = training_data(archive, run, description, resume_from) if rank == 0 else None
 
     torch.manual_seed(run.train.seed)
     objective = run.system.objective(description.grid, description.geometry, run.data.window)
@@ -124,7 +125,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
             if writer:
                 saved = TrainingState(done, stream.samples_consumed, metrics, history, to_plain(run), run.sha256())
                 at_step = replace(description, provenance={**description.provenance, "step": done})
-                checkpoints.save(saved, tensors, at_step)
+                checkpoints.save(saved, tensors, at_step, data)
                 checkpoints.prune(run.train.keep_checkpoints, monitored(metrics), diverged_at(history))
                 writer.validation(done, metrics, picture)
             dist.barrier()

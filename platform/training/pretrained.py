@@ -19,6 +19,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.serialization import to_plain
 from raylift.models.system_config import SystemConfig
+from raylift.models.training_data import TrainingData
 from raylift.models.weights import Description
 from raylift.platform import model_store
 from raylift.platform.config import RunConfig, flatten
@@ -82,6 +83,11 @@ def load_weights(network: nn.Module, run: RunConfig) -> None:
     for part, url in _models(run):
         target = network if part == NETWORK else network.get_submodule(part)
         target.load_state_dict(model_store.load(url).network.state_dict())
+
+
+def training_data(run: RunConfig) -> list[TrainingData | None]:
+    """The training data of every model whose weights a new run starts with; None where they are unknown."""
+    return [model_store.load(url).training_data for _, url in _models(run) if url]
 
 
 def _models(run: RunConfig) -> Iterator[tuple[str, str]]:

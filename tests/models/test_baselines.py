@@ -16,7 +16,7 @@ def batches(count=3):
 
 def test_the_mean_volume_is_the_mean_whatever_the_radiographs():
     data = batches()
-    mean = baselines.fit(data, GRID, chest(GRID))["mean volume"]
+    mean = baselines.fit(data, GRID, chest(GRID)).predictors(GRID, chest(GRID))["mean volume"]
     expected = torch.stack([batch.volume[0] for batch in data]).mean(dim=0)
     torch.testing.assert_close(mean(torch.rand(5, 2, 16, 16)), expected.expand(5, -1, -1, -1, -1))
 
@@ -28,7 +28,7 @@ def test_back_projection_recovers_a_volume_that_is_a_back_projection():
         Batch(baselines.BackProjection(GRID, geometry).backproject(batch.views) * 0.5 + 0.2, batch.views)
         for batch in batches()
     ]
-    fitted = baselines.fit(data, GRID, geometry)["back-projection"]
+    fitted = baselines.fit(data, GRID, geometry).predictors(GRID, geometry)["back-projection"]
     assert abs(fitted.scale - 0.5) < 1e-4
     assert abs(fitted.offset - 0.2) < 1e-4
     torch.testing.assert_close(fitted(data[0].views), data[0].volume, atol=1e-4, rtol=0)
@@ -37,7 +37,7 @@ def test_back_projection_recovers_a_volume_that_is_a_back_projection():
 def test_no_other_scale_or_offset_fits_the_training_volumes_better():
     plain = baselines.BackProjection(GRID, chest(GRID))
     data = [Batch(plain.backproject(b.views) * 0.5 + 0.1 + 0.2 * b.volume, b.views) for b in batches()]
-    fitted = baselines.fit(data, GRID, chest(GRID))["back-projection"]
+    fitted = baselines.fit(data, GRID, chest(GRID))
 
     def error(scale, offset):
         return sum(

@@ -4,6 +4,7 @@ import json
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,10 +12,12 @@ from raylift.datasets import digested_json
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
+from raylift.models.baselines import Fit
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.systems.duolift import DUOLIFT_GAN
 from raylift.models.systems.psr import PSR
 from raylift.models.systems.x2ct import X2CT_GAN
+from raylift.models.training_data import TrainingData
 from raylift.models.weights import Description, WeightsError
 from raylift.platform.presets import PRESETS
 
@@ -58,6 +61,57 @@ def test_one_altered_byte_is_detected(saved):
     path.write_bytes(content)
     with pytest.raises(WeightsError, match="the file was altered or cut"):
         weights.load(saved[0])
+
+
+@pytest.fixture
+def with_training_data(saved):
+    """The same model with its training data, and these."""
+    folder, network, description, _ = saved
+    torch.manual_seed(1)
+    data = TrainingData(frozenset({"ab" * 32, "01" * 32}), Fit(torch.rand(1, 1, 32, 32, 32), 0.5, -0.1, 7), 2)
+    weights.save(folder, network.state_dict(), description, training_data=data)
+    return folder, data
+
+
+def test_the_training_data_of_a_model_are_those_that_were_saved(with_training_data):
+    folder, data = with_training_data
+    loaded = weights.load(folder).training_data
+    assert (loaded.scans, loaded.unlisted) == (data.scans, 2)
+    assert (loaded.baselines.scale, loaded.baselines.offset, loaded.baselines.volumes) == (0.5, -0.1, 7)
+    # Half a HU of the window's 2500.
+    torch.testing.assert_close(loaded.baselines.mean, data.baselines.mean, atol=0.51 / 2500, rtol=0)
+    (folder / "training_data.npz").unlink()
+    with pytest.raises(WeightsError, match=r"has no training_data\.npz"):
+        weights.load(folder)
+
+
+def test_altered_or_foreign_training_data_are_refused(with_training_data):
+    folder, _ = with_training_data
+    path = folder / "training_data.npz"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(WeightsError, match="the file was altered or cut"):
+        weights.load(folder)
+    mean_hu = np.zeros((32, 32, 32), np.int16)
+    good = {"scans": np.zeros((1, 32), np.uint8), "unlisted": np.array([0]), "mean_hu": mean_hu, "fit": np.zeros(3)}
+    others = [
+        {**good, "mean_hu": mean_hu[1:]},
+        {**good, "fit": np.zeros(2)},
+        {**good, "scans": np.zeros((1, 31), np.uint8)},
+        {**good, "scans": np.array([{}], object)},
+        {"scans": good["scans"]},
+        {**good, "unlisted": np.array([])},
+    ]
+    text = json.loads((folder / "model.json").read_text())
+    for arrays in (good, *others):
+        np.savez_compressed(path, **arrays)
+        text["training_data_sha256"] = weights.file_sha256(path)
+        (folder / "model.json").write_bytes(digested_json.encode(text))
+        if arrays is good:
+            assert weights.load(folder).training_data.scans == {"00" * 32}
+            continue
+        with pytest.raises(WeightsError, match=r"training_data.npz does not fit model.json"):
+            weights.load(folder)
 
 
 def test_a_pickle_in_place_of_the_weights_is_never_opened(saved, tmp_path):

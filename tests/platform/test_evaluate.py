@@ -13,11 +13,16 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest, x2ct
 from raylift.datasets.ingest.synthetic import ingest_phantoms
-from raylift.models import weights
+from raylift.datasets.intensity import Window
+from raylift.datasets.streaming.stream import load_batch
+from raylift.models import baselines, weights
 from raylift.models.metrics import PROTOCOLS
 from raylift.platform import cli
 from raylift.platform.evaluation.evaluate import evaluate
 from raylift.platform.evaluation.results import MODEL
+from raylift.platform.export import export
+
+GRID = Grid(32, 10.0)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +88,10 @@ def test_the_models_figures_are_those_of_its_own_reconstruction(finished_run, ar
     archive = Archive(str(archive32))
     result = evaluate(model, archive, protocols=["volume"])
     case = result.cases[0]
-    ground_truth = archive.read(case.entry).volume.astype(np.float32)
+    (entry,) = archive.entries("test")
+    ground_truth = archive.read(entry).volume.astype(np.float32)
     with torch.no_grad():
-        prediction = model.description.window.to_hu(model.network(torch.from_numpy(case.radiographs)[None]))[
+        prediction = model.description.window.to_hu(model.network(torch.from_numpy(case.images.radiographs)[None]))[
             0, 0
         ].numpy()
     assert case.metrics[MODEL]["volume"] == PROTOCOLS["volume"].evaluate(prediction, ground_truth)
@@ -136,12 +142,83 @@ def test_an_archive_of_another_geometry_is_refused(finished_run, tmp_path):
         evaluate(model, Archive(str(tmp_path / "other")))
 
 
-def test_an_archive_without_training_scans_is_refused_because_baselines_are_fitted_to_them(finished_run, tmp_path):
-    grid = Grid(32, 10.0)
-    ingest_phantoms(str(tmp_path / "held-out"), grid, chest(grid), count=2, seed=1, shares=(0.0, 0.0, 1.0))
-    model = weights.load(finished_run / "checkpoints/step-00000008")
-    with pytest.raises(ConfigError, match="no sample in the train split, to which the trivial baselines are fitted"):
-        evaluate(model, Archive(str(tmp_path / "held-out")))
+@pytest.fixture(scope="module")
+def model(finished_run):
+    return weights.load(finished_run / "checkpoints/step-00000008")
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    """Two phantoms of other seeds, in the test split alone."""
+    url, grid = str(tmp_path_factory.mktemp("held-out")), Grid(32, 10.0)
+    ingest_phantoms(url, grid, chest(grid), count=2, seed=2, shares=(0.0, 0.0, 1.0))
+    return Archive(url)
+
+
+def test_a_checkpoint_and_its_export_have_the_mean_and_the_digests_of_their_training_scans(model, archive32, tmp_path):
+    export(model, tmp_path / "model", {})
+    archive = Archive(str(archive32))
+    trained = archive.entries("train")
+    volumes = np.stack([archive.read_array(entry, "volumes") for entry in trained])
+    for data in (model.training_data, weights.load(tmp_path / "model").training_data):
+        assert data.scans == {entry.source_sha256 for entry in trained}
+        assert data.baselines.volumes == len(trained)
+        mean_hu = Window().to_hu(data.baselines.mean[0, 0]).numpy()
+        np.testing.assert_allclose(mean_hu, volumes.clip(-1024, 1476).mean(axis=0), atol=0.51)
+        fitted = baselines.fit(
+            (load_batch(archive, [entry], Window(), [0, 1]) for entry in trained), archive.manifest.grid, chest(GRID)
+        )
+        assert (data.baselines.scale, data.baselines.offset) == pytest.approx((fitted.scale, fitted.offset))
+
+
+def test_an_archive_of_test_scans_alone_is_evaluated_beside_the_mean_of_the_training_volumes(model, held_out):
+    result = evaluate(model, held_out, protocols=["volume"])
+    mean = Window().to_hu(model.training_data.baselines.mean[0, 0]).numpy()
+    for case, entry in zip(result.cases, held_out.entries(), strict=True):
+        expected = PROTOCOLS["volume"].evaluate(mean, held_out.read_array(entry, "volumes").astype(np.float32))
+        assert case.metrics["mean volume"]["volume"] == pytest.approx(expected, rel=1e-5)
+    assert result.notes == ()
+
+
+def test_subjects_that_the_model_was_trained_on_are_named_and_left_out(model, archive32):
+    archive = Archive(str(archive32))
+    result = evaluate(model, archive, split="all", protocols=["volume"])
+    trained = [entry.subject for entry in archive.entries("train")]
+    assert {case.name for case in result.cases} == {entry.id for entry in archive.entries()} - set(trained)
+    (note,) = result.notes
+    assert note.endswith(f"was trained on are left out: {', '.join(trained)}")
+    with pytest.raises(ConfigError, match=r"trained on every sample in the train split .* --include-training-scans"):
+        evaluate(model, archive, split="train")
+    result = evaluate(model, archive, split="train", include_training_scans=True, protocols=["volume"])
+    assert len(result.cases) == len(trained)
+    assert "are included" in result.notes[0]
+
+
+def test_several_archives_are_evaluated_at_once_with_results_by_archive(finished_run, archive32, held_out, tmp_path):
+    options = ["--archive", str(archive32), held_out.url, "--protocols", "volume", "--output", str(tmp_path)]
+    assert cli.main(["evaluate", str(finished_run), *options]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert len(metrics["cases"]) == 3
+    assert {name.split("/")[0] for name in metrics["cases"]} == {archive32.name, held_out.url.rsplit("/", 1)[-1]}
+    assert list(metrics["archives"]) == [str(archive32), held_out.url]
+    alone = metrics["archives"][str(archive32)]["mean"]["model"]["volume"]["psnr_db"]
+    pair = metrics["archives"][held_out.url]["mean"]["model"]["volume"]["psnr_db"]
+    assert metrics["mean"]["model"]["volume"]["psnr_db"] == pytest.approx((alone + 2 * pair) / 3)
+    assert f"Protocol volume, {held_out.url}" in (tmp_path / "report.html").read_text()
+
+
+def test_a_model_without_its_training_data_has_baselines_of_the_train_split_unless_that_is_evaluated(
+    model, archive32, held_out
+):
+    unknown = replace(model, training_data=None)
+    fitted = evaluate(unknown, Archive(str(archive32)), protocols=["volume"])
+    assert "mean volume" in fitted.table.predictors
+    assert f"are fitted to the train split of {archive32}" in fitted.notes[0]
+    for archive, split in ((held_out, "test"), (Archive(str(archive32)), "all")):
+        result = evaluate(unknown, archive, split=split, protocols=["volume"])
+        assert "uniform volume" in result.table.predictors
+        assert "are not fitted to any" in result.notes[0]
+        assert "none of them could be left out" in result.notes[1]
 
 
 def test_an_export_is_a_model_with_a_card_and_its_digest(finished_run, tmp_path, capsys):

@@ -32,11 +32,12 @@ from raylift.models.baselines import BackProjection
 from raylift.models.composition import Composition
 from raylift.models.consistency import agreement
 from raylift.models.metrics import PROTOCOLS
+from raylift.models.training_data import TrainingData
 from raylift.models.zoo import SYSTEMS
 from raylift.platform.config import RunConfig, with_absolute_paths
 from raylift.platform.monitor import format_metrics, monitored
 from raylift.platform.presets import PRESETS
-from raylift.platform.training.inputs import check, describe, open_stream
+from raylift.platform.training.inputs import check, describe, open_stream, training_data
 from raylift.platform.training.validation import Validation
 from raylift.serve.reconstructor import prepare_radiographs
 
@@ -164,6 +165,44 @@ def test_a_resumed_run_keeps_its_reference_histograms(tiny: RunConfig, archive32
     assert (
         describe(run, check(run), str(tmp_path)).histograms == begun.histograms != describe(run, check(run)).histograms
     )
+
+
+def test_training_data_are_of_the_archives_and_of_the_models_that_a_run_starts_with(
+    tiny: RunConfig, archive32: Path, pairs32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes, pairs = (
+        {entry.source_sha256 for entry in Archive(str(url)).entries("train")} for url in (archive32, pairs32)
+    )
+    alone = from_radiographs(tiny, archive=pairs32)
+    data = training_data(check(alone), alone, describe(alone, check(alone)))
+    assert (data.scans, data.baselines) == (pairs, None)
+    run = from_radiographs(tiny, archive=pairs32, unpaired=archive32)
+    description = describe(run, check(run))
+    data = training_data(check(run), run, description)
+    assert data.scans == volumes | pairs
+    assert data.baselines is not None
+    assert data.baselines.volumes == len(volumes)
+    monkeypatch.setattr("raylift.platform.training.inputs.MAX_BASELINE_VOLUMES", 4)
+    few = training_data(check(run), run, description)
+    assert few.baselines is not None
+    assert few.baselines.volumes == 4
+
+    # A model whose training scans are unknown, and two that were trained on others.
+    state = description.system.reconstructor(description.grid, description.geometry).state_dict()
+    weights.save(tmp_path / "unknown", state, description)
+    other = TrainingData(frozenset({"ab" * 32}))
+    weights.save(tmp_path / "known", state, description, training_data=other)
+    later = TrainingData(data.scans | other.scans, data.baselines)
+    weights.save(tmp_path / "checkpoint", state, description, training_data=later)
+    for name, scans, unlisted in (("unknown", set(), 1), ("known", other.scans, 0)):
+        begun = replace(run, train=replace(run.train, initial_model=str(tmp_path / name)))
+        found = training_data(check(begun), begun, description)
+        assert (found.scans, found.unlisted) == (volumes | pairs | scans, unlisted)
+    # A resumed run does not fit the baselines again.
+    resumed = training_data(check(run), run, description, str(tmp_path / "checkpoint"))
+    assert resumed.scans == later.scans
+    assert resumed.baselines is not None
+    assert resumed.baselines.volumes == len(volumes)
 
 
 def test_unpaired_volumes_that_do_not_fit_are_refused(tiny: RunConfig, pairs32: Path, tmp_path: Path) -> None:

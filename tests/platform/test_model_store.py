@@ -85,7 +85,7 @@ def test_weights_elsewhere_are_fetched_once_when_they_are_needed_and_not_to_list
     first = model_store.load("models:far")
     assert [path for path in Requests.paths if "safetensors" in path]
     Requests.paths.clear()
-    assert model_store.load("models:far").sha256 == first.sha256 == weights.describe(remote)[1]
+    assert model_store.load("models:far").sha256 == first.sha256 == weights.describe(remote)[1][weights.WEIGHTS_FILE]
     assert not Requests.paths
     assert capsys.readouterr().out.count("models:far: fetching http://127.0.0.1:") == 1
 

@@ -72,11 +72,11 @@ def test_cut_in_half_and_resumed_it_ends_in_the_weights_of_the_whole(run, tmp_pa
 
 
 def test_it_is_evaluated_by_reprojections_or_with_ct_by_volumes(run, pairs, archive32, tmp_path):
-    for url, predictors in ((pairs, "uniform volume"), (archive32, "mean volume")):
-        report = tmp_path / predictors.split()[0]
+    for url, name in ((pairs, "pairs"), (archive32, "volumes")):
+        report = tmp_path / name
         assert cli.main(["evaluate", str(run), "--archive", str(url), "--output", str(report)]) == 0
         metrics = json.loads((report / "metrics.json").read_text())
-        assert set(metrics["mean"]) == {"model", predictors, "back-projection"}
+        assert set(metrics["mean"]) == {"model", "mean volume", "back-projection"}
         assert metrics["summary"].startswith("No volume was compared") == (url == pairs)
 
 

@@ -39,7 +39,7 @@ def report(finished_run, pairs, tmp_path_factory):
 
 def test_the_metrics_are_of_reprojections_alone(finished_run, pairs, report):
     metrics = json.loads((report / "metrics.json").read_text())
-    assert set(metrics["mean"]) == {"model", "uniform volume", "back-projection"}
+    assert set(metrics["mean"]) == {"model", "mean volume", "back-projection"}
     assert {protocol for figures in metrics["mean"].values() for protocol in figures} == {"reprojection"}
     model = weights.load(finished_run / "checkpoints/step-00000008")
     archive = Archive(str(pairs))
