@@ -84,12 +84,14 @@ class StoredPixels:
     """Values of BitsStored bits, signed as PixelRepresentation states."""
     allocated: Int[np.ndarray, "rows columns"]
     """Values of all BitsAllocated bits, of the same sign: they differ where the bits above BitsStored hold an overlay,
-    or a padding outside the range of values."""
+    or a padding outside the range of values, or where the sign is not extended."""
+    bits: int
+    """BitsStored."""
 
     @property
-    def exceed_bits_stored(self) -> bool:
-        """Whether any pixel uses bits above BitsStored, beyond an extension of the sign."""
-        return not np.array_equal(self.values, self.allocated)
+    def exceed_bits_stored(self) -> Bool[np.ndarray, "rows columns"]:
+        """Mask of the pixels that use bits above BitsStored for something else than the sign."""
+        return np.asarray((self.allocated != self.values) & (self.allocated != self.values & ((1 << self.bits) - 1)))
 
 
 def stored_pixels(dataset: pydicom.Dataset, name: str) -> StoredPixels:
@@ -102,7 +104,7 @@ def stored_pixels(dataset: pydicom.Dataset, name: str) -> StoredPixels:
     allocated, stored = 8 * container.dtype.itemsize, int(dataset.BitsStored)
     unsigned = container.view(f"u{container.dtype.itemsize}").astype(np.int64) >> shift
     is_signed = bool(dataset.PixelRepresentation)
-    return StoredPixels(_with_sign(unsigned, stored, is_signed), _with_sign(unsigned, allocated, is_signed))
+    return StoredPixels(_with_sign(unsigned, stored, is_signed), _with_sign(unsigned, allocated, is_signed), stored)
 
 
 def is_padding(dataset: pydicom.Dataset, pixels: StoredPixels) -> Bool[np.ndarray, "rows columns"]:

@@ -65,12 +65,14 @@ class IngestReport:
         parts[0] = parts[0].replace(" ()", "")
         parts.append(f"{self.already_present} already present")
         parts.append(f"{len(self.refused)} refused")
-        if self.skipped:
+        if self.skipped and not self.left_out:
             parts.append(f"{self.skipped} other files skipped")
         if self.absent_subjects:
             parts.append(f"{self.absent_subjects} assigned subjects not found")
         if self.single_view:
             parts.append(f"{self.single_view} with only one of the two views")
+        if self.left_out:
+            parts.append(f"{len(self.left_out)} files in no pair (--verbose lists them)")
         if self.ambiguous:
             parts.append(f"{self.ambiguous} skipped for several images of a view")
         if self.missing_files:

@@ -88,6 +88,8 @@ def ingest_radiographs(
         missing_files=found.missing_files,
         left_out=found.left_out,
     )
+    if not subject_pattern and (warning := _shared(found.sources)):
+        outcome.warnings.append(warning)
 
     def make(pair: RadiographPair, sha256: str) -> tuple[Entry, RadiographSample]:
         facing = patient_facing if pair.patient_facing == "auto" else pair.patient_facing
@@ -122,3 +124,17 @@ def ingest_radiographs(
 
     add_samples(writer, sources_by_subject, make, outcome, progress)
     return outcome
+
+
+def _shared(pairs: Sequence[RadiographPair]) -> str:
+    """The warning about subjects with DICOM pairs of several studies; empty without any."""
+    first: dict[str, RadiographPair] = {}
+    several = {pair.subject: pair for pair in pairs if pair.is_dicom and first.setdefault(pair.subject, pair) != pair}
+    if not several:
+        return ""
+    subject, other = next(iter(several.items()))
+    return (
+        f"{len(several)} subjects have pairs of several studies, such as {first[subject].files[0]} and "
+        f"{other.files[0]}: each subject is kept in one split. If they are different people, pass --subject-pattern "
+        "with a group that matches the person in the path"
+    )

@@ -1,6 +1,6 @@
 """A DICOM radiograph as a bone-bright image with square pixels: the header's rules in their order.
 
-Stored values; palette or modality LUT; padding and shutter, which are air; VOI LUT or display window; photometric
+Stored values; palette or modality LUT; padding and shutter, which are dark; VOI LUT or display window; photometric
 interpretation; pixel spacing. Every rule that changed the image adds a note that names its attribute and value.
 """
 
@@ -92,22 +92,22 @@ def _image(
         raise RefusedFile(
             f"{name}: PhotometricInterpretation {photometric[:40]} is not supported: store the image as MONOCHROME2"
         )
-    is_air, crop = _air(dataset, stored, container, notes)
-    pixels, is_air = pixels[crop], is_air[crop]
-    exposed = pixels[~is_air]
+    is_outside, crop = _outside(dataset, stored, container, notes)
+    pixels, is_outside = pixels[crop], is_outside[crop]
+    exposed = pixels[~is_outside]
     if exposed.size < limits.min_side**2:
         raise RefusedFile(f"{name}: PixelPaddingValue and shutter leave {exposed.size} pixels: correct these tags")
     if photometric.startswith("MONOCHROME"):
         pixels = _display_values(dataset, pixels, exposed, notes)
     pixels = np.asarray(pixels, dtype=np.float32)
-    exposed = pixels[~is_air]
+    exposed = pixels[~is_outside]
     low, high = float(exposed.min()), float(exposed.max())
     # Only the photometric interpretation counts: in some files the presentation LUT repeats it, so that applying both
     # would invert twice.
     if photometric == "MONOCHROME1":
         pixels = high + low - pixels
         notes.append("inverted (PhotometricInterpretation MONOCHROME1)")
-    image = np.where(is_air, np.float32(low), pixels).astype(np.float32)
+    image = np.where(is_outside, np.float32(low), pixels).astype(np.float32)
     image = _square(dataset, image, name, limits, notes)
     orientation = _patient_orientation(dataset, notes)
     return GrayImage(image, tuple(notes), orientation)
@@ -126,25 +126,25 @@ def _modality_values(dataset: pydicom.Dataset, stored: Stored, name: str, notes:
     return apply_modality_lut(stored, dataset)
 
 
-def _air(
+def _outside(
     dataset: pydicom.Dataset, stored: Stored, container: Stored, notes: list[str]
 ) -> tuple[Bool[np.ndarray, "rows columns"], tuple[slice, slice]]:
     """Pixels of padding and behind a shutter or collimator, and the rectangle that these leave."""
-    is_air, crop, kind = inside_shutter(dataset, stored.shape[:2])
-    is_air = ~is_air
+    is_outside, crop, kind = inside_shutter(dataset, stored.shape[:2])
+    is_outside = ~is_outside
     if kind:
         notes.append(f"cropped ({kind})")
     value = dataset.get("PixelPaddingValue")
     if value is not None and stored.ndim == 2:
         allocated = container.view(f"{'i' if dataset.PixelRepresentation else 'u'}{container.dtype.itemsize}")
-        pixels = dicom.StoredPixels(stored.astype(np.int64), allocated.astype(np.int64))
+        pixels = dicom.StoredPixels(stored.astype(np.int64), allocated.astype(np.int64), int(dataset.BitsStored))
         # Padding surrounds the exposed field; saturated bone may have its value.
-        padding = dicom.connected_to_border(dicom.is_padding(dataset, pixels) | is_air) & ~is_air
+        padding = dicom.connected_to_border(dicom.is_padding(dataset, pixels) | is_outside) & ~is_outside
         share = float(padding[crop].mean())
         if share:
-            is_air |= padding
-            notes.append(f"{share:.1%} padding set to air (PixelPaddingValue {value})")
-    return is_air, crop
+            is_outside |= padding
+            notes.append(f"{share:.1%} padding set to the darkest value (PixelPaddingValue {value})")
+    return is_outside, crop
 
 
 def _display_values(dataset: pydicom.Dataset, pixels: Any, exposed: Any, notes: list[str]) -> Any:

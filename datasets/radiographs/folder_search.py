@@ -25,6 +25,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 WORDS: dict[str, ViewName] = {
     "frontal": "frontal", "pa": "frontal", "ap": "frontal", "lateral": "lateral", "lat": "lateral",
 }  # fmt: skip
+SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
+"""First bytes of PNG, JPEG and TIFF files, whatever their names."""
 NUMBERED = re.compile(r"view\d*", re.IGNORECASE)
 """Numbers of the images of a study in CheXpert."""
 STUDY = re.compile(r"study[-_ ]?\d+", re.IGNORECASE)
@@ -47,7 +49,8 @@ def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
             left_out.append(LeftOut(path, "an AppleDouble file of macOS"))
             continue
         try:
-            header = None if path.suffix.lower() in SUFFIXES else _header(path)
+            is_picture = _is_picture(path)
+            header = None if is_picture else _header(path)
         except RefusedFile as error:
             refused.append(error)
             continue
@@ -55,7 +58,7 @@ def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
             # One unreadable file must not end the search, and on a damaged one pydicom raises any exception.
             refused.append(RefusedFile(f"{path}: cannot be read: {error!r}"))
             continue
-        view, rest, reason = _view(path, paths, header)
+        view, rest, reason = _view(path, paths, header, is_picture)
         if view is None:
             if searched:
                 left_out.append(LeftOut(path, reason))
@@ -69,7 +72,7 @@ def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
 
 
 def _view(
-    path: Path, roots: Sequence[Path], header: pydicom.Dataset | None
+    path: Path, roots: Sequence[Path], header: pydicom.Dataset | None, is_picture: bool
 ) -> tuple[ViewName | None, tuple[str, ...], str]:
     """The view of a file, its path without words of views, and the reason where it has none."""
     view, rest = view_from_path(path, roots)
@@ -78,11 +81,16 @@ def _view(
         if tagged or reason:
             return tagged, rest, reason
         view = view or described_view(header)
-    elif path.suffix.lower() not in SUFFIXES:
+    elif not is_picture and path.suffix.lower() not in SUFFIXES:
         return None, rest, "not DICOM, PNG, JPEG, TIFF or BMP"
     elif MASK.search("/".join(rest[1:])):
         return None, rest, "a segmentation by its name"
     return view, rest, "name it frontal or lateral"
+
+
+def _is_picture(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8).startswith(SIGNATURES)
 
 
 def _header(path: Path) -> pydicom.Dataset | None:

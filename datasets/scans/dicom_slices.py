@@ -53,9 +53,13 @@ def rescales(name: str, headers: Mapping[Path, pydicom.Dataset]) -> tuple[list[R
         return found, ()
     (low_slope, high_slope), (low, high) = ((min(values), max(values)) for values in zip(*found, strict=True))
     return found, (
-        f"every slice was rescaled by its own values: slopes {low_slope:g} to {high_slope:g}, "
-        f"intercepts {low:g} to {high:g}",
+        f"every slice was rescaled by its own values: {_range('slope', low_slope, high_slope)}, "
+        f"{_range('intercept', low, high)}",
     )
+
+
+def _range(what: str, low: float, high: float) -> str:
+    return f"{what} {low:g}" if low == high else f"{what}s {low:g} to {high:g}"
 
 
 def read_slices(
@@ -84,16 +88,16 @@ def read_slices(
         # Larger values are none of a scanner, and are refused or set to air as such.
         plane = np.clip(hu, -32768, 32767).astype(np.int16 if is_integral else np.float32)
         padded += border_to_air(plane, is_padding)
-        if pixels.exceed_bits_stored and not _has_embedded_overlay(dataset):
-            exceeding = pixels.values != pixels.allocated
-            padded += border_to_air(plane, _padding_above_bits_stored(dataset, pixels, exceeding))
-            inside = exceeding & (plane != HU_MIN)
-            if (hu[inside] < LOWEST_HU).any():
+        if not (_has_embedded_overlay(dataset) or np.array_equal(pixels.values, pixels.allocated)):
+            exceeding = pixels.exceed_bits_stored
+            padded += border_to_air(plane, _padding_above_bits_stored(pixels, exceeding))
+            inside = plane != HU_MIN
+            if (hu[inside & (pixels.values != pixels.allocated)] < LOWEST_HU).any():
                 raise RefusedFile(
                     f"{path}: BitsStored {dataset.BitsStored} and PixelRepresentation {dataset.PixelRepresentation} "
                     "contradict the pixels, whose values wrap around: correct these tags"
                 )
-            masked += int(inside.sum())
+            masked += int((inside & exceeding).sum())
         if voxels is None:
             voxels = np.empty((len(paths), *plane.shape), dtype=plane.dtype)
         if plane.shape != voxels.shape[1:]:
@@ -109,14 +113,10 @@ def read_slices(
 
 
 def _padding_above_bits_stored(
-    dataset: pydicom.Dataset, pixels: dicom.StoredPixels, exceeding: Bool[np.ndarray, "rows columns"]
+    pixels: dicom.StoredPixels, exceeding: Bool[np.ndarray, "rows columns"]
 ) -> Bool[np.ndarray, "rows columns"]:
-    """The exceeding pixels if all of them have one value, as padding has, that needs bits above BitsStored.
-
-    An overlay lies on different values; a negative value without an extension of its sign needs no further bits.
-    """
-    values = np.unique(pixels.allocated[exceeding])
-    is_padding = len(values) == 1 and not 0 <= values[0] < 1 << int(dataset.BitsStored)
+    """The exceeding pixels if all of them have one value, as padding has. An overlay lies on different values."""
+    is_padding = len(np.unique(pixels.allocated[exceeding])) == 1
     return exceeding if is_padding else np.zeros_like(exceeding)
 
 

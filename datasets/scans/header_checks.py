@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,5 +62,6 @@ def check_bytes(source: Source, size: Sequence[int], voxel_bytes: int) -> None:
 
 
 def itk_message(error: Exception) -> str:
-    """The last line of an ITK error, without its source location."""
-    return str(error).strip().splitlines()[-1].strip()
+    """The last line of an ITK error, without the names of its functions and addresses of its objects."""
+    last = str(error).strip().splitlines()[-1].strip()
+    return re.sub(r"^(?:\[nrrd\] \w+: |(?:itk|sitk)::ERROR: |\w+\(0x[0-9a-fA-F]+\): )+", "", last)

@@ -86,7 +86,13 @@ def read_header(path: Path) -> TextHeader:
     lines = head[: end.end()].decode("latin-1").splitlines()
     separator = re.compile(r":(?!=)" if kind == "NRRD" else "=")
     pairs = [separator.split(line, maxsplit=1) for line in lines if not line.startswith("#") and separator.search(line)]
-    fields = {(key.strip().lower() if kind == "NRRD" else key.strip()): value.strip() for key, value in pairs}
+    fields: dict[str, str] = {}
+    for key, value in pairs:
+        name = key.strip().lower() if kind == "NRRD" else key.strip()
+        if fields.setdefault(name, value.strip()) != value.strip():
+            raise RefusedFile(
+                f"{path}: {name} is '{fields[name][:40]}' and again '{value.strip()[:40]}': remove the wrong line"
+            )
     return TextHeader(path, kind, fields, end.end())
 
 
@@ -119,14 +125,19 @@ def frame(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> Fram
     return (_nrrd if header.kind == "NRRD" else _meta_image)(header, assume_spacing_mm)
 
 
-def _assumed(header: TextHeader, spacing_mm: Sequence[float] | None, lacks: str) -> Frame:
+def _assumed(header: TextHeader, spacing_mm: Sequence[float] | None, lacks: str, stated: str = "") -> Frame:
+    """A frame with the spacing that is stated without a unit, or else with the one given."""
     if spacing_mm is None:
         raise RefusedFile(
             f"{header.path}: the {header.kind} states no {lacks}, so the size of the body is unknown: add it, or pass "
             "--assume-spacing-mm with three values"
         )
+    own = _numbers(header, stated) if stated in header.fields else np.zeros(0)
+    if is_stated := len(own) == 3 and bool((own > 0).all()):
+        spacing_mm = own.tolist()
     shown = " x ".join(f"{value:g}" for value in spacing_mm)
-    change = f"no {lacks}: {shown} mm and axes to the left, posterior and superior are assumed"
+    spacing = f"its {stated} {shown} in mm" if is_stated else f"{shown} mm"
+    change = f"no {lacks}: {spacing} and axes to the left, posterior and superior are assumed"
     return Frame(spacing_mm=tuple(spacing_mm), changes=(change,))
 
 
@@ -134,7 +145,7 @@ def _nrrd(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> Fram
     fields = header.fields
     space = fields.get("space", "").lower()
     if not space and "space directions" not in fields:
-        return _assumed(header, assume_spacing_mm, "space and space directions")
+        return _assumed(header, assume_spacing_mm, "space and space directions", "spacings")
     if space not in SPACES:
         raise RefusedFile(f"{header.path}: space '{space}' has no known axes in the patient: state it as LPS or RAS")
     if "space directions" not in fields:
@@ -179,7 +190,7 @@ def _anatomical(header: TextHeader, matrices: Sequence[Float[np.ndarray, " n"]])
     """Compare AnatomicalOrientation, whose letters name the sides that the axes come from, with the matrix."""
     stated = header.fields.get("AnatomicalOrientation", "???").upper()
     if not re.fullmatch("[RLAPIS]{3}", stated):
-        return ()
+        return () if matrices else ("no TransformMatrix: axes to the left, posterior and superior are assumed",)
     if not matrices:
         if stated == "RAI":
             return ()

@@ -77,7 +77,7 @@ def check_affine(name: str, affine: Affine, size: Sequence[int]) -> tuple[str, .
     extent = np.array(size[:3]) * spacing_mm(affine)
     shift_mm = float((np.abs(axes.T @ axes - np.eye(3)) * extent[None]).max())
     return (
-        f"the axes are {angle:.2f} degrees from perpendicular (a tilted gantry): every slice is put at its position, "
+        f"the axes are {angle:.2f} degrees from perpendicular: every slice is put at its position, "
         f"a shift of {shift_mm:.1f} mm from first to last",
     )
 

@@ -77,7 +77,7 @@ def _read_with_itk(source: Source, limits: ScanLimits, assume_spacing_mm: Sequen
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise RefusedFile(f"{name}: the header cannot be read: {itk_message(error)}") from error
+        raise RefusedFile(f"{name}: the header cannot be read: {itk_message(error)}: correct it") from error
     size = reader.GetSize()
     check_size(name, size, limits)
     if reader.GetNumberOfComponents() != 1 or reader.GetPixelID() not in VOXEL_BYTES:

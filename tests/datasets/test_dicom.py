@@ -33,21 +33,26 @@ WORDS = np.array([[0x0000, 0x07FF, 0x0FFF], [0x1005, 0xF830, 0xFFFF]])
 
 
 @pytest.mark.parametrize(
-    ("tags", "values", "allocated"),
+    ("tags", "values", "allocated", "exceeding"),
     [
-        ({}, [[0, 2047, 4095], [5, 2096, 4095]], WORDS.tolist()),
-        ({"PixelRepresentation": 1}, [[0, 2047, -1], [5, -2000, -1]], [[0, 2047, 4095], [4101, -2000, -1]]),
-        ({"HighBit": 15}, [[0, 127, 255], [256, 3971, 4095]], [[0, 127, 255], [256, 3971, 4095]]),
-        ({"BitsStored": 16, "HighBit": 15}, WORDS.tolist(), WORDS.tolist()),
+        ({}, [[0, 2047, 4095], [5, 2096, 4095]], WORDS.tolist(), [[0, 0, 0], [1, 1, 1]]),
+        (
+            {"PixelRepresentation": 1},
+            [[0, 2047, -1], [5, -2000, -1]],
+            [[0, 2047, 4095], [4101, -2000, -1]],
+            [[0, 0, 0], [1, 0, 0]],
+        ),
+        ({"HighBit": 15}, [[0, 127, 255], [256, 3971, 4095]], [[0, 127, 255], [256, 3971, 4095]], [[0] * 3] * 2),
+        ({"BitsStored": 16, "HighBit": 15}, WORDS.tolist(), WORDS.tolist(), [[0] * 3] * 2),
     ],
 )
 def test_stored_values_have_the_bits_and_the_sign_of_the_header(
-    tags: dict[str, int], values: list[list[int]], allocated: list[list[int]]
+    tags: dict[str, int], values: list[list[int]], allocated: list[list[int]], exceeding: list[list[int]]
 ) -> None:
     pixels = dicom.stored_pixels(image(WORDS, **tags), "image")
     np.testing.assert_array_equal(pixels.values, values)
     np.testing.assert_array_equal(pixels.allocated, allocated)
-    assert pixels.exceed_bits_stored == (values != allocated)
+    np.testing.assert_array_equal(pixels.exceed_bits_stored, exceeding)
 
 
 @pytest.mark.parametrize(

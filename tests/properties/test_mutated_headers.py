@@ -30,6 +30,10 @@ from raylift.datasets.scans import reader
 IMAGE = thorax_image((30, 24, 16), (10.0, 10.0, 16.0))
 HU = sitk.GetArrayFromImage(IMAGE)
 MUTATIONS = settings(max_examples=45, deadline=None, derandomize=True)
+VALUES = re.compile(r"\b(?:set to air|were ignored|rescaled by its own values)\b")
+"""Changes of voxels in a record."""
+PLACES = re.compile(r"\b(?:assumed|is used|converted|from perpendicular|differs?|contradicts)\b")
+"""Assumptions about the place of voxels in a record."""
 Header = dict[str, Any]
 """What the record of a sample repeats of a file."""
 
@@ -87,13 +91,16 @@ def compare(path: Path, before: reader.Scan) -> str:
     if after is None:
         assert refusals
         return "refused"
-    if after.changes:
-        return "reported"
-    if statements(after) != statements(before):
-        return "stated"
+    stated = {name for name, value in statements(after).items() if value != statements(before)[name]}
     voxels = sitk.GetArrayFromImage(after.image).astype(float).clip(HU_MIN, HU_MAX)
-    np.testing.assert_allclose(voxels, HU, atol=2)
-    return "equal"
+    is_equal = voxels.shape == HU.shape and np.allclose(voxels, HU, atol=2)
+    text = "; ".join(after.changes)
+    # The size and the rescale decide the voxels; other differences must be in words.
+    assert is_equal or stated & {"size", "rescale"} or VALUES.search(text), text
+    if after.changes:
+        assert stated or not is_equal or PLACES.search(text) or VALUES.search(text), text
+        return "reported"
+    return "stated" if stated else "equal"
 
 
 # --- NIfTI ---

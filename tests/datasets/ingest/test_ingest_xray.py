@@ -171,6 +171,23 @@ def test_what_was_left_out_is_printed_and_written(
     assert "left out:" not in capsys.readouterr().out
 
 
+def test_pairs_of_several_studies_of_one_patient_are_warned_of(tmp_path: Path) -> None:
+    for seed, study in enumerate(("1.2.3", "1.2.4")):
+        (tmp_path / study).mkdir()
+        for view, pixels in zip(("PA", "LL"), pair_of(seed), strict=True):
+            tags = {"StudyInstanceUID": study, "PatientID": "anonymous", "ViewPosition": view}
+            (tmp_path / study / f"{view}.dcm").write_bytes(dicom(pixels.astype("<u2") * 15, **tags))
+    outcome = ingest([tmp_path], tmp_path / "archive")
+    (warning,) = outcome.lines()
+    assert warning.startswith(
+        f"warning: 1 subjects have pairs of several studies, such as {tmp_path / '1.2.3' / 'PA.dcm'} and "
+        f"{tmp_path / '1.2.4' / 'PA.dcm'}: each subject is kept in one split"
+    )
+    assert len({entry.subject for entry in outcome.added}) == 1
+    outcome = ingest([tmp_path], tmp_path / "people", subject_pattern=r"(1\.2\.\d)")
+    assert (outcome.lines(), {entry.subject for entry in outcome.added}) == ([], {"1.2.3", "1.2.4"})
+
+
 def test_limits_hold_from_the_header(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for limits, message in (
         (RadiographLimits(max_pixels=9215), "a_pa.png: 96 x 96 pixels, over the limit of 9215"),
@@ -217,7 +234,8 @@ def test_a_second_run_does_only_what_is_missing(
     parts = set((url / "parts").iterdir())
     assert verb(folder, "--archive", url) == 0
     assert "3 added" in (said := capsys.readouterr().out)
-    assert "1 already present, 0 refused, 1 other files skipped, 1 with only one of the two views" in said
+    counts = "1 already present, 0 refused, 1 with only one of the two views, 2 files in no pair"
+    assert f"{counts} (--verbose lists them)" in said
     assert parts < set((url / "parts").iterdir())
     assert verb(folder, "--archive", url) == 0
     assert "0 added, 4 already present" in capsys.readouterr().out

@@ -65,13 +65,13 @@ def padded(value: int, photometric: str, dtype: str = "<u2") -> tuple[np.ndarray
         (-32768, "<i2", {}),
     ],
 )
-def test_padding_is_air_before_any_percentile_or_inversion(
+def test_padding_is_dark_before_any_percentile_or_inversion(
     photometric: str, value: int, dtype: str, tags: dict[str, int]
 ) -> None:
     pixels, expected = padded(value, photometric, dtype)
     data = dicom(pixels, PhotometricInterpretation=photometric, PixelPaddingValue=value, **tags)
     assert difference(data, expected) < 1e-6
-    assert "padding set to air (PixelPaddingValue" in notes(data)
+    assert "padding set to the darkest value (PixelPaddingValue" in notes(data)
 
 
 def test_padding_up_to_a_limit_is_air() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
-from radiograph_samples import code, dicom
+from radiograph_samples import code, dicom, encoded
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.radiographs.folder_search import find_pairs
@@ -50,6 +51,14 @@ def test_files_are_paired_by_what_their_names_have_in_common(
     folder = tmp_path / "xrays"
     touch(folder, frontal, lateral)
     assert pairs(find_pairs([folder]), folder) == {subject: (frontal, lateral)}
+
+
+def test_pictures_are_known_by_their_content(tmp_path: Path) -> None:
+    for name, kind in (("anna_pa.dcm", "PNG"), ("anna_lat", "TIFF"), ("bert_pa.img", "JPEG"), ("bert_lat.dcm", "PNG")):
+        (tmp_path / name).write_bytes(encoded(Image.new("L", (96, 96)), kind))
+    found = find_pairs([tmp_path])
+    wanted = {"anna": ("anna_pa.dcm", "anna_lat"), "bert": ("bert_pa.img", "bert_lat.dcm")}
+    assert (pairs(found, tmp_path), found.left_out) == (wanted, [])
 
 
 def test_the_studies_of_a_patient_are_pairs_of_one_subject(tmp_path: Path) -> None:

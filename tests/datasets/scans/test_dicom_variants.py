@@ -93,7 +93,7 @@ def test_a_slice_of_another_sign_and_intercept_is_rescaled_by_its_own(first: int
     expected[first] = expected[first].clip(0)
     scan = series(tmp_path, unsigned)
     np.testing.assert_array_equal(voxels(scan), expected)
-    assert scan.changes == ("every slice was rescaled by its own values: slopes 1 to 1, intercepts -1024 to 0",)
+    assert scan.changes == ("every slice was rescaled by its own values: slope 1, intercepts -1024 to 0",)
     assert scan.rescale is None
 
 
@@ -216,7 +216,7 @@ def test_slices_of_a_tilted_gantry_are_at_their_positions(degrees: float, obliqu
     scan = series(tmp_path, image=image)
     np.testing.assert_array_equal(voxels(scan), sitk.GetArrayFromImage(image))
     np.testing.assert_allclose(affine_of(scan.image) @ [*size, 1], affine @ [*size, 1], atol=0.05)
-    assert f"the axes are {abs(degrees):.2f} degrees from perpendicular (a tilted gantry)" in scan.changes[0]
+    assert f"the axes are {abs(degrees):.2f} degrees from perpendicular" in scan.changes[0]
     hu, record = resample(scan, Grid(48, 6.0), keep_table=True)
     along = (np.arange(48) - 23.5) * 6.0
     x, y, z = record["center_lps_mm"]
@@ -275,7 +275,7 @@ def test_negative_values_without_an_extension_of_their_sign_are_not_padding(tmp_
 
     scan = series(tmp_path, change)
     np.testing.assert_array_equal(voxels(scan), HU.clip(-1024, 2047))
-    assert not any("padding" in one for one in scan.changes)
+    assert scan.changes == ()
 
 
 def test_an_overlay_above_bits_stored_that_the_header_does_not_place_is_not_padding(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 def read(path: Path, **options: Any) -> reader.Scan:
     found = reader.find([path])
-    assert (len(found.sources), found.refused) == (1, [])
+    if found.refused:
+        raise found.refused[0]
     return reader.read(found.sources[0], **options)
 
 
@@ -275,10 +276,10 @@ def test_a_sheared_nrrd_is_at_its_positions(tmp_path: Path) -> None:
     affine = sheared(2.0)
     hu = thorax_on(affine, SIZE)
     path = nrrd(tmp_path / "ct.nrrd", *directions(affine), hu=hu)
-    assert_read(path, hu, affine, r"the axes are 14\.04 degrees from perpendicular .* a shift of 80\.0 mm")
+    assert_read(path, hu, affine, r"the axes are 14\.04 degrees from perpendicular: .* a shift of 80\.0 mm")
 
 
-@pytest.mark.parametrize("fields", [[], ["spacings: 6 6 8"], ["spacings: nan nan nan"], ["content: chest"]])
+@pytest.mark.parametrize("fields", [[], ["spacings: nan nan nan"], ["content: chest"]])
 def test_a_nrrd_without_a_space_is_refused_or_read_with_the_spacing_given(fields: list[str], tmp_path: Path) -> None:
     path = nrrd(tmp_path / "ct.nrrd", *fields)
     with pytest.raises(RefusedFile, match=r"states no space and space directions.*pass --assume-spacing-mm with three"):
@@ -286,6 +287,14 @@ def test_a_nrrd_without_a_space_is_refused_or_read_with_the_spacing_given(fields
     affine = np.diag([*SPACING, 1.0])
     change = "^no space and space directions: 6 x 6 x 8 mm and axes to the left, posterior and superior are assumed"
     assert_read(path, HU, affine, change, assume_spacing_mm=(6, 6, 8))
+
+
+def test_spacings_of_a_nrrd_without_a_space_are_used_before_the_spacing_given(tmp_path: Path) -> None:
+    path = nrrd(tmp_path / "ct.nrrd", "spacings: 6 6 8")
+    with pytest.raises(RefusedFile, match=r"states no space and space directions.*pass --assume-spacing-mm with three"):
+        read(path)
+    change = "^no space and space directions: its spacings 6 x 6 x 8 in mm and axes to the left, posterior and superior"
+    assert_read(path, HU, np.diag([*SPACING, 1.0]), change, assume_spacing_mm=(1, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -299,6 +308,13 @@ def test_a_nrrd_without_a_space_is_refused_or_read_with_the_spacing_given(fields
             ["space: LPS", "space directions: (4,0,0) (0,4,0) none", "space origin: (0,0,0)"],
             r"do not have one vector for each of three axes",
         ),
+        (
+            [*directions(AFFINE), "spacings: 6 6 8"],
+            "read: axis.0. has a direction vector, and so can't have .*spacing.*: correct it$",
+        ),
+        ([*directions(AFFINE), "space: RAS"], "space is 'left-posterior-superior' and again 'RAS': remove the wrong"),
+        ([*directions(AFFINE), "type: foo"], r"type is '\w+' and again 'foo': remove the wrong line"),
+        ([*directions(AFFINE), "foo: bar"], r'read: failed to parse "foo" as field identifier: correct it$'),
         ([*directions(AFFINE), 'space units: "inch" "inch" "inch"'], "units of length inch, inch, inch"),
         ([*directions(AFFINE), 'space units: "mm" "mm" "cm"'], "units of length mm, mm, cm"),
     ],
@@ -319,10 +335,14 @@ def test_a_nrrd_in_other_units_is_converted(unit: str, factor: float, tmp_path: 
 # --- MetaImage ---
 
 
-def meta_image(path: Path, *fields: str, spacing: str = "ElementSpacing = 6 6 8", hu: np.ndarray = HU) -> Path:
+def meta_image(
+    path: Path, *fields: str, spacing: str = "ElementSpacing = 6 6 8", hu: np.ndarray = HU, with_axes: bool = True
+) -> Path:
     sizes = " ".join(map(str, hu.shape[::-1]))
     head = ["ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False"]
     head += [f"DimSize = {sizes}", f"Offset = {' '.join(map(str, AFFINE[:3, 3]))}", *fields]
+    if with_axes and not any(field.startswith(("TransformMatrix", "AnatomicalOrientation")) for field in fields):
+        head += ["TransformMatrix = 1 0 0 0 1 0 0 0 1"]
     head += [spacing] if spacing else []
     tail = ["ElementType = MET_SHORT", "ElementDataFile = LOCAL", ""]
     path.write_bytes("\n".join([*head, *tail]).encode() + hu.astype("<i2").tobytes())
@@ -344,6 +364,13 @@ def test_a_metaimage_without_a_spacing_is_refused_or_read_with_the_one_given(tmp
         ({"fields": ["ElementSize = 1 1 1"]}, "ElementSize 1 1 1 differs from ElementSpacing: ElementSpacing is used"),
         ({"fields": ["DistanceUnits = cm"], "spacing": "ElementSpacing = .6 .6 .8"}, "lengths in cm were converted"),
         ({"fields": ["AnatomicalOrientation = RAI", "TransformMatrix = 1 0 0 0 1 0 0 0 1"]}, ""),
+        ({"fields": ["AnatomicalOrientation = RAI"]}, ""),
+        (
+            {"fields": ["AnatomicalOrientation = ???"]},
+            "no TransformMatrix: axes to the left, posterior and superior are assumed",
+        ),
+        ({"with_axes": False}, "no TransformMatrix: axes to the left, posterior and superior are assumed"),
+        ({"fields": ["ElementSpacing = 6 6 8"]}, ""),
         (
             {"fields": ["AnatomicalOrientation = LPS", "TransformMatrix = 1 0 0 0 1 0 0 0 1"]},
             "AnatomicalOrientation LPS contradicts the direction matrix, which is RAI: the matrix is used",
@@ -352,9 +379,8 @@ def test_a_metaimage_without_a_spacing_is_refused_or_read_with_the_one_given(tmp
     ],
 )
 def test_a_metaimage_is_placed_by_its_header(fields: dict[str, Any], change: str, tmp_path: Path) -> None:
-    path = meta_image(
-        tmp_path / "ct.mha", *fields.get("fields", []), spacing=fields.get("spacing", "ElementSpacing = 6 6 8")
-    )
+    others = {key: value for key, value in fields.items() if key != "fields"}
+    path = meta_image(tmp_path / "ct.mha", *fields.get("fields", []), **others)
     affine = AFFINE.copy()
     if "cm" in change:
         affine[:3, 3] *= 10
@@ -371,6 +397,7 @@ def test_the_intensity_function_of_a_metaimage_is_applied(tmp_path: Path) -> Non
     ("fields", "spacing", "message"),
     [
         (["TransformMatrix = 2 0 0 0 2 0 0 0 2"], "6 6 8", "rows of the direction matrix are not of length 1"),
+        (["ElementSpacing = 1 1 1"], "6 6 8", "ElementSpacing is '1 1 1' and again '6 6 8': remove the wrong line"),
         (["AnatomicalOrientation = LAS"], "6 6 8", "AnatomicalOrientation LAS without a TransformMatrix"),
         (["DistanceUnits = furlong"], "6 6 8", "units of length furlong are not supported"),
         (["Modality = MET_MOD_MR"], "6 6 8", "modality MET_MOD_MR is not CT"),
