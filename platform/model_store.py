@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from raylift.datasets.archive.store import Folder, absolute, is_local, join
+from raylift.datasets.archive.store import Folder, absolute, is_local, join, require_reachable
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
 from raylift.models.weights import (
@@ -60,7 +60,10 @@ def resolve(url: str | Path) -> str:
         ConfigError: no model has that name, or the URL is not one.
     """
     name = _name(url)
-    return absolute(url) if name is None else f"{PREFIX}{name}"
+    if name is None:
+        require_reachable(url)
+        return absolute(url)
+    return f"{PREFIX}{name}"
 
 
 def is_named(url: str | Path) -> bool:
@@ -77,6 +80,7 @@ def location(url: str | Path) -> str:
     """
     name = _name(url)
     if name is None:
+        require_reachable(url)
         return absolute(url)
     folder = package_folder(name)
     if (folder / WEIGHTS_FILE).is_file():

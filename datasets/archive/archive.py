@@ -32,7 +32,7 @@ from jaxtyping import Float32, Int16, UInt8
 
 from raylift.datasets.archive.manifest import Entry, Manifest, manifest_at
 from raylift.datasets.archive.splits import Split
-from raylift.datasets.archive.store import Folder, absolute, join, store_errors, zarr_store
+from raylift.datasets.archive.store import Folder, absolute, join, require_reachable, store_errors, zarr_store
 from raylift.datasets.errors import ConfigError, CorruptSample, StoreUnreachable
 
 
@@ -78,6 +78,7 @@ class Archive:
     """A generation of a published archive, opened for reading. Thread-safe; each process must open its own."""
 
     def __init__(self, url: str, generation: int | Literal["latest"] = "latest") -> None:
+        require_reachable(url)
         self.url = absolute(url)
         self.manifest: Manifest = manifest_at(Folder(self.url), generation)
         self._arrays: dict[tuple[str, str], zarr.Array[Any]] = {}

@@ -26,8 +26,9 @@ from raylift.datasets import digested_json
 from raylift.datasets.errors import ArchiveError, ConfigError, RayliftError, StoreUnreachable
 
 S3_OPTIONS: dict[str, Any] = {
-    # A store that restarts is unavailable for seconds; by default botocore makes four attempts within one second.
-    "config_kwargs": {"retries": {"max_attempts": 12, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 60},
+    # A store that restarts is unavailable for seconds; by default botocore makes four attempts within one second. A
+    # request to a store that never responds ends within nine minutes.
+    "config_kwargs": {"retries": {"max_attempts": 12, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 30},
 }
 
 
@@ -128,14 +129,30 @@ def join(url: str, *names: str) -> str:
     return "/".join([url.rstrip("/"), *names])
 
 
+def require_reachable(url: str | Path) -> None:
+    """Check that the bucket of an `s3://` URL exists and responds, before work; nothing for other URLs.
+
+    Raises:
+        StoreUnreachable: within ten seconds.
+    """
+    if absolute(url).startswith("s3://"):
+        from raylift.datasets.archive.s3 import require_bucket
+
+        require_bucket(absolute(url))
+
+
 class Folder:
     """A folder or bucket prefix of small objects, with atomic writes and exclusive creation."""
 
     def __init__(self, url: str | Path) -> None:
         self.url = absolute(url)
-        options = S3_OPTIONS if self.url.startswith("s3://") else {}
         try:
-            self.fs, self._root = fsspec.core.url_to_fs(self.url, **options)
+            if self.url.startswith("s3://"):
+                from raylift.datasets.archive.s3 import S3FileSystem
+
+                self.fs, self._root = S3FileSystem(**S3_OPTIONS), self.url.removeprefix("s3://")
+            else:
+                self.fs, self._root = fsspec.core.url_to_fs(self.url)
         except ImportError as error:
             raise ConfigError(f"{self.url}: {error} (with pip, in the environment of raylift)") from error
         self._local = is_local(self.url)
@@ -290,5 +307,9 @@ def zarr_store(url: str, read_only: bool) -> Store:
         if read_only and not Path(url).is_dir():
             raise ArchiveError(f"{url}: no such folder")
         return zarr.storage.LocalStore(url, read_only=read_only)
-    options = dict(S3_OPTIONS) if url.startswith("s3://") else {}
-    return zarr.storage.FsspecStore.from_url(url, storage_options=options, read_only=read_only)
+    if url.startswith("s3://"):
+        from raylift.datasets.archive.s3 import S3FileSystem
+
+        asynchronous = S3FileSystem(**S3_OPTIONS, asynchronous=True)
+        return zarr.storage.FsspecStore(asynchronous, path=url.removeprefix("s3://"), read_only=read_only)
+    return zarr.storage.FsspecStore.from_url(url, read_only=read_only)

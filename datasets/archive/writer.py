@@ -13,7 +13,7 @@ from raylift.datasets.archive import manifest as manifests
 from raylift.datasets.archive.archive import RadiographSample, Sample, digest
 from raylift.datasets.archive.manifest import Contents, Entry, Manifest, latest_manifest
 from raylift.datasets.archive.splits import SplitRule
-from raylift.datasets.archive.store import Folder, absolute, join, store_errors, zarr_store
+from raylift.datasets.archive.store import Folder, absolute, join, require_reachable, store_errors, zarr_store
 from raylift.datasets.errors import ConfigError, NoArchive
 from raylift.datasets.geometry import Geometry, Grid
 
@@ -38,6 +38,7 @@ class ArchiveWriter:
     ) -> None:
         if samples_per_shard < 1:
             raise ConfigError(f"{samples_per_shard} samples per shard: give 1 or more")
+        require_reachable(url)
         self.url = absolute(url)
         self.samples_per_shard = samples_per_shard
         self.published: list[Entry] = []

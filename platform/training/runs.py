@@ -15,7 +15,7 @@ import ray.tune
 
 from raylift import __version__
 from raylift.datasets import digested_json
-from raylift.datasets.archive.store import Folder, absolute, join
+from raylift.datasets.archive.store import Folder, absolute, join, require_reachable
 from raylift.datasets.errors import AlteredFile, ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster, model_store
@@ -46,6 +46,7 @@ def load_run(url: str) -> RunConfig:
         ConfigError: there is no run at that URL, or its record was altered; names the settings that differ from those
             of the newest checkpoint.
     """
+    require_reachable(url)
     where = f"{absolute(url)}/{RUN_FILE}"
     try:
         return from_plain(RunConfig, Folder(url).read_digested(RUN_FILE)["config"], where)
@@ -95,6 +96,7 @@ def create(run: RunConfig, run_url: str) -> RunConfig:
         ConfigError: archive, pretrained weights and settings do not fit together, or the run exists and is not one that
             failed before its first step; nothing is written.
     """
+    require_reachable(run_url)
     run = with_generations(with_archive_views(with_absolute_paths(pretrained.resolve(run))))
     archive = check(run)
     pretrained.check(run, archive)

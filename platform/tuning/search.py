@@ -23,7 +23,7 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.table import Table
 
 from raylift.datasets import digested_json
-from raylift.datasets.archive.store import Folder, absolute, join
+from raylift.datasets.archive.store import Folder, absolute, join, require_reachable
 from raylift.datasets.errors import AlteredFile, ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster
@@ -128,12 +128,14 @@ def validate(search: Search) -> dict[str, Any]:
 
 def create(search: Search, url: str) -> None:
     """Create a search: write its configuration."""
+    require_reachable(url)
     run = with_generations(with_archive_views(with_absolute_paths(pretrained.resolve(search.run))))
     runs.write_record(url, SEARCH_FILE, to_plain(replace(search, run=run)), "search")
 
 
 def load_search(url: str) -> Search:
     """Load the configuration of a search."""
+    require_reachable(url)
     try:
         return from_plain(Search, Folder(url).read_digested(SEARCH_FILE), f"{url}/{SEARCH_FILE}")
     except FileNotFoundError as error:
