@@ -59,7 +59,7 @@ def geometry_of(text: str, grid: Grid) -> Geometry:
         return GEOMETRIES[text](grid)
     if text.endswith((".yaml", ".yml")):
         return read_geometry(Path(text), grid)
-    raise ConfigError(f"no geometry '{text[:80]}': use {', '.join(GEOMETRIES)}, or a YAML file")
+    raise ConfigError(f"unknown geometry '{text[:80]}': use {', '.join(GEOMETRIES)}, or a YAML file")
 
 
 def read_geometry(path: Path, grid: Grid) -> Geometry:

@@ -72,7 +72,7 @@ def register_union(base: type, tag: str, kinds: dict[str, type], otherwise: type
     def structure(value: Any, _: Any) -> Any:
         name = value.get(tag) if isinstance(value, dict) else None
         if name is not None and name not in kinds:
-            raise ConfigError(f"no {tag} {name!r:.80}: use one of {', '.join(kinds)}")
+            raise ConfigError(f"unknown {tag} {name!r:.80}: use one of {', '.join(kinds)}")
         return _converter.structure(value, otherwise if name is None else kinds[name])
 
     _converter.register_structure_hook_func(lambda kind: kind is base, structure)

@@ -63,10 +63,10 @@ class Parts(SystemConfig):
             raise ConfigError(f"views {self.views}: name one or more, each once")
         lifted, levels = len(self.lifted_widths), len(self.decoder.channels)
         if levels < 2 and self.decoder.kind != "none":
-            raise ConfigError(f"decoder widths {self.decoder.channels}: give two or more")
+            raise ConfigError(f"decoder channels {self.decoder.channels}: give two or more")
         if self.decoder.kind == "upsampling" and levels != lifted:
             raise ConfigError(
-                f"{levels} decoder widths for {lifted - 1} encoder stages: the upsampling decoder needs {lifted}"
+                f"{levels} decoder channels for {lifted - 1} encoder stages: the upsampling decoder needs {lifted}"
             )
         if self.decoder.kind == "none" and self.lifted_widths != (1,):
             raise ConfigError(

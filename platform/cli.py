@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"raylift {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        print(f"raylift: no command '{words[0]}': use one of {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"raylift: unknown command '{words[0]}': use one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from raylift.datasets.errors import RayliftError

@@ -138,7 +138,7 @@ def _name(url: str | Path) -> str | None:
     name = text[match.end() :]
     if match[0] != PREFIX or name not in MODELS:
         names = ", ".join(f"{PREFIX}{known}" for known in MODELS)
-        raise ConfigError(f"no model '{text}': use {names}, or the path or URL of an exported model or checkpoint")
+        raise ConfigError(f"unknown model '{text}': use {names}, or the path or URL of an exported model or checkpoint")
     return name
 
 

@@ -64,7 +64,7 @@ def named_run(name: str) -> RunConfig:
         return PRESETS[name]
     if name.endswith((".yaml", ".yml")):
         return from_yaml(Path(name).read_text(encoding="utf-8"), name)
-    raise ConfigError(f"no preset '{name}': use one of {', '.join(PRESETS)}, or a YAML file")
+    raise ConfigError(f"unknown preset '{name}': use one of {', '.join(PRESETS)}, or a YAML file")
 
 
 def listing() -> str:

@@ -51,7 +51,7 @@ def thorax_image(
     hu: Callable[..., np.ndarray] = thorax_hu,
     kind: type[Any] = np.int16,
 ) -> sitk.Image:
-    """The thorax on a lattice centered on it; `direction` has the axes of the lattice as columns."""
+    """The thorax on a grid centered on it; `direction` has the axes of the grid as columns."""
     axes = np.eye(3) if direction is None else direction
     origin = -axes @ ((np.array(size) - 1) / 2 * spacing)
     index = np.stack(np.meshgrid(*(np.arange(n) for n in size), indexing="ij"), axis=-1)
@@ -64,14 +64,14 @@ def thorax_image(
 
 
 def thorax_on(affine: np.ndarray, size: Sequence[int], kind: type[Any] = np.int16) -> np.ndarray:
-    """The thorax as slices, rows and columns of a lattice, sheared or not; `affine` maps indices to LPS millimeters."""
+    """The thorax as slices, rows and columns of a grid, sheared or not; `affine` maps indices to LPS millimeters."""
     index = np.stack([*np.indices(size), np.ones(size)])
     x, y, z, _ = np.tensordot(affine, index, axes=1)
     return np.rint(thorax_hu(x, y, z)).astype(kind).transpose(2, 1, 0)
 
 
 def centered(axes: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """The affine with these columns of millimeters a voxel whose lattice is centered on the thorax."""
+    """The affine with these columns of millimeters a voxel whose grid is centered on the thorax."""
     affine = np.eye(4)
     affine[:3, :3] = axes
     affine[:3, 3] = -axes @ ((np.array(size) - 1) / 2)

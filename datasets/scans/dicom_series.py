@@ -111,7 +111,7 @@ def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Sc
     places = {path: np.array(h.ImagePositionPatient, dtype=float) for path, h in headers.items()}
     ordered = sorted(source.files, key=lambda path: float(places[path] @ normal))
     affine = np.eye(4)
-    affine[:3, 2], affine[:3, 3] = _lattice(name, np.stack([places[path] for path in ordered]), normal)
+    affine[:3, 2], affine[:3, 3] = _slice_axis(name, np.stack([places[path] for path in ordered]), normal)
     rows_mm, columns_mm = np.median(pixels_mm, axis=0)
     affine[:3, 0] = along_row / np.linalg.norm(along_row) * columns_mm
     affine[:3, 1] = along_column / np.linalg.norm(along_column) * rows_mm
@@ -119,12 +119,12 @@ def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Sc
     return ordered, affine
 
 
-def _lattice(
+def _slice_axis(
     name: str, positions: Float[np.ndarray, "slices 3"], normal: Float[np.ndarray, " 3"]
 ) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
     """The step between slices and the first position by least squares, or a RefusedFile if they are not uniform.
 
-    Positions may differ from the lattice by their rounding or 5 % of a step. A missing slice displaces the others by
+    Positions may differ from uniform ones by their rounding or 5 % of a step. A missing slice displaces the others by
     more than a third of a step.
     """
     along = positions @ normal

@@ -1,6 +1,6 @@
 """Finding and reading CT scans in HU; files that are no CT, incomplete or too large are refused.
 
-`dicom_series` and `volume_file` return voxels and the affine of their lattice, and what they changed, assumed or
+`dicom_series` and `volume_file` return voxels and their affine, and what they changed, assumed or
 preferred to a contradicting statement. All limits are checked from the header, before any voxel is read. Reading is a
 pure function of the files and the options.
 """

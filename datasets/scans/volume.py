@@ -1,6 +1,6 @@
-"""A volume as its file holds it: voxels in HU and the affine of their lattice, which may be sheared.
+"""A volume as its file holds it: voxels in HU and the affine of their grid, which may be sheared.
 
-Axes of a lattice need not be perpendicular: a tilted gantry shears it. The affine is kept as it is, so that resampling
+Axes of a volume need not be perpendicular: a tilted gantry shears it. The affine is kept as it is, so that resampling
 puts every voxel at its place.
 """
 
@@ -83,7 +83,7 @@ def check_affine(name: str, affine: Affine, size: Sequence[int]) -> tuple[str, .
 
 
 def to_image(volume: Volume) -> sitk.Image:
-    """The volume on its own lattice."""
+    """The volume on its own grid."""
     image = sitk.GetImageFromArray(volume.voxels)
     spacing = spacing_mm(volume.affine)
     image.SetSpacing(spacing)

@@ -79,7 +79,7 @@ class LiftingConfig:
             return tuple(reversed(features))
         if len(decoder) < len(features):
             raise ConfigError(
-                f"{len(decoder)} decoder widths for {len(features) - 1} encoder stages: give {len(features)} or more"
+                f"{len(decoder)} decoder channels for {len(features) - 1} encoder stages: give {len(features)} or more"
             )
         return decoder[len(decoder) - len(features) :]
 

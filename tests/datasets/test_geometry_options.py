@@ -83,7 +83,7 @@ def test_a_geometry_by_name_is_the_function_of_that_name(name: str) -> None:
 
 
 def test_a_geometry_by_another_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no geometry 'abdomen': use chest, x2ct, parallel, or a YAML file"):
+    with pytest.raises(ConfigError, match="unknown geometry 'abdomen': use chest, x2ct, parallel, or a YAML file"):
         geometry_of("abdomen", GRID)
 
 

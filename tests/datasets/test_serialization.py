@@ -143,7 +143,7 @@ def test_members_of_a_union_are_distinguished_by_their_name(data, shape):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"name": "hexagon"}, "no name 'hexagon': use one of circle, square, oblong @ figure.shape"),
+        ({"name": "hexagon"}, "unknown name 'hexagon': use one of circle, square, oblong @ figure.shape"),
         ({"name": "square", "radius": 3}, "radius.*figure.shape"),
         ("square", "figure.shape"),
     ],

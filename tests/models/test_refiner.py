@@ -54,7 +54,7 @@ def test_a_refiner_of_any_system_survives_serialization(base):
 
 def test_a_base_with_an_unknown_name_or_key_is_refused():
     plain = to_plain(SYSTEM)
-    with pytest.raises(ConfigError, match="no name 'x3ct'"):
+    with pytest.raises(ConfigError, match="unknown name 'x3ct'"):
         from_plain(Refiner, plain | {"base": plain["base"] | {"name": "x3ct"}}, "system")
     with pytest.raises(ConfigError, match=r"depth.*system\.base"):
         from_plain(Refiner, plain | {"base": plain["base"] | {"depth": 3}}, "system")

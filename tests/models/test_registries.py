@@ -42,7 +42,7 @@ def test_a_system_is_found_again_by_the_name_in_its_plain_data(name):
 
 
 def test_plain_data_of_no_system_is_refused_with_the_names():
-    with pytest.raises(ConfigError, match="no name 'x3ct': use one of psr, 3dcnn, x2ct-gan"):
+    with pytest.raises(ConfigError, match="unknown name 'x3ct': use one of psr, 3dcnn, x2ct-gan"):
         from_plain(SystemConfig, to_plain(X2CT_GAN.tiny) | {"name": "x3ct"}, "system")
 
 

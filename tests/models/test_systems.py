@@ -417,9 +417,12 @@ def test_radiographs_of_another_size_are_resized_to_the_volumes():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decoder": DecoderConfig(channels=(8, 8, 8, 8))}, "4 decoder widths for 5 encoder stages: give 6"),
+        ({"decoder": DecoderConfig(channels=(8, 8, 8, 8))}, "4 decoder channels for 5 encoder stages: give 6"),
         ({"decoder": DecoderConfig(channels=(8,) * 7)}, "the upsampling decoder needs 6"),
-        ({"decoder": DecoderConfig("unet", channels=(8, 8))}, "2 decoder widths for 5 encoder stages: give 6 or more"),
+        (
+            {"decoder": DecoderConfig("unet", channels=(8, 8))},
+            "2 decoder channels for 5 encoder stages: give 6 or more",
+        ),
         ({"decoder": DecoderConfig("none")}, "without a decoder the lifted volume is the output"),
         ({"views": ("frontal", "frontal")}, "name one or more, each once"),
         ({"views": ()}, "name one or more"),

@@ -73,7 +73,7 @@ def test_a_name_is_its_folder_in_every_use():
 )
 def test_an_unknown_name_is_refused_with_the_names(name):
     for use in (model_store.resolve, model_store.load, model_store.description_of, resolve_checkpoint):
-        with pytest.raises(ConfigError, match=f"no model '{name}': use models:chest-64, or the path or URL"):
+        with pytest.raises(ConfigError, match=f"unknown model '{name}': use models:chest-64, or the path or URL"):
             use(name)
 
 

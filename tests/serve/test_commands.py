@@ -134,7 +134,7 @@ def test_without_a_model_the_shipped_one_reconstructs_and_with_one_view_the_othe
         ({"-o": "text.png/volume.nii.gz"}, "text.png: File exists"),
         ({"model": "nowhere"}, "nowhere is not a model"),
         ({"model": "s3:/bucket/model"}, "write s3://bucket/model"),
-        ({"model": "models:chest"}, "no model 'models:chest': use models:chest-64"),
+        ({"model": "models:chest"}, "unknown model 'models:chest': use models:chest-64"),
         ({"-o": "s3://bucket/volume.nii.gz"}, "is not a path of this machine"),
     ],
 )

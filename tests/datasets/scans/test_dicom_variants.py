@@ -138,7 +138,7 @@ def test_what_is_no_scale_to_hu_or_no_orientation_is_refused(
 
 
 @pytest.mark.parametrize(("step", "digits"), [(0.625, 1), (0.75, 1), (1.25, 1), (2.5, 1), (2.5, 0)])
-def test_rounded_positions_are_those_of_the_lattice(step: float, digits: int, tmp_path: Path) -> None:
+def test_rounded_positions_are_those_of_a_uniform_step(step: float, digits: int, tmp_path: Path) -> None:
     image = thorax_image((40, 30, 40), (9, 9, step))
 
     def rounded(_: int, ds: Dataset) -> Dataset:
@@ -221,7 +221,7 @@ def test_slices_of_a_tilted_gantry_are_at_their_positions(degrees: float, obliqu
     along = (np.arange(48) - 23.5) * 6.0
     x, y, z = record["center_lps_mm"]
     truly = thorax_hu(along[None, None] + x, along[None, :, None] + y, z - along[:, None, None])
-    # Corners of the cube are outside the lattice.
+    # Corners of the cube are outside the grid.
     inside = np.s_[8:-8, 8:-8, 8:-8]
     assert np.abs(hu - truly)[inside].mean() < 8
     assert record["changes"] == list(scan.changes)

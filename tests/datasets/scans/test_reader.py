@@ -69,7 +69,7 @@ def test_a_dicom_series_comes_out_in_volume_order_whatever_its_files_are_called(
     assert_right_way_round(*on_grid(tmp_path, keep_table=True))
 
 
-LATTICES = {
+DIRECTIONS = {
     "flipped": np.diag([-1.0, -1, 1]),
     "upside down": np.diag([1.0, -1, -1]),
     "left-handed": np.diag([1.0, 1, -1]),
@@ -79,15 +79,15 @@ LATTICES = {
 }
 
 
-@pytest.mark.parametrize("lattice", LATTICES)
-def test_every_orientation_is_brought_to_one_frame(lattice: str, tmp_path: Path) -> None:
-    image = thorax_image((84, 84, 84), direction=LATTICES[lattice])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_every_orientation_is_brought_to_one_frame(direction: str, tmp_path: Path) -> None:
+    image = thorax_image((84, 84, 84), direction=DIRECTIONS[direction])
     assert_right_way_round(*on_grid(write_image(image, tmp_path / "person.nii.gz"), keep_table=True))
 
 
-@pytest.mark.parametrize("lattice", ["oblique", "coronal", "flipped"])
-def test_every_orientation_of_a_dicom_series_too(lattice: str, tmp_path: Path) -> None:
-    write_series(tmp_path, thorax_image((84, 84, 84), direction=LATTICES[lattice]))
+@pytest.mark.parametrize("direction", ["oblique", "coronal", "flipped"])
+def test_every_orientation_of_a_dicom_series_too(direction: str, tmp_path: Path) -> None:
+    write_series(tmp_path, thorax_image((84, 84, 84), direction=DIRECTIONS[direction]))
     assert_right_way_round(*on_grid(tmp_path, keep_table=True))
 
 
@@ -568,8 +568,8 @@ def test_outside_a_cube_that_is_wider_than_the_body_is_air_as_before(tmp_path: P
 # --- a whole thorax ---
 
 
-def check(tmp_path: Path, hu: Callable[..., np.ndarray] = thorax_hu, **lattice: Any) -> None:
-    check_whole_thorax(reader.read(only(write_image(thorax_image(hu=hu, **lattice), tmp_path / "person.mha"))))
+def check(tmp_path: Path, hu: Callable[..., np.ndarray] = thorax_hu, **placed: Any) -> None:
+    check_whole_thorax(reader.read(only(write_image(thorax_image(hu=hu, **placed), tmp_path / "person.mha"))))
 
 
 def test_two_whole_lungs_are_a_whole_thorax(tmp_path: Path) -> None:
