@@ -36,7 +36,11 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 (nothing could be done) or 2 (wrong arguments or settings)."""
+    """Run a command.
+
+    Returns:
+        The exit status: 0, 1 (nothing could be done), 2 (wrong arguments or settings) or 130 (interrupted).
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_help())
@@ -57,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RayliftError, FileNotFoundError, PermissionError) as error:
         print(f"raylift: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("raylift: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"raylift: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
 
 

@@ -30,6 +30,8 @@ ENVIRONMENT = {
     # Workers select their own devices; Ray warns that it will stop masking them.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Interrupted searches end as runs do.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # No tables of Tune between the lines of raylift.
     "RAY_AIR_NEW_OUTPUT": "0",
 }

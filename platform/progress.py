@@ -62,10 +62,16 @@ class MessageQueue:
 
     def __init__(self) -> None:
         self._messages: list[tuple[int | None, int, str]] = []
+        self._step = 0
 
     def put(self, message: tuple[int | None, int, str]) -> None:
         """Append a step (or None), the number of steps, and a text."""
         self._messages.append(message)
+        self._step = message[0] or self._step
+
+    def last_step(self) -> int:
+        """The step of the newest message that has one; 0 before."""
+        return self._step
 
     def take(self) -> list[tuple[int | None, int, str]]:
         """Remove and return all messages."""

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
 import tempfile
+import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -36,6 +41,48 @@ class RunFailed(RayliftError, RuntimeError):
     """A run that ended because of what a restart cannot cure, or that was restarted too often."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM, with a message for the user."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within this context of the main thread, SIGINT and SIGTERM raise Interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    received: list[str] = []
+
+    def interrupt(number: int, _: object) -> None:
+        received.append(signal.Signals(number).name)
+        raise KeyboardInterrupt
+
+    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        # Ray replaces the exception of a handler by one of its own.
+        raise Interrupted(f"interrupted by {received[-1]}" if received else "interrupted") from None
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+class _Trainer(TorchTrainer):
+    """A trainer whose workers can be ended at once. Ray's handler of SIGINT takes many seconds."""
+
+    _controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self._controller = controller
+
+    def end(self) -> None:
+        """End the controller; Ray then ends its workers."""
+        if self._controller is not None:
+            ray.kill(self._controller)
+
+
 def fit_with_restarts(
     run: RunConfig, run_url: str, settings: dict[str, Any], callbacks: list[Any], note: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -53,17 +100,31 @@ def fit_with_restarts(
 
     Raises:
         RayliftError: of a worker, where no restart can cure it, or RunFailed.
+        Interrupted: on SIGINT or SIGTERM.
     """
+    settings = {"config": to_plain(run), "run_url": run_url, **settings}
+    # Workers that a signal stops may still write here.
+    with tempfile.TemporaryDirectory(prefix="raylift-ray-", ignore_cleanup_errors=True) as scratch:
+        trainer = partial(_trainer, run, settings, callbacks, scratch)
+        with interruptible():
+            return _fit_attempts(trainer, run, run_url, note)
+
+
+def _fit_attempts(
+    new_trainer: Callable[[], _Trainer], run: RunConfig, run_url: str, note: Callable[[str], None]
+) -> dict[str, Any]:
     for restarts in range(run.cluster.max_failures + 1):
-        with tempfile.TemporaryDirectory(prefix="raylift-ray-") as scratch:
-            trainer = _trainer(run, {"config": to_plain(run), "run_url": run_url, **settings}, callbacks, scratch)
-            try:
-                outcome: dict[str, Any] = trainer.fit().return_value  # type: ignore[attr-defined]
-            except ray.train.WorkerGroupError as error:
-                raise_permanent(error, run_url)
-                reason = describe(error.worker_failures)
-            else:
-                return outcome
+        trainer = new_trainer()
+        try:
+            outcome: dict[str, Any] = trainer.fit().return_value  # type: ignore[attr-defined]
+        except KeyboardInterrupt:
+            trainer.end()
+            raise
+        except ray.train.WorkerGroupError as error:
+            raise_permanent(error, run_url)
+            reason = describe(error.worker_failures)
+        else:
+            return outcome
         if restarts < run.cluster.max_failures:
             note(f"{reason}: starting again from the newest checkpoint ({restarts + 1} of {run.cluster.max_failures})")
     raise RunFailed(
@@ -108,9 +169,9 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0].rstrip(":. ")
 
 
-def _trainer(run: RunConfig, settings: dict[str, Any], callbacks: list[Any], scratch: str) -> TorchTrainer:
+def _trainer(run: RunConfig, settings: dict[str, Any], callbacks: list[Any], scratch: str) -> _Trainer:
     workers, gpus = run.cluster.workers, run.cluster.gpus_per_worker
-    return TorchTrainer(
+    return _Trainer(
         train_worker,  # type: ignore[arg-type]  # Ray returns the worker's result
         train_loop_config=settings,
         torch_config=TorchConfig(timeout_s=600),

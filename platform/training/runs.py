@@ -23,7 +23,7 @@ from raylift.platform.config import RunConfig, flatten, with_absolute_paths
 from raylift.platform.progress import worker_messages
 from raylift.platform.training import pretrained
 from raylift.platform.training.checkpoint import RUN_FILE, STATE_FILE, Checkpoints, load_state, local_copy
-from raylift.platform.training.driver import fit_with_restarts
+from raylift.platform.training.driver import Interrupted, fit_with_restarts
 from raylift.platform.training.inputs import (
     archive_digests,
     check,
@@ -155,6 +155,7 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
     Raises:
         NonFiniteLoss: a loss was not finite; the run stops before the optimizer step.
         DivergedLoss: the training diverged, in a run with `train.stop_on_divergence`.
+        Interrupted: on SIGINT or SIGTERM; workers end with this process.
         RunFailed: a disk or the memory is full, or workers were lost more often than `cluster.max_failures`.
     """
     archive = check(run)
@@ -175,7 +176,15 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
     if to_tune:
         return _fit(run, run_url, digests, None, to_tune=True)
     with worker_messages(title) as messages:
-        return _fit(run, run_url, digests, messages, to_tune=False)
+        try:
+            return _fit(run, run_url, digests, messages, to_tune=False)
+        except Interrupted as error:
+            step = ray.get(messages.last_step.remote(), timeout=5)
+            saved = [summary["step"] for _, summary in checkpoints.published()][-1:]
+            newest = f"its newest checkpoint is of step {saved[0]}" if saved else "it has no checkpoint yet"
+            raise Interrupted(
+                f"{error} at step {step}; go on with raylift train --resume {run_url} ({newest})"
+            ) from None
 
 
 def _fit(run: RunConfig, run_url: str, archives: dict[str, str], messages: Any, to_tune: bool) -> dict[str, Any]:

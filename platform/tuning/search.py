@@ -32,6 +32,7 @@ from raylift.platform.monitor import MONITORED, format_metrics, monitored
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import pretrained, runs
 from raylift.platform.training.checkpoint import RUN_FILE, CheckpointError, best_checkpoint
+from raylift.platform.training.driver import Interrupted, interruptible
 from raylift.platform.training.inputs import check, with_archive_views, with_generations
 
 SEARCH_FILE, TABLE_FILE, RAY_FOLDER = "search.json", "trials.json", "ray"
@@ -149,6 +150,7 @@ def fit(url: str, report: Callable[[str], None] = print) -> list[Trial]:
 
     Raises:
         ClusterTooSmall: the cluster cannot run a single trial.
+        Interrupted: on SIGINT or SIGTERM; trials end with this process.
     """
     url = absolute(url)
     search = load_search(url)
@@ -165,7 +167,11 @@ def fit(url: str, report: Callable[[str], None] = print) -> list[Trial]:
     concurrent = min(filter(None, (cluster.capacity(cpus, gpus), search.max_concurrent, search.trials)))
     report(f"{search.trials} trials, {concurrent} at a time: each needs {cpus:g} CPUs and {gpus:g} GPUs")
     tuner = _tuner(search, url, space, concurrent, metric, report)
-    results = tuner.fit()
+    try:
+        with interruptible():
+            results = tuner.fit()
+    except Interrupted as interrupted:
+        raise Interrupted(f"{interrupted}; go on with raylift tune --resume {url}") from None
     for error in results.errors:
         report(f"a trial failed: {str(error).strip().splitlines()[-1]}")
     table = _table(url, space, [results[index].path for index in range(len(results))])

@@ -93,6 +93,49 @@ def test_a_corrupt_sample_ends_the_run_once_and_by_name(tiny, archive32, ray_clu
     assert not training_workers()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_both_signals_interrupt_and_other_handlers_are_back_afterwards(number):
+    before = signal.getsignal(number)
+    with pytest.raises(driver.Interrupted, match=f"interrupted by {number.name}"), driver.interruptible():
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_an_interrupted_run_ends_at_once_with_the_step_and_the_command_to_go_on(tiny, ray_cluster, tmp_path):
+    url, config = tmp_path / "run", tmp_path / "run.yaml"
+    run = replace(tiny, train=replace(tiny.train, steps=2000, log_every=1, validate_every=4, validation_samples=1))
+    config.write_text(replace(run, cluster=replace(run.cluster, workers=1)).to_yaml())
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "-m", "raylift", "train", str(config), "--output", str(url)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        try:
+            for line in process.stdout:
+                if "validation:" in line:
+                    break
+            process.send_signal(signal.SIGTERM)
+            sent = time.monotonic()
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert time.monotonic() - sent < 15
+    assert process.returncode == 130
+    last = errors.splitlines()[-1]
+    interrupted = re.fullmatch(
+        rf"raylift: interrupted by SIGTERM at step (\d+); go on with raylift train --resume {url} "
+        r"\(its newest checkpoint is of step (\d+)\)",
+        last,
+    )
+    assert interrupted, errors
+    assert 4 <= int(interrupted[2]) <= int(interrupted[1])
+    assert "Traceback" not in errors
+    assert Checkpoints(str(url)).newest()[0].endswith(f"step-{int(interrupted[2]):08d}")
+    deadline = time.monotonic() + 30
+    while training_workers() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not training_workers(), "workers run on"
+
+
 FILLS_A_DISK = """
 import os, pickle, subprocess, sys
 from pathlib import Path
