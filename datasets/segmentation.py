@@ -30,16 +30,21 @@ class Label(IntEnum):
     BONE = 3
 
 
-def body(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> Bool[np.ndarray, "d h w"]:
+def body(
+    hu: Int16[np.ndarray, "d h w"], spacing_mm: float, measured: Bool[np.ndarray, "d h w"] | None = None
+) -> Bool[np.ndarray, "d h w"]:
     """Mask of the patient without the table: largest component after an opening of 5 mm, filled in each slice.
 
-    All False if nothing is dense. The outside of the volume neither erodes nor dilates, so a body that is truncated by
-    the field of view keeps its outermost slices and its flanks.
+    All False if nothing is dense. The outside of the volume and of `measured`, the field of view, does not erode, so a
+    body that is truncated by the field of view keeps its outermost slices and its flanks.
     """
     radius = max(1, round(5.0 / spacing_mm))
     dense = np.asarray(hu > BODY_HU)
-    eroded = ndimage.binary_erosion(dense, iterations=radius, border_value=1)
-    opened = ndimage.binary_dilation(eroded, iterations=radius)
+    if measured is None:
+        eroded = ndimage.binary_erosion(dense, iterations=radius, border_value=1)
+    else:
+        eroded = ndimage.binary_erosion(dense | ~measured, iterations=radius, border_value=1) & dense & measured
+    opened = ndimage.binary_dilation(eroded, iterations=radius) & dense
     components, count = ndimage.label(opened)
     if count == 0:
         return np.zeros(hu.shape, dtype=bool)

@@ -32,6 +32,7 @@ def ingest_ct(
     require_whole_thorax: bool = False,
     assume_spacing_mm: Sequence[float] | None = None,
     keep_table: bool = False,
+    beyond_field_of_view: resample.FieldOfView = "keep",
     samples_per_shard: int = 8,
     progress: Progress = lambda *_: None,
 ) -> IngestReport:
@@ -55,6 +56,7 @@ def ingest_ct(
         require_whole_thorax: refuse scans without two whole lungs.
         assume_spacing_mm: spacing along the axes of NRRD and MetaImage files that state none.
         keep_table: keep the scanner table and everything else outside the body.
+        beyond_field_of_view: whether air beyond a field of view that cuts the body becomes tissue before projection.
         samples_per_shard: volumes in a shard; each full shard is published at once.
         progress: callback before each scan and at the end.
 
@@ -76,7 +78,7 @@ def ingest_ct(
         scan = reader.read(source, limits, assume_spacing_mm)
         if require_whole_thorax:
             resample.check_whole_thorax(scan)
-        hu, record = resample.resample(scan, grid, keep_table)
+        hu, record = resample.resample(scan, grid, keep_table, beyond_field_of_view)
         entry = Entry(
             id=source.subject,
             subject=source.subject,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
@@ -13,19 +13,26 @@ from raylift.datasets import segmentation
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.geometry import Grid
 from raylift.datasets.intensity import HU_MAX, HU_MIN
+from raylift.datasets.scans import field_of_view
 from raylift.datasets.scans.reader import Scan
 
 COARSE_MM = 4.0
 """Voxel spacing at which a whole scan is segmented."""
 
+FieldOfView = Literal["keep", "extend"]
+"""Whether what lies beyond the field of view is air as in the file, or tissue by `field_of_view.extend_body`."""
 
-def resample(scan: Scan, grid: Grid, keep_table: bool = False) -> tuple[Int16[np.ndarray, "d h w"], dict[str, Any]]:
+
+def resample(
+    scan: Scan, grid: Grid, keep_table: bool = False, beyond_field_of_view: FieldOfView = "keep"
+) -> tuple[Int16[np.ndarray, "d h w"], dict[str, Any]]:
     """The scan on `grid`, in HU and volume order, centered on the body, with a record of its provenance.
 
     HU is clamped to [-1024, 3071]. Axes that become coarser are smoothed first, with a Gaussian whose sigma is half the
     downsampling factor minus one, in voxels, as in scikit-image. The outside of the scan is air. Left to right and
     anterior to posterior the cube is centered on the body. Along the body it is centered on the lungs and moved to
-    stay inside the scan. Unless `keep_table`, everything outside the body becomes air.
+    stay inside the scan. Unless `keep_table`, everything outside the body becomes air. The record has the
+    share of slices in which the field of view cuts the body at each side.
 
     Raises:
         RefusedFile: no body inside the cube.
@@ -34,17 +41,23 @@ def resample(scan: Scan, grid: Grid, keep_table: bool = False) -> tuple[Int16[np
     clamped = sitk.Clamp(scan.image, sitk.sitkFloat32, HU_MIN, HU_MAX)
     smooth = _smooth_for(clamped, grid.spacing_mm)
     whole = _coarse(clamped)
-    body, lung = (find(_voxels(whole), COARSE_MM) for find in (segmentation.body, segmentation.lungs))
+    coarse = _voxels(whole)
+    measured = field_of_view.measured_region(coarse, _covered(scan.image, whole))
+    body, lung = segmentation.body(coarse, COARSE_MM, measured), segmentation.lungs(coarse, COARSE_MM)
     center, lungs_found = _center(clamped, body, lung, grid)
     origin = center - (grid.size - 1) / 2 * grid.spacing_mm * np.array([1, 1, -1])
     hu = _voxels(_on_axes(smooth, origin, grid.shape, grid.spacing_mm))
-    inside = segmentation.body(hu, grid.spacing_mm) | _inner(whole, body, origin, grid)
+    # Interpolation mixes the outermost voxels with the air beyond.
+    measured_cube = field_of_view.inner(_in_cube(measured, whole, origin, grid))
+    inside = segmentation.body(hu, grid.spacing_mm, measured_cube) | _inner(whole, body, origin, grid)
     if not inside.any():
         raise RefusedFile(
             f"{scan.source.where}: no body found in the central {grid.extent_mm:.0f} mm: not a CT of a person"
         )
     if not keep_table:
         hu[~inside] = HU_MIN
+    if beyond_field_of_view == "extend":
+        hu = field_of_view.extend_body(hu, inside, measured_cube, grid.spacing_mm)
     record = {
         "source_size": list(scan.image.GetSize()),
         "source_spacing_mm": list(scan.spacing_mm),
@@ -54,6 +67,8 @@ def resample(scan: Scan, grid: Grid, keep_table: bool = False) -> tuple[Int16[np
         "center_lps_mm": [round(float(value), 2) for value in center],
         "centered_on": "lungs" if lungs_found else "scan",
         "table_removed": not keep_table,
+        "field_of_view_cuts": field_of_view.cut_sides(body),
+        "beyond_field_of_view": beyond_field_of_view,
     }
     return hu, record
 
@@ -160,7 +175,24 @@ def _inner(
 
     In a cube that truncates a flank the lung behind it is connected to the outside air; in the whole scan it is not.
     """
-    inner = sitk.GetImageFromArray(ndimage.binary_erosion(body, border_value=1).astype(np.uint8))
-    inner.CopyInformation(whole)
-    cube = _on_axes(inner, origin, grid.shape, grid.spacing_mm, sitk.sitkNearestNeighbor, outside=0)
+    return _in_cube(ndimage.binary_erosion(body, border_value=1), whole, origin, grid)
+
+
+def _in_cube(
+    mask: Bool[np.ndarray, "d h w"], whole: sitk.Image, origin: np.ndarray, grid: Grid
+) -> Bool[np.ndarray, "n n n"]:
+    """A mask of the whole scan at the cube's voxels; False outside the scan."""
+    image = sitk.GetImageFromArray(mask.astype(np.uint8))
+    image.CopyInformation(whole)
+    cube = _on_axes(image, origin, grid.shape, grid.spacing_mm, sitk.sitkNearestNeighbor, outside=0)
     return np.asarray(sitk.GetArrayViewFromImage(cube) > 0)
+
+
+def _covered(image: sitk.Image, whole: sitk.Image) -> Bool[np.ndarray, "d h w"]:
+    """The voxels of the coarse scan that lie inside the file's extent, which is smaller if its axes are oblique."""
+    ones = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
+    ones.CopyInformation(image)
+    width, height, depth = whole.GetSize()
+    shape = (depth, height, width)
+    coarse = _on_axes(ones, np.array(whole.GetOrigin()), shape, COARSE_MM, sitk.sitkNearestNeighbor, outside=0)
+    return np.asarray(sitk.GetArrayViewFromImage(coarse) > 0)

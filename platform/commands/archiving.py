@@ -19,6 +19,7 @@ from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import PatientFacingOption
 from raylift.datasets.scans.header_checks import ScanLimits
+from raylift.datasets.scans.resample import FieldOfView
 from raylift.platform.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ class IngestOptions(SourceOptions):
     assume_spacing_mm: tuple[float, float, float] | None = None
     """Spacing along the axes of NRRD and MetaImage files that state none; the axes are taken to the left, posterior
     and superior."""
+    beyond_field_of_view: FieldOfView = "keep"
+    """Beyond a field of view that cuts the body: keep the air of the file, or extend the body by soft tissue."""
 
 
 def ingest(arguments: list[str]) -> int:
@@ -128,6 +131,7 @@ def ingest(arguments: list[str]) -> int:
             require_whole_thorax=options.require_whole_thorax,
             keep_table=options.keep_table,
             assume_spacing_mm=options.assume_spacing_mm,
+            beyond_field_of_view=options.beyond_field_of_view,
             samples_per_shard=options.samples_per_shard,
             progress=bar.update,
         )

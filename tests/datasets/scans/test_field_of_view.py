@@ -1,0 +1,113 @@
+"""What a field of view cuts off is measured, and extended towards what was there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from samples import thorax_hu, thorax_image, turned, write_image
+from scipy.special import expit
+
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.intensity import HU_MIN, Window, normalize
+from raylift.datasets.projector import render_drrs
+from raylift.datasets.scans import reader
+from raylift.datasets.scans.reader import Scan
+from raylift.datasets.scans.resample import FieldOfView, resample
+from raylift.models.metrics import psnr_db
+
+CUBE = Grid(64, 6.0)
+HALF_MM = 126.0
+"""Half the width of the field of view; the body extends 150 mm to either side and 105 mm to the front and back."""
+
+
+def chest_hu(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """The thorax with flat front and back between semicircular flanks, as most slices of chests are, not an ellipse."""
+    hu = thorax_hu(x, y, z)
+    ellipse = expit((1 - np.hypot(x / 150, y / 105)) * 35)
+    chest = expit((105 - np.hypot((np.abs(x) - 45).clip(0), y)) / 3)
+    return hu + (40 - hu) * chest * (1 - ellipse)
+
+
+def stored(image: sitk.Image, folder: Path, beyond: FieldOfView) -> tuple[np.ndarray, dict[str, float]]:
+    (source,) = reader.find([write_image(image, folder / "scan.nii.gz")]).sources
+    hu, record = resample(reader.read(source), CUBE, beyond_field_of_view=beyond)
+    assert record["beyond_field_of_view"] == beyond
+    return hu, record["field_of_view_cuts"]
+
+
+def rectangular() -> sitk.Image:
+    return thorax_image((56, 60, 80), hu=chest_hu)
+
+
+def circular() -> sitk.Image:
+    image = thorax_image((56, 56, 80), hu=chest_hu)
+    voxels = sitk.GetArrayFromImage(image)
+    y, x = np.indices(voxels.shape[1:]) - 27.5
+    voxels[:, np.hypot(y, x) > 28] = HU_MIN
+    result = sitk.GetImageFromArray(voxels)
+    result.CopyInformation(image)
+    return result
+
+
+# A circle hardly wider than the body is deep leaves little skin to continue: two voxels less are found.
+@pytest.mark.parametrize(("make", "error_hu"), [(rectangular, 250), (circular, 700)])
+def test_a_cut_body_is_extended_towards_the_one_that_was_scanned_whole(make, error_hu: float, tmp_path: Path) -> None:
+    whole, cuts = stored(thorax_image(hu=chest_hu), tmp_path, "keep")
+    assert set(cuts.values()) == {0.0}
+    kept, cuts = stored(make(), tmp_path, "keep")
+    assert cuts["right"] > 0.9
+    assert cuts["left"] > 0.9
+    assert cuts["anterior"] == cuts["posterior"] == 0.0
+    extended, _ = stored(make(), tmp_path, "extend")
+    x = np.abs(np.arange(64) - 31.5) * CUBE.spacing_mm
+    beyond = (x > HALF_MM + 6) & (whole > -400)
+    assert beyond.sum() > 3000
+    assert kept[beyond].max() < -600
+    assert np.abs(extended - whole)[beyond].mean() < error_hu
+    # No body where there was none, and nothing that was measured is changed.
+    assert ((extended > -400) & (whole < -900)).mean() < 0.01
+    inside = np.hypot(*np.meshgrid(x, x)) < HALF_MM - 15
+    np.testing.assert_array_equal(extended[:, inside], kept[:, inside])
+    drrs = [np.stack([normalize(drr) for drr in render_drrs(hu, CUBE, chest(CUBE))]) for hu in (whole, extended, kept)]
+    errors = [np.linalg.norm(drr - drrs[0]) for drr in drrs[1:]]
+    assert errors[0] < 0.6 * errors[1]
+
+
+@pytest.mark.parametrize("direction", [np.eye(3), turned(z_deg=12)])
+def test_a_body_inside_its_field_of_view_stays_as_it_is(direction: np.ndarray, tmp_path: Path) -> None:
+    image = thorax_image((90, 76, 80), direction=direction)
+    hu, cuts = stored(image, tmp_path, "extend")
+    np.testing.assert_array_equal(hu, stored(image, tmp_path, "keep")[0])
+    assert set(cuts.values()) == {0.0}
+
+
+def scan_of(path: Path) -> Scan:
+    (source,) = reader.find([path]).sources
+    return reader.read(source)
+
+
+def test_cuts_of_a_real_scan_are_found(real_data: Path) -> None:
+    cuts = resample(scan_of(real_data / "ct_more/lidc_idri_0306_2mm.nii.gz"), CUBE)[1]["field_of_view_cuts"]
+    assert min(cuts["right"], cuts["left"]) > 0.9
+    assert 0.2 < cuts["anterior"] < 0.5
+    assert cuts["posterior"] == 0.0
+
+
+def test_a_real_scan_that_is_made_narrower_is_extended_towards_what_it_was(real_data: Path) -> None:
+    scan = scan_of(real_data / "ct/lidc_idri_0007_2mm.nii.gz")
+    whole, record = resample(scan, CUBE)
+    assert max(record["field_of_view_cuts"].values()) < 0.25
+    narrow = replace(scan, image=scan.image[28:-28])
+    kept, record = resample(narrow, CUBE)
+    assert min(record["field_of_view_cuts"][side] for side in ("right", "left")) > 0.9
+    extended, _ = resample(narrow, CUBE, beyond_field_of_view="extend")
+    window = Window()
+    errors = [
+        np.square(window.to_unit(hu.astype(float)) - window.to_unit(whole.astype(float))).mean()
+        for hu in (kept, extended)
+    ]
+    assert psnr_db(errors[1], 1.0) > psnr_db(errors[0], 1.0) + 1.5
