@@ -1,4 +1,4 @@
-"""What every benchmark prints around its figures: date, machine, versions, command."""
+"""What every benchmark prints around its results: date, machine, versions, command."""
 
 from __future__ import annotations
 

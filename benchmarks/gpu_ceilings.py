@@ -49,12 +49,12 @@ def convolutions(report: Report, tiny: bool) -> dict[str, float]:
                     rates = [flop / forward / 1e9, 3 * flop / both / 1e9]
                     best[name.split()[0]] = max(best.get(name.split()[0], 0.0), rates[1])
                     cells = [f"{name}{', algorithms tried' * search}", f"{size}^3", f"{forward:.3g}", f"{both:.3g}"]
-                    figures = {"what": name, "search": search, "size": size, "forward_ms": forward, "both_ms": both}
+                    results = {"what": name, "search": search, "size": size, "forward_ms": forward, "both_ms": both}
                     report.row(
                         CONVOLUTION,
                         CONVOLUTION_COLUMNS,
                         [*cells, *(f"{throughput:.3g}" for throughput in rates)],
-                        figures,
+                        results,
                     )
     return best
 

@@ -78,9 +78,9 @@ def compare(report: Report, density: Tensor, grid: Grid, view: View) -> None:
             continue
         with report.guarded(where):
             project = make(grid, geometry, view, density)
-            figures = measured(project, density, weights, report.device)
-            base = base or figures[:4]
-            row(report, name, grid, view, len(density), figures, base, ground_truth)
+            results = measured(project, density, weights, report.device)
+            base = base or results[:4]
+            row(report, name, grid, view, len(density), results, base, ground_truth)
 
 
 def measured(
@@ -107,11 +107,11 @@ def row(
     grid: Grid,
     view: View,
     batch: int,
-    figures: tuple[float, float, Tensor, Tensor, float],
+    results: tuple[float, float, Tensor, Tensor, float],
     base: tuple[float, float, Tensor, Tensor],
     ground_truth: Tensor,
 ) -> None:
-    forward, whole, image, gradient, peak = figures
+    forward, whole, image, gradient, peak = results
     errors = [relative_error(image, ground_truth), relative_error(image, base[2]), relative_error(gradient, base[3])]
     cells = [name, f"{grid.size}^3", view.name, str(batch), f"{forward:.3g}", f"{whole:.3g}"]
     cells += [f"{forward / base[0]:.2f}", f"{whole / base[1]:.2f}", *(f"{error:.2e}" for error in errors)]
@@ -257,9 +257,9 @@ def compile_ours(report: Report, density: Tensor, grid: Grid) -> None:
             plain = measured(ours(grid, geometry, view, density), density, weights, report.device)
             started = time.perf_counter()
             compiled = torch.compile(ours(grid, geometry, view, density), dynamic=False)
-            figures = measured(compiled, density, weights, report.device)
+            results = measured(compiled, density, weights, report.device)
             report.note(f"compiled projector, {view.name}: {time.perf_counter() - started:.0f} s with compilation")
-            row(report, "raylift, compiled", grid, view, 1, figures, plain[:4], ground_truth)
+            row(report, "raylift, compiled", grid, view, 1, results, plain[:4], ground_truth)
 
 
 TITLE = "projectors, times relative to raylift's, errors as relative L2"

@@ -20,7 +20,7 @@ PACKAGES = ("torch", "triton", "numpy", "nanodrr", "flashdrr")
 
 
 class Report:
-    """Figures, part by part; what is measured stays whatever happens to the rest.
+    """Results, part by part; what is measured stays whatever happens to the rest.
 
     Args:
         folder: where `report.md` and `report.json` are written, again after every row.
@@ -48,10 +48,10 @@ class Report:
         """Seconds until the part that runs should end."""
         return self.closing - time.monotonic()
 
-    def row(self, title: str, columns: list[str], cells: list[str], figures: dict[str, Any]) -> None:
+    def row(self, title: str, columns: list[str], cells: list[str], results: dict[str, Any]) -> None:
         """A row of the table of that title, and the same with all digits for the JSON."""
         self.tables.setdefault(title, (columns, []))[1].append(cells)
-        self.data.setdefault(title, []).append(figures)
+        self.data.setdefault(title, []).append(results)
         print(" | ".join(cells), flush=True)
         self.write()
 

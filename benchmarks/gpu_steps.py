@@ -125,8 +125,8 @@ def of_system(report: Report, case: Case, system: SystemConfig, rates: dict[str,
             with FlopCounterMode(display=False) if not tflop else nullcontext() as counted:
                 take(data)
             tflop = tflop or counted.get_total_flops() / 1e12
-            figures = timed(lambda take=take: take(data), report.device, report.trial)
-        row(report, case, kind, tflop, figures, rates)
+            results = timed(lambda take=take: take(data), report.device, report.trial)
+        row(report, case, kind, tflop, results, rates)
 
 
 def timed(step: Callable[[], object], device: torch.device, once: bool) -> dict[str, float]:
@@ -144,19 +144,19 @@ def timed(step: Callable[[], object], device: torch.device, once: bool) -> dict[
 
 
 def row(
-    report: Report, case: Case, kind: str, tflop: float, figures: dict[str, float], rates: dict[str, float]
+    report: Report, case: Case, kind: str, tflop: float, results: dict[str, float], rates: dict[str, float]
 ) -> None:
     """A row of the table of steps."""
-    wall = figures["wall_s"]
+    wall = results["wall_s"]
     throughput = tflop / wall
     sheet = next((peak for name, peak in PEAKS_TFLOPS.items() if name in report.data["card"]), None)
     peak = sheet and sheet * (1.0 if "bf16" in kind else 0.5)
     own = rates.get(kind.split()[0])
     cells = [case.name, f"{case.size}^3", str(case.batch), kind, f"{1e3 * wall:.1f}", f"{case.batch / wall:.3g}"]
-    cells += [f"{figures['peak_gib']:.1f}", f"{tflop:.3g}", f"{throughput:.3g}"]
+    cells += [f"{results['peak_gib']:.1f}", f"{tflop:.3g}", f"{throughput:.3g}"]
     cells += [f"{throughput / peak:.1%}" if peak and "strict" not in kind else ""]
     cells += [f"{throughput / own:.1%}" if own and "strict" not in kind else ""]
-    report.row(STEPS, COLUMNS, cells, {"system": case.name, "kind": kind, "tflop": tflop, **vars(case), **figures})
+    report.row(STEPS, COLUMNS, cells, {"system": case.name, "kind": kind, "tflop": tflop, **vars(case), **results})
 
 
 def compiled(name: str, small: bool, device: torch.device) -> dict[str, float]:
@@ -197,8 +197,8 @@ def parity(report: Report, small: bool) -> None:
                 first, all_of_them = apart[name][0], sum(apart[name]) / count
                 end = sum(curves[kind][name][-last:]) / last
                 cells = [kind, name, f"{first:.2e}", f"{all_of_them:.2e}", f"{max(apart[name]):.2e}", f"{end:.4f}"]
-                figures = {"kind": kind, "player": name, "first": first, "mean": all_of_them, "end": end}
-                report.row(PARITY, PARITY_COLUMNS, cells, figures)
+                results = {"kind": kind, "player": name, "first": first, "mean": all_of_them, "end": end}
+                report.row(PARITY, PARITY_COLUMNS, cells, results)
 
 
 def phantom_pairs(count: int, grid: Grid, system: Composition, device: torch.device) -> tuple[Tensor, Tensor]:

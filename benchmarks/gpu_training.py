@@ -46,7 +46,7 @@ from training_data import (
     pack,
     phantoms,
 )
-from training_loop import Figures, Log, Settings, curves, placed, train
+from training_loop import Log, Metrics, Settings, curves, placed, train
 
 GRID = Grid(64, 5.0)
 SOURCE = Grid(96, 4.0)
@@ -62,9 +62,9 @@ def systems() -> dict[str, SystemConfig]:
 
 
 @torch.no_grad()
-def measure(network: torch.nn.Module, sets: dict[str, tuple[Tensor, Tensor]], settings: Settings) -> Figures:
+def measure(network: torch.nn.Module, sets: dict[str, tuple[Tensor, Tensor]], settings: Settings) -> Metrics:
     """PSNR (dB) and SSIM of protocol `volume`, by set."""
-    figures = {}
+    values = {}
     for name, (ground_truth, views) in sets.items():
         psnr, ssim = [], []
         for target, images in zip(ground_truth, views, strict=True):
@@ -73,8 +73,8 @@ def measure(network: torch.nn.Module, sets: dict[str, tuple[Tensor, Tensor]], se
             volume = volume.float().clip(0, 1)
             psnr.append(float(-10 * (volume - target[None]).square().mean().log10()))
             ssim.append(float(1 - ssim_loss(volume, target[None])))
-        figures[f"{name}_psnr_db"], figures[f"{name}_ssim"] = float(np.mean(psnr)), float(np.mean(ssim))
-    return figures
+        values[f"{name}_psnr_db"], values[f"{name}_ssim"] = float(np.mean(psnr)), float(np.mean(ssim))
+    return values
 
 
 def augmented(volumes: dict[str, Tensor], geometry: Geometry, options: Any) -> Iterator[Batch]:
@@ -130,19 +130,19 @@ def run_job(
     }
     log = Log(output / f"{label}.jsonl", label)
 
-    def measured(ema: torch.nn.Module, position: Figures) -> None:
-        figures = {**position, "samples": position["step"] * options.batch, **measure(ema, prepared, settings)}
+    def measured(ema: torch.nn.Module, position: Metrics) -> None:
+        values = {**position, "samples": position["step"] * options.batch, **measure(ema, prepared, settings)}
         if device.type == "cuda":
-            figures["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+            values["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         state = {key: value.half().cpu().contiguous() for key, value in ema.state_dict().items()}
         safetensors.torch.save_file(state, output / f"{label}.safetensors")
-        log({"measured": figures})
+        log({"measured": values})
 
     train(objective, augmented(volumes, geometry, options), settings, log, measured)
 
 
 def export(weights_file: Path, views: int, ct: str, phantoms: int, folder: Path) -> None:
-    """Weights and their last figures as a model that raylift loads, in half precision, with its card."""
+    """Weights and their last metrics as a model that raylift loads, in half precision, with its card."""
     from raylift.models.weights import Description, Model
     from raylift.platform.export import export as export_model
 
@@ -150,7 +150,7 @@ def export(weights_file: Path, views: int, ct: str, phantoms: int, folder: Path)
     geometry = replace(geometry, views=geometry.views[:views])
     system = replace(systems()[weights_file.stem.rsplit("-", 1)[0]], views=tuple(view.name for view in geometry.views))
     log = weights_file.with_suffix(".jsonl").read_text().splitlines()
-    figures = [json.loads(line)["measured"] for line in log if "measured" in line][-1]
+    values = [json.loads(line)["measured"] for line in log if "measured" in line][-1]
     held = (*TEST, *VALIDATE)
     scans = sorted(key.removeprefix("source:") for key in np.load(ct).files if key.startswith("source:"))
     scans = [name for name in scans if name not in held]
@@ -158,15 +158,15 @@ def export(weights_file: Path, views: int, ct: str, phantoms: int, folder: Path)
     provenance = {
         "archive": f"{phantoms} phantoms and {len(scans)} CT ({collections}), augmented",
         "training_samples": [*scans, *(f"phantom {seed}" for seed in range(phantoms))],
-        "step": figures["step"],
-        "seconds": figures["seconds"],
+        "step": values["step"],
+        "seconds": values["seconds"],
         "script": "benchmarks/gpu_training.py",
         "result": "benchmarks/results/2026-11-26-gpu_training.md",
     }
     network = system.reconstructor(GRID, geometry)
     network.load_state_dict({name: value.float() for name, value in safetensors.torch.load_file(weights_file).items()})
     metrics = {
-        name.replace("val_ct", "val"): value for name, value in figures.items() if name.endswith(("_psnr_db", "_ssim"))
+        name.replace("val_ct", "val"): value for name, value in values.items() if name.endswith(("_psnr_db", "_ssim"))
     }
     description = Description(system, GRID, geometry, WINDOW, provenance=provenance)
     export_model(Model(network, description, ""), folder, metrics, dtype=torch.float16)

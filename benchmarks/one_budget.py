@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import conditions
 from one_budget_data import GEOMETRY, GRID, folds, prepare
 from training_data import WINDOW, Pairs
-from training_loop import Figures, Log, Settings, placed, train
+from training_loop import Log, Metrics, Settings, placed, train
 
 BATCH = 4
 VALIDATED = 8
@@ -130,9 +130,9 @@ def fit(
     log = Log(folder / f"{stage}.jsonl", f"{name} {stage}")
     log.file.unlink(missing_ok=True)
     validation = run.pairs("validation.npz").batch(range(VALIDATED))
-    last: Figures = {}
+    last: Metrics = {}
 
-    def measured(network: nn.Module, position: Figures) -> None:
+    def measured(network: nn.Module, position: Metrics) -> None:
         last.update({**position, **({} if begin else measure(network, validation))})
         log({"measured": dict(last)})
 
@@ -169,7 +169,7 @@ def load_networks(file: Path, networks: dict[str, nn.Module]) -> None:
 
 
 @torch.no_grad()
-def measure(network: nn.Module, batch: Batch) -> Figures:
+def measure(network: nn.Module, batch: Batch) -> Metrics:
     """Mean PSNR (dB) and SSIM of protocol `volume` over a batch, for the curves."""
     volume = network(batch.views).float().clip(0, 1)
     squared = (volume - batch.volume).square().flatten(1).mean(dim=1)
@@ -184,7 +184,7 @@ def evaluate_all(weights: Path, name: str, pairs: Pairs, volumes: Path | None = 
     made = reconstructed(weights, name, pairs)
     if volumes:
         np.savez_compressed(volumes, **made)
-    return figures_of(made, pairs)
+    return metrics_of(made, pairs)
 
 
 def reconstructed(weights: Path, name: str, pairs: Pairs) -> dict[str, np.ndarray]:
@@ -208,17 +208,17 @@ def volumes_of(network: nn.Module, pairs: Pairs) -> dict[str, np.ndarray]:
     return volumes
 
 
-def figures_of(volumes: dict[str, np.ndarray], pairs: Pairs) -> dict[str, dict[str, Figures]]:
-    """By subject and stage, the figures of protocol `volume` and the lung Dice."""
-    figures: dict[str, dict[str, Figures]] = {}
+def metrics_of(volumes: dict[str, np.ndarray], pairs: Pairs) -> dict[str, dict[str, Metrics]]:
+    """By subject and stage, the metrics of protocol `volume` and the lung Dice."""
+    values: dict[str, dict[str, Metrics]] = {}
     for name, ground_truth in zip(pairs.names.tolist(), pairs.hu.astype(np.float32), strict=True):
         for stage in ("predicted", "fitted"):
             hu = volumes[f"{name} {stage}"].astype(np.float32)
-            figures.setdefault(name, {})[stage] = {
+            values.setdefault(name, {})[stage] = {
                 **metrics.PROTOCOLS["volume"].evaluate(hu, ground_truth),
                 "lung_dice": metrics.lung_dice(hu, ground_truth, GRID.spacing_mm),
             }
-    return figures
+    return values
 
 
 def run_baselines(run: Run) -> None:
@@ -227,7 +227,7 @@ def run_baselines(run: Run) -> None:
     def fitted(training: Iterable[Pairs], test: Pairs) -> dict[str, Any]:
         batches = (pairs.batch([k]) for pairs in training for k in range(len(pairs.names)))
         networks = baselines.fit(batches, GRID, GEOMETRY).predictors(GRID, GEOMETRY)
-        return {"test": {key: figures_of(volumes_of(network, test), test) for key, network in networks.items()}}
+        return {"test": {key: metrics_of(volumes_of(network, test), test) for key, network in networks.items()}}
 
     run.once(f"{BASELINES}/phantoms", lambda: fitted([run.pairs("phantoms-*.npz")], run.pairs("test.npz")))
     for k, held_out in enumerate(run.test_subjects()):

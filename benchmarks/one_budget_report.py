@@ -40,20 +40,20 @@ TISSUES = {
 }
 """HU of the ground truth, from and below."""
 
-Figures = dict[str, dict[str, dict[str, float]]]
-"""Figures of one predictor by subject, by stage, by measure."""
+Metrics = dict[str, dict[str, dict[str, float]]]
+"""Metrics of one predictor by subject, by stage, by measure."""
 
 
-def results(folder: Path, key: str = "test") -> tuple[dict[str, Figures], dict[str, Figures]]:
-    """The figures of every predictor on phantoms and, over all folds, on CT."""
-    sets: tuple[dict[str, Figures], dict[str, Figures]] = ({}, {})
+def results(folder: Path, key: str = "test") -> tuple[dict[str, Metrics], dict[str, Metrics]]:
+    """The metrics of every predictor on phantoms and, over all folds, on CT."""
+    sets: tuple[dict[str, Metrics], dict[str, Metrics]] = ({}, {})
     for name in finished(folder):
         for data, files in zip(sets, (["phantoms.json"], folds_of(folder)), strict=True):
             for file in files:
                 found = json.loads((folder / name / file).read_text()).get(key, {})
                 found = found if name == BASELINES else {name: found}
-                for predictor, figures in found.items():
-                    data.setdefault(predictor, {}).update(figures)
+                for predictor, values in found.items():
+                    data.setdefault(predictor, {}).update(values)
     return sets
 
 
@@ -68,12 +68,12 @@ def folds_of(folder: Path) -> list[str]:
     return sorted(set.intersection(*files))
 
 
-def cell(figures: Figures, reference: Figures, stage: str, measure: str, digits: int) -> str:
+def cell(metrics: Metrics, reference: Metrics, stage: str, measure: str, digits: int) -> str:
     """The mean, and its difference to the reference with a 95 % interval over the same subjects."""
     subjects = sorted(reference)
-    values = np.array([figures[name][stage][measure] for name in subjects])
+    values = np.array([metrics[name][stage][measure] for name in subjects])
     mean = f"{values.mean():.{digits}f}"
-    if figures is reference:
+    if metrics is reference:
         return mean
     difference = values - [reference[name][stage][measure] for name in subjects]
     if np.ptp(difference) == 0:
@@ -82,15 +82,15 @@ def cell(figures: Figures, reference: Figures, stage: str, measure: str, digits:
     return f"{mean} ({difference.mean():+.{digits}f}; {interval.low:+.{digits}f} to {interval.high:+.{digits}f})"
 
 
-def tables(data: dict[str, Figures], what: str) -> list[str]:
+def tables(data: dict[str, Metrics], what: str) -> list[str]:
     """A table before the fit and one after it."""
     lines = []
     reference = data[NAMES[0]]
-    complete = {name: figures for name, figures in data.items() if set(figures) == set(reference)}
+    complete = {name: values for name, values in data.items() if set(values) == set(reference)}
     for stage, words in STAGES.items():
         rows = [
-            [title(name), *(cell(figures, reference, stage, *measure) for measure in MEASURES.values())]
-            for name, figures in complete.items()
+            [title(name), *(cell(values, reference, stage, *measure) for measure in MEASURES.values())]
+            for name, values in complete.items()
         ]
         heading = f"{what}, {words}: mean (difference to {title(NAMES[0])}; its 95 % interval)"
         lines += ["", *table_lines(heading, ["predictor", *MEASURES], rows)]
@@ -102,14 +102,14 @@ def title(name: str) -> str:
     return SYSTEMS[name].title if name in SYSTEMS else name
 
 
-def verdict(data: dict[str, Figures], what: str) -> str:
+def verdict(data: dict[str, Metrics], what: str) -> str:
     """By how much the last system is ahead of the first, beside what was wanted."""
     first, last = data[NAMES[0]], data[NAMES[-1]]
     words = []
     for stage, where in STAGES.items():
 
-        def mean(figures: Figures, measure: str, stage: str = stage) -> float:
-            return fmean(one[stage][measure] for one in figures.values())
+        def mean(values: Metrics, measure: str, stage: str = stage) -> float:
+            return fmean(one[stage][measure] for one in values.values())
 
         psnr, ssim = (mean(last, key) - mean(first, key) for key in ("psnr_db", "ssim"))
         dice = mean(last, "lung_dice")

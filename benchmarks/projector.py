@@ -1,8 +1,8 @@
 """The projector against plastimatch and diffdrr: time, and how far the images agree.
 
 A CT is resampled to 128^3 at 2.5 mm and projected to a 128 x 128 detector in the chest geometry, PA. plastimatch runs
-as its command line tool (its time is its own figure, without the start of the process); diffdrr needs an environment of
-its own, because it installs 2.5 GB:
+as its command line tool (its time is the one that it prints, without the start of the process); diffdrr needs an
+environment of its own, because it installs 2.5 GB:
 
     python -m venv ~/diffdrr && ~/diffdrr/bin/pip install torch diffdrr
     python benchmarks/projector.py [--ct scan.nii.gz] [--diffdrr ~/diffdrr/bin/python]

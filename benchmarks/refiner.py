@@ -56,8 +56,8 @@ def main() -> int:
     columns = ["PSNR less the base's, dB", "correlation of std and error", "std / error", "sharpness", "seconds"]
     first = rows[0][2]["psnr_db"]
     lines = [
-        [name, str(samples), *cells(figures), *gain(figures["psnr_db"], first), *more]
-        for name, samples, figures, more in rows
+        [name, str(samples), *cells(values), *gain(values["psnr_db"], first), *more]
+        for name, samples, values, more in rows
     ]
     table(title, ["", "samples", *COLUMNS, *columns], lines)
     return 0
@@ -77,10 +77,10 @@ def measured(
             statistics.add(generative.predict(model.network, batch.views, settings, k))
             if k + 1 in scans:
                 seconds, hu = time.perf_counter() - started, window.to_hu(statistics.mean)[0, 0].numpy()
-                figures = PROTOCOLS["volume"].evaluate(hu, ground_truth)
+                values = PROTOCOLS["volume"].evaluate(hu, ground_truth)
                 scans[k + 1].append(
                     (
-                        figures,
+                        values,
                         *error_prediction(statistics, batch.volume),
                         mean_gradient(hu) / mean_gradient(ground_truth),
                         seconds,
@@ -90,7 +90,7 @@ def measured(
         (
             name,
             count,
-            {key: [figures[key] for figures, *_ in found] for key in COLUMNS.values()},
+            {key: [values[key] for values, *_ in found] for key in COLUMNS.values()},
             [f"{fmean(values):.2f}" for values in list(zip(*found, strict=True))[1:]],
         )
         for count, found in scans.items()
@@ -111,10 +111,10 @@ def mean_gradient(hu: np.ndarray) -> float:
     return fmean(float(np.abs(np.diff(hu, axis=axis)).mean()) for axis in range(3))
 
 
-def cells(figures: dict[str, list[float]]) -> list[str]:
+def cells(values: dict[str, list[float]]) -> list[str]:
     """Mean and standard deviation over scans."""
     digits = {"psnr_db": 2, "mae_hu": 1, "ssim": 4}
-    return [f"{fmean(v):.{digits[key]}f} ± {stdev(v):.{digits[key]}f}" for key, v in figures.items()]
+    return [f"{fmean(v):.{digits[key]}f} ± {stdev(v):.{digits[key]}f}" for key, v in values.items()]
 
 
 def gain(own: list[float], base: list[float]) -> list[str]:

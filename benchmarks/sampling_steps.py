@@ -59,8 +59,8 @@ def main() -> int:
             predictions = torch.cat([predict(test.views[k : k + 1]) for k in range(len(test.views))])
         seconds = (time.perf_counter() - started) / len(predictions)
         hu = [window.to_hu(volumes[:, 0].float()).numpy().astype(np.float32) for volumes in (predictions, test.volume)]
-        figures = [PROTOCOLS["volume"].evaluate(one, ground_truth) for one, ground_truth in zip(*hu, strict=True)]
-        return fmean(f["psnr_db"] for f in figures), fmean(f["ssim"] for f in figures), seconds
+        values = [PROTOCOLS["volume"].evaluate(one, ground_truth) for one, ground_truth in zip(*hu, strict=True)]
+        return fmean(f["psnr_db"] for f in values), fmean(f["ssim"] for f in values), seconds
 
     train = (load_batch(archive, [entry], window, views) for entry in archive.entries("train"))
     frame = (model.description.grid, model.description.geometry)
@@ -71,9 +71,9 @@ def main() -> int:
     for sampler in options.samplers:
         for steps in options.steps:
             settings = SamplingConfig(sampler, steps)
-            figures_of_steps = measured(lambda radiographs, settings=settings: network.sample(radiographs, settings))
-            best[steps] = max(best.get(steps, -np.inf), figures_of_steps[0])
-            rows.append([sampler, str(steps), *cells(figures_of_steps)])
+            of_steps = measured(lambda radiographs, settings=settings: network.sample(radiographs, settings))
+            best[steps] = max(best.get(steps, -np.inf), of_steps[0])
+            rows.append([sampler, str(steps), *cells(of_steps)])
     description = model.description
     title = (
         f"{description.system.name}, {description.grid.size}^3, after {description.provenance.get('step', '?')} steps, "
@@ -85,8 +85,8 @@ def main() -> int:
     return 0
 
 
-def cells(figures: tuple[float, float, float]) -> list[str]:
-    psnr, ssim, seconds = figures
+def cells(values: tuple[float, float, float]) -> list[str]:
+    psnr, ssim, seconds = values
     return [f"{psnr:.2f}", f"{ssim:.3f}", f"{seconds:.2f}"]
 
 

@@ -58,7 +58,7 @@ def main() -> int:
                     return status
         reports[name] = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
         count = parameters(model_store.load(resolve_checkpoint(str(run))).network.requires_grad_())
-        rows.append([name, f"{count:,}", *figures(reports[name], "model")])
+        rows.append([name, f"{count:,}", *values(reports[name], "model")])
     rows += trivial(options.presets, reports)
     first = reports[options.presets[0]]
     header("systems")
@@ -100,9 +100,9 @@ def beside(name: str, ct: str, runs: Path) -> list[str]:
 def trivial(presets: list[str], reports: dict[str, dict]) -> list[list[str]]:
     """Rows of the trivial baselines; back-projection depends on the number of views."""
     by_views = {len(PRESETS[name].system.views): reports[name] for name in presets}
-    rows = [[MEAN, "", *figures(reports[presets[0]], MEAN)]]
+    rows = [[MEAN, "", *values(reports[presets[0]], MEAN)]]
     for views, report in sorted(by_views.items()):
-        rows.append([f"{BACK}, {views} view{'s'[: views - 1]}", "", *figures(report, BACK)])
+        rows.append([f"{BACK}, {views} view{'s'[: views - 1]}", "", *values(report, BACK)])
     return rows
 
 
@@ -119,7 +119,7 @@ def grouped(report: dict) -> dict[str, list[dict]]:
     return {group: cases for group, cases in groups.items() if cases}
 
 
-def figures(report: dict, predictor: str) -> list[str]:
+def values(report: dict, predictor: str) -> list[str]:
     cells = []
     for cases in grouped(report).values():
         for key in COLUMNS.values():

@@ -20,7 +20,7 @@ from raylift.datasets.batch import Batch
 from raylift.models.literature import Training
 from raylift.models.objectives.objective import Objective, frozen
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Sums:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value
 
-    def take(self) -> Figures:
+    def take(self) -> Metrics:
         """The means, which then start anew."""
         means = {name: round(float(value / self.count), 5) for name, value in self.sums.items()}
         self.sums, self.count = {}, 0
@@ -98,7 +98,7 @@ def train(
     batches: Iterator[Batch],
     settings: Settings,
     log: Callable[[dict[str, Any]], None],
-    measured: Callable[[nn.Module, Figures], None],
+    measured: Callable[[nn.Module, Metrics], None],
 ) -> nn.Module:
     """Train until the time is over and return the EMA of the reconstructor.
 
@@ -189,15 +189,15 @@ def curves(folder: Path, plot: Path) -> None:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         losses = [row for row in rows if "measured" not in row]
         axes[0].semilogy([row["seconds"] for row in losses], [row["voxel_mse"] for row in losses], label=path.stem)
-        figures = [row["measured"] for row in rows if "measured" in row]
-        keys = [key for key in figures[-1] if key.endswith(("_psnr_db", "_ssim"))]
+        values = [row["measured"] for row in rows if "measured" in row]
+        keys = [key for key in values[-1] if key.endswith(("_psnr_db", "_ssim"))]
         for key in (key for key in keys if key.endswith("_psnr_db")):
             name = f"{path.stem}, {key.removesuffix('_psnr_db')}"
-            axes[1].plot([row["seconds"] for row in figures], [row[key] for row in figures], label=name)
+            axes[1].plot([row["seconds"] for row in values], [row[key] for row in values], label=name)
         print(f"{path.stem}\n")
         print("| step | seconds | " + " | ".join(keys) + " |")
         print("| --- | --- | " + " | ".join("---" for _ in keys) + " |")
-        for row in figures:
+        for row in values:
             cells = " | ".join(f"{row[key]:.3f}" if key.endswith("ssim") else f"{row[key]:.2f}" for key in keys)
             print(f"| {row['step']} | {row['seconds']:.0f} | {cells} |")
         print()

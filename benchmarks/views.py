@@ -60,9 +60,9 @@ def main() -> int:
     for seed in options.seeds:
         for count, geometry in sets.items():
             started = time.process_time()
-            figures, size = trained(hu, volumes, [images[view] for view in geometry.views], geometry, seed, options)
-            results[count].append(figures)
-            print(f"{count} views, seed {seed}: {figures}", file=sys.stderr, flush=True)
+            values, size = trained(hu, volumes, [images[view] for view in geometry.views], geometry, seed, options)
+            results[count].append(values)
+            print(f"{count} views, seed {seed}: {values}", file=sys.stderr, flush=True)
             seconds[count] += (time.process_time() - started) / len(options.seeds)
     seeds = " and ".join(map(str, options.seeds))
     lines += [
@@ -72,7 +72,7 @@ def main() -> int:
         f"* network: tiny X2CT-CNN, features back-projected along rays and averaged over views, {size:,} parameters "
         f"for any number of views; {options.steps} steps of batch {BATCH}, Adam at {LR:g} with a linear decay to zero "
         f"in the second half; seeds {seeds}",
-        "* figures: protocol `volume`, mean over the held-out phantoms, then mean ± standard deviation over the seeds; "
+        "* metrics: protocol `volume`, mean over the held-out phantoms, then mean ± standard deviation over the seeds; "
         "seconds: CPU time of training and measuring, a seed\n",
     ]
     rows = [
@@ -115,7 +115,7 @@ def trained(
     seed: int,
     options: argparse.Namespace,
 ) -> tuple[dict[str, float], int]:
-    """Mean figures of the held-out phantoms after training from that seed, and the number of parameters."""
+    """Mean metrics of the held-out phantoms after training from that seed, and the number of parameters."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     inputs = torch.stack(images, dim=1)
