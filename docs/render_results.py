@@ -15,8 +15,8 @@ from raylift.platform.evaluation.tables import TITLES
 INTRODUCTION = """\
 # Results
 
-Written by `python docs/render_results.py` from the `metrics.json` of reports. Each figure belongs to a
-[protocol](explanation/protocols.md); figures of different protocols cannot be compared. Figures of the literature are
+Written by `python docs/render_results.py` from the `metrics.json` of reports. Each result belongs to a
+[protocol](explanation/protocols.md); results of different protocols cannot be compared. Results of the literature are
 not listed, because they come from other data, geometry and definitions. Radiographs are digitally reconstructed
 radiographs (DRRs) of the CT, computed by the projector of the archive.
 """
@@ -45,7 +45,7 @@ def evaluation(title: str, report: Path) -> str:
     for predictor, mean in metrics["mean"].items():
         spread = metrics["standard_deviation"][predictor]
         cells = [
-            figure(name, mean[protocol][name], spread[protocol][name], len(metrics["cases"]))
+            cell(name, mean[protocol][name], spread[protocol][name], len(metrics["cases"]))
             for protocol, names in COLUMNS.items()
             for name in names
         ]
@@ -53,14 +53,14 @@ def evaluation(title: str, report: Path) -> str:
     return "\n".join([*lines, "", *conditions(metrics["provenance"], list(metrics["cases"]))])
 
 
-def figure(name: str, mean: float, spread: float, count: int) -> str:
+def cell(name: str, mean: float, spread: float, count: int) -> str:
     """Mean and, over several scans, standard deviation."""
     digits = DIGITS.get(name, 3)
     return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if count > 1 else "")
 
 
 def conditions(provenance: dict[str, Any], cases: list[str]) -> list[str]:
-    """What made the figures."""
+    """What made the results."""
     training, versions = provenance["training"], provenance["versions"]
     return [
         f"* {provenance['date']}, {provenance['system']} with {provenance['parameters']:,} parameters, "

@@ -10,7 +10,7 @@ the optimum, so they are constant in a step, and this is the gradient of the who
 conjugate gradients with an exact line search need no step size, and start from the network's volume, so that what the
 radiographs do not determine stays as predicted. Voxels without attenuation in the network's volume stay without:
 otherwise the correction is smeared along the rays into the air around the patient. Agreement with the radiographs does
-not prove a better volume: `docs/explanation/data-consistency.md` has figures.
+not prove a better volume: `docs/explanation/data-consistency.md` has results.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Refiner(SystemConfig):
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(steps=1))
     """How `forward` samples: with one step a sample is nearest to the ground truth. More steps raise the standard
-    deviation over samples, and each is then further from it: `docs/systems.md` has figures."""
+    deviation over samples, and each is then further from it: `docs/systems.md` has results."""
     checkpointing: Literal["none", "all"] = "none"
     """Activation checkpointing."""
 
