@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +35,10 @@ class TuneOptions:
     """Folder or URL of a search to resume."""
 
 
+SETTINGS = ("run", "trials", "max_concurrent", "reduction_factor", "seed")
+"""Settings of a search that are options."""
+
+
 def tune(arguments: list[str]) -> int:
     """Search settings, or resume a search."""
     from raylift.platform import cluster
@@ -47,23 +51,27 @@ def tune(arguments: list[str]) -> int:
         usage = ("raylift tune SPACE [--preset NAME] [options]", "raylift tune --resume SEARCH")
         return print_usage(usage, f"spaces: {known}", rest)
     preset, rest = pop_option(rest, "--preset")
-    space = search.load_space(name) if name else search.Space({})
-    base = named_run(preset or space.preset or "x2ct-gan-slim")
-    options = parse(f"tune {name}", rest, TuneOptions(base))
+    resumed, _ = pop_option(rest, "--resume")
+    if resumed:
+        if name or preset:
+            raise ConfigError(f"{resumed} keeps its space and preset: leave out {name or '--preset'}")
+        base = search.load_search(resumed)
+    else:
+        space = search.load_space(name)
+        base = search.Search(named_run(preset or space.preset or "x2ct-gan-slim"), space)
+    options = parse(f"tune {name}", rest, TuneOptions(**{key: getattr(base, key) for key in SETTINGS}))
+    new = replace(base, **{key: getattr(options, key) for key in SETTINGS})
     cluster.session_folder()
     url = absolute(options.resume or options.output or runs.new_run_url("runs", f"search-{Path(name).stem}"))
+    search.validate(new)
     if not options.resume:
-        new = search.Search(
-            run=options.run,
-            space=space,
-            trials=options.trials,
-            max_concurrent=options.max_concurrent,
-            reduction_factor=options.reduction_factor,
-            seed=options.seed,
-        )
-        search.validate(new)
-        search.create(new, url)
+        new = search.prepare(new)
     cluster.connect()
+    search.require_capacity(new)
+    if options.resume:
+        search.resume(new, url)
+    else:
+        search.create(new, url)
     table = search.fit(url, report=lambda text: print(f"tune: {text}", flush=True))
     console.print(search.as_table(table))
     best = table[0]

@@ -27,7 +27,7 @@ from raylift.datasets.archive.store import Folder, absolute, join, require_reach
 from raylift.datasets.errors import AlteredFile, ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster
-from raylift.platform.config import RunConfig, override, with_absolute_paths
+from raylift.platform.config import RunConfig, flatten, override, with_absolute_paths
 from raylift.platform.monitor import MONITORED, format_metrics, monitored
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import pretrained, runs
@@ -36,6 +36,9 @@ from raylift.platform.training.driver import Interrupted, interruptible
 from raylift.platform.training.inputs import check, with_archive_views, with_generations
 
 SEARCH_FILE, TABLE_FILE, RAY_FOLDER = "search.json", "trials.json", "ray"
+
+TAKEN = ("run.cluster.", "run.data.threads", "run.data.prefetch_batches", "run.data.cache_gib")
+"""Settings, or beginnings of settings, that a resumed search may change: those that change no result."""
 
 Distribution = Literal["uniform", "log_uniform", "integer", "choice"]
 
@@ -130,8 +133,53 @@ def validate(search: Search) -> dict[str, Any]:
 def create(search: Search, url: str) -> None:
     """Create a search: write its configuration."""
     require_reachable(url)
+    runs.write_record(url, SEARCH_FILE, to_plain(prepare(search)), "search")
+
+
+def prepare(search: Search) -> Search:
+    """The search with absolute paths, pretrained parts, and the views and generations of its archives."""
     run = with_generations(with_archive_views(with_absolute_paths(pretrained.resolve(search.run))))
-    runs.write_record(url, SEARCH_FILE, to_plain(replace(search, run=run)), "search")
+    return replace(search, run=run)
+
+
+def resume(search: Search, url: str) -> None:
+    """Check the settings of a search that is resumed, print and record those that change.
+
+    Args:
+        search: the search with the settings that were given to `--resume`.
+        url: the search's folder.
+
+    Raises:
+        ConfigError: settings differ that a resumed search keeps; names each with both values.
+    """
+    saved = load_search(url)
+    before, after = flatten(to_plain(saved)), flatten(to_plain(search))
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    refused = [key for key in changed if not key.startswith(TAKEN)]
+    if refused:
+        named = "; ".join(f"{key} {before.get(key)!r}, not {after.get(key)!r}" for key in refused)
+        raise ConfigError(f"{url} keeps {named}: start a new search to change it")
+    for key in changed:
+        print(f"raylift: {key} changes from {before.get(key)} to {after.get(key)}", flush=True)
+    if changed:
+        Folder(url).write(SEARCH_FILE, digested_json.encode(to_plain(search)))
+
+
+def require_capacity(search: Search) -> int:
+    """The number of trials at a time.
+
+    Raises:
+        ClusterTooSmall: the cluster cannot run a single trial.
+    """
+    cpus, gpus = _trial_resources(search)
+    cluster.require_resources(cpus, gpus, "a trial")
+    return min(filter(None, (cluster.capacity(cpus, gpus), search.max_concurrent, search.trials)))
+
+
+def _trial_resources(search: Search) -> tuple[float, float]:
+    """CPUs and GPUs of a trial."""
+    resources = search.run.cluster
+    return resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker
 
 
 def load_search(url: str) -> Search:
@@ -161,10 +209,8 @@ def fit(url: str, report: Callable[[str], None] = print) -> list[Trial]:
     pretrained.check(search.run, archive)
     metric = MONITORED[archive.manifest.contents]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    resources = search.run.cluster
-    cpus, gpus = resources.workers * resources.cpus_per_worker, resources.workers * resources.gpus_per_worker
-    cluster.require_resources(cpus, gpus, "a trial")
-    concurrent = min(filter(None, (cluster.capacity(cpus, gpus), search.max_concurrent, search.trials)))
+    concurrent = require_capacity(search)
+    cpus, gpus = _trial_resources(search)
     report(f"{search.trials} trials, {concurrent} at a time: each needs {cpus:g} CPUs and {gpus:g} GPUs")
     tuner = _tuner(search, url, space, concurrent, metric, report)
     try:

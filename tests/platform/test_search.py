@@ -13,7 +13,7 @@ import pytest
 
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
-from raylift.platform import cluster
+from raylift.platform import cli, cluster
 from raylift.platform.presets import PRESETS
 from raylift.platform.tuning import search
 from raylift.platform.tuning.search import Search, Space
@@ -71,6 +71,44 @@ def test_a_search_that_cannot_fit_says_so_at_once(tiny, ray_cluster, tmp_path):
     with pytest.raises(cluster.ClusterTooSmall, match="a trial needs 50 CPUs"):
         search.fit(url)
     assert time.monotonic() - began < 20
+
+
+def test_a_search_that_cannot_fit_is_refused_before_its_file_is_written(tiny, ray_cluster, tmp_path, capsys):
+    (tmp_path / "space.yaml").write_text("space: {system.loss.voxel: {uniform: [1.0, 2.0]}}")
+    (tmp_path / "run.yaml").write_text(tiny.to_yaml())
+    words = ["tune", str(tmp_path / "space.yaml"), "--preset", str(tmp_path / "run.yaml"), "--cluster.workers", "4"]
+    assert cli.main([*words, "--output", str(tmp_path / "search")]) == 2
+    assert "a trial needs 4 CPUs and this cluster has 2" in capsys.readouterr().err
+    assert not (tmp_path / "search").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--trials", "9"], "keeps trials 8, not 9: start a new search"),
+        (["--seed", "1", "--optimizer.lr", "1"], "keeps run.optimizer.lr 0.0002, not 1.0; seed 0, not 1: start"),
+        (["--preset", "x2ct-gan-tiny"], "keeps its space and preset: leave out --preset"),
+    ],
+)
+def test_an_option_that_a_resumed_search_keeps_is_refused_by_name(tiny, ray_cluster, tmp_path, words, named, capsys):
+    url = str(tmp_path / "search")
+    search.create(Search(tiny, SPACE), url)
+    before = (tmp_path / "search/search.json").read_bytes()
+    assert cli.main(["tune", "--resume", url, *words]) == 2
+    assert named in capsys.readouterr().err
+    assert (tmp_path / "search/search.json").read_bytes() == before
+
+
+def test_resources_of_a_resumed_search_may_change_with_a_line(tiny, tmp_path, capsys):
+    url = str(tmp_path / "search")
+    search.create(Search(tiny, SPACE), url)
+    saved = search.load_search(url)
+    changed = replace(saved, run=replace(saved.run, cluster=replace(saved.run.cluster, workers=1)))
+    search.resume(changed, url)
+    assert capsys.readouterr().out == "raylift: run.cluster.workers changes from 2 to 1\n"
+    assert search.load_search(url) == changed
+    search.resume(changed, url)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_killed_search_resumes_and_repeats_no_finished_trial(tiny, tmp_path):
