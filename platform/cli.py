@@ -17,6 +17,10 @@ COMMANDS = {
         "raylift.platform.commands.evaluation_export:evaluate",
         "metrics of a checkpoint: tables, JSON, report",
     ),
+    "compare": (
+        "raylift.platform.commands.compare:compare",
+        "metrics of models and of other programs' volumes on the same scans, with intervals",
+    ),
     "score": ("raylift.platform.commands.score:score", "metrics of volumes from anywhere beside their ground truth"),
     "export": (
         "raylift.platform.commands.evaluation_export:export",

@@ -16,6 +16,7 @@ from torch import Tensor
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
 from raylift.datasets.radiographs.preparation import prepare
+from raylift.datasets.scans.resample import archive_image
 from raylift.models import consistency, reconstruction
 from raylift.models.generative import SamplingFlags
 from raylift.models.weights import Description, Model
@@ -153,9 +154,7 @@ def format_residuals(residuals: dict[str, tuple[float, float]]) -> str:
 
 def nifti(hu: Int16[np.ndarray, "d h w"], grid: Grid, note: str = "") -> bytes:
     """A gzipped NIfTI file: int16 HU, spacing in mm, LPS axes, centered on the origin."""
-    image = sitk.GetImageFromArray(np.ascontiguousarray(hu[::-1]))
-    image.SetSpacing((grid.spacing_mm,) * 3)
-    image.SetOrigin([-(n - 1) / 2 * grid.spacing_mm for n in image.GetSize()])
+    image = archive_image(hu, grid)
     image.SetMetaData("ITK_FileNotes", note[:79])
     with tempfile.TemporaryDirectory(prefix="raylift-nifti-") as folder:
         path = Path(folder) / "volume.nii.gz"

@@ -73,6 +73,14 @@ def resample(
     return hu, record
 
 
+def archive_image(hu: np.ndarray, grid: Grid) -> sitk.Image:
+    """A volume in volume order as an image: spacing in mm, LPS axes, centered on the origin."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(hu[::-1]))
+    image.SetSpacing((grid.spacing_mm,) * 3)
+    image.SetOrigin([-(n - 1) / 2 * grid.spacing_mm for n in image.GetSize()])
+    return image
+
+
 def check_whole_thorax(scan: Scan) -> None:
     """Refuse a scan without two whole lungs.
 

@@ -20,24 +20,25 @@ mpl.rcParams.update({"font.size": 9, "figure.dpi": 110, "savefig.bbox": "tight"}
 
 
 def plot_slices(title: str, images: Images, path: Path) -> None:
-    """Central axial, coronal and sagittal slices of CT, model and baselines, and the model's error.
+    """Central axial, coronal and sagittal slices of CT and predictors, and the errors of models on one scale.
 
     Without CT, ground truth and error are left out.
     """
-    slices = images.slices
-    width = len(slices) + (CT in slices)
+    slices, compared = images.slices, list(images.reprojections) if CT in images.slices else []
+    width = len(slices) + len(compared)
     figure = Figure(figsize=(2.1 * width, 6.6), layout="constrained")
     grid = figure.subplots(3, width)
     for column, (name, planes) in enumerate(slices.items()):
         for row, plane in enumerate(planes):
             _show(grid[row, column], plane, *DISPLAY_HU)
         grid[0, column].set_title(name)
-    if CT in slices:
-        for row, (predicted, ct) in enumerate(zip(slices[MODEL], slices[CT], strict=True)):
-            error = predicted - ct
-            shown = grid[row, -1].imshow(error, cmap="RdBu_r", vmin=-ERROR_HU, vmax=ERROR_HU, interpolation="nearest")
-            _hide_axes(grid[row, -1])
-        grid[0, -1].set_title("model - CT")
+    for column, name in enumerate(compared, start=len(slices)):
+        for row, (predicted, ct) in enumerate(zip(slices[name], slices[CT], strict=True)):
+            axes, error = grid[row, column], predicted - ct
+            shown = axes.imshow(error, cmap="RdBu_r", vmin=-ERROR_HU, vmax=ERROR_HU, interpolation="nearest")
+            _hide_axes(axes)
+        grid[0, column].set_title(f"{name} - CT")
+    if compared:
         figure.colorbar(shown, ax=list(grid[:, -1]), label="HU", shrink=0.6)
     for row, name in enumerate(("axial", "coronal", "sagittal")):
         grid[row, 0].set_ylabel(name)

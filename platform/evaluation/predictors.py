@@ -1,12 +1,15 @@
-"""What an evaluation compares on the same scans: models and the trivial baselines."""
+"""What is compared on the same scans: models, folders of volumes, and the trivial baselines."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
@@ -15,13 +18,41 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.geometry import Geometry, Grid
+from raylift.datasets.intensity import HU_MAX, HU_MIN, Normalization, Window
+from raylift.datasets.radiographs.histogram import Quantiles
+from raylift.datasets.scans.resample import archive_image
 from raylift.datasets.streaming.stream import load_batch
 from raylift.models import baselines, consistency
+from raylift.models.baselines import BackProjection
 from raylift.models.generative import SamplingFlags
 from raylift.models.reconstruction import Residuals, reconstruct
 from raylift.models.weights import Description, Model
 from raylift.platform.evaluation.protocols import Prediction
+from raylift.platform.evaluation.score import VOLUME_ORDER, read_prediction, volumes_by_name
 
+STORED = Window(HU_MIN, HU_MAX)
+"""The window of everything that an archive stores."""
+
+
+@dataclass(frozen=True)
+class ArchiveConditions:
+    """Window, grid and geometry where there is no model: those of an archive, all of its views."""
+
+    grid: Grid
+    geometry: Geometry
+    window: Window = STORED
+    normalization: Normalization = "percentiles"
+    reference_quantiles: tuple[Quantiles, ...] = ()
+
+    @classmethod
+    def of(cls, archive: Archive) -> ArchiveConditions:
+        """The conditions of an archive."""
+        return cls(archive.manifest.grid, archive.manifest.geometry)
+
+
+Conditions = Description | ArchiveConditions
+"""How radiographs become input, and the grid and window of volumes."""
 FITTED = ", fitted"
 """Ends the name of a model's volumes after a consistency fit."""
 GroundTruth = Float32[np.ndarray, "d h w"] | None
@@ -37,6 +68,8 @@ class Outcome:
     """Residuals of consistency fits, by model; empty without any."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time of each network."""
+    notes: tuple[str, ...] = ()
+    """What was resampled or changed."""
 
 
 class Predictor(Protocol):
@@ -93,11 +126,60 @@ class ModelPredictor:
         )
 
 
+class FolderPredictor:
+    """Volumes of another program, on the grid of the archive, by the names of the archive's scans.
+
+    Args:
+        name: of its volumes.
+        folder: of NIfTI, NRRD or MetaImage files in HU.
+        conditions: of the radiographs that reprojections are compared with.
+        resample: resample volumes on another grid than the archive's, which are an error otherwise.
+
+    Raises:
+        ConfigError: the folder holds no volume, or two of one name.
+    """
+
+    def __init__(self, name: str, folder: Path, conditions: Conditions, resample: bool) -> None:
+        self.name, self.folder = name, folder
+        self.files = volumes_by_name(folder)
+        self._conditions, self._resample = conditions, resample
+
+    def predict(self, archive: Archive, entry: Entry, ground_truth: GroundTruth) -> Outcome:
+        """The volume of the file with the scan's name, as it is; HU outside of CT's range are clipped."""
+        views, grid = radiographs(archive, entry, self._conditions), archive.manifest.grid
+        target = sitk.DICOMOrient(archive_image(np.zeros(grid.shape, np.float32), grid), VOLUME_ORDER)
+        path = self.files[entry.id]
+        hu, notes = read_prediction(path, target, f"{entry.id} of {archive.url}", self._resample)
+        found = Prediction(
+            STORED.to_unit(torch.from_numpy(hu))[None, None],
+            ground_truth,
+            views,
+            STORED,
+            grid,
+            self._conditions.geometry,
+            self._conditions.normalization,
+        )
+        return Outcome({self.name: found}, notes=tuple(f"{path}: {note}" for note in notes))
+
+
 class BaselinePredictor:
     """Trivial baselines, for radiographs as a model has them."""
 
-    def __init__(self, networks: Mapping[str, nn.Module], description: Description) -> None:
+    def __init__(self, networks: Mapping[str, nn.Module], description: Conditions) -> None:
         self.networks, self._description = networks, description
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for baselines whose predictions are equal."""
+        total = hashlib.sha256(repr(self._description.geometry).encode())
+        total.update(repr((self._description.window, self._description.normalization)).encode())
+        total.update(repr(self._description.reference_quantiles).encode())
+        for name, network in self.networks.items():
+            fit = (network.scale, network.offset) if isinstance(network, BackProjection) else ()
+            total.update(f"{name} {fit}".encode())
+            for buffer in network.buffers():
+                total.update(buffer.numpy().tobytes())
+        return total.hexdigest()
 
     def predict(self, archive: Archive, entry: Entry, ground_truth: GroundTruth) -> Outcome:
         """The volume of each baseline."""
@@ -109,27 +191,30 @@ class BaselinePredictor:
         )
 
 
-def trivial_baselines(model: Model, held_out: Sequence[Archive]) -> tuple[BaselinePredictor, str]:
+def trivial_baselines(
+    model: Model | None, conditions: Conditions, held_out: Sequence[Archive]
+) -> tuple[BaselinePredictor, str]:
     """The baselines of a model's own training data, and a sentence on what they are fitted to if it has none.
 
     Args:
-        model: the model.
-        held_out: archives with CT whose train split is not evaluated; baselines of a model without training data are
-            fitted to these splits or, where they are empty, to nothing.
+        model: the model; None if only volumes of other programs are compared.
+        conditions: the description of the model, or those of the archives.
+        held_out: archives with CT whose train split is not evaluated; baselines without training data are fitted to
+            these splits or, where they are empty, to nothing.
     """
-    description = model.description
-    frame = (description.grid, description.geometry)
-    if model.training_data and model.training_data.baselines:
-        return BaselinePredictor(model.training_data.baselines.predictors(*frame), description), ""
-    without = f"this model of {description.system.name} has no CT of its training with it, so the trivial baselines are"
+    frame = (conditions.grid, conditions.geometry)
+    if model and model.training_data and model.training_data.baselines:
+        return BaselinePredictor(model.training_data.baselines.predictors(*frame), conditions), ""
+    reason = f"a model of {model.description.system.name} has no CT of its training with it" if model else "no model"
+    without = f"{reason}: the trivial baselines are"
     if any(archive.entries("train") for archive in held_out):
-        fit = baselines.fit(_train_batches(held_out, description), *frame)
+        fit = baselines.fit(_train_batches(held_out, conditions), *frame)
         urls = ", ".join(archive.url for archive in held_out)
-        return BaselinePredictor(fit.predictors(*frame), description), f"{without} fitted to the train split of {urls}"
-    return BaselinePredictor(baselines.unfitted(*frame), description), f"{without} not fitted to any"
+        return BaselinePredictor(fit.predictors(*frame), conditions), f"{without} fitted to the train split of {urls}"
+    return BaselinePredictor(baselines.unfitted(*frame), conditions), f"{without} not fitted to any"
 
 
-def radiographs(archive: Archive, entry: Entry, description: Description) -> Float[Tensor, "1 views rows columns"]:
+def radiographs(archive: Archive, entry: Entry, description: Conditions) -> Float[Tensor, "1 views rows columns"]:
     """The radiographs of a scan as the model has them as input."""
     return _load(archive, entry, description, volumes=False).views
 
@@ -137,7 +222,7 @@ def radiographs(archive: Archive, entry: Entry, description: Description) -> Flo
 def prediction(
     volume: Float[Tensor, "1 1 d h w"],
     views: Float[Tensor, "1 views rows columns"],
-    description: Description,
+    description: Conditions,
     ground_truth: GroundTruth,
 ) -> Prediction:
     """A volume in the window's [0, 1] with what it is compared with."""
@@ -152,7 +237,7 @@ def prediction(
     )
 
 
-def matching_views(description: Description, archive: Archive) -> list[int]:
+def matching_views(description: Conditions, archive: Archive) -> list[int]:
     """Indices of a model's views among the archive's, if both have the same geometry.
 
     Raises:
@@ -175,13 +260,13 @@ def matching_views(description: Description, archive: Archive) -> list[int]:
     return [manifest.geometry.views.index(view) for view in description.geometry.views]
 
 
-def _train_batches(archives: Sequence[Archive], description: Description) -> Iterator[Batch]:
+def _train_batches(archives: Sequence[Archive], description: Conditions) -> Iterator[Batch]:
     for archive in archives:
         for entry in archive.entries("train"):
             yield _load(archive, entry, description, volumes=True)
 
 
-def _load(archive: Archive, entry: Entry, description: Description, volumes: bool) -> Batch:
+def _load(archive: Archive, entry: Entry, description: Conditions, volumes: bool) -> Batch:
     return load_batch(
         archive,
         [entry],

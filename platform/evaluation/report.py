@@ -32,7 +32,11 @@ _templates = jinja2.Environment(
 
 
 def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] | None = None) -> Path:
-    """Write `report.html` (self-contained), `metrics.json` and `figures/*.png`; returns the path of the page."""
+    """Write the results to a folder; returns the path of the page.
+
+    `report.html` is self-contained, `report.md` has its tables, `metrics.csv` a row for each scan and predictor,
+    `metrics.json` everything, and `figures/*.png` the figures.
+    """
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     paths: list[tuple[str, Path]] = []
@@ -48,6 +52,8 @@ def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] 
         plot_reprojections(case.images, reprojections)
         paths += [(f"{case.name}: slices", slices), (f"{case.name}: reprojections", reprojections)]
     (folder / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1), encoding="utf-8")
+    evaluation.table.write_csv(folder / "metrics.csv")
+    (folder / "report.md").write_text(_markdown(evaluation), encoding="utf-8")
     page = folder / "report.html"
     page.write_text(_page(evaluation, paths), encoding="utf-8")
     return page
@@ -60,9 +66,9 @@ def terminal_tables(evaluation: Evaluation) -> list[Table]:
 
 def _page(evaluation: Evaluation, figures: list[tuple[str, Path]]) -> str:
     return _templates.get_template(TEMPLATE).render(
-        title=f"{evaluation.provenance['system']} on {evaluation.scans}",
+        title=evaluation.title,
         summary=evaluation.summary(),
-        notes=[note[:1].upper() + note[1:] for note in evaluation.notes],
+        notes=_sentences(evaluation),
         sections=_sections(evaluation),
         cases=_case_rows(evaluation),
         figures=[(title, base64.b64encode(path.read_bytes()).decode()) for title, path in figures],
@@ -71,9 +77,20 @@ def _page(evaluation: Evaluation, figures: list[tuple[str, Path]]) -> str:
     )
 
 
+def _markdown(evaluation: Evaluation) -> str:
+    head = [f"# {evaluation.title}", evaluation.summary(), *(f"* {note}." for note in _sentences(evaluation))]
+    sections = [section.markdown() for section in _sections(evaluation)]
+    provenance = json.dumps(evaluation.provenance, indent=1)
+    return "\n\n".join([*head, *sections, f"## Provenance\n\n```json\n{provenance}\n```", DISCLAIMER]) + "\n"
+
+
+def _sentences(evaluation: Evaluation) -> list[str]:
+    return [note[:1].upper() + note[1:] for note in evaluation.notes]
+
+
 def _sections(evaluation: Evaluation) -> list[Section]:
-    """A section for each protocol, also by archive, and after a consistency fit one for its residuals."""
-    sections = evaluation.table.sections()
+    """A section for each protocol, its differences and each archive, and for the residuals of a consistency fit."""
+    sections = [*evaluation.table.sections(), *evaluation.paired.sections()]
     for url, table in evaluation.by_archive.items():
         sections += table.sections(f", {url}")
     if evaluation.residuals():

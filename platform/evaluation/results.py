@@ -16,6 +16,7 @@ from raylift.datasets.projector import normalized_drrs
 from raylift.models import consistency
 from raylift.models.metrics import Figures
 from raylift.models.reconstruction import Residuals
+from raylift.platform.evaluation.paired import Paired
 from raylift.platform.evaluation.predictors import FITTED
 from raylift.platform.evaluation.protocols import PROTOCOLS, Prediction, ProtocolName
 from raylift.platform.evaluation.tables import MetricTable
@@ -58,6 +59,7 @@ class Case:
     """One held-out scan, or pair of radiographs without CT."""
 
     name: str
+    subject: str
     archive: str
     metrics: dict[str, dict[str, Figures]]
     """Metrics by predictor and protocol."""
@@ -73,12 +75,16 @@ class Evaluation:
     """The metrics of all scans of a split."""
 
     cases: list[Case]
+    candidates: tuple[str, ...]
+    """Models and folders of volumes; the other predictors are their fitted volumes and the baselines."""
     protocols: tuple[ProtocolName, ...]
     split: SplitChoice
     has_ct: bool
     """Whether the archives have CT as ground truth."""
     provenance: dict[str, Any]
     """Data, seed, command, versions and machine."""
+    reference: str = ""
+    """The predictor to which differences are given."""
     notes: tuple[str, ...] = ()
     """Sentences on scans that were left out, and on the baselines."""
 
@@ -112,30 +118,58 @@ class Evaluation:
         count = f"one {kind}" if len(self.cases) == 1 else f"{len(self.cases)} {kind}s"
         return f"{count} of {'all splits' if self.split == 'all' else f'the {self.split} split'}"
 
+    @cached_property
+    def paired(self) -> Paired:
+        """Differences of all predictors to the reference."""
+        return Paired.of(self.table, {case.name: case.subject for case in self.cases}, self.reference)
+
+    @property
+    def baselines(self) -> list[str]:
+        """The trivial baselines."""
+        own = {name + suffix for name in self.candidates for suffix in ("", FITTED)}
+        return [predictor for predictor in self.table.predictors if predictor not in own]
+
+    @property
+    def title(self) -> str:
+        """What was compared on how many scans."""
+        alone = self.candidates == (MODEL,)
+        what = self.provenance["system"] if alone else f"Comparison of {', '.join(self.candidates)}"
+        return f"{what} on {self.scans}"
+
     def summary(self) -> str:
-        """Whether the model has a higher PSNR than the trivial baselines, in a sentence."""
+        """Whether each candidate has a higher PSNR than all trivial baselines, a sentence for each."""
+        return " ".join(self._summary(name) for name in self.candidates)
+
+    def _summary(self, candidate: str) -> str:
+        who = "The model" if candidate == MODEL else candidate
         protocol = "volume" if "volume" in self.protocols else self.protocols[0]
-        name = next(key for key in self.mean(MODEL, protocol) if key.startswith("psnr"))
+        name = next(key for key in self.mean(candidate, protocol) if key.startswith("psnr"))
         scores = {predictor: self.mean(predictor, protocol)[name] for predictor in self.table.predictors}
-        own, fitted = scores.pop(MODEL), scores.pop(MODEL + FITTED, None)
-        best, score = max(scores.items(), key=lambda item: item[1])
+        own, fitted = scores[candidate], scores.get(candidate + FITTED)
+        best, score = max(((one, scores[one]) for one in self.baselines), key=lambda item: item[1])
         after = f" Fitted to the radiographs it reaches {fitted:.2f} dB." if fitted is not None else ""
         if not self.has_ct:
+            of = "" if candidate == MODEL else f" of {candidate}"
             return (
                 f"No volume was compared: {self.provenance['archive']} holds radiographs without CT. PSNR of the "
-                f"reprojections (protocol {protocol}) on {self.scans}: {own:.2f} dB, against "
-                f"{score:.2f} dB ({best}). It does not measure the accuracy along the rays.{after}"
+                f"reprojections{of} (protocol {protocol}) on {self.scans}: {own:.2f} dB, "
+                f"against {score:.2f} dB ({best}). It does not measure the accuracy along the rays.{after}"
             )
         where = f"PSNR (protocol {protocol}) on {self.scans}"
         if own > score:
+            count = "both" if len(self.baselines) == 2 else "all"
             beaten = f"{own:.2f} dB against {score:.2f} dB ({best})"
-            return f"The model beats both trivial baselines in {where}: {beaten}.{after}"
-        config = self.provenance["training"]
-        return (
-            f"The model does NOT beat the {best} in {where}: {own:.2f} dB against {score:.2f} dB. It was trained for "
-            f"{config['steps']} steps of {config['batch_size']} on {config['volumes']} volumes; the published X2CT-GAN "
-            f"took 22,900 steps of 4 on 916 volumes at 128 voxels per side, which such a comparison needs.{after}"
-        )
+            return f"{who} beats {count} trivial baselines in {where}: {beaten}.{after}"
+        sentence = f"{who} does NOT beat the {best} in {where}: {own:.2f} dB against {score:.2f} dB."
+        models = self.provenance.get("models", {MODEL: self.provenance})
+        config = models[candidate].get("training", {})
+        if config.get("steps", "?") != "?":
+            sentence += (
+                f" It was trained for {config['steps']} steps of {config['batch_size']} on {config['volumes']} "
+                "volumes; the published X2CT-GAN took 22,900 steps of 4 on 916 volumes at 128 voxels per side, which "
+                "such a comparison needs."
+            )
+        return sentence + after
 
     def residuals(self) -> Residuals:
         """Mean over the scans of the residuals before and after the consistency fit, by view."""
@@ -153,7 +187,10 @@ class Evaluation:
                 "mean": self.residuals(),
                 "cases": {case.name: case.residuals.get(MODEL, {}) for case in self.cases},
             },
-            "seconds_per_volume": fmean(case.seconds[MODEL] for case in self.cases),
+            "differences": self.paired.to_json(),
+            "seconds_per_volume": {
+                name: fmean(case.seconds[name] for case in self.cases) for name in self.cases[0].seconds
+            },
             "provenance": self.provenance,
         }
 

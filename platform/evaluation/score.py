@@ -59,7 +59,7 @@ def pairs_by_name(predictions: Path, ground_truth: Path) -> tuple[list[Pair], li
     Raises:
         ConfigError: a folder holds no volume or two of one name, or a prediction has no ground truth.
     """
-    found, wanted = _volumes(predictions), _volumes(ground_truth)
+    found, wanted = volumes_by_name(predictions), volumes_by_name(ground_truth)
     if alone := sorted(found.keys() - wanted.keys()):
         more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
         raise ConfigError(
@@ -121,11 +121,11 @@ def score(
     for done, pair in enumerate(pairs):
         progress(done, len(pairs), pair.name)
         ground_truth = reader.read(_source(pair.ground_truth), limits, assume_spacing_mm)
-        prediction = reader.read_values(_source(pair.prediction), limits, assume_spacing_mm)
         target = sitk.DICOMOrient(ground_truth.image, VOLUME_ORDER)
-        image, changed = _on_grid(sitk.DICOMOrient(prediction.image, VOLUME_ORDER), target, pair, resample)
-        target_hu, hu = _hu(target), _hu(image)
-        _check_predicted_hu(pair.prediction, hu)
+        hu, changed = read_prediction(
+            pair.prediction, target, str(pair.ground_truth), resample, limits, assume_spacing_mm
+        )
+        target_hu = _hu(target)
         spacing_mm = float(np.prod(target.GetSpacing()) ** (1 / 3))
         figures[pair.name] = {
             PREDICTOR: {
@@ -133,14 +133,50 @@ def score(
                 "segmentation": {"lung_dice": metrics.lung_dice(hu, target_hu, spacing_mm)},
             }
         }
-        if pair_notes := [*changed, *prediction.changes, *ground_truth.changes]:
+        if pair_notes := [*changed, *ground_truth.changes]:
             notes[pair.name] = pair_notes
     progress(len(pairs), len(pairs), "")
     definitions = {name: PROTOCOLS[name].definition for name in (*names, "segmentation")}
     return Score(MetricTable(figures, definitions), list(missing), notes)
 
 
-def _volumes(folder: Path) -> Mapping[str, Path]:
+def holds_volumes(folder: Path, unless: Sequence[str] = ()) -> bool:
+    """Whether this is a folder with volume files at any depth, and without any of the named files."""
+    if not folder.is_dir() or any((folder / name).exists() for name in unless):
+        return False
+    return any(volume_file.suffix(path) for path in folder.rglob("*"))
+
+
+def read_prediction(
+    path: Path,
+    target: sitk.Image,
+    ground_truth: str,
+    resample: bool,
+    limits: ScanLimits = DEFAULT_LIMITS,
+    assume_spacing_mm: Sequence[float] | None = None,
+) -> tuple[Float32[np.ndarray, "d h w"], list[str]]:
+    """A predicted volume in HU and volume order on the grid of its ground truth, and what was resampled or changed.
+
+    Args:
+        path: the file.
+        target: the ground truth in volume order.
+        ground_truth: its name, for messages.
+        resample: see `score`.
+        limits: largest volume accepted.
+        assume_spacing_mm: see `score`.
+
+    Raises:
+        ConfigError: the grids differ and `resample` is False.
+        RefusedFile: the file is no volume, is damaged, has NaN, or is not in HU.
+    """
+    prediction = reader.read_values(_source(path), limits, assume_spacing_mm)
+    image, changed = _on_grid(sitk.DICOMOrient(prediction.image, VOLUME_ORDER), target, path, ground_truth, resample)
+    hu = _hu(image)
+    _check_predicted_hu(path, hu)
+    return hu, [*changed, *prediction.changes]
+
+
+def volumes_by_name(folder: Path) -> Mapping[str, Path]:
     """Volume files under a folder by their path inside it without suffix, sorted."""
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
@@ -168,13 +204,15 @@ def _hu(image: sitk.Image) -> Float32[np.ndarray, "d h w"]:
     return hu
 
 
-def _on_grid(image: sitk.Image, target: sitk.Image, pair: Pair, resample: bool) -> tuple[sitk.Image, list[str]]:
+def _on_grid(
+    image: sitk.Image, target: sitk.Image, path: Path, ground_truth: str, resample: bool
+) -> tuple[sitk.Image, list[str]]:
     """The prediction on the grid of its ground truth, and what was resampled."""
     if image.GetSize() == target.GetSize() and _distance(image, target) <= TOLERANCE:
         return image, []
     if not resample:
         raise ConfigError(
-            f"{pair.prediction} has {_grid(image)}, its ground truth {pair.ground_truth} has {_grid(target)}: pass "
+            f"{path} has {_grid(image)}, its ground truth {ground_truth} has {_grid(target)}: pass "
             "--resample to resample the prediction to that grid, or correct its header"
         )
     same = sitk.Resample(image, target, sitk.Transform(), sitk.sitkLinear, float(HU_MIN), sitk.sitkFloat32)
@@ -184,8 +222,7 @@ def _on_grid(image: sitk.Image, target: sitk.Image, pair: Pair, resample: bool) 
     covered = float(sitk.GetArrayViewFromImage(inside).mean())
     if covered == 0:
         raise ConfigError(
-            f"{pair.prediction} and its ground truth {pair.ground_truth} do not overlap: correct the origin or "
-            "direction in the header"
+            f"{path} and its ground truth {ground_truth} do not overlap: correct the origin or direction in the header"
         )
     return same, [f"resampled from {_grid(image)}; it covers {covered:.1%} of the ground truth, the rest is air"]
 

@@ -1,0 +1,287 @@
+"""Comparison of models and volumes on held-out scans, under named protocols, beside the trivial baselines."""
+
+from __future__ import annotations
+
+import platform as machine
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from raylift import __version__
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.splits import SplitChoice
+from raylift.datasets.errors import ConfigError
+from raylift.models import consistency
+from raylift.models.generative import SamplingFlags
+from raylift.models.weights import Model
+from raylift.platform.evaluation.predictors import (
+    ArchiveConditions,
+    BaselinePredictor,
+    Conditions,
+    FolderPredictor,
+    ModelPredictor,
+    Outcome,
+    matching_views,
+    trivial_baselines,
+)
+from raylift.platform.evaluation.protocols import PROTOCOLS, ProtocolName, default_protocols
+from raylift.platform.evaluation.results import MODEL, Case, Evaluation, Images
+
+MAX_CASES_PLOTTED = 4
+
+
+def compare(
+    candidates: Mapping[str, Model | Path],
+    archives: Sequence[Archive],
+    *,
+    split: SplitChoice = "test",
+    include_training_scans: bool = False,
+    protocols: Sequence[ProtocolName] = (),
+    reference: str = "",
+    resample: bool = False,
+    command: str = "",
+    consistency_steps: int = 0,
+    sampling: SamplingFlags | None = None,
+    samples: int = 1,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> Evaluation:
+    """Metrics of models and of other programs' volumes on the same scans, beside the models' trivial baselines.
+
+    Args:
+        candidates: models, and folders of volumes whose names are those of the scans, by name.
+        archives: scans on the models' grid and in their geometry, all with CT or all without.
+        split: the scans to use.
+        include_training_scans: evaluate subjects that a model was trained on too, which are left out otherwise.
+        protocols: by default all that compare volumes or, without CT, `reprojection`.
+        reference: the predictor to which differences are given; by default the first baseline.
+        resample: resample volumes of folders on another grid.
+        command: the command line, for the provenance.
+        consistency_steps: if not 0, the models' volumes are evaluated a second time after this number of steps of a
+            fit to the radiographs (`raylift.models.consistency`).
+        sampling: settings of generative models.
+        samples: number of samples of a generative model, whose mean is evaluated; each is fitted by itself.
+        progress: called with the number of finished scans, the number of all, and the next scan's name.
+
+    Raises:
+        ConfigError: an archive's grid or geometry is not that of a model, a protocol needs CT and it has none, no scan
+            remains, the reference is no predictor, the steps are negative, or a model does not sample.
+        RefusedFile: a file of a folder is no volume in HU.
+    """
+    models = {name: one for name, one in candidates.items() if isinstance(one, Model)}
+    conditions = _conditions(models, archives)
+    has_ct = _have_ct(archives)
+    protocols = tuple(protocols) or default_protocols(has_ct)
+    for protocol in protocols:
+        if PROTOCOLS[protocol].needs_ct:
+            for archive in archives:
+                archive.require_volumes(f"protocol {protocol}")
+    predictors: list[ModelPredictor | FolderPredictor] = []
+    for name, one in candidates.items():
+        if isinstance(one, Model):
+            predictors.append(ModelPredictor(name, one, sampling, samples, consistency_steps))
+        else:
+            predictors.append(FolderPredictor(name, one, conditions, resample))
+    trained_on = frozenset[str]().union(*(one.training_data.scans for one in models.values() if one.training_data))
+    scans, notes = select(archives, split, trained_on, include_training_scans)
+    folders = [one for one in predictors if isinstance(one, FolderPredictor)]
+    scans, missing = present(scans, folders)
+    held_out = archives if has_ct and split in ("val", "test") else ()
+    trivial, about = _baselines(models, conditions, held_out)
+    notes += [*missing, *about, *(note for model in models.values() for note in _unlisted(model))]
+    own = [name for one in trivial for name in one.networks]
+    if (reference := reference or own[0]) not in (*candidates, *own):
+        raise ConfigError(f"no predictor '{reference}' to compare with: use one of {', '.join((*candidates, *own))}")
+    plotted = set(np.linspace(0, len(scans) - 1, min(MAX_CASES_PLOTTED, len(scans))).astype(int).tolist())
+    cases = []
+    for done, (label, archive, entry) in enumerate(scans):
+        progress(done, len(scans), label)
+        ground_truth = archive.read_array(entry, "volumes").astype(np.float32) if has_ct else None
+        first = [one.predict(archive, entry, ground_truth) for one in predictors]
+        outcomes = [*first, *(one.predict(archive, entry, ground_truth) for one in trivial)]
+        notes += [note for outcome in outcomes for note in outcome.notes]
+        shown = [name for outcome in first for name in outcome.predictions] if done in plotted else []
+        cases.append(_case(label, archive, entry, outcomes, protocols, has_ct, shown))
+    progress(len(scans), len(scans), "")
+    provenance = _provenance(models, folders, archives, command)
+    settings = {one.name: one.sampling for one in predictors if isinstance(one, ModelPredictor) and one.sampling}
+    if settings:
+        each = {name: {**vars(one), "samples": samples} for name, one in settings.items()}
+        provenance["sampling"] = each[MODEL] if list(each) == [MODEL] else each
+    if consistency_steps:
+        provenance["consistency"] = {"steps": consistency_steps, "strength": consistency.STRENGTH}
+    return Evaluation(
+        cases, tuple(candidates), protocols, split, has_ct, provenance, reference, tuple(dict.fromkeys(notes))
+    )
+
+
+def _case(
+    label: str,
+    archive: Archive,
+    entry: Entry,
+    outcomes: Sequence[Outcome],
+    protocols: Sequence[ProtocolName],
+    has_ct: bool,
+    shown: Sequence[str],
+) -> Case:
+    """The metrics of one scan and its images, if predictors are shown; volumes are not kept."""
+    predictions = {name: one for outcome in outcomes for name, one in outcome.predictions.items()}
+    chosen = (*protocols, *(["segmentation"] if has_ct else []))
+    figures = {name: {key: PROTOCOLS[key].evaluate(one) for key in chosen} for name, one in predictions.items()}
+    return Case(
+        label,
+        entry.subject,
+        archive.url,
+        figures,
+        {name: residuals for outcome in outcomes for name, residuals in outcome.residuals.items()},
+        {name: seconds for outcome in outcomes for name, seconds in outcome.seconds.items()},
+        Images.of(predictions, shown) if shown else None,
+    )
+
+
+def _conditions(models: Mapping[str, Model], archives: Sequence[Archive]) -> Conditions:
+    """The conditions of the first model or of the first archive, after a check of all archives against all models."""
+    every: list[Conditions] = [model.description for model in models.values()] or [ArchiveConditions.of(archives[0])]
+    for conditions in every:
+        for archive in archives:
+            matching_views(conditions, archive)
+    return every[0]
+
+
+def _baselines(
+    models: Mapping[str, Model], conditions: Conditions, held_out: Sequence[Archive]
+) -> tuple[list[BaselinePredictor], list[str]]:
+    """The baselines of every model, those of equal training once, and sentences on what they are fitted to."""
+    found: dict[str, tuple[str, BaselinePredictor]] = {}
+    notes = []
+    for name, model in models.items() or [("", None)]:
+        predictor, note = trivial_baselines(model, model.description if model else conditions, held_out)
+        found.setdefault(predictor.fingerprint, (name, predictor))
+        notes += [note] if note else []
+    if len(found) > 1:
+        for name, predictor in found.values():
+            predictor.networks = {f"{baseline} of {name}": one for baseline, one in predictor.networks.items()}
+    return [predictor for _, predictor in found.values()], notes
+
+
+def _have_ct(archives: Sequence[Archive]) -> bool:
+    contents = {archive.manifest.contents for archive in archives}
+    if len(contents) > 1:
+        raise ConfigError(
+            f"some of {', '.join(archive.url for archive in archives)} have CT and some have none: evaluate them apart"
+        )
+    return contents == {"volumes"}
+
+
+def select(
+    archives: Sequence[Archive], split: SplitChoice, trained_on: frozenset[str], include_training_scans: bool
+) -> tuple[list[tuple[str, Archive, Entry]], list[str]]:
+    """Label, archive and entry of every scan to evaluate, and sentences on subjects that a model was trained on."""
+    names = [PurePosixPath(archive.url).name for archive in archives]
+    if len(set(names)) < len(names):
+        names = [archive.url for archive in archives]
+    selected: list[tuple[str, Archive, Entry]] = []
+    notes = []
+    for name, archive in zip(names, archives, strict=True):
+        entries = archive.entries(None if split == "all" else split)
+        which = "sample" if split == "all" else f"sample in the {split} split"
+        if not entries:
+            raise ConfigError(f"{archive.url} has no {which}")
+        trained = {entry.subject for entry in archive.entries() if entry.source_sha256 in trained_on}
+        contained = [entry for entry in entries if entry.subject in trained]
+        if contained:
+            subjects = sorted({entry.subject for entry in contained})
+            text = ", ".join(subjects[:20]) + (f" and {len(subjects) - 20} more" if len(subjects) > 20 else "")
+            verb = "are included" if include_training_scans else "are left out"
+            notes.append(f"subjects of {archive.url} that a model was trained on {verb}: {text}")
+        if not include_training_scans:
+            entries = [entry for entry in entries if entry.subject not in trained]
+        if not entries:
+            raise ConfigError(
+                f"a model was trained on every {which} of {archive.url}: choose another split or archive, or pass "
+                "--include-training-scans"
+            )
+        selected += [(entry.id if len(archives) == 1 else f"{name}/{entry.id}", archive, entry) for entry in entries]
+    return selected, notes
+
+
+def present(
+    scans: list[tuple[str, Archive, Entry]], folders: Sequence[FolderPredictor]
+) -> tuple[list[tuple[str, Archive, Entry]], list[str]]:
+    """The scans of which every folder has a volume, and sentences on the others.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    notes = []
+    for one in folders:
+        missing = [label for label, _, entry in scans if entry.id not in one.files]
+        if len(missing) == len(scans):
+            raise ConfigError(
+                f"{one.folder} has no volume with the name of a scan that is compared: name files after the scans, "
+                f"{missing[0]}.nii.gz for the first"
+            )
+        if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            notes.append(
+                f"{len(missing)} of {len(scans)} scans have no volume in {one.folder} and are in no figure: "
+                f"{', '.join(missing[:5])}{more}"
+            )
+        scans = [scan for scan in scans if scan[2].id in one.files]
+    return scans, notes
+
+
+def _unlisted(model: Model) -> list[str]:
+    """A sentence where a model may have been trained on scans that its training data do not list."""
+    if model.training_data is None:
+        return [
+            f"the scans that a model of {model.description.system.name} was trained on are unknown, so none of them "
+            "could be left out"
+        ]
+    if model.training_data.unlisted:
+        return [
+            "the training of a model started with another, whose training scans are unknown, so none of them could be "
+            "left out"
+        ]
+    return []
+
+
+def _provenance(
+    models: Mapping[str, Model], folders: Sequence[FolderPredictor], archives: Sequence[Archive], command: str
+) -> dict[str, Any]:
+    """What the numbers depend on; of a single model called `model` at the top, of others by name."""
+    grid = archives[0].manifest.grid
+    each = {name: _provenance_of(model) for name, model in models.items()}
+    each |= {one.name: {"folder": str(one.folder)} for one in folders}
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        **(each[MODEL] if list(each) == [MODEL] else {"models": each}),
+        "archive": ", ".join(archive.url for archive in archives),
+        "archive_generation": ", ".join(str(archive.manifest.generation) for archive in archives),
+        "grid": f"{grid.size}^3 at {grid.spacing_mm:g} mm",
+        "command": command,
+        "versions": {"raylift": __version__, "torch": torch.__version__, "numpy": np.__version__},
+        "machine": f"{machine.system()} {machine.machine()}, {torch.get_num_threads()} threads",
+    }
+
+
+def _provenance_of(model: Model) -> dict[str, Any]:
+    recorded, data = model.description.provenance, model.training_data
+    training = recorded.get("config", {}).get("train", {})
+    return {
+        "system": model.description.system.name,
+        "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
+        "model_sha256": model.sha256,
+        "config_sha256": recorded.get("config_sha256", ""),
+        "training": {
+            "steps": recorded.get("step", training.get("steps", "?")),
+            "batch_size": training.get("batch_size", "?"),
+            "volumes": len(recorded.get("training_samples", [])),
+        },
+        "baselines": {"volumes": data.baselines.volumes if data and data.baselines else 0},
+        "seed": training.get("seed", "?"),
+    }

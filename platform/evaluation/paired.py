@@ -1,0 +1,128 @@
+"""Paired differences between predictors on the same subjects: mean, bootstrap interval and Wilcoxon's test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+from scipy import stats
+
+from raylift.platform.evaluation.tables import TITLES, MetricTable, Section, digits_of, finite
+
+CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
+BATCH = 500
+"""Number of resamples in memory at a time."""
+DEFINITION = (
+    "Predictor minus {reference} on the same {count} subjects: mean, percentile bootstrap interval of {confidence:.0%} "
+    "over subjects ({resamples:,} resamples, seed {seed}), and p of Wilcoxon's two-sided signed-rank test. Several "
+    "scans of a subject count as their mean. The p-values are not corrected for the number of comparisons."
+)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference over subjects; NaN where it is undefined."""
+
+    mean: float
+    low: float
+    high: float
+    """Ends of the bootstrap interval."""
+    p: float
+    """The p-value of Wilcoxon's signed-rank test."""
+
+
+def difference(differences: Float64[np.ndarray, " subjects"]) -> Difference:
+    """Mean of paired differences with its uncertainty.
+
+    With a single subject there is no interval and no test; with an infinite figure, such as the PSNR of an exact
+    volume, nothing is defined.
+    """
+    if not np.isfinite(differences).all():
+        return Difference(math.nan, math.nan, math.nan, math.nan)
+    mean = float(differences.mean())
+    if len(differences) < 2:
+        return Difference(mean, math.nan, math.nan, math.nan)
+    if np.ptp(differences) == 0:
+        interval = (mean, mean)
+    else:
+        found = stats.bootstrap(
+            (differences,),
+            np.mean,
+            n_resamples=RESAMPLES,
+            batch=BATCH,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            rng=np.random.default_rng(SEED),
+        ).confidence_interval
+        interval = (float(found.low), float(found.high))
+    p = float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
+    return Difference(mean, *interval, p)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences of every other predictor to a reference, by predictor, protocol and figure."""
+
+    reference: str
+    subjects: int
+    differences: Mapping[str, Mapping[str, Mapping[str, Difference]]]
+
+    @classmethod
+    def of(cls, table: MetricTable, subjects: Mapping[str, str], reference: str) -> Paired:
+        """The differences in a table; `subjects` has the subject of each of its scans."""
+        names, groups = np.unique([subjects[scan] for scan in table.metrics], return_inverse=True)
+        counts = np.bincount(groups)
+
+        def between(predictor: str, protocol: str, name: str) -> Difference:
+            with np.errstate(invalid="ignore"):
+                scans = table.values(predictor, protocol, name) - table.values(reference, protocol, name)
+                return difference(np.bincount(groups, weights=scans) / counts)
+
+        others = [predictor for predictor in table.predictors if predictor != reference]
+        found = {p: {q: {n: between(p, q, n) for n in table.names(q)} for q in table.protocols} for p in others}
+        return cls(reference, len(names), found)
+
+    def sections(self) -> list[Section]:
+        """A table for each protocol."""
+        first = next(iter(self.differences.values()), {})
+        definition = DEFINITION.format(
+            reference=self.reference, count=self.subjects, confidence=CONFIDENCE, resamples=RESAMPLES, seed=SEED
+        )
+        return [
+            Section(
+                f"Difference to {self.reference}, {protocol}",
+                definition,
+                ["predictor", *(TITLES.get(name, name) for name in figures)],
+                [[p, *(_cell(name, one) for name, one in by[protocol].items())] for p, by in self.differences.items()],
+            )
+            for protocol, figures in first.items()
+        ]
+
+    def to_json(self) -> dict[str, object]:
+        """Everything; undefined numbers are null."""
+        by_predictor = {
+            p: {q: {name: finite(vars(one)) for name, one in row.items()} for q, row in by.items()}
+            for p, by in self.differences.items()
+        }
+        return {
+            "reference": self.reference,
+            "subjects": self.subjects,
+            "confidence": CONFIDENCE,
+            "resamples": RESAMPLES,
+            "seed": SEED,
+            "by_predictor": by_predictor,
+        }
+
+
+def _cell(name: str, one: Difference) -> str:
+    if math.isnan(one.mean):
+        return "undefined"
+    digits = digits_of(name)
+    text = f"{one.mean:+.{digits}f}"
+    if math.isnan(one.p):
+        return text
+    p = f"p {one.p:.2g}" if one.p >= 0.001 else "p < 0.001"
+    return f"{text} [{one.low:+.{digits}f}, {one.high:+.{digits}f}], {p}"
