@@ -1,5 +1,6 @@
 """Weights in the package: small, whole, and better than the mean volume on phantoms they were not trained on."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,15 @@ def test_its_card_names_data_license_figures_and_limits(folder):
     card = (folder / "README.md").read_text()
     for words in ("not a medical device", "CC BY", "LIDC-IDRI", "psnr_db", "Limits", weights.load(folder).sha256):
         assert words in card
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_its_card_states_the_settings_of_its_training_and_system(folder):
+    card, description = (folder / "README.md").read_text(), weights.load(folder).description
+    settings = json.loads(card.partition("## Settings")[2].partition("```json")[2].partition("```")[0])
+    stored = json.loads((folder / "model.json").read_text())["model"]
+    assert settings["system"] == stored["system"]
+    assert settings["steps"] == description.provenance["step"]
+    result = (folder.parents[2] / description.provenance["result"]).read_text()
+    for words in (settings["command"], f"seed {settings['seed']}", f"batch {settings['batch']}", settings["precision"]):
+        assert words in result
