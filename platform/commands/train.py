@@ -32,6 +32,8 @@ class TrainOptions:
     """Folder or URL of the new run; runs/<preset>-<time> by default."""
     resume: str = ""
     """Folder or URL of a run to resume."""
+    take_over: bool = False
+    """Resume a run although another process, whose last heartbeat is old, may still train it."""
     dry_run: bool = False
     """Print the configuration and an estimate of memory, and stop."""
 
@@ -51,15 +53,19 @@ def train(arguments: list[str]) -> int:
     if options.dry_run:
         return _dry_run(options.run)
     from raylift.platform import cluster
-    from raylift.platform.training import resuming, runs
+    from raylift.platform.training import lease, resuming, runs
     from raylift.platform.training.checkpoint import best_checkpoint
 
     cluster.session_folder()
     url = absolute(options.resume or options.output or runs.new_run_url("runs", Path(name).stem))
-    run = resuming.resume(options.run, url) if options.resume else runs.create(options.run, url)
     started = time.monotonic()
-    cluster.connect()
-    metrics = runs.fit(run, url)
+    # The record of a run that another process trains does not change, and a folder that is refused is not created.
+    run = options.run if options.resume else runs.create(options.run, url)
+    with lease.held(url, options.take_over):
+        if options.resume:
+            run = resuming.resume(run, url)
+        cluster.connect()
+        metrics = runs.fit(run, url)
     best, summary = best_checkpoint(url)
     print(f"trained in {time.monotonic() - started:.0f} s: validation {format_metrics(metrics)} at the end")
     psnr_db = summary["metrics"][monitored(summary["metrics"])]

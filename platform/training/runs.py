@@ -9,7 +9,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-import psutil
 import ray.train
 import ray.tune
 
@@ -32,6 +31,7 @@ from raylift.platform.training.inputs import (
     with_archive_views,
     with_generations,
 )
+from raylift.platform.training.lease import has_ended, this_process
 
 
 def new_run_url(runs: str, preset: str) -> str:
@@ -109,7 +109,7 @@ def create(run: RunConfig, run_url: str) -> RunConfig:
         "versions": versions,
         "machine": machine.machine(),
         "pretrained": pretrained.record(run),
-        "process": {"host": machine.node(), "pid": os.getpid(), "started": psutil.Process().create_time()},
+        "process": this_process(),
     }
     write_record(run_url, RUN_FILE, record, "run")
     return run
@@ -140,13 +140,9 @@ def write_record(url: str, name: str, data: dict[str, Any], kind: str) -> None:
 def _starting_process(record: dict[str, Any]) -> int:
     """The running process of this machine that wrote a run's record; 0 if it ended, is this one or is elsewhere."""
     process = record.get("process", {})
-    if process.get("host") != machine.node() or process["pid"] == os.getpid():
+    if process.get("host") != machine.node() or process["pid"] == os.getpid() or has_ended(process):
         return 0
-    try:
-        alive = psutil.Process(process["pid"]).create_time() == process["started"]
-    except psutil.NoSuchProcess:
-        return 0
-    return int(process["pid"]) if alive else 0
+    return int(process["pid"])
 
 
 def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = False) -> dict[str, Any]:

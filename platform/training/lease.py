@@ -1,0 +1,137 @@
+"""The lease of a run: one process at a time trains it, on a folder or an object store.
+
+`<run>/.lease-<number>.json` names the process and the time of its last heartbeat. A lease is taken by creating the next
+number, which a store grants to one writer, so no file of another process is ever replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import platform as machine
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+
+from raylift.datasets import digested_json
+from raylift.datasets.archive.store import Folder
+from raylift.datasets.errors import AlteredFile, ConfigError, RayliftError
+
+BEAT_S, STALE_S = 10.0, 60.0
+"""Seconds between heartbeats, and after the last one until another process may take the lease over."""
+PREFIX = ".lease-"
+
+
+class LeaseLost(RayliftError, RuntimeError):
+    """Another process has taken over the run of this one."""
+
+
+def this_process() -> dict[str, Any]:
+    """Host, id and start of this process, for a record."""
+    return {"host": machine.node(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def has_ended(process: dict[str, Any]) -> bool:
+    """Whether a recorded process is known to have ended, which is known of this machine's only."""
+    if process["host"] != machine.node():
+        return False
+    try:
+        return bool(psutil.Process(process["pid"]).create_time() != process["started"])
+    except psutil.NoSuchProcess:
+        return True
+
+
+@contextmanager
+def held(url: str, take_over: bool = False) -> Iterator[None]:
+    """Hold the lease of a run within this context, with a heartbeat.
+
+    The lease of a process of this machine that has ended is taken at once.
+
+    Args:
+        url: the run's folder.
+        take_over: whether a lease without a recent heartbeat is taken.
+
+    Raises:
+        ConfigError: another process holds it; names its host and the age of its heartbeat.
+        LeaseLost: another process took it over meanwhile. The main thread stops what it does.
+    """
+    folder = Folder(url)
+    number = _take(folder, take_over)
+    stop, lost = threading.Event(), threading.Event()
+    main_thread = threading.main_thread()
+    in_main_thread = threading.current_thread() is main_thread
+
+    def beat() -> None:
+        while not stop.wait(BEAT_S):
+            try:
+                if _numbers(folder)[-1:] != [number]:
+                    lost.set()
+                    if in_main_thread:
+                        signal.pthread_kill(main_thread.ident or 0, signal.SIGINT)
+                    return
+                folder.write(_name(number), _content())
+            except OSError as error:
+                print(f"raylift: the heartbeat of {url} was not written: {error}", flush=True)
+
+    thread = threading.Thread(target=beat, daemon=True, name="raylift-lease")
+    thread.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if lost.is_set():
+            raise LeaseLost(f"{url} was taken over by another process: this one stops") from None
+        raise
+    finally:
+        stop.set()
+        thread.join()
+        folder.remove(_name(number))
+
+
+def _take(folder: Folder, take_over: bool) -> int:
+    """Create the next lease and remove earlier ones; returns its number."""
+    numbers = _numbers(folder)
+    if numbers:
+        _require_free(folder, numbers[-1], take_over)
+    number = numbers[-1] + 1 if numbers else 1
+    try:
+        folder.create(_name(number), _content())
+    except FileExistsError as error:
+        raise ConfigError(f"another process resumes {folder.url} at the same time: choose another folder") from error
+    for earlier in numbers:
+        folder.remove(_name(earlier))
+    return number
+
+
+def _require_free(folder: Folder, number: int, take_over: bool) -> None:
+    try:
+        lease = folder.read_digested(_name(number))
+    except FileNotFoundError:
+        return  # released meanwhile
+    except AlteredFile as error:
+        raise ConfigError(f"{error}: remove it if no process trains this run") from error
+    process, age_s = lease["process"], time.time() - lease["time"]
+    if has_ended(process):
+        return
+    owner = f"process {process['pid']} on {process['host']}, whose last heartbeat is {age_s:.0f} s old"
+    if age_s <= STALE_S:
+        raise ConfigError(f"{folder.url} is trained by {owner}: stop it first, or choose another folder")
+    if not take_over:
+        raise ConfigError(f"{folder.url} was trained by {owner}: if it has ended, add --take-over")
+    print(f"raylift: {folder.url} is taken over from {owner}", flush=True)
+
+
+def _numbers(folder: Folder) -> list[int]:
+    names = [name for name in folder.names() if name.startswith(PREFIX) and name.endswith(".json")]
+    return sorted(int(name.removeprefix(PREFIX).removesuffix(".json")) for name in names)
+
+
+def _name(number: int) -> str:
+    return f"{PREFIX}{number:06d}.json"
+
+
+def _content() -> bytes:
+    return digested_json.encode({"process": this_process(), "time": time.time()})

@@ -1,0 +1,110 @@
+"""Two processes resume one run: one trains, the other is refused, and a stale lease is taken over on request only."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from raylift.datasets import digested_json
+from raylift.datasets.archive.store import Folder
+from raylift.datasets.errors import ConfigError
+from raylift.platform import cli
+from raylift.platform.training import lease, runs
+
+
+def write_lease(url: str, age_s: float, number: int = 1, **process: object) -> None:
+    """The lease of another process, as it is without its further heartbeats."""
+    content = {"process": {"host": "node-7", "pid": 4242, "started": 0.0, **process}, "time": time.time() - age_s}
+    Folder(url).write(f".lease-{number:06d}.json", digested_json.encode(content))
+
+
+class LeaseSuite:
+    @pytest.fixture
+    def url(self) -> str:
+        raise NotImplementedError
+
+    def test_it_is_refused_while_held_and_free_afterwards(self, url: str) -> None:
+        with (
+            lease.held(url),
+            pytest.raises(ConfigError, match=r"is trained by process \d+ on .*last heartbeat is \d s"),
+        ):
+            lease.held(url, take_over=True).__enter__()
+        with lease.held(url):
+            pass
+        assert [name for name in Folder(url).names() if "lease" in name] == []
+
+    def test_a_stale_one_is_taken_over_on_request_only(self, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+        write_lease(url, age_s=100)
+        with pytest.raises(
+            ConfigError, match=r"process 4242 on node-7, whose last heartbeat is 100 s old.*--take-over"
+        ):
+            lease.held(url).__enter__()
+        with lease.held(url, take_over=True):
+            assert Folder(url).names() == [".lease-000002.json"]
+        assert "is taken over from process 4242 on node-7" in capsys.readouterr().out
+
+    def test_of_processes_that_take_it_over_at_once_one_succeeds(self, url: str) -> None:
+        write_lease(url, age_s=100)
+
+        def take(_: int) -> bool:
+            try:
+                lease._take(Folder(url), take_over=True)
+            except ConfigError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(take, range(4))).count(True) == 1
+
+    def test_the_heartbeat_is_renewed_and_an_owner_that_lost_its_lease_stops(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(lease, "BEAT_S", 0.1)
+
+        def hold() -> None:
+            with lease.held(url):
+                first = Folder(url).read_digested(".lease-000001.json")["time"]
+                time.sleep(1.0)
+                assert Folder(url).read_digested(".lease-000001.json")["time"] > first
+                write_lease(url, age_s=0, number=2)
+                time.sleep(20)
+
+        begun = time.monotonic()
+        with pytest.raises(lease.LeaseLost, match="taken over by another process"):
+            hold()
+        assert time.monotonic() - begun < 10
+        assert Folder(url).names() == [".lease-000002.json"]
+
+
+class TestFolder(LeaseSuite):
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return str(tmp_path / "run")
+
+
+class TestBucket(LeaseSuite):
+    @pytest.fixture
+    def url(self, s3_bucket_url: str) -> str:
+        return f"{s3_bucket_url}/{uuid.uuid4().hex}"
+
+
+def test_a_process_of_this_machine_that_has_ended_holds_nothing(tmp_path: Path) -> None:
+    gone = {**lease.this_process(), "started": psutil.Process().create_time() - 1}
+    write_lease(str(tmp_path), 0, **gone)
+    with lease.held(str(tmp_path)):
+        pass
+
+
+def test_a_second_resume_is_refused_with_the_owner_and_changes_nothing(tiny, tmp_path, capsys):
+    url = str(tmp_path / "run")
+    runs.create(tiny, url)
+    before = (tmp_path / "run/run.json").read_bytes()
+    write_lease(url, age_s=30)
+    assert cli.main(["train", "--resume", url, "--train.steps", "99", "--take-over"]) == 2
+    assert "process 4242 on node-7, whose last heartbeat is 30 s old" in capsys.readouterr().err
+    assert (tmp_path / "run/run.json").read_bytes() == before
