@@ -32,13 +32,17 @@ def pytest_configure() -> None:
             )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist, tests that share Ray or a service run in one process, and others by their file."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With pytest-xdist, tests that share Ray or a service run first, each group in one process, and others by file."""
+    groups: dict[pytest.Item, str] = {}
     for item in items:
         shares_ray = "ray_cluster" in getattr(item, "fixturenames", ())
         shares_service = item.path.parent.name == "serve"
         group = "ray" if shares_ray else "serve" if shares_service else str(item.path.relative_to(REPOSITORY))
+        groups[item] = group
         item.add_marker(pytest.mark.xdist_group(group))
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: ["ray", "serve", groups[item]].index(groups[item]))
 
 
 @pytest.hookimpl(wrapper=True)
