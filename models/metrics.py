@@ -1,6 +1,6 @@
 """Image-quality metrics of reconstructed volumes, under named protocols.
 
-Published figures of the same metric differ by five decibels between definitions. Every number therefore belongs to a
+Published values of the same metric differ by five decibels between definitions. Every number therefore belongs to a
 protocol: the HU window, the maximum of PSNR, and whether a metric is computed over the volume or slice by slice.
 
 | protocol | window, HU | PSNR | SSIM |
@@ -25,7 +25,7 @@ from skimage.metrics import structural_similarity
 from raylift.datasets import segmentation
 from raylift.datasets.intensity import HU_MAX, HU_MIN, Window
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 Unit = Float[np.ndarray, "d h w"]
 ZERO_ERROR_DB = 100.0
 """PSNR of a slice without error."""
@@ -39,17 +39,17 @@ class Protocol:
     definition: str
     """Definition of PSNR and SSIM, a sentence for a report."""
     window: Window
-    figures: Callable[[Unit, Unit], Figures]
+    compute: Callable[[Unit, Unit], Metrics]
 
     def evaluate(
         self, prediction_hu: Float[np.ndarray, "d h w"], ground_truth_hu: Float[np.ndarray, "d h w"]
-    ) -> Figures:
-        """The protocol's figures for one volume; both are clipped to the window first."""
+    ) -> Metrics:
+        """The protocol's metrics for one volume; both are clipped to the window first."""
         prediction = self.window.to_unit(prediction_hu.astype(np.float64))
         ground_truth = self.window.to_unit(ground_truth_hu.astype(np.float64))
         return {
             "mae_hu": _mae(prediction, ground_truth) * self.window.width_hu,
-            **self.figures(prediction, ground_truth),
+            **self.compute(prediction, ground_truth),
         }
 
 
@@ -83,7 +83,7 @@ def _mae(prediction: Unit, ground_truth: Unit) -> float:
     return float(np.abs(prediction - ground_truth).mean())
 
 
-def _volume_figures(prediction: Unit, ground_truth: Unit) -> Figures:
+def _volume_metrics(prediction: Unit, ground_truth: Unit) -> Metrics:
     mean_squared_error = float(np.square(prediction - ground_truth).mean())
     return {
         "mse": mean_squared_error,
@@ -97,7 +97,7 @@ def _volume_figures(prediction: Unit, ground_truth: Unit) -> Figures:
     }
 
 
-def _x2ct_figures(prediction: Unit, ground_truth: Unit) -> Figures:
+def _x2ct_metrics(prediction: Unit, ground_truth: Unit) -> Metrics:
     scaled = [np.asarray(volume * 2500).astype(np.int32).astype(np.float64) for volume in (prediction, ground_truth)]
     squared = np.square(scaled[0] - scaled[1])
     slices, similarities = [], []
@@ -118,7 +118,7 @@ def _x2ct_figures(prediction: Unit, ground_truth: Unit) -> Figures:
 _VOLUME = "PSNR over the volume against the window's width; SSIM in 3-D with a Gaussian of 1.5 voxels"
 _X2CT = "PSNR against 4095 on a scale of 2500, over the volume and as a mean of slices; SSIM as a mean of slices, 7 x 7"
 PROTOCOLS = {
-    "volume": Protocol("volume", _VOLUME, Window(-1024, 1476), _volume_figures),
-    "x2ct": Protocol("x2ct", _X2CT, Window(-1024, 1476), _x2ct_figures),
-    "cvaa": Protocol("cvaa", _VOLUME, Window(-1000, 4096), _volume_figures),
+    "volume": Protocol("volume", _VOLUME, Window(-1024, 1476), _volume_metrics),
+    "x2ct": Protocol("x2ct", _X2CT, Window(-1024, 1476), _x2ct_metrics),
+    "cvaa": Protocol("cvaa", _VOLUME, Window(-1000, 4096), _volume_metrics),
 }

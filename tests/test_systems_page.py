@@ -1,4 +1,4 @@
-"""docs/systems.md against the code: its tests exist, its names are settings, its counts and figures are those."""
+"""docs/systems.md against the code: its tests exist, its names are settings, its counts and results are those."""
 
 import re
 from dataclasses import replace
@@ -167,7 +167,7 @@ def test_every_slim_system_went_through_every_verb():
     assert all(cell.isdecimal() for name, cells in rows.items() if name.endswith("-slim") for cell in cells)
 
 
-def figures(text: str) -> list[str]:
+def numbers(text: str) -> list[str]:
     """Numbers with decimals, of a text without its links."""
     return re.findall(r"[-+]?\d+\.\d+", re.sub(r"\]\([^)]*\)", "]", text))
 
@@ -183,10 +183,10 @@ def figures(text: str) -> list[str]:
 )
 def test_every_figure_of_a_benchmark_stands_in_its_result(result, begins, ends):
     (path,) = (REPOSITORY / "benchmarks/results").glob(f"*-{result}.md")
-    measured = figures(path.read_text(encoding="utf-8"))
+    measured = numbers(path.read_text(encoding="utf-8"))
     passage = PAGE.split(begins)[1].split(ends)[0]
-    assert figures(passage)
-    for figure in figures(passage):
-        places = len(figure.split(".")[1])
+    assert numbers(passage)
+    for number in numbers(passage):
+        places = len(number.split(".")[1])
         rounded = {f"{float(one):.{places}f}" for one in measured}
-        assert figure.lstrip("+") in rounded, f"{figure} stands in no row of {path.name}"
+        assert number.lstrip("+") in rounded, f"{number} stands in no row of {path.name}"

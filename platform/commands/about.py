@@ -32,7 +32,7 @@ def models(arguments: list[str]) -> int:
             "views": ", ".join(view.name for view in views),
             "output": f"{grid.size}^3 voxels of {grid.spacing_mm:g} mm",
             "license": entry.license,
-            "figures": ", ".join(f"{metric} {value:g}" for metric, value in metrics.items()),
+            "metrics": ", ".join(f"{metric} {value:g}" for metric, value in metrics.items()),
             "weights": f"{size}, SHA-256 {model_store.sha256_of(url)[:12]}",
             "where": entry.url or str(folder),
             "card": str(folder / CARD_FILE),

@@ -1,4 +1,4 @@
-"""`raylift score`: figures of volumes from anywhere beside their ground truth."""
+"""`raylift score`: metrics of volumes from anywhere beside their ground truth."""
 
 from __future__ import annotations
 
@@ -77,6 +77,6 @@ def score(arguments: list[str]) -> int:
             print(f"{name}: {note}")
     if result.missing:
         shown = ", ".join(result.missing[:5]) + (" ..." if len(result.missing) > 5 else "")
-        print(f"warning: {len(result.missing)} ground-truth volumes have no prediction and are in no figure: {shown}")
+        print(f"warning: {len(result.missing)} ground-truth volumes have no prediction and are in no metric: {shown}")
     print(f"{len(pairs)} volumes: {options.output / 'scores.csv'}, {options.output / 'scores.json'}")
     return 0

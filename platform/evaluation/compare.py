@@ -131,12 +131,12 @@ def _case(
     """The metrics of one scan and its images, if predictors are shown; volumes are not kept."""
     predictions = {name: one for outcome in outcomes for name, one in outcome.predictions.items()}
     chosen = (*protocols, *(["segmentation"] if has_ct else []))
-    figures = {name: {key: PROTOCOLS[key].evaluate(one) for key in chosen} for name, one in predictions.items()}
+    values = {name: {key: PROTOCOLS[key].evaluate(one) for key in chosen} for name, one in predictions.items()}
     return Case(
         label,
         entry.subject,
         archive.url,
-        figures,
+        values,
         {name: residuals for outcome in outcomes for name, residuals in outcome.residuals.items()},
         {name: seconds for outcome in outcomes for name, seconds in outcome.seconds.items()},
         Images.of(predictions, shown) if shown else None,
@@ -228,7 +228,7 @@ def present(
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             notes.append(
-                f"{len(missing)} of {len(scans)} scans have no volume in {one.folder} and are in no figure: "
+                f"{len(missing)} of {len(scans)} scans have no volume in {one.folder} and are in no metric: "
                 f"{', '.join(missing[:5])}{more}"
             )
         scans = [scan for scan in scans if scan[2].id in one.files]

@@ -37,7 +37,7 @@ class Difference:
 def difference(differences: Float64[np.ndarray, " subjects"]) -> Difference:
     """Mean of paired differences with its uncertainty.
 
-    With a single subject there is no interval and no test; with an infinite figure, such as the PSNR of an exact
+    With a single subject there is no interval and no test; with an infinite metric, such as the PSNR of an exact
     volume, nothing is defined.
     """
     if not np.isfinite(differences).all():
@@ -64,7 +64,7 @@ def difference(differences: Float64[np.ndarray, " subjects"]) -> Difference:
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences of every other predictor to a reference, by predictor, protocol and figure."""
+    """Differences of every other predictor to a reference, by predictor, protocol and metric."""
 
     reference: str
     subjects: int
@@ -95,10 +95,10 @@ class Paired:
             Section(
                 f"Difference to {self.reference}, {protocol}",
                 definition,
-                ["predictor", *(TITLES.get(name, name) for name in figures)],
+                ["predictor", *(TITLES.get(name, name) for name in values)],
                 [[p, *(_cell(name, one) for name, one in by[protocol].items())] for p, by in self.differences.items()],
             )
-            for protocol, figures in first.items()
+            for protocol, values in first.items()
         ]
 
     def to_json(self) -> dict[str, object]:

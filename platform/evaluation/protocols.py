@@ -15,7 +15,7 @@ from torch import Tensor
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Normalization, Window
 from raylift.models import consistency, metrics
-from raylift.models.metrics import Figures
+from raylift.models.metrics import Metrics
 
 VolumeProtocolName = Literal["volume", "x2ct", "cvaa"]
 ProtocolName = Literal[VolumeProtocolName, "reprojection"]
@@ -58,7 +58,7 @@ class EvaluationProtocol:
     definition: str
     """How the metrics are computed, for reports."""
     needs_ct: bool
-    evaluate: Callable[[Prediction], Figures]
+    evaluate: Callable[[Prediction], Metrics]
 
 
 def _compare_volumes(name: str) -> EvaluationProtocol:
@@ -70,7 +70,7 @@ def _compare_volumes(name: str) -> EvaluationProtocol:
     )
 
 
-def _compare_reprojections(prediction: Prediction) -> Figures:
+def _compare_reprojections(prediction: Prediction) -> Metrics:
     with torch.no_grad():
         reprojection = consistency.agreement(
             prediction.volume, prediction.radiographs, prediction.window, prediction.grid, prediction.geometry
@@ -83,7 +83,7 @@ def _compare_reprojections(prediction: Prediction) -> Figures:
     }
 
 
-def _compare_lungs(prediction: Prediction) -> Figures:
+def _compare_lungs(prediction: Prediction) -> Metrics:
     spacing_mm = prediction.grid.spacing_mm
     return {"lung_dice": metrics.lung_dice(prediction.hu, prediction.required_ground_truth_hu, spacing_mm)}
 

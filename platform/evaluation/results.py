@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from raylift.datasets.archive.splits import SplitChoice
 from raylift.datasets.projector import normalized_drrs
 from raylift.models import consistency
-from raylift.models.metrics import Figures
+from raylift.models.metrics import Metrics
 from raylift.models.reconstruction import Residuals
 from raylift.platform.evaluation.paired import Paired
 from raylift.platform.evaluation.predictors import FITTED
@@ -29,7 +29,7 @@ Planes = list[Float32[np.ndarray, "rows columns"]]
 
 @dataclass(frozen=True)
 class Images:
-    """What figures show of one scan; volumes are not kept."""
+    """What images show of one scan; volumes are not kept."""
 
     slices: dict[str, Planes]
     """By predictor, after the CT if there is one."""
@@ -61,7 +61,7 @@ class Case:
     name: str
     subject: str
     archive: str
-    metrics: dict[str, dict[str, Figures]]
+    metrics: dict[str, dict[str, Metrics]]
     """Metrics by predictor and protocol."""
     residuals: dict[str, Residuals] = field(default_factory=dict)
     """Residuals of consistency fits by model; empty without any."""
@@ -90,12 +90,12 @@ class Evaluation:
 
     @cached_property
     def table(self) -> MetricTable:
-        """The figures of all scans."""
+        """The metrics of all scans."""
         return self._table(self.cases)
 
     @property
     def by_archive(self) -> dict[str, MetricTable]:
-        """The figures of each archive's scans, if there are several archives."""
+        """The metrics of each archive's scans, if there are several archives."""
         urls = dict.fromkeys(case.archive for case in self.cases)
         if len(urls) == 1:
             return {}
@@ -107,8 +107,8 @@ class Evaluation:
             {case.name: case.metrics for case in cases}, {name: PROTOCOLS[name].definition for name in names}
         )
 
-    def mean(self, predictor: str, protocol: str) -> Figures:
-        """Mean over the scans; infinite where a scan's figure is."""
+    def mean(self, predictor: str, protocol: str) -> Metrics:
+        """Mean over the scans; infinite where a scan's metric is."""
         return self.table.mean(predictor, protocol)
 
     @property

@@ -1,4 +1,4 @@
-"""Figures of volumes from anywhere beside their ground truth, under every volume protocol; no model and no archive.
+"""Metrics of volumes from anywhere beside their ground truth, under every volume protocol; no model and no archive.
 
 Both volumes of a pair are read by the readers of `raylift ingest` and put in one orientation, which moves no voxel.
 Nothing is resampled unless requested.
@@ -21,7 +21,7 @@ from raylift.datasets.scans import reader, volume_file
 from raylift.datasets.scans.header_checks import DEFAULT_LIMITS, ScanLimits
 from raylift.datasets.sources import Source, is_apple_double
 from raylift.models import metrics
-from raylift.models.metrics import Figures
+from raylift.models.metrics import Metrics
 from raylift.platform.evaluation.protocols import PROTOCOLS, VolumeProtocolName
 from raylift.platform.evaluation.tables import MetricTable
 
@@ -44,11 +44,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Score:
-    """The figures of all pairs, and what a reader must consider beside them."""
+    """The metrics of all pairs, and what a reader must consider beside them."""
 
     table: MetricTable
     missing: list[str]
-    """Ground truth without a prediction, which no figure includes."""
+    """Ground truth without a prediction, which no metric includes."""
     notes: dict[str, list[str]] = field(default_factory=dict)
     """By subject, what was resampled, changed or assumed."""
 
@@ -97,7 +97,7 @@ def score(
     assume_spacing_mm: Sequence[float] | None = None,
     progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Score:
-    """Figures of every pair.
+    """Metrics of every pair.
 
     Args:
         pairs: at least one.
@@ -116,7 +116,7 @@ def score(
     if not pairs:
         raise ConfigError("there is no pair of volumes to score")
     names: tuple[str, ...] = tuple(protocols or metrics.PROTOCOLS)
-    figures: dict[str, dict[str, dict[str, Figures]]] = {}
+    values: dict[str, dict[str, dict[str, Metrics]]] = {}
     notes: dict[str, list[str]] = {}
     for done, pair in enumerate(pairs):
         progress(done, len(pairs), pair.name)
@@ -127,7 +127,7 @@ def score(
         )
         target_hu = _hu(target)
         spacing_mm = float(np.prod(target.GetSpacing()) ** (1 / 3))
-        figures[pair.name] = {
+        values[pair.name] = {
             PREDICTOR: {
                 **{name: metrics.PROTOCOLS[name].evaluate(hu, target_hu) for name in names},
                 "segmentation": {"lung_dice": metrics.lung_dice(hu, target_hu, spacing_mm)},
@@ -137,7 +137,7 @@ def score(
             notes[pair.name] = pair_notes
     progress(len(pairs), len(pairs), "")
     definitions = {name: PROTOCOLS[name].definition for name in (*names, "segmentation")}
-    return Score(MetricTable(figures, definitions), list(missing), notes)
+    return Score(MetricTable(values, definitions), list(missing), notes)
 
 
 def holds_volumes(folder: Path, unless: Sequence[str] = ()) -> bool:
@@ -247,7 +247,7 @@ def _grid(image: sitk.Image) -> str:
 
 
 def _check_predicted_hu(path: Path, hu: Float32[np.ndarray, "d h w"]) -> None:
-    """Refuse a prediction in another unit, whose figures would be low without a reason in sight."""
+    """Refuse a prediction in another unit, whose metrics would be low without a reason in sight."""
     low, high = float(hu.min()), float(hu.max())
     if low >= -2 and high <= 2:
         raise RefusedFile(f"{path}: values {low:g} to {high:g} are in a network's range, not in HU: convert them to HU")

@@ -13,10 +13,10 @@ from jaxtyping import Float64
 from rich.table import Table
 
 from raylift.datasets.csv_file import write_rows
-from raylift.models.metrics import Figures
+from raylift.models.metrics import Metrics
 
-Metrics = Mapping[str, Mapping[str, Mapping[str, Figures]]]
-"""Figures by subject, predictor and protocol."""
+MetricsBySubject = Mapping[str, Mapping[str, Mapping[str, Metrics]]]
+"""Metrics by subject, predictor and protocol."""
 
 TITLES = {
     "mae_hu": "MAE, HU",
@@ -58,11 +58,11 @@ class Section:
 
 @dataclass(frozen=True)
 class MetricTable:
-    """Figures of every predictor on the same subjects, under the same protocols."""
+    """Metrics of every predictor on the same subjects, under the same protocols."""
 
-    metrics: Metrics
+    metrics: MetricsBySubject
     definitions: Mapping[str, str]
-    """How each protocol computes its figures, a sentence by name."""
+    """How each protocol computes its metrics, a sentence by name."""
 
     @property
     def predictors(self) -> list[str]:
@@ -75,19 +75,19 @@ class MetricTable:
         return list(self.definitions)
 
     def names(self, protocol: str) -> list[str]:
-        """Names of a protocol's figures."""
+        """Names of a protocol's metrics."""
         return list(next(iter(self.metrics.values()))[self.predictors[0]][protocol])
 
     def values(self, predictor: str, protocol: str, name: str) -> Float64[np.ndarray, " subjects"]:
-        """One figure of one predictor by subject."""
+        """One metric of one predictor by subject."""
         return np.array([by_predictor[predictor][protocol][name] for by_predictor in self.metrics.values()])
 
-    def mean(self, predictor: str, protocol: str) -> Figures:
-        """Mean over subjects; infinite where a subject's figure is."""
+    def mean(self, predictor: str, protocol: str) -> Metrics:
+        """Mean over subjects; infinite where a subject's metric is."""
         return {name: float(self.values(predictor, protocol, name).mean()) for name in self.names(protocol)}
 
-    def std(self, predictor: str, protocol: str) -> Figures:
-        """Standard deviation over subjects (of the population); 0 for a single one, NaN where a figure is infinite."""
+    def std(self, predictor: str, protocol: str) -> Metrics:
+        """Standard deviation over subjects (of the population); 0 for a single one, NaN where a metric is infinite."""
         found = {}
         for name in self.names(protocol):
             values = self.values(predictor, protocol, name)
@@ -107,22 +107,22 @@ class MetricTable:
         ]
 
     def write_csv(self, path: Path) -> None:
-        """A row for each subject and predictor, with a column `protocol.figure` for each figure."""
+        """A row for each subject and predictor, with a column `protocol.metric` for each metric."""
         columns = [(protocol, name) for protocol in self.protocols for name in self.names(protocol)]
         rows = (
-            [subject, predictor, *(figures[protocol][name] for protocol, name in columns)]
+            [subject, predictor, *(values[protocol][name] for protocol, name in columns)]
             for subject, by_predictor in self.metrics.items()
-            for predictor, figures in by_predictor.items()
+            for predictor, values in by_predictor.items()
         )
         write_rows(path, ["subject", "predictor", *(".".join(column) for column in columns)], rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Means and standard deviations by predictor and protocol, and the figures of every subject."""
+        """Means and standard deviations by predictor and protocol, and the metrics of every subject."""
         return {
             "protocols": dict(self.definitions),
             **self.means_to_json(),
             "cases": {
-                subject: {p: {q: finite(figures) for q, figures in by.items()} for p, by in by_predictor.items()}
+                subject: {p: {q: finite(values) for q, values in by.items()} for p, by in by_predictor.items()}
                 for subject, by_predictor in self.metrics.items()
             },
         }
@@ -139,17 +139,17 @@ class MetricTable:
         return [cell(name, mean[name], std[name], len(self.metrics)) for name in mean]
 
 
-def finite(figures: Figures) -> dict[str, float | None]:
-    """The figures for JSON, which has no infinity: the PSNR of an exact volume becomes null."""
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+def finite(values: Metrics) -> dict[str, float | None]:
+    """The metrics for JSON, which has no infinity: the PSNR of an exact volume becomes null."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def cell(name: str, mean: float, std: float = 0.0, count: int = 1) -> str:
-    """A figure with the digits that its unit needs and, over several subjects, its standard deviation."""
+    """A metric with the digits that its unit needs and, over several subjects, its standard deviation."""
     digits = digits_of(name)
     return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if count > 1 else "")
 
 
 def digits_of(name: str) -> int:
-    """Decimal places of a figure."""
+    """Decimal places of a metric."""
     return 2 if name.endswith("_db") else 0 if name.endswith("_hu") else 5 if name == "mse" else 4

@@ -72,12 +72,12 @@ class Validation:
             batch = batch.to(self._device)
             prediction = network(batch.views).float().clip(0.0, 1.0)
             if counts:
-                figures = (
+                values = (
                     self._volume_metrics(prediction, batch)
                     if self._volumes
                     else self._reprojection_metrics(prediction, batch)
                 )
-                sums += torch.stack([*figures, prediction.new_ones(())]).double()
+                sums += torch.stack([*values, prediction.new_ones(())]).double()
             if picture is None:
                 picture = _coronal(batch.ground_truth, self._in_protocol_window(prediction))
         network.train(training)

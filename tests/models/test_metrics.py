@@ -21,10 +21,10 @@ def test_psnr_of_a_known_error_is_known():
 
 def test_the_maximum_of_the_volume_protocol_is_its_window():
     ground_truth = np.full((16, 16, 16), -24.0)
-    figures = PROTOCOLS["volume"].evaluate(ground_truth + 250, ground_truth)
-    assert figures["mae_hu"] == pytest.approx(250)
-    assert figures["mse"] == pytest.approx(0.01)
-    assert figures["psnr_db"] == pytest.approx(20.0)
+    values = PROTOCOLS["volume"].evaluate(ground_truth + 250, ground_truth)
+    assert values["mae_hu"] == pytest.approx(250)
+    assert values["mse"] == pytest.approx(0.01)
+    assert values["psnr_db"] == pytest.approx(20.0)
 
 
 def test_x2cts_maximum_adds_4_29_db_to_the_same_error(pair):
@@ -43,34 +43,34 @@ def test_x2ct_equals_the_published_arithmetic(pair):
             similarity.append(
                 structural_similarity(ground_truth.take(index, axis), prediction.take(index, axis), data_range=1.0)
             )
-    figures = PROTOCOLS["x2ct"].evaluate(*pair)
-    assert figures["psnr_slices_db"] == pytest.approx(np.mean(expected))
-    assert figures["ssim_slices"] == pytest.approx(np.mean(similarity))
+    values = PROTOCOLS["x2ct"].evaluate(*pair)
+    assert values["psnr_slices_db"] == pytest.approx(np.mean(expected))
+    assert values["ssim_slices"] == pytest.approx(np.mean(similarity))
 
 
 def test_a_slice_without_error_counts_100_db_in_x2ct():
     ground_truth = np.zeros((8, 8, 8))
     prediction = ground_truth.copy()
     prediction[0] = 100.0
-    figures = PROTOCOLS["x2ct"].evaluate(prediction, ground_truth)
+    values = PROTOCOLS["x2ct"].evaluate(prediction, ground_truth)
     # Seven of eight slices along D are exact; along H and W every slice has the same error.
     one = 20 * np.log10(4095 / 100)
     other = 20 * np.log10(4095 / np.sqrt(100**2 / 8))
-    assert figures["psnr_slices_db"] == pytest.approx(np.mean([(one + 7 * 100) / 8, other, other]), abs=0.01)
+    assert values["psnr_slices_db"] == pytest.approx(np.mean([(one + 7 * 100) / 8, other, other]), abs=0.01)
 
 
 def test_cvaa_has_a_wider_window(pair):
-    figures = PROTOCOLS["cvaa"].evaluate(*pair)
+    values = PROTOCOLS["cvaa"].evaluate(*pair)
     inside = [volume.clip(-1000, 4096).astype(np.float64) for volume in pair]
-    assert figures["mse"] == pytest.approx(np.mean((inside[0] - inside[1]) ** 2) / 5096**2)
+    assert values["mse"] == pytest.approx(np.mean((inside[0] - inside[1]) ** 2) / 5096**2)
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_volume_compared_with_itself_is_perfect(name, pair):
-    figures = PROTOCOLS[name].evaluate(pair[1], pair[1])
-    assert figures["mae_hu"] == 0
-    assert figures["cosine"] == pytest.approx(1.0)
-    assert all(value == pytest.approx(1.0) for key, value in figures.items() if key.startswith("ssim"))
+    values = PROTOCOLS[name].evaluate(pair[1], pair[1])
+    assert values["mae_hu"] == 0
+    assert values["cosine"] == pytest.approx(1.0)
+    assert all(value == pytest.approx(1.0) for key, value in values.items() if key.startswith("ssim"))
 
 
 def test_errors_outside_the_window_do_not_count():

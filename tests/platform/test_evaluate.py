@@ -35,9 +35,9 @@ def report(finished_run, archive32, tmp_path_factory):
 def test_the_report_holds_every_predictor_under_every_protocol(report):
     metrics = json.loads((report / "metrics.json").read_text())
     assert set(metrics["mean"]) == {"model", "mean volume", "back-projection"}
-    for figures in metrics["mean"].values():
-        assert {"volume", "x2ct", "cvaa", "segmentation"} == set(figures)
-        assert all(np.isfinite(value) for group in figures.values() for value in group.values())
+    for values in metrics["mean"].values():
+        assert {"volume", "x2ct", "cvaa", "segmentation"} == set(values)
+        assert all(np.isfinite(value) for group in values.values() for value in group.values())
 
 
 def test_the_report_says_where_its_numbers_come_from(report):
@@ -73,7 +73,7 @@ def test_the_figures_are_pictures_with_something_in_them(report):
         assert pixels.std() > 10
 
 
-def test_the_figures_of_exact_volumes_are_valid_json(finished_run, archive32):
+def test_the_metrics_of_exact_volumes_are_valid_json(finished_run, archive32):
     evaluation = evaluate(weights.load(finished_run / "checkpoints/step-00000008"), Archive(str(archive32)))
     exact = {
         p: {q: dict.fromkeys(row, np.inf) for q, row in rows.items()} for p, rows in evaluation.cases[0].metrics.items()

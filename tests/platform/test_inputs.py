@@ -463,8 +463,8 @@ def test_with_ct_a_run_is_validated_under_protocol_volume_for_any_window(window:
         hu = window.to_hu(prediction)[0, 0].numpy()
         found.append(PROTOCOLS["volume"].evaluate(hu, archive.read_array(entry, "volumes").astype(np.float32)))
     assert found
-    assert metrics["val_psnr_db"] == pytest.approx(np.mean([figures["psnr_db"] for figures in found]), rel=1e-4)
-    assert metrics["val_mae_hu"] == pytest.approx(np.mean([figures["mae_hu"] for figures in found]), rel=1e-4)
+    assert metrics["val_psnr_db"] == pytest.approx(np.mean([values["psnr_db"] for values in found]), rel=1e-4)
+    assert metrics["val_mae_hu"] == pytest.approx(np.mean([values["mae_hu"] for values in found]), rel=1e-4)
 
 
 @pytest.mark.parametrize(("world", "samples"), [(1, 1), (2, 3)])

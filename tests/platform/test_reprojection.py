@@ -40,7 +40,7 @@ def report(finished_run, pairs, tmp_path_factory):
 def test_the_metrics_are_of_reprojections_alone(finished_run, pairs, report):
     metrics = json.loads((report / "metrics.json").read_text())
     assert set(metrics["mean"]) == {"model", "mean volume", "back-projection"}
-    assert {protocol for figures in metrics["mean"].values() for protocol in figures} == {"reprojection"}
+    assert {protocol for values in metrics["mean"].values() for protocol in values} == {"reprojection"}
     model = weights.load(finished_run / "checkpoints/step-00000008")
     archive = Archive(str(pairs))
     of = model.description
@@ -48,10 +48,10 @@ def test_the_metrics_are_of_reprojections_alone(finished_run, pairs, report):
         views = torch.from_numpy(archive.read_array(entry, "radiographs"))[None]
         with torch.no_grad():
             found = agreement(model.network(views).clip(0, 1), views, of.window, of.grid, of.geometry)
-        figures = metrics["cases"][entry.id]["model"]["reprojection"]
-        assert figures["psnr_db"] == pytest.approx(float(found.psnr_db.mean()), rel=1e-5)
-        assert figures["residual"] == pytest.approx(float(found.residual.mean()), rel=1e-5)
-        assert figures["residual_lateral"] == pytest.approx(float(found.residual[0, 1]), rel=1e-5)
+        values = metrics["cases"][entry.id]["model"]["reprojection"]
+        assert values["psnr_db"] == pytest.approx(float(found.psnr_db.mean()), rel=1e-5)
+        assert values["residual"] == pytest.approx(float(found.residual.mean()), rel=1e-5)
+        assert values["residual_lateral"] == pytest.approx(float(found.residual[0, 1]), rel=1e-5)
 
 
 def test_the_report_says_that_no_volume_was_compared(report, pairs):

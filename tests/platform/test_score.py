@@ -1,4 +1,4 @@
-"""`raylift score`: volumes from anywhere beside their ground truth, with figures that independent code gives."""
+"""`raylift score`: volumes from anywhere beside their ground truth, with metrics that independent code gives."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def score(predictions, ground_truth, output, *options):
     return cli.main(["score", str(predictions), "--ground-truth", str(ground_truth), "--output", str(output), *options])
 
 
-def test_every_protocol_has_the_figures_of_independent_code_in_table_csv_and_json(folders, tmp_path, capsys):
+def test_every_protocol_has_the_metrics_of_independent_code_in_table_csv_and_json(folders, tmp_path, capsys):
     assert score(*folders, tmp_path / "out") == 0
     content = json.loads((tmp_path / "out/scores.json").read_text())
     assert {"volume", "x2ct", "cvaa", "segmentation"} <= set(content["mean"]["prediction"])
@@ -70,9 +70,9 @@ def test_an_exact_volume_in_another_orientation_is_perfect_and_its_psnr_is_null_
     write_image(sitk.DICOMOrient(image, "RAS"), predictions / "scan-0.mha")
     assert score(predictions, ground_truth, tmp_path / "out", "--protocols", "volume") == 0
     content = json.loads((tmp_path / "out/scores.json").read_text(), parse_constant=pytest.fail)
-    figures = content["cases"]["scan-0"]["prediction"]
-    assert figures["volume"]["psnr_db"] is None
-    assert (figures["volume"]["mae_hu"], figures["volume"]["ssim"], figures["segmentation"]["lung_dice"]) == (0, 1, 1)
+    values = content["cases"]["scan-0"]["prediction"]
+    assert values["volume"]["psnr_db"] is None
+    assert (values["volume"]["mae_hu"], values["volume"]["ssim"], values["segmentation"]["lung_dice"]) == (0, 1, 1)
     assert content["missing"] == ["scan-1", "scan-2"]
 
 

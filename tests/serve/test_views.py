@@ -72,8 +72,8 @@ def exported(
     assert cli.main(["evaluate", run, *report, "--consistency-steps", "1"]) == 0
     assert cli.main(["export", run, str(folder / "model")]) == 0
     names = list(NAMES) if selected == ["all"] else selected
-    figures = json.loads((folder / "report" / "metrics.json").read_text())["mean"]["model"]["reprojection"]
-    assert {f"residual_{name}" for name in names} <= set(figures)
+    values = json.loads((folder / "report" / "metrics.json").read_text())["mean"]["model"]["reprojection"]
+    assert {f"residual_{name}" for name in names} <= set(values)
     return folder / "model", names
 
 
