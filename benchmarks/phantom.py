@@ -19,7 +19,7 @@ def main() -> None:
         [f"{grid.size}^3 at {grid.spacing_mm:g} mm", f"{measure(grid, volumes):.2f}"]
         for grid, volumes in ((Grid(64, 5.0), 20), (Grid(128, 2.5), 5))
     ]
-    table("procedural thoraces", ["grid", "volumes/s"], rows)
+    table("procedural phantoms", ["grid", "volumes/s"], rows)
 
 
 def measure(grid: Grid, volumes: int) -> float:

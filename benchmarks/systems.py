@@ -2,8 +2,8 @@
 
 The slim presets train one after another for the same number of steps of the same batch, with the commands of the
 README; a run that exists is resumed. The table compares systems after minutes on two cores, not after their published
-schedules. CycleGANs get other people's CT of the training split, a refiner refines the slim X2CT-GAN of the same table.
-An archive of phantoms and CT together, with splits of the CT given by hand:
+schedules. CycleGANs get other patients' CT of the training split, a refiner refines the slim X2CT-GAN of the same
+table. An archive of phantoms and CT together, with splits of the CT given by hand:
 
     raylift ingest scans/ --archive data/mixed --size 64 --spacing-mm 5 --splits splits.csv
     raylift phantom --archive data/mixed --count 40 --size 64 --spacing-mm 5
@@ -91,7 +91,7 @@ def differences(presets: list[str]) -> list[str]:
 
 
 def beside(name: str, ct: str, runs: Path) -> list[str]:
-    """Further options of a preset: CT of other people for a CycleGAN, the run of a base for a refiner."""
+    """Further options of a preset: CT of other patients for a CycleGAN, the run of a base for a refiner."""
     system = PRESETS[name].system
     unpaired = ["--data.unpaired", ct] if isinstance(system, CycleGan) else []
     return unpaired + (["--system.base-model", str(runs / BASE)] if system.pretrained else [])

@@ -36,7 +36,7 @@ def decode(raw: bytes, where: str) -> dict[str, Any]:
     found = hashlib.sha256(rest).hexdigest()
     if found.encode() != stated:
         raise AlteredFile(
-            f"{where} has SHA-256 {found}, its first line says {stated.decode(errors='replace')}: "
+            f"{where} has SHA-256 {found}, its first line states {stated.decode(errors='replace')}: "
             "it was damaged, cut or edited"
         )
     data: dict[str, Any] = json.loads(raw)

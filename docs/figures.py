@@ -40,7 +40,7 @@ RECONSTRUCTION_CAPTION = (
     "Below: a phantom it was not trained on, and the ground truth."
 )
 CAPTION = (
-    "Four procedural thoraxes at 128 voxels of 2.5 mm: three planes in Hounsfield units ({} to {} HU), and the "
+    "Four procedural phantoms at 128 voxels of 2.5 mm: three planes in Hounsfield units ({} to {} HU), and the "
     "radiographs projected from them."
 )
 

@@ -10,7 +10,7 @@ protocol: the HU window, the maximum of PSNR, and whether a metric is computed o
 | `cvaa` | [-1000, 4096] | whole volume, maximum = window | 3-D, Gaussian of 1.5 voxels |
 
 `x2ct` is the arithmetic of X2CT-GAN's published evaluation; its PSNR is 4.29 dB above that of the same error with the
-window as maximum. `cvaa` has CVAA-GAN's window and scale; its paper does not define SSIM, so that part is ours.
+window as maximum. `cvaa` has CVAA-GAN's window and scale; its paper does not define SSIM; it is chosen here.
 """
 
 from __future__ import annotations

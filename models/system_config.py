@@ -41,7 +41,7 @@ class SystemConfig(ABC):
     def learns_from(self) -> LearnsFrom:
         """The ground truth of its objective: the CT volumes of the views, or the radiographs alone.
 
-        A system that learns from radiographs trains on archives of both kinds and may use CT of other people.
+        A system that learns from radiographs trains on archives of both kinds and may use CT of other patients.
         """
         return "volumes"
 

@@ -1,7 +1,7 @@
-"""Procedural thoraces in place of unpaired CT: the anatomy of `raylift.datasets.phantom`, without noise.
+"""Procedural phantoms in place of unpaired CT: the anatomy of `raylift.datasets.phantom`, without noise.
 
 A discriminator of volumes needs real volumes. Where a run has none, this explicit prior replaces them: random thoraces
-of people who do not exist.
+of patients who do not exist.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from raylift.datasets.intensity import Window
 from raylift.datasets.phantom.thorax import thorax
 
 FIRST_SEED = 2**33
-"""Beyond the 32-bit seeds of phantom archives, so that no person is in both."""
+"""Beyond the 32-bit seeds of phantom archives, so that no phantom is in both."""
 
 
 class PhantomPrior:
-    """A number of procedural thoraces, each generated at its first use."""
+    """A number of procedural phantoms, each generated at its first use."""
 
     def __init__(self, grid: Grid, window: Window, count: int) -> None:
         self.grid, self.window, self.count = grid, window, count

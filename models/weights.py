@@ -145,7 +145,7 @@ def load(folder: str | Path) -> Model:
             raise WeightsError(f"{folder} has no {name}")
         if (found := file_sha256(folder / name)) != expected:
             raise WeightsError(
-                f"{folder / name} has SHA-256 {found}, its description says {expected}: the file was altered or cut"
+                f"{folder / name} has SHA-256 {found}, its description states {expected}: the file was altered or cut"
             )
     path = folder / WEIGHTS_FILE
     with torch.device("meta"):

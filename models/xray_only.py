@@ -38,7 +38,7 @@ class Reprojected(Parts):
 
     @property
     def learns_from(self) -> LearnsFrom:
-        """No CT of the views."""
+        """`radiographs`: training needs no CT of the patients whose radiographs these are."""
         return "radiographs"
 
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:

@@ -52,7 +52,7 @@ class DataConfig:
     ct_weight: int = 1
     """Times that each CT of the archive occurs in an epoch: its weight beside phantoms."""
     threads: int = 2
-    """Reader threads a worker."""
+    """Reader threads per worker."""
     prefetch_batches: int = 2
     """Global batches that are read ahead of training."""
     cache_gib: float = 1.0
@@ -104,7 +104,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """DeepSpeed."""
+    """Settings of DeepSpeed."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What DeepSpeed shards across workers: 0 nothing, 1 optimizer states, 2 gradients too, 3 weights too."""

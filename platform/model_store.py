@@ -143,7 +143,7 @@ def _name(url: str | Path) -> str | None:
 
 
 def _fetched(name: str) -> Path:
-    """The cache folder of a named model, with its files as its description says.
+    """The cache folder of a named model, with its files as its description lists them.
 
     Raises:
         WeightsError: a file at the URL has another SHA-256; it is not kept.

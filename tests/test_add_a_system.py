@@ -88,7 +88,7 @@ def test_the_list_of_systems_has_the_new_one(checkout):
 def test_its_slim_preset_makes_a_run_that_fits(checkout):
     printed = output_of(command("raylift train"), checkout)
     assert "name: example-net\n" in printed
-    assert "total a worker:" in printed
+    assert "total per worker:" in printed
 
 
 def test_the_parametrized_tests_find_it_and_pass(checkout):

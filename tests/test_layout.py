@@ -108,7 +108,7 @@ def test_no_module_is_named_like_a_standard_one():
             assert path.stem.startswith("__") or path.stem not in sys.stdlib_module_names, path
 
 
-def test_no_file_is_longer_than_a_reader_bears():
+def test_no_file_is_longer_than_the_limit():
     for folder in FLOW:
         for path in modules(folder):
             assert len(path.read_text().splitlines()) <= 350, path
@@ -179,7 +179,7 @@ def test_the_built_wheel_reconstructs_from_two_images_without_a_model_of_the_use
     assert (tmp_path / "ct.nii.gz").stat().st_size > 10_000
 
 
-def test_the_types_see_all_five_folders():
+def test_type_checks_cover_all_five_folders():
     for folder in (*FLOW, "tune_spaces"):
         link = REPOSITORY / "typings/raylift" / folder
         assert link.is_symlink()

@@ -77,7 +77,7 @@ def commanded(place, ray_cluster):
     return place
 
 
-def test_the_commands_of_the_readme_do_what_it_says_in_their_order(commanded, monkeypatch):
+def test_the_commands_of_the_readme_do_what_it_states_in_their_order(commanded, monkeypatch):
     monkeypatch.chdir(commanded)
     names = ["models", "reconstruct", "doctor", "ingest", "train", "tune", "evaluate", "export", "reconstruct", "serve"]
     assert [words[0] for words in COMMANDS] == names

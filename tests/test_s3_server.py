@@ -235,7 +235,7 @@ def test_a_folder_without_user_xattrs_is_refused_by_name(tmp_path: Path, monkeyp
         S3Server(tmp_path).start()
 
 
-def test_an_installation_without_a_package_index_says_what_to_do(
+def test_an_installation_without_a_package_index_states_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")

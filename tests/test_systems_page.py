@@ -113,7 +113,7 @@ def test_every_count_of_parameters_is_that_of_its_section_s_system(heading):
         assert int(count.replace(",", "")) in set().union(*map(counts, names)), f"{heading}: {count}"
 
 
-def test_every_cnn_and_gan_says_its_count():
+def test_every_cnn_and_gan_states_its_count():
     (part,) = re.findall(r"^## CNNs and GANs\n(.*?)^## ", PAGE, re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^### (.*)$", part, re.MULTILINE)
     assert len(headings) >= 7

@@ -100,7 +100,7 @@ class ArchiveWriter:
                 self.manifest = manifest
                 break
             except FileExistsError:
-                # Another writer published first: its samples are kept, ours follow under the next number.
+                # Another writer published first: its samples are kept, and these follow under the next number.
                 own, self.manifest = self.manifest, latest_manifest(self._folder)
                 self._require(own.grid, own.geometry, own.contents)
                 if self.manifest.split_rule.assigned != own.split_rule.assigned:

@@ -99,6 +99,6 @@ def _shared(pairs: Sequence[tuple[Source, Source]]) -> str:
     one, other = pairs[0]
     return (
         f"{len(pairs)} subjects have several scans in different folders or studies, such as {one.files[0]} and "
-        f"{other.files[0]}: each subject is kept in one split. If they are different people, pass --subject-pattern "
-        "with a group that matches the person in the path"
+        f"{other.files[0]}: each subject is kept in one split. If they are different patients, pass --subject-pattern "
+        "with a group that matches the patient in the path"
     )

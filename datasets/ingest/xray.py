@@ -135,6 +135,6 @@ def _shared(pairs: Sequence[RadiographPair]) -> str:
     subject, other = next(iter(several.items()))
     return (
         f"{len(several)} subjects have pairs of several studies, such as {first[subject].files[0]} and "
-        f"{other.files[0]}: each subject is kept in one split. If they are different people, pass --subject-pattern "
-        "with a group that matches the person in the path"
+        f"{other.files[0]}: each subject is kept in one split. If they are different patients, pass --subject-pattern "
+        "with a group that matches the patient in the path"
     )

@@ -32,7 +32,7 @@ CODES: dict[ViewName, tuple[Code, ...]] = {
 
 
 def view_of(header: pydicom.Dataset) -> tuple[ViewName | None, str]:
-    """The view by ViewPosition and ViewCodeSequence, or None and the reason; no reason where neither says anything."""
+    """The view by ViewPosition and ViewCodeSequence, or None and the reason; no reason where neither is set."""
     position = str(header.get("ViewPosition") or "")
     view = view_in_words(position)
     if position and view is None and _words(position) & OTHER_VIEWS:

@@ -90,7 +90,7 @@ def _affine(header: Nifti1Header, name: str) -> tuple[Affine, tuple[str, ...]]:
     sform, qform = header.get_sform() if header["sform_code"] > 0 else None, None
     if header["qform_code"] > 0:
         if header["pixdim"][0] == 0:
-            header["pixdim"][0] = 1  # as the standard says
+            header["pixdim"][0] = 1  # as the standard requires
         try:
             qform = header.get_qform()
         except (HeaderDataError, ValueError) as error:
@@ -165,7 +165,5 @@ def _voxels(path: Path, header: Nifti1Header, expected: int) -> bytearray:
         raise RefusedFile(f"{path}: the voxels are damaged: {error}") from error
     if len(stored) < expected:
         kind = "inflated bytes" if is_compressed(path) else "bytes"
-        raise RefusedFile(
-            f"{path}: {len(stored)} {kind} of voxels where its header promises {expected}: it is truncated"
-        )
+        raise RefusedFile(f"{path}: {len(stored)} {kind} of voxels where its header states {expected}: it is truncated")
     return stored[:expected] if len(stored) > expected else stored

@@ -117,4 +117,4 @@ def _check_whole(path: Path, start: int, expected: int) -> None:
     except zlib.error as error:
         raise RefusedFile(f"{path}: the voxels are damaged: {error}") from error
     if held < expected:
-        raise RefusedFile(f"{path}: {held} bytes where its header promises {expected}: it is truncated")
+        raise RefusedFile(f"{path}: {held} bytes where its header states {expected}: it is truncated")

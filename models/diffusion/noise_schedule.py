@@ -10,7 +10,7 @@ estimate of x_0; for epsilon it is
 
     x_0 = (x_t - sqrt(1 - abar_t) epsilon) / sqrt(abar_t).
 
-DiffuX2CT as we could read it has 1 - abar_t in place of the second square root, which does not invert the forward
+The published formula of DiffuX2CT has 1 - abar_t in place of the second square root, which does not invert the forward
 process.
 """
 
@@ -88,7 +88,7 @@ class NoiseScheduler:
         return torch.randint(self.config.num_train_timesteps, (len(like),), device=like.device)
 
     def add_noise(self, data: Data, noise: Data, timesteps: Int[Tensor, " n"]) -> Data:
-        """x_t."""
+        """The noisy data x_t at each item's timestep, in the shape of `data`."""
         signal, sigma = self._signal_and_sigma(timesteps)
         return signal * data + sigma * noise
 

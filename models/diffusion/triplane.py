@@ -34,7 +34,7 @@ OCTAVES = 6
 
 @dataclass(frozen=True)
 class TriPlaneConfig:
-    """DiffuX2CT names the parts and publishes no size: these are ours, of X2CT-GAN's encoder with fewer layers."""
+    """DiffuX2CT names the parts and publishes no size. Chosen here: X2CT-GAN's encoder with fewer layers."""
 
     encoder: EncoderConfig = field(
         default_factory=lambda: EncoderConfig(stem=32, growth=16, bottleneck=64, layers=(4, 6, 8, 6))

@@ -71,7 +71,7 @@ class CycleNetworks:
         return drrs
 
     def unpaired_volumes(self, batch: Batch) -> tuple[Float[Tensor, "n 1 d h w"], bool]:
-        """Volumes of people whose radiographs are not in the batch, and whether they are CT instead of the prior."""
+        """Volumes of patients whose radiographs are not in the batch, and whether they are CT instead of the prior."""
         if batch.unpaired is not None:
             return batch.unpaired, True
         return self.prior.volumes(batch.views), False
@@ -153,7 +153,7 @@ def cycle_objective(networks: CycleNetworks, weights: CycleLoss) -> Objective:
             )
     note = (
         "real samples of the volume discriminator are unpaired CT where batches have any, otherwise "
-        f"{networks.prior.count} procedural thoraces of seeds that no archive uses"
+        f"{networks.prior.count} procedural phantoms of seeds that no archive uses"
     )
     return Objective(players, notes=(note,))
 

@@ -90,7 +90,7 @@ class ImageEncoder(nn.Module):
     """The radiograph itself."""
 
     def forward(self, radiograph: Float[Tensor, "n 1 rows columns"]) -> list[Float[Tensor, "n _ _ _"]]:
-        """A list of one."""
+        """One feature map: the radiograph, with one channel."""
         return [radiograph]
 
 

@@ -38,7 +38,7 @@ class ConditionedBlock(nn.Module):
     def forward(
         self, features: Float[Tensor, "n c ..."], embedding: Float[Tensor, "n e"] | None = None
     ) -> Float[Tensor, "n out ..."]:
-        """The same size."""
+        """Features of the same size with `out` channels."""
         hidden = self.norm2(self.conv1(F.silu(self.norm1(features))))
         if self.time_emb_proj is not None:
             assert embedding is not None
@@ -59,7 +59,7 @@ class Upsample(nn.Module):
         self.mode = INTERPOLATION[dims]
 
     def forward(self, features: Float[Tensor, "n c ..."]) -> Float[Tensor, "n out ..."]:
-        """Twice the size."""
+        """Features of twice the size along each axis with `out` channels."""
         return F.interpolate(self.conv(features), scale_factor=2.0, mode=self.mode, align_corners=False)
 
 
@@ -120,8 +120,8 @@ class ResidualUNet(nn.Module):
             skips.append(hidden)
         outputs = [skips.pop()]
         for level in reversed(range(len(self.up))):
-            joined = torch.cat([self.upsample[level](outputs[-1]), skips.pop()], dim=1)
-            outputs.append(_through(self.up[level], joined, embedding))
+            concatenated = torch.cat([self.upsample[level](outputs[-1]), skips.pop()], dim=1)
+            outputs.append(_through(self.up[level], concatenated, embedding))
         return outputs[::-1]
 
 

@@ -45,7 +45,7 @@ class NoDecoder(nn.Module):
         self.activation = config.output
 
     def forward(self, lifted: Lifted, decoders: Sequence[nn.Module] = ()) -> list[Float[Tensor, "n 1 d h w"]]:  # noqa: ARG002
-        """A list of one."""
+        """A list with the volume; this decoder has no auxiliary ones."""
         return [ACTIVATIONS[self.activation](self.fusion([volumes[-1] for volumes in lifted]))]
 
 
@@ -69,7 +69,7 @@ class UNet(nn.Module):
         self.head = Head(channels[0], config.output, config.head_kernel)
 
     def forward(self, lifted: Lifted, decoders: Sequence[nn.Module] = ()) -> list[Float[Tensor, "n 1 d h w"]]:  # noqa: ARG002
-        """A list of one."""
+        """A list with the volume; this decoder has no auxiliary ones."""
         skips: list[Tensor] = []
         fused = self.fusion(lifted)
         for index, block in enumerate(self.down):

@@ -15,13 +15,13 @@ Corrected here:
   rays and becomes a volume (as in PSR), and a small residual 3-D U-Net makes one volume of the views';
 * their lateral view is the frontal one under another name, because the name they replace does not occur. Here it
   is the lateral, and both views go through the same U-Net, each along its own rays;
-* their discriminator has an image beside the one it was made from as its input. Here that pair could be classified by
-  subtraction, so the input is both views of a person, one of them re-projected and the other as given: a re-projected
-  lateral must match this frontal.
+* the published discriminator has an image beside the one it was made from as its input. Here that pair could be
+  classified by subtraction, so the input is both views of a patient, one of them re-projected and the other as given: a
+  re-projected lateral must match this frontal.
 
-Squared errors are those of normalized re-projections, with the scale from the thickness of an adult, as in
-u-X2CTGAN. Not given, and chosen: widths of 32, 16 and 8 in 3-D, a sigmoid at the end. Theirs was trained for one epoch;
-the training here has 40, as their CycleGAN's.
+Squared errors are those of normalized re-projections, with the scale from the thickness of an adult, as in u-X2CTGAN.
+Not published; chosen here: widths of 32, 16 and 8 in 3-D, a sigmoid at the end. The published code trains it for one
+epoch, and its CycleGAN for 40; here it is trained for 40 too.
 """
 
 from __future__ import annotations

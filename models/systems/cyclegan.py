@@ -2,7 +2,7 @@
 
 ```
 radiographs -> G_A -> volume -> G_B -> radiographs                  L1 x 15, volume discriminator
-volume of another person -> G_B -> radiographs -> G_A -> volume     L1 x 15, radiograph discriminator
+volume of another patient -> G_B -> radiographs -> G_A -> volume     L1 x 15, radiograph discriminator
 ```
 
 As published: the generator of volumes (7 x 7 to 64 channels, two halvings to 256, a 1 x 1 x 1 convolution in 3-D,
@@ -13,8 +13,8 @@ with betas 0.5 and 0.999, batch 16, 64 voxels per side, 40 epochs (B) or 50 (F) 
 
 Corrected here:
 
-* their real volumes were Gaussian noise. Here they are CT of other people where a run has any, and otherwise
-  procedural thoraces, which the log and the model card say;
+* their real volumes were Gaussian noise. Here they are CT of other patients where a run has any, and otherwise
+  procedural phantoms, which the log and the model card state;
 * the last layer of their generator of radiographs was made anew with random weights at every call. Here it is trained
   against a discriminator of radiographs; or the projector itself takes its place (`system.projection projector`);
 * their views were stacked as channels, and rotated and jittered each by itself. Here each has an encoder and is
@@ -75,14 +75,14 @@ class CycleGan(SystemConfig):
     lateral is then placed as if it belonged to the frontal."""
     projection: Literal["network", "projector"] = "network"
     """How radiographs of volumes are computed: by a network that is trained with the rest, or by the projector, which
-    has no weights. With it, the cycle from volumes to volumes is supervised training on other people's volumes."""
+    has no weights. With it, the cycle from volumes to volumes is supervised training on other patients' volumes."""
     projection_channels: tuple[int, ...] = (64, 128, 256)
     """Channels of that network; every number halves the volume."""
     volume_discriminator: DiscriminatorConfig = field(default_factory=lambda: DiscriminatorConfig(conditional=False))
     view_discriminator: ViewDiscriminatorConfig = field(default_factory=lambda: ViewDiscriminatorConfig(pooled=False))
     loss: CycleLoss = field(default_factory=CycleLoss)
     phantoms: int = 16
-    """Procedural thoraces that replace volumes of other people where a run names none."""
+    """Procedural phantoms that replace volumes of other patients where a run names none."""
 
     def __post_init__(self) -> None:
         if not self.views or len(set(self.views)) != len(self.views):
@@ -97,18 +97,18 @@ class CycleGan(SystemConfig):
         require_fraction(self, "dropout")
         if self.view_discriminator.conditional:
             raise ConfigError(
-                "radiographs made of other people's volumes have no other views of the same person as a condition: set "
+                "radiographs of other patients' volumes have no other views of the same patient as a condition: set "
                 "system.view_discriminator.conditional to false"
             )
         if self.volume_discriminator.conditional:
             raise ConfigError(
-                "volumes of other people have no radiographs as a condition: set "
+                "volumes of other patients have no radiographs as a condition: set "
                 "system.volume_discriminator.conditional to false"
             )
 
     @property
     def learns_from(self) -> LearnsFrom:
-        """No CT of the views."""
+        """`radiographs`: training needs no CT of the patients whose radiographs these are."""
         return "radiographs"
 
     def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
@@ -159,7 +159,7 @@ class VolumeGenerator(VolumeNetwork):
         initialize(self)
 
     def volumes(self, radiographs: Float[Tensor, "n views rows columns"]) -> list[Float[Tensor, "n 1 d h w"]]:
-        """A list of one."""
+        """A list with the volume; there are no auxiliary ones."""
         if radiographs.shape[-1] != self.size:
             radiographs = F.interpolate(radiographs, size=(self.size, self.size), mode="bilinear", antialias=True)
         radiographs = along_volume_axes(radiographs, self.view_rays)
@@ -221,7 +221,7 @@ def entry(title: str, published: CycleGan, views: Views, epochs: int) -> Entry:
     """One of the two systems; an epoch of 2,873 pairs in batches of 16 has 180 steps."""
     return Entry(
         title=title,
-        summary="radiographs to volumes and back, volumes of other people to radiographs and back",
+        summary="radiographs to volumes and back, volumes of other patients to radiographs and back",
         paper="Adwait et al. 2024, Boston University",
         year=2024,
         views=views,

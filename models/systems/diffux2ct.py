@@ -11,7 +11,7 @@ A tri-plane decoupling generator turns the radiographs into three feature planes
 them at every voxel, and a 3-D U-Net with shifted-window attention denoises the volume under that condition. It predicts
 epsilon; a geometry projection loss of weight 1/T compares mean projections of the predicted x0 along three axes.
 
-Not published as far as we could read it, and chosen here: 1000 timesteps with beta linear from 1e-6 to 1e-2
+Not published, as far as the text is legible; chosen here: 1000 timesteps with beta linear from 1e-6 to 1e-2
 (a public re-implementation of the same group's Diff2CT); every width; the condition enters at all sizes of the U-Net,
 of which the two coarser ones have windows of 4 voxels; DPM-Solver++ for sampling; Adam at 2e-4 with betas 0.9 and
 0.999 (of that re-implementation); an exponential moving average of the weights. The paper's estimate of x0 lacks a
@@ -64,7 +64,7 @@ class TriPlaneSystem(SystemConfig):
         """Tri-planes and the denoiser."""
 
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:  # noqa: ARG002
-        """One player."""
+        """The denoising loss, minimized by one player."""
         return denoising_objective(self.reconstructor(grid, geometry), self.loss)
 
 
@@ -98,7 +98,7 @@ class TriPlaneDiffusion(ConditionalDiffusion):
         self.denoiser = Denoiser(system.denoiser, channels, system.triplane.condition_channels, use_checkpoint)
 
     def condition(self, radiographs: Float[Tensor, "n views rows columns"]) -> Condition:
-        """Finest first."""
+        """Feature volumes at the sizes of the denoiser, finest first."""
         condition: Condition = self.triplane(radiographs, self.sizes)
         return condition
 

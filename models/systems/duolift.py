@@ -10,13 +10,13 @@ A masked loss compares the volumes inside the lungs; a 3-D CNN is the discrimina
 has no discriminator.
 
 The paper gives no sizes. Chosen here: a dense encoder as X2CT-GAN's with the four stages that a U-Net++ of five sizes
-needs, no fully connected layer (nothing in the paper makes a vector); widths of 16 to 256; a residual block a size for
-the image; branches merged by a 1 x 1 x 1 convolution, views by concatenation (the decoder may weight them); lifted
-features enter the U-Net++ at the size they have. Squared errors of equal weight over the whole and in the lungs,
-0.5 for the mean over the three auxiliary volumes, so that the reconstruction counts most; no projection term (none is
+needs, no fully connected layer (nothing in the paper makes a vector); widths of 16 to 256; a residual block per size
+for the image; branches merged by a 1 x 1 x 1 convolution, views by concatenation (the decoder may weight them); lifted
+features enter the U-Net++ at the size they have. Squared errors of equal weight over the whole and in the lungs, 0.5
+for the mean over the three auxiliary volumes, so that the reconstruction counts most; no projection term (none is
 named); an adversarial weight of 0.1 (X2CT-GAN's); a discriminator of X2CT-GAN's widths with one score for the volume
 alone, as it is described; a leaky ReLU as output, whose gradient does not vanish. Masks are the archive's labels.
-Activation checkpointing is ours.
+Activation checkpointing is not published either.
 """
 
 from __future__ import annotations

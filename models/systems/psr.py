@@ -8,9 +8,9 @@ The network is that of X2CT's code (their baseline "2DCNN"), layer by layer: fou
 every size, depthwise upsampling, and two 1 x 1 convolutions to a channel for every depth; no convolution has a bias,
 and all but the last and the upsampling ones are followed by batch norm and ReLU. 9,068,480 parameters for 256 -> 128.
 
-Not published, and chosen here: the paper's own layers and losses (mean squared error alone, as in that
-re-implementation, with its weight decay of 1e-4); the learning rate (X2CT-GAN's). Ours: a radiograph of the volume's
-size is resized to twice that inside; the paper's second step, which fuses the volume with the radiograph at a higher
+Not published; chosen here: the paper's own layers and losses (mean squared error alone, as in that re-implementation,
+with its weight decay of 1e-4); the learning rate (X2CT-GAN's). Different here: a radiograph of the volume's size is
+resized to twice that inside; the paper's second step, which fuses the volume with the radiograph at a higher
 resolution, is left out as in the re-implementation; several views' volumes are averaged, which the paper does not do.
 """
 

@@ -9,7 +9,7 @@ The idea is a student report's: a diffusion model as post-processing of volumes 
 was trained to denoise CT for five epochs without the volume to improve as a condition, and the 40.15 dB reported are
 those of an array of random numbers with 1 % of noise. Here the residual, ground truth less coarse volume, is denoised
 with sample-prediction: a network early in training predicts the mean residual, where epsilon- or v-prediction
-would leave noise in the volume. All settings are ours.
+would leave noise in the volume. All settings are chosen here.
 
 The base's volume resembles the mean of the volumes that the radiographs allow; a sample is one of them. It is sharper,
 and need not be nearer to the ground truth. The mean of several samples is.
@@ -69,11 +69,11 @@ class Refiner(SystemConfig):
 
     def __post_init__(self) -> None:
         if not 0 < self.residual_scale <= 1:
-            raise ConfigError(f"system.residual_scale is {self.residual_scale}: give a share of the window, 0 to 1")
+            raise ConfigError(f"system.residual_scale is {self.residual_scale}: give a fraction of the window, 0 to 1")
 
     @property
     def views(self) -> tuple[str, ...]:
-        """The base's."""
+        """The views of the base system."""
         return self.base.views
 
     @property

@@ -7,17 +7,17 @@ views weighted by a softmax at each voxel -> X2CT-GAN's decoder -> volume
 ```
 
 Known from the abstract alone: a GAN from two views, a transformer module on the features of the radiographs, and a
-dynamic attention module between 2-D and 3-D features. The rest is ours:
+dynamic attention module between 2-D and 3-D features. The rest is chosen here:
 
 * six transformer blocks of eight heads (the numbers of a public attempt) on the features before the encoder's last
   stage, 64 tokens at 128 voxels per side, with sinusoidal positions;
-* for the tie, cross-attention: voxels of the volumes up to 16 per side are queries, all pixels of their view's features
-  of the same size are keys and values, beside the features of their own ray;
+* cross-attention for the dynamic module: voxels of the volumes up to 16 per side are queries, all pixels of their
+  view's features of the same size are keys and values, beside the features of their own ray;
 * views fused by a softmax at each voxel, from each view and the volume from below;
 * X2CT-GAN's dense encoder, decoder, head, discriminator, losses and schedule around it.
 
 A public attempt broadcast one vector along two axes of the volume and dropped the skip connections, so that no detail
-of the radiographs could reach its output. Here every size has its own lifted features, and a test holds that a pixel
+of the radiographs could reach its output. Here every size has its own lifted features, and a test verifies that a pixel
 changes the voxels on its ray most.
 """
 

@@ -15,18 +15,18 @@ squared parameters for both players (which is Adam's weight decay of 2e-4); Adam
 
 Corrected here:
 
-* their generator's loss is computed on a volume without gradients, so that only the weight decay trains it;
-* their lifted features start at a depth of one, so that a square image of 100 pixels becomes 16 x 800 x 800 voxels, and
-  the lateral is concatenated with the frontal without a rotation. Here features are repeated along each view's own axis
-  at every size, which gives a cube in the patient's axes;
-* their projections are sums over voxels of any scale against images of 0 to 255. Here they are line integrals through
-  the archive's geometry, normalized as the radiographs are, and the scale that this removes comes from the
-  thickness of an adult (`ReprojectionLoss.calibration`, ours);
+* the published generator's loss is computed on a volume without gradients, so that only the weight decay trains it;
+* the published lifted features start at a depth of one, so that a square image of 100 pixels becomes 16 x 800 x 800
+  voxels, and the lateral is concatenated with the frontal without a rotation. Here features are repeated along each
+  view's own axis at every size, which gives a cube in the patient's axes;
+* the published projections are sums over voxels of any scale against images of 0 to 255. Here they are line integrals
+  through the archive's geometry, normalized as the radiographs are, and the scale that this removes comes from the
+  thickness of an adult (`ReprojectionLoss.calibration`);
 * batch norm in the discriminator is instance norm.
 
-Not given, and chosen: five stages (one, in theirs, whose receptive field is a small part of a radiograph), 32 channels
-in the stem, widths of 128 to 16, skip connections at every size as in X2CT-GAN, and a sigmoid at the end where theirs
-has nothing: values outside the window are clipped before projection and would have no gradient.
+Not published; chosen here: five stages (the published code has one, with a small receptive field), 32 channels
+in the stem, widths of 128 to 16, skip connections at every size as in X2CT-GAN, and a sigmoid at the end where the
+published code has no activation: values outside the window are clipped before projection and would have no gradient.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ The loss is 0.1 LSGAN, 10 mean squared error and 10 mean absolute error of three
 has no adversarial term. Adam at 2e-4 with betas 0.5 and 0.99, batch 4, 100 epochs of 916 volumes: 50 at a constant
 learning rate, 50 with a linear decay.
 
-Ours, of no effect on the function: lifted volumes lie in the patient's axes from the start, where the published code
-permutes them at every fusion (kernels are transposed accordingly). The views' own volumes, whose loss has weight 0 in
-the published code, are computed for deep supervision only.
+Different here, without effect on the function: lifted volumes lie in the patient's axes from the start, where the
+published code permutes them at every fusion (kernels are transposed accordingly). The views' own volumes, whose loss
+has weight 0 in the published code, are computed for deep supervision only.
 """
 
 from __future__ import annotations

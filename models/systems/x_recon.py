@@ -13,9 +13,9 @@ about each axis and shifted by the same N(0, 8 voxels) at every step, and LSGAN 
 98,799,735 parameters at 224 and 37,517,943 at 128, the discriminator 11,067,457; the fused decoder's last size, which
 nothing reads, is among them and is not computed.
 
-Ours: projections come from raylift's projector with the published source, detector and step, where a volume of any
-size fills 128 units, as in the published, normalized coordinates. Assumed: the number of training volumes, which is not
-clear from the paper and the code; the steps are 200 epochs of the 916 volumes that X2CT-GAN trains on. bf16 and
+Different here: projections come from raylift's projector with the published source, detector and step, where a volume
+of any size fills 128 units, as in the published, normalized coordinates. Assumed: the number of training volumes, which
+is not clear from the paper and the code; the steps are 200 epochs of the 916 volumes that X2CT-GAN trains on. bf16 and
 activation checkpointing let 224^3 fit one GPU.
 """
 

@@ -1,1 +1,1 @@
-"""The verbs of the command line: options in, one call, and a few lines for a person."""
+"""The commands of the command line: each parses its options, makes one call and prints its results."""

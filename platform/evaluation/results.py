@@ -176,7 +176,7 @@ class Evaluation:
         return consistency.mean_residuals([case.residuals.get(MODEL, {}) for case in self.cases])
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the images."""
+        """All results and their provenance, without images, as plain data for JSON."""
         return {
             "summary": self.summary(),
             "notes": list(self.notes),

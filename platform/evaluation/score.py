@@ -247,7 +247,7 @@ def _grid(image: sitk.Image) -> str:
 
 
 def _check_predicted_hu(path: Path, hu: Float32[np.ndarray, "d h w"]) -> None:
-    """Refuse a prediction in another unit, whose metrics would be low without a reason in sight."""
+    """Refuse a prediction in another unit, whose metrics would be low for no stated reason."""
     low, high = float(hu.min()), float(hu.max())
     if low >= -2 and high <= 2:
         raise RefusedFile(f"{path}: values {low:g} to {high:g} are in a network's range, not in HU: convert them to HU")

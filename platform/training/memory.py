@@ -47,7 +47,7 @@ class MemoryEstimate:
             "Adam": self.adam,
             "EMA": self.ema,
             "activations": self.activations,
-            "total a worker": self.total,
+            "total per worker": self.total,
         }
         counted = [f"{name}: {count:,} parameters" for name, count in self.parameters.items()]
         return [*counted, *(f"{name}: {size / GIB:.2f} GiB" for name, size in parts.items())]
@@ -113,7 +113,7 @@ class _Tally:
 
     @property
     def total(self) -> int:
-        """All bytes."""
+        """Bytes of all counted tensors."""
         return sum(self._bytes.values())
 
     def pack(self, tensor: Tensor) -> Tensor:

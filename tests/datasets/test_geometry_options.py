@@ -87,7 +87,7 @@ def test_a_geometry_by_another_name_is_refused() -> None:
         geometry_of("abdomen", GRID)
 
 
-def test_a_geometry_file_says_beam_distances_detector_and_views(tmp_path: Path) -> None:
+def test_a_geometry_file_states_beam_distances_detector_and_views(tmp_path: Path) -> None:
     steep = View("steep", 30.0, 10.0, -5.0, (1.0, 2.5, -3.0))
     expected = Geometry("cone", 1000.0, 1500.0, 16, 320.0 * 1.5 / 16, (FRONTAL, steep))
     assert geometry_of(str(written(tmp_path, OWN)), GRID) == expected

@@ -97,7 +97,7 @@ def test_vessels_go_on_to_the_slice_that_cuts_a_lung() -> None:
     assert np.array_equal(found[0], found[5])
 
 
-def test_labels_say_lung_vessel_and_other_and_nothing_else() -> None:
+def test_labels_state_lung_vessel_and_other_and_nothing_else() -> None:
     hu = thorax()
     labels = segmentation.labels(hu, SPACING_MM)
     assert labels.dtype == np.uint8

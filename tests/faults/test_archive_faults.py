@@ -374,7 +374,7 @@ def outage(server: S3Server, seconds: float) -> tuple[float, float]:
 
 
 @UNAWAITED
-def test_readers_ride_out_a_restart_of_the_server(running: S3Server, bucket: str) -> None:
+def test_readers_continue_after_a_restart_of_the_server(running: S3Server, bucket: str) -> None:
     write_archive(bucket, range(4))
     archive = Archive(bucket)
     done = threading.Event()

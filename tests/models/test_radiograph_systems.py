@@ -351,7 +351,7 @@ def test_real_samples_of_the_volume_discriminator_are_unpaired_ct_where_there_is
     assert results["generator"][1]["unpaired_is_ct"] == 1
 
 
-def test_without_unpaired_ct_real_samples_are_procedural_thoraces(monkeypatch):
+def test_without_unpaired_ct_real_samples_are_procedural_phantoms(monkeypatch):
     system = replace(SYSTEMS["cyclegan-b"].tiny, phantoms=3)
     objective = system.objective(GRID, GEOMETRY)
     shown = watch_what_is_called_real(monkeypatch)
@@ -365,10 +365,10 @@ def test_without_unpaired_ct_real_samples_are_procedural_thoraces(monkeypatch):
         assert (hu < -950).float().mean() > 0.1
         assert ((hu > -950) & (hu < -600)).float().mean() > 0.03
         assert ((hu > -150) & (hu < 150)).float().mean() > 0.2
-    assert any("procedural thoraces" in note for note in objective.notes)
+    assert any("procedural phantoms" in note for note in objective.notes)
 
 
-def test_procedural_thoraces_depend_on_the_seed_alone():
+def test_procedural_phantoms_depend_on_the_seed_alone():
     system = SYSTEMS["cyclegan-b"].tiny
     unpaired = [
         turns(system.objective(GRID, GEOMETRY), batch(system, False), seed)[1]["unpaired"] for seed in (5, 5, 6)
@@ -477,7 +477,7 @@ def test_a_conditional_discriminator_needs_two_views_and_no_rotated_ones():
     with pytest.raises(ConfigError, match="give two views or more"):
         replace(system, loss=replace(system.loss, rotation_std_deg=5.0))
     cycle = SYSTEMS["cyclegan-b"].published
-    with pytest.raises(ConfigError, match="volumes of other people have no radiographs"):
+    with pytest.raises(ConfigError, match="volumes of other patients have no radiographs"):
         replace(cycle, volume_discriminator=replace(cycle.volume_discriminator, conditional=True))
     with pytest.raises(ConfigError, match="no other views of the same person"):
         replace(cycle, view_discriminator=replace(cycle.view_discriminator, conditional=True))

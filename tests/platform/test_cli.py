@@ -87,7 +87,7 @@ def test_a_dry_run_prints_the_whole_configuration_and_memory_and_starts_nothing(
     output = capsys.readouterr().out
     assert "batch_size: 2" in output
     assert "generator: 61,740,467 parameters" in output
-    assert "total a worker:" in output
+    assert "total per worker:" in output
     assert not list(tmp_path.iterdir())
 
 

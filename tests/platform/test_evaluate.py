@@ -40,7 +40,7 @@ def test_the_report_holds_every_predictor_under_every_protocol(report):
         assert all(np.isfinite(value) for group in values.values() for value in group.values())
 
 
-def test_the_report_says_where_its_numbers_come_from(report):
+def test_the_report_states_where_its_numbers_come_from(report):
     provenance = json.loads((report / "metrics.json").read_text())["provenance"]
     assert {"date", "command", "seed", "versions", "machine", "archive", "model_sha256", "config_sha256"} <= set(
         provenance
@@ -49,7 +49,7 @@ def test_the_report_says_where_its_numbers_come_from(report):
     assert provenance["training"] == {"steps": 8, "batch_size": 4, "volumes": 10}
 
 
-def test_a_model_that_does_not_beat_the_mean_volume_says_so(report):
+def test_a_model_that_does_not_beat_the_mean_volume_states_it(report):
     summary = json.loads((report / "metrics.json").read_text())["summary"]
     # Eight steps of training cannot.
     assert "does NOT beat the mean volume" in summary
@@ -120,7 +120,7 @@ def test_a_fit_to_the_radiographs_is_measured_beside_the_model_and_its_effect_re
     assert "does NOT beat the mean volume" in metrics["summary"]
 
 
-def test_without_a_fit_a_report_says_nothing_of_one(report):
+def test_without_a_fit_a_report_states_nothing_of_one(report):
     metrics = json.loads((report / "metrics.json").read_text())
     assert metrics["projection_residuals"]["mean"] == {}
     assert "consistency" not in metrics["provenance"]

@@ -80,7 +80,7 @@ def test_it_is_evaluated_by_reprojections_or_with_ct_by_volumes(run, pairs, arch
         assert metrics["summary"].startswith("No volume was compared") == (url == pairs)
 
 
-def test_it_is_exported_with_a_card_that_says_so_and_reconstructs_a_pair(run, pairs, pairs_folder, tmp_path):
+def test_it_is_exported_with_a_card_that_states_it_and_reconstructs_a_pair(run, pairs, pairs_folder, tmp_path):
     model, output = tmp_path / "model", tmp_path / "volume.nii.gz"
     assert cli.main(["export", str(run), str(model)]) == 0
     card = (model / "README.md").read_text()

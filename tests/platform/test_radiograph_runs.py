@@ -45,7 +45,7 @@ def test_a_cyclegan_cut_in_half_ends_in_exactly_the_weights_of_the_whole_one(cyc
 def test_its_prior_is_in_its_description_and_its_turns_in_its_history(cycle_run):
     checkpoint = cycle_run / "checkpoints/step-00000004"
     model = weights.load(checkpoint)
-    assert "2 procedural thoraces" in model.description.provenance["notes"][0]
+    assert "2 procedural phantoms" in model.description.provenance["notes"][0]
     assert model.network(torch.rand(1, 2, 32, 32)).shape == (1, 1, 32, 32, 32)
     history = [e for e in json.loads((checkpoint / "state.json").read_text())["history"] if "lr" in e]
     assert all(entry["generator/unpaired_is_ct"] == 0 for entry in history)

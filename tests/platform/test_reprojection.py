@@ -54,7 +54,7 @@ def test_the_metrics_are_of_reprojections_alone(finished_run, pairs, report):
         assert values["residual_lateral"] == pytest.approx(float(found.residual[0, 1]), rel=1e-5)
 
 
-def test_the_report_says_that_no_volume_was_compared(report, pairs):
+def test_the_report_states_that_no_volume_was_compared(report, pairs):
     summary = json.loads((report / "metrics.json").read_text())["summary"]
     assert summary.startswith(f"No volume was compared: {pairs} holds radiographs without CT.")
     assert "(protocol reprojection) on 2 pairs of the test split" in summary

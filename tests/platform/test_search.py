@@ -63,7 +63,7 @@ def test_the_table_distinguishes_settings_with_the_same_last_part():
     assert headers == ["trial", "lifting.kind", "fusion.kind", "feedback", "lr", "PSNR, dB", "step"]
 
 
-def test_a_search_that_cannot_fit_says_so_at_once(tiny, ray_cluster, tmp_path):
+def test_a_search_that_cannot_fit_states_it_at_once(tiny, ray_cluster, tmp_path):
     huge = replace(tiny, cluster=replace(tiny.cluster, workers=50), train=replace(tiny.train, batch_size=50))
     url = str(tmp_path / "huge")
     search.create(Search(huge, SPACE), url)

@@ -253,7 +253,7 @@ def test_a_dry_run_estimates_memory_for_the_views_of_the_archive(
     assert cli.main([*words, "--system.views", "all", "--system.lifting.along", "rays"]) == 0
     printed = capsys.readouterr().out
     assert all(f"- {name}\n" in printed for name in NAMES)
-    assert "total a worker" in printed
+    assert "total per worker" in printed
 
 
 @pytest.mark.parametrize("name", [name for name, entry in SYSTEMS.items() if entry.published.any_views])

@@ -86,7 +86,7 @@ class ArchiveSuite:
         assert np.array_equal(pair.radiographs, whole.radiographs)
         assert np.array_equal(archive.read_array(stored, "labels"), whole.labels)
 
-    def test_the_manifest_says_of_each_sample_what_was_said_of_it(self, url: str) -> None:
+    def test_the_manifest_states_of_each_sample_what_was_stated_of_it(self, url: str) -> None:
         given = replace(entry(1), license="CC BY 4.0", record={"size": [1, 2], "note": None})
         with ArchiveWriter(url, GRID, GEOMETRY) as writer:
             writer.add(given, sample(1))
@@ -306,7 +306,7 @@ class ArchiveSuite:
         with pytest.raises(ArchiveError):
             ArchiveWriter(url, GRID, GEOMETRY)
 
-    def test_an_archive_of_radiographs_says_what_it_holds_and_has_no_ct(self, url: str) -> None:
+    def test_an_archive_of_radiographs_states_what_it_holds_and_has_no_ct(self, url: str) -> None:
         with ArchiveWriter(url, GRID, GEOMETRY, contents="radiographs", samples_per_shard=2) as writer:
             for seed in range(3):
                 writer.add(entry(seed), radiographs(seed))

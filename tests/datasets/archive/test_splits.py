@@ -100,7 +100,7 @@ def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path: Path) -> None:
         ("subject,split\n,test\n", "a row without subject"),
     ],
 )
-def test_a_table_that_says_nothing_or_two_things_is_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_a_table_that_states_nothing_or_two_things_is_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         read_assignments(write(tmp_path, text))
     assert "splits.csv" in str(caught.value)
@@ -124,7 +124,7 @@ def test_patients_of_a_table_are_hashed_as_those_of_dicom_files(tmp_path: Path) 
     assert absent(assigned, ["LIDC-IDRI-0002"]) == 1
 
 
-def test_the_list_of_x2ct_keeps_the_patient_of_both_splits_in_test_alone_and_says_so() -> None:
+def test_the_list_of_x2ct_keeps_the_patient_of_both_splits_in_test_alone_and_states_it() -> None:
     assignments = read_assignments("x2ct-lidc")
     assert assignments.splits[pseudonym("LIDC-IDRI-0442")] == "test"
     assert "LIDC-IDRI-0442 in test and train: it is kept in test alone" in assignments.notes[0]

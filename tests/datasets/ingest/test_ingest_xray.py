@@ -1,4 +1,4 @@
-"""Pairs of radiographs to an archive, by the function and by the verb."""
+"""Pairs of radiographs to an archive, by the function and by the command."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_what_was_left_out_is_printed_and_written(
     (tmp_path / "y_lat.png").write_bytes((folder / "a_lat.png").read_bytes())
     csv = tmp_path / "left_out.csv"
     sources = [str(folder), str(tmp_path / "e_pa.png"), str(tmp_path / "y_pa.png"), str(tmp_path / "y_lat.png")]
-    assert verb(*sources, "--archive", tmp_path / "archive", "--verbose", "--left-out", csv) == 0
+    assert ingest_xray(*sources, "--archive", tmp_path / "archive", "--verbose", "--left-out", csv) == 0
     printed = capsys.readouterr().out
     assert f"left out: {tmp_path / 'e_pa.png'}: no lateral image of {tmp_path}" in printed
     assert "with only one of the two views" in printed
@@ -167,7 +167,7 @@ def test_what_was_left_out_is_printed_and_written(
     assert lines[0] == "file,reason"
     assert f'{folder / "notes.txt"},"not DICOM, PNG, JPEG, TIFF or BMP"' in lines
     assert any(line.startswith(f"{tmp_path / 'y_pa.png'},") and "raylift reads" in line for line in lines)
-    assert verb(folder, "--archive", tmp_path / "archive") == 0
+    assert ingest_xray(folder, "--archive", tmp_path / "archive") == 0
     assert "left out:" not in capsys.readouterr().out
 
 
@@ -215,10 +215,10 @@ def test_a_geometry_without_both_views_is_refused(views: Any, message: str, fold
         ingest([folder], tmp_path, replace(GEOMETRY, views=views))
 
 
-# --- the verb ---
+# --- the command ---
 
 
-def verb(*words: str | Path) -> int:
+def ingest_xray(*words: str | Path) -> int:
     return cli.main(["ingest-xray", *map(str, words), "--size", "32", "--spacing-mm", "10"])
 
 
@@ -228,16 +228,16 @@ def test_a_second_run_does_only_what_is_missing(
     url = tmp_path / "archive"
     csv = tmp_path / "pairs.csv"
     csv.write_text("subject,frontal,lateral\na,a_pa.png,a_lat.png\nq,q_pa.png,q_lat.png\n")
-    assert verb(folder, "--archive", url, "--pairs", csv) == 0
+    assert ingest_xray(folder, "--archive", url, "--pairs", csv) == 0
     said = capsys.readouterr().out
     assert "1 added (1 train), 0 already present, 0 refused, 2 listed files missing (q_pa.png, q_lat.png)" in said
     parts = set((url / "parts").iterdir())
-    assert verb(folder, "--archive", url) == 0
+    assert ingest_xray(folder, "--archive", url) == 0
     assert "3 added" in (said := capsys.readouterr().out)
     counts = "1 already present, 0 refused, 1 with only one of the two views, 2 files in no pair"
     assert f"{counts} (--verbose lists them)" in said
     assert parts < set((url / "parts").iterdir())
-    assert verb(folder, "--archive", url) == 0
+    assert ingest_xray(folder, "--archive", url) == 0
     assert "0 added, 4 already present" in capsys.readouterr().out
     assert len(Archive(str(url)).entries()) == 4
 
@@ -248,7 +248,7 @@ def test_an_archive_of_ct_takes_no_radiographs_and_the_other_way_round(
     write_archive(str(tmp_path / "ct"), [0])
     assert cli.main(["ingest-xray", str(folder), "--archive", str(tmp_path / "ct")]) == 2
     assert "holds volumes, not radiographs: use another URL" in capsys.readouterr().err
-    assert verb(folder, "--archive", tmp_path / "xrays") == 0
+    assert ingest_xray(folder, "--archive", tmp_path / "xrays") == 0
     assert cli.main(["phantom", "--archive", str(tmp_path / "xrays"), "--count", "2"]) == 2
     assert "holds radiographs, not volumes: use another URL" in capsys.readouterr().err
 
@@ -256,14 +256,16 @@ def test_an_archive_of_ct_takes_no_radiographs_and_the_other_way_round(
 def test_subjects_and_splits_can_be_given(folder: Path, tmp_path: Path) -> None:
     splits = tmp_path / "splits.csv"
     splits.write_text("subject,split\na_,test\nb_,val\n")
-    assert verb(folder, "--archive", tmp_path / "x", "--splits", splits, "--subject-pattern", "/([abcd]_)pa") == 0
+    assert (
+        ingest_xray(folder, "--archive", tmp_path / "x", "--splits", splits, "--subject-pattern", "/([abcd]_)pa") == 0
+    )
     split = {entry.subject: entry.split for entry in Archive(str(tmp_path / "x")).entries()}
     assert set(split) == {"a_", "b_", "c_", "d_"}
     assert (split["a_"], split["b_"]) == ("test", "val")
 
 
 def test_the_real_pairs_become_an_archive_facing_left(real_data: Path, tmp_path: Path) -> None:
-    assert verb(real_data / "xray", "--archive", tmp_path, "--license", "see MANIFEST.csv") == 0
+    assert ingest_xray(real_data / "xray", "--archive", tmp_path, "--license", "see MANIFEST.csv") == 0
     archive = Archive(str(tmp_path))
     assert {entry.subject for entry in archive.entries()} == {"cc0_normal", "eurorad_12325_d0", "rad_covid15"}
     for entry in archive.entries():

@@ -91,7 +91,7 @@ def test_a_display_window_is_followed_before_an_inversion() -> None:
     assert (scaled(image)[pixels > 1260] == 0).all()
 
 
-def test_an_inverted_dicom_is_inverted_once_though_its_presentation_says_so_again() -> None:
+def test_an_inverted_dicom_is_inverted_once_though_its_presentation_states_it_again() -> None:
     inverse = dicom(PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="INVERSE")
     assert np.array_equal(
         read(inverse, "image").pixels, read(dicom(PhotometricInterpretation="MONOCHROME1"), "image").pixels
@@ -325,7 +325,7 @@ def test_no_projection_is_taken_for_its_negative_nor_its_negative_for_it(
 
 
 @pytest.mark.parametrize("views", ["phantom_views", "ct_views"])
-def test_bone_is_seen_as_bright_or_dark_through_frames_cuts_and_tone_curves(
+def test_bone_is_detected_as_bright_or_dark_through_frames_cuts_and_tone_curves(
     views: str, request: pytest.FixtureRequest
 ) -> None:
     for name, view, image in request.getfixturevalue(views)[::3]:

@@ -141,7 +141,7 @@ def test_what_a_polygonal_shutter_covers_is_air() -> None:
 
 
 @pytest.mark.parametrize("window", [(50_000, 100), (-3000, 2000), (4200, 500), (2000, 10)])
-def test_a_window_off_the_data_is_not_used_and_the_record_says_so(window: tuple[int, int]) -> None:
+def test_a_window_off_the_data_is_not_used_and_the_record_states_it(window: tuple[int, int]) -> None:
     data = dicom(WindowCenter=window[0], WindowWidth=window[1])
     assert difference(data, PIXELS) < 1e-6
     assert "ignored: it keeps" in notes(data)

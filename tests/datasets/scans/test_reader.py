@@ -99,7 +99,7 @@ def test_slices_thicker_than_pixels_come_out_in_true_proportion(tmp_path: Path) 
     assert record["source_size"] == [180, 135, 36]
 
 
-def test_the_record_says_how_the_file_was_oriented(tmp_path: Path) -> None:
+def test_the_record_states_how_the_file_was_oriented(tmp_path: Path) -> None:
     scan = reader.read(only(write_image(thorax_image(direction=np.diag([-1.0, -1, 1])), tmp_path / "person.nrrd")))
     assert scan.orientation == "RAS"
 

@@ -397,7 +397,7 @@ def test_the_first_epoch_of_a_cached_stream_reads_and_the_second_does_not(archiv
     assert len(reader.reads) == COUNT
 
 
-# --- radiographs without CT, and CT of other people ---
+# --- radiographs without CT, and CT of other patients ---
 
 
 def write_radiographs(url: str, count: int) -> Archive:
