@@ -32,6 +32,7 @@ def pytest_configure() -> None:
             )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist appends the groups to the ids
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """With pytest-xdist, tests that share Ray or a service run first, each group in one process, and others by file."""
     groups: dict[pytest.Item, str] = {}
