@@ -7,12 +7,14 @@ interpretation; pixel spacing. Every rule that changed the image adds a note tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pydicom
 from jaxtyping import Bool, Float32
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_windowing
+from pydicom.uid import ExplicitVRBigEndian
 
 from raylift.datasets import dicom, dicom_frame
 from raylift.datasets.dicom_frame import Stored
@@ -40,6 +42,10 @@ MIN_WINDOW_SHARE = 0.1
 """Share of the range of pixel values in which a display window or VOI LUT must keep different values apart."""
 SAMPLED_VALUES = 256
 """Values at which that share is measured."""
+WINDOW_TAGS = (
+    "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "VOILUTFunction", "WindowCenter", "WindowWidth",
+)  # fmt: skip
+"""Elements by which a display window is applied, without the rescale, which came before."""
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 """Height and width of a pixel, by precedence."""
 
@@ -115,15 +121,36 @@ def _image(
 
 def _modality_values(dataset: pydicom.Dataset, stored: Stored, name: str, notes: list[str]) -> Any:
     """Stored values through RescaleSlope and RescaleIntercept, or the modality LUT."""
-    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
     if dataset.get("ModalityLUTSequence"):
         notes.append("ModalityLUTSequence applied")
-    elif slope is not None and intercept is not None:
-        if not np.isfinite([float(slope), float(intercept)]).all() or float(slope) == 0:
-            raise RefusedFile(f"{name}: RescaleSlope {slope} and RescaleIntercept {intercept}: correct or remove them")
-        if (float(slope), float(intercept)) != (1.0, 0.0):
-            notes.append(f"rescaled (RescaleSlope {slope}, RescaleIntercept {intercept})")
+        return _looked_up(stored, dataset.ModalityLUTSequence[0], dataset)
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    if slope is None or intercept is None:
+        return stored
+    if not np.isfinite([float(slope), float(intercept)]).all() or float(slope) == 0:
+        raise RefusedFile(f"{name}: RescaleSlope {slope} and RescaleIntercept {intercept}: correct or remove them")
+    if (float(slope), float(intercept)) != (1.0, 0.0):
+        notes.append(f"rescaled (RescaleSlope {slope}, RescaleIntercept {intercept})")
     return apply_modality_lut(stored, dataset)
+
+
+def _looked_up(values: Any, table: pydicom.Dataset, dataset: pydicom.Dataset) -> Any:
+    """Values through an item of a modality or VOI LUT sequence, which has words (US, SS) or bytes (OW).
+
+    pydicom's function takes indices of 8 bits where the entries have 8 bits.
+    """
+    count, first, _ = (int(value) for value in table.LUTDescriptor)
+    count = count or 2**16
+    entries = table.LUTData
+    if isinstance(entries, bytes):
+        is_big_endian = dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
+        # An odd number of entries of 8 bits is padded with one byte.
+        size = "u1" if len(entries) <= count + 1 else ">u2" if is_big_endian else "<u2"
+        entries = np.frombuffer(entries, size)[:count]
+    entries = np.atleast_1d(np.asarray(entries))
+    if len(entries) != count:
+        raise ValueError(f"LUTData has {len(entries)} entries, LUTDescriptor {count}")
+    return entries[np.clip(np.rint(values) - first, 0, count - 1).astype(np.int64)]
 
 
 def _outside(
@@ -155,8 +182,9 @@ def _display_values(dataset: pydicom.Dataset, pixels: Any, exposed: Any, notes: 
         try:
             share = float((np.diff(within(samples).astype(np.float64)) != 0).mean()) if len(samples) > 1 else 1.0
             if share >= MIN_WINDOW_SHARE:
+                image = apply(pixels)
                 notes.append(f"{what} applied")
-                return apply(pixels)
+                return image
         except Exception as error:
             # An invalid window or table may raise any exception; percentiles follow in any case.
             notes.append(f"{what} ignored: {one_line(error)[:80]}")
@@ -172,25 +200,23 @@ def _display_functions(dataset: pydicom.Dataset) -> list[tuple[str, Callable[[An
     """
     rules: list[tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = []
 
-    def rule(index: int, *names: str, **changed: str) -> Callable[[Any], Any]:
+    def window(index: int, **changed: str) -> Callable[[Any], Any]:
         part = pydicom.Dataset()
-        for name in ("PhotometricInterpretation", "BitsStored", "PixelRepresentation", "VOILUTFunction", *names):
+        for name in WINDOW_TAGS:
             if name in changed:
                 setattr(part, name, changed[name])  # A new element: those of the dataset are shared.
-            elif name in dataset:
+            elif name in dataset and not dataset[name].is_empty:
                 part[name] = dataset[name]
-        return lambda values: apply_voi_lut(values, part, index=index)
+        return lambda values: apply_windowing(values, part, index=index)
 
-    tables = dataset.get("VOILUTSequence") or ()
-    for k in range(len(tables)):
-        table = rule(k, "VOILUTSequence")
+    for k, item in enumerate(dataset.get("VOILUTSequence") or ()):
+        table = partial(_looked_up, table=item, dataset=dataset)
         rules.append((f"VOILUTSequence {k + 1}", table, table))
     function = dataset.get("VOILUTFunction") or "LINEAR"
     centers, widths = (_multiple(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     for k, (center, width) in enumerate(zip(centers, widths, strict=False)):
         what = f"display window (WindowCenter {center}, WindowWidth {width}, VOILUTFunction {function})"
-        names = "WindowCenter", "WindowWidth"
-        rules.append((what, rule(k, *names), rule(k, *names, VOILUTFunction="LINEAR_EXACT")))
+        rules.append((what, window(k), window(k, VOILUTFunction="LINEAR_EXACT")))
     return rules
 
 

@@ -19,10 +19,9 @@ WORDS: dict[str, ViewName] = {
     **dict.fromkeys(("lateral", "lat", "ll", "rl", "llat", "rlat", "xtable"), "lateral"),
 }  # fmt: skip
 """Words of a view in DICOM headers. XTABLE is a lateral with a horizontal beam."""
-OTHER_VIEWS = frozenset(
-    ("lld", "rld", "decubitus", "llo", "rlo", "oblique", "lao", "rao", "lpo", "rpo", "axial", "lordotic", "swimmers")
-)
-"""Words of views that are neither frontal nor lateral: a left lateral decubitus (LLD) is taken from the front."""
+OTHER_VIEWS = re.compile(r"(?:lld|rld|llo|rlo|lao|rao|lpo|rpo|axial|apical|swimmers)|obl.*|.*(?:decub|lordo).*")
+"""Words of views that are neither frontal nor lateral, also cut short as OBL, DECUB and LORDO: a left lateral decubitus
+(LLD) is taken from the front."""
 DESCRIPTIONS = ("SeriesDescription", "AcquisitionDeviceProcessingDescription", "ProtocolName", "StudyDescription")
 CODES: dict[ViewName, tuple[Code, ...]] = {
     "frontal": (codes.cid4010.AnteroPosterior, codes.cid4010.PosteroAnterior, codes.cid4010.Frontal),
@@ -35,11 +34,18 @@ def view_of(header: pydicom.Dataset) -> tuple[ViewName | None, str]:
     """The view by ViewPosition and ViewCodeSequence, or None and the reason; no reason where neither is set."""
     position = str(header.get("ViewPosition") or "")
     view = view_in_words(position)
-    if position and view is None and _words(position) & OTHER_VIEWS:
+    if _names_other_view(position):
         return None, f"ViewPosition {position} is neither frontal nor lateral"
-    for item in header.get("ViewCodeSequence") or ():
+    items = list(header.get("ViewCodeSequence") or ())
+    # A modifier is part of the item of its view; some devices write it beside the sequence.
+    for part in (header, *items):
+        for modifier in part.get("ViewModifierCodeSequence") or ():
+            meaning = str(modifier.get("CodeMeaning") or "")
+            if _names_other_view(meaning):
+                return None, f"ViewModifierCodeSequence {meaning} is neither frontal nor lateral"
+    for item in items:
         coded, meaning = _coded_view(item), str(item.get("CodeMeaning") or "")
-        if coded is None and _words(meaning) & OTHER_VIEWS:
+        if coded is None and _names_other_view(meaning):
             return None, f"ViewCodeSequence {meaning} is neither frontal nor lateral"
         if view and coded and view != coded:
             return None, f"ViewPosition {position} and ViewCodeSequence {meaning} contradict each other"
@@ -63,7 +69,12 @@ def view_in_words(text: str) -> ViewName | None:
     """The view that a text names, if it is the only one and no view that is neither."""
     words = _words(text)
     views = {WORDS[word] for word in words & WORDS.keys()}
-    return views.pop() if len(views) == 1 and not words & OTHER_VIEWS else None
+    return views.pop() if len(views) == 1 and not _names_other_view(text) else None
+
+
+def _names_other_view(text: str) -> bool:
+    """Whether a text has a word of a view that is neither frontal nor lateral."""
+    return any(OTHER_VIEWS.fullmatch(word) for word in _words(text))
 
 
 def _coded_view(item: pydicom.Dataset) -> ViewName | None:

@@ -192,6 +192,42 @@ def test_a_voi_table_is_followed_unless_it_leaves_nothing() -> None:
     assert "VOILUTSequence 1 ignored: it keeps" in notes(constant)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_a_table_in_bytes_is_applied_as_the_same_table_in_words(sequence: str, bits: int) -> None:
+    curve = np.rint(np.sqrt(np.arange(4096) / 4095) * (2**bits - 1)).astype("<u2")
+    images = []
+    for vr, data in (("US", curve.tolist()), ("OW", curve.tobytes()), ("OW", curve.astype(f"<u{bits // 8}").tobytes())):
+        item = Dataset()
+        item.LUTDescriptor = [len(curve), 0, bits]
+        item.add_new("LUTData", vr, data)
+        image = read(dicom(BitsStored=12, HighBit=11, **{sequence: [item]}), "image.dcm")
+        assert image.notes[0].startswith(sequence)
+        assert image.notes[0].endswith("applied")
+        images.append(image.pixels)
+    np.testing.assert_array_equal(images[0], curve[PIXELS].astype(np.float32))
+    np.testing.assert_array_equal(images[1], images[0])
+    np.testing.assert_array_equal(images[2], images[0])
+
+
+def test_a_table_of_another_length_than_its_descriptor_is_ignored_and_recorded() -> None:
+    item = table(np.arange(4096))[0]
+    item.LUTDescriptor = [4095, 0, 16]
+    data = dicom(VOILUTSequence=[item])
+    assert difference(data, PIXELS) < 1e-6
+    assert notes(data) == "VOILUTSequence 1 ignored: LUTData has 4096 entries, LUTDescriptor 4095"
+
+
+def test_an_empty_voi_function_is_linear() -> None:
+    images = [read(dicom(WindowCenter=1000, WindowWidth=1000, VOILUTFunction=f), "image") for f in ("", "LINEAR")]
+    assert images[0].notes == images[1].notes
+    assert images[0].notes == (
+        "display window (WindowCenter 1000.0, WindowWidth 1000.0, VOILUTFunction LINEAR) applied",
+    )
+    np.testing.assert_array_equal(images[0].pixels, images[1].pixels)
+    assert np.abs(scaled(images[0].pixels) - scaled(PIXELS.clip(500, 1499))).max() < 2e-3
+
+
 def test_a_slope_that_leaves_nothing_is_refused() -> None:
     assert "RescaleSlope 0" in refusal(dicom(RescaleSlope="0", RescaleIntercept=0))
 

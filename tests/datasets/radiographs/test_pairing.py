@@ -177,12 +177,34 @@ def test_a_frontal_is_known_by_its_header(tags: dict[str, Any], tmp_path: Path) 
     assert len(find_pairs([tmp_path]).sources) == 1
 
 
+def modified(meaning: str) -> dict[str, Any]:
+    """A frontal view with a modifier."""
+    view = code("399348003", "SCT", "antero-posterior")
+    view.ViewModifierCodeSequence = [code("X1", "99LOCAL", meaning)]
+    return {"ViewCodeSequence": [view]}
+
+
+def test_a_modifier_that_leaves_the_view_is_no_reason(tmp_path: Path) -> None:
+    (tmp_path / "IM1").write_bytes(dicom(StudyInstanceUID="1.2.3", **modified("Cross-table")))
+    (tmp_path / "IM2").write_bytes(dicom(StudyInstanceUID="1.2.3", ViewPosition="LL"))
+    assert len(find_pairs([tmp_path]).sources) == 1
+
+
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
         ({"ViewPosition": "LLD"}, "ViewPosition LLD is neither frontal nor lateral"),
         ({"ViewPosition": "AP RLD"}, "ViewPosition AP RLD is neither frontal nor lateral"),
         ({"ViewPosition": "LAO"}, "ViewPosition LAO is neither frontal nor lateral"),
+        *(
+            ({"ViewPosition": position}, f"ViewPosition {position} is neither frontal nor lateral")
+            for position in ("LAT DECUB", "LATERAL DECUB", "LAT OBL", "PA OBL", "AP LORDO")
+        ),
+        *(
+            (tags, f"ViewModifierCodeSequence {meaning} is neither frontal nor lateral")
+            for meaning in ("Lordotic", "Lateral decubitus", "Oblique")
+            for tags in (modified(meaning), {"ViewPosition": "PA"} | modified(meaning))
+        ),
         (
             {"ViewCodeSequence": [code("399135007", "SCT", "left anterior oblique")]},
             "ViewCodeSequence left anterior oblique is neither frontal nor lateral",
