@@ -14,7 +14,7 @@ demo: install
 	$(BIN)/python -m raylift.platform.demo --port $(PORT) $(if $(CT),--ct "$(CT)") $(if $(NO_SERVE),--no-serve)
 
 test: install-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: install-dev
 	$(BIN)/ruff format --check .

@@ -32,20 +32,6 @@ def pytest_configure() -> None:
             )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist appends the groups to the ids
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With pytest-xdist, tests that share Ray or a service run first, each group in one process, and others by file."""
-    groups: dict[pytest.Item, str] = {}
-    for item in items:
-        shares_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-        shares_service = item.path.parent.name == "serve"
-        group = "ray" if shares_ray else "serve" if shares_service else str(item.path.relative_to(REPOSITORY))
-        groups[item] = group
-        item.add_marker(pytest.mark.xdist_group(group))
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: ["ray", "serve", groups[item]].index(groups[item]))
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Iterator[None]:
     """Where everything is required, a test that skips because something is missing fails."""
