@@ -80,7 +80,8 @@ def _help() -> str:
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
     return (
-        "usage: raylift COMMAND ...\n\n3-D CT volumes from one or two X-rays: training, search and serving on Ray.\n"
+        "usage: raylift COMMAND ...\n\n"
+        "3-D CT volumes from one to eight radiographs (X-rays): training, search and serving on Ray.\n"
         f"Research software, not a medical device.\n\n{commands}\n\n"
         "raylift COMMAND --help shows the options of a command."
     )

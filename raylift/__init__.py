@@ -1,4 +1,4 @@
-"""raylift: a 3-D CT volume from one or two X-rays, and the platform that trains, searches and serves such models.
+"""raylift: a 3-D CT volume from one to eight radiographs (X-rays); the platform to train, search and serve such models.
 
 The package is spread over the top folders of the repository (datasets, models, platform, tune_spaces, serve). An
 installed wheel holds them inside this folder; in a checkout they are next to it, and this file makes them importable

@@ -16,8 +16,9 @@ from raylift.platform import cli
 INTRODUCTION = """\
 # Commands
 
-Generated from the parsers of the commands; `raylift COMMAND --help` prints the same in a terminal. Exit status: 0 done,
-1 nothing could be done, 2 a mistake in the command or its files, with the remedy on standard error.
+This page is generated from the parsers of the commands; `raylift COMMAND --help` prints the same in a terminal. The
+exit status is 0 (done), 1 (nothing could be done), 2 (a mistake in the command or its files, with the remedy on
+standard error) or 130 (interrupted).
 """
 EXAMPLES = {"train": ["x2ct-gan-slim"], "tune": ["x2ct_gan"]}
 RUN_SETTINGS = (

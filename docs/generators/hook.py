@@ -97,7 +97,7 @@ def _benchmarks() -> str:
         [
             "# Benchmarks",
             "",
-            "Dated results of the scripts in `benchmarks/`, each with machine, versions and command.",
+            "These are dated results of the scripts in `benchmarks/`, each with machine, versions and command.",
             "",
             *lines,
         ]

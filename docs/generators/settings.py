@@ -14,10 +14,10 @@ from raylift.platform.presets import PRESETS
 INTRODUCTION = """\
 # Settings
 
-Every setting of a run, generated from the dataclasses of `raylift.platform.config` and of the systems. A setting is a
-flag of `raylift train` and `raylift tune` (`--optimizer.weight-decay 1e-4`; hyphens or underscores) and a key of a YAML
-file (`raylift train run.yaml`). `raylift train PRESET --dry-run` prints the whole tree of a preset, which is such a
-file. Unknown keys are errors.
+This page lists every setting of a run. It is generated from the dataclasses of `raylift.platform.config` and of the
+systems. A setting is a flag of `raylift train` and `raylift tune` (`--optimizer.weight-decay 1e-4`; hyphens or
+underscores) and a key of a YAML file (`raylift train run.yaml`). `raylift train PRESET --dry-run` prints the whole tree
+of a preset, which is such a file. Unknown keys are errors.
 
 The defaults below are those of the dataclasses; a [preset](presets.md) has its own. Settings of a
 [system](../systems.md) depend on its family and are in the second part.
