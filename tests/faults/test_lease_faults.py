@@ -15,6 +15,7 @@ from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import ConfigError
 from raylift.platform import cli
 from raylift.platform.training import lease, runs
+from raylift.platform.training.driver import interruptible
 
 
 def write_lease(url: str, age_s: float, number: int = 1, **process: object) -> None:
@@ -67,7 +68,8 @@ class LeaseSuite:
         monkeypatch.setattr(lease, "BEAT_S", 0.1)
 
         def hold() -> None:
-            with lease.held(url):
+            # In a process of a shell's background, SIGINT is ignored until a handler is set.
+            with lease.held(url), interruptible():
                 first = Folder(url).read_digested(".lease-000001.json")["time"]
                 time.sleep(1.0)
                 assert Folder(url).read_digested(".lease-000001.json")["time"] > first
