@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pydicom
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Num
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.valuerep import VR
@@ -20,8 +20,8 @@ from raylift.datasets.errors import RefusedFile
 MAX_ELEMENTS = 10_000
 """Limit for elements at the top level and for items in sequences. An image has a few hundred, and 8 bytes of a hostile
 file take a kilobyte of memory."""
-
-
+MIN_PADDING = 0.01
+"""Share of the image from which a connected region of a declared padding's value is padding wherever it lies."""
 VRS = {vr.value.encode() for vr in VR if len(vr.value) == 2}
 
 
@@ -126,6 +126,23 @@ def connected_to_border(mask: Bool[np.ndarray, "rows columns"]) -> Bool[np.ndarr
     edge = np.pad(np.zeros(mask.shape, dtype=bool), 1, constant_values=True)
     reached: Bool[np.ndarray, "_ _"] = ndimage.binary_propagation(edge, mask=np.pad(mask, 1, constant_values=True))
     return reached[1:-1, 1:-1]
+
+
+def padding_region(
+    mask: Bool[np.ndarray, "rows columns"], values: Num[np.ndarray, "rows columns"]
+) -> Bool[np.ndarray, "rows columns"]:
+    """The part of a mask of declared padding that is padding: at the border, or large and of one value.
+
+    Smaller regions of its value inside are saturated or tissue.
+    """
+    region = connected_to_border(mask)
+    labels, count = ndimage.label(mask & ~region)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    for label in np.flatnonzero(sizes > MIN_PADDING * mask.size):
+        part = labels == label
+        if label and np.ptp(values[part]) == 0:
+            region |= part
+    return region
 
 
 def _with_sign(values: Int[np.ndarray, "*shape"], bits: int, is_signed: bool) -> Int[np.ndarray, "*shape"]:

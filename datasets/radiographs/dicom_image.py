@@ -165,8 +165,10 @@ def _outside(
     if value is not None and stored.ndim == 2:
         allocated = container.view(f"{'i' if dataset.PixelRepresentation else 'u'}{container.dtype.itemsize}")
         pixels = dicom.StoredPixels(stored.astype(np.int64), allocated.astype(np.int64), int(dataset.BitsStored))
-        # Padding surrounds the exposed field; saturated bone may have its value.
-        padding = dicom.connected_to_border(dicom.is_padding(dataset, pixels) | is_outside) & ~is_outside
+        mask = dicom.is_padding(dataset, pixels)
+        # Padding may touch a shutter in place of the border.
+        at_border = dicom.connected_to_border(mask | is_outside)
+        padding = (at_border | dicom.padding_region(mask, pixels.allocated)) & ~is_outside
         share = float(padding[crop].mean())
         if share:
             is_outside |= padding

@@ -87,7 +87,7 @@ def read_slices(
         hu = pixels.values * slope + intercept
         # Larger values are none of a scanner, and are refused or set to air as such.
         plane = np.clip(hu, -32768, 32767).astype(np.int16 if is_integral else np.float32)
-        padded += border_to_air(plane, is_padding)
+        padded += border_to_air(plane, is_padding, is_declared=True)
         if not (_has_embedded_overlay(dataset) or np.array_equal(pixels.values, pixels.allocated)):
             exceeding = pixels.exceed_bits_stored
             padded += border_to_air(plane, _padding_above_bits_stored(pixels, exceeding))

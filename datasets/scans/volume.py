@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float, Num
 
-from raylift.datasets.dicom import connected_to_border
+from raylift.datasets.dicom import connected_to_border, padding_region
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.intensity import HU_MIN
 
@@ -92,14 +92,17 @@ def to_image(volume: Volume) -> sitk.Image:
     return image
 
 
-def border_to_air(plane: Num[np.ndarray, "rows columns"], mask: Bool[np.ndarray, "rows columns"]) -> int:
+def border_to_air(
+    plane: Num[np.ndarray, "rows columns"], mask: Bool[np.ndarray, "rows columns"], *, is_declared: bool = False
+) -> int:
     """Set the pixels of a mask that are connected to the border of a slice to air, in place; returns how many were not.
 
-    Padding surrounds the field of view; a voxel of the same value inside it is tissue.
+    Padding surrounds the field of view; a voxel of the same value inside it is tissue. Of padding that the header
+    declares, large regions of one value inside are set to air too.
     """
     if not mask.any():
         return 0
-    reached = connected_to_border(mask)
+    reached = padding_region(mask, plane) if is_declared else connected_to_border(mask)
     count = int((plane[reached] > HU_MIN).sum())
     plane[reached] = HU_MIN
     return count

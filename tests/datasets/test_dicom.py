@@ -79,6 +79,16 @@ def test_padding_is_the_value_or_the_range_of_the_header_in_either_sign(
     assert [(int(row), int(column)) for row, column in np.argwhere(mask)] == padding
 
 
+def test_declared_padding_is_at_the_border_or_a_large_region_of_one_value() -> None:
+    values = np.full((40, 50), 7)
+    values[0, :3] = values[10:15, 10:15] = values[20:24, 20:24] = 0
+    values[30:36, 30:36], values[30, 30] = 0, 1
+    region = dicom.padding_region(values <= 1, values)
+    expected = np.zeros_like(region)
+    expected[0, :3] = expected[10:15, 10:15] = True
+    np.testing.assert_array_equal(region, expected)
+
+
 @pytest.mark.parametrize("kind", ["without preamble", "implicit data set", "explicit data set"])
 def test_files_without_preamble_or_meta_information_are_dicom(kind: str, tmp_path: Path) -> None:
     path = write_series(tmp_path, thorax_image((20, 20, 9)))[0]

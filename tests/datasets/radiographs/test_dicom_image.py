@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEG2000Lossless
-from radiograph_samples import chest, dicom, scaled
+from radiograph_samples import REAL, chest, dicom, scaled
 from scipy import ndimage
 
 from raylift.datasets.errors import RefusedFile
+from raylift.datasets.geometry import GEOMETRIES, Grid
+from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.decoding import read
 
 PIXELS = chest(most=4000).astype("<u2")
@@ -95,6 +100,17 @@ def test_a_pixel_of_the_paddings_value_inside_the_field_is_not_padding() -> None
     image = read(dicom(pixels, PixelPaddingValue=65535), "image.dcm").pixels
     assert image[60, 50] == image.max()
     assert image[0, 0] == image.min()
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_large_padding_that_a_line_of_pixels_cuts_off_from_the_border_is_air(photometric: str) -> None:
+    pixels, expected = padded(0, photometric)
+    for image in (pixels, expected):
+        image[[0, -1]] = image[:, [0, -1]] = 2100
+    data = dicom(pixels, PhotometricInterpretation=photometric, PixelPaddingValue=0)
+    expected = np.where(pixels == 0, expected[pixels != 0].min(), expected)
+    assert difference(data, expected) < 1e-6
+    assert "padding set to the darkest value (PixelPaddingValue 0)" in notes(data)
 
 
 def test_padding_written_in_the_wrong_type_is_air() -> None:
@@ -278,6 +294,44 @@ def test_a_header_under_which_values_wrap_around_is_refused(tags: dict[str, int]
     text = refusal(dicom(**tags))
     assert f"BitsStored {tags['BitsStored']}" in text
     assert "correct these tags" in text
+
+
+def assert_only_the_right_sign_is_read(image: np.ndarray) -> None:
+    """Files of 8 and 16 bits, signed and unsigned, with the right and with the wrong PixelRepresentation."""
+    image = scaled(image.astype(np.float64))
+    for bits in (8, 16):
+        for low, high in (
+            (0, 2**bits - 1),
+            (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1),
+            (-(2 ** (bits - 2)), 2 ** (bits - 2)),
+        ):
+            pixels = np.rint(low + image * (high - low)).astype(f"{'i' if low else 'u'}{bits // 8}")
+            assert difference(dicom(pixels), pixels.astype(np.float64)) < 1e-6
+            text = refusal(dicom(pixels, PixelRepresentation=int(low == 0)))
+            assert f"BitsStored {bits}, HighBit {bits - 1} and PixelRepresentation" in text
+
+
+def test_a_sign_that_contradicts_values_of_all_bits_is_refused() -> None:
+    grid = Grid(32, 11.25)
+    for image in (chest(), chest(1000, 900), *render_drrs(thorax(0, grid)[0], grid, GEOMETRIES["chest"](grid))):
+        assert_only_the_right_sign_is_read(image)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_sign_that_contradicts_a_real_radiograph_is_refused(name: str, real_data: Path) -> None:
+    image = np.asarray(Image.open(real_data / "xray" / f"{name}.jpg").convert("L"))
+    assert_only_the_right_sign_is_read(image[::3, ::3] if len(image) > 1000 else image)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_bright_letters_on_a_dark_image_are_no_wrong_sign(bits: int) -> None:
+    pixels = np.rint(chest(600, 500, 200) / 200 * (2**bits - 1) * 0.15)
+    letters = Image.new("L", (500, 600))
+    font = ImageFont.load_default(size=36)
+    for place, text in (((40, 60), "L PORTABLE"), ((200, 540), "14:05 AP SUPINE")):
+        ImageDraw.Draw(letters).text(place, text, 255, font=font)
+    pixels += np.asarray(letters) / 255 * (2**bits - 1 - pixels)
+    assert difference(dicom(np.rint(pixels).astype(f"u{bits // 8}")), np.rint(pixels)) < 1e-6
 
 
 @pytest.mark.parametrize(
