@@ -29,7 +29,7 @@ def inflate(path: Path, start: int, enough: int, *, zlib_stream: bool = False) -
         data = file.read(BLOCK)
         held = 0
         if not zlib_stream and data[:2] != GZIP_MAGIC:
-            while data and held < enough:
+            while data and held <= enough:
                 yield data
                 held += len(data)
                 data = file.read(BLOCK)

@@ -16,6 +16,8 @@ from raylift.datasets.scans.volume import border_to_air
 
 NOT_HU = ("ED", "EDW", "HU_MOD", "MGML", "OD", "PCT", "Z_EFF")
 """RescaleType of maps that dual-energy CT reconstructs beside HU."""
+WRAPPED_STEP = 1 / 16
+"""Median step, in the range of BitsStored, at the edges of values that wrap around; under overlays it is smaller."""
 LOWEST_HU = -1100
 """Below this a value that the bits above BitsStored change is no CT value."""
 
@@ -92,7 +94,8 @@ def read_slices(
             exceeding = pixels.exceed_bits_stored
             padded += border_to_air(plane, _padding_above_bits_stored(pixels, exceeding))
             inside = plane != HU_MIN
-            if (hu[inside & (pixels.values != pixels.allocated)] < LOWEST_HU).any():
+            is_below = (hu[inside & (pixels.values != pixels.allocated)] < LOWEST_HU).any()
+            if is_below or _wrap_around(pixels, inside & exceeding):
                 raise RefusedFile(
                     f"{path}: BitsStored {dataset.BitsStored} and PixelRepresentation {dataset.PixelRepresentation} "
                     "contradict the pixels, whose values wrap around: correct these tags"
@@ -118,6 +121,20 @@ def _padding_above_bits_stored(
     """The exceeding pixels if all of them have one value, as padding has. An overlay lies on different values."""
     is_padding = len(np.unique(pixels.allocated[exceeding])) == 1
     return exceeding if is_padding else np.zeros_like(exceeding)
+
+
+def _wrap_around(pixels: dicom.StoredPixels, exceeding: Bool[np.ndarray, "rows columns"]) -> bool:
+    """Whether the exceeding pixels differ from their neighbors without the bits above BitsStored, too.
+
+    Values that lie under an overlay continue those beside it. Values that need these bits, as metal does, wrap around.
+    """
+    above = pixels.allocated >> pixels.bits
+    steps = []
+    for values, over, bits in ((pixels.values, exceeding, above), (pixels.values.T, exceeding.T, above.T)):
+        edges = (over[1:] | over[:-1]) & (bits[1:] != bits[:-1])
+        steps.append(np.abs(np.diff(values, axis=0))[edges])
+    at_edges = np.concatenate(steps)
+    return bool(at_edges.size and np.median(at_edges) >= WRAPPED_STEP * 2**pixels.bits)
 
 
 def _has_embedded_overlay(dataset: pydicom.Dataset) -> bool:

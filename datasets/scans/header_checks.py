@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.sources import Source
@@ -59,6 +60,25 @@ def check_bytes(source: Source, size: Sequence[int], voxel_bytes: int) -> None:
     stored = source.stored_bytes
     if math.prod(size) * voxel_bytes > 1032 * stored:  # the highest ratio of deflate
         raise RefusedFile(f"{source.where}: {stored} bytes cannot hold its {math.prod(size)} voxels: it is truncated")
+
+
+def check_length(path: Path, held: int, expected: int, what: str, *, is_whole: bool = True) -> None:
+    """Refuse voxel data of another length than the header states.
+
+    Args:
+        path: the file with the header.
+        held: number found; a lower bound unless `is_whole`.
+        expected: number that the header states.
+        what: what is counted.
+        is_whole: whether `held` is the number of all.
+    """
+    if held < expected:
+        raise RefusedFile(f"{path}: {held} {what} of voxels where its header states {expected}: it is truncated")
+    if held > expected:
+        raise RefusedFile(
+            f"{path}: {'' if is_whole else 'at least '}{held} {what} of voxels where its header states {expected}: "
+            "correct its size, type or number of bytes before the voxels, or remove what follows them"
+        )
 
 
 def itk_message(error: Exception) -> str:

@@ -20,7 +20,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.scans.compression import inflate, is_compressed
-from raylift.datasets.scans.header_checks import ScanLimits, check_bytes, check_extent, check_size
+from raylift.datasets.scans.header_checks import ScanLimits, check_bytes, check_extent, check_length, check_size
 from raylift.datasets.scans.volume import REPORTED_SHEAR_DEG, Affine, Volume, check_affine, shear_deg, spacing_mm
 from raylift.datasets.sources import Source
 
@@ -28,6 +28,8 @@ HEADER_BYTES = 544
 """Length of the longer header, NIfTI-2's with its extension flag."""
 MILLIMETERS = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """By spatial unit: not stated, meter, millimeter, micrometer."""
+LONGEST_EXTENSIONS = 2**26
+"""Most bytes between header and voxels."""
 SAME_SPACING = 0.01
 """Relative difference up to which two spacings are the same."""
 
@@ -153,17 +155,36 @@ def _rescale(header: Nifti1Header, name: str) -> tuple[float, float]:
 
 def _voxels(path: Path, header: Nifti1Header, expected: int) -> bytearray:
     """The bytes of all voxels."""
+    first = header.sizeof_hdr + 4  # after the extension flag
     offset = float(header["vox_offset"])
-    if not header.sizeof_hdr <= offset < 2**31 or offset != int(offset):
-        raise RefusedFile(f"{path}: voxels at byte {offset:g} overlap the header: correct vox_offset")
-    start, stored = int(offset), bytearray()
+    if not first <= offset <= first + LONGEST_EXTENSIONS or offset != int(offset):
+        raise RefusedFile(f"{path}: voxels at byte {offset:g} are not after the header: correct vox_offset")
+    start, content = int(offset), bytearray()
     try:
         for block in inflate(path, 0, start + expected):
-            stored += block[start:]
-            start = max(0, start - len(block))
+            content += block
     except zlib.error as error:
         raise RefusedFile(f"{path}: the voxels are damaged: {error}") from error
-    if len(stored) < expected:
-        kind = "inflated bytes" if is_compressed(path) else "bytes"
-        raise RefusedFile(f"{path}: {len(stored)} {kind} of voxels where its header states {expected}: it is truncated")
-    return stored[:expected] if len(stored) > expected else stored
+    compressed = is_compressed(path)
+    held = (len(content) if compressed else path.stat().st_size) - start
+    check_length(path, max(0, held), expected, "inflated bytes" if compressed else "bytes", is_whole=not compressed)
+    _check_extensions(path, bytes(content[header.sizeof_hdr : start]), header.endianness)
+    del content[:start]
+    return content
+
+
+def _check_extensions(path: Path, between: bytes, endianness: str) -> None:
+    """Refuse bytes between header and voxels that are neither extensions, as their flag states, nor zeros."""
+    at = 4
+    if between[0]:
+        while at + 8 <= len(between) and any(between[at : at + 4]):
+            (length,) = struct.unpack_from(f"{endianness}i", between, at)
+            if length < 8 or at + length > len(between):
+                break
+            at += length
+    if any(between[at:]) or (between[0] and at == 4):
+        kind = "extensions" if between[0] else "zeros"
+        raise RefusedFile(
+            f"{path}: the {len(between) - 4} bytes between header and voxels are not {kind}, as the extension flag "
+            f"{between[0]} states: correct vox_offset or the flag"
+        )

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 from raylift.datasets.errors import RefusedFile, SegmentationMask
 from raylift.datasets.scans import dicom_series, volume_file
 from raylift.datasets.scans.header_checks import DEFAULT_LIMITS, ScanLimits
-from raylift.datasets.scans.volume import outliers_to_air, to_image
+from raylift.datasets.scans.volume import check_order, outliers_to_air, to_image
 from raylift.datasets.sources import Source, is_apple_double, pseudonym, walk
 
 MAX_LABELS = 128
@@ -112,10 +112,12 @@ def read(source: Source, limits: ScanLimits = DEFAULT_LIMITS, assume_spacing_mm:
 
     Raises:
         SegmentationMask: a volume of labels.
-        RefusedFile: not a CT, missing or duplicate slices, not 3-D, not in HU, truncated, or over the limits.
+        RefusedFile: not a CT, missing or duplicate slices, not 3-D, not in HU, truncated, torn, or over the limits.
     """
     scan = read_values(source, limits, assume_spacing_mm)
-    _check_hu(source.where, sitk.GetArrayViewFromImage(scan.image))
+    voxels = sitk.GetArrayViewFromImage(scan.image)
+    _check_hu(source.where, voxels)
+    check_order(source.where, voxels)
     return scan
 
 

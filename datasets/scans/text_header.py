@@ -51,10 +51,21 @@ class TextHeader:
         return "" if value == "LOCAL" else value
 
     @property
-    def is_compressed(self) -> bool:
-        """Whether the voxels are a gzip or zlib stream."""
-        encoding = self.fields.get("encoding", "").lower()
-        return encoding in ("gz", "gzip") or self.fields.get("CompressedData", "").lower() == "true"
+    def encoding(self) -> str:
+        """Encoding of the voxels: raw, gzip (also a zlib stream), text, or another one of NRRD."""
+        if self.kind == "NRRD":
+            stated = self.fields.get("encoding", "").lower()
+            return {"gz": "gzip", "txt": "text", "ascii": "text"}.get(stated, stated)
+        if self.fields.get("BinaryData", "True").lower() not in ("true", "1"):
+            return "text"
+        return "gzip" if self.fields.get("CompressedData", "").lower() in ("true", "1") else "raw"
+
+    def skipped(self, key: str) -> int:
+        """The number in a field of what is skipped before the voxels; 0 without the field, -1 for all but the last."""
+        value = self.fields.get(key, "0")
+        if not re.fullmatch(r"-1|\d{1,9}", value):
+            raise RefusedFile(f"{self.path}: {key} '{value[:20]}' is not a number of what to skip: correct the header")
+        return int(value)
 
 
 @dataclass(frozen=True)
@@ -84,8 +95,9 @@ def read_header(path: Path) -> TextHeader:
     if end is None or end.end() == LONGEST_HEADER:
         raise RefusedFile(f"{path}: the header cannot be read: no end of it in the first {len(head)} bytes")
     lines = head[: end.end()].decode("latin-1").splitlines()
-    separator = re.compile(r":(?!=)" if kind == "NRRD" else "=")
-    pairs = [separator.split(line, maxsplit=1) for line in lines if not line.startswith("#") and separator.search(line)]
+    # A NRRD line with := is a pair of key and value, not a field.
+    separator = re.compile(r"^([^:]*):(?!=)(.*)" if kind == "NRRD" else "^([^=]*)=(.*)")
+    pairs = [match.groups() for line in lines if not line.startswith("#") and (match := separator.match(line))]
     fields: dict[str, str] = {}
     for key, value in pairs:
         name = key.strip().lower() if kind == "NRRD" else key.strip()
@@ -97,7 +109,14 @@ def read_header(path: Path) -> TextHeader:
 
 
 def check_shape(header: TextHeader) -> None:
-    """Refuse fields of another length than the number of dimensions, with some of which ITK crashes."""
+    """Refuse encodings that are not read, and fields of another length than the number of dimensions.
+
+    With some of these ITK crashes.
+    """
+    if header.encoding not in ("raw", "gzip", "text"):
+        raise RefusedFile(
+            f"{header.path}: encoding '{header.encoding[:20]}' is not supported: store it with encoding gzip or raw"
+        )
     dimensions, sizes = ("dimension", "sizes") if header.kind == "NRRD" else ("NDims", "DimSize")
     stated = header.fields.get(dimensions, "")
     if stated not in ("1", "2", "3", "4", "5"):

@@ -6,8 +6,10 @@ puts every voxel at its place.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 import SimpleITK as sitk
@@ -27,6 +29,13 @@ MAX_BORDER_HU = 3_071
 """Largest HU of 12 bits and an intercept of -1024. Only metal has more, and metal does not reach the border."""
 MAX_OUTLIERS = 1e-3
 """Largest fraction of voxels over `MAX_CT_HU` inside a volume; metal saturates fewer."""
+
+TORN = 3.0
+"""Ratio of the roughness under the stated and another order of the sizes from which the stated one is wrong. On 21 CT,
+as they are, cut to thick slices, or as coronal and sagittal slices, it was at most 1.56, and 2.6 to 57 with exchanged
+sizes that differ."""
+FEWEST_COMPARED = 16
+"""Smallest size that is exchanged with another one."""
 
 Affine = Float[np.ndarray, "4 4"]
 """Indices (column, row, slice) to millimeters in the patient frame (LPS)."""
@@ -80,6 +89,46 @@ def check_affine(name: str, affine: Affine, size: Sequence[int]) -> tuple[str, .
         f"the axes are {angle:.2f} degrees from perpendicular: every slice is put at its position, "
         f"a shift of {shift_mm:.1f} mm from first to last",
     )
+
+
+def check_order(name: str, voxels: Num[np.ndarray, "slices rows columns"]) -> None:
+    """Refuse a volume with exchanged sizes: in another order of them its rows and slices continue each other better.
+
+    Thick slices differ more than voxels of one row that lie few voxels apart, so small sizes keep their place.
+    """
+    flat = voxels.reshape(-1)
+    size = voxels.shape[::-1]
+    roughness = functools.cache(lambda distance: _roughness(flat, distance))
+    # Slices that alternate differ from the next, but not from the one after it.
+    between_slices = min(roughness(size[0] * size[1]), roughness(2 * size[0] * size[1]))
+    own = roughness(size[0]), between_slices
+    orders = {
+        order: (roughness(order[0]), roughness(order[0] * order[1]))
+        for order in permutations(size)
+        if all(a == b or min(a, b) >= FEWEST_COMPARED for a, b in zip(order, size, strict=True))
+    }
+    best = min(orders, key=lambda order: sum(orders[order]))
+    ratios = [a / b if b else 0.0 for a, b in zip(own, orders[best], strict=True)]
+    if min(ratios) > 0.8 and max(ratios) > TORN:
+        stated, found = (" x ".join(str(n) for n in sizes) for sizes in (size, best))
+        raise RefusedFile(
+            f"{name}: {stated} voxels contradict the values, which continue each other as {found} voxels: correct "
+            "the sizes in the header"
+        )
+
+
+def _roughness(flat: Num[np.ndarray, " voxels"], distance: int) -> float:
+    """Mean absolute difference of values at this distance, without the largest 5 %, in the middle half of a volume.
+
+    It is 0 for volumes that have too few.
+    """
+    count = len(flat) - distance
+    if count < 512:
+        return 0.0
+    first = np.linspace(count // 4, 3 * count // 4, 512).astype(int)
+    place = (first[:, None] + np.arange(64)).ravel()
+    steps = np.abs(flat[place + distance].astype(np.float64) - flat[place])
+    return float(steps[steps <= np.quantile(steps, 0.95)].mean())
 
 
 def to_image(volume: Volume) -> sitk.Image:

@@ -17,7 +17,14 @@ import SimpleITK as sitk
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.scans import nifti, text_header
 from raylift.datasets.scans.compression import inflate
-from raylift.datasets.scans.header_checks import ScanLimits, check_bytes, check_extent, check_size, itk_message
+from raylift.datasets.scans.header_checks import (
+    ScanLimits,
+    check_bytes,
+    check_extent,
+    check_length,
+    check_size,
+    itk_message,
+)
 from raylift.datasets.scans.volume import Volume, check_affine, spacing_mm
 from raylift.datasets.sources import Source
 
@@ -92,9 +99,7 @@ def _read_with_itk(source: Source, limits: ScanLimits, assume_spacing_mm: Sequen
     check_extent(name, size, spacing_mm(affine))
     changes = (*frame.changes, *check_affine(name, affine, size))
     check_bytes(source, size, VOXEL_BYTES[reader.GetPixelID()])
-    if header.is_compressed:
-        start = header.length if len(source.files) == 1 else 0
-        _check_whole(source.files[-1], start, math.prod(size) * VOXEL_BYTES[reader.GetPixelID()])
+    changes += _check_length(header, source.files[-1], math.prod(size), VOXEL_BYTES[reader.GetPixelID()])
     # A fourth dimension of size 1 is dropped.
     reader.SetExtractSize([*size[:3], *[0] * (axes - 3)])
     try:
@@ -110,11 +115,41 @@ def _read_with_itk(source: Source, limits: ScanLimits, assume_spacing_mm: Sequen
     return Volume(voxels, affine, changes, frame.rescale)
 
 
-def _check_whole(path: Path, start: int, expected: int) -> None:
-    """Refuse a file with truncated or damaged compressed voxels; `expected` is the number of bytes from `start`."""
+def _check_length(header: text_header.TextHeader, path: Path, count: int, voxel_bytes: int) -> tuple[str, ...]:
+    """Refuse a file whose voxels are damaged, or more or fewer than stated, and report skipped bytes.
+
+    Args:
+        header: the header.
+        path: the file with the voxels.
+        count: number of voxels.
+        voxel_bytes: bytes of a voxel.
+    """
+    start = header.length if path == header.path else 0
+    if header.encoding == "text":
+        with path.open("rb") as file:
+            file.seek(start)
+            check_length(header.path, sum(len(line.split()) for line in file), count, "numbers")
+        return ()
+    skipped = header.skipped("byte skip" if header.kind == "NRRD" else "HeaderSize")
+    if header.kind == "MetaImage" and skipped > 0:
+        start, skipped = skipped, 0  # counted from the beginning of the file
+    with path.open("rb") as file:
+        file.seek(start)
+        start += sum(len(file.readline()) for _ in range(header.skipped("line skip")))
+    expected = count * voxel_bytes
+    if header.encoding == "raw":
+        held = path.stat().st_size - start
+        if skipped < 0 and held > expected:
+            return (f"the {held - expected} bytes before the voxels are skipped",)
+        check_length(header.path, held - max(0, skipped), expected, "bytes")
+        return ()
+    if skipped:
+        raise RefusedFile(
+            f"{header.path}: bytes to skip in compressed voxels are not supported: store them uncompressed"
+        )
     try:
         held = sum(len(block) for block in inflate(path, start, expected, zlib_stream=True))
     except zlib.error as error:
-        raise RefusedFile(f"{path}: the voxels are damaged: {error}") from error
-    if held < expected:
-        raise RefusedFile(f"{path}: {held} bytes where its header states {expected}: it is truncated")
+        raise RefusedFile(f"{header.path}: the voxels are damaged: {error}") from error
+    check_length(header.path, held, expected, "inflated bytes", is_whole=False)
+    return ()

@@ -337,6 +337,42 @@ def test_fewer_bits_than_the_pixels_have_are_refused(tmp_path: Path) -> None:
         series(tmp_path, fewer)
 
 
+@pytest.mark.parametrize("signed", [0, 1])
+def test_metal_over_bits_stored_that_wraps_around_is_refused(signed: int, tmp_path: Path) -> None:
+    """12 bits: 7000 would be read as 2904, and 4200 as 104."""
+
+    def metal(core: int, edge: int) -> Change:
+        def change(_: int, ds: Dataset) -> Dataset:
+            values = stored(ds)
+            values[13:17, 18:22] = edge
+            values[14:16, 19:21] = core
+            ds.PixelRepresentation, ds.BitsStored, ds.HighBit = signed, 12, 11
+            ds.RescaleIntercept = -1024 * (1 - signed)
+            return store(ds, values - 1024 * signed)
+
+        return change
+
+    message = f"BitsStored 12 and PixelRepresentation {signed} contradict the pixels, whose values wrap around"
+    for k, (core, edge) in enumerate([(7000, 7000), (4200 + 1024 * signed, 3000), (6000, 3000)]):
+        with pytest.raises(RefusedFile, match=message):
+            series(tmp_path / str(k), metal(core, edge))
+    expected = HU.copy()
+    expected[:, 13:17, 18:22] = 2000 - 1024
+    expected[:, 14:16, 19:21] = 3071 - 1024
+    np.testing.assert_array_equal(voxels(series(tmp_path / "fits", metal(3071, 2000))), expected)
+
+
+def test_exchanged_rows_and_columns_are_refused(tmp_path: Path) -> None:
+    def exchanged(_: int, ds: Dataset) -> Dataset:
+        ds.Rows, ds.Columns = ds.Columns, ds.Rows
+        return ds
+
+    with pytest.raises(
+        RefusedFile, match=r"30 x 40 x 20 voxels contradict the values, which continue each other as 40 x 30 x 20"
+    ):
+        series(tmp_path, exchanged)
+
+
 def test_big_endian_slices_are_read(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "series", IMAGE)
     for path in paths:
