@@ -35,11 +35,22 @@ GRID = Grid(32, 10.0)
 
 def training_workers() -> list[int]:
     """Process ids of this session's Ray Train workers."""
-    return [
-        process.pid
-        for process in psutil.Process().children(recursive=True)
-        if any("RayTrainWorker" in word for word in process.cmdline())
-    ]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if any("RayTrainWorker" in word for word in process.cmdline()):
+                found.append(process.pid)
+        except psutil.NoSuchProcess:  # it has ended, and may be a zombie
+            continue
+    return found
+
+
+def wait_for_no_workers() -> None:
+    """Fail if a training worker still runs after thirty seconds."""
+    deadline = time.monotonic() + 30
+    while training_workers() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not training_workers(), "workers run on"
 
 
 def test_a_worker_killed_while_the_archive_grows_is_replaced_and_the_run_ends_in_the_same_weights(
@@ -90,7 +101,7 @@ def test_a_corrupt_sample_ends_the_run_once_and_by_name(tiny, archive32, ray_clu
     with pytest.raises(CorruptSample, match=r"phantom-1-\d{4}"):
         runs.fit(run, url)
     assert "starting again" not in capsys.readouterr().out
-    assert not training_workers()
+    wait_for_no_workers()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
@@ -130,10 +141,7 @@ def test_an_interrupted_run_ends_at_once_with_the_step_and_the_command_to_go_on(
     assert 4 <= int(interrupted[2]) <= int(interrupted[1])
     assert "Traceback" not in errors
     assert Checkpoints(str(url)).newest()[0].endswith(f"step-{int(interrupted[2]):08d}")
-    deadline = time.monotonic() + 30
-    while training_workers() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not training_workers(), "workers run on"
+    wait_for_no_workers()
 
 
 FILLS_A_DISK = """
