@@ -479,7 +479,7 @@ def test_a_conditional_discriminator_needs_two_views_and_no_rotated_ones():
     cycle = SYSTEMS["cyclegan-b"].published
     with pytest.raises(ConfigError, match="volumes of other patients have no radiographs"):
         replace(cycle, volume_discriminator=replace(cycle.volume_discriminator, conditional=True))
-    with pytest.raises(ConfigError, match="no other views of the same person"):
+    with pytest.raises(ConfigError, match="no other views of the same patient"):
         replace(cycle, view_discriminator=replace(cycle.view_discriminator, conditional=True))
 
 

@@ -180,7 +180,7 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient():
 @pytest.mark.parametrize(
     ("settings", "size", "message"),
     [
-        ({"residual_scale": 0.0}, 32, "give a share of the window"),
+        ({"residual_scale": 0.0}, 32, "give a fraction of the window"),
         ({"upsampling": 2}, 33, "33 is no multiple of 2"),
         ({"denoiser": DenoiserConfig((8,) * 5, patch=2)}, 32, "not divisible by 32"),
     ],
