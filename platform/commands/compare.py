@@ -15,7 +15,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.models.weights import DESCRIPTION_FILE, Model
 from raylift.platform import model_store
 from raylift.platform.evaluation.protocols import ProtocolName
-from raylift.platform.progress import console, progress_bar
+from raylift.platform.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,7 @@ def compare(arguments: list[str]) -> int:
             progress=bar.update,
         )
     page = report.write(result, options.output)
-    for table in report.terminal_tables(result):
-        console.print(table)
-    print(result.summary())
-    for note in result.notes:
-        print(f"note: {note}")
-    print(f"report: {page}")
+    report.print_summary(result, page)
     return 0
 
 

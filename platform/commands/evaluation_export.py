@@ -15,7 +15,7 @@ from raylift.datasets.archive.store import local_path
 from raylift.models.generative import SamplingFlags
 from raylift.platform import model_store
 from raylift.platform.evaluation.protocols import ProtocolName
-from raylift.platform.progress import console, progress_bar
+from raylift.platform.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,7 @@ def evaluate(arguments: list[str]) -> int:
             progress=bar.update,
         )
     page = report.write(result, options.output, runs.load_history(url))
-    for table in report.terminal_tables(result):
-        console.print(table)
-    print(result.summary())
-    for note in result.notes:
-        print(f"note: {note}")
-    print(f"report: {page}")
+    report.print_summary(result, page)
     return 0
 
 

@@ -14,6 +14,7 @@ from raylift.platform.evaluation.plots import plot_history, plot_reprojections, 
 from raylift.platform.evaluation.predictors import FITTED
 from raylift.platform.evaluation.results import MODEL, Evaluation
 from raylift.platform.evaluation.tables import TITLES, Section, cell
+from raylift.platform.progress import console
 
 DISCLAIMER = "raylift is research software. It is not a medical device and must not be used for diagnosis."
 RESIDUAL = (
@@ -109,3 +110,13 @@ def _case_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
         for case in evaluation.cases
     ]
     return header, body
+
+
+def print_summary(evaluation: Evaluation, page: Path) -> None:
+    """Print the tables, the summary, the notes and the path of the page."""
+    for table in terminal_tables(evaluation):
+        console.print(table)
+    print(evaluation.summary())
+    for note in evaluation.notes:
+        print(f"note: {note}")
+    print(f"report: {page}")
