@@ -93,6 +93,11 @@ def _image(
         pixels, _ = to_gray(apply_color_lut(stored, dataset), f"{name}: PhotometricInterpretation {photometric}")
         notes.append("gray palette applied (PhotometricInterpretation PALETTE COLOR)")
     elif photometric in ("MONOCHROME1", "MONOCHROME2"):
+        if stored.ndim != 2:
+            raise RefusedFile(
+                f"{name}: PhotometricInterpretation {photometric} with SamplesPerPixel {stored.shape[2]}: correct "
+                "one of these tags"
+            )
         pixels = _modality_values(dataset, stored, name, notes)
     else:
         raise RefusedFile(

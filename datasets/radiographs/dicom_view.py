@@ -12,6 +12,7 @@ import pydicom
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
+from raylift.datasets.radiographs.dicom_image import OTHER_BODY_PARTS
 from raylift.datasets.radiographs.pairing import ViewName
 
 WORDS: dict[str, ViewName] = {
@@ -22,12 +23,25 @@ WORDS: dict[str, ViewName] = {
 OTHER_VIEWS = re.compile(r"(?:lld|rld|llo|rlo|lao|rao|lpo|rpo|axial|apical|swimmers)|obl.*|.*(?:decub|lordo).*")
 """Words of views that are neither frontal nor lateral, also cut short as OBL, DECUB and LORDO: a left lateral decubitus
 (LLD) is taken from the front."""
+MODALITIES = ("DX", "CR", "DR", "RG", "RF", "XA", "OT", "SC")
+"""Modalities of radiographs, digitized and secondary captures among them."""
 DESCRIPTIONS = ("SeriesDescription", "AcquisitionDeviceProcessingDescription", "ProtocolName", "StudyDescription")
 CODES: dict[ViewName, tuple[Code, ...]] = {
     "frontal": (codes.cid4010.AnteroPosterior, codes.cid4010.PosteroAnterior, codes.cid4010.Frontal),
     "lateral": (codes.cid4010.LateralProjection, codes.cid4010.LeftLateral, codes.cid4010.RightLateral),
 }
 """DICOM's context group 4010, DX views, in SNOMED CT and its earlier codes."""
+
+
+def why_no_radiograph(header: pydicom.Dataset) -> str:
+    """The reason why an object of a study is no radiograph of a chest, or nothing."""
+    modality = str(header.get("Modality") or "").strip().upper()
+    if modality and modality not in MODALITIES:
+        return f"modality {modality} is not that of a radiograph"
+    if not (header.get("Rows") and header.get("Columns")):
+        return "no pixels: Rows and Columns are absent"
+    part = str(header.get("BodyPartExamined") or "").strip().upper()
+    return f"BodyPartExamined {part} is not a chest" if part in OTHER_BODY_PARTS else ""
 
 
 def view_of(header: pydicom.Dataset) -> tuple[ViewName | None, str]:

@@ -17,7 +17,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from raylift.datasets import dicom
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.radiographs.dicom_view import described_view, view_of
+from raylift.datasets.radiographs.dicom_view import described_view, view_of, why_no_radiograph
 from raylift.datasets.radiographs.pairing import FoundPairs, LeftOut, PairCandidates, ViewName, select_pairs
 from raylift.datasets.sources import is_apple_double, pseudonym, walk
 
@@ -35,8 +35,11 @@ MASK = re.compile(
     r"(?:^|[^A-Za-z])(?:mask|masks|seg|segmentation|segmentations|labelmap)(?:[^A-Za-z]|$)", re.IGNORECASE
 )
 """Names of files that are segmentations of radiographs."""
-HEADER_BYTES = 2**20
+HEADER_BYTES, MAX_HEADER_BYTES = 2**20, 2**26
+"""Bytes that are read of a DICOM file, and the most where private elements put the pixels further back."""
 PIXEL_DATA = 0x7FE0_0000
+PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
+"""The tag of PixelData in both byte orders."""
 
 
 def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
@@ -67,7 +70,8 @@ def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
             continue
         is_anonymous = header is not None and not (header.get("StudyInstanceUID") or header.get("PatientID"))
         key, group = _of_name(path, rest) if header is None or is_anonymous else _of_study(path, header)
-        groups.setdefault(key, group).add(view, path)
+        intent = "" if header is None else str(header.get("PresentationIntentType") or "")
+        groups.setdefault(key, group).add(view, path, is_for_processing=intent.strip().upper() == "FOR PROCESSING")
     return select_pairs(groups.values(), exact, refused, len(left_out), left_out)
 
 
@@ -77,6 +81,9 @@ def _view(
     """The view of a file, its path without words of views, and the reason where it has none."""
     view, rest = view_from_path(path, roots)
     if header is not None:
+        reason = why_no_radiograph(header)
+        if reason:
+            return None, rest, reason
         tagged, reason = view_of(header)
         if tagged or reason:
             return tagged, rest, reason
@@ -101,6 +108,8 @@ def _header(path: Path) -> pydicom.Dataset | None:
     """
     with path.open("rb") as file:
         head = file.read(HEADER_BYTES)
+        if dicom.is_dicom(head) and not any(tag in head for tag in PIXEL_TAGS):
+            head += file.read(MAX_HEADER_BYTES - HEADER_BYTES)
     if not dicom.is_dicom(head) or dicom.meta(head).get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return None
     return dicom.parse(head, str(path), until=PIXEL_DATA)

@@ -42,10 +42,16 @@ class PairCandidates:
     is_dicom: bool = False
     key: str = ""
     """The study or path, in messages."""
+    for_processing: set[Path] = field(default_factory=set)
+    """DICOM files of PresentationIntentType FOR PROCESSING, which come after those for presentation."""
 
-    def add(self, view: ViewName, path: Path) -> None:
+    def add(self, view: ViewName, path: Path, *, is_for_processing: bool = False) -> None:
         """Add a radiograph of a view."""
-        (self.frontal if view == "frontal" else self.lateral).append(path)
+        paths = self.frontal if view == "frontal" else self.lateral
+        paths.append(path)
+        if is_for_processing:
+            self.for_processing.add(path)
+        paths.sort(key=self.for_processing.__contains__)
 
 
 @dataclass(frozen=True)

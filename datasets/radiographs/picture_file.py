@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import imagecodecs
 import numpy as np
 from jaxtyping import Float32, Shaped
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -17,6 +18,12 @@ from raylift.datasets.radiographs.picture_header import select_page
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 TINT_CORRELATION = 0.9
 """Smallest correlation of each channel with the luminance in a tinted gray image; color maps of heat are below."""
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue."""
+PNG_DEPTH = 24
+"""Offset of the bits of a sample in a PNG; the color type follows."""
+PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0
+"""Tag of a TIFF, and its value for an image whose zeros are white."""
 ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 """Values of the orientation tag that exchange rows and columns."""
@@ -40,7 +47,9 @@ def read_picture(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
             ratio, what = _pixel_ratio(picture)
             if picture.format == "JPEG":
                 _check_end(picture, data, name)
-            pixels = _gray(picture, name, notes)
+            pixels = _deep_png(picture, data, name, notes)
+            if pixels is None:
+                pixels = _gray(picture, name, notes)
             return GrayImage(square_pixels(pixels, ratio, what, name, limits, notes), tuple(notes))
     except RefusedFile:
         raise
@@ -87,6 +96,28 @@ def _pixel_ratio(picture: Image.Image) -> tuple[float, str]:
     return (down / across if sideways else across / down), f"a resolution of {across:g} x {down:g}"
 
 
+def _deep_png(
+    picture: Image.Image, data: bytes, name: str, notes: list[str]
+) -> Float32[np.ndarray, "rows columns"] | None:
+    """The gray values of a PNG of 16 bits in several channels, which Pillow cuts to 8 bits; None for other images."""
+    bits, color = data[PNG_DEPTH : PNG_DEPTH + 2]
+    if picture.format != "PNG" or bits != 16 or color not in (2, 4, 6):
+        return None
+    values = imagecodecs.png_decode(data)
+    if color in (4, 6):
+        is_clear = values[..., -1] < 2**16 - 1
+        if is_clear.any():
+            notes.append("transparent pixels set to black")
+            values = np.rint(values * (values[..., -1:] / (2**16 - 1)))
+        values = values[..., :-1]
+    if color == 4:
+        return np.asarray(values[..., 0], dtype=np.float32)
+    if (values == values[..., :1]).all():
+        return np.asarray(values[..., 0], dtype=np.float32)
+    _check_tint(values.astype(np.float64) / 257, name, notes)
+    return np.asarray(values @ LUMINANCE, dtype=np.float32)
+
+
 def _gray(picture: Image.Image, name: str, notes: list[str]) -> Float32[np.ndarray, "rows columns"]:
     tags: Any = getattr(picture, "tag_v2", {})
     picture = ImageOps.exif_transpose(picture)
@@ -94,7 +125,12 @@ def _gray(picture: Image.Image, name: str, notes: list[str]) -> Float32[np.ndarr
         values = np.asarray(picture)
         # Pillow reads unsigned values of 32 bits as signed ones.
         is_unsigned = values.dtype == np.int32 and tags.get(0x0102) == (32,) and tags.get(0x0153, (1,))[:1] == (1,)
-        return (values.view(np.uint32) if is_unsigned else values).astype(np.float32)
+        values = (values.view(np.uint32) if is_unsigned else values).astype(np.float32)
+        # Pillow follows this in images of up to 8 bits alone.
+        return values.min() + values.max() - values if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else values
+    if picture.mode == "L" and tags.get(0x0102) == (8,) and tags.get(0x0153, (1,))[:1] == (2,):
+        # Pillow reads signed values of 8 bits as unsigned ones, and refuses them where zero is white.
+        return np.asarray(picture).view(np.int8).astype(np.float32)
     if picture.has_transparency_data:
         # Transparent pixels have arbitrary colors.
         rgba = picture.convert("RGBA")
@@ -113,7 +149,7 @@ def _check_tint(channels: Shaped[np.ndarray, "rows columns 3"], name: str, notes
     values = channels[::step, ::step].reshape(-1, 3).astype(np.float64)
     if np.ptp(values, axis=1).max() <= 2:
         return
-    luminance = values @ (0.299, 0.587, 0.114)
+    luminance = values @ LUMINANCE
     for channel in values.T:
         if channel.std() > 2 and np.corrcoef(channel, luminance)[0, 1] < TINT_CORRELATION:
             raise RefusedFile(f"{name}: the image has colors that are no shades of gray: give the grayscale original")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import imagecodecs
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
@@ -248,6 +250,16 @@ def test_a_slope_that_leaves_nothing_is_refused() -> None:
     assert "RescaleSlope 0" in refusal(dicom(RescaleSlope="0", RescaleIntercept=0))
 
 
+def test_an_empty_rescale_is_none() -> None:
+    dataset = pydicom.dcmread(io.BytesIO(dicom()))
+    dataset.RescaleSlope = dataset.RescaleIntercept = None
+    file = io.BytesIO()
+    dataset.save_as(file)
+    image = read(file.getvalue(), "image.dcm")
+    np.testing.assert_array_equal(image.pixels, PIXELS)
+    assert image.notes == ()
+
+
 # --- bits ---
 
 
@@ -388,6 +400,14 @@ def test_an_image_of_three_equal_channels_is_read_as_gray(photometric: str, plan
     )  # fmt: skip
     assert difference(data, gray) < 1e-6
     assert "three equal channels" in notes(data)
+
+
+def test_three_samples_in_monochrome_are_refused_with_the_remedy() -> None:
+    gray = chest().astype(np.uint8)
+    text = refusal(dicom(gray, SamplesPerPixel=3, PlanarConfiguration=0, PixelData=np.dstack([gray] * 3).tobytes()))
+    assert text == (
+        "image.dcm: PhotometricInterpretation MONOCHROME2 with SamplesPerPixel 3: correct one of these tags"
+    )
 
 
 def test_an_image_in_color_is_refused_with_the_remedy() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -223,6 +225,31 @@ def test_a_dicom_file_of_no_view_is_left_out_with_the_reason(tags: dict[str, Any
     assert found.left_out == [LeftOut(tmp_path / "IM1", reason)]
     [refusal] = find_pairs([tmp_path / "IM1"]).refused
     assert str(refusal) == f"{tmp_path / 'IM1'}: no radiograph of a known view: {reason}"
+
+
+def test_other_objects_of_a_study_take_the_place_of_no_radiograph(tmp_path: Path) -> None:
+    private = pydicom.Dataset()
+    private.add_new(0x00090010, "LO", "RAYLIFT")
+    private.add_new(0x00091001, "OB", bytes(1_200_000))
+    others: dict[str, tuple[dict[str, Any], str]] = {
+        "a_pr": ({"Modality": "PR", "PixelData": None}, "modality PR is not that of a radiograph"),
+        "a_scout": ({"Modality": "CT"}, "modality CT is not that of a radiograph"),
+        "a_empty": ({"Rows": None, "Columns": None, "PixelData": None}, "no pixels: Rows and Columns are absent"),
+        "a_hand": ({"BodyPartExamined": "HAND"}, "BodyPartExamined HAND is not a chest"),
+        "a_raw": ({"PresentationIntentType": "FOR PROCESSING"}, "b_pa is the frontal image of the study"),
+    }
+    radiographs = {"b_pa": {"PresentationIntentType": "FOR PRESENTATION"}, "c_lat": {"ViewPosition": "LL"}}
+    for name, tags in {**{name: tags for name, (tags, _) in others.items()}, **radiographs}.items():
+        data = dicom(StudyInstanceUID="1.2", PatientID="p", **({"ViewPosition": "PA"} | tags))
+        dataset = pydicom.dcmread(io.BytesIO(data))
+        dataset.update(private)
+        dataset.save_as(tmp_path / name)
+    found = find_pairs([tmp_path])
+    assert [[path.name for path in pair.files] for pair in found.sources] == [["b_pa", "c_lat"]]
+    assert found.refused == []
+    assert {path.name: reason for path, reason in found.left_out} == {
+        name: reason for name, (_, reason) in others.items()
+    }
 
 
 def test_every_file_that_is_in_no_pair_is_named_with_its_reason(tmp_path: Path) -> None:

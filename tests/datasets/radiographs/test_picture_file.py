@@ -82,20 +82,52 @@ def test_an_orientation_tag_is_followed_once(kind: str, orientation: int) -> Non
     "pixels",
     [
         GRAY.astype(np.int16) * 100 - 5000, GRAY.astype(np.uint32) * 16_000_000, GRAY.astype(np.int32) - 100,
-        GRAY.astype(np.float32) / 3,
+        GRAY.astype(np.float32) / 3, (GRAY.astype(np.int16) - 100).astype(np.int8),
     ],
-    ids=["signed 16 bits", "unsigned 32 bits", "signed 32 bits", "floats of 32 bits"],
+    ids=["signed 16 bits", "unsigned 32 bits", "signed 32 bits", "floats of 32 bits", "signed 8 bits"],
 )  # fmt: skip
 def test_a_tiff_of_any_type_of_values_is_read(pixels: np.ndarray) -> None:
-    assert difference(tiff(pixels), pixels) < 1e-6
+    assert difference(tiff(pixels), pixels.astype(np.float64)) < 1e-6
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_a_tiff_that_shows_zero_white_is_inverted_once(dtype: type) -> None:
-    most = np.iinfo(dtype).max
-    data = tiff(most - GRAY.astype(dtype), photometric="miniswhite")
-    image = read(data, "image").pixels
-    assert np.abs(scaled(image) - scaled(GRAY)).max() < 1e-6
+    data = tiff((255 - GRAY).astype(dtype) * (257 if dtype == np.uint16 else 1), photometric="miniswhite")
+    for invert in ("auto", "no"):
+        image = read(data, "image", invert=invert).pixels
+        assert np.abs(scaled(image) - scaled(GRAY)).max() < 1e-6
+
+
+@pytest.mark.parametrize("color", [2, 4, 6], ids=["RGB", "gray and alpha", "RGB and alpha"])
+def test_a_png_of_16_bits_in_several_channels_keeps_them(color: int) -> None:
+    gray = GRAY.astype(">u2") * 300 + np.arange(100, dtype=">u2")
+    channels = np.dstack([gray] * {2: 3, 4: 1, 6: 3}[color] + [np.full_like(gray, 65535)] * (color > 3))
+    data = png(channels.astype(">u2"), color)
+    image = read(data, "image", invert="no")
+    np.testing.assert_array_equal(image.pixels, gray)
+    assert image.notes == ()
+
+
+def png(pixels: np.ndarray, color: int) -> bytes:
+    """A PNG of 16 bits in several channels, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, color, 0, 0, 0)
+    lines = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
+
+
+def test_a_png_of_16_bits_in_color_or_transparent_is_converted_as_one_of_8_bits() -> None:
+    wide = np.dstack([GRAY * 0.7, GRAY * 0.85, GRAY]) * 257
+    image = read(png(wide.astype(">u2"), 2), "image", invert="no")
+    assert image.notes == ("colors converted to gray",)
+    assert np.abs(scaled(image.pixels) - scaled(GRAY)).max() < 1e-3
+    clear = np.dstack([GRAY.astype(">u2") * 257, np.where(GRAY > 100, 65535, 0)])
+    image = read(png(clear.astype(">u2"), 4), "image", invert="no")
+    assert image.notes == ("transparent pixels set to black",)
+    np.testing.assert_array_equal(image.pixels, np.where(GRAY > 100, GRAY * 257.0, 0))
 
 
 def test_a_tint_is_gray_and_a_map_of_heat_is_refused() -> None:
