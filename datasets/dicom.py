@@ -56,24 +56,30 @@ def parse(data: bytes, name: str, *, until: int = 0xFFFF_FFFF) -> pydicom.Datase
         RefusedFile: deflated, or more than `MAX_ELEMENTS` elements or items. On a damaged file pydicom may raise any
             exception.
     """
+    return parse_until(data, name, until)[0]
+
+
+def parse_until(data: bytes, name: str, until: int) -> tuple[pydicom.Dataset, bool]:
+    """The elements before the tag `until`, and whether the data reach a tag after them; errors as in `parse`."""
     if meta(data).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         raise RefusedFile(f"{name}: deflated DICOM, which may inflate to any size: store it in another transfer syntax")
     if data.count(b"\xfe\xff\x00\xe0") + data.count(b"\xff\xfe\xe0\x00") > MAX_ELEMENTS:
         raise RefusedFile(f"{name}: more than {MAX_ELEMENTS} items in DICOM sequences: not an image")
-    count = 0
+    count, is_whole = 0, False
 
     def is_beyond(tag: int, *_: object) -> bool:
-        nonlocal count
+        nonlocal count, is_whole
         count += 1
         if count > MAX_ELEMENTS:
             raise RefusedFile(f"{name}: more than {MAX_ELEMENTS} DICOM elements: not an image")
-        return tag >= until
+        is_whole = tag >= until
+        return is_whole
 
     dataset = read_partial(io.BytesIO(data), stop_when=is_beyond, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta:
         is_implicit = dataset.original_encoding[0]
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
-    return dataset
+    return dataset, is_whole
 
 
 @dataclass(frozen=True)

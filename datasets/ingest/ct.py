@@ -90,7 +90,7 @@ def ingest_ct(
         )
         return entry, Sample(hu, render_drrs(hu, grid, geometry), segmentation.labels(hu, grid.spacing_mm))
 
-    add_samples(writer, scans, make, outcome, progress)
+    add_samples(writer, scans, make, outcome, progress, subjects_are_named=bool(subject_pattern))
     return outcome
 
 

@@ -90,16 +90,22 @@ def add_samples(
     make: Callable[[Made, str], tuple[Entry, Sample | RadiographSample]],
     outcome: IngestReport,
     progress: Progress,
+    *,
+    subjects_are_named: bool = False,
 ) -> None:
     """Add a sample of every source that is not in the archive; `make` gets the source and its digest.
 
-    Refused sources are added to the report.
+    Refused sources are added to the report, and unless the user has named the subjects also a warning of those that
+    the archive had from other sources.
     """
+    earlier = writer.manifest.entries
+    digests = set()
     with writer:
         for done, source in enumerate(sources):
             progress(done, len(sources), source.name)
             try:
                 sha256 = source.digest()
+                digests.add(sha256)
                 if writer.contains(sha256):
                     outcome.already_present += 1
                     continue
@@ -114,6 +120,15 @@ def add_samples(
         progress(len(sources), len(sources), "")
     outcome.added = writer.published
     outcome.already_present += writer.superseded
+    known = {entry.subject: entry.source for entry in earlier if entry.source_sha256 not in digests}
+    shared = {entry.subject: entry.source for entry in outcome.added if entry.subject in known}
+    if shared and not subjects_are_named:
+        subject, added = next(iter(shared.items()))
+        outcome.warnings.append(
+            f"{len(shared)} subjects were in the archive before, such as {subject}, with {known[subject]} and now "
+            f"{added}: each subject is kept in one split. If they are different patients, make a new archive with "
+            "--subject-pattern and a group that matches the patient in the path"
+        )
 
 
 def subject_of(source: Source, pattern: str) -> str:

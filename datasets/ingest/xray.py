@@ -122,7 +122,7 @@ def ingest_radiographs(
         )
         return entry, RadiographSample(np.stack(images))
 
-    add_samples(writer, sources_by_subject, make, outcome, progress)
+    add_samples(writer, sources_by_subject, make, outcome, progress, subjects_are_named=bool(subject_pattern))
     return outcome
 
 

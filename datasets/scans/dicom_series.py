@@ -24,6 +24,10 @@ from raylift.datasets.sources import Source
 
 AFTER_HEADER = 0x0029_0000
 """The first DICOM tag after those that describe an image."""
+FIRST_BYTES, MOST_BYTES = 2**18, 2**26
+"""Bytes that are read first for a header, and at most: private elements may precede those of the image."""
+REQUIRED = ("Rows", "Columns", "PixelSpacing", "BitsAllocated", "BitsStored", "PixelRepresentation")
+"""Tags without which pixels have no place or value."""
 ROUNDING_MM = (1.0, 0.1, 0.01)
 """Multiples to which scanners and converters round positions."""
 
@@ -42,12 +46,13 @@ def header(path: Path) -> pydicom.Dataset | None:
     Raises:
         RefusedFile: see `dicom.parse`. On a damaged file pydicom may raise any exception.
     """
-    head = _head(path)
+    with path.open("rb") as file:
+        head = file.read(FIRST_BYTES)
     if not dicom.is_dicom(head):
         return None
     if dicom.meta(head).get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return None
-    return dicom.parse(head, str(path), until=AFTER_HEADER)
+    return _parse(path)
 
 
 def key(path: Path) -> Key | None:
@@ -68,7 +73,7 @@ def read(source: Source, limits: ScanLimits) -> Volume:
     """
     name = source.where
     try:
-        headers = {path: dicom.parse(_head(path), str(path), until=AFTER_HEADER) for path in source.files}
+        headers = {path: _parse(path) for path in source.files}
         ordered, affine = _ordered(source, headers, limits)
         slopes, changes = rescales(name, {path: headers[path] for path in ordered})
     except RefusedFile:
@@ -93,6 +98,10 @@ def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Sc
             raise RefusedFile(f"{name}: an enhanced multi-frame or color DICOM: convert it to NIfTI first")
         if not header.get("ImageOrientationPatient") or not header.get("ImagePositionPatient"):
             raise RefusedFile(f"{name}: slices without position or orientation: not a volume")
+        lacking = [tag for tag in REQUIRED if header.get(tag) in (None, "")]
+        lacking += ["HighBit"] if header.get("HighBit", 0) in (None, "") else []
+        if lacking:
+            raise RefusedFile(f"{name}: slices without a value of {', '.join(lacking)}: add it to all slices")
     size = (int(first.Columns), int(first.Rows), len(headers))
     check_size(name, size, limits)
     check_bytes(source, size, 2)
@@ -167,6 +176,13 @@ def _irregular(
     )
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(2**18)
+def _parse(path: Path) -> pydicom.Dataset:
+    """The elements before `AFTER_HEADER`, however many bytes they take up to `MOST_BYTES`."""
+    count = FIRST_BYTES
+    while True:
+        with path.open("rb") as file:
+            head = file.read(count)
+        dataset, is_whole = dicom.parse_until(head, str(path), AFTER_HEADER)
+        if is_whole or len(head) < count or count >= MOST_BYTES:
+            return dataset
+        count *= 4

@@ -253,6 +253,20 @@ def test_files_of_one_name_in_different_folders_are_warned_of(tmp_path: Path) ->
     assert {entry.subject for entry in named.added} == {"s0000", "s0001", "s0002"}
 
 
+def test_a_subject_that_the_archive_has_from_another_file_is_warned_of(tmp_path: Path) -> None:
+    scans, url = tmp_path / "scans", tmp_path / "archive"
+    for k in range(2):
+        person(scans / f"s{k}", "ct.nii.gz", k)
+    assert run(scans / "s0", url).lines() == []
+    outcome = run(scans / "s1", url)
+    assert outcome.lines() == [
+        "warning: 1 subjects were in the archive before, such as ct, with ct.nii.gz and now ct.nii.gz: each subject is "
+        "kept in one split. If they are different patients, make a new archive with --subject-pattern and a group that "
+        "matches the patient in the path"
+    ]
+    assert run(scans / "s1", url).lines() == []
+
+
 @pytest.mark.parametrize("blank", ["SeriesInstanceUID", "StudyInstanceUID", ""])
 def test_series_of_one_patient_number_are_warned_of_and_named_by_the_pattern(blank: str, tmp_path: Path) -> None:
     def anonymous(_: int, ds: Dataset) -> Dataset:

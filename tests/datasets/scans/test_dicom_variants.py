@@ -373,6 +373,25 @@ def test_exchanged_rows_and_columns_are_refused(tmp_path: Path) -> None:
         series(tmp_path, exchanged)
 
 
+def test_private_elements_before_those_of_the_image_may_be_long(tmp_path: Path) -> None:
+    def private(_: int, ds: Dataset) -> Dataset:
+        ds.add_new(0x00090010, "LO", "X")
+        ds.add_new(0x00091001, "OB", bytes(300_000))
+        return ds
+
+    np.testing.assert_array_equal(voxels(series(tmp_path, private)), HU)
+
+
+@pytest.mark.parametrize("tag", ["PixelSpacing", "HighBit", "BitsStored"])
+def test_slices_without_a_tag_of_the_pixels_are_refused_with_its_name(tag: str, tmp_path: Path) -> None:
+    def empty(_: int, ds: Dataset) -> Dataset:
+        setattr(ds, tag, None)
+        return ds
+
+    with pytest.raises(RefusedFile, match=rf"slices without a value of {tag}: add it to all slices$"):
+        series(tmp_path, empty)
+
+
 def test_big_endian_slices_are_read(tmp_path: Path) -> None:
     paths = write_series(tmp_path / "series", IMAGE)
     for path in paths:
