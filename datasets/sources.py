@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,13 +53,60 @@ def is_apple_double(path: Path) -> bool:
 
 
 def walk(roots: Iterable[Path], refused: list[RefusedFile]) -> Iterator[tuple[Path, bool]]:
-    """Yield every file once, with whether it was found in a folder; paths that are neither are refused."""
+    """Yield every file once, with whether it was found in a folder, links followed.
+
+    Refused are paths that are neither, folders that cannot be read, links to nothing, and names that are not UTF-8,
+    with which ITK ends the process.
+    """
     seen: set[Path] = set()
     for root in roots:
         if not root.is_file() and not root.is_dir():  # pipes would block
             refused.append(RefusedFile(f"{root}: no such file or folder"))
             continue
-        for path in sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]:
-            if path.resolve() not in seen:
+        paths = sorted(_search(root, refused)) if root.is_dir() else [root]
+        absent, misnamed = [], []
+        for path in paths:
+            if path.is_symlink() and not path.exists():
+                absent.append(path)
+            elif not _is_utf8(path):
+                misnamed.append(path)
+            elif path.is_file() and path.resolve() not in seen:
                 seen.add(path.resolve())
                 yield path, root.is_dir()
+        refuse_together(refused, absent, "a link to a file that does not exist: fetch the file, or remove the link")
+        refuse_together(refused, misnamed, "the name is not in UTF-8: rename it")
+
+
+def refuse_together(refused: list[RefusedFile], paths: Sequence[Path], reason: str) -> None:
+    """Add one refusal of files with the same reason, with the path of the first and their number."""
+    if paths:
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        shown = str(paths[0]).encode(errors="backslashreplace").decode()
+        refused.append(RefusedFile(f"{shown}{more}: {reason}"))
+
+
+def _search(root: Path, refused: list[RefusedFile]) -> Iterator[Path]:
+    """All paths below a folder that are not folders. Links to folders in it are not followed, to others once."""
+    top = os.path.realpath(root)
+    visited: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        refuse_together(refused, [Path(error.filename)], f"the folder cannot be read: {error.strerror}")
+
+    for folder, names, files in os.walk(root, onerror=refuse, followlinks=True):
+        visited.add(os.path.realpath(folder))
+        names[:] = [
+            name
+            for name in names
+            if not os.path.islink(path := os.path.join(folder, name))
+            or (not Path(target := os.path.realpath(path)).is_relative_to(top) and target not in visited)
+        ]
+        yield from (Path(folder, name) for name in files)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -6,9 +6,12 @@ InstanceNumber are not used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
@@ -28,6 +31,8 @@ FIRST_BYTES, MOST_BYTES = 2**18, 2**26
 """Bytes that are read first for a header, and at most: private elements may precede those of the image."""
 REQUIRED = ("Rows", "Columns", "PixelSpacing", "BitsAllocated", "BitsStored", "PixelRepresentation")
 """Tags without which pixels have no place or value."""
+NO_SLICE = re.compile(r"(?:^|[ _\\\\])(?:LOCALIZER|MIP|MINIP|VRT)(?:$|[ _\\\\])", re.IGNORECASE)
+"""Values of ImageType of localizers, and of projections and renderings of a volume."""
 ROUNDING_MM = (1.0, 0.1, 0.01)
 """Multiples to which scanners and converters round positions."""
 
@@ -65,6 +70,12 @@ def key(path: Path) -> Key | None:
     return Key(series, study, str(dataset.get("PatientID") or study))
 
 
+def frame_of_reference(path: Path) -> str:
+    """FrameOfReferenceUID of a DICOM file; empty without one. Errors as in `header`."""
+    dataset = header(path)
+    return "" if dataset is None else str(dataset.get("FrameOfReferenceUID") or "")
+
+
 def read(source: Source, limits: ScanLimits) -> Volume:
     """The slices as one volume in HU.
 
@@ -91,28 +102,21 @@ def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Sc
     """The files sorted by position and the affine of the volume, or a RefusedFile if they are not one volume."""
     name = source.where
     first = headers[source.files[0]]
-    for header in headers.values():
-        if header.get("Modality", "none") != "CT":
-            raise RefusedFile(f"{name}: DICOM modality {header.get('Modality', 'none')} is not CT")
-        if int(header.get("NumberOfFrames") or 1) > 1 or int(header.get("SamplesPerPixel") or 1) > 1:
-            raise RefusedFile(f"{name}: an enhanced multi-frame or color DICOM: convert it to NIfTI first")
-        if not header.get("ImageOrientationPatient") or not header.get("ImagePositionPatient"):
-            raise RefusedFile(f"{name}: slices without position or orientation: not a volume")
-        lacking = [tag for tag in REQUIRED if header.get(tag) in (None, "")]
-        lacking += ["HighBit"] if header.get("HighBit", 0) in (None, "") else []
-        if lacking:
-            raise RefusedFile(f"{name}: slices without a value of {', '.join(lacking)}: add it to all slices")
+    _check_alike(source, {path: str(header.get("Modality") or "none") for path, header in headers.items()}, "modality")
+    for path, header in headers.items():
+        _check_slice(path, header)
     size = (int(first.Columns), int(first.Rows), len(headers))
     check_size(name, size, limits)
     check_bytes(source, size, 2)
     pixels_mm = np.array([h.PixelSpacing for h in headers.values()], dtype=float)
-    sizes = {(int(h.Rows), int(h.Columns)) for h in headers.values()}
-    # Writers round the same spacing differently.
-    if len(sizes) > 1 or not np.allclose(pixels_mm, pixels_mm[0], rtol=1e-3, atol=0):
-        raise RefusedFile(f"{name}: slices differ in size or pixel spacing: split the series")
+    _check_alike(source, {path: (int(h.Columns), int(h.Rows)) for path, h in headers.items()}, "size")
     directions = np.array([h.ImageOrientationPatient for h in headers.values()], dtype=float)
-    if not np.abs(directions - directions[0]).max() <= 1e-3:
-        raise RefusedFile(f"{name}: slices differ in orientation (a localizer among them?): split the series")
+    # Writers round the same spacing and orientation differently.
+    for what, values, rtol, atol in (("pixel spacing", pixels_mm, 1e-3, 0), ("orientation", directions, 0, 1e-3)):
+        is_near = np.isclose(values, np.median(values, axis=0), rtol=rtol, atol=atol).all(axis=1)
+        typical = np.median(values, axis=0).tolist()
+        stated = zip(headers, is_near, values.tolist(), strict=True)
+        _check_alike(source, {path: typical if near else value for path, near, value in stated}, what)
     along_row, along_column = directions[0].reshape(2, 3)
     if not np.allclose(directions[0].reshape(2, 3) @ directions[0].reshape(2, 3).T, np.eye(2), atol=2e-3):
         raise RefusedFile(f"{name}: ImageOrientationPatient {directions[0].tolist()} is not two perpendicular axes")
@@ -120,7 +124,8 @@ def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Sc
     places = {path: np.array(h.ImagePositionPatient, dtype=float) for path, h in headers.items()}
     ordered = sorted(source.files, key=lambda path: float(places[path] @ normal))
     affine = np.eye(4)
-    affine[:3, 2], affine[:3, 3] = _slice_axis(name, np.stack([places[path] for path in ordered]), normal)
+    affine[:3, 2], affine[:3, 3] = _slice_axis(name, ordered, np.stack([places[path] for path in ordered]), normal)
+    _check_alternation(name, [headers[path] for path in ordered])
     rows_mm, columns_mm = np.median(pixels_mm, axis=0)
     affine[:3, 0] = along_row / np.linalg.norm(along_row) * columns_mm
     affine[:3, 1] = along_column / np.linalg.norm(along_column) * rows_mm
@@ -128,8 +133,54 @@ def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Sc
     return ordered, affine
 
 
+def _check_alike(source: Source, values: Mapping[Path, Any], what: str) -> None:
+    """Refuse slices that differ in a property from most, by name."""
+    shown = {path: str(value) for path, value in values.items()}
+    [(usual, _)] = Counter(shown.values()).most_common(1)
+    odd = [path for path in sorted(shown) if shown[path] != usual]
+    if odd:
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        raise RefusedFile(
+            f"{source.where}: slices differ in {what}: {odd[0]}{more} {shown[odd[0]]}, the others {usual}: remove it "
+            "or split the series"
+        )
+
+
+def _check_slice(path: Path, header: pydicom.Dataset) -> None:
+    """Refuse what is no slice of a CT volume."""
+    if header.get("Modality", "none") != "CT":
+        raise RefusedFile(f"{path}: DICOM modality {header.get('Modality', 'none')} is not CT")
+    if int(header.get("NumberOfFrames") or 1) > 1 or int(header.get("SamplesPerPixel") or 1) > 1:
+        raise RefusedFile(f"{path}: an enhanced multi-frame or color DICOM: convert it to NIfTI first")
+    photometric = str(header.get("PhotometricInterpretation") or "MONOCHROME2").strip().upper()
+    if not photometric.startswith("MONOCHROME"):
+        raise RefusedFile(f"{path}: PhotometricInterpretation {photometric}: colors are not HU: use the series in HU")
+    image_type = "\\".join(header.get("ImageType") or ())
+    if NO_SLICE.search(image_type):
+        raise RefusedFile(f"{path}: ImageType {image_type} is no slice of a volume: leave the file or series out")
+    if not header.get("ImageOrientationPatient") or not header.get("ImagePositionPatient"):
+        raise RefusedFile(f"{path}: slices without position or orientation: not a volume")
+    lacking = [tag for tag in REQUIRED if header.get(tag) in (None, "")]
+    lacking += ["HighBit"] if header.get("HighBit", 0) in (None, "") else []
+    if lacking:
+        raise RefusedFile(f"{path}: slices without a value of {', '.join(lacking)}: add it to all slices")
+
+
+def _check_alternation(name: str, ordered: Sequence[pydicom.Dataset]) -> None:
+    """Refuse slices of several acquisitions or reconstructions that lie between each other."""
+    for tag in ("AcquisitionNumber", "FrameOfReferenceUID", "ConvolutionKernel", "KVP"):
+        values = [str(header.get(tag)) for header in ordered]
+        kinds = sorted(set(values))
+        changes = sum(a != b for a, b in pairwise(values))
+        # Values of blocks of slices change once for each block, and some writers number every slice.
+        if 1 < len(kinds) <= len(values) // 4 and changes > len(values) // 2:
+            raise RefusedFile(
+                f"{name}: slices of {tag} {' and '.join(kinds[:2])} alternate: they are several scans, split the series"
+            )
+
+
 def _slice_axis(
-    name: str, positions: Float[np.ndarray, "slices 3"], normal: Float[np.ndarray, " 3"]
+    name: str, ordered: Sequence[Path], positions: Float[np.ndarray, "slices 3"], normal: Float[np.ndarray, " 3"]
 ) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
     """The step between slices and the first position by least squares, or a RefusedFile if they are not uniform.
 
@@ -142,7 +193,10 @@ def _slice_axis(
     median = float(np.median(steps))
     # A rounding of the same size as the step may bring two slices together, a duplicate brings them to one place.
     if not steps[where] >= 0.01 or not median > 0:
-        raise RefusedFile(f"{name}: two slices at {along[where]:.2f} mm: remove the duplicates or split the series")
+        raise RefusedFile(
+            f"{name}: {ordered[where]} and {ordered[where + 1]} are two slices at {along[where]:.2f} mm: remove the "
+            "duplicates or split the series"
+        )
     index = np.arange(len(positions))
     step, first = np.polyfit(index, positions, 1)
     residual = np.abs(positions - first - index[:, None] * step).max(axis=1)

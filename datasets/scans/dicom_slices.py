@@ -18,6 +18,10 @@ NOT_HU = ("ED", "EDW", "HU_MOD", "MGML", "OD", "PCT", "Z_EFF")
 """RescaleType of maps that dual-energy CT reconstructs beside HU."""
 WRAPPED_STEP = 1 / 16
 """Median step, in the range of BitsStored, at the edges of values that wrap around; under overlays it is smaller."""
+JUMP_HU = 200
+"""Median difference of soft tissue to the slice beside it from which a rescale is wrong, if another one fits."""
+MIN_TISSUE = 0.01
+"""Share of a slice from which its soft tissue is compared."""
 LOWEST_HU = -1100
 """Below this a value that the bits above BitsStored change is no CT value."""
 
@@ -106,6 +110,8 @@ def read_slices(
         if plane.shape != voxels.shape[1:]:
             raise RefusedFile(f"{name}: slices differ in size: split the series")
         voxels[k] = plane
+        if k and (slope, intercept) != slopes[k - 1]:
+            _check_continuity(path, voxels[k - 1], plane, pixels.values, slopes[k - 1 : k + 1])
     assert voxels is not None, "a series has slices"
     changes = []
     if padded:
@@ -113,6 +119,31 @@ def read_slices(
     if masked:
         changes.append(f"the bits above BitsStored of {masked} voxels were ignored")
     return voxels, tuple(changes)
+
+
+def _check_continuity(
+    path: Path,
+    before: Num[np.ndarray, "rows columns"],
+    plane: Num[np.ndarray, "rows columns"],
+    stored: Num[np.ndarray, "rows columns"],
+    rescales: Sequence[Rescale],
+) -> None:
+    """Refuse a slice that continues the soft tissue of the one before it by the rescale of that one alone."""
+    (other_slope, other), (slope, intercept) = rescales
+    for hu in (before, plane):
+        # 0 is also what clipped and filled pixels have.
+        tissue = (hu > -200) & (hu < 300) & (hu != 0)
+        if tissue.mean() < MIN_TISSUE:
+            continue
+        own, shared = (
+            float(np.median(np.abs(values[tissue] - before[tissue].astype(np.float64))))
+            for values in (plane, stored * other_slope + other)
+        )
+        if own > JUMP_HU and shared < own / 4:
+            raise RefusedFile(
+                f"{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g} put its tissue {own:.0f} HU off "
+                f"the slice before it, those of that slice, {other_slope:g} and {other:g}, do not: correct one"
+            )
 
 
 def _padding_above_bits_stored(

@@ -84,4 +84,4 @@ def check_length(path: Path, held: int, expected: int, what: str, *, is_whole: b
 def itk_message(error: Exception) -> str:
     """The last line of an ITK error, without the names of its functions and addresses of its objects."""
     last = str(error).strip().splitlines()[-1].strip()
-    return re.sub(r"^(?:\[nrrd\] \w+: |(?:itk|sitk)::ERROR: |\w+\(0x[0-9a-fA-F]+\): )+", "", last)
+    return re.sub(r"^(?:\[nrrd\] \w+: |(?:itk::|sitk::|ITK )ERROR: |\w+\(0x[0-9a-fA-F]+\): )+", "", last)

@@ -6,6 +6,7 @@ ignores units, so both are checked here.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -48,7 +49,7 @@ class TextHeader:
         """The separate voxel file; empty if the voxels follow the header."""
         names = ("data file", "datafile", "elementdatafile")
         value = next((value for key, value in self.fields.items() if key.lower() in names), "")
-        return "" if value == "LOCAL" else value
+        return "" if value == "LOCAL" else value.removeprefix("./")
 
     @property
     def encoding(self) -> str:
@@ -94,7 +95,7 @@ def read_header(path: Path) -> TextHeader:
     end = HEADER_END[kind].search(head)
     if end is None or end.end() == LONGEST_HEADER:
         raise RefusedFile(f"{path}: the header cannot be read: no end of it in the first {len(head)} bytes")
-    lines = head[: end.end()].decode("latin-1").splitlines()
+    lines = os.fsdecode(head[: end.end()]).splitlines()
     # A NRRD line with := is a pair of key and value, not a field.
     separator = re.compile(r"^([^:]*):(?!=)(.*)" if kind == "NRRD" else "^([^=]*)=(.*)")
     pairs = [match.groups() for line in lines if not line.startswith("#") and (match := separator.match(line))]

@@ -27,6 +27,8 @@ MAX_CT_HU = 31_743
 """Largest HU of any scanner: 16 signed bits and an intercept of -1024."""
 MAX_BORDER_HU = 3_071
 """Largest HU of 12 bits and an intercept of -1024. Only metal has more, and metal does not reach the border."""
+MIN_FILL = 0.01
+"""Share of a slice from which a region of exactly 0 HU at its border is not tissue; it is below 1e-4 in 20 CT."""
 MAX_OUTLIERS = 1e-3
 """Largest fraction of voxels over `MAX_CT_HU` inside a volume; metal saturates fewer."""
 
@@ -178,3 +180,32 @@ def outliers_to_air(
             "negative values stored as unsigned? Convert them to signed 16 bits"
         )
     return voxels, (f"{count} voxels over {MAX_BORDER_HU} HU at the border were set to air",) if count else ()
+
+
+def fill_to_air(
+    name: str, voxels: Num[np.ndarray, "slices rows columns"]
+) -> tuple[Num[np.ndarray, "slices rows columns"], tuple[str, ...]]:
+    """Set regions of exactly 0 HU at the border of the slices to air, in a copy, and report them.
+
+    Tools that rotate, resample or pad a scan fill with 0, which is water.
+
+    Raises:
+        RefusedFile: a slice of one value between others.
+    """
+    is_flat = np.array([plane.min() == plane.max() for plane in voxels])
+    inside = np.flatnonzero(~is_flat)
+    between = np.flatnonzero(is_flat[inside[0] : inside[-1]]) + inside[0] if len(inside) else inside
+    if len(between):
+        k = int(between[0])
+        raise RefusedFile(
+            f"{name}: all voxels of slice {k} of {len(voxels)} are {voxels[k].flat[0]:g}, those beside it are not: "
+            "it was damaged or not copied: copy the file again"
+        )
+    count, changed = 0, voxels
+    for k, plane in enumerate(voxels):
+        region = connected_to_border(plane == 0) if (plane == 0).mean() >= MIN_FILL else np.zeros(1)
+        if region.mean() >= MIN_FILL:
+            changed = voxels.copy() if changed is voxels else changed
+            changed[k][region] = HU_MIN
+            count += int(region.sum())
+    return changed, (f"{count} voxels of exactly 0 HU at the border were set to air",) if count else ()

@@ -288,16 +288,32 @@ def test_series_of_one_patient_number_are_warned_of_and_named_by_the_pattern(bla
         run(scans, tmp_path / "other", subject_pattern=r"(patient\d)")
 
 
-def test_two_series_of_one_study_are_one_person_without_a_warning(tmp_path: Path) -> None:
-    def change(_: int, ds: Dataset) -> Dataset:
-        ds.StudyInstanceUID = "1.2.3.4"
-        return ds
+@pytest.mark.parametrize(
+    ("frames", "is_warned"),
+    [
+        pytest.param(("1.2.3", "1.2.3", "1.2.3"), False, id="reconstructions of one scan"),
+        pytest.param(("1.2.3", "1.2.3", "1.2.4"), True, id="a copied StudyInstanceUID"),
+        pytest.param(("", "", ""), True, id="no frame of reference"),
+    ],
+)
+def test_series_of_one_study_are_one_person_and_warned_of_unless_they_share_a_frame_of_reference(
+    frames: tuple[str, ...], is_warned: bool, tmp_path: Path
+) -> None:
+    scans = tmp_path / "scans"
+    for k, frame in enumerate(frames):
 
-    for k, name in enumerate(("soft", "sharp")):
+        def change(_: int, ds: Dataset, frame: str = frame) -> Dataset:
+            ds.StudyInstanceUID, ds.FrameOfReferenceUID = "1.2.3.4", frame
+            return ds
+
         image = thorax_image((40, 30, 40), (9, 9, 9), hu=lambda x, y, z, k=k: thorax_hu(x, y, z) + (np.abs(z) < 20) * k)
-        write_series(tmp_path / "scans" / name, image, change=change)
-    outcome = run(tmp_path / "scans", tmp_path / "archive")
-    assert (len(outcome.added), outcome.lines()) == (2, [])
+        write_series(scans / f"s{k}", image, change=change)
+    outcome = run(scans, tmp_path / "archive")
+    assert (len(outcome.added), len({entry.subject for entry in outcome.added})) == (3, 1)
+    assert len(outcome.lines()) == is_warned
+    if is_warned:
+        other = next(k for k in (1, 2) if frames[k] != frames[0] or not frames[k])
+        assert f"such as {scans}/s0/000.dcm and {scans}/s{other}/000.dcm: each" in outcome.lines()[0]
 
 
 def test_progress_names_what_comes_next_and_ends_at_all(mixed: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, JPEGLSLossless, RLELossless
 from samples import affine_of, centered, thorax_hu, thorax_image, thorax_on, turned, write_series
+from scipy import ndimage
 
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.geometry import Grid
@@ -90,10 +91,15 @@ def test_a_slice_of_another_sign_and_intercept_is_rescaled_by_its_own(first: int
         return ds
 
     expected = HU.copy()
-    expected[first] = expected[first].clip(0)
+    regions, _ = ndimage.label(HU[first] < 0)
+    is_air = regions == regions[0, 0]
+    expected[first] = np.where(is_air, -1024, expected[first].clip(0))
     scan = series(tmp_path, unsigned)
     np.testing.assert_array_equal(voxels(scan), expected)
-    assert scan.changes == ("every slice was rescaled by its own values: slope 1, intercepts -1024 to 0",)
+    assert scan.changes == (
+        "every slice was rescaled by its own values: slope 1, intercepts -1024 to 0",
+        f"{is_air.sum()} voxels of exactly 0 HU at the border were set to air",
+    )
     assert scan.rescale is None
 
 
