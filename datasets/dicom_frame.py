@@ -47,6 +47,17 @@ DECODERS: dict[str, Decoder | None] = {
     ),
 }
 """The decoder of a frame by transfer syntax; None for those that pydicom itself decodes."""
+KINDS: dict[Decoder | None, str] = {
+    _decode_jpeg: "JPEG",
+    _decode_jpegls: "JPEG-LS",
+    imagecodecs.jpeg2k_decode: "JPEG 2000",
+}
+"""What each decoder decodes."""
+REQUIRED = (
+    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
+    "PixelRepresentation",
+)  # fmt: skip
+"""Elements without which pixels cannot be decoded, and whose value the others do not determine."""
 WRAPPED = 0.25
 """Share of the neighbors over which values wrap around that another interpretation of the bits makes more alike."""
 FULL_WRAPPED, FULL_LINES = 0.5, 0.2
@@ -108,6 +119,9 @@ def decode_containers(dataset: pydicom.Dataset, name: str) -> tuple[Stored, int]
         raise RefusedFile(f"{name}: transfer syntax {uid.UID(syntax).name} is not supported: convert the file to RLE")
     if "PixelData" not in dataset:
         raise RefusedFile(f"{name}: the DICOM file has no PixelData: it is not an image")
+    absent = [tag for tag in REQUIRED if dataset.get(tag) in (None, "")]
+    if absent:
+        raise RefusedFile(f"{name}: {' and '.join(absent)} absent or empty, so the pixels have no meaning: set them")
     if uid.UID(syntax).is_encapsulated:
         frame = _compressed_frame(dataset, name)
     else:
@@ -248,11 +262,16 @@ def _check_length(dataset: pydicom.Dataset, name: str) -> None:
 def _compressed_frame(dataset: pydicom.Dataset, name: str) -> bytes:
     """The compressed frame, whose size is compared with the header before memory is allocated for it."""
     try:
-        (frame,) = generate_frames(dataset.PixelData, number_of_frames=1)
-        found = _frame_shape(frame)
+        frames = list(generate_frames(dataset.PixelData, number_of_frames=1))
+        kind, found = _kind_and_shape(frames[0])
     except Exception as error:
         reason = f": {error}" if isinstance(error, ValueError) else ""
         raise RefusedFile(f"{name}: the pixels cannot be decoded: the compressed frame is damaged{reason}") from error
+    if len(frames) > 1:
+        raise RefusedFile(f"{name}: PixelData has {len(frames)} frames: save the radiograph as a file of its own")
+    syntax = uid.UID(dataset.file_meta.TransferSyntaxUID)
+    if kind and kind != KINDS.get(DECODERS[syntax]):
+        raise RefusedFile(f"{name}: the frame is {kind}, the transfer syntax {syntax.name}: correct TransferSyntaxUID")
     expected = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1)
     if found is not None and found[:2] != expected[:2]:
         raise RefusedFile(
@@ -264,17 +283,18 @@ def _compressed_frame(dataset: pydicom.Dataset, name: str) -> bytes:
             f"{name}: the compressed frame has {found[2]} samples a pixel, the header {expected[2]}: correct "
             "SamplesPerPixel"
         )
-    return frame
+    return frames[0]
 
 
-def _frame_shape(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and samples of a JPEG, JPEG-LS or JPEG 2000 codestream; None for other frames."""
+def _kind_and_shape(frame: bytes) -> tuple[str, tuple[int, int, int] | None]:
+    """JPEG, JPEG-LS or JPEG 2000 with rows, columns and samples of a frame; no kind and None for other frames."""
     at = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
     if at >= 0:
         right, bottom, left, top = struct.unpack_from(">4I", frame, at + 8)
         (samples,) = struct.unpack_from(">H", frame, at + 40)
-        return bottom - top, right - left, samples
+        return "JPEG 2000", (bottom - top, right - left, samples)
     if frame[:2] != b"\xff\xd8":
-        return None
+        return "", None
     stream = jpeg.layout(frame)
-    return stream.rows, stream.columns, stream.samples
+    kind = "JPEG-LS" if stream.start_of_frame == jpeg.JPEG_LS else "JPEG"
+    return kind, (stream.rows, stream.columns, stream.samples)

@@ -12,7 +12,8 @@ import numpy as np
 
 MAX_SCANS = 32
 """Most scans of a stream. Encoders write 1 to 12; each costs a pass over all pixels, however short it is."""
-START_OF_FRAME = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7)
+JPEG_LS = 0xF7
+START_OF_FRAME = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), JPEG_LS)
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 STANDALONE = (0x01, *range(0xD0, 0xD9))
 """Markers without a length."""
@@ -25,6 +26,9 @@ PROBE = b"\xaa\x55" * 32
 @dataclass(frozen=True)
 class Layout:
     """What the markers of a stream state."""
+
+    start_of_frame: int
+    """The marker before the size, which names the process."""
 
     rows: int
     columns: int
@@ -42,7 +46,7 @@ def layout(data: bytes, start: int = 0) -> Layout:
         ValueError: the markers are damaged, or there are over `MAX_SCANS` scans.
     """
     at, scans, end = start + 2, 0, None
-    size: tuple[int, int, int] | None = None
+    size: tuple[int, int, int, int] | None = None
     while at + 4 <= len(data) or data[at : at + 2] == b"\xff\xd9":
         if data[at] != 0xFF:
             raise ValueError("a JPEG marker is missing")
@@ -55,7 +59,7 @@ def layout(data: bytes, start: int = 0) -> Layout:
             continue
         if marker in START_OF_FRAME:
             rows, columns, samples = struct.unpack_from(">HHB", data, at + 5)
-            size = rows, columns, samples
+            size = marker, rows, columns, samples
         at += 2 + int(struct.unpack_from(">H", data, at + 2)[0])
         if marker == START_OF_SCAN:
             scans += 1

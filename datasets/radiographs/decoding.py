@@ -6,7 +6,6 @@ formats are tried.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +33,8 @@ def read(
     """Decode a file to a bone-bright image of any size and scale, in the orientation of the file.
 
     DICOM has a photometric interpretation and a display window. Other formats have neither, so with `auto` they are
-    inverted if `is_bone_dark`.
+    inverted if `is_bone_dark`, as is DICOM FOR PROCESSING or with a PresentationLUTShape that contradicts its
+    photometric interpretation.
 
     Args:
         data: content of the file.
@@ -48,15 +48,18 @@ def read(
     """
     if len(data) > limits.max_bytes:
         raise RefusedFile(f"{name}: {len(data)} bytes, over the limit of {limits.max_bytes}")
-    is_dicom = dicom.is_dicom(data)
-    image = (read_dicom if is_dicom else read_picture)(data, name, limits)
+    image = (read_dicom if dicom.is_dicom(data) else read_picture)(data, name, limits)
     low, high = float(image.pixels.min()), float(image.pixels.max())
     if not 0 < high - low < MAX_RANGE:
-        raise RefusedFile(f"{name}: the image is constant or has no finite values: {low:g} to {high:g}")
+        raise RefusedFile(
+            f"{name}: the image is constant or has no finite values: {low:g} to {high:g}: give the whole image, with "
+            "pixels without data as dark as air"
+        )
     check_levels(name, image.pixels)
-    if invert == "yes" or (invert == "auto" and not is_dicom and is_bone_dark(image.pixels, view)):
-        reason = "as requested" if invert == "yes" else "bone was dark"
-        return replace(image, pixels=high + low - image.pixels, notes=(*image.notes, f"inverted ({reason})"))
+    if invert == "yes":
+        return image.inverted("as requested")
+    if invert == "auto" and not image.is_polarity_known and is_bone_dark(image.pixels, view):
+        return image.inverted("bone was dark")
     return image
 
 

@@ -6,6 +6,7 @@ interpretation; pixel spacing. Every rule that changed the image adds a note tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from jaxtyping import Bool, Float32
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_windowing
+from pydicom.pixels.processing import apply_color_lut, apply_windowing
 from pydicom.uid import ExplicitVRBigEndian
 
 from raylift.datasets import dicom, dicom_frame
@@ -29,14 +30,21 @@ from raylift.datasets.radiographs.gray_image import (
 )
 from raylift.datasets.radiographs.shutter import inside_shutter
 
-CROSS_SECTIONAL_MODALITIES = ("CT", "MR", "NM", "PT", "US")
+MODALITIES = ("DX", "CR", "DR", "RG", "RF", "XA", "OT", "SC")
+"""Modalities of radiographs, digitized and secondary captures among them."""
 OTHER_BODY_PARTS = (
     "ABDOMEN", "ANKLE", "ARM", "BREAST", "CALCANEUS", "COCCYX", "CSPINE", "ELBOW", "EXTREMITY", "FEMUR", "FINGER",
     "FOOT", "FOREARM", "HAND", "HEAD", "HIP", "HUMERUS", "JAW", "KNEE", "LEG", "LSPINE", "MANDIBLE", "MAXILLA",
-    "NECK", "ORBIT", "PELVIS", "SACRUM", "SHOULDER", "SINUS", "SKULL", "TEETH", "THUMB", "TIBIA", "TOE", "WRIST",
-    "ZYGOMA",
+    "LUMBAR", "NECK", "ORBIT", "PELVIS", "SACRUM", "SHOULDER", "SINUS", "SKULL", "TEETH", "THUMB", "TIBIA", "TOE",
+    "WRIST", "ZYGOMA",
 )  # fmt: skip
-"""Values of BodyPartExamined that exclude a chest; the tag is often free text, so all others are accepted."""
+"""Words of BodyPartExamined and AnatomicRegionSequence, or else of a description, that exclude a chest, in the plural
+too; these are often free text, so all others are accepted."""
+OTHER_STEMS = {part.removesuffix("S") for part in OTHER_BODY_PARTS}
+CHEST_WORDS = ("CHEST", "THORAX", "TORAX", "LUNG", "LUNGS")
+"""Words beside which others exclude nothing, as in CHEST ABDOMEN."""
+DESCRIPTIONS = ("SeriesDescription", "AcquisitionDeviceProcessingDescription", "ProtocolName", "StudyDescription")
+"""Free texts that may name the body part and the view, by precedence."""
 COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 MIN_WINDOW_SHARE = 0.1
 """Share of the range of pixel values in which a display window or VOI LUT must keep different values apart."""
@@ -46,6 +54,8 @@ WINDOW_TAGS = (
     "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "VOILUTFunction", "WindowCenter", "WindowWidth",
 )  # fmt: skip
 """Elements by which a display window is applied, without the rescale, which came before."""
+CONTRADICTIONS = (("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE"))
+"""Pairs of PhotometricInterpretation and PresentationLUTShape of which some viewers follow one and some the other."""
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
 """Height and width of a pixel, by precedence."""
 
@@ -69,13 +79,28 @@ def read_dicom(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
         raise RefusedFile(f"{name}: the DICOM header cannot be read: {one_line(error)}") from error
 
 
+def why_no_radiograph(header: pydicom.Dataset) -> str:
+    """The reason why a DICOM object is no radiograph of a chest by its header, with the remedy, or nothing."""
+    remedy = "give a radiograph of the chest, or correct the tag"
+    modality = str(header.get("Modality") or "").strip().upper()
+    if modality and modality not in MODALITIES:
+        return f"modality {modality} is not that of a radiograph: {remedy}"
+    parts = [("BodyPartExamined", str(header.get("BodyPartExamined") or ""))]
+    regions = header.get("AnatomicRegionSequence") or ()
+    parts += [("AnatomicRegionSequence", str(item.get("CodeMeaning") or "")) for item in regions]
+    if not any(text for _, text in parts):
+        parts = [(tag, str(header.get(tag) or "")) for tag in DESCRIPTIONS]
+    for tag, text in parts:
+        words = re.split(r"[^A-Z]+", text.upper())
+        if not set(words) & set(CHEST_WORDS) and {word.removesuffix("S") for word in words} & OTHER_STEMS:
+            return f"{tag} {text.strip().upper()} is not a chest: {remedy}"
+    return ""
+
+
 def _check_header(dataset: pydicom.Dataset, name: str, limits: RadiographLimits) -> None:
-    modality = dataset.get("Modality")
-    if modality in CROSS_SECTIONAL_MODALITIES:
-        raise RefusedFile(f"{name}: modality {modality}: a slice is not a radiograph")
-    part = str(dataset.get("BodyPartExamined") or "").strip().upper()
-    if part in OTHER_BODY_PARTS:
-        raise RefusedFile(f"{name}: BodyPartExamined {part}: give a radiograph of the chest, or correct the tag")
+    reason = why_no_radiograph(dataset)
+    if reason:
+        raise RefusedFile(f"{name}: {reason}")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
         raise RefusedFile(f"{name}: NumberOfFrames {frames}: a radiograph has one: save the frame as a file of its own")
@@ -113,30 +138,51 @@ def _image(
     pixels = np.asarray(pixels, dtype=np.float32)
     exposed = pixels[~is_outside]
     low, high = float(exposed.min()), float(exposed.max())
-    # Only the photometric interpretation counts: in some files the presentation LUT repeats it, so that applying both
-    # would invert twice.
+    # PresentationLUTShape repeats the photometric interpretation, so that applying both would invert twice.
     if photometric == "MONOCHROME1":
         pixels = high + low - pixels
         notes.append("inverted (PhotometricInterpretation MONOCHROME1)")
     image = np.where(is_outside, np.float32(low), pixels).astype(np.float32)
     image = _square(dataset, image, name, limits, notes)
     orientation = _patient_orientation(dataset, notes)
-    return GrayImage(image, tuple(notes), orientation)
+    background = _square(dataset, is_outside.astype(np.float32), name, limits, []) > 0.5 if is_outside.any() else None
+    reason = _unknown_polarity(dataset, photometric)
+    if reason:
+        notes.append(f"{reason}: bright or dark by the image")
+    return GrayImage(image, tuple(notes), orientation, background, is_polarity_known=not reason)
+
+
+def _unknown_polarity(dataset: pydicom.Dataset, photometric: str) -> str:
+    """The reason why the header does not determine whether bone is bright, or nothing."""
+    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
+    if (photometric, shape) in CONTRADICTIONS:
+        return f"PresentationLUTShape {shape} contradicts PhotometricInterpretation {photometric}"
+    intent = str(dataset.get("PresentationIntentType") or "").strip().upper()
+    return f"PresentationIntentType {intent}" if intent == "FOR PROCESSING" else ""
 
 
 def _modality_values(dataset: pydicom.Dataset, stored: Stored, name: str, notes: list[str]) -> Any:
     """Stored values through RescaleSlope and RescaleIntercept, or the modality LUT."""
     if dataset.get("ModalityLUTSequence"):
+        try:
+            values = _looked_up(stored, dataset.ModalityLUTSequence[0], dataset)
+        except Exception as error:
+            # An invalid table may raise any exception.
+            raise RefusedFile(f"{name}: ModalityLUTSequence: {one_line(error)}: correct or remove it") from error
         notes.append("ModalityLUTSequence applied")
-        return _looked_up(stored, dataset.ModalityLUTSequence[0], dataset)
-    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    if slope is None or intercept is None:
+        return values
+    # Both are required, and one alone is followed.
+    found = {tag: dataset.get(tag) for tag in ("RescaleSlope", "RescaleIntercept")}
+    slope, intercept = (
+        float(usual if value is None or value == "" else value)
+        for value, usual in zip(found.values(), (1, 0), strict=True)
+    )
+    if not np.isfinite([slope, intercept]).all() or slope == 0:
+        raise RefusedFile(f"{name}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g}: correct or remove them")
+    if (slope, intercept) == (1.0, 0.0):
         return stored
-    if not np.isfinite([float(slope), float(intercept)]).all() or float(slope) == 0:
-        raise RefusedFile(f"{name}: RescaleSlope {slope} and RescaleIntercept {intercept}: correct or remove them")
-    if (float(slope), float(intercept)) != (1.0, 0.0):
-        notes.append(f"rescaled (RescaleSlope {slope}, RescaleIntercept {intercept})")
-    return apply_modality_lut(stored, dataset)
+    notes.append(f"rescaled (RescaleSlope {slope:g}, RescaleIntercept {intercept:g})")
+    return stored.astype(np.float64) * slope + intercept
 
 
 def _looked_up(values: Any, table: pydicom.Dataset, dataset: pydicom.Dataset) -> Any:
@@ -146,6 +192,9 @@ def _looked_up(values: Any, table: pydicom.Dataset, dataset: pydicom.Dataset) ->
     """
     count, first, _ = (int(value) for value in table.LUTDescriptor)
     count = count or 2**16
+    if first >= 2**15 and dataset.PixelRepresentation:
+        # Written as US in place of SS.
+        first -= 2**16
     entries = table.LUTData
     if isinstance(entries, bytes):
         is_big_endian = dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
@@ -187,6 +236,7 @@ def _display_values(dataset: pydicom.Dataset, pixels: Any, exposed: Any, notes: 
     samples = np.unique(np.linspace(low, high, SAMPLED_VALUES).astype(exposed.dtype))
     for what, apply, within in _display_functions(dataset):
         try:
+            apply(samples)  # Its error names the function of the header, unlike that of `within`.
             share = float((np.diff(within(samples).astype(np.float64)) != 0).mean()) if len(samples) > 1 else 1.0
             if share >= MIN_WINDOW_SHARE:
                 image = apply(pixels)
@@ -194,7 +244,7 @@ def _display_values(dataset: pydicom.Dataset, pixels: Any, exposed: Any, notes: 
                 return image
         except Exception as error:
             # An invalid window or table may raise any exception; percentiles follow in any case.
-            notes.append(f"{what} ignored: {one_line(error)[:80]}")
+            notes.append(f"{what} ignored: {one_line(error)}")
         else:
             notes.append(f"{what} ignored: it keeps {share:.0%} of the pixels' range {low:g} to {high:g}")
     return pixels

@@ -12,36 +12,26 @@ import pydicom
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from raylift.datasets.radiographs.dicom_image import OTHER_BODY_PARTS
+from raylift.datasets.radiographs.dicom_image import DESCRIPTIONS
 from raylift.datasets.radiographs.pairing import ViewName
 
 WORDS: dict[str, ViewName] = {
     **dict.fromkeys(("frontal", "pa", "ap", "posteroanterior", "anteroposterior"), "frontal"),
-    **dict.fromkeys(("lateral", "lat", "ll", "rl", "llat", "rlat", "xtable"), "lateral"),
+    **dict.fromkeys(("lateral", "lat", "ll", "rl", "llat", "rlat", "xtable", "seitlich", "profil"), "lateral"),
 }  # fmt: skip
 """Words of a view in DICOM headers. XTABLE is a lateral with a horizontal beam."""
 OTHER_VIEWS = re.compile(r"(?:lld|rld|llo|rlo|lao|rao|lpo|rpo|axial|apical|swimmers)|obl.*|.*(?:decub|lordo).*")
 """Words of views that are neither frontal nor lateral, also cut short as OBL, DECUB and LORDO: a left lateral decubitus
 (LLD) is taken from the front."""
-MODALITIES = ("DX", "CR", "DR", "RG", "RF", "XA", "OT", "SC")
-"""Modalities of radiographs, digitized and secondary captures among them."""
-DESCRIPTIONS = ("SeriesDescription", "AcquisitionDeviceProcessingDescription", "ProtocolName", "StudyDescription")
+NEGATED = re.compile(r"(?:^|[^a-z])(?:non|not|no)[^a-z]*(?:frontal|lateral)", re.IGNORECASE)
+"""Words by which a text excludes a view."""
+COMPANION = re.compile(r"bone|tissue|.*suppress.*|.*subtract.*|tubes?|lines?|catheters?|cad")
+"""Words of images computed from a radiograph: of bone or soft tissue alone, with lines enhanced, with marks of CAD."""
 CODES: dict[ViewName, tuple[Code, ...]] = {
     "frontal": (codes.cid4010.AnteroPosterior, codes.cid4010.PosteroAnterior, codes.cid4010.Frontal),
     "lateral": (codes.cid4010.LateralProjection, codes.cid4010.LeftLateral, codes.cid4010.RightLateral),
 }
 """DICOM's context group 4010, DX views, in SNOMED CT and its earlier codes."""
-
-
-def why_no_radiograph(header: pydicom.Dataset) -> str:
-    """The reason why an object of a study is no radiograph of a chest, or nothing."""
-    modality = str(header.get("Modality") or "").strip().upper()
-    if modality and modality not in MODALITIES:
-        return f"modality {modality} is not that of a radiograph"
-    if not (header.get("Rows") and header.get("Columns")):
-        return "no pixels: Rows and Columns are absent"
-    part = str(header.get("BodyPartExamined") or "").strip().upper()
-    return f"BodyPartExamined {part} is not a chest" if part in OTHER_BODY_PARTS else ""
 
 
 def view_of(header: pydicom.Dataset) -> tuple[ViewName | None, str]:
@@ -79,6 +69,16 @@ def described_view(header: pydicom.Dataset) -> ViewName | None:
     return None
 
 
+def rank(header: pydicom.Dataset) -> int:
+    """The place of an image among those of its view in a study: itself, computed from another one, not for display."""
+    if str(header.get("PresentationIntentType") or "").strip().upper() == "FOR PROCESSING":
+        return 2
+    kinds = str(header.get("ImageType") or "")
+    texts = (kinds, *(str(header.get(name) or "") for name in ("SeriesDescription", "DerivationDescription")))
+    words = set().union(*map(_words, texts))
+    return int("secondary" in _words(kinds) or any(COMPANION.fullmatch(word) for word in words))
+
+
 def view_in_words(text: str) -> ViewName | None:
     """The view that a text names, if it is the only one and no view that is neither."""
     words = _words(text)
@@ -87,8 +87,8 @@ def view_in_words(text: str) -> ViewName | None:
 
 
 def _names_other_view(text: str) -> bool:
-    """Whether a text has a word of a view that is neither frontal nor lateral."""
-    return any(OTHER_VIEWS.fullmatch(word) for word in _words(text))
+    """Whether a text has a word of a view that is neither frontal nor lateral, or negates one of these."""
+    return bool(NEGATED.search(text)) or any(OTHER_VIEWS.fullmatch(word) for word in _words(text))
 
 
 def _coded_view(item: pydicom.Dataset) -> ViewName | None:
@@ -100,6 +100,7 @@ def _coded_view(item: pydicom.Dataset) -> ViewName | None:
 
 
 def _words(text: str) -> set[str]:
-    """Words in lower case; `postero-anterior` is one."""
+    """Words in lower case; `postero-anterior` is one, and so is `p.a.`"""
     joined = re.sub(r"(postero|antero)[- ]", r"\1", text.lower())
+    joined = re.sub(r"(?<![a-z])(p\. ?a|a\. ?p)(?![a-z])", lambda match: match[0][0] + match[0][-1], joined)
     return set(re.split(r"[^a-z]+", joined))

@@ -17,7 +17,8 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from raylift.datasets import dicom
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.radiographs.dicom_view import described_view, view_of, why_no_radiograph
+from raylift.datasets.radiographs.dicom_image import why_no_radiograph
+from raylift.datasets.radiographs.dicom_view import NEGATED, described_view, rank, view_of
 from raylift.datasets.radiographs.pairing import FoundPairs, LeftOut, PairCandidates, ViewName, select_pairs
 from raylift.datasets.sources import is_apple_double, pseudonym, walk
 
@@ -35,6 +36,16 @@ MASK = re.compile(
     r"(?:^|[^A-Za-z])(?:mask|masks|seg|segmentation|segmentations|labelmap)(?:[^A-Za-z]|$)", re.IGNORECASE
 )
 """Names of files that are segmentations of radiographs."""
+OTHER_VIEW = re.compile(
+    rf"(?:^|[^a-z])(?:obl|oblique|[a-z]*decub[a-z]*|lordotic|[lr]ld)(?:[^a-z]|$)|{NEGATED.pattern}", re.IGNORECASE
+)
+"""Names of files that are views which are neither frontal nor lateral."""
+SIDE = re.compile(
+    r"(?:left|right)[-_ ]*(?=lat(?:eral)?(?![a-z]))|(?<=lat)[-_ ]+(?:left|right)(?![a-z])"
+    r"|(?<=lateral)[-_ ]+(?:left|right)(?![a-z])",
+    re.IGNORECASE,
+)
+"""The side of a lateral view."""
 HEADER_BYTES, MAX_HEADER_BYTES = 2**20, 2**26
 """Bytes that are read of a DICOM file, and the most where private elements put the pixels further back."""
 PIXEL_DATA = 0x7FE0_0000
@@ -66,12 +77,11 @@ def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
             if searched:
                 left_out.append(LeftOut(path, reason))
             else:
-                refused.append(RefusedFile(f"{path}: no radiograph of a known view: {reason}"))
+                refused.append(RefusedFile(f"{path}: {reason}"))
             continue
         is_anonymous = header is not None and not (header.get("StudyInstanceUID") or header.get("PatientID"))
         key, group = _of_name(path, rest) if header is None or is_anonymous else _of_study(path, header)
-        intent = "" if header is None else str(header.get("PresentationIntentType") or "")
-        groups.setdefault(key, group).add(view, path, is_for_processing=intent.strip().upper() == "FOR PROCESSING")
+        groups.setdefault(key, group).add(view, path, 0 if header is None else rank(header))
     return select_pairs(groups.values(), exact, refused, len(left_out), left_out)
 
 
@@ -81,7 +91,8 @@ def _view(
     """The view of a file, its path without words of views, and the reason where it has none."""
     view, rest = view_from_path(path, roots)
     if header is not None:
-        reason = why_no_radiograph(header)
+        has_pixels = header.get("Rows") and header.get("Columns")
+        reason = why_no_radiograph(header) or ("" if has_pixels else "no pixels: Rows and Columns are absent")
         if reason:
             return None, rest, reason
         tagged, reason = view_of(header)
@@ -92,7 +103,12 @@ def _view(
         return None, rest, "not DICOM, PNG, JPEG, TIFF or BMP"
     elif MASK.search("/".join(rest[1:])):
         return None, rest, "a segmentation by its name"
-    return view, rest, "name it frontal or lateral"
+    elif OTHER_VIEW.search("/".join(path.parts[1 - len(rest) :])):
+        return None, rest, "neither frontal nor lateral by its name"
+    remedy = "name it as anna_frontal or anna_lateral"
+    if header is not None:
+        return view, rest, f"no view in ViewPosition, ViewCodeSequence, descriptions or path: set one or {remedy}"
+    return view, rest, f"no view in its path, or several: {remedy}"
 
 
 def _is_picture(path: Path) -> bool:
@@ -120,7 +136,12 @@ def view_from_path(path: Path, roots: Sequence[Path]) -> tuple[ViewName | None, 
     root = next((root for root in roots if path.is_relative_to(root) and path != root), path.parent)
     views, rest = set(), []
     for part in path.relative_to(root).with_suffix("").parts:
-        words = re.split(r"([^A-Za-z0-9]+)", part)
+        # A number behind the view is that of the patient or image: frontal1 and lateral1.
+        words = re.split(
+            r"([^A-Za-z0-9]+|(?<![A-Za-z0-9])(?:frontal|lateral|pa|ap|lat)(?=\d{1,4}(?![A-Za-z0-9])))",
+            SIDE.sub("", part),
+            flags=re.IGNORECASE,
+        )
         views |= {WORDS[word.lower()] for word in words if word.lower() in WORDS}
         left = "".join(word for word in words if word.lower() not in WORDS and not NUMBERED.fullmatch(word))
         rest.append(re.sub(r"([^A-Za-z0-9])[^A-Za-z0-9]+", r"\1", left).strip(" -_."))
@@ -131,7 +152,7 @@ def _of_name(path: Path, rest: tuple[str, ...]) -> tuple[tuple[str, ...], PairCa
     # The folder of a study is inside that of its patient, whose studies stay in one split.
     study = next((k for k, part in enumerate(rest) if k > 1 and STUDY.fullmatch(part)), len(rest))
     subject = "-".join(filter(None, rest[1:study])) or path.parent.name
-    return ("name", *rest), PairCandidates(subject, key=str(path.parent))
+    return ("name", *rest), PairCandidates(subject, key=f"{subject} in {path.parent}")
 
 
 def _of_study(path: Path, header: pydicom.Dataset) -> tuple[tuple[str, ...], PairCandidates]:

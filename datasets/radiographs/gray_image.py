@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Shaped
+from jaxtyping import Bool, Float32, Shaped
 from torch.nn import functional as F
 
 from raylift.datasets.errors import RefusedFile
@@ -44,6 +44,17 @@ class GrayImage:
     """What was changed or ignored, each with the attribute of the file that was the reason."""
     patient_orientation: tuple[str, str] | None = None
     """Directions of the patient along rows and down columns in DICOM's letters, as ('L', 'F'); None if unknown."""
+    background: Bool[np.ndarray, "rows columns"] | None = None
+    """Pixels of padding, behind a shutter or transparent, which are dark before and after any inversion."""
+    is_polarity_known: bool = True
+    """Whether the file states if bone is bright, or has to be inverted to be so."""
+
+    def inverted(self, reason: str) -> GrayImage:
+        """The image with bright and dark exchanged, except in the background, with a note."""
+        pixels = self.pixels.max() + self.pixels.min() - self.pixels
+        if self.background is not None and not self.background.all():
+            pixels[self.background] = pixels[~self.background].min()
+        return replace(self, pixels=pixels, notes=(*self.notes, f"inverted ({reason})"))
 
 
 def check_size(name: str, rows: int, columns: int, limits: RadiographLimits) -> None:

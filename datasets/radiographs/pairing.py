@@ -42,16 +42,15 @@ class PairCandidates:
     is_dicom: bool = False
     key: str = ""
     """The study or path, in messages."""
-    for_processing: set[Path] = field(default_factory=set)
-    """DICOM files of PresentationIntentType FOR PROCESSING, which come after those for presentation."""
+    ranks: dict[Path, int] = field(default_factory=dict)
+    """The place of each file among those of its view, see `dicom_view.rank`."""
 
-    def add(self, view: ViewName, path: Path, *, is_for_processing: bool = False) -> None:
-        """Add a radiograph of a view."""
+    def add(self, view: ViewName, path: Path, rank: int = 0) -> None:
+        """Add a radiograph of a view, after those of up to its rank."""
         paths = self.frontal if view == "frontal" else self.lateral
+        self.ranks[path] = rank
         paths.append(path)
-        if is_for_processing:
-            self.for_processing.add(path)
-        paths.sort(key=self.for_processing.__contains__)
+        paths.sort(key=self.ranks.__getitem__)
 
 
 @dataclass(frozen=True)

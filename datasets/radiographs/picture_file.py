@@ -7,23 +7,34 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Bool, Float32, Shaped
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from raylift.datasets import jpeg
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.radiographs.gray_image import GrayImage, RadiographLimits, one_line, square_pixels
-from raylift.datasets.radiographs.picture_header import select_page
+from raylift.datasets.radiographs.picture_header import BITS_PER_SAMPLE, JPEGS, PLANAR_CONFIGURATION, select_page
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+SIGNATURES = {
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "JPEG": (b"\xff\xd8\xff",),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "BMP": (b"BM",),
+}
+"""First bytes of the files of each format."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+TRANSPARENT = "transparent pixels set to black"
 TINT_CORRELATION = 0.9
 """Smallest correlation of each channel with the luminance in a tinted gray image; color maps of heat are below."""
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue."""
 PNG_DEPTH = 24
 """Offset of the bits of a sample in a PNG; the color type follows."""
-PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0
-"""Tag of a TIFF, and its value for an image whose zeros are white."""
+PHOTOMETRIC, WHITE_IS_ZERO, RGB = 0x0106, 0, 2
+"""Tag of a TIFF, and its values for an image whose zeros are white and for one in color."""
+SEPARATE = 2
+"""The planar configuration of a TIFF whose channels are one after the other."""
 ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 """Values of the orientation tag that exchange rows and columns."""
@@ -42,22 +53,44 @@ def read_picture(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             notes: list[str] = []
-            select_page(picture, data, name, limits, notes)
+            page = select_page(picture, data, name, limits, notes)
             notes += _unusual_tags(picture)
             ratio, what = _pixel_ratio(picture)
-            if picture.format == "JPEG":
+            if picture.format in JPEGS:
                 _check_end(picture, data, name)
-            pixels = _deep_png(picture, data, name, notes)
-            if pixels is None:
-                pixels = _gray(picture, name, notes)
-            return GrayImage(square_pixels(pixels, ratio, what, name, limits, notes), tuple(notes))
+            channels = _deep_channels(picture, page, data, name)
+            if channels is None:
+                pixels, is_clear = _gray(picture, name, notes)
+            else:
+                orientation = picture.getexif().get(ORIENTATION, 1)
+                pixels, is_clear = (_upright(one, orientation) for one in _deep_gray(channels, name, notes))
+            pixels = square_pixels(pixels, ratio, what, name, limits, notes)
+            background = None
+            if is_clear.any():
+                background = square_pixels(is_clear.astype(np.float32), ratio, what, name, limits, []) > 0.5
+            return GrayImage(pixels, tuple(notes), background=background, is_polarity_known=False)
     except RefusedFile:
         raise
     except UnidentifiedImageError as error:
-        raise RefusedFile(f"{name}: not an image raylift reads: give DICOM, {', '.join(FORMATS)}") from error
+        raise RefusedFile(f"{name}: {_why_unidentified(data)}") from error
     except Exception as error:
         # On a damaged file Pillow's plugins raise any exception: struct.error, SyntaxError, IndexError ...
         raise RefusedFile(f"{name}: the image is damaged: {one_line(error)}") from error
+
+
+def _why_unidentified(data: bytes) -> str:
+    """The reason why Pillow does not open the bytes of a file, with the remedy."""
+    if not data:
+        return "the file is empty: copy it again"
+    if data.startswith(LFS_POINTER):
+        return "a pointer of Git LFS in place of the file: run git lfs pull"
+    for kind, signatures in SIGNATURES.items():
+        if data.startswith(signatures):
+            return (
+                f"a {kind} that is damaged or whose samples or compression are not read: save it as a grayscale PNG or "
+                "TIFF of 8 or 16 bits"
+            )
+    return f"not an image raylift reads: give DICOM, {', '.join(FORMATS)}"
 
 
 def _check_end(picture: Image.Image, data: bytes, name: str) -> None:
@@ -96,51 +129,88 @@ def _pixel_ratio(picture: Image.Image) -> tuple[float, str]:
     return (down / across if sideways else across / down), f"a resolution of {across:g} x {down:g}"
 
 
-def _deep_png(
-    picture: Image.Image, data: bytes, name: str, notes: list[str]
-) -> Float32[np.ndarray, "rows columns"] | None:
-    """The gray values of a PNG of 16 bits in several channels, which Pillow cuts to 8 bits; None for other images."""
-    bits, color = data[PNG_DEPTH : PNG_DEPTH + 2]
-    if picture.format != "PNG" or bits != 16 or color not in (2, 4, 6):
+def _deep_channels(
+    picture: Image.Image, page: int, data: bytes, name: str
+) -> Shaped[np.ndarray, "rows columns samples"] | None:
+    """The channels of a PNG or TIFF whose samples Pillow cuts to 8 bits, the last may be alpha; None for other images.
+
+    Raises:
+        RefusedFile: a TIFF of over 8 bits in other colors than RGB.
+    """
+    if picture.format == "PNG":
+        bits, color = data[PNG_DEPTH : PNG_DEPTH + 2]
+        if bits != 16 or (color == 0 and "transparency" not in picture.info):
+            return None
+        # A transparent color becomes a channel too.
+        return np.asarray(imagecodecs.png_decode(data))
+    tags: Any = getattr(picture, "tag_v2", {})
+    bits = tags.get(BITS_PER_SAMPLE, (1,))
+    if len(bits) < 2 or max(bits) <= 8:
         return None
-    values = imagecodecs.png_decode(data)
-    if color in (4, 6):
-        is_clear = values[..., -1] < 2**16 - 1
-        if is_clear.any():
-            notes.append("transparent pixels set to black")
-            values = np.rint(values * (values[..., -1:] / (2**16 - 1)))
-        values = values[..., :-1]
-    if color == 4:
-        return np.asarray(values[..., 0], dtype=np.float32)
-    if (values == values[..., :1]).all():
-        return np.asarray(values[..., 0], dtype=np.float32)
-    _check_tint(values.astype(np.float64) / 257, name, notes)
-    return np.asarray(values @ LUMINANCE, dtype=np.float32)
+    if tags.get(PHOTOMETRIC) != RGB:
+        raise RefusedFile(f"{name}: {max(bits)} bits in a color image that is not RGB: store it as a grayscale image")
+    channels = np.asarray(imagecodecs.tiff_decode(data, index=page))
+    return np.moveaxis(channels, 0, -1) if tags.get(PLANAR_CONFIGURATION) == SEPARATE else channels
 
 
-def _gray(picture: Image.Image, name: str, notes: list[str]) -> Float32[np.ndarray, "rows columns"]:
+def _deep_gray(
+    channels: Shaped[np.ndarray, "rows columns samples"], name: str, notes: list[str]
+) -> tuple[Float32[np.ndarray, "rows columns"], Bool[np.ndarray, "rows columns"]]:
+    """The gray values of channels of over 8 bits and the mask of the pixels without opacity."""
+    most = np.iinfo(channels.dtype).max
+    is_clear = np.zeros(channels.shape[:2], dtype=bool)
+    if channels.shape[2] in (2, 4):
+        alpha, channels = channels[..., -1:], channels[..., :-1]
+        is_clear = alpha[..., 0] == 0
+        if (alpha < most).any():
+            notes.append(TRANSPARENT)
+            channels = np.rint(channels * (alpha / most))
+    if (channels == channels[..., :1]).all():
+        return np.asarray(channels[..., 0], dtype=np.float32), is_clear
+    _check_tint(channels.astype(np.float64) * (255 / most), name, notes)
+    return np.asarray(channels @ LUMINANCE, dtype=np.float32), is_clear
+
+
+def _upright(values: Shaped[np.ndarray, "_ _"], orientation: int) -> Shaped[np.ndarray, "_ _"]:
+    """The values rotated and mirrored by an orientation tag."""
+    if orientation in SIDEWAYS:
+        values = values.T
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return np.ascontiguousarray(values[:, ::-1] if orientation in (2, 3, 6, 7) else values)
+
+
+def _gray(
+    picture: Image.Image, name: str, notes: list[str]
+) -> tuple[Float32[np.ndarray, "rows columns"], Bool[np.ndarray, "rows columns"]]:
+    """The gray values that Pillow decodes, upright, and the mask of the pixels without opacity."""
     tags: Any = getattr(picture, "tag_v2", {})
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):
         values = np.asarray(picture)
         # Pillow reads unsigned values of 32 bits as signed ones.
-        is_unsigned = values.dtype == np.int32 and tags.get(0x0102) == (32,) and tags.get(0x0153, (1,))[:1] == (1,)
+        is_unsigned = (
+            values.dtype == np.int32 and tags.get(BITS_PER_SAMPLE) == (32,) and tags.get(0x0153, (1,))[:1] == (1,)
+        )
         values = (values.view(np.uint32) if is_unsigned else values).astype(np.float32)
         # Pillow follows this in images of up to 8 bits alone.
-        return values.min() + values.max() - values if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else values
-    if picture.mode == "L" and tags.get(0x0102) == (8,) and tags.get(0x0153, (1,))[:1] == (2,):
+        is_white_zero = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
+        return values.min() + values.max() - values if is_white_zero else values, np.zeros(values.shape, dtype=bool)
+    is_clear = np.zeros((picture.height, picture.width), dtype=bool)
+    if picture.mode == "L" and tags.get(BITS_PER_SAMPLE) == (8,) and tags.get(0x0153, (1,))[:1] == (2,):
         # Pillow reads signed values of 8 bits as unsigned ones, and refuses them where zero is white.
-        return np.asarray(picture).view(np.int8).astype(np.float32)
+        return np.asarray(picture).view(np.int8).astype(np.float32), is_clear
     if picture.has_transparency_data:
         # Transparent pixels have arbitrary colors.
         rgba = picture.convert("RGBA")
+        is_clear = np.asarray(rgba.getchannel("A")) == 0
         if rgba.getchannel("A").getextrema() != (255, 255):
-            notes.append("transparent pixels set to black")
+            notes.append(TRANSPARENT)
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
     color = picture.convert("RGB")
     if picture.mode not in ("1", "L"):
         _check_tint(np.asarray(color), name, notes)
-    return np.asarray(color.convert("L"), dtype=np.float32)
+    return np.asarray(color.convert("L"), dtype=np.float32), is_clear
 
 
 def _check_tint(channels: Shaped[np.ndarray, "rows columns 3"], name: str, notes: list[str]) -> None:

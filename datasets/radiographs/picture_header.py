@@ -13,6 +13,8 @@ from raylift.datasets.errors import RefusedFile
 from raylift.datasets.radiographs.gray_image import RadiographLimits, check_size
 
 MAX_PAGES = 64
+JPEGS = ("JPEG", "MPO")
+"""Pillow's names of a JPEG, and of one of a phone with further images, of which the first is the picture."""
 PIXEL_BYTES = 4
 """Bytes of a decoded pixel for which `RadiographLimits.max_pixels` holds; wider pixels count as several."""
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -26,7 +28,7 @@ SAMPLES_PER_PIXEL, ROWS_PER_STRIP, STRIP_BYTE_COUNTS, PLANAR_CONFIGURATION = 0x0
 TILE_WIDTH, TILE_LENGTH = 0x0142, 0x0143
 
 
-def select_page(picture: Image.Image, data: bytes, name: str, limits: RadiographLimits, notes: list[str]) -> None:
+def select_page(picture: Image.Image, data: bytes, name: str, limits: RadiographLimits, notes: list[str]) -> int:
     """Go to the page with the radiograph, which is the largest, and check it.
 
     Args:
@@ -36,23 +38,30 @@ def select_page(picture: Image.Image, data: bytes, name: str, limits: Radiograph
         limits: limits on the page that is read.
         notes: a note is appended if there are several pages.
 
+    Returns:
+        The number of that page from 0.
+
     Raises:
         RefusedFile: over the limits, truncated, or several pages of one size.
     """
+    page = 0
     if picture.format == "TIFF":
-        _select_largest(picture, name, notes)
+        page = _select_largest(picture, name, notes)
+    elif picture.format == "MPO":
+        notes.append(f"the first of {picture.n_frames} images read")  # type: ignore[attr-defined]
     elif getattr(picture, "n_frames", 1) > 1:
         raise RefusedFile(f"{name}: an animation of {picture.n_frames} frames: save one as a file of its own")  # type: ignore[attr-defined]
     check_size(name, picture.height, picture.width, limits)
     if picture.format == "PNG":
         _check_png(data, name, limits)
-    elif picture.format == "JPEG":
+    elif picture.format in JPEGS:
         jpeg.layout(data)
     elif picture.format == "TIFF":
         _check_tiff(picture, name, limits)
+    return page
 
 
-def _select_largest(picture: Image.Image, name: str, notes: list[str]) -> None:
+def _select_largest(picture: Image.Image, name: str, notes: list[str]) -> int:
     """Go to the largest page of a TIFF; the others are its thumbnails and reduced copies."""
     sizes: list[int] = []
     try:
@@ -72,6 +81,7 @@ def _select_largest(picture: Image.Image, name: str, notes: list[str]) -> None:
     picture.seek(largest)
     if len(sizes) > 1:
         notes.append(f"page {largest + 1} of {len(sizes)} read, the largest")
+    return largest
 
 
 def _check_decoded(size: int, name: str, limits: RadiographLimits) -> None:

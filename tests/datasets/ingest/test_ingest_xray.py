@@ -161,7 +161,7 @@ def test_what_was_left_out_is_printed_and_written(
     sources = [str(folder), str(tmp_path / "e_pa.png"), str(tmp_path / "y_pa.png"), str(tmp_path / "y_lat.png")]
     assert ingest_xray(*sources, "--archive", tmp_path / "archive", "--verbose", "--left-out", csv) == 0
     printed = capsys.readouterr().out
-    assert f"left out: {tmp_path / 'e_pa.png'}: no lateral image of {tmp_path}" in printed
+    assert f"left out: {tmp_path / 'e_pa.png'}: no lateral image of e in {tmp_path}" in printed
     assert "with only one of the two views" in printed
     lines = csv.read_text().splitlines()
     assert lines[0] == "file,reason"

@@ -67,3 +67,15 @@ def test_exchanged_views_and_negatives_are_no_chests_of_the_view() -> None:
     assert not is_chest(lateral, "frontal")
     assert not is_chest(frontal.max() - frontal, "frontal")
     assert is_chest(lateral, "oblique30")
+
+
+@pytest.mark.parametrize("case", ["cc0_normal", "eurorad_12325_d0", "rad_covid15"])
+def test_radiographs_beside_each_other_are_no_chest(case: str, real_data: Path) -> None:
+    frontal, lateral = (
+        np.asarray(Image.open(real_data / "xray" / f"{case}_{view}.jpg").convert("L").resize((side, 400)), np.float32)
+        for view, side in (("frontal", 380), ("lateral", 300))
+    )
+    assert is_chest(frontal, "frontal")
+    for images in ((frontal, lateral), (lateral, frontal), (frontal, frontal)):
+        for view in ("frontal", "lateral"):
+            assert not is_chest(np.hstack(images), view)

@@ -371,5 +371,5 @@ def test_a_real_dicom_radiograph_is_inverted_once(real_data: Path) -> None:
 
 def test_a_real_ct_slice_is_refused(real_data: Path) -> None:
     data = (real_data / "raw" / "dicom_ct_lung_dx_a0002" / "1-01.dcm").read_bytes()
-    with pytest.raises(RefusedFile, match=r"1-01\.dcm: modality CT: a slice is not a radiograph"):
+    with pytest.raises(RefusedFile, match=r"1-01\.dcm: modality CT is not that of a radiograph: give a radiograph"):
         read(data, "1-01.dcm")

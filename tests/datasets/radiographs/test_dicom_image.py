@@ -13,8 +13,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless
-from radiograph_samples import REAL, chest, dicom, scaled
+from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
+from radiograph_samples import REAL, chest, code, dicom, scaled
 from scipy import ndimage
 
 from raylift.datasets.errors import RefusedFile
@@ -125,6 +125,14 @@ def test_padding_written_in_the_wrong_type_is_air() -> None:
     assert difference(data, expected) < 1e-6
 
 
+def test_padding_is_dark_after_an_inversion_by_hand() -> None:
+    pixels, _ = padded(0, "MONOCHROME2")
+    image = read(dicom(pixels, PixelPaddingValue=0), "image.dcm", invert="yes").pixels
+    bright = (pixels.max() + pixels[pixels > 0].min() - pixels.astype(np.int64))[pixels > 0]
+    np.testing.assert_array_equal(image[pixels > 0], bright)
+    assert (image[pixels == 0] == bright.min()).all()
+
+
 def test_padding_of_the_whole_image_is_refused() -> None:
     text = refusal(dicom(np.full((120, 100), 7, "<u2"), PixelPaddingValue=7))
     assert "PixelPaddingValue" in text
@@ -183,6 +191,13 @@ def test_the_first_window_on_the_data_is_used() -> None:
     assert difference(data, PIXELS.clip(1000, 3000)) < 1e-3
 
 
+def test_a_window_without_width_is_ignored_by_its_value() -> None:
+    text = notes(dicom(WindowCenter=2000, WindowWidth=0))
+    assert text.startswith("display window (WindowCenter 2000.0, WindowWidth 0.0, VOILUTFunction LINEAR) ignored: ")
+    assert "LINEAR_EXACT" not in text
+    assert difference(dicom(WindowCenter=2000, WindowWidth=0), PIXELS) < 1e-6
+
+
 def test_a_window_for_stored_values_is_not_used_on_rescaled_ones() -> None:
     data = dicom(RescaleSlope=0.01, RescaleIntercept=0, WindowCenter=2000, WindowWidth=500)
     assert difference(data, PIXELS) < 1e-6
@@ -236,6 +251,23 @@ def test_a_table_of_another_length_than_its_descriptor_is_ignored_and_recorded()
     assert notes(data) == "VOILUTSequence 1 ignored: LUTData has 4096 entries, LUTDescriptor 4095"
 
 
+def test_a_modality_table_of_another_length_is_refused() -> None:
+    item = table(np.arange(4096))[0]
+    item.LUTDescriptor = [4000, 0, 16]
+    assert refusal(dicom(ModalityLUTSequence=[item])) == (
+        "image.dcm: ModalityLUTSequence: LUTData has 4096 entries, LUTDescriptor 4000: correct or remove it"
+    )
+
+
+@pytest.mark.parametrize("vr", ["SS", "US"])
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_a_table_of_signed_values_begins_below_zero_in_either_type(sequence: str, vr: str) -> None:
+    item = table(np.sqrt(np.arange(4096) / 4095) * 65535)[0]
+    item.add_new("LUTDescriptor", vr, [4096, -2000 if vr == "SS" else 2**16 - 2000, 16])
+    data = dicom(PIXELS.astype("<i2") - 2000, **{sequence: [item]})
+    assert difference(data, np.sqrt(PIXELS)) < 1e-3
+
+
 def test_an_empty_voi_function_is_linear() -> None:
     images = [read(dicom(WindowCenter=1000, WindowWidth=1000, VOILUTFunction=f), "image") for f in ("", "LINEAR")]
     assert images[0].notes == images[1].notes
@@ -248,6 +280,40 @@ def test_an_empty_voi_function_is_linear() -> None:
 
 def test_a_slope_that_leaves_nothing_is_refused() -> None:
     assert "RescaleSlope 0" in refusal(dicom(RescaleSlope="0", RescaleIntercept=0))
+
+
+def test_a_slope_or_an_intercept_alone_is_followed() -> None:
+    data = dicom((4000 - PIXELS).astype("<u2"), RescaleSlope=-1)
+    assert difference(data, PIXELS) < 1e-6
+    assert notes(data) == "rescaled (RescaleSlope -1, RescaleIntercept 0)"
+    np.testing.assert_array_equal(read(dicom(RescaleIntercept=-500), "image.dcm").pixels, PIXELS - 500.0)
+
+
+# --- whether bone is bright ---
+
+
+@pytest.mark.parametrize("is_bright", [True, False])
+@pytest.mark.parametrize(
+    ("tags", "note"),
+    [
+        (
+            {"PhotometricInterpretation": "MONOCHROME2", "PresentationLUTShape": "INVERSE"},
+            "PresentationLUTShape INVERSE contradicts PhotometricInterpretation MONOCHROME2",
+        ),
+        (
+            {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "IDENTITY"},
+            "PresentationLUTShape IDENTITY contradicts PhotometricInterpretation MONOCHROME1",
+        ),
+        ({"PresentationIntentType": "FOR PROCESSING"}, "PresentationIntentType FOR PROCESSING"),
+    ],
+)
+def test_a_header_that_does_not_state_whether_bone_is_bright_leaves_it_to_the_image(
+    tags: dict[str, str], note: str, is_bright: bool
+) -> None:
+    data = dicom(PIXELS if is_bright else (4000 - PIXELS).astype("<u2"), **tags)
+    assert difference(data, PIXELS) < 1e-6
+    assert f"{note}: bright or dark by the image" in notes(data)
+    assert not any("bone was dark" in note for note in read(data, "image.dcm", invert="no").notes)
 
 
 def test_an_empty_rescale_is_none() -> None:
@@ -365,6 +431,23 @@ def test_a_compressed_frame_of_another_size_is_refused_before_it_is_decoded() ->
 # --- color ---
 
 
+@pytest.mark.parametrize("tag", ["SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation"])
+def test_a_header_without_a_tag_that_pixels_need_is_refused_with_it(tag: str) -> None:
+    assert refusal(dicom(**{tag: None})) == f"image.dcm: {tag} absent or empty, so the pixels have no meaning: set them"
+
+
+def test_a_frame_of_another_kind_than_the_transfer_syntax_is_refused_with_both() -> None:
+    frame = imagecodecs.jpegls_encode(PIXELS)
+    assert refusal(dicom(syntax=JPEG2000Lossless, PixelData=encapsulate([frame]))) == (
+        "image.dcm: the frame is JPEG-LS, the transfer syntax JPEG 2000 Image Compression (Lossless Only): correct "
+        "TransferSyntaxUID"
+    )
+    frame = imagecodecs.jpeg2k_encode(PIXELS, reversible=True, level=0)
+    text = refusal(dicom(syntax=JPEGBaseline8Bit, PixelData=encapsulate([frame])))
+    assert "the frame is JPEG 2000, the transfer syntax JPEG Baseline" in text
+    assert "PixelData has 2 frames" in refusal(dicom(syntax=JPEG2000Lossless, PixelData=encapsulate([frame, frame])))
+
+
 def palette(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> dict[str, Any]:
     tags: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
     for name, values in (("Red", red), ("Green", green), ("Blue", blue)):
@@ -458,6 +541,10 @@ def test_pixels_far_from_square_are_refused() -> None:
     ("tags", "words"),
     [
         ({"BodyPartExamined": "HAND"}, ["BodyPartExamined HAND", "give a radiograph of the chest"]),
+        ({"BodyPartExamined": "LEFT KNEES"}, ["BodyPartExamined LEFT KNEES is not a chest"]),
+        ({"AnatomicRegionSequence": [code("85562004", "SCT", "Hand")]}, ["AnatomicRegionSequence HAND is not a chest"]),
+        ({"StudyDescription": "XR Abdomen AP"}, ["StudyDescription XR ABDOMEN AP is not a chest"]),
+        ({"Modality": "MG"}, ["modality MG is not that of a radiograph"]),
         ({"NumberOfFrames": 30}, ["NumberOfFrames 30", "save the frame as a file of its own"]),
         ({"PhotometricInterpretation": "HSV"}, ["HSV"]),
         ({"PixelData": None}, ["no PixelData"]),
@@ -468,9 +555,10 @@ def test_what_is_no_radiograph_of_a_chest_is_refused(tags: dict[str, Any], words
     assert all(word in text for word in words)
 
 
-@pytest.mark.parametrize("part", ["CHEST", "PORT CHEST", "THORAX", "", "TSPINE"])
+@pytest.mark.parametrize("part", ["CHEST", "PORT CHEST", "THORAX", "", "TSPINE", "CHEST ABDOMEN"])
 def test_a_chest_by_any_name_is_read(part: str) -> None:
     assert difference(dicom(BodyPartExamined=part), PIXELS) < 1e-6
+    assert difference(dicom(BodyPartExamined=part, StudyDescription="XR CHEST AND HAND"), PIXELS) < 1e-6
 
 
 def test_pixels_of_few_levels_are_a_mask() -> None:

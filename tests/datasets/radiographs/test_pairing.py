@@ -18,6 +18,9 @@ from raylift.datasets.radiographs.folder_search import find_pairs
 from raylift.datasets.radiographs.pair_table import image_key, read_pairs
 from raylift.datasets.radiographs.pairing import FoundPairs, LeftOut
 
+REMEDY = "name it as anna_frontal or anna_lateral"
+NO_TAG = f"no view in ViewPosition, ViewCodeSequence, descriptions or path: set one or {REMEDY}"
+
 
 def touch(folder: Path, *names: str) -> None:
     """Files that a search by name need not open."""
@@ -45,6 +48,10 @@ def pairs(found: FoundPairs, folder: Path) -> dict[str, tuple[str, ...]]:
         ("frontal.png", "lateral.png", "xrays"),
         ("patient00001/study1/view1_frontal.jpg", "patient00001/study1/view2_lateral.jpg", "patient00001"),
         ("p1/study2/view1_PA.jpg", "p1/study2/view2_LAT.jpg", "p1"),
+        ("anna_pa.png", "anna_left_lateral.png", "anna"),
+        ("anna-PA.png", "anna-LAT-right.png", "anna"),
+        ("frontal1.png", "Lateral1.png", "1"),
+        ("pa02.png", "lat02.png", "02"),
     ],
 )
 def test_files_are_paired_by_what_their_names_have_in_common(
@@ -91,7 +98,7 @@ def test_a_file_of_no_view_that_was_named_is_refused_with_the_remedy(tmp_path: P
     touch(tmp_path, "anna.png")
     found = find_pairs([tmp_path / "anna.png", tmp_path / "nowhere"])
     assert [str(error) for error in found.refused] == [
-        f"{tmp_path}/anna.png: no radiograph of a known view: name it frontal or lateral",
+        f"{tmp_path}/anna.png: no view in its path, or several: {REMEDY}",
         f"{tmp_path}/nowhere: no such file or folder",
     ]
 
@@ -115,7 +122,7 @@ def test_dicom_files_are_paired_by_study_and_view_whatever_their_names(tmp_path:
     assert {path.name: reason for path, reason in found.left_out} == {
         "IM5": f"no lateral image of study 1.2.5{ord('t')}",
         "IM6": "ViewPosition LLD is neither frontal nor lateral",
-        "IM7": "name it frontal or lateral",
+        "IM7": NO_TAG,
     }
     assert all(pair.is_dicom for pair in found.sources)
 
@@ -133,7 +140,8 @@ FRONTAL_TAGS: list[dict[str, Any]] = [
     {"ViewCodeSequence": [code("399348003", "SCT", "antero-posterior")]},
     {"ViewCodeSequence": [code("R-10206", "SRT", "antero-posterior")]},
     {"ViewCodeSequence": [code("X1", "99LOCAL", "Postero-Anterior")]},
-    {"SeriesDescription": "Chest PA"}, {"AcquisitionDeviceProcessingDescription": "CHEST, FRONTAL"},
+    {"SeriesDescription": "Chest PA"}, {"SeriesDescription": "W033 Thorax p.a."},
+    {"AcquisitionDeviceProcessingDescription": "CHEST, FRONTAL"},
     {"PatientOrientation": ["L", "F"]}, {"PatientOrientation": ["F", "R"]},
 ]  # fmt: skip
 LATERAL_TAGS: list[dict[str, Any]] = [
@@ -141,7 +149,8 @@ LATERAL_TAGS: list[dict[str, Any]] = [
     {"ViewPosition": "XTABLE LATERAL"}, {"ViewPosition": "LAT"},
     {"ViewCodeSequence": [code("399173006", "SCT", "left lateral")]},
     {"ViewCodeSequence": [code("R-10236", "SRT", "left lateral")]}, {"ViewCodeSequence": [code("", "", "Lateral")]},
-    {"ProtocolName": "Thorax lat."}, {"PatientOrientation": ["P", "F"]}, {"PatientOrientation": ["F", "A"]},
+    {"ProtocolName": "Thorax lat."}, {"SeriesDescription": "Thorax seitlich"},
+    {"PatientOrientation": ["P", "F"]}, {"PatientOrientation": ["F", "A"]},
 ]  # fmt: skip
 
 
@@ -215,7 +224,8 @@ def test_a_modifier_that_leaves_the_view_is_no_reason(tmp_path: Path) -> None:
             {"ViewPosition": "PA", "ViewCodeSequence": [code("399067008", "SCT", "lateral")]},
             "ViewPosition PA and ViewCodeSequence lateral contradict each other",
         ),
-        ({}, "name it frontal or lateral"),
+        ({}, NO_TAG),
+        ({"SeriesDescription": "not lateral"}, NO_TAG),
     ],
     ids=str,
 )
@@ -224,18 +234,19 @@ def test_a_dicom_file_of_no_view_is_left_out_with_the_reason(tags: dict[str, Any
     found = find_pairs([tmp_path])
     assert found.left_out == [LeftOut(tmp_path / "IM1", reason)]
     [refusal] = find_pairs([tmp_path / "IM1"]).refused
-    assert str(refusal) == f"{tmp_path / 'IM1'}: no radiograph of a known view: {reason}"
+    assert str(refusal) == f"{tmp_path / 'IM1'}: {reason}"
 
 
 def test_other_objects_of_a_study_take_the_place_of_no_radiograph(tmp_path: Path) -> None:
     private = pydicom.Dataset()
     private.add_new(0x00090010, "LO", "RAYLIFT")
     private.add_new(0x00091001, "OB", bytes(1_200_000))
+    remedy = "give a radiograph of the chest, or correct the tag"
     others: dict[str, tuple[dict[str, Any], str]] = {
-        "a_pr": ({"Modality": "PR", "PixelData": None}, "modality PR is not that of a radiograph"),
-        "a_scout": ({"Modality": "CT"}, "modality CT is not that of a radiograph"),
+        "a_pr": ({"Modality": "PR", "PixelData": None}, f"modality PR is not that of a radiograph: {remedy}"),
+        "a_scout": ({"Modality": "CT"}, f"modality CT is not that of a radiograph: {remedy}"),
         "a_empty": ({"Rows": None, "Columns": None, "PixelData": None}, "no pixels: Rows and Columns are absent"),
-        "a_hand": ({"BodyPartExamined": "HAND"}, "BodyPartExamined HAND is not a chest"),
+        "a_hand": ({"BodyPartExamined": "HAND"}, f"BodyPartExamined HAND is not a chest: {remedy}"),
         "a_raw": ({"PresentationIntentType": "FOR PROCESSING"}, "b_pa is the frontal image of the study"),
     }
     radiographs = {"b_pa": {"PresentationIntentType": "FOR PRESENTATION"}, "c_lat": {"ViewPosition": "LL"}}
@@ -252,14 +263,43 @@ def test_other_objects_of_a_study_take_the_place_of_no_radiograph(tmp_path: Path
     }
 
 
+def test_an_image_computed_from_a_radiograph_comes_after_it(tmp_path: Path) -> None:
+    computed: dict[str, dict[str, Any]] = {
+        "a_bone": {"ImageType": ["DERIVED", "PRIMARY", "BONE"]}, "a_tube": {"DerivationDescription": "Tubes enhanced"},
+        "a_soft": {"SeriesDescription": "PA, bone suppression"}, "a_copy": {"ImageType": ["DERIVED", "SECONDARY"]},
+    }  # fmt: skip
+    for name, tags in {
+        **computed,
+        "b_pa": {"ImageType": ["DERIVED", "PRIMARY"]},
+        "c_lat": {"ViewPosition": "LL"},
+    }.items():
+        (tmp_path / name).write_bytes(dicom(StudyInstanceUID="1.2", PatientID="p", **({"ViewPosition": "PA"} | tags)))
+    found = find_pairs([tmp_path])
+    assert [[path.name for path in pair.files] for pair in found.sources] == [["b_pa", "c_lat"]]
+    assert {path.name: reason for path, reason in found.left_out} == dict.fromkeys(
+        computed, "b_pa is the frontal image of the study"
+    )
+
+
+@pytest.mark.parametrize(
+    "word", ["decubitus", "decub", "lordotic", "oblique", "obl", "LLD", "nonfrontal", "non-lateral", "not lateral"]
+)
+def test_a_name_of_another_view_is_in_no_pair(word: str, tmp_path: Path) -> None:
+    touch(tmp_path, f"anna_{word}_pa.png", f"{word}/anna_lat.png", f"{word}/anna_pa.png", "bert_pa.png", "bert_lat.png")
+    found = find_pairs([tmp_path])
+    assert pairs(found, tmp_path) == {"bert": ("bert_pa.png", "bert_lat.png")}
+    assert {reason for _, reason in found.left_out} == {"neither frontal nor lateral by its name"}
+
+
 def test_every_file_that_is_in_no_pair_is_named_with_its_reason(tmp_path: Path) -> None:
     touch(
         tmp_path, "a_pa.png", "b_pa.png", "b_pa_2.png", "c_ap.png", "c_pa.png", "c_lat.png", "masks/c_pa.png", "x.txt"
     )
     found = find_pairs([tmp_path])
     assert {path.relative_to(tmp_path).as_posix(): reason for path, reason in found.left_out} == {
-        "a_pa.png": f"no lateral image of {tmp_path}", "b_pa.png": f"no lateral image of {tmp_path}",
-        "b_pa_2.png": f"no lateral image of {tmp_path}", "c_pa.png": "c_ap.png is the frontal image of the study",
+        "a_pa.png": f"no lateral image of a in {tmp_path}", "b_pa.png": f"no lateral image of b in {tmp_path}",
+        "b_pa_2.png": f"no lateral image of b_2 in {tmp_path}",
+        "c_pa.png": "c_ap.png is the frontal image of the study",
         "masks/c_pa.png": "a segmentation by its name", "x.txt": "not DICOM, PNG, JPEG, TIFF or BMP",
     }  # fmt: skip
     exact = dict(find_pairs([tmp_path], exact=True).left_out)

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -108,15 +109,16 @@ def test_a_png_of_16_bits_in_several_channels_keeps_them(color: int) -> None:
     assert image.notes == ()
 
 
-def png(pixels: np.ndarray, color: int) -> bytes:
-    """A PNG of 16 bits in several channels, which Pillow does not write."""
+def png(pixels: np.ndarray, color: int, transparent: bytes = b"", exif: bytes = b"") -> bytes:
+    """A PNG of 16 bits, which Pillow does not write in several channels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, color, 0, 0, 0)
-    lines = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
+    chunks = [(b"IHDR", header), (b"tRNS", transparent), (b"eXIf", exif)]
+    chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels.astype(">u2"))))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks if one[1]) + chunk(b"IEND", b"")
 
 
 def test_a_png_of_16_bits_in_color_or_transparent_is_converted_as_one_of_8_bits() -> None:
@@ -128,6 +130,73 @@ def test_a_png_of_16_bits_in_color_or_transparent_is_converted_as_one_of_8_bits(
     image = read(png(clear.astype(">u2"), 4), "image", invert="no")
     assert image.notes == ("transparent pixels set to black",)
     np.testing.assert_array_equal(image.pixels, np.where(GRAY > 100, GRAY * 257.0, 0))
+
+
+@pytest.mark.parametrize("color", [0, 2], ids=["gray", "RGB"])
+def test_the_transparent_color_of_a_png_of_16_bits_is_black(color: int) -> None:
+    gray = np.where(np.arange(100) < 20, 65535, GRAY.astype(">u2") * 250).astype(">u2")
+    samples = 3 if color else 1
+    data = png(np.dstack([gray] * samples), color, struct.pack(">H", 65535) * samples)
+    image = read(data, "image", invert="no")
+    np.testing.assert_array_equal(image.pixels, np.where(gray == 65535, 0, gray))
+    assert image.notes == ("transparent pixels set to black",)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_a_tiff_of_16_bits_in_several_channels_keeps_them(planar: str, orientation: int) -> None:
+    gray = GRAY.astype("<u2") * 300 + np.arange(100, dtype="<u2")
+    turned = np.rot90(gray, 1 if orientation == 6 else 0)
+    channels = np.stack([turned] * 3, axis=-1 if planar == "contig" else 0)
+    data = tiff(channels, photometric="rgb", planarconfig=planar, extratags=[(0x0112, "H", 1, orientation, True)])
+    np.testing.assert_array_equal(read(data, "image", invert="no").pixels, gray)
+
+
+def test_a_deep_png_is_turned_by_its_orientation_tag() -> None:
+    gray = GRAY.astype(">u2") * 300
+    for orientation in range(1, 9):
+        exif = b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0) + bytes(4)
+        data = png(np.dstack([gray] * 3), 2, exif=exif)
+        shallow = encoded(Image.fromarray(GRAY), "PNG", exif=exif)
+        images = [scaled(read(one, "image", invert="no").pixels) for one in (data, shallow)]
+        np.testing.assert_allclose(images[0], images[1], atol=1e-6)
+
+
+def test_transparent_pixels_are_dark_after_an_inversion_too() -> None:
+    is_clear = np.hypot(*np.ogrid[-1:1:120j, -1:1:100j]) > 1
+    for invert in ("auto", "yes"):
+        data = encoded(
+            Image.merge("LA", [Image.fromarray(250 - GRAY), Image.fromarray(np.where(is_clear, 0, 255).astype("u1"))]),
+            "PNG",
+        )
+        image = read(data, "image", invert=invert)
+        assert np.abs(image.pixels - GRAY)[~is_clear].max() == 0
+        assert (image.pixels[is_clear] == GRAY[~is_clear].min()).all()
+        assert image.notes[0] == "transparent pixels set to black"
+
+
+def test_the_first_picture_of_a_jpeg_of_a_phone_is_read() -> None:
+    file = io.BytesIO()
+    Image.fromarray(GRAY).save(file, "MPO", save_all=True, append_images=[Image.fromarray(GRAY[::2, ::2])], quality=98)
+    assert difference(file.getvalue(), GRAY) < 0.03
+    assert read(file.getvalue(), "image").notes == ("the first of 2 images read",)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "image: the file is empty: copy it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "image: a pointer of Git LFS .*: run git lfs pull"),
+        (tiff(GRAY.astype(np.float64)), "image: a TIFF that is damaged or .* not read: save it as a grayscale PNG"),
+        (imagecodecs.jpeg8_encode(GRAY.astype("u2"), bitspersample=12), "image: a JPEG that is damaged or .* not read"),
+        (encoded(Image.fromarray(GRAY), "WEBP"), "image: not an image raylift reads: give DICOM, PNG"),
+        (tiff(np.dstack([GRAY.astype("u2")] * 4), photometric="separated"), "image: 16 bits in a color image"),
+    ],
+    ids=["empty", "pointer", "TIFF of 64 bits", "JPEG of 12 bits", "WebP", "CMYK of 16 bits"],
+)  # fmt: skip
+def test_a_file_that_is_not_read_is_refused_with_what_it_is(data: bytes, message: str) -> None:
+    with pytest.raises(RefusedFile, match=message):
+        read(data, "image")
 
 
 def test_a_tint_is_gray_and_a_map_of_heat_is_refused() -> None:
