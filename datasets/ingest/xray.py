@@ -88,6 +88,11 @@ def ingest_radiographs(
         missing_files=found.missing_files,
         left_out=found.left_out,
     )
+    if not found.sources and not found.refused:
+        outcome.warnings.append(
+            f"no pair of radiographs in {', '.join(map(str, sources))}: name pairs as anna_frontal.png and "
+            "anna_lateral.png, give DICOM files of one study, or list them with --pairs"
+        )
     if not subject_pattern and (warning := _shared(found.sources)):
         outcome.warnings.append(warning)
 

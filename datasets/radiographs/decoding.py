@@ -40,7 +40,7 @@ def read(
         data: content of the file.
         name: name of the file in messages.
         limits: largest file and image accepted.
-        view: "frontal", "lateral", or None if unknown; used by `auto`.
+        view: "frontal", "lateral", or None if unknown; used by `auto` and compared with the header of DICOM.
         invert: whether to invert an image with dark bone; DICOM needs it only if its header is wrong.
 
     Raises:
@@ -48,7 +48,7 @@ def read(
     """
     if len(data) > limits.max_bytes:
         raise RefusedFile(f"{name}: {len(data)} bytes, over the limit of {limits.max_bytes}")
-    image = (read_dicom if dicom.is_dicom(data) else read_picture)(data, name, limits)
+    image = read_dicom(data, name, limits, view) if dicom.is_dicom(data) else read_picture(data, name, limits)
     low, high = float(image.pixels.min()), float(image.pixels.max())
     if not 0 < high - low < MAX_RANGE:
         raise RefusedFile(

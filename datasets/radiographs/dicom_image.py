@@ -6,7 +6,6 @@ interpretation; pixel spacing. Every rule that changed the image adds a note tha
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from pydicom.uid import ExplicitVRBigEndian
 from raylift.datasets import dicom, dicom_frame
 from raylift.datasets.dicom_frame import Stored
 from raylift.datasets.errors import RefusedFile
+from raylift.datasets.radiographs.dicom_view import view_of, why_no_radiograph
 from raylift.datasets.radiographs.gray_image import (
     GrayImage,
     RadiographLimits,
@@ -30,21 +30,6 @@ from raylift.datasets.radiographs.gray_image import (
 )
 from raylift.datasets.radiographs.shutter import inside_shutter
 
-MODALITIES = ("DX", "CR", "DR", "RG", "RF", "XA", "OT", "SC")
-"""Modalities of radiographs, digitized and secondary captures among them."""
-OTHER_BODY_PARTS = (
-    "ABDOMEN", "ANKLE", "ARM", "BREAST", "CALCANEUS", "COCCYX", "CSPINE", "ELBOW", "EXTREMITY", "FEMUR", "FINGER",
-    "FOOT", "FOREARM", "HAND", "HEAD", "HIP", "HUMERUS", "JAW", "KNEE", "LEG", "LSPINE", "MANDIBLE", "MAXILLA",
-    "LUMBAR", "NECK", "ORBIT", "PELVIS", "SACRUM", "SHOULDER", "SINUS", "SKULL", "TEETH", "THUMB", "TIBIA", "TOE",
-    "WRIST", "ZYGOMA",
-)  # fmt: skip
-"""Words of BodyPartExamined and AnatomicRegionSequence, or else of a description, that exclude a chest, in the plural
-too; these are often free text, so all others are accepted."""
-OTHER_STEMS = {part.removesuffix("S") for part in OTHER_BODY_PARTS}
-CHEST_WORDS = ("CHEST", "THORAX", "TORAX", "LUNG", "LUNGS")
-"""Words beside which others exclude nothing, as in CHEST ABDOMEN."""
-DESCRIPTIONS = ("SeriesDescription", "AcquisitionDeviceProcessingDescription", "ProtocolName", "StudyDescription")
-"""Free texts that may name the body part and the view, by precedence."""
 COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 MIN_WINDOW_SHARE = 0.1
 """Share of the range of pixel values in which a display window or VOI LUT must keep different values apart."""
@@ -60,8 +45,14 @@ SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", 
 """Height and width of a pixel, by precedence."""
 
 
-def read_dicom(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
+def read_dicom(data: bytes, name: str, limits: RadiographLimits, view: str | None) -> GrayImage:
     """The radiograph of a DICOM file, bone bright, in the orientation in which it is stored.
+
+    Args:
+        data: content of the file.
+        name: name of the file in messages.
+        limits: largest image accepted.
+        view: "frontal", "lateral" or another one; a note is added where the header has another view than these two.
 
     Raises:
         RefusedFile: not a chest radiograph, damaged, over the limits, or with contradicting tags.
@@ -69,7 +60,7 @@ def read_dicom(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
     try:
         dataset = dicom.parse(data, name)
         _check_header(dataset, name, limits)
-        notes: list[str] = []
+        notes = _other_view(dataset, view)
         values, container = dicom_frame.decode(dataset, name, notes)
         return _image(dataset, values, container, name, limits, notes)
     except RefusedFile:
@@ -79,22 +70,12 @@ def read_dicom(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
         raise RefusedFile(f"{name}: the DICOM header cannot be read: {one_line(error)}") from error
 
 
-def why_no_radiograph(header: pydicom.Dataset) -> str:
-    """The reason why a DICOM object is no radiograph of a chest by its header, with the remedy, or nothing."""
-    remedy = "give a radiograph of the chest, or correct the tag"
-    modality = str(header.get("Modality") or "").strip().upper()
-    if modality and modality not in MODALITIES:
-        return f"modality {modality} is not that of a radiograph: {remedy}"
-    parts = [("BodyPartExamined", str(header.get("BodyPartExamined") or ""))]
-    regions = header.get("AnatomicRegionSequence") or ()
-    parts += [("AnatomicRegionSequence", str(item.get("CodeMeaning") or "")) for item in regions]
-    if not any(text for _, text in parts):
-        parts = [(tag, str(header.get(tag) or "")) for tag in DESCRIPTIONS]
-    for tag, text in parts:
-        words = re.split(r"[^A-Z]+", text.upper())
-        if not set(words) & set(CHEST_WORDS) and {word.removesuffix("S") for word in words} & OTHER_STEMS:
-            return f"{tag} {text.strip().upper()} is not a chest: {remedy}"
-    return ""
+def _other_view(dataset: pydicom.Dataset, view: str | None) -> list[str]:
+    """A note if the header names another view than the given one."""
+    tagged, reason = view_of(dataset)
+    if view not in ("frontal", "lateral") or tagged == view or not (tagged or reason):
+        return []
+    return [f"{reason or f'the header names a {tagged} view'}, and it is given as the {view} one: check the views"]
 
 
 def _check_header(dataset: pydicom.Dataset, name: str, limits: RadiographLimits) -> None:
@@ -148,7 +129,7 @@ def _image(
     background = _square(dataset, is_outside.astype(np.float32), name, limits, []) > 0.5 if is_outside.any() else None
     reason = _unknown_polarity(dataset, photometric)
     if reason:
-        notes.append(f"{reason}: bright or dark by the image")
+        notes.append(f"{reason}: whether bone is bright was detected in the image")
     return GrayImage(image, tuple(notes), orientation, background, is_polarity_known=not reason)
 
 
@@ -284,6 +265,11 @@ def _multiple(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [value]
 
 
+def _joined(values: list[Any]) -> str:
+    """Values of an element as DICOM writes them."""
+    return "\\".join(map(str, values))
+
+
 def _square(
     dataset: pydicom.Dataset, image: Float32[np.ndarray, "_ _"], name: str, limits: RadiographLimits, notes: list[str]
 ) -> Float32[np.ndarray, "_ _"]:
@@ -293,10 +279,10 @@ def _square(
         if not values:
             continue
         if len(values) != 2 or not all(0 < float(value) < 1e6 for value in values):
-            notes.append(f"{tag} {values} ignored: it is not two positive numbers")
+            notes.append(f"{tag} {_joined(values)} ignored: it is not two positive numbers")
             continue
         height, width = map(float, values)
-        return square_pixels(image, height / width, f"{tag} {values[0]}\\{values[1]}", name, limits, notes)
+        return square_pixels(image, height / width, f"{tag} {_joined(values)}", name, limits, notes)
     return image
 
 
@@ -306,6 +292,6 @@ def _patient_orientation(dataset: pydicom.Dataset, notes: list[str]) -> tuple[st
     if not any(values):
         return None
     if len(values) != 2 or not all(value and set(value) <= set("RLAPHF") for value in values):
-        notes.append(f"PatientOrientation {values} ignored: it is not two directions out of R, L, A, P, H, F")
+        notes.append(f"PatientOrientation {_joined(values)} ignored: it is not two directions out of R, L, A, P, H, F")
         return None
     return values[0], values[1]

@@ -1,4 +1,4 @@
-"""The view of a DICOM radiograph by its header: frontal, lateral, or a reason why it is neither.
+"""Body part and view of a DICOM radiograph by its header: a chest, frontal or lateral, or a reason why it is not.
 
 ViewPosition and ViewCodeSequence count first. Files without them are known by SeriesDescription and the like, or by
 the plane of PatientOrientation.
@@ -12,9 +12,23 @@ import pydicom
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
-from raylift.datasets.radiographs.dicom_image import DESCRIPTIONS
 from raylift.datasets.radiographs.pairing import ViewName
 
+MODALITIES = ("DX", "CR", "DR", "RG", "RF", "XA", "OT", "SC")
+"""Modalities of radiographs, digitized and secondary captures among them."""
+OTHER_BODY_PARTS = (
+    "ABDOMEN", "ANKLE", "ARM", "BREAST", "CALCANEUS", "COCCYX", "CSPINE", "ELBOW", "EXTREMITY", "FEMUR", "FINGER",
+    "FOOT", "FOREARM", "HAND", "HEAD", "HIP", "HUMERUS", "JAW", "KNEE", "LEG", "LSPINE", "MANDIBLE", "MAXILLA",
+    "LUMBAR", "NECK", "ORBIT", "PELVIS", "SACRUM", "SHOULDER", "SINUS", "SKULL", "TEETH", "THUMB", "TIBIA", "TOE",
+    "WRIST", "ZYGOMA",
+)  # fmt: skip
+"""Words of BodyPartExamined and AnatomicRegionSequence, or else of a description, that exclude a chest, in the plural
+too; these are often free text, so all others are accepted."""
+OTHER_STEMS = {part.removesuffix("S") for part in OTHER_BODY_PARTS}
+CHEST_WORDS = ("CHEST", "THORAX", "TORAX", "LUNG", "LUNGS")
+"""Words beside which others exclude nothing, as in CHEST ABDOMEN."""
+DESCRIPTIONS = ("SeriesDescription", "AcquisitionDeviceProcessingDescription", "ProtocolName", "StudyDescription")
+"""Free texts that may name the body part and the view, by precedence."""
 WORDS: dict[str, ViewName] = {
     **dict.fromkeys(("frontal", "pa", "ap", "posteroanterior", "anteroposterior"), "frontal"),
     **dict.fromkeys(("lateral", "lat", "ll", "rl", "llat", "rlat", "xtable", "seitlich", "profil"), "lateral"),
@@ -32,6 +46,24 @@ CODES: dict[ViewName, tuple[Code, ...]] = {
     "lateral": (codes.cid4010.LateralProjection, codes.cid4010.LeftLateral, codes.cid4010.RightLateral),
 }
 """DICOM's context group 4010, DX views, in SNOMED CT and its earlier codes."""
+
+
+def why_no_radiograph(header: pydicom.Dataset) -> str:
+    """The reason why a DICOM object is no radiograph of a chest by its header, with the remedy, or nothing."""
+    remedy = "give a radiograph of the chest, or correct the tag"
+    modality = str(header.get("Modality") or "").strip().upper()
+    if modality and modality not in MODALITIES:
+        return f"modality {modality} is not that of a radiograph: {remedy}"
+    parts = [("BodyPartExamined", str(header.get("BodyPartExamined") or ""))]
+    regions = header.get("AnatomicRegionSequence") or ()
+    parts += [("AnatomicRegionSequence", str(item.get("CodeMeaning") or "")) for item in regions]
+    if not any(text for _, text in parts):
+        parts = [(tag, str(header.get(tag) or "")) for tag in DESCRIPTIONS]
+    for tag, text in parts:
+        words = re.split(r"[^A-Z]+", text.upper())
+        if not set(words) & set(CHEST_WORDS) and {word.removesuffix("S") for word in words} & OTHER_STEMS:
+            return f"{tag} {text.strip().upper()} is not a chest: {remedy}"
+    return ""
 
 
 def view_of(header: pydicom.Dataset) -> tuple[ViewName | None, str]:

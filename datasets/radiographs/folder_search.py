@@ -17,8 +17,7 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from raylift.datasets import dicom
 from raylift.datasets.errors import RefusedFile
-from raylift.datasets.radiographs.dicom_image import why_no_radiograph
-from raylift.datasets.radiographs.dicom_view import NEGATED, described_view, rank, view_of
+from raylift.datasets.radiographs.dicom_view import NEGATED, described_view, rank, view_of, why_no_radiograph
 from raylift.datasets.radiographs.pairing import FoundPairs, LeftOut, PairCandidates, ViewName, select_pairs
 from raylift.datasets.sources import is_apple_double, pseudonym, walk
 

@@ -66,7 +66,8 @@ def load_radiograph(
     is_oriented = decoded.patient_orientation is not None and patient_facing == "auto"
     oriented = replace(upright, image=image) if is_oriented else orient(image, view, patient_facing)
     is_shown = is_chest(image, view.name)
-    notes = decoded.notes + upright.notes + (() if is_shown else (f"it does not look like a {view.name} chest",))
+    unlike = f"it does not look like a {view.name} chest: check the view, the body part and whether bone is bright"
+    notes = decoded.notes + upright.notes + (() if is_shown else (unlike,))
     return replace(oriented, is_chest=is_shown, notes=notes)
 
 

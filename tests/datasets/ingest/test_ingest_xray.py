@@ -278,3 +278,16 @@ def test_the_real_pairs_become_an_archive_facing_left(real_data: Path, tmp_path:
         ]
         np.testing.assert_array_equal(archive.read_array(entry, "radiographs"), served)
     assert json.loads((tmp_path / "manifests" / "000001.json").read_text())["archive"]["contents"] == "radiographs"
+
+
+def test_a_folder_without_pairs_is_reported_with_the_remedy(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("empty", "alone"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "alone" / "a_pa.png").write_bytes((folder / "a_pa.png").read_bytes())
+    for name in ("empty", "alone"):
+        assert ingest_xray(tmp_path / name, "--archive", tmp_path / "archive") == 1
+        printed = capsys.readouterr().out
+        assert f"warning: no pair of radiographs in {tmp_path / name}: name pairs as anna_frontal.png and" in printed
+    assert not (tmp_path / "archive").exists()

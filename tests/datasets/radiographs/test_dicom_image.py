@@ -312,7 +312,7 @@ def test_a_header_that_does_not_state_whether_bone_is_bright_leaves_it_to_the_im
 ) -> None:
     data = dicom(PIXELS if is_bright else (4000 - PIXELS).astype("<u2"), **tags)
     assert difference(data, PIXELS) < 1e-6
-    assert f"{note}: bright or dark by the image" in notes(data)
+    assert f"{note}: whether bone is bright was detected in the image" in notes(data)
     assert not any("bone was dark" in note for note in read(data, "image.dcm", invert="no").notes)
 
 
@@ -553,6 +553,18 @@ def test_pixels_far_from_square_are_refused() -> None:
 def test_what_is_no_radiograph_of_a_chest_is_refused(tags: dict[str, Any], words: list[str]) -> None:
     text = refusal(dicom(**tags))
     assert all(word in text for word in words)
+
+
+def test_a_view_that_contradicts_the_header_is_recorded() -> None:
+    for tags, view, note in [
+        ({"ViewPosition": "LL"}, "frontal", "the header names a lateral view, and it is given as the frontal one"),
+        ({"ViewPosition": "LLD"}, "frontal", "ViewPosition LLD is neither frontal nor lateral, and it is given as the"),
+        ({"ViewCodeSequence": [code("399067008", "SCT", "lateral")]}, "lateral", ""),
+        ({"ViewPosition": "LL"}, "oblique30", ""),
+    ]:
+        found = "; ".join(read(dicom(**tags), "image.dcm", view=view).notes)
+        assert found.startswith(note)
+        assert bool(found) == bool(note)
 
 
 @pytest.mark.parametrize("part", ["CHEST", "PORT CHEST", "THORAX", "", "TSPINE", "CHEST ABDOMEN"])
