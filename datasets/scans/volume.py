@@ -37,7 +37,11 @@ TORN = 3.0
 as they are, cut to thick slices, or as coronal and sagittal slices, it was at most 1.56, and 2.6 to 57 with exchanged
 sizes that differ."""
 FEWEST_COMPARED = 16
-"""Smallest size that is exchanged with another one."""
+"""Smallest size that is exchanged with another one; smaller ones are those of thick slices."""
+THICK = 2.0
+"""Ratio of the roughness along voxels and along slices of fewer than `FEWEST_COMPARED` from which it is the other way
+round. On 20 CT of 8 to 15 slices in every order, of 0.67 and 2 mm pixels, the ratios of right sizes were at most 0.29
+for this one and 0.39 for `TORN`, where an axis of few voxels is not the last; those of wrong sizes were over 2.5."""
 
 Affine = Float[np.ndarray, "4 4"]
 """Indices (column, row, slice) to millimeters in the patient frame (LPS)."""
@@ -96,11 +100,24 @@ def check_affine(name: str, affine: Affine, size: Sequence[int]) -> tuple[str, .
 def check_order(name: str, voxels: Num[np.ndarray, "slices rows columns"]) -> None:
     """Refuse a volume with exchanged sizes: in another order of them its rows and slices continue each other better.
 
-    Thick slices differ more than voxels of one row that lie few voxels apart, so small sizes keep their place.
+    Thick slices differ more than voxels of one row that lie few voxels apart, so small sizes keep their place, and are
+    refused where neighbors along their axis differ less than those along an axis of many voxels.
     """
     flat = voxels.reshape(-1)
     size = voxels.shape[::-1]
     roughness = functools.cache(lambda distance: _roughness(flat, distance))
+    stated = " x ".join(str(n) for n in size)
+    distances = (1, size[0], size[0] * size[1])
+    for axis, few in enumerate(size):
+        if few >= FEWEST_COMPARED:
+            continue
+        is_smooth = axis < 2 and roughness(distances[axis + 1]) > TORN * roughness(distances[axis])
+        # A distance of so many voxels is that of neighbors if the axis is an earlier one.
+        if is_smooth or any(roughness(d) > THICK * roughness(d * few) > 0 for d in distances[:axis]):
+            raise RefusedFile(
+                f"{name}: {stated} voxels contradict the values, which are not those of {few} slices along axis "
+                f"{axis + 1}: correct the sizes in the header"
+            )
     # Slices that alternate differ from the next, but not from the one after it.
     between_slices = min(roughness(size[0] * size[1]), roughness(2 * size[0] * size[1]))
     own = roughness(size[0]), between_slices
@@ -112,10 +129,9 @@ def check_order(name: str, voxels: Num[np.ndarray, "slices rows columns"]) -> No
     best = min(orders, key=lambda order: sum(orders[order]))
     ratios = [a / b if b else 0.0 for a, b in zip(own, orders[best], strict=True)]
     if min(ratios) > 0.8 and max(ratios) > TORN:
-        stated, found = (" x ".join(str(n) for n in sizes) for sizes in (size, best))
         raise RefusedFile(
-            f"{name}: {stated} voxels contradict the values, which continue each other as {found} voxels: correct "
-            "the sizes in the header"
+            f"{name}: {stated} voxels contradict the values, which continue each other as "
+            f"{' x '.join(str(n) for n in best)} voxels: correct the sizes in the header"
         )
 
 

@@ -7,6 +7,7 @@ import gzip
 import re
 import struct
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from samples import thorax_image
 
 from raylift.datasets.errors import RefusedFile
 from raylift.datasets.scans import reader
+from raylift.datasets.scans.volume import check_order
 
 SIZE = (40, 30, 20)
 IMAGE = thorax_image(SIZE, (9.0, 9.0, 9.0))
@@ -177,6 +179,23 @@ def test_pairs_of_key_and_value_in_a_nrrd_are_no_fields(tmp_path: Path) -> None:
     pairs = b"note:=a: 1\nnote:=a: 2\nsizes:=a: 3"
     path = edit(write(tmp_path, ".nrrd"), lambda content: content.replace(b"\n\n", b"\n" + pairs + b"\n\n", 1))
     np.testing.assert_array_equal(sitk.GetArrayFromImage(read(path).image), HU)
+
+
+def test_few_thick_slices_are_read_in_every_order_and_refused_along_another_axis(real_data: Path) -> None:
+    image = sitk.ReadImage(str(real_data / "ct" / "lidc_idri_0002_2mm.nii.gz"))
+    thick = sitk.GetArrayFromImage(image)[2::16, :160]
+    sizes = thick.shape
+    for right in permutations(range(3)):
+        slices = np.ascontiguousarray(thick.transpose(right))
+        check_order("person", slices)
+        few = right.index(0)
+        for stated in permutations(range(3)):
+            # Few slices along the middle axis, stated as the last, are noticed only if the first axis is right.
+            if stated.index(0) != few and (few != 1 or stated.index(0) == 2 or stated[2] == right[2]):
+                shape = tuple(sizes[axis] for axis in stated)
+                shown = " x ".join(str(n) for n in shape[::-1])
+                with pytest.raises(RefusedFile, match=rf"{shown} voxels contradict the values, .* sizes in the"):
+                    check_order("person", slices.reshape(shape))
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mhd"])
