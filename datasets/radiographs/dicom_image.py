@@ -36,9 +36,9 @@ MIN_WINDOW_SHARE = 0.1
 SAMPLED_VALUES = 256
 """Values at which that share is measured."""
 WINDOW_TAGS = (
-    "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "VOILUTFunction", "WindowCenter", "WindowWidth",
+    "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "VOILUTFunction",
 )  # fmt: skip
-"""Elements by which a display window is applied, without the rescale, which came before."""
+"""Elements by which a display window is applied beside its center and width, without the rescale, which came before."""
 CONTRADICTIONS = (("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE"))
 """Pairs of PhotometricInterpretation and PresentationLUTShape of which some viewers follow one and some the other."""
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
@@ -79,36 +79,43 @@ def _other_view(dataset: pydicom.Dataset, view: str | None) -> list[str]:
 
 
 def _check_header(dataset: pydicom.Dataset, name: str, limits: RadiographLimits) -> None:
+    """Refuse what is no radiograph before its pixels are decoded; PhotometricInterpretation becomes upper case."""
     reason = why_no_radiograph(dataset)
     if reason:
         raise RefusedFile(f"{name}: {reason}")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
         raise RefusedFile(f"{name}: NumberOfFrames {frames}: a radiograph has one: save the frame as a file of its own")
-    check_size(name, int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0), limits)
+    if not (dataset.get("Rows") and dataset.get("Columns")):
+        raise RefusedFile(f"{name}: no Rows and Columns: it is not an image, or its end is missing: copy it again")
+    check_size(name, int(dataset.Rows), int(dataset.Columns), limits)
+    photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
+    if photometric:
+        # The decoders compare it in upper case.
+        dataset.PhotometricInterpretation = photometric
+    if photometric not in ("", "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", *COLORS):
+        raise RefusedFile(
+            f"{name}: PhotometricInterpretation {photometric[:40]} is not supported: store the image as MONOCHROME2"
+        )
 
 
 def _image(
     dataset: pydicom.Dataset, stored: Stored, container: Stored, name: str, limits: RadiographLimits, notes: list[str]
 ) -> GrayImage:
-    photometric = str(dataset.get("PhotometricInterpretation") or "MONOCHROME2").strip().upper()
+    photometric = dataset.PhotometricInterpretation
     if photometric in COLORS:
         pixels, note = to_gray(stored, f"{name}: PhotometricInterpretation {photometric}")
         notes.append(note)
     elif photometric == "PALETTE COLOR":
         pixels, _ = to_gray(apply_color_lut(stored, dataset), f"{name}: PhotometricInterpretation {photometric}")
         notes.append("gray palette applied (PhotometricInterpretation PALETTE COLOR)")
-    elif photometric in ("MONOCHROME1", "MONOCHROME2"):
+    else:
         if stored.ndim != 2:
             raise RefusedFile(
                 f"{name}: PhotometricInterpretation {photometric} with SamplesPerPixel {stored.shape[2]}: correct "
                 "one of these tags"
             )
         pixels = _modality_values(dataset, stored, name, notes)
-    else:
-        raise RefusedFile(
-            f"{name}: PhotometricInterpretation {photometric[:40]} is not supported: store the image as MONOCHROME2"
-        )
     is_outside, crop = _outside(dataset, stored, container, notes)
     pixels, is_outside = pixels[crop], is_outside[crop]
     exposed = pixels[~is_outside]
@@ -155,11 +162,12 @@ def _modality_values(dataset: pydicom.Dataset, stored: Stored, name: str, notes:
     # Both are required, and one alone is followed.
     found = {tag: dataset.get(tag) for tag in ("RescaleSlope", "RescaleIntercept")}
     slope, intercept = (
-        float(usual if value is None or value == "" else value)
+        _number(usual if value is None or value == "" else value)
         for value, usual in zip(found.values(), (1, 0), strict=True)
     )
     if not np.isfinite([slope, intercept]).all() or slope == 0:
-        raise RefusedFile(f"{name}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g}: correct or remove them")
+        stated = " and ".join(f"{tag} {value}" for tag, value in found.items())
+        raise RefusedFile(f"{name}: {stated}: correct or remove them")
     if (slope, intercept) == (1.0, 0.0):
         return stored
     notes.append(f"rescaled (RescaleSlope {slope:g}, RescaleIntercept {intercept:g})")
@@ -192,10 +200,8 @@ def _outside(
     dataset: pydicom.Dataset, stored: Stored, container: Stored, notes: list[str]
 ) -> tuple[Bool[np.ndarray, "rows columns"], tuple[slice, slice]]:
     """Pixels of padding and behind a shutter or collimator, and the rectangle that these leave."""
-    is_outside, crop, kind = inside_shutter(dataset, stored.shape[:2])
-    is_outside = ~is_outside
-    if kind:
-        notes.append(f"cropped ({kind})")
+    is_inside, crop = inside_shutter(dataset, stored.shape[:2], notes)
+    is_outside = ~is_inside
     value = dataset.get("PixelPaddingValue")
     if value is not None and stored.ndim == 2:
         allocated = container.view(f"{'i' if dataset.PixelRepresentation else 'u'}{container.dtype.itemsize}")
@@ -218,7 +224,9 @@ def _display_values(dataset: pydicom.Dataset, pixels: Any, exposed: Any, notes: 
     for what, apply, within in _display_functions(dataset):
         try:
             apply(samples)  # Its error names the function of the header, unlike that of `within`.
-            share = float((np.diff(within(samples).astype(np.float64)) != 0).mean()) if len(samples) > 1 else 1.0
+            # A center or width that is no number makes all values NaN.
+            kept = np.nan_to_num(within(samples).astype(np.float64))
+            share = float((np.diff(kept) != 0).mean()) if len(kept) > 1 else 1.0
             if share >= MIN_WINDOW_SHARE:
                 image = apply(pixels)
                 notes.append(f"{what} applied")
@@ -238,24 +246,33 @@ def _display_functions(dataset: pydicom.Dataset) -> list[tuple[str, Callable[[An
     """
     rules: list[tuple[str, Callable[[Any], Any], Callable[[Any], Any]]] = []
 
-    def window(index: int, **changed: str) -> Callable[[Any], Any]:
+    def window(center: Any, width: Any, **changed: str) -> Callable[[Any], Any]:
         part = pydicom.Dataset()
+        part.WindowCenter, part.WindowWidth = _number(center), _number(width)
         for name in WINDOW_TAGS:
             if name in changed:
                 setattr(part, name, changed[name])  # A new element: those of the dataset are shared.
             elif name in dataset and not dataset[name].is_empty:
                 part[name] = dataset[name]
-        return lambda values: apply_windowing(values, part, index=index)
+        return lambda values: apply_windowing(values, part)
 
     for k, item in enumerate(dataset.get("VOILUTSequence") or ()):
         table = partial(_looked_up, table=item, dataset=dataset)
         rules.append((f"VOILUTSequence {k + 1}", table, table))
     function = dataset.get("VOILUTFunction") or "LINEAR"
     centers, widths = (_multiple(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    for k, (center, width) in enumerate(zip(centers, widths, strict=False)):
+    for center, width in zip(centers, widths, strict=False):
         what = f"display window (WindowCenter {center}, WindowWidth {width}, VOILUTFunction {function})"
-        rules.append((what, window(k), window(k, VOILUTFunction="LINEAR_EXACT")))
+        rules.append((what, window(center, width), window(center, width, VOILUTFunction="LINEAR_EXACT")))
     return rules
+
+
+def _number(value: Any) -> float:
+    """The number of an element, also with a decimal comma; NaN for other text."""
+    try:
+        return float(str(value).replace(",", "."))
+    except ValueError:
+        return float("nan")
 
 
 def _multiple(value: Any) -> list[Any]:
@@ -278,10 +295,10 @@ def _square(
         values = _multiple(dataset.get(tag))
         if not values:
             continue
-        if len(values) != 2 or not all(0 < float(value) < 1e6 for value in values):
+        if len(values) != 2 or not all(0 < _number(value) < 1e6 for value in values):
             notes.append(f"{tag} {_joined(values)} ignored: it is not two positive numbers")
             continue
-        height, width = map(float, values)
+        height, width = map(_number, values)
         return square_pixels(image, height / width, f"{tag} {_joined(values)}", name, limits, notes)
     return image
 

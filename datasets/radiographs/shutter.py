@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 import numpy as np
 import pydicom
 from jaxtyping import Bool
@@ -12,25 +10,37 @@ from PIL import Image, ImageDraw
 Region = Bool[np.ndarray, "rows columns"]
 
 
-def inside_shutter(dataset: pydicom.Dataset, shape: tuple[int, int]) -> tuple[Region, tuple[slice, slice], str]:
-    """The pixels that a shutter or else a collimator leaves, the rectangle around them, and which of the two it is.
+def inside_shutter(
+    dataset: pydicom.Dataset, shape: tuple[int, int], notes: list[str]
+) -> tuple[Region, tuple[slice, slice]]:
+    """The pixels that a shutter or else a collimator leaves, and the rectangle around them.
 
-    One that would leave less than half of the rows or columns is ignored, as is one with invalid numbers. The name is
-    empty where none covers anything.
+    One that would leave less than half of the rows or columns, or has invalid numbers, is not used.
+
+    Args:
+        dataset: the header.
+        shape: rows and columns.
+        notes: a note is appended for the one that is used and for one that is not.
     """
     for kind in ("Shutter", "Collimator"):
-        with suppress(AttributeError, KeyError, TypeError, ValueError):
+        if f"{kind}Shape" not in dataset:
+            continue
+        try:
             shapes = dataset[f"{kind}Shape"].value
             inside = np.ones(shape, dtype=bool)
-            for form in [shapes] if isinstance(shapes, str) else shapes:
-                inside &= _FORMS[form](dataset, kind, shape)
-            rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-            if 2 * len(rows) < shape[0] or 2 * len(columns) < shape[1]:
-                continue
-            crop = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-            if not inside.all():
-                return inside, crop, f"{kind}Shape"
-    return np.ones(shape, dtype=bool), (slice(None), slice(None)), ""
+            for form in [shapes] if isinstance(shapes, str) else shapes or ():
+                inside &= _FORMS[form.strip().upper()](dataset, kind, shape)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            notes.append(f"{kind}Shape {shapes} ignored: its edges, circle or vertices are absent or no numbers")
+            continue
+        rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+        if 2 * len(rows) < shape[0] or 2 * len(columns) < shape[1]:
+            notes.append(f"{kind}Shape ignored: it leaves less than half of the rows or columns")
+            continue
+        if not inside.all():
+            notes.append(f"cropped ({kind}Shape)")
+            return inside, (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    return np.ones(shape, dtype=bool), (slice(None), slice(None))
 
 
 def _rectangle(dataset: pydicom.Dataset, kind: str, shape: tuple[int, int]) -> Region:

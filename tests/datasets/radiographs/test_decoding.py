@@ -206,9 +206,11 @@ def test_what_a_collimator_covers_by_the_header_is_cut(kind: str, photometric: s
     ids=["leaves under half", "an edge is empty", "no rectangle", "no edges"],
 )
 def test_a_shutter_that_cannot_be_one_covers_nothing(tags: dict[str, Any]) -> None:
-    assert np.array_equal(
-        read(dicom(**{k: v for k, v in tags.items() if v is not None}), "image").pixels, read(dicom(), "image").pixels
-    )
+    image = read(dicom(**{k: v for k, v in tags.items() if v is not None}), "image")
+    assert np.array_equal(image.pixels, read(dicom(), "image").pixels)
+    [note] = image.notes
+    assert note.startswith("ShutterShape ")
+    assert " ignored: it" in note
 
 
 # --- the square input of a network ---

@@ -530,11 +530,46 @@ def test_a_spacing_that_is_none_is_ignored_and_recorded(spacing: list[float]) ->
     assert "PixelSpacing" in notes(data)
 
 
+@pytest.mark.parametrize(
+    ("tags", "point", "comma"),
+    [
+        ({"PixelSpacing": [0.4, 0.2]}, b"0.4\\0.2 ", b"0,4\\0,2 "),
+        ({"RescaleSlope": -1.5, "RescaleIntercept": 7}, b"-1.5", b"-1,5"),
+        ({"WindowCenter": 1000.5, "WindowWidth": 2000}, b"1000.5", b"1000,5"),
+    ],
+)
+def test_a_decimal_comma_is_a_decimal_point(tags: dict[str, Any], point: bytes, comma: bytes) -> None:
+    data = dicom(**tags)
+    assert data.count(point) == 1
+    np.testing.assert_array_equal(read(data.replace(point, comma), "image.dcm").pixels, read(data, "image.dcm").pixels)
+    with_text = data.replace(point, b"x" * len(point))
+    if "RescaleSlope" in tags:
+        assert refusal(with_text).startswith("image.dcm: RescaleSlope xxxx and RescaleIntercept 7.0: correct or remove")
+    else:
+        assert " ignored: " in notes(with_text)
+        assert difference(with_text, PIXELS) < 1e-6
+
+
+def test_the_rotation_of_the_detector_is_not_that_of_the_patient() -> None:
+    assert difference(dicom(FieldOfViewRotation=90, FieldOfViewHorizontalFlip="YES"), PIXELS) < 1e-6
+
+
 def test_pixels_far_from_square_are_refused() -> None:
     assert "PixelSpacing 0.2\\40.0 makes pixels of 0.005 to 1" in refusal(dicom(PixelSpacing=[0.2, 40]))
 
 
 # --- other body parts, many frames ---
+
+
+def test_a_photometric_interpretation_in_lower_case_is_followed() -> None:
+    data = dicom((4000 - PIXELS).astype("<u2"), PhotometricInterpretation="MONOCHROME1")
+    assert difference(data.replace(b"MONOCHROME1", b"monochrome1"), PIXELS) < 1e-6
+
+
+def test_a_header_that_is_cut_off_is_refused_with_the_remedy() -> None:
+    assert refusal(dicom()[:300]) == (
+        "image.dcm: no Rows and Columns: it is not an image, or its end is missing: copy it again"
+    )
 
 
 @pytest.mark.parametrize(
