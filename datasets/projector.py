@@ -42,7 +42,7 @@ def project(
         ConfigError: the source of a cone beam is inside the volume.
     """
     _require_source_outside(attenuation.shape[2:], spacing_mm, geometry, view)
-    if np.isin(np.abs(view.axes()), (0.0, 1.0)).all() and not any(view.offset_mm):
+    if _axis_aligned(view):
         return _project_slices(attenuation, spacing_mm, geometry, view)
     return _project_frustum(attenuation, spacing_mm, geometry, view, _axes(view, attenuation))
 
@@ -85,6 +85,9 @@ def backproject(
         ConfigError: the source of a cone beam is inside the volume.
     """
     _require_source_outside(shape, spacing_mm, geometry, view)
+    if image.is_cuda and _axis_aligned(view):
+        # The gradient of `grid_sample` adds atomically, many voxels to one pixel; that of a product does not.
+        return _backproject_slices(image, shape, spacing_mm, geometry, view)
     column, row, depth = view_coordinates(shape, spacing_mm, view, image)
     magnification = torch.ones_like(depth)
     if geometry.beam == "cone":
@@ -205,13 +208,56 @@ def _voxel_centers(shape: tuple[int, int, int], spacing_mm: float, like: Tensor)
     return torch.stack(torch.meshgrid(*index, indexing="ij"), dim=-1) * spacing_mm @ to_patient
 
 
+def _axis_aligned(view: View) -> bool:
+    """Whether every axis of the view is one of the volume's and the central ray meets the volume's center."""
+    return bool(np.isin(np.abs(view.axes()), (0.0, 1.0)).all()) and not any(view.offset_mm)
+
+
+def _index_axes(view: View) -> tuple[list[int], list[float]]:
+    """Of an axis-aligned view: the volume's axis along the ray, the rows and the columns, and the direction on each."""
+    in_index = view.axes() @ INDEX_TO_PATIENT.T
+    order = [int(np.abs(in_index[k]).argmax()) for k in (2, 1, 0)]
+    return order, [float(in_index[k, axis]) for k, axis in zip((2, 1, 0), order, strict=True)]
+
+
+def _backproject_slices(
+    image: Float[Tensor, "n c rows columns"],
+    shape: tuple[int, int, int],
+    spacing_mm: float,
+    geometry: Geometry,
+    view: View,
+) -> Float[Tensor, "n c d h w"]:
+    """Back-projection of an axis-aligned view: linear interpolation of rows and columns as two matrix products."""
+    order, signs = _index_axes(view)
+    precision = torch.promote_types(image.dtype, torch.float32)
+
+    def index(count: int) -> Tensor:
+        return torch.arange(count, dtype=precision, device=image.device)
+
+    ray, down, across = (
+        sign * (index(shape[axis]) - (shape[axis] - 1) / 2) * spacing_mm
+        for axis, sign in zip(order, signs, strict=True)
+    )
+    magnification = torch.ones_like(ray)
+    if geometry.beam == "cone":
+        magnification = geometry.source_detector_mm / (ray + geometry.source_axis_mm)
+    side_mm = geometry.detector_px * geometry.detector_pitch_mm
+
+    def weights(along: Tensor, pixels: int) -> Float[Tensor, "planes voxels pixels"]:
+        position = (along * magnification[:, None] / side_mm + 0.5) * pixels - 0.5
+        return (1 - (position[..., None] - index(pixels)).abs()).clamp_min(0).to(image)
+
+    columns = torch.einsum("ncrq,kaq->ncrka", image, weights(across, image.shape[3]))
+    planes = torch.einsum("ncrka,kbr->nckba", columns, weights(down, image.shape[2]))
+    place = [2 + order.index(axis) for axis in range(3)]
+    return planes.permute(0, 1, *place)
+
+
 def _project_slices(
     attenuation: Float[Tensor, "n 1 d h w"], spacing_mm: float, geometry: Geometry, view: View
 ) -> Float[Tensor, "n 1 rows columns"]:
     # Reorder the volume to (ray, row, column), each index increasing along its axis of the view.
-    in_index = view.axes() @ INDEX_TO_PATIENT.T
-    order = [int(np.abs(in_index[k]).argmax()) for k in (2, 1, 0)]
-    signs = [float(in_index[k, axis]) for k, axis in zip((2, 1, 0), order, strict=True)]
+    order, signs = _index_axes(view)
     volume = attenuation.permute(0, 1, *(2 + axis for axis in order))
     volume = volume.flip([2 + k for k, sign in enumerate(signs) if sign < 0])
     n, _, planes, rows, columns = volume.shape

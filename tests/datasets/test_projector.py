@@ -136,6 +136,16 @@ def test_the_frustum_agrees_with_the_slices_where_both_can_be_taken(geometry: Ge
 
 
 @BEAMS
+@pytest.mark.parametrize("view", ON_AXES, ids=lambda view: view.name)
+def test_the_matrix_products_of_a_gpu_backproject_as_grid_sample_does(geometry: Geometry, view: View) -> None:
+    image = torch.rand(2, 3, 20, 24, dtype=torch.float64, requires_grad=True)
+    volumes = [one(image, (12, 14, 16), 4.0, geometry, view) for one in (backproject, projector._backproject_slices)]
+    torch.testing.assert_close(*volumes)
+    weight = torch.rand_like(volumes[0])
+    torch.testing.assert_close(*(torch.autograd.grad((volume * weight).sum(), image)[0] for volume in volumes))
+
+
+@BEAMS
 @pytest.mark.parametrize("view", [FRONTAL, LATERAL, OFF_AXES[2], OFF_AXES[3]], ids=lambda view: view.name)
 def test_projection_and_backprojection_have_right_gradients(geometry: Geometry, view: View) -> None:
     small = replace(geometry, detector_px=5, detector_pitch_mm=8.0)
