@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -36,6 +38,7 @@ from raylift.models.system_config import SystemConfig
 from raylift.models.zoo import SYSTEMS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from stepping import channels_last
 from training_data import (
     HELD_OUT_SEED,
     WINDOW,
@@ -61,13 +64,18 @@ def systems() -> dict[str, SystemConfig]:
     return published | {f"{name}-slim": entry.slim for name, entry in SYSTEMS.items()}
 
 
+def use_views(network: torch.nn.Module, views: int) -> None:
+    """Let an unrolled network take the first views of its geometry alone."""
+    network.views = list(network.geometry.views[:views])
+
+
 @torch.no_grad()
 def measure(network: torch.nn.Module, sets: dict[str, tuple[Tensor, Tensor]], settings: Settings) -> Metrics:
     """PSNR (dB) and SSIM of protocol `volume`, by set."""
     values = {}
     for name, (ground_truth, views) in sets.items():
         psnr, ssim = [], []
-        for target, images in zip(ground_truth, views, strict=True):
+        for target, images in zip(ground_truth, views[:, : len(network.views)], strict=True):
             with settings.autocast(images.device):
                 volume = network(images[None])
             volume = volume.float().clip(0, 1)
@@ -83,7 +91,15 @@ def augmented(volumes: dict[str, Tensor], geometry: Geometry, options: Any) -> I
     workers = options.workers
     loader = iter(DataLoader(stream, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None))
     rng = np.random.default_rng([options.seed, 1])
+    folder, made, began = Path(options.phantom_folder), len(volumes["phantom"]), time.monotonic()
     while True:
+        if options.phantom_folder and time.monotonic() - began > options.reload_s:
+            # Another process is making more of them.
+            files = sorted(folder.glob("*.npy"))[made : options.phantoms]
+            if files:
+                more = torch.from_numpy(np.stack([np.load(file) for file in files])).to(volumes["phantom"])
+                volumes["phantom"] = torch.cat([volumes["phantom"], more])
+                made, began = len(volumes["phantom"]), time.monotonic()
         parameters = next(loader)
         kinds = rng.random(options.batch) < options.ct_share
         picked = [
@@ -94,8 +110,8 @@ def augmented(volumes: dict[str, Tensor], geometry: Geometry, options: Any) -> I
         ]
         with torch.no_grad():
             hu, images = augment(torch.stack(picked)[:, None].float(), SOURCE.spacing_mm, GRID, parameters)
-            batch = Batch(WINDOW.to_unit(hu), images)
-        yield batch
+        count = 1 if rng.random() < options.frontal_share else images.shape[1]
+        yield Batch(WINDOW.to_unit(hu), images[:, :count])
 
 
 def run_job(
@@ -112,10 +128,10 @@ def run_job(
     if options.begin:
         network.load_state_dict({k: v.float() for k, v in safetensors.torch.load_file(options.begin).items()})
     label = f"{name}-{views}-{options.label}".rstrip("-")
+    if options.layout == "channels-last":
+        channels_last(network)
     if options.compile:
-        for part in ("image_unet", "volume_unet"):
-            if hasattr(network, part):
-                getattr(network, part).compile()
+        network.volume_unet.compile(dynamic=False)
     settings = Settings(
         seconds,
         lr=options.lr,
@@ -131,45 +147,128 @@ def run_job(
     log = Log(output / f"{label}.jsonl", label)
 
     def measured(ema: torch.nn.Module, position: Metrics) -> None:
+        if options.compile:
+            ema.volume_unet._compiled_call_impl = None
         values = {**position, "samples": position["step"] * options.batch, **measure(ema, prepared, settings)}
+        values["phantoms"] = len(volumes["phantom"])
+        if options.frontal_share:
+            use_views(ema, 1)
+            values |= {f"frontal_{name}": value for name, value in measure(ema, prepared, settings).items()}
+            use_views(ema, views)
         if device.type == "cuda":
             values["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         state = {key: value.half().cpu().contiguous() for key, value in ema.state_dict().items()}
         safetensors.torch.save_file(state, output / f"{label}.safetensors")
         log({"measured": values})
+        described = {
+            "command": shlex.join(["python", *sys.argv]),
+            **{name: getattr(options, name) for name in ("seed", "batch", "precision", "ct_share", "frontal_share")},
+            "augmentation": options.augmentation,
+            "steps": position["step"],
+            "seconds": position["seconds"],
+            "optimizer": {
+                "name": "AdamW",
+                "lr": settings.lr,
+                "betas": settings.betas,
+                "weight_decay": settings.weight_decay,
+                "warmup_steps": settings.warmup_steps,
+                "schedule": "cosine of the time given",
+                "gradient_norm_max": settings.gradient_clipping,
+            },
+            "ema_decay": settings.ema_decay,
+            "phantoms": len(volumes["phantom"]),
+            "scans": options.scans,
+            "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        }
+        (output / "settings.json").write_text(json.dumps(described, indent=1))
 
-    train(objective, augmented(volumes, geometry, options), settings, log, measured)
+    def batches() -> Iterator[Batch]:
+        for batch in augmented(volumes, geometry, options):
+            if options.frontal_share:
+                use_views(network, batch.views.shape[1])
+            yield batch
+
+    train(objective, batches(), settings, log, measured)
 
 
-def export(weights_file: Path, views: int, ct: str, phantoms: int, folder: Path) -> None:
-    """Weights and their last metrics as a model that raylift loads, in half precision, with its card."""
+def export(stages: list[Path], views: int, archive_url: str, folder: Path, result: str) -> None:
+    """The last weights of a training in stages as a model that raylift loads, in half precision, with its card.
+
+    Args:
+        stages: folders of weights, log and `settings.json`, each begun from the weights of the one before.
+        views: the first views of the geometry that the model takes.
+        archive_url: an archive of the CT, for the digests of the training scans and the fit of the trivial baselines.
+        folder: a new folder.
+        result: path of the result file in the project.
+    """
+    from raylift.datasets.archive.archive import Archive
+    from raylift.datasets.streaming.stream import load_batch
+    from raylift.models import baselines
+    from raylift.models.training_data import TrainingData
     from raylift.models.weights import Description, Model
     from raylift.platform.export import export as export_model
 
+    settings = [json.loads((stage / "settings.json").read_text()) for stage in stages]
+    values, file = last_measurement(stages[-1])
     geometry = chest(GRID)
     geometry = replace(geometry, views=geometry.views[:views])
-    system = replace(systems()[weights_file.stem.rsplit("-", 1)[0]], views=tuple(view.name for view in geometry.views))
-    log = weights_file.with_suffix(".jsonl").read_text().splitlines()
-    values = [json.loads(line)["measured"] for line in log if "measured" in line][-1]
-    held = (*TEST, *VALIDATE)
-    scans = sorted(key.removeprefix("source:") for key in np.load(ct).files if key.startswith("source:"))
-    scans = [name for name in scans if name not in held]
+    system = replace(systems()["unrolled"], views=tuple(view.name for view in geometry.views))
+    scans = settings[-1]["scans"]
+    archive = Archive(archive_url)
+    entries = [entry for entry in archive.entries() if entry.id in scans]
+    if len(entries) != len(scans):
+        raise SystemExit(f"{archive_url}: {len(entries)} of {len(scans)} scans by name")
+    batches = (load_batch(archive, [entry], WINDOW, range(views)) for entry in entries)
+    fit = baselines.fit(batches, GRID, geometry)
     collections = "LIDC-IDRI, QIN LUNG CT, Lung-PET-CT-Dx; CC BY"
+    phantoms = settings[-1]["phantoms"]
     provenance = {
         "archive": f"{phantoms} phantoms and {len(scans)} CT ({collections}), augmented",
         "training_samples": [*scans, *(f"phantom {seed}" for seed in range(phantoms))],
-        "step": values["step"],
-        "seconds": values["seconds"],
+        "step": sum(one["steps"] for one in settings),
+        "seconds": sum(one["seconds"] for one in settings),
         "script": "benchmarks/gpu_training.py",
-        "result": "benchmarks/results/2026-11-26-gpu_training.md",
+        "result": result,
+        "versions": settings[-1]["versions"],
     }
     network = system.reconstructor(GRID, geometry)
-    network.load_state_dict({name: value.float() for name, value in safetensors.torch.load_file(weights_file).items()})
+    network.load_state_dict({name: value.float() for name, value in safetensors.torch.load_file(file).items()})
+    prefix = "frontal_" if views == 1 else ""
+    kept = {f"{prefix}phantom": "phantom", f"{prefix}val_ct": "val", f"{prefix}test_ct": "test_ct"}
     metrics = {
-        name.replace("val_ct", "val"): value for name, value in values.items() if name.endswith(("_psnr_db", "_ssim"))
+        f"{name}_{metric}": values[f"{key}_{metric}"] for key, name in kept.items() for metric in ("psnr_db", "ssim")
     }
     description = Description(system, GRID, geometry, WINDOW, provenance=provenance)
-    export_model(Model(network, description, ""), folder, metrics, dtype=torch.float16)
+    data = TrainingData(frozenset(entry.source_sha256 for entry in entries), fit)
+    export_model(Model(network, description, "", data), folder, metrics, dtype=torch.float16)
+    write_card(folder, settings, provenance["step"])
+
+
+def last_measurement(stage: Path) -> tuple[dict[str, float], Path]:
+    """The last metrics of a stage, and the weights that they are of."""
+    (log,) = stage.glob("*.jsonl")
+    values = [json.loads(line)["measured"] for line in log.read_text().splitlines() if "measured" in line][-1]
+    return values, log.with_suffix(".safetensors")
+
+
+def write_card(folder: Path, settings: list[dict[str, Any]], steps: int) -> None:
+    """Put the settings of this script's stages in the card that `raylift.platform.export` wrote."""
+    card = folder / "README.md"
+    text, _, _ = card.read_text().partition("## Settings")
+    own = "of `benchmarks/gpu_training.py`, not of `raylift train`: see Settings"
+    text = re.sub(r"\| config \| .* \|", f"| config | {own} |", text)
+    measured = """## Metrics of this checkpoint (protocol `volume`)
+
+Means over 16 held-out phantoms (`phantom`), two validation CT (`val`) and three test CT (`test_ct`), without the
+consistency fit."""
+    text = re.sub(r"## Metrics of this checkpoint.*", measured, text)
+    described = json.loads((folder / "model.json").read_text())["model"]
+    stages = [{key: value for key, value in one.items() if key not in ("scans", "versions")} for one in settings]
+    shown = json.dumps({"steps": steps, "stages": stages, "system": described["system"]}, indent=1)
+    about = (
+        """Each stage began from the weights of the one before. Its steps are those of the weights that were kept."""
+    )
+    card.write_text(f"{text}## Settings\n\n{about}\n\n```json\n{shown}\n```\n")
 
 
 def main() -> None:
@@ -177,8 +276,13 @@ def main() -> None:
     parser.add_argument("--ct", default="", help="file of packed scans")
     parser.add_argument("--pack", nargs="*", type=Path, help="folders of scans to pack into --ct")
     parser.add_argument("--make-phantoms", type=Path, help="fill this folder with phantoms until ended")
-    parser.add_argument("--export", type=Path, help="a folder for a model: of --begin, with --views, --ct, --phantoms")
+    parser.add_argument("--export", type=Path, help="a folder for a model: of --stages, with --views and --archive")
+    parser.add_argument(
+        "--stages", type=Path, nargs="*", help="folders of a training in stages, the last one's weights"
+    )
     parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--archive", default="", help="of the CT, as raylift ingest makes it of the same files")
+    parser.add_argument("--result", default="", help="the file of benchmarks/results that describes the training")
     parser.add_argument("--report", type=Path, help="print the curves of a folder of logs and plot them")
     parser.add_argument("--phantoms", type=int, default=64)
     parser.add_argument("--phantom-folder", default="")
@@ -195,6 +299,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--layout", choices=["", "channels-last"], default="")
+    parser.add_argument("--frontal-share", type=float, default=0.0, help="share of steps with the first view alone")
+    parser.add_argument("--reload-s", type=float, default=30.0, help="read new phantoms of the folder this often")
     parser.add_argument("--begin", default="", help="weights to begin from")
     parser.add_argument("--label", default="")
     parser.add_argument("--log-every-s", type=float, default=10.0)
@@ -208,7 +315,7 @@ def main() -> None:
         make_phantoms(options.make_phantoms, SOURCE, options.workers)
         return
     if options.export:
-        export(Path(options.begin), options.views, options.ct, options.phantoms, options.export)
+        export(options.stages, options.views, options.archive, options.export, options.result)
         return
     if options.report:
         curves(options.report, options.report / "curves.png")
@@ -225,9 +332,9 @@ def main() -> None:
     held_out = phantoms(GRID, range(HELD_OUT_SEED, HELD_OUT_SEED + options.held_out), options.workers)
     scans = dict(np.load(options.ct)) if options.ct else {}
     held = () if options.all_ct else (*TEST, *VALIDATE)
-    train_ct = [
-        hu for key, hu in scans.items() if key.startswith("source:") and key.removeprefix("source:") not in held
-    ]
+    sources = ("source:", "extended-source:")
+    train_ct = [hu for key, hu in scans.items() if key.startswith(sources) and key.split(":")[1] not in held]
+    options.scans = sorted({key.split(":")[1] for key in scans if key.split(":")[1] not in held})
     device = torch.device(options.device)
     empty = torch.zeros(0, *SOURCE.shape, dtype=torch.int16)
     volumes = {
@@ -237,7 +344,9 @@ def main() -> None:
     sets = {"phantom": torch.from_numpy(held_out)[:, None]}
     for name, ids in (("val_ct", VALIDATE), ("test_ct", TEST)):
         if scans:
-            sets[name] = torch.from_numpy(np.stack([scans[f"ground_truth:{one}"] for one in ids]))[:, None]
+            for kind in ("", "extended-"):
+                chosen = np.stack([scans[f"{kind}ground_truth:{one}"] for one in ids])
+                sets[kind.replace("-", "_") + name] = torch.from_numpy(chosen)[:, None]
     print(f"{len(made)} phantoms and {len(train_ct)} CT ready after {time.monotonic() - start:.0f} s", flush=True)
     torch.backends.cudnn.benchmark = True
     for job in options.job:

@@ -129,7 +129,11 @@ def deformed(names: Sequence[str], hu: np.ndarray, source: Grid, grid: Grid, cou
 
 
 def pack(folders: list[Path], file: Path, grid: Grid, source: Grid) -> None:
-    """Resample scans as ingest does and write them to one file: `source:NAME` and `ground_truth:NAME`."""
+    """Resample scans as ingest does and write them to one file.
+
+    `source:NAME` and `ground_truth:NAME` are as in the scan; `extended-source:NAME` and
+    `extended-ground_truth:NAME` have tissue where the field of view cuts the body.
+    """
     from raylift.datasets.scans import reader
     from raylift.datasets.scans.resample import resample
 
@@ -137,8 +141,9 @@ def pack(folders: list[Path], file: Path, grid: Grid, source: Grid) -> None:
     for found in reader.find(folders).sources:
         name = Path(str(found.where)).name.split(".")[0]
         scan = reader.read(found)
-        arrays[f"source:{name}"] = resample(scan, source)[0]
-        arrays[f"ground_truth:{name}"] = resample(scan, grid)[0]
+        for kind, field_of_view in (("", "keep"), ("extended-", "extend")):
+            arrays[f"{kind}source:{name}"] = resample(scan, source, beyond_field_of_view=field_of_view)[0]
+            arrays[f"{kind}ground_truth:{name}"] = resample(scan, grid, beyond_field_of_view=field_of_view)[0]
         print(name, flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(file, **arrays)

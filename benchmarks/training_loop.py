@@ -180,20 +180,32 @@ def placed(objective: Objective, device: torch.device, layout: str = "") -> Obje
 
 
 def curves(folder: Path, plot: Path) -> None:
-    """Print the measurements of every log in a folder as Markdown and plot loss and PSNR against seconds."""
+    """Print the measurements of every log in a folder as Markdown and plot loss and PSNR against seconds.
+
+    Logs named `stage-1`, `stage-2` and so on are of one training and are plotted one after the other. Volumes extended
+    beyond the field of view are left out.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.2))
-    axes = figure.subplots(1, 2)
+    figure = Figure(figsize=(10, 3.4))
+    axes = figure.subplots(1, 2, width_ratios=(1, 1.4))
+    colors: dict[str, str] = {}
+    offset = 0.0
     for path in sorted(folder.glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         losses = [row for row in rows if "measured" not in row]
-        axes[0].semilogy([row["seconds"] for row in losses], [row["voxel_mse"] for row in losses], label=path.stem)
         values = [row["measured"] for row in rows if "measured" in row]
-        keys = [key for key in values[-1] if key.endswith(("_psnr_db", "_ssim"))]
+        axes[0].semilogy([offset + row["seconds"] for row in losses], [row["voxel_mse"] for row in losses], color="C0")
+        keys = [key for key in values[-1] if key.endswith(("_psnr_db", "_ssim")) and "extended" not in key]
         for key in (key for key in keys if key.endswith("_psnr_db")):
-            name = f"{path.stem}, {key.removesuffix('_psnr_db')}"
-            axes[1].plot([row["seconds"] for row in values], [row[key] for row in values], label=name)
+            stage = path.stem.startswith("stage-")
+            name = key.removesuffix("_psnr_db") if stage else f"{path.stem}, {key.removesuffix('_psnr_db')}"
+            label = None if name in colors else name
+            color = colors.setdefault(name, f"C{len(colors) % 10}")
+            seconds = [offset + row["seconds"] for row in values]
+            axes[1].plot(seconds, [row[key] for row in values], ".-", color=color, label=label)
+        if path.stem.startswith("stage-"):
+            offset += values[-1]["seconds"]
         print(f"{path.stem}\n")
         print("| step | seconds | " + " | ".join(keys) + " |")
         print("| --- | --- | " + " | ".join("---" for _ in keys) + " |")
@@ -204,7 +216,7 @@ def curves(folder: Path, plot: Path) -> None:
     axes[0].set(xlabel="seconds", ylabel="voxel MSE (training)")
     axes[1].set(xlabel="seconds", ylabel="PSNR, dB (protocol volume)")
     for axis in axes:
-        axis.legend(fontsize=6)
         axis.grid(alpha=0.3)
+    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.tight_layout()
     figure.savefig(plot, dpi=110)

@@ -34,10 +34,10 @@ AUGMENTATION_CAPTION = (
     "One phantom at 128 voxels of 2.5 mm: its stored DRRs, six augmented pairs with a coronal slice of each deformed "
     "volume, and a pair of films (CC0)."
 )
-MODEL = Path(__file__).parents[1] / "models/pretrained/chest-64"
+PRETRAINED = Path(__file__).parents[1] / "models/pretrained"
 RECONSTRUCTION_CAPTION = (
-    "models/pretrained/chest-64 (64 voxels of 5 mm). First row: a CC0 pair, of which no CT exists to compare with. "
-    "Below: a phantom it was not trained on, and the ground truth."
+    "models:chest-64 and models:chest-64-frontal (64 voxels of 5 mm). First two rows: a CC0 pair, of which no CT "
+    "exists to compare with.\nBelow: a phantom that they were not trained on, and the ground truth."
 )
 CAPTION = (
     "Four procedural phantoms at 128 voxels of 2.5 mm: three planes in Hounsfield units ({} to {} HU), and the "
@@ -69,18 +69,27 @@ def phantom_sheet(path: Path, seeds: tuple[int, ...] = (12, 21, 5, 25), grid: Gr
 
 
 def reconstruction_sheet(frontal: Path, lateral: Path, path: Path, seed: int = 10_000_005) -> None:
-    """Reconstructions of the model in the package from a real pair and from a phantom, and that phantom's CT."""
-    model = weights.load(MODEL)
-    description, grid = model.description, model.description.grid
+    """Reconstructions by the models in the package of a real pair and of a phantom, and that phantom's CT."""
     files = {"frontal": frontal, "lateral": lateral}
-    images = {name: load_radiograph(file, description.geometry.view(name)).image for name, file in files.items()}
-    hu, _ = thorax(seed, grid)
-    inputs = [prepare_radiographs(images, description), np.stack(normalized_drrs(hu, grid, description.geometry))]
-    made = [description.window.to_hu(model.network(torch.from_numpy(views)[None]))[0, 0].numpy() for views in inputs]
-    shown = [read_file(file, view=name).pixels for name, file in files.items()]
-    rows = [("real radiographs", shown, made[0]), ("DRRs of a phantom", inputs[1], made[1]), ("its CT", [], hu)]
+    pixels = {name: read_file(file, view=name).pixels for name, file in files.items()}
+    real, synthetic = [], []
+    for name in ("chest-64", "chest-64-frontal"):
+        model = weights.load(PRETRAINED / name)
+        description, grid = model.description, model.description.grid
+        views = description.geometry.views
+        hu, _ = thorax(seed, grid)
+        images = {view.name: load_radiograph(files[view.name], view).image for view in views}
+        drrs = np.stack(normalized_drrs(hu, grid, description.geometry))
+        of_pair, of_phantom = (
+            description.window.to_hu(model.network(torch.from_numpy(inputs)[None]))[0, 0].numpy()
+            for inputs in (prepare_radiographs(images, description), drrs)
+        )
+        kind = "a pair" if len(views) == 2 else "the frontal radiograph alone"
+        real.append((f"real radiographs: {kind}", [pixels[view.name] for view in views], of_pair))
+        synthetic.append((f"DRRs of a phantom: {kind}", drrs, of_phantom))
+    rows = [*real, *synthetic, ("its CT", [], hu)]
     low, high = LUNG_AND_TISSUE_HU
-    figure, axes = plt.subplots(3, 5, figsize=(11, 7.1), facecolor="black")
+    figure, axes = plt.subplots(5, 5, figsize=(11, 11.8), facecolor="black")
     d, h, w = (round(share * grid.size) for share in (0.53, 0.47, 0.32))
     for row, (name, radiographs, volume) in zip(axes, rows, strict=True):
         for panel, image in zip(row, radiographs, strict=False):
@@ -93,8 +102,8 @@ def reconstruction_sheet(frontal: Path, lateral: Path, path: Path, seed: int = 1
     for panel in axes.flat:
         panel.axis("off")
     figure.text(0.5, 0.008, RECONSTRUCTION_CAPTION, color="0.6", fontsize=8, ha="center")
-    figure.subplots_adjust(left=0.004, right=0.996, bottom=0.05, top=0.955, wspace=0.02, hspace=0.1)
-    figure.savefig(path, dpi=100, facecolor="black", metadata={"Software": None})
+    figure.subplots_adjust(left=0.004, right=0.996, bottom=0.045, top=0.965, wspace=0.02, hspace=0.1)
+    figure.savefig(path, dpi=90, facecolor="black", metadata={"Software": None})
     plt.close(figure)
 
 

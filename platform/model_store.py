@@ -32,6 +32,8 @@ from raylift.models.weights import (
 PREFIX = "models:"
 DEFAULT_MODEL = "models:chest-64"
 """The model of `raylift reconstruct` and `raylift serve` without one."""
+FRONTAL_MODEL = "models:chest-64-frontal"
+"""The model of `raylift reconstruct` without one, for a frontal radiograph alone."""
 CACHE_VARIABLE = "RAYLIFT_CACHE"
 """Environment variable of the folder for fetched weights; ~/.cache/raylift by default."""
 
@@ -48,7 +50,8 @@ class NamedModel:
 
 
 MODELS: dict[str, NamedModel] = {
-    "chest-64": NamedModel("unrolled reconstruction of the chest, first weights", "Apache-2.0; training data CC BY"),
+    "chest-64": NamedModel("chest from a frontal and a lateral radiograph", "Apache-2.0; training data CC BY"),
+    "chest-64-frontal": NamedModel("chest from a frontal radiograph alone", "Apache-2.0; training data CC BY"),
 }
 """The models that `raylift models` lists. A new one is a line here and a folder in `models/pretrained`."""
 

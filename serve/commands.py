@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -27,8 +28,9 @@ class ReconstructOptions:
 
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Output file, .nii.gz."""
-    model: tyro.conf.Positional[str] = model_store.DEFAULT_MODEL
-    """models:NAME (see `raylift models`), or the path or URL of an exported folder or checkpoint."""
+    model: tyro.conf.Positional[str] = ""
+    """models:NAME (see `raylift models`), or the path or URL of an exported folder or checkpoint. Without one,
+    models:chest-64, or models:chest-64-frontal for a frontal radiograph alone."""
     view: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FILE")] = ()
     """A radiograph (DICOM, PNG, JPEG, TIFF, BMP) of the view of that name; once for each of the model's views."""
     frontal: Path | None = None
@@ -63,13 +65,14 @@ def reconstruct(arguments: list[str]) -> int:
         raise ConfigError(f"{options.output}: volumes are written as .nii.gz")
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = model_store.load(options.model)
+    paths = _files_by_view(options)
+    name = options.model or _default_model(paths)
+    model = model_store.load(name)
     options.sampling.resolve(model.network, options.samples)
     reconstructor = Reconstructor(model, consistency_steps=options.consistency_steps, sampling=options.sampling)
-    paths = _files_by_view(options)
-    if options.model == model_store.DEFAULT_MODEL and set(paths) < set(reconstructor.views):
-        flags = " and ".join(f"--{name}" for name in reconstructor.views)
-        raise ConfigError(f"{options.model} needs {flags}: pass both, or a model of your own that uses fewer views")
+    if name == model_store.DEFAULT_MODEL and set(paths) < set(reconstructor.views):
+        flags = " and ".join(f"--{view}" for view in reconstructor.views)
+        raise ConfigError(f"{name} needs {flags}: pass both, or use {model_store.FRONTAL_MODEL} with --frontal")
     reconstructor.require_views(list(paths))
     try:
         poses = {pose.name: pose for pose in reconstructor.description.geometry.views}
@@ -101,6 +104,11 @@ def reconstruct(arguments: list[str]) -> int:
         print(f"reprojection residual before and after the data-consistency fit: {format_residuals(result.residuals)}")
     print("Research software, not a medical device: not for diagnosis.")
     return 0
+
+
+def _default_model(views: Iterable[str]) -> str:
+    """The shipped model for these views."""
+    return model_store.FRONTAL_MODEL if set(views) == {"frontal"} else model_store.DEFAULT_MODEL
 
 
 def _files_by_view(options: ReconstructOptions) -> dict[str, Path]:

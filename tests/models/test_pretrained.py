@@ -33,8 +33,8 @@ def test_a_model_of_the_package_is_small_and_reconstructs_held_out_phantoms(fold
         views = torch.stack([torch.from_numpy(normalize(image)) for image in images])[None]
         target = window.to_unit(hu)
         reached = psnr_db(model.network(views).clip(0, 1), target)
-        assert reached > 24
-        assert reached > psnr_db(others.mean(dim=0)[None, None], target) + 3
+        assert reached > (25 if len(geometry.views) == 2 else 21)
+        assert reached > psnr_db(others.mean(dim=0)[None, None], target) + (3 if len(geometry.views) == 2 else 1)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -52,5 +52,17 @@ def test_its_card_states_the_settings_of_its_training_and_system(folder):
     assert settings["system"] == stored["system"]
     assert settings["steps"] == description.provenance["step"]
     result = (folder.parents[2] / description.provenance["result"]).read_text()
-    for words in (settings["command"], f"seed {settings['seed']}", f"batch {settings['batch']}", settings["precision"]):
+    assert settings["steps"] == sum(stage["steps"] for stage in settings["stages"])
+    last = settings["stages"][-1]
+    for words in (last["command"], f"{last['seed']} in stage 3", f"batch {last['batch']}", last["precision"]):
         assert words in result
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_it_keeps_the_digests_of_its_training_scans_and_the_fit_of_the_baselines(folder):
+    model = weights.load(folder)
+    scans = [name for name in model.description.provenance["training_samples"] if not name.startswith("phantom")]
+    assert model.training_data is not None
+    assert len(model.training_data.scans) == len(scans) == 14
+    assert model.training_data.baselines is not None
+    assert model.training_data.baselines.volumes == 14

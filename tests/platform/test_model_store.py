@@ -18,6 +18,8 @@ from raylift.platform import cli, model_store
 from raylift.platform.model_store import MODELS, NamedModel, package_folder
 from raylift.platform.training.checkpoint import resolve_checkpoint
 
+MODEL_NAMES = [f"models:{name}" for name in MODELS]
+
 
 class Requests(SimpleHTTPRequestHandler):
     """Serves a folder and records the paths of its requests."""
@@ -73,7 +75,9 @@ def test_a_name_is_its_folder_in_every_use():
 )
 def test_an_unknown_name_is_refused_with_the_names(name):
     for use in (model_store.resolve, model_store.load, model_store.description_of, resolve_checkpoint):
-        with pytest.raises(ConfigError, match=f"unknown model '{name}': use models:chest-64, or the path or URL"):
+        with pytest.raises(
+            ConfigError, match=f"unknown model '{name}': use {', '.join(MODEL_NAMES)}, or the path or URL"
+        ):
             use(name)
 
 

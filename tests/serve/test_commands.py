@@ -102,7 +102,7 @@ def test_the_fit_prints_the_reprojection_residuals_before_and_after(
     assert lateral_after < lateral
 
 
-def test_without_a_model_the_shipped_one_reconstructs_and_with_one_view_the_other_is_named(
+def test_without_a_model_the_shipped_ones_reconstruct_a_pair_and_a_frontal_radiograph(
     pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "ct.nii.gz"
@@ -115,12 +115,19 @@ def test_without_a_model_the_shipped_one_reconstructs_and_with_one_view_the_othe
     assert np.percentile(values, 90) > -100
     assert cli.main(["reconstruct", "models:chest-64", *pair, "-o", str(tmp_path / "named.nii.gz")]) == 0
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "named.nii.gz"))), values)
+    assert cli.main(["reconstruct", *pair[:2], "-o", str(tmp_path / "frontal.nii.gz")]) == 0
+    frontal = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "frontal.nii.gz")))
+    by_name = ["reconstruct", "models:chest-64-frontal", *pair[:2], "-o", str(tmp_path / "named.nii.gz")]
+    assert cli.main(by_name) == 0
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "named.nii.gz"))), frontal)
+    assert not np.array_equal(frontal, values)
     capsys.readouterr()
-    assert cli.main(["reconstruct", *pair[:2], "-o", str(output)]) == 2
-    assert capsys.readouterr().err == (
-        "raylift: models:chest-64 needs --frontal and --lateral: pass both, or a model of your own that uses fewer "
-        "views\n"
-    )
+    for alone in (["models:chest-64", *pair[:2]], pair[2:]):
+        assert cli.main(["reconstruct", *alone, "-o", str(output)]) == 2
+        assert capsys.readouterr().err == (
+            "raylift: models:chest-64 needs --frontal and --lateral: pass both, or use models:chest-64-frontal with "
+            "--frontal\n"
+        )
 
 
 @pytest.mark.parametrize(
