@@ -61,7 +61,9 @@ def why_no_radiograph(header: pydicom.Dataset) -> str:
         parts = [(tag, str(header.get(tag) or "")) for tag in DESCRIPTIONS]
     for tag, text in parts:
         words = re.split(r"[^A-Z]+", text.upper())
-        if not set(words) & set(CHEST_WORDS) and {word.removesuffix("S") for word in words} & OTHER_STEMS:
+        if set(words) & set(CHEST_WORDS):
+            return ""
+        if {word.removesuffix("S") for word in words} & OTHER_STEMS:
             return f"{tag} {text.strip().upper()} is not a chest: {remedy}"
     return ""
 

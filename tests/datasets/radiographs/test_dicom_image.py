@@ -606,6 +606,8 @@ def test_a_view_that_contradicts_the_header_is_recorded() -> None:
 def test_a_chest_by_any_name_is_read(part: str) -> None:
     assert difference(dicom(BodyPartExamined=part), PIXELS) < 1e-6
     assert difference(dicom(BodyPartExamined=part, StudyDescription="XR CHEST AND HAND"), PIXELS) < 1e-6
+    described = dicom(BodyPartExamined=part, SeriesDescription="Chest PA", StudyDescription="XR Abdomen series")
+    assert difference(described, PIXELS) < 1e-6
 
 
 def test_pixels_of_few_levels_are_a_mask() -> None:
