@@ -214,7 +214,7 @@ def _axis_aligned(view: View) -> bool:
 
 
 def _index_axes(view: View) -> tuple[list[int], list[float]]:
-    """Of an axis-aligned view: the volume's axis along the ray, the rows and the columns, and the direction on each."""
+    """The volume's axes along the ray, rows and columns of an axis-aligned view, and the direction along each."""
     in_index = view.axes() @ INDEX_TO_PATIENT.T
     order = [int(np.abs(in_index[k]).argmax()) for k in (2, 1, 0)]
     return order, [float(in_index[k, axis]) for k, axis in zip((2, 1, 0), order, strict=True)]

@@ -45,8 +45,8 @@ def remote(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYLIFT_CACHE", str(tmp_path / "cache"))
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Requests, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setitem(MODELS, "far", NamedModel("far", "CC0", f"http://127.0.0.1:{server.server_port}"))
-        monkeypatch.delitem(MODELS, "chest-64")
+        far = NamedModel("far", "CC0", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setattr(model_store, "MODELS", {"far": far})
         yield folder
         server.shutdown()
 
