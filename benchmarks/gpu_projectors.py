@@ -60,42 +60,42 @@ def beam(grid: Grid) -> Geometry:
 def phantoms(grid: Grid, device: torch.device) -> Tensor:
     """The attenuation of a thorax, and of its mirror images."""
     hu = torch.from_numpy(thorax(1, grid)[0]).float()
-    density = hu_to_attenuation(hu)[None].to(device)
-    return torch.stack([density, density.flip(1), density.flip(2), density.flip(3)])
+    attenuation = hu_to_attenuation(hu)[None].to(device)
+    return torch.stack([attenuation, attenuation.flip(1), attenuation.flip(2), attenuation.flip(3)])
 
 
-def compare(report: Report, density: Tensor, grid: Grid, view: View) -> None:
+def compare(report: Report, attenuation: Tensor, grid: Grid, view: View) -> None:
     """All libraries on one batch, each failing for itself."""
     geometry = beam(grid)
-    ground_truth = exact(density, grid.spacing_mm, geometry, view)
-    weights = torch.rand(ground_truth.shape, generator=torch.Generator().manual_seed(0)).to(density)
+    ground_truth = exact(attenuation, grid.spacing_mm, geometry, view)
+    weights = torch.rand(ground_truth.shape, generator=torch.Generator().manual_seed(0)).to(attenuation)
     makers: dict[str, Callable[..., Project]] = {"raylift": ours, "nanodrr": nanodrr, "flashdrr": flashdrr}
     base: tuple[float, float, Tensor, Tensor] | None = None
     for name, make in makers.items():
-        where = f"{name} at {grid.size}^3, {view.name}, batch {len(density)}"
+        where = f"{name} at {grid.size}^3, {view.name}, batch {len(attenuation)}"
         if report.left() < 0:
             report.note(f"no time for {where}")
             continue
         with report.guarded(where):
-            project = make(grid, geometry, view, density)
-            results = measured(project, density, weights, report.device)
+            project = make(grid, geometry, view, attenuation)
+            results = measured(project, attenuation, weights, report.device)
             base = base or results[:4]
-            row(report, name, grid, view, len(density), results, base, ground_truth)
+            row(report, name, grid, view, len(attenuation), results, base, ground_truth)
 
 
 def measured(
-    project: Project, density: Tensor, weights: Tensor, device: torch.device
+    project: Project, attenuation: Tensor, weights: Tensor, device: torch.device
 ) -> tuple[float, float, Tensor, Tensor, float]:
     """Milliseconds forward and with backward, image, gradient of its weighted sum, and the peak of memory."""
 
     def both() -> Tensor:
-        x = density.detach().requires_grad_(True)
+        x = attenuation.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad((project(x) * weights).sum(), x)
         return gradient
 
     with torch.no_grad():
-        forward = milliseconds(lambda: project(density), device)
-        image = project(density)
+        forward = milliseconds(lambda: project(attenuation), device)
+        image = project(attenuation)
     whole = milliseconds(both, device)
     reset_peak(device)
     return forward, whole, image, both(), peak_gib(device)
@@ -125,36 +125,36 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
     return float((value.double() - reference.double()).norm() / reference.double().norm())
 
 
-def exact(density: Tensor, spacing_mm: float, geometry: Geometry, view: View, fineness: int = 8) -> Tensor:
+def exact(attenuation: Tensor, spacing_mm: float, geometry: Geometry, view: View, fineness: int = 8) -> Tensor:
     """Line integrals of the trilinear interpolant, by midpoints an eighth of a voxel apart, in double precision."""
-    column, row, ray = torch.from_numpy(view.axes()).to(density.device)
+    column, row, ray = torch.from_numpy(view.axes()).to(attenuation.device)
     px = geometry.detector_px
-    along = (torch.arange(px, device=density.device).double() - (px - 1) / 2) * geometry.detector_pitch_mm
-    half_mm = density.shape[-1] * spacing_mm / 2
+    along = (torch.arange(px, device=attenuation.device).double() - (px - 1) / 2) * geometry.detector_pitch_mm
+    half_mm = attenuation.shape[-1] * spacing_mm / 2
     # One voxel more than the volume: the interpolant falls to zero beyond its faces.
     reach = math.sqrt(3) * half_mm + spacing_mm
     count = math.ceil(2 * reach / spacing_mm) * fineness
-    depth = ((torch.arange(count, device=density.device).double() + 0.5) / count * 2 - 1) * reach
+    depth = ((torch.arange(count, device=attenuation.device).double() + 0.5) / count * 2 - 1) * reach
     shrink = (geometry.source_axis_mm + depth) / geometry.source_detector_mm
-    flip = torch.tensor([1.0, 1.0, -1.0], device=density.device, dtype=torch.float64)
-    finely = density.double()
+    flip = torch.tensor([1.0, 1.0, -1.0], device=attenuation.device, dtype=torch.float64)
+    finely = attenuation.double()
     rows = []
     for v in along:
         across = along[None, :, None] * column + v * row
         points = shrink[:, None, None] * across + depth[:, None, None] * ray
-        grid = (points * flip / half_mm)[None, :, None].expand(len(density), -1, -1, -1, -1)
+        grid = (points * flip / half_mm)[None, :, None].expand(len(attenuation), -1, -1, -1, -1)
         sampled = F.grid_sample(finely, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         length = torch.sqrt(along**2 + v**2 + geometry.source_detector_mm**2) / geometry.source_detector_mm
         rows.append(sampled.sum(dim=2) * (2 * reach / count) * length)
     return torch.cat(rows, dim=2)
 
 
-def ours(grid: Grid, geometry: Geometry, view: View, density: Tensor) -> Project:  # noqa: ARG001
+def ours(grid: Grid, geometry: Geometry, view: View, attenuation: Tensor) -> Project:  # noqa: ARG001
     """Raylift's."""
     return lambda x: projector.project(x, grid.spacing_mm, geometry, view)
 
 
-def nanodrr(grid: Grid, geometry: Geometry, view: View, density: Tensor) -> Project:
+def nanodrr(grid: Grid, geometry: Geometry, view: View, attenuation: Tensor) -> Project:
     """nanodrr's, with its kernel in Triton on a card and its sampling in torch elsewhere."""
     stand_in_for_torchio()
     from nanodrr.data import Subject
@@ -163,23 +163,23 @@ def nanodrr(grid: Grid, geometry: Geometry, view: View, density: Tensor) -> Proj
     axes, source = frame(geometry, view)
     camera = torch.eye(4, dtype=torch.float64)
     camera[:3, :3], camera[:3, 3] = axes.T, source
-    inverse = camera.float()[None].to(density.device)
+    inverse = camera.float()[None].to(attenuation.device)
     # Its voxel indices run w, h, d.
     to_index = world_to_index(grid)[[2, 1, 0, 3]]
-    shape = density[:1].shape
+    shape = attenuation[:1].shape
     subject = Subject(
-        density[:1],
-        torch.zeros_like(density[:1]),
+        attenuation[:1],
+        torch.zeros_like(attenuation[:1]),
         to_index.inverse().float(),
         to_index.float(),
         Subject._make_voxel_to_grid(shape),
         torch.zeros(3),
         max_label=0,
         convert_to_mu=False,
-    ).to(density.device)
+    ).to(attenuation.device)
     pitch, px = geometry.detector_pitch_mm, geometry.detector_px
     camera_of = DRR.from_carm_intrinsics(
-        geometry.source_detector_mm, pitch, pitch, 0.0, 0.0, px, px, dtype=torch.float32, device=density.device
+        geometry.source_detector_mm, pitch, pitch, 0.0, 0.0, px, px, dtype=torch.float32, device=attenuation.device
     )
     samples = math.ceil((grid.size + 1) / float(axes[2].abs().max()))
 
@@ -200,7 +200,7 @@ def stand_in_for_torchio() -> None:
         sys.modules["torchio"] = names
 
 
-def flashdrr(grid: Grid, geometry: Geometry, view: View, density: Tensor) -> Project:
+def flashdrr(grid: Grid, geometry: Geometry, view: View, attenuation: Tensor) -> Project:
     """flashdrr's, with its kernel in Triton on a card and its sampling in torch elsewhere."""
     from flashdrr.rendering import VolumeRaycaster
 
@@ -208,22 +208,22 @@ def flashdrr(grid: Grid, geometry: Geometry, view: View, density: Tensor) -> Pro
     camera = torch.eye(4, dtype=torch.float64)
     # Right, up and forward: rows run down.
     camera[:3, :3], camera[:3, 3] = torch.stack([axes[0], -axes[1], axes[2]], dim=1), source
-    view_mat = camera.float()[None].to(density.device)
+    view_mat = camera.float()[None].to(attenuation.device)
     n = grid.size
     # Volumes are handed over as w, h, d, which it turns round: its gradient takes the strides of contiguous d, h, w.
     to_index = world_to_index(grid)[[2, 1, 0, 3]]
     to_index[:3, 3] += 0.5
     to_index[:3] *= (n - 1) / n
-    affine = to_index.float().to(density.device)
-    near, far = VolumeRaycaster.compute_clipping_distances(view_mat, density.shape[2:], torch.inverse(affine))
+    affine = to_index.float().to(attenuation.device)
+    near, far = VolumeRaycaster.compute_clipping_distances(view_mat, attenuation.shape[2:], torch.inverse(affine))
     length = float(far - near)
     samples = math.ceil(length / grid.spacing_mm) + 1
     reach = (geometry.detector_px - 1) / 2 * geometry.detector_pitch_mm / geometry.source_detector_mm
     caster: Any = VolumeRaycaster(
         ray_samples=samples, resolution=geometry.detector_px, fov=2 * math.degrees(math.atan(reach)), return_tau=True
-    ).to(density.device)
+    ).to(attenuation.device)
     factor = 10.0 * samples / (samples - 1)
-    fused = density.device.type == "cuda"
+    fused = attenuation.device.type == "cuda"
 
     def project(x: Tensor) -> Tensor:
         return factor * caster(x.permute(1, 0, 4, 3, 2), view_mat, affine, triton=fused).transpose(0, 1)
@@ -245,19 +245,19 @@ def world_to_index(grid: Grid) -> Tensor:
     return matrix
 
 
-def compile_ours(report: Report, density: Tensor, grid: Grid) -> None:
+def compile_ours(report: Report, attenuation: Tensor, grid: Grid) -> None:
     """Raylift's projector through torch.compile."""
     geometry = beam(grid)
     for view in (FRONTAL, OBLIQUE):
         if report.left() < 15:
             return
         with report.guarded(f"compiled projector, {view.name}"):
-            ground_truth = exact(density, grid.spacing_mm, geometry, view)
-            weights = torch.ones_like(ground_truth, dtype=density.dtype)
-            plain = measured(ours(grid, geometry, view, density), density, weights, report.device)
+            ground_truth = exact(attenuation, grid.spacing_mm, geometry, view)
+            weights = torch.ones_like(ground_truth, dtype=attenuation.dtype)
+            plain = measured(ours(grid, geometry, view, attenuation), attenuation, weights, report.device)
             started = time.perf_counter()
-            compiled = torch.compile(ours(grid, geometry, view, density), dynamic=False)
-            results = measured(compiled, density, weights, report.device)
+            compiled = torch.compile(ours(grid, geometry, view, attenuation), dynamic=False)
+            results = measured(compiled, attenuation, weights, report.device)
             report.note(f"compiled projector, {view.name}: {time.perf_counter() - started:.0f} s with compilation")
             row(report, "raylift, compiled", grid, view, 1, results, plain[:4], ground_truth)
 

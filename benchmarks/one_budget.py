@@ -171,7 +171,7 @@ def load_networks(file: Path, networks: dict[str, nn.Module]) -> None:
 @torch.no_grad()
 def measure(network: nn.Module, batch: Batch) -> Metrics:
     """Mean PSNR (dB) and SSIM of protocol `volume` over a batch, for the curves."""
-    volume = network(batch.views).float().clip(0, 1)
+    volume = network(batch.radiographs).float().clip(0, 1)
     squared = (volume - batch.volume).square().flatten(1).mean(dim=1)
     return {
         "val_psnr_db": float(-10 * squared.log10().mean()),
@@ -200,8 +200,10 @@ def volumes_of(network: nn.Module, pairs: Pairs) -> dict[str, np.ndarray]:
     sampling = network.sampling if isinstance(network, GenerativeNetwork) else None
     volumes = {}
     for k, name in enumerate(pairs.names.tolist()):
-        views = pairs.batch([k]).views
-        (made,) = reconstruct(network, views, WINDOW, GRID, GEOMETRY, sampling=sampling, consistency_steps=FIT_STEPS)
+        radiographs = pairs.batch([k]).radiographs
+        (made,) = reconstruct(
+            network, radiographs, WINDOW, GRID, GEOMETRY, sampling=sampling, consistency_steps=FIT_STEPS
+        )
         assert made.fitted is not None
         for stage, unit in (("predicted", made.predicted), ("fitted", made.fitted)):
             volumes[f"{name} {stage}"] = WINDOW.to_hu(unit)[0].numpy().round().astype(np.int16)

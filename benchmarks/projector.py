@@ -46,9 +46,9 @@ import torchio
 folder, renderer, sad, sdd, px, pitch = sys.argv[1], sys.argv[2], *map(float, sys.argv[3:7])
 volume = torchio.ScalarImage(folder + "/mu.nii.gz")
 subject = read(volume, orientation="PA", bone_attenuation_multiplier=1.0)
-density = torch.from_numpy(np.load(folder + "/mu.npy"))
+attenuation = torch.from_numpy(np.load(folder + "/mu.npy"))
 drr = DRR(subject, sdd=sdd, height=int(px), delx=pitch, renderer=renderer)
-drr.density = density
+drr.density = attenuation
 rot = torch.zeros(1, 3); xyz = torch.tensor([[0.0, -sad, 0.0]])
 kwargs = dict(n_points=128) if renderer == "trilinear" else {}
 from diffdrr.pose import convert
@@ -61,12 +61,12 @@ def timed(f):
     for _ in range(5):
         began = time.perf_counter(); f(); best = min(best, time.perf_counter() - began)
     return best
-plain = timed(lambda: forward(density))
+plain = timed(lambda: forward(attenuation))
 def both():
-    x = density.clone().requires_grad_(True)
+    x = attenuation.clone().requires_grad_(True)
     forward(x).sum().backward()
 both_time = timed(both)
-np.save(folder + "/diffdrr.npy", forward(density).detach().numpy().reshape(int(px), int(px)))
+np.save(folder + "/diffdrr.npy", forward(attenuation).detach().numpy().reshape(int(px), int(px)))
 print(plain, both_time)
 """
 
@@ -83,8 +83,8 @@ def main() -> None:
         hu = resample(reader.read(source), GRID)[0]
     else:
         hu = thorax(1, GRID)[0]
-    density = hu_to_attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]
-    axes = projector._axes(FRONTAL, density)
+    attenuation = hu_to_attenuation(torch.from_numpy(hu.astype(np.float32)))[None, None]
+    axes = projector._axes(FRONTAL, attenuation)
 
     def by_slices(x: torch.Tensor) -> torch.Tensor:
         return projector.project(x, GRID.spacing_mm, GEOMETRY, FRONTAL)
@@ -92,18 +92,20 @@ def main() -> None:
     def by_frustum(x: torch.Tensor) -> torch.Tensor:
         return projector._project_frustum(x, GRID.spacing_mm, GEOMETRY, FRONTAL, axes)
 
-    ours = by_slices(density)[0, 0].numpy()
+    ours = by_slices(attenuation)[0, 0].numpy()
     rows = [
-        row("raylift, slices", *times(by_slices, density), 0.0),
-        row("raylift, frustum", *times(by_frustum, density), difference(by_frustum(density)[0, 0].numpy(), ours)),
+        row("raylift, slices", *times(by_slices, attenuation), 0.0),
+        row(
+            "raylift, frustum", *times(by_frustum, attenuation), difference(by_frustum(attenuation)[0, 0].numpy(), ours)
+        ),
     ]
     with tempfile.TemporaryDirectory() as folder:
         for algorithm in ("exact", "uniform"):
-            image, seconds = plastimatch(density[0, 0].numpy(), algorithm, Path(folder))
+            image, seconds = plastimatch(attenuation[0, 0].numpy(), algorithm, Path(folder))
             rows.append(row(f"plastimatch {algorithm}", seconds, None, difference(image, ours)))
         if options.diffdrr:
             for renderer in ("siddon", "trilinear"):
-                image, forward, both = diffdrr(density[0, 0].numpy(), options.diffdrr, renderer, Path(folder))
+                image, forward, both = diffdrr(attenuation[0, 0].numpy(), options.diffdrr, renderer, Path(folder))
                 rows.append(row(f"diffdrr {renderer}", forward, both, difference(image, ours)))
     base = float(rows[0][1])
     for line in rows:
@@ -113,12 +115,12 @@ def main() -> None:
     table(title, columns, rows)
 
 
-def times(project: Callable[[torch.Tensor], torch.Tensor], density: torch.Tensor) -> tuple[float, float]:
+def times(project: Callable[[torch.Tensor], torch.Tensor], attenuation: torch.Tensor) -> tuple[float, float]:
     def both() -> None:
-        x = density.clone().requires_grad_(True)
+        x = attenuation.clone().requires_grad_(True)
         project(x).sum().backward()
 
-    return best(lambda: project(density)), best(both)
+    return best(lambda: project(attenuation)), best(both)
 
 
 def best(step: Callable[[], object], repeats: int = 5) -> float:
@@ -143,8 +145,8 @@ def difference(image: np.ndarray, ours: np.ndarray) -> float:
     return float(np.linalg.norm(image - ours) / np.linalg.norm(ours))
 
 
-def plastimatch(density: np.ndarray, algorithm: str, folder: Path) -> tuple[np.ndarray, float]:
-    image = sitk.GetImageFromArray(np.ascontiguousarray(density[::-1]))
+def plastimatch(attenuation: np.ndarray, algorithm: str, folder: Path) -> tuple[np.ndarray, float]:
+    image = sitk.GetImageFromArray(np.ascontiguousarray(attenuation[::-1]))
     image.SetSpacing((GRID.spacing_mm,) * 3)
     image.SetOrigin([-(n - 1) / 2 * GRID.spacing_mm for n in image.GetSize()])
     sitk.WriteImage(image, str(folder / "in.mha"))
@@ -163,11 +165,11 @@ def plastimatch(density: np.ndarray, algorithm: str, folder: Path) -> tuple[np.n
     return picture, float(found.group(1)) if found else float("nan")
 
 
-def diffdrr(density: np.ndarray, python: str, renderer: str, folder: Path) -> tuple[np.ndarray, float, float]:
+def diffdrr(attenuation: np.ndarray, python: str, renderer: str, folder: Path) -> tuple[np.ndarray, float, float]:
     # diffdrr indexes (x, y, z) as the file does: towards left, posterior, superior.
-    volume = np.ascontiguousarray(density[::-1].transpose(2, 1, 0))
+    volume = np.ascontiguousarray(attenuation[::-1].transpose(2, 1, 0))
     np.save(folder / "mu.npy", volume)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(density[::-1]))
+    image = sitk.GetImageFromArray(np.ascontiguousarray(attenuation[::-1]))
     image.SetSpacing((GRID.spacing_mm,) * 3)
     image.SetOrigin([-(n - 1) / 2 * GRID.spacing_mm for n in image.GetSize()])
     sitk.WriteImage(image, str(folder / "mu.nii.gz"))

@@ -74,7 +74,7 @@ def measured(
         batch, ground_truth = load_batch(archive, [entry], window, views), archive.read(entry).volume.astype(np.float32)
         statistics, started = RunningStatistics(), time.perf_counter()
         for k in range(max(samples)):
-            statistics.add(generative.predict(model.network, batch.views, settings, k))
+            statistics.add(generative.predict(model.network, batch.radiographs, settings, k))
             if k + 1 in scans:
                 seconds, hu = time.perf_counter() - started, window.to_hu(statistics.mean)[0, 0].numpy()
                 values = PROTOCOLS["volume"].evaluate(hu, ground_truth)

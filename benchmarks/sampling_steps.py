@@ -56,7 +56,7 @@ def main() -> int:
         """Mean PSNR, mean SSIM and seconds a volume."""
         started = time.perf_counter()
         with torch.no_grad():
-            predictions = torch.cat([predict(test.views[k : k + 1]) for k in range(len(test.views))])
+            predictions = torch.cat([predict(test.radiographs[k : k + 1]) for k in range(len(test.radiographs))])
         seconds = (time.perf_counter() - started) / len(predictions)
         hu = [window.to_hu(volumes[:, 0].float()).numpy().astype(np.float32) for volumes in (predictions, test.volume)]
         values = [PROTOCOLS["volume"].evaluate(one, ground_truth) for one, ground_truth in zip(*hu, strict=True)]
@@ -77,7 +77,8 @@ def main() -> int:
     description = model.description
     title = (
         f"{description.system.name}, {description.grid.size}^3, after {description.provenance.get('step', '?')} steps, "
-        f"batch 1, threads {options.threads}; protocol volume, mean over {len(test.views)} scans, {options.split} split"
+        f"batch 1, threads {options.threads}; protocol volume, "
+        f"mean over {len(test.radiographs)} scans, {options.split} split"
     )
     table(title, ["sampler", "steps", "PSNR, dB", "SSIM", "seconds a volume"], rows)
     enough = min(steps for steps, db in best.items() if db > max(best.values()) - LOSS_DB)

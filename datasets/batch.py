@@ -17,8 +17,8 @@ class Batch:
 
     ground_truth: Float[Tensor, "n 1 d h w"] | None
     """CT of the radiographs' subjects in the window's [0, 1]; None for systems that learn from radiographs."""
-    views: Float[Tensor, "n views rows columns"]
-    """Radiographs in [0, 1], bone bright, each normalized by its own percentiles and, for some models, matched."""
+    radiographs: Float[Tensor, "n views rows columns"]
+    """In [0, 1], bone bright, each normalized by its own percentiles and, for some models, matched."""
     ids: tuple[str, ...] = ()
     labels: UInt8[Tensor, "n 1 d h w"] | None = None
     """Values of `segmentation.Label`; read only for objectives that need them."""
@@ -42,5 +42,5 @@ class Batch:
         def moved(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
-        views = self.views.to(device, non_blocking=True)
-        return Batch(moved(self.ground_truth), views, self.ids, moved(self.labels), moved(self.unpaired))
+        radiographs = self.radiographs.to(device, non_blocking=True)
+        return Batch(moved(self.ground_truth), radiographs, self.ids, moved(self.labels), moved(self.unpaired))

@@ -76,7 +76,7 @@ def fit(batches: Iterable[Batch], grid: Grid, geometry: Geometry) -> Fit:
     # The five sums of the normal equations of volume = scale * back-projection + offset.
     sums = torch.zeros(5, dtype=torch.float64)
     for batch in batches:
-        y, x = batch.volume.double(), unscaled.backproject(batch.views).double()
+        y, x = batch.volume.double(), unscaled.backproject(batch.radiographs).double()
         total += y.sum(dim=0, keepdim=True)
         count += len(y)
         sums += torch.stack([x.sum(), y.sum(), (x * x).sum(), (x * y).sum(), x.new_tensor(x.numel())])

@@ -57,9 +57,9 @@ class Fitted:
 
 @dataclass(frozen=True)
 class _State:
-    """A density and the comparison of its projections with the radiographs."""
+    """An attenuation and the comparison of its projections with the radiographs."""
 
-    density: Volume
+    attenuation: Volume
     gain: Float[Tensor, "n views 1 1"]
     mask: Images
     """1 where a pixel counts."""
@@ -105,7 +105,7 @@ def fit(
     low, high = hu_to_attenuation(ends, geometry.attenuation).tolist()
     air = origin <= low
     width = WATER_PER_MM * window.width_hu / 1000
-    # The curvature of the second term, for a voxel and a density in 1/mm.
+    # The curvature of the second term, for a voxel and an attenuation in 1/mm.
     regularization = strength / (origin[0].numel() * width**2)
     weight = 1 / _squares(radiographs).clamp_min(1e-12)
 
@@ -115,20 +115,20 @@ def fit(
     direction: Volume | None = None
     for _ in range(steps):
         last = gradient
-        gradient = _half_gradient(state, weight, grid, geometry) + regularization * (state.density - origin)
+        gradient = _half_gradient(state, weight, grid, geometry) + regularization * (state.attenuation - origin)
         # Voxels at a bound whose change would be clipped are excluded, and so is air.
-        clipped = ((state.density <= low) & (gradient > 0)) | ((state.density >= high) & (gradient < 0))
+        clipped = ((state.attenuation <= low) & (gradient > 0)) | ((state.attenuation >= high) & (gradient < 0))
         gradient = gradient.masked_fill(clipped | air, 0.0)
         direction = _conjugate(gradient, last, direction)
         step = _step_length(state, direction, gradient, weight, regularization, grid, geometry)
-        trial = _compare((state.density + step * direction).clip(low, high), radiographs, grid, geometry)
+        trial = _compare((state.attenuation + step * direction).clip(low, high), radiographs, grid, geometry)
         active = active & (trial.residual.square().sum(dim=1) < state.residual.square().sum(dim=1))
         if not bool(active.any()):
             break
         state = _select(active, trial, state)
-    hu = 1000 * (state.density / WATER_PER_MM - 1)
+    hu = 1000 * (state.attenuation / WATER_PER_MM - 1)
     # Unchanged voxels keep their HU, which for air may be below that of zero attenuation.
-    fitted = torch.where(state.density == origin, start, window.to_unit(hu))
+    fitted = torch.where(state.attenuation == origin, start, window.to_unit(hu))
     return Fitted(fitted.to(volume.dtype) if steps else volume, first.residual, state.residual)
 
 
@@ -158,8 +158,8 @@ def agreement(
     geometry: Geometry,
 ) -> Agreement:
     """The agreement of volumes in the window's [0, 1] with normalized radiographs; see `fit` for the arguments."""
-    density = hu_to_attenuation(window.to_hu(volume.float()), geometry.attenuation)
-    state = _compare(density, radiographs.float(), grid, geometry)
+    attenuation = hu_to_attenuation(window.to_hu(volume.float()), geometry.attenuation)
+    state = _compare(attenuation, radiographs.float(), grid, geometry)
     return Agreement(state.residual, -10 * state.error.square().mean(dim=(2, 3)).clamp_min(1e-12).log10())
 
 
@@ -194,27 +194,27 @@ def match(projections: Images, radiographs: Images) -> tuple[Tensor, Tensor, Ten
     return gain, offset, mask
 
 
-def _compare(density: Volume, radiographs: Images, grid: Grid, geometry: Geometry) -> _State:
-    projections = _project(density, grid, geometry)
+def _compare(attenuation: Volume, radiographs: Images, grid: Grid, geometry: Geometry) -> _State:
+    projections = _project(attenuation, grid, geometry)
     gain, offset, mask = match(projections, radiographs)
     error = mask * (gain * projections + offset - radiographs)
     size = _squares(radiographs).clamp_min(1e-12)
-    return _State(density, gain, mask, error, (_squares(error) / size).sqrt()[..., 0, 0])
+    return _State(attenuation, gain, mask, error, (_squares(error) / size).sqrt()[..., 0, 0])
 
 
 @torch.no_grad()
-def _project(density: Volume, grid: Grid, geometry: Geometry) -> Images:
-    return project_views(density, grid.spacing_mm, geometry)
+def _project(attenuation: Volume, grid: Grid, geometry: Geometry) -> Images:
+    return project_views(attenuation, grid.spacing_mm, geometry)
 
 
 def _half_gradient(state: _State, weight: Float[Tensor, "n views 1 1"], grid: Grid, geometry: Geometry) -> Volume:
     """Half the gradient of the squared residuals: the errors under the exact adjoint of the projector, view by view."""
     pixels = state.gain * weight * state.error
-    total = torch.zeros_like(state.density)
+    total = torch.zeros_like(state.attenuation)
     for k, view in enumerate(geometry.views):
         # Projection is linear, so its gradient is the same at any point.
         with torch.inference_mode(False), torch.enable_grad():
-            point = torch.zeros_like(state.density, requires_grad=True)
+            point = torch.zeros_like(state.attenuation, requires_grad=True)
             image = project(point, grid.spacing_mm, geometry, view)
             (adjoint,) = torch.autograd.grad(image, point, pixels[:, k : k + 1])
         total += adjoint
@@ -252,7 +252,7 @@ def _select(where: Bool[Tensor, " n"], first: _State, second: _State) -> _State:
         return torch.where(where.reshape(-1, *[1] * (one.ndim - 1)), one, other)
 
     return _State(
-        pick(first.density, second.density),
+        pick(first.attenuation, second.attenuation),
         pick(first.gain, second.gain),
         pick(first.mask, second.mask),
         pick(first.error, second.error),

@@ -40,23 +40,25 @@ class Reprojection:
     def __call__(self, volume: Float[Tensor, "n 1 d h w"]) -> NormalizedDRRs:
         """Every view of volumes in the window's [0, 1]."""
         with torch.autocast(volume.device.type, enabled=False):
-            density = self._density(volume)
-            images = [project(density, self.grid.spacing_mm, self.geometry, view) for view in self.views]
+            attenuation = self._attenuation(volume)
+            images = [project(attenuation, self.grid.spacing_mm, self.geometry, view) for view in self.views]
             return normalized(torch.cat(images, dim=1))
 
     def rotated(self, volume: Float[Tensor, "n 1 d h w"], std_deg: float) -> NormalizedDRRs:
         """The views, each rotated about the patient's long axis by N(0, `std_deg`), sampled with torch's generator."""
         angles = (torch.randn(len(self.views), device="cpu") * std_deg).deg2rad().to(volume.device)
         with torch.autocast(volume.device.type, enabled=False):
-            density = self._density(volume)
+            attenuation = self._attenuation(volume)
             images = []
             for view, angle in zip(self.views, angles, strict=True):
-                axes = torch.as_tensor(view.axes(), dtype=density.dtype, device=density.device) @ _about_z(angle)
-                offset = density.new_tensor(view.offset_mm)
-                images.append(project_pose(density, self.grid.spacing_mm, self.geometry, axes, offset))
+                axes = torch.as_tensor(view.axes(), dtype=attenuation.dtype, device=attenuation.device) @ _about_z(
+                    angle
+                )
+                offset = attenuation.new_tensor(view.offset_mm)
+                images.append(project_pose(attenuation, self.grid.spacing_mm, self.geometry, axes, offset))
             return normalized(torch.cat(images, dim=1))
 
-    def _density(self, volume: Tensor) -> Tensor:
+    def _attenuation(self, volume: Tensor) -> Tensor:
         # Positions and sums of a hundred samples need more than bf16 has.
         return hu_to_attenuation(self.window.to_hu(volume.float()), self.geometry.attenuation)
 

@@ -196,14 +196,14 @@ class BatchStream:
     def _augmented(self, name: str, read: ReadArray, augmenter: Augmenter, position: int) -> Batch:
         """A new pair of the sample's volume, on the augmenter's device."""
         labels = read("labels") if self._labels else None
-        hu, views, labels_of_pair = augmenter(read("volumes"), labels, self._order.epoch(position), position)
+        hu, images, labels_of_pair = augmenter(read("volumes"), labels, self._order.epoch(position), position)
         if self._reference_quantiles:
             matched = [
                 match_histogram(image, reference)
-                for image, reference in zip(views[0].cpu().numpy(), self._reference_quantiles, strict=True)
+                for image, reference in zip(images[0].cpu().numpy(), self._reference_quantiles, strict=True)
             ]
-            views = torch.from_numpy(np.stack(matched))[None].to(views.device)
-        return Batch(self._window.to_unit(hu) if self._volumes else None, views, (name,), labels_of_pair)
+            images = torch.from_numpy(np.stack(matched))[None].to(images.device)
+        return Batch(self._window.to_unit(hu) if self._volumes else None, images, (name,), labels_of_pair)
 
 
 def load_batch(
@@ -245,7 +245,7 @@ def _single(
     reference_quantiles: Sequence[Quantiles],
     normalization: Normalization,
 ) -> Batch:
-    """One sample as a batch: the volume in the window's [0, 1], the views normalized and optionally matched.
+    """One sample as a batch: the volume in the window's [0, 1], the radiographs normalized and optionally matched.
 
     Normalization is idempotent, so it does not change radiographs that are stored normalized.
     """
@@ -274,7 +274,7 @@ def _collate(singles: list[Batch]) -> Batch:
 
     return Batch(
         concatenate([single.ground_truth for single in singles]),
-        torch.cat([single.views for single in singles]),
+        torch.cat([single.radiographs for single in singles]),
         tuple(name for single in singles for name in single.ids),
         concatenate([single.labels for single in singles]),
         concatenate([single.unpaired for single in singles]),

@@ -115,11 +115,11 @@ class GeneratorPlayer(Player):
     def forward(self, batch: Batch, carried: Carried) -> Turn:  # noqa: ARG002
         """The loss; the volume is carried to the discriminator, so that the generator runs once for each batch."""
         assert isinstance(self.network, VolumeNetwork)
-        volume, *auxiliaries = self.network.volumes(batch.views)
+        volume, *auxiliaries = self.network.volumes(batch.radiographs)
         terms = {**self.weights.reconstruction_terms(volume, batch), **self.weights.cone_terms(volume, batch)}
         (discriminator,) = self._others
         if discriminator is not None:
-            terms["adversarial"] = least_squares(discriminator(volume, batch.views), real=True)
+            terms["adversarial"] = least_squares(discriminator(volume, batch.radiographs), real=True)
         if auxiliaries:
             supervised = [self.weights.reconstruction_terms(auxiliary, batch) for auxiliary in auxiliaries]
             terms["auxiliary"] = torch.stack([self.weights.weighted(each) for each in supervised]).mean()
@@ -136,8 +136,8 @@ class DiscriminatorPlayer(Player):
 
     def forward(self, batch: Batch, carried: Carried) -> Turn:
         """The sum of both LSGAN losses, times the adversarial weight, as published."""
-        real = least_squares(self.network(batch.volume, batch.views), real=True)
-        fake = least_squares(self.network(carried["reconstruction"], batch.views), real=False)
+        real = least_squares(self.network(batch.volume, batch.radiographs), real=True)
+        fake = least_squares(self.network(carried["reconstruction"], batch.radiographs), real=False)
         loss = self.weights.adversarial * (real + fake)
         return loss, {"real": real.detach(), "fake": fake.detach()}, {}
 

@@ -74,7 +74,7 @@ class CycleNetworks:
         """Volumes of patients whose radiographs are not in the batch, and whether they are CT instead of the prior."""
         if batch.unpaired is not None:
             return batch.unpaired, True
-        return self.prior.volumes(batch.views), False
+        return self.prior.volumes(batch.radiographs), False
 
 
 class VolumePlayer(Player):
@@ -89,15 +89,15 @@ class VolumePlayer(Player):
         """The loss; reconstructions and unpaired volumes are carried, so that later turns use the same."""
         (networks,) = self._others
         real, are_ct = networks.unpaired_volumes(batch)
-        volume: Tensor = self.network(batch.views)
+        volume: Tensor = self.network(batch.radiographs)
         with torch.no_grad():
             drrs = networks.radiographs(real)
         terms = {
-            "cycle_radiographs": F.l1_loss(networks.radiographs(volume), batch.views),
+            "cycle_radiographs": F.l1_loss(networks.radiographs(volume), batch.radiographs),
             "cycle_volumes": F.l1_loss(self.network(drrs), real),
         }
         if self.weights.adversarial:
-            terms["adversarial"] = cross_entropy(networks.volume_discriminator(volume, batch.views), real=True)
+            terms["adversarial"] = cross_entropy(networks.volume_discriminator(volume, batch.radiographs), real=True)
         logs = {name: value.detach() for name, value in terms.items()}
         logs["unpaired_is_ct"] = real.new_tensor(float(are_ct))
         return _weighted(terms, self.weights), logs, {"reconstruction": volume.detach(), "unpaired": real}
@@ -117,11 +117,11 @@ class ProjectionPlayer(Player):
         assert networks.view_discriminator is not None
         fake: Tensor = self.network(carried["unpaired"])
         terms = {
-            "cycle_radiographs": F.l1_loss(self.network(carried["reconstruction"]), batch.views),
+            "cycle_radiographs": F.l1_loss(self.network(carried["reconstruction"]), batch.radiographs),
             "cycle_volumes": F.l1_loss(networks.generator(fake), carried["unpaired"]),
         }
         if self.weights.adversarial:
-            terms["adversarial"] = cross_entropy(networks.view_discriminator(batch.views, fake), real=True)
+            terms["adversarial"] = cross_entropy(networks.view_discriminator(batch.radiographs, fake), real=True)
         logs = {name: value.detach() for name, value in terms.items()}
         return _weighted(terms, self.weights), logs, {"reprojections": fake.detach()}
 
@@ -135,8 +135,8 @@ class VolumeDiscriminatorPlayer(Player):
 
     def forward(self, batch: Batch, carried: Carried) -> Turn:
         """The mean of both cross-entropies."""
-        real = cross_entropy(self.network(carried["unpaired"], batch.views), real=True, smoothing=self.smoothing)
-        fake = cross_entropy(self.network(carried["reconstruction"], batch.views), real=False)
+        real = cross_entropy(self.network(carried["unpaired"], batch.radiographs), real=True, smoothing=self.smoothing)
+        fake = cross_entropy(self.network(carried["reconstruction"], batch.radiographs), real=False)
         return (real + fake) / 2, {"real": real.detach(), "fake": fake.detach()}, {}
 
 

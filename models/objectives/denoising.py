@@ -44,7 +44,7 @@ class DenoisingPlayer(Player):
         network = self.network
         assert isinstance(network, ConditionalDiffusion)
         scheduler = network.scheduler
-        condition = network.condition(batch.views)
+        condition = network.condition(batch.radiographs)
         data, losses = network.encode(batch.volume, condition)
         noise, timesteps = torch.randn_like(data), scheduler.sample_timesteps(data)
         noisy = scheduler.add_noise(data, noise, timesteps)

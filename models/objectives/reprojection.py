@@ -102,9 +102,9 @@ class ReprojectionPlayer(Player):
 
     def forward(self, batch: Batch, carried: Carried) -> Turn:  # noqa: ARG002
         """The loss; re-projections are carried to the discriminator, so that the generator runs once for each batch."""
-        volume: Tensor = self.network(batch.views)
+        volume: Tensor = self.network(batch.radiographs)
         reprojected = self.reprojection(volume)
-        agreement = F.mse_loss(reprojected.images, batch.views)
+        agreement = F.mse_loss(reprojected.images, batch.radiographs)
         calibration = self.weights.calibration_error(reprojected.range_mm)
         terms = {"projection": agreement + self.weights.calibration * calibration}
         if self.weights.total_variation:
@@ -114,7 +114,7 @@ class ReprojectionPlayer(Player):
         if discriminator is not None:
             if self.weights.rotation_std_deg:
                 fake = torch.cat([fake, self.reprojection.rotated(volume, self.weights.rotation_std_deg).images], dim=1)
-            terms["adversarial"] = cross_entropy(discriminator(batch.views, fake), real=True)
+            terms["adversarial"] = cross_entropy(discriminator(batch.radiographs, fake), real=True)
         logs = {name: value.detach() for name, value in terms.items()}
         logs |= {"agreement": agreement.detach(), "calibration": calibration.detach()}
         return self.weights.weighted(terms), logs, {"reprojections": fake.detach()}
@@ -129,8 +129,8 @@ class ViewDiscriminatorPlayer(Player):
 
     def forward(self, batch: Batch, carried: Carried) -> Turn:
         """The mean of both cross-entropies; the target of real ones is 1 - smoothing."""
-        real = cross_entropy(self.network(batch.views), real=True, smoothing=self.smoothing)
-        fake = cross_entropy(self.network(batch.views, carried["reprojections"]), real=False)
+        real = cross_entropy(self.network(batch.radiographs), real=True, smoothing=self.smoothing)
+        fake = cross_entropy(self.network(batch.radiographs, carried["reprojections"]), real=False)
         return (real + fake) / 2, {"real": real.detach(), "fake": fake.detach()}, {}
 
 

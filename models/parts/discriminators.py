@@ -142,9 +142,9 @@ class ViewDiscriminator(nn.Module):
 
 
 def _replace_view(
-    views: Float[Tensor, "n views rows columns"], index: int, image: Float[Tensor, "n rows columns"]
+    radiographs: Float[Tensor, "n views rows columns"], index: int, image: Float[Tensor, "n rows columns"]
 ) -> Float[Tensor, "n views rows columns"]:
-    return torch.stack([image if k == index else view for k, view in enumerate(views.unbind(1))], dim=1)
+    return torch.stack([image if k == index else other for k, other in enumerate(radiographs.unbind(1))], dim=1)
 
 
 def _coordinates(volume: Float[Tensor, "n 1 d h w"]) -> list[Float[Tensor, "n 1 d h w"]]:

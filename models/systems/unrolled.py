@@ -185,9 +185,9 @@ class UnrolledNetwork(VolumeNetwork):
         n = len(volume)
         with torch.autocast(volume.device.type, enabled=False):
             window = self.system.window
-            density = hu_to_attenuation(volume.float() * window.width_hu + window.low_hu, self.geometry.attenuation)
+            attenuation = hu_to_attenuation(volume.float() * window.width_hu + window.low_hu, self.geometry.attenuation)
             projections = torch.cat(
-                [project(density, self.grid.spacing_mm, self.geometry, view) for view in self.views], dim=1
+                [project(attenuation, self.grid.spacing_mm, self.geometry, view) for view in self.views], dim=1
             )
             with torch.no_grad():
                 gain, offset, mask = match(projections, radiographs)

@@ -216,12 +216,12 @@ def trivial_baselines(
 
 def radiographs(archive: Archive, entry: Entry, description: Conditions) -> Float[Tensor, "1 views rows columns"]:
     """The radiographs of a scan as the model has them as input."""
-    return _load(archive, entry, description, volumes=False).views
+    return _load(archive, entry, description, volumes=False).radiographs
 
 
 def prediction(
     volume: Float[Tensor, "1 1 d h w"],
-    views: Float[Tensor, "1 views rows columns"],
+    images: Float[Tensor, "1 views rows columns"],
     description: Conditions,
     ground_truth: GroundTruth,
 ) -> Prediction:
@@ -229,7 +229,7 @@ def prediction(
     return Prediction(
         volume,
         ground_truth,
-        views,
+        images,
         description.window,
         description.grid,
         description.geometry,

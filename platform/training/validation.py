@@ -70,7 +70,7 @@ class Validation:
                 normalization=self._description.normalization,
             )
             batch = batch.to(self._device)
-            prediction = network(batch.views).float().clip(0.0, 1.0)
+            prediction = network(batch.radiographs).float().clip(0.0, 1.0)
             if counts:
                 values = (
                     self._volume_metrics(prediction, batch)
@@ -95,7 +95,7 @@ class Validation:
 
     def _reprojection_metrics(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         model = self._description
-        reprojection = agreement(prediction, batch.views, model.window, model.grid, model.geometry)
+        reprojection = agreement(prediction, batch.radiographs, model.window, model.grid, model.geometry)
         return reprojection.psnr_db.mean(), reprojection.residual.mean()
 
 

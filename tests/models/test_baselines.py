@@ -25,23 +25,23 @@ def test_back_projection_recovers_a_volume_that_is_a_back_projection():
     # With parallel rays, the volume whose voxels are the mean of their two pixels is back-projection itself.
     geometry = parallel(GRID)
     data = [
-        Batch(baselines.BackProjection(GRID, geometry).backproject(batch.views) * 0.5 + 0.2, batch.views)
+        Batch(baselines.BackProjection(GRID, geometry).backproject(batch.radiographs) * 0.5 + 0.2, batch.radiographs)
         for batch in batches()
     ]
     fitted = baselines.fit(data, GRID, geometry).predictors(GRID, geometry)["back-projection"]
     assert abs(fitted.scale - 0.5) < 1e-4
     assert abs(fitted.offset - 0.2) < 1e-4
-    torch.testing.assert_close(fitted(data[0].views), data[0].volume, atol=1e-4, rtol=0)
+    torch.testing.assert_close(fitted(data[0].radiographs), data[0].volume, atol=1e-4, rtol=0)
 
 
 def test_no_other_scale_or_offset_fits_the_training_volumes_better():
     plain = baselines.BackProjection(GRID, chest(GRID))
-    data = [Batch(plain.backproject(b.views) * 0.5 + 0.1 + 0.2 * b.volume, b.views) for b in batches()]
+    data = [Batch(plain.backproject(b.radiographs) * 0.5 + 0.1 + 0.2 * b.volume, b.radiographs) for b in batches()]
     fitted = baselines.fit(data, GRID, chest(GRID))
 
     def error(scale, offset):
         return sum(
-            float((plain.backproject(b.views) * scale + offset - b.volume).double().square().mean()) for b in data
+            float((plain.backproject(b.radiographs) * scale + offset - b.volume).double().square().mean()) for b in data
         )
 
     best = error(fitted.scale, fitted.offset)

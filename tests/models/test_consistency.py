@@ -33,7 +33,7 @@ def pairs(count: int = 2, geometry: Geometry | None = None) -> tuple[Tensor, Ten
 
 
 def wrong(volume: Tensor) -> Tensor:
-    """The volume with a density error in its left half and another in its lower half."""
+    """The volume with an attenuation error in its left half and another in its lower half."""
     changed = volume.clone()
     changed[..., 16:] *= 1.15
     changed[:, :, 16:] *= 0.9
@@ -167,14 +167,14 @@ def test_the_descent_direction_is_the_gradient_through_gain_and_offset_too() -> 
     geometry = parallel(Grid(8, 10.0))
     generator = torch.Generator().manual_seed(3)
     image = torch.rand(1, 1, 8, 8, generator=generator, dtype=torch.float64).clip(0.05, 0.95)
-    density = torch.rand(1, 1, 8, 8, 8, generator=generator, dtype=torch.float64).requires_grad_()
-    projections = project(density, 10.0, geometry, FRONTAL)
+    attenuation = torch.rand(1, 1, 8, 8, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    projections = project(attenuation, 10.0, geometry, FRONTAL)
     differentiable = match(projections, image)
     constant = [tensor.detach() for tensor in differentiable]
     gradients = [
-        torch.autograd.grad((mask * (gain * projections + offset - image)).square().sum(), density, retain_graph=True)[
-            0
-        ]
+        torch.autograd.grad(
+            (mask * (gain * projections + offset - image)).square().sum(), attenuation, retain_graph=True
+        )[0]
         for gain, offset, mask in (differentiable, constant)
     ]
     torch.testing.assert_close(*gradients)

@@ -142,7 +142,7 @@ def overfitted(request):
 
 def test_it_overfits_two_volumes_and_does_not_predict_their_mean(overfitted):
     data = two_boxes()
-    ground_truth, made = data.volume, overfitted(data.views)
+    ground_truth, made = data.volume, overfitted(data.radiographs)
     between = (ground_truth[0] - ground_truth[1]).square().mean()
     assert (made[0] - made[1]).square().mean() > 0.25 * between
     # Less error than the mean of both volumes.
@@ -157,7 +157,7 @@ def test_after_as_many_steps_samples_of_epsilon_prediction_are_worse_than_an_emp
     network, losses = trained(epsilon_prediction, STEPS["diffux2ct"], lr=1e-3, seed=2)
     assert sum(losses[-10:]) < sum(losses[:10]) / 2
     data = two_boxes()
-    assert (network(data.views) - data.volume).square().mean() > data.volume.square().mean()
+    assert (network(data.radiographs) - data.volume).square().mean() > data.volume.square().mean()
 
 
 def test_the_published_system_learns_to_predict_epsilon():
@@ -170,7 +170,7 @@ def test_the_published_system_learns_to_predict_epsilon():
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver"])
 def test_a_sample_depends_on_radiographs_and_seed_and_not_on_the_rest_of_the_batch(overfitted, sampler):
-    views = torch.cat([two_boxes().views, two_boxes().views.flip(0) * 0.9])
+    views = torch.cat([two_boxes().radiographs, two_boxes().radiographs.flip(0) * 0.9])
     settings = SamplingConfig(sampler, 4, seed=11)
     four = overfitted.sample(views, settings)
     torch.manual_seed(123)
@@ -184,7 +184,7 @@ def test_a_sample_depends_on_radiographs_and_seed_and_not_on_the_rest_of_the_bat
 
 
 def test_forward_samples_with_the_settings_of_the_network(overfitted):
-    views = two_boxes().views
+    views = two_boxes().radiographs
     settings, overfitted.sampling = overfitted.sampling, SamplingConfig("ddim", 3, 5)
     try:
         assert torch.equal(overfitted(views), overfitted.sample(views, SamplingConfig("ddim", 3, 5)))
@@ -200,7 +200,7 @@ def test_a_saved_network_gives_the_same_samples(overfitted, tmp_path):
     loaded = weights.load(tmp_path).network
     for name, tensor in overfitted.state_dict().items():
         assert loaded.state_dict()[name].dtype == tensor.dtype, name
-    views = two_boxes().views
+    views = two_boxes().radiographs
     assert torch.equal(loaded(views), overfitted(views))
 
 
@@ -262,7 +262,7 @@ def test_a_sample_computes_its_condition_once_and_stays_in_the_range_of_the_data
     torch.nn.init.normal_(network.denoiser.conv_out[-1].weight, std=1.0)
     for sampler in ("ddpm", "ddim", "dpm_solver"):
         made.clear()
-        sample = network.sample(batch().views, SamplingConfig(sampler, 3))
+        sample = network.sample(batch().radiographs, SamplingConfig(sampler, 3))
         assert made == ["condition", "step", "step", "step"]
         assert sample.min() == 0
         assert sample.max() == 1
@@ -392,7 +392,7 @@ def test_a_triplane_condition_needs_views_along_an_axis():
 def test_the_condition_may_be_that_of_any_encoder():
     planes = replace(TINY["diffux2ct"].triplane, encoder=EncoderConfig("hourglass", stem=4, layers=(1, 1)))
     network = replace(TINY["diffux2ct"], triplane=planes).reconstructor(GRID, GEOMETRY)
-    assert network.sample(batch().views, SamplingConfig("ddim", 1)).shape == (2, 1, 32, 32, 32)
+    assert network.sample(batch().radiographs, SamplingConfig("ddim", 1)).shape == (2, 1, 32, 32, 32)
 
 
 def test_latents_are_a_quarter_as_large_and_normalized_for_every_volume():

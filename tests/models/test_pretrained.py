@@ -28,8 +28,8 @@ def test_a_model_of_the_package_is_small_and_reconstructs_held_out_phantoms(fold
     others = torch.stack([window.to_unit(torch.from_numpy(thorax(seed, grid)[0]).float()) for seed in range(6)])
     for seed in HELD_OUT:
         hu = torch.from_numpy(thorax(seed, grid)[0]).float()[None, None]
-        density = hu_to_attenuation(hu)
-        images = [project(density, grid.spacing_mm, geometry, view)[0, 0].numpy() for view in geometry.views]
+        attenuation = hu_to_attenuation(hu)
+        images = [project(attenuation, grid.spacing_mm, geometry, view)[0, 0].numpy() for view in geometry.views]
         views = torch.stack([torch.from_numpy(normalize(image)) for image in images])[None]
         target = window.to_unit(hu)
         reached = psnr_db(model.network(views).clip(0, 1), target)

@@ -45,7 +45,9 @@ def people() -> Batch:
 def batch(system, unpaired=True) -> Batch:
     """The batch of the system's views."""
     data = people()
-    return replace(data, views=data.views[:, : len(system.views)], unpaired=data.unpaired if unpaired else None)
+    return replace(
+        data, radiographs=data.radiographs[:, : len(system.views)], unpaired=data.unpaired if unpaired else None
+    )
 
 
 def calm(system):
@@ -234,7 +236,7 @@ def test_a_system_overfits_two_pairs_of_radiographs_and_distinguishes_them(name)
         errors.append(float(results["generator"][1][watched]))
     assert sum(errors[-3:]) / 3 < errors[0] / FALLS.get(name, 10.0), (errors[0], errors[-3:])
     with torch.no_grad():
-        one, other = objective.reconstructor(data.views)
+        one, other = objective.reconstructor(data.radiographs)
     assert (one - other).square().mean() > 1e-4
 
 
@@ -259,7 +261,7 @@ def test_cgans_loss_is_the_cross_entropy_and_the_squared_error_of_each_view():
     data = batch(SYSTEMS["cgan-128"].published)
     results, carried = turns(objective, data)
     loss, logs = results["generator"]
-    errors = [(carried["reprojections"][:, k] - data.views[:, k]).square().mean() for k in range(2)]
+    errors = [(carried["reprojections"][:, k] - data.radiographs[:, k]).square().mean() for k in range(2)]
     torch.testing.assert_close(loss, logs["adversarial"] + sum(errors) + 2 * logs["calibration"])
 
 
@@ -278,7 +280,7 @@ def test_the_lateral_view_changes_the_volume(name):
     # The lateral input of the public cGAN was the frontal radiograph.
     torch.manual_seed(0)
     network = calm(SYSTEMS[name].tiny).reconstructor(GRID, GEOMETRY)
-    views = people().views.clone().requires_grad_(True)
+    views = people().radiographs.clone().requires_grad_(True)
     volume = network(views)
     volume.square().sum().backward()
     assert float(views.grad[:, 1].abs().sum()) > 0
@@ -388,7 +390,7 @@ def test_every_weight_of_the_projection_network_is_trained():
     made.square().sum().backward()
     assert {"conv_out.0.weight", "conv_out.1.weight"} <= set(dict(network.named_parameters()))
     assert all(float(parameter.grad.abs().sum()) > 0 for parameter in network.conv_out.parameters())
-    assert made.shape == people().views.shape
+    assert made.shape == people().radiographs.shape
 
 
 def test_the_projection_network_projects_along_each_views_rays():
@@ -423,7 +425,7 @@ def test_cyclegans_features_fill_the_cube_with_a_depth_channel():
     system = calm(SYSTEMS["cyclegan-b"].tiny)
     network, given = system.reconstructor(GRID, GEOMETRY), []
     network.merge.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
-    network(people().views)
+    network(people().radiographs)
     assert given[0].shape == (2, 2 * (16 + 1), 8, 8, 8)
     for view, axis in ((0, 1), (1, 2)):
         depth = given[0][0, 17 * view + 16].movedim(axis, 0).flatten(1)

@@ -68,7 +68,7 @@ def test_the_denoiser_is_trained_and_the_base_is_not(system):
     player.train()
     assert not any(module.training for module in player.network.base.modules())
     data = two_boxes()
-    data = replace(data, views=data.views[:, : len(system.views)])
+    data = replace(data, radiographs=data.radiographs[:, : len(system.views)])
     torch.nn.init.normal_(player.network.denoiser.conv_out[-1].weight, std=0.1)
     before = {name: tensor.clone() for name, tensor in player.network.base.state_dict().items()}
     loss, _, _ = player(data, {})
@@ -82,7 +82,7 @@ def test_the_denoiser_is_trained_and_the_base_is_not(system):
 @pytest.mark.parametrize("system", [SYSTEM, FINER], ids=["same size", "twice as fine"])
 def test_the_data_are_the_residual_of_the_bases_volume(system):
     made, data = network(system), two_boxes()
-    views = data.views[:, : len(system.views)]
+    views = data.radiographs[:, : len(system.views)]
     condition = made.condition(views)
     residual, _ = made.encode(data.volume, condition)
     torch.testing.assert_close(made.decode(residual, condition), data.volume)
@@ -100,7 +100,7 @@ def test_the_data_are_the_residual_of_the_bases_volume(system):
 
 
 def test_an_untrained_refiner_keeps_the_bases_volume_with_sample_prediction_and_adds_noise_with_epsilon():
-    views, far = two_boxes().views, {}
+    views, far = two_boxes().radiographs, {}
     for prediction_type in ("sample", "epsilon", "v_prediction"):
         torch.manual_seed(0)
         system = replace(SYSTEM, scheduler=replace(SYSTEM.scheduler, prediction_type=prediction_type))
@@ -125,7 +125,7 @@ def test_samples_depend_on_radiographs_and_seed_and_not_on_the_batch():
 def test_each_view_is_in_the_condition_of_the_denoiser():
     made, data = network().eval(), two_boxes()
     noisy, times = torch.zeros(2, 1, 32, 32, 32), torch.full((2,), 500)
-    condition = made.condition(data.views)
+    condition = made.condition(data.radiographs)
     with torch.no_grad():
         prediction = made.predict(noisy, times, condition)
         for view in range(3):
@@ -140,13 +140,13 @@ def test_a_refiner_overfits_the_residual_of_its_base():
     (player,) = replace(SYSTEM, residual_scale=0.5).objective(GRID, GEOMETRY).players.values()
     data = two_boxes()
     with torch.no_grad():
-        lacks = (player.network.base(data.views).clip(0.0, 1.0) - data.volume).square().mean()
+        lacks = (player.network.base(data.radiographs).clip(0.0, 1.0) - data.volume).square().mean()
     optimizer = torch.optim.Adam(player.network.denoiser.parameters(), lr=3e-3)
     for _ in range(120):
         optimizer.zero_grad()
         player(data, {})[0].backward()
         optimizer.step()
-    made = player.network.eval()(data.views)
+    made = player.network.eval()(data.radiographs)
     assert (made - data.volume).square().mean() < 0.5 * lacks
     assert (made[0] - made[1]).square().mean() > 0.25 * (data.volume[0] - data.volume[1]).square().mean()
 

@@ -161,7 +161,7 @@ def test_a_system_overfits_two_volumes_and_does_not_predict_their_mean(name):
     system = replace(system, loss=replace(system.loss, adversarial=0.0))
     objective = system.objective(GRID, GEOMETRY)
     data = two_boxes()
-    data = replace(data, views=data.views[:, : len(system.views)])
+    data = replace(data, radiographs=data.radiographs[:, : len(system.views)])
     optimizer = torch.optim.Adam(objective.reconstructor.parameters(), lr=1e-3, betas=(0.5, 0.99))
     losses = []
     for _ in range(steps):
@@ -172,7 +172,7 @@ def test_a_system_overfits_two_volumes_and_does_not_predict_their_mean(name):
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] / fall
     with torch.no_grad():
-        made = objective.reconstructor(data.views)
+        made = objective.reconstructor(data.radiographs)
     ground_truth = data.volume
     between = (ground_truth[0] - ground_truth[1]).square().mean()
     assert (made[0] - made[1]).square().mean() > 0.25 * between
@@ -200,7 +200,7 @@ def test_a_gan_with_its_discriminator_and_published_weights_overfits_two_volumes
         losses.append(float(logs["real"] + logs["fake"]))
     assert losses[-1] < losses[0]
     with torch.no_grad():
-        made = objective.reconstructor(data.views)
+        made = objective.reconstructor(data.radiographs)
     ground_truth = data.volume
     assert (made[0] - made[1]).square().mean() > 0.25 * (ground_truth[0] - ground_truth[1]).square().mean()
     assert (made - ground_truth).square().mean() < 0.5 * (ground_truth.mean(dim=0) - ground_truth).square().mean()
@@ -231,7 +231,7 @@ def test_a_lateral_from_the_other_side_is_lifted_into_the_same_axes(name):
     torch.manual_seed(0)
     one = system.objective(GRID, GEOMETRY)
     other = system.objective(GRID, MIRRORED)
-    views, volume = batch().views, batch().ground_truth
+    views, volume = batch().radiographs, batch().ground_truth
     seen_from_there = torch.stack([views[:, 0], views[:, 1].flip(-1)], dim=1)
     for key, network in one.networks().items():
         other.networks()[key].load_state_dict(network.state_dict())
@@ -289,7 +289,7 @@ def test_options_can_be_combined(lifting, fusion, decoder, feedback, along):
 def test_the_views_of_psr_are_averaged():
     torch.manual_seed(0)
     network = replace(PSR.tiny, views=BIPLANAR).reconstructor(GRID, GEOMETRY).eval()
-    views, made = batch().views, []
+    views, made = batch().radiographs, []
     for branch in network.branches:
         branch.register_forward_hook(lambda _, __, lifted: made.append(lifted[-1]))
     with torch.no_grad():
@@ -318,7 +318,7 @@ def test_cvaa_gan_sums_and_refines_the_coarsest_views_and_aligns_the_others():
 
 def test_psr_lifts_along_rays_too():
     network = replace(PSR.tiny, views=BIPLANAR, lifting=LiftingConfig("channels", "rays"))
-    assert network.reconstructor(GRID, GEOMETRY)(batch().views).shape == (2, 1, 32, 32, 32)
+    assert network.reconstructor(GRID, GEOMETRY)(batch().radiographs).shape == (2, 1, 32, 32, 32)
 
 
 def test_along_rays_the_same_weights_serve_other_views_and_any_number_of_them():
@@ -334,7 +334,7 @@ def test_along_rays_the_same_weights_serve_other_views_and_any_number_of_them():
             network = replace(system, views=views).reconstructor(GRID, geometry)
             network.load_state_dict(state)
             with torch.no_grad():
-                made[views] = network(batch(3).views[:, : len(views)])
+                made[views] = network(batch(3).radiographs[:, : len(views)])
         assert not torch.allclose(made[("frontal",)], made[("oblique",)], atol=1e-4)
 
 
@@ -344,7 +344,7 @@ def test_along_rays_the_order_of_views_does_not_matter():
     network = system.reconstructor(GRID, GEOMETRY).eval()
     swapped = replace(system, views=("lateral", "frontal")).reconstructor(GRID, GEOMETRY).eval()
     swapped.load_state_dict(network.state_dict())
-    views = batch().views
+    views = batch().radiographs
     with torch.no_grad():
         torch.testing.assert_close(swapped(views.flip(1)), network(views), atol=1e-4, rtol=1e-3)
 
@@ -395,18 +395,18 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
 def test_deep_supervision_uses_the_volumes_of_view_decoders_and_costs_nothing_without_gradients():
     system = replace(X2CT_GAN.tiny, loss=ReconstructionLoss(deep_supervision=0.5))
     network = system.reconstructor(GRID, GEOMETRY)
-    assert len(network.volumes(batch().views)) == 3
-    assert len(X2CT_GAN.tiny.reconstructor(GRID, GEOMETRY).volumes(batch().views)) == 1
+    assert len(network.volumes(batch().radiographs)) == 3
+    assert len(X2CT_GAN.tiny.reconstructor(GRID, GEOMETRY).volumes(batch().radiographs)) == 1
     with torch.no_grad():
-        assert len(network.volumes(batch().views)) == 1
+        assert len(network.volumes(batch().radiographs)) == 1
     loss, _, _ = system.objective(GRID, GEOMETRY).players["generator"](batch(), {})
     assert torch.isfinite(loss)
 
 
 def test_along_rays_the_shared_view_decoder_gives_one_auxiliary_volume():
     system = replace(X2CT_GAN.tiny, lifting=LiftingConfig(along="rays"), loss=ReconstructionLoss(deep_supervision=1.0))
-    assert len(system.reconstructor(GRID, GEOMETRY).volumes(batch().views)) == 2
-    assert len(replace(system, lifting=LiftingConfig()).reconstructor(GRID, GEOMETRY).volumes(batch().views)) == 3
+    assert len(system.reconstructor(GRID, GEOMETRY).volumes(batch().radiographs)) == 2
+    assert len(replace(system, lifting=LiftingConfig()).reconstructor(GRID, GEOMETRY).volumes(batch().radiographs)) == 3
 
 
 def test_radiographs_of_another_size_are_resized_to_the_volumes():

@@ -40,7 +40,7 @@ def test_the_same_weights_take_any_number_of_views_in_any_pose(count):
     geometry, names = geometry_of(count)
     network = replace(TINY, views=names).reconstructor(GRID, geometry)
     network.load_state_dict(weights, strict=True)
-    views = batch_of(range(1), geometry).views
+    views = batch_of(range(1), geometry).radiographs
     with torch.no_grad():
         assert network(views).shape == (1, 1, 16, 16, 16)
 
@@ -71,8 +71,8 @@ def test_a_radiograph_of_other_gain_and_offset_is_matched_before_the_residual():
     network = replace(TINY, views=names).reconstructor(GRID, geometry)
     batch = batch_of(range(1), geometry)
     features = torch.zeros(2, 8, 16, 16)
-    true = network._residual(batch.volume, 0.2 + 0.5 * batch.views, features)[:, :1]
-    other = network._residual(batch_of(range(5, 6), geometry).volume, 0.2 + 0.5 * batch.views, features)[:, :1]
+    true = network._residual(batch.volume, 0.2 + 0.5 * batch.radiographs, features)[:, :1]
+    other = network._residual(batch_of(range(5, 6), geometry).volume, 0.2 + 0.5 * batch.radiographs, features)[:, :1]
     assert true.abs().mean() < 0.02 * other.abs().mean()
 
 

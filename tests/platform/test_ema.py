@@ -50,7 +50,7 @@ class Smooth(VolumeNetwork):
 
 class SquaredError(Player):
     def forward(self, batch, carried):
-        loss = (self.network(batch.views) - batch.volume).square().mean()
+        loss = (self.network(batch.radiographs) - batch.volume).square().mean()
         return loss, {}, {}
 
 
@@ -82,7 +82,7 @@ def train_steps(started, rank, world, begin, end):
         for micro in range(ACCUMULATION):
             each = 4 // world // ACCUMULATION
             parts = [sample(step, micro * world * each + rank * each + k) for k in range(each)]
-            batch = Batch(torch.cat([p.volume for p in parts]), torch.cat([p.views for p in parts]), ("x",))
+            batch = Batch(torch.cat([p.volume for p in parts]), torch.cat([p.radiographs for p in parts]), ("x",))
             take_turns(started, batch, step, RunningMeans())
         for engine in started.values():
             engine.update_ema(step)
@@ -104,7 +104,7 @@ def reference(steps: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
     return {name: p.detach() for name, p in player.network.named_parameters()}, average
 
 
-VIEWS = sample(999, 0).views
+VIEWS = sample(999, 0).radiographs
 
 
 @pytest.fixture(scope="module")

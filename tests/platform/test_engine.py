@@ -77,7 +77,7 @@ def train_steps(objective_engines, run, rank, world, begin, end):
         for micro in range(ACCUMULATION):
             first = micro * world * per_rank + rank * per_rank
             parts = [micro_batch(step, first + k) for k in range(per_rank)]
-            batch = Batch(torch.cat([p.volume for p in parts]), torch.cat([p.views for p in parts]), ("x",))
+            batch = Batch(torch.cat([p.volume for p in parts]), torch.cat([p.radiographs for p in parts]), ("x",))
             values = take_turns(objective_engines, batch, step, RunningMeans())
     return values
 

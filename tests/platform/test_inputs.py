@@ -92,7 +92,7 @@ def test_a_system_that_learns_from_radiographs_never_receives_a_volume_of_the_sa
         for batch in next(stream):
             assert batch.ground_truth is None
             assert batch.labels is None
-            assert batch.views.shape == (2, 2, 32, 32)
+            assert batch.radiographs.shape == (2, 2, 32, 32)
             assert batch.unpaired is not None
             for name, volume in zip(batch.ids, batch.unpaired, strict=True):
                 person = own[bytes(volume.numpy())]
@@ -250,7 +250,7 @@ def samples_of(run: RunConfig, workers: int, begin: int, steps: int) -> list[lis
         batches = [batch for stream in streams for batch in next(stream)]
         found.append(
             [
-                (name, *(bytes(tensor[k].numpy()) for tensor in (batch.volume, batch.views, batch.labels)))
+                (name, *(bytes(tensor[k].numpy()) for tensor in (batch.volume, batch.radiographs, batch.labels)))
                 for batch in batches
                 for k, name in enumerate(batch.ids)
             ]
@@ -305,7 +305,7 @@ def test_a_phantom_of_the_stream_is_what_an_archive_would_hold_of_it(tiny: RunCo
     index = batch.ids.index(name)
     torch.testing.assert_close(batch.volume[index, 0].numpy(), run.data.window.to_unit(hu.astype(np.float32)))
     expected = [normalize(image) for image in render_drrs(hu, GRID, archive.manifest.geometry)]
-    np.testing.assert_array_equal(batch.views[index], expected)
+    np.testing.assert_array_equal(batch.radiographs[index], expected)
 
 
 def test_a_system_that_learns_from_radiographs_receives_augmented_ones_without_their_ct(
@@ -320,7 +320,7 @@ def test_a_system_that_learns_from_radiographs_receives_augmented_ones_without_t
         both.append(batch)
     assert both[0].ids == both[1].ids
     assert torch.equal(both[0].unpaired, both[1].unpaired)
-    assert not torch.allclose(both[0].views, both[1].views, atol=0.1)
+    assert not torch.allclose(both[0].radiographs, both[1].radiographs, atol=0.1)
 
 
 def test_augmented_radiographs_are_matched_to_the_histograms_of_the_model(tiny: RunConfig, archive32: Path) -> None:
@@ -331,7 +331,7 @@ def test_augmented_radiographs_are_matched_to_the_histograms_of_the_model(tiny: 
     (unmatched,) = next(iter(open_stream(archive, with_data(tiny), describe(tiny, archive), BatchPartition(0, 1, 8))))
     reference = np.array(description.reference_quantiles[0])
     distances = [
-        np.mean([np.abs(quantiles(frontal) - reference).mean() for frontal in one.views[:, 0].numpy()])
+        np.mean([np.abs(quantiles(frontal) - reference).mean() for frontal in one.radiographs[:, 0].numpy()])
         for one in (batch, unmatched)
     ]
     assert distances[0] < 0.3 * distances[1]
@@ -369,12 +369,12 @@ def test_training_and_service_prepare_the_same_files_identically(
     archive = check(run)
     description = describe(run, archive)
     (batch,) = next(iter(open_stream(archive, run, description, BatchPartition(0, 1, 4))))
-    for name, views in zip(batch.ids, batch.views, strict=True):
+    for name, radiographs in zip(batch.ids, batch.radiographs, strict=True):
         images = {
             view: read((pairs_folder / f"{name}_{word}.png").read_bytes(), "upload", view=view).pixels
             for view, word in (("frontal", "pa"), ("lateral", "lat"))
         }
-        np.testing.assert_array_equal(views.numpy(), prepare_radiographs(images, description))
+        np.testing.assert_array_equal(radiographs.numpy(), prepare_radiographs(images, description))
 
 
 def test_histogram_matching_moves_radiographs_closer_to_their_drrs(
@@ -390,7 +390,7 @@ def test_histogram_matching_moves_radiographs_closer_to_their_drrs(
             for name in batch.ids
             for image in render_drrs(thorax(int(name[-3:]), GRID)[0], GRID, chest(GRID))
         ]
-        distances.append(float(np.abs(batch.views.flatten(0, 1).numpy() - np.stack(ground_truth)).mean()))
+        distances.append(float(np.abs(batch.radiographs.flatten(0, 1).numpy() - np.stack(ground_truth)).mean()))
     assert distances[1] < 0.6 * distances[0]
 
 
@@ -401,9 +401,9 @@ def test_a_model_of_drrs_keeps_their_histograms_for_inference(tiny: RunConfig, a
     assert describe(tiny, archive).histograms == {}
     (batch,) = next(iter(open_stream(archive, matching(tiny), description, BatchPartition(0, 1, 4))))
     stored = {entry.id: archive.read_array(entry, "radiographs") for entry in archive.entries()}
-    for name, views in zip(batch.ids, batch.views, strict=True):
+    for name, radiographs in zip(batch.ids, batch.radiographs, strict=True):
         images = dict(zip(("frontal", "lateral"), stored[name], strict=True))
-        np.testing.assert_allclose(views.numpy(), prepare_radiographs(images, description), atol=1e-5)
+        np.testing.assert_allclose(radiographs.numpy(), prepare_radiographs(images, description), atol=1e-5)
 
 
 def test_without_drrs_in_its_geometry_histograms_cannot_be_matched(

@@ -36,8 +36,8 @@ def source():
 
 
 def drrs(hu: torch.Tensor) -> np.ndarray:
-    density = hu_to_attenuation(hu)
-    images = torch.cat([project(density, GRID.spacing_mm, GEOMETRY, view) for view in GEOMETRY.views], dim=1)
+    attenuation = hu_to_attenuation(hu)
+    images = torch.cat([project(attenuation, GRID.spacing_mm, GEOMETRY, view) for view in GEOMETRY.views], dim=1)
     return np.stack([normalize(image.numpy()) for image in images[0]])
 
 

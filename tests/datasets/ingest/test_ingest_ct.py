@@ -82,9 +82,9 @@ def test_a_sample_is_the_resampled_ct_with_its_projections_and_labels(mixed: Pat
     assert stored.volume.min() == -1024
     assert 400 < stored.volume.max() < 600
     np.testing.assert_array_equal(stored.labels, segmentation.labels(stored.volume, GRID.spacing_mm))
-    density = hu_to_attenuation(torch.from_numpy(stored.volume.astype(np.float32)))[None, None]
+    attenuation = hu_to_attenuation(torch.from_numpy(stored.volume.astype(np.float32)))[None, None]
     for image, view in zip(stored.radiographs, (FRONTAL, LATERAL), strict=True):
-        np.testing.assert_allclose(image, project(density, GRID.spacing_mm, GEOMETRY, view)[0, 0], rtol=1e-5)
+        np.testing.assert_allclose(image, project(attenuation, GRID.spacing_mm, GEOMETRY, view)[0, 0], rtol=1e-5)
 
 
 def test_running_again_adds_nothing_and_a_new_file_alone_is_added(mixed: Path, tmp_path: Path) -> None:

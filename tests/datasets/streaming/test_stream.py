@@ -95,8 +95,8 @@ def test_a_batch_holds_its_samples_as_inputs_of_a_network(archive: Archive) -> N
     order = SampleOrder(COUNT, seed=1)
     [first, second] = next(iter(stream(archive, archive, BatchPartition(1, 2, 12, accumulation=2))))
     assert first.volume.shape == (3, 1, *GRID.shape)
-    assert first.views.shape == (3, 2, 8, 8)
-    assert first.volume.dtype == first.views.dtype == torch.float32
+    assert first.radiographs.shape == (3, 2, 8, 8)
+    assert first.volume.dtype == first.radiographs.dtype == torch.float32
     for batch, positions in ((first, (3, 4, 5)), (second, (9, 10, 11))):
         for k, position in enumerate(positions):
             entry = entries[order.at(position)]
@@ -104,14 +104,14 @@ def test_a_batch_holds_its_samples_as_inputs_of_a_network(archive: Archive) -> N
             made = sample(seed_of(entry))
             torch.testing.assert_close(batch.volume[k, 0].numpy(), WINDOW.to_unit(made.volume.astype(np.float32)))
             for view in range(2):
-                np.testing.assert_array_equal(batch.views[k, view], normalize(made.radiographs[view]))
+                np.testing.assert_array_equal(batch.radiographs[k, view], normalize(made.radiographs[view]))
 
 
 def test_views_can_be_chosen_and_put_in_another_order(archive: Archive) -> None:
     [both] = next(iter(stream(archive, archive, BatchPartition(0, 1, 4))))
     other = BatchStream(archive, archive.entries(), SampleOrder(COUNT, 1), BatchPartition(0, 1, 4), WINDOW, views=(1,))
     [lateral] = next(iter(other))
-    assert torch.equal(lateral.views, both.views[:, 1:])
+    assert torch.equal(lateral.radiographs, both.radiographs[:, 1:])
 
 
 def test_labels_are_in_the_batches_that_need_them(archive: Archive) -> None:
@@ -128,7 +128,7 @@ def test_labels_are_in_the_batches_that_need_them(archive: Archive) -> None:
         assert moved.labels is not None
         assert torch.equal(moved.labels, batch.labels)
         assert torch.equal(batch.volume, other.volume)
-        assert torch.equal(batch.views, other.views)
+        assert torch.equal(batch.radiographs, other.radiographs)
         assert other.labels is None
 
 
@@ -298,7 +298,7 @@ def test_exactly_the_given_samples_are_loaded(archive: Archive) -> None:
     assert batch.ids == tuple(entry.id for entry in chosen)
     assert torch.equal(batch.volume[0], batch.volume[2])
     moved = batch.to(torch.device("cpu"))
-    assert torch.equal(moved.views, batch.views)
+    assert torch.equal(moved.radiographs, batch.radiographs)
     assert moved.ids == batch.ids
 
 
@@ -411,8 +411,8 @@ def test_radiographs_without_ct_make_batches_without_a_volume(tmp_path: Path) ->
     archive = write_radiographs(str(tmp_path), COUNT)
     [batch] = next(iter(stream(archive, archive, BatchPartition(0, 1, 4), volumes=False)))
     assert batch.ground_truth is None
-    for name, views in zip(batch.ids, batch.views, strict=True):
-        np.testing.assert_array_equal(views, radiographs(int(name.partition("-")[2])).radiographs)
+    for name, images in zip(batch.ids, batch.radiographs, strict=True):
+        np.testing.assert_array_equal(images, radiographs(int(name.partition("-")[2])).radiographs)
     assert batch.to(torch.device("cpu")).ground_truth is None
     with pytest.raises(ConfigError, match="a batch of radiographs without CT"):
         _ = batch.volume
@@ -430,7 +430,7 @@ def test_a_stream_without_volumes_reads_none_from_an_archive_that_has_them(archi
 
     batch = load_batch(Counted(archive.url), archive.entries()[:3], WINDOW, (0, 1), volumes=False)
     assert batch.ground_truth is None
-    assert torch.equal(batch.views, load_batch(archive, archive.entries()[:3], WINDOW, (0, 1)).views)
+    assert torch.equal(batch.radiographs, load_batch(archive, archive.entries()[:3], WINDOW, (0, 1)).radiographs)
     assert read == {"radiographs": 3}
 
 
