@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def measure(where: str, archive_url: str, files_url: str) -> None:
-    ingest_phantoms(archive_url, GRID, chest(GRID), count=VOLUMES, seed=1, shares=(1.0, 0.0, 0.0))
+    ingest_phantoms(archive_url, GRID, chest(GRID), count=VOLUMES, seed=1, split_fractions=(1.0, 0.0, 0.0))
     archive = Archive(archive_url)
     write_files(archive, files_url)
     entries = archive.entries()

@@ -48,7 +48,7 @@ def main() -> None:
     preset = PRESETS[options.preset]
     augmentation = replace(preset.data.augmentation, enabled=True)
     with tempfile.TemporaryDirectory() as folder:
-        ingest_phantoms(folder, GRID, chest(GRID), count=SAMPLES, seed=0, shares=(0.5, 0.25, 0.25))
+        ingest_phantoms(folder, GRID, chest(GRID), count=SAMPLES, seed=0, split_fractions=(0.5, 0.25, 0.25))
         base = replace(preset, data=replace(preset.data, archive=folder))
         half = len(Archive(folder).entries("train"))
         cases = {

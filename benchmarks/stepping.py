@@ -41,17 +41,17 @@ def stepper(objective: Objective, device: torch.device, kind: str) -> Callable[[
     }
 
     def step(batch: Batch) -> dict[str, float]:
-        carried: dict[str, Tensor] = {}
+        earlier: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
         for name, player in players.items():
             others = [network for other, network in objective.networks().items() if other != name]
             optimizers[name].zero_grad()
             with frozen(others):
                 with torch.autocast(device.type, torch.bfloat16) if "bf16" in options else nullcontext():
-                    losses[name], _, kept = player(batch, carried)
+                    losses[name], _, outputs = player(batch, earlier)
                 losses[name].backward()
             optimizers[name].step()
-            carried |= kept
+            earlier |= outputs
         # Reading the losses waits for the device.
         return {name: loss.item() for name, loss in losses.items()}
 

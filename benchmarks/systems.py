@@ -78,7 +78,7 @@ def main() -> int:
 def differences(presets: list[str]) -> list[str]:
     """Differences between the systems of the table beside their networks."""
     systems = {name: PRESETS[name].system for name in presets}
-    alone = [name for name, system in systems.items() if system.learns_from == "radiographs"]
+    alone = [name for name, system in systems.items() if system.supervision == "radiographs"]
     unpaired = [name for name in alone if isinstance(systems[name], CycleGan)]
     refiners = [name for name, system in systems.items() if system.pretrained]
     notes = [

@@ -125,7 +125,7 @@ def train(
         lr = settings.lr_at(step, (now - start) / settings.seconds)
         batch = next(batches)
         waited += settings.clock() - now
-        carried: dict[str, Tensor] = {}
+        earlier: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         for key, player in players.items():
             for group in optimizers[key].param_groups:
@@ -133,14 +133,14 @@ def train(
             optimizers[key].zero_grad(set_to_none=True)
             with frozen([other for name, other in objective.networks().items() if name != key]):
                 with settings.autocast(device):
-                    loss, logs, kept = player(batch, carried)
+                    loss, logs, outputs = player(batch, earlier)
                 loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(player.parameters(), settings.gradient_clipping or math.inf)
             if torch.isfinite(norm):
                 optimizers[key].step()
             else:
                 skipped += 1
-            carried |= kept
+            earlier |= outputs
             values |= {f"{key}_loss": loss.detach(), **logs}
         sums.add(values)
         step += 1

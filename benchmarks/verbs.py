@@ -1,6 +1,6 @@
 """Seconds of every command with every slim system, on archives of real data.
 
-A system that learns from CT trains on the archive of CT, one that learns from radiographs on the archive of pairs. It
+A system supervised by volumes trains on the archive of CT, an unpaired system on the archive of pairs. It
 is trained, resumed for as many steps again, evaluated, exported, reconstructs a volume from two radiographs, and is
 served: the page and the API get a request. The seconds are those of the whole command, including the start of Python
 and Ray. The quality of the networks after so few steps is not measured.
@@ -44,7 +44,7 @@ def main() -> int:
     header("verbs")
     rows = []
     for name in options.presets:
-        cells = [name, PRESETS[name].system.learns_from]
+        cells = [name, PRESETS[name].system.supervision]
         for command, run in runs(name, options).items():
             log = options.output / f"{name}-{command}.log"
             began = time.perf_counter()
@@ -55,7 +55,7 @@ def main() -> int:
             if not passed:
                 break
         rows.append(cells + [""] * (2 + len(COMMANDS) - len(cells)))
-    table("Seconds of each command", ["preset", "learns from", *COMMANDS], rows)
+    table("Seconds of each command", ["preset", "supervised by", *COMMANDS], rows)
     return 1 if any("failed" in cell for row in rows for cell in row) else 0
 
 
@@ -64,7 +64,7 @@ def runs(name: str, options: argparse.Namespace) -> dict[str, Callable[[int], bo
     run, model, report = (options.output / f"{name}{suffix}" for suffix in ("", "-model", "-report"))
     volume = options.output / f"{name}.nii.gz"
     system = PRESETS[name].system
-    archive = options.ct if system.learns_from == "volumes" else options.pairs
+    archive = options.ct if system.supervision == "volumes" else options.pairs
     train = [name, "--data.archive", archive, "--output", str(run), "--train.steps", str(options.steps)]
     train += ["--train.validate-every", str(options.steps), "--train.validation-samples", "1"]
     train += beside(name, options.ct, options.output)

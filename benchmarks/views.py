@@ -125,7 +125,7 @@ def trained(
         tiny,
         views=names,
         lifting=replace(tiny.lifting, kind="plain", along="rays"),
-        fusion=replace(tiny.fusion, kind="average", feedback=False),
+        fusion=replace(tiny.fusion, kind="average", view_decoders=False),
         decoder=replace(tiny.decoder, head_kernel=3),
     )
     network = system.reconstructor(GRID, geometry)

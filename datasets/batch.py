@@ -16,7 +16,7 @@ class Batch:
     """A training batch of n samples."""
 
     ground_truth: Float[Tensor, "n 1 d h w"] | None
-    """CT of the radiographs' subjects in the window's [0, 1]; None for systems that learn from radiographs."""
+    """CT of the radiographs' subjects in the window's [0, 1]; None for unpaired systems."""
     radiographs: Float[Tensor, "n views rows columns"]
     """In [0, 1], bone bright, each normalized by its own percentiles and, for some models, matched."""
     ids: tuple[str, ...] = ()
@@ -33,7 +33,7 @@ class Batch:
             ConfigError: the batch has none.
         """
         if self.ground_truth is None:
-            raise ConfigError("a batch of radiographs without CT: only systems that learn from volumes load it")
+            raise ConfigError("a batch of radiographs without CT: only systems supervised by volumes load it")
         return self.ground_truth
 
     def to(self, device: torch.device) -> Batch:

@@ -87,12 +87,12 @@ class Parts(SystemConfig):
     @property
     def has_single_view_decoder(self) -> bool:
         """Whether a single view uses the decoder of its branch, as in X2CT-GAN."""
-        return self.fusion.feedback and len(self.views) == 1 and not self.shares_encoder
+        return self.fusion.view_decoders and len(self.views) == 1 and not self.shares_encoder
 
     @property
     def has_view_decoders(self) -> bool:
         """Whether each view has a decoder beside the fused one."""
-        return self.fusion.feedback and self.decoder.kind == "upsampling" and not self.has_single_view_decoder
+        return self.fusion.view_decoders and self.decoder.kind == "upsampling" and not self.has_single_view_decoder
 
     @property
     def needs_auxiliaries(self) -> bool:
@@ -124,7 +124,7 @@ class Composition(Parts):
         if self.needs_auxiliaries and not (self.decoder.has_auxiliaries or self.has_view_decoders):
             raise ConfigError(
                 f"decoder '{self.decoder.kind}' has no auxiliary volumes here: set system.loss.deep_supervision to 0, "
-                "or use unet++, the rendering head, or fusion with feedback"
+                "or use unet++, the rendering head, or system.fusion.view_decoders"
             )
 
     @property
@@ -149,7 +149,7 @@ class Composition(Parts):
 
 
 class ViewBranch(nn.Module):
-    """The branch of one view: an encoder, a lifting and, with feedback, a decoder."""
+    """The branch of one view: an encoder, a lifting and, with view decoders, a decoder."""
 
     def __init__(self, system: Parts, size: int) -> None:
         super().__init__()

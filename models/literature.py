@@ -12,7 +12,7 @@ from typing import Literal
 from raylift.datasets.intensity import Normalization, Window
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
 
-Kind = Literal["regression", "GAN", "diffusion", "from X-rays alone"]
+Kind = Literal["regression", "GAN", "diffusion", "unpaired"]
 Views = Literal["1", "2", "1 or 2", "any"]
 
 

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from raylift.models.composition import Composition
 from raylift.models.parts.encoders import EncoderConfig
-from raylift.models.xray_only import Reprojected
+from raylift.models.unpaired_composition import UnpairedComposition
 
-P = TypeVar("P", Composition, Reprojected)
+P = TypeVar("P", Composition, UnpairedComposition)
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,22 @@ class Widths:
 
 SLIM = Widths((2, 3, 4, 3, 2), 8, (64, 32, 24, 16, 8, 8), (16, 32, 64, 64))
 TINY = Widths((1, 1, 1, 1), 4, (32, 16, 8, 8, 8), (8, 16, 16))
-SLIM_XRAY_ONLY = Widths((4, 4, 4, 4), 8, (64, 32, 16, 8, 8), (16, 32, 64))
-TINY_XRAY_ONLY = Widths((2, 2, 2), 4, (16, 16, 8, 8), (8, 16))
+SLIM_UNPAIRED = Widths((4, 4, 4, 4), 8, (64, 32, 16, 8, 8), (16, 32, 64))
+TINY_UNPAIRED = Widths((2, 2, 2), 4, (16, 16, 8, 8), (8, 16))
 
 
 def slim(system: P) -> P:
     """The variant for 64 voxels per side: two million parameters or fewer."""
     if isinstance(system, Composition):
         return _composition(system, SLIM)
-    return _reprojected(system, SLIM_XRAY_ONLY)
+    return _unpaired(system, SLIM_UNPAIRED)
 
 
 def tiny(system: P) -> P:
     """The variant for 32 voxels per side: a tenth of a second for each step."""
     if isinstance(system, Composition):
         return _composition(system, TINY)
-    return _reprojected(system, TINY_XRAY_ONLY)
+    return _unpaired(system, TINY_UNPAIRED)
 
 
 def _composition(system: Composition, widths: Widths) -> Composition:
@@ -76,7 +76,7 @@ def _composition(system: Composition, widths: Widths) -> Composition:
     )
 
 
-def _reprojected(system: Reprojected, widths: Widths) -> Reprojected:
+def _unpaired(system: UnpairedComposition, widths: Widths) -> UnpairedComposition:
     growth, dense = widths.growth, system.encoder.kind == "dense"
     encoder = replace(system.encoder, stem=growth, growth=growth, bottleneck=4 * growth)
     return replace(

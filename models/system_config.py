@@ -15,7 +15,7 @@ from raylift.datasets.intensity import Window
 from raylift.models.objectives.objective import Objective
 from raylift.models.volume_network import VolumeNetwork
 
-LearnsFrom = Literal["volumes", "radiographs"]
+Supervision = Literal["volumes", "radiographs"]
 
 DEFAULT_WINDOW = Window()
 
@@ -38,10 +38,11 @@ class SystemConfig(ABC):
         return False
 
     @property
-    def learns_from(self) -> LearnsFrom:
-        """The ground truth of its objective: the CT volumes of the views, or the radiographs alone.
+    def supervision(self) -> Supervision:
+        """What supervises it: the CT volumes of the radiographs, or the radiographs alone.
 
-        A system that learns from radiographs trains on archives of both kinds and may use CT of other patients.
+        An unpaired system, which is supervised by radiographs, trains on archives of both kinds and may use CT of other
+        patients.
         """
         return "volumes"
 

@@ -31,7 +31,7 @@ class DataConfig:
     """Generation of the archive. A run keeps the one that is the latest when it begins; `--resume RUN --data.generation
     latest` moves it to the newest."""
     unpaired: str = ""
-    """Folder or URL of an archive of CT, whose train split a system that learns from radiographs uses as unpaired
+    """Folder or URL of an archive of CT, whose train split an unpaired system uses as unpaired
     volumes; empty: none."""
     unpaired_generation: int | Literal["latest"] = "latest"
     """As `generation`, of the unpaired archive."""
@@ -188,7 +188,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_name(self.system)
-        if self.system.learns_from == "radiographs" and self.data.normalization == "maximum":
+        if self.system.supervision == "radiographs" and self.data.normalization == "maximum":
             raise ConfigError(
                 f"system {self.system.name} compares radiographs with DRRs normalized by percentiles: set "
                 "data.normalization to percentiles"

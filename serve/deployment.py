@@ -42,13 +42,13 @@ class ServiceNotReady(RayliftError, RuntimeError):
 def application(settings: ServeSettings) -> serve.Application:
     """The Serve application. The ingress is a single replica, because the page's sessions are in its process."""
     settings = replace(settings, model=model_store.resolve(settings.model))
-    ongoing = 4 * settings.max_batch
+    ongoing = 4 * settings.max_batch_size
     model = serve.deployment(
         name=MODEL_DEPLOYMENT,
         num_replicas=settings.replicas,
         max_ongoing_requests=ongoing,
         # Serve counts a request as queued until a replica has it: an idle replica must get all that it takes at once.
-        max_queued_requests=max(settings.max_waiting, ongoing),
+        max_queued_requests=max(settings.max_queued_requests, ongoing),
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
     )(ModelReplica)

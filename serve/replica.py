@@ -20,8 +20,8 @@ class ModelReplica:
         torch.set_num_threads(settings.threads_per_replica)
         device = "cuda" if settings.gpus_per_replica else "cpu"
         self._reconstructor = Reconstructor.load(settings.model, device, settings.consistency_steps, settings.sampling)
-        self.reconstruct.set_max_batch_size(settings.max_batch)  # type: ignore[attr-defined]
-        self.reconstruct.set_batch_wait_timeout_s(settings.batch_wait_s)  # type: ignore[attr-defined]
+        self.reconstruct.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]
+        self.reconstruct.set_batch_wait_timeout_s(settings.batch_wait_timeout_s)  # type: ignore[attr-defined]
 
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.02)
     async def reconstruct(

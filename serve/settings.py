@@ -31,11 +31,11 @@ class ServeSettings:
     """GPUs that Ray reserves for a replica; 0 computes on the CPU."""
     threads_per_replica: int = 1
     """PyTorch threads of each replica."""
-    max_batch: int = 4
+    max_batch_size: int = 4
     """Largest number of requests that a replica reconstructs as one batch."""
-    batch_wait_s: float = 0.02
+    batch_wait_timeout_s: float = 0.02
     """How long a request waits for others to form a batch."""
-    max_waiting: int = 64
+    max_queued_requests: int = 64
     """Length of the queue, at least the four batches that a replica takes at once; further requests receive status
     503."""
     max_upload_mib: int = 64
@@ -53,8 +53,8 @@ class ServeSettings:
         counts = {
             "replicas": self.replicas,
             "threads-per-replica": self.threads_per_replica,
-            "max-batch": self.max_batch,
-            "max-waiting": self.max_waiting,
+            "max-batch-size": self.max_batch_size,
+            "max-queued-requests": self.max_queued_requests,
             "max-upload-mib": self.max_upload_mib,
             "max-samples": self.max_samples,
         }
@@ -62,5 +62,5 @@ class ServeSettings:
             if count < 1:
                 raise ConfigError(f"--{name} is {count}: give 1 or more")
         require_steps(self.consistency_steps)
-        if min(self.cpus_per_replica, self.gpus_per_replica, self.batch_wait_s) < 0:
+        if min(self.cpus_per_replica, self.gpus_per_replica, self.batch_wait_timeout_s) < 0:
             raise ConfigError("CPUs, GPUs and waiting times must not be negative")

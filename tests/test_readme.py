@@ -27,7 +27,7 @@ COMMANDS = [
 ]
 SMALLER = {"64": "32", "5": "10", "x2ct-gan-slim": "x2ct-gan-tiny"}
 FEWER = {
-    "ingest": ["--shares", "0.5", "0.25", "0.25"],
+    "ingest": ["--split-fractions", "0.5", "0.25", "0.25"],
     "train": ["--train.steps", "4", "--train.validate-every", "4"],
     "tune": [
         *("--preset", "x2ct-gan-tiny", "--trials", "2", "--train.steps", "2", "--train.validate-every", "1"),

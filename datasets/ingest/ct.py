@@ -27,7 +27,7 @@ def ingest_ct(
     limits: ScanLimits,
     source_license: str = "not stated",
     subject_pattern: str = "",
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     assigned: Mapping[str, Split] | None = None,
     require_whole_thorax: bool = False,
     assume_spacing_mm: Sequence[float] | None = None,
@@ -51,7 +51,7 @@ def ingest_ct(
         limits: largest scan accepted.
         source_license: license of the scans, stored with every sample.
         subject_pattern: regular expression with a group.
-        shares: fractions of the train, validation and test split in a new archive; an existing one keeps its rule.
+        split_fractions: of the train, validation and test split in a new archive; an existing one keeps its rule.
         assigned: splits of subjects assigned by hand; must equal those of an existing archive.
         require_whole_thorax: refuse scans without two whole lungs.
         assume_spacing_mm: spacing along the axes of NRRD and MetaImage files that state none.
@@ -67,7 +67,7 @@ def ingest_ct(
     found = reader.find(sources)
     scans = [replace(source, subject=subject_of(source, subject_pattern)) for source in found.sources]
     subjects = {scan.subject for scan in scans}
-    writer = open_writer(url, grid, geometry, subjects, shares, assigned, samples_per_shard)
+    writer = open_writer(url, grid, geometry, subjects, split_fractions, assigned, samples_per_shard)
     outcome = IngestReport(
         refused=list(found.refused), skipped=found.skipped, absent_subjects=absent(assigned or {}, subjects)
     )

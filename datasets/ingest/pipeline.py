@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from raylift.datasets.archive.archive import RadiographSample, Sample
 from raylift.datasets.archive.manifest import Contents, Entry, Manifest, latest_manifest
-from raylift.datasets.archive.splits import Split, SplitRule, balanced_split_rule
+from raylift.datasets.archive.splits import Split, balanced_split_rule
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.archive.writer import ArchiveWriter
 from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile, SegmentationMask
@@ -36,7 +36,7 @@ class IngestReport:
     single_view: int = 0
     """Subjects or studies with only one of the two views."""
     ambiguous: int = 0
-    """Subjects or studies skipped for several radiographs of a view, where exact pairs are required."""
+    """Subjects or studies skipped for several radiographs of a view, where ambiguous ones are skipped."""
     missing_files: list[str] = field(default_factory=list)
     """Files in a table of pairs that do not exist."""
     left_out: list[LeftOut] = field(default_factory=list)
@@ -81,13 +81,13 @@ class IngestReport:
         return ", ".join(parts)
 
 
-Made = TypeVar("Made", bound=Source)
+SourceType = TypeVar("SourceType", bound=Source)
 
 
 def add_samples(
     writer: ArchiveWriter,
-    sources: Sequence[Made],
-    make: Callable[[Made, str], tuple[Entry, Sample | RadiographSample]],
+    sources: Sequence[SourceType],
+    make: Callable[[SourceType, str], tuple[Entry, Sample | RadiographSample]],
     outcome: IngestReport,
     progress: Progress,
     *,
@@ -158,7 +158,7 @@ def open_writer(
     grid: Grid,
     geometry: Geometry,
     subjects: set[str],
-    shares: tuple[float, float, float],
+    split_fractions: tuple[float, float, float],
     assigned: Mapping[str, Split] | None,
     samples_per_shard: int,
     contents: Contents = "volumes",
@@ -169,7 +169,7 @@ def open_writer(
         ConfigError: the arguments differ from those of the archive.
     """
     manifest = _manifest(url)
-    rule: SplitRule | None = balanced_split_rule(subjects, shares, assigned or {}) if manifest is None else None
+    rule = None if manifest is not None else balanced_split_rule(subjects, split_fractions, assigned or {})
     if manifest is not None and assigned and dict(manifest.split_rule.assigned) != dict(assigned):
         raise ConfigError(f"{url} was split by another assignment, which cannot change once it is published")
     return ArchiveWriter(url, grid, geometry, split_rule=rule, samples_per_shard=samples_per_shard, contents=contents)

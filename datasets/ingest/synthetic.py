@@ -22,7 +22,7 @@ def ingest_phantoms(
     *,
     count: int,
     seed: int,
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     samples_per_shard: int = 8,
     progress: Progress = lambda *_: None,
 ) -> IngestReport:
@@ -33,7 +33,7 @@ def ingest_phantoms(
     if count < 1 or seed < 0:
         raise ConfigError(f"{count} phantoms from seed {seed}: give 1 or more, and a seed of 0 or more")
     subjects = {f"phantom-{seed}-{number:04d}": number for number in range(count)}
-    writer = open_writer(url, grid, geometry, set(subjects), shares, None, samples_per_shard)
+    writer = open_writer(url, grid, geometry, set(subjects), split_fractions, None, samples_per_shard)
     outcome = IngestReport()
     with writer:
         for done, (subject, number) in enumerate(subjects.items()):

@@ -35,12 +35,12 @@ def ingest_radiographs(
     *,
     limits: RadiographLimits,
     pairs: Path | None = None,
-    exact: bool = False,
+    skip_ambiguous: bool = False,
     patient_facing: PatientFacingOption = "auto",
     invert: Inversion = "auto",
     source_license: str = "not stated",
     subject_pattern: str = "",
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     assigned: Mapping[str, Split] | None = None,
     samples_per_shard: int = 64,
     progress: Progress = lambda *_: None,
@@ -54,12 +54,12 @@ def ingest_radiographs(
         geometry: poses; a lateral radiograph is mirrored if its patient faces the other edge than in its view.
         limits: largest file and image accepted, checked from the header.
         pairs: CSV of pairs; see `pair_table`.
-        exact: skip subjects with more than one radiograph of a view.
+        skip_ambiguous: skip subjects with more than one radiograph of a view.
         patient_facing: edge that the patients of all lateral radiographs face; `auto` detects it in each image.
         invert: see `decoding.read`.
         source_license: license of the radiographs, stored with every sample.
         subject_pattern: see `ingest_ct`.
-        shares: fractions of the train, validation and test split in a new archive; an existing one keeps its rule.
+        split_fractions: of the train, validation and test split in a new archive; an existing one keeps its rule.
         assigned: splits of subjects assigned by hand; must equal those of an existing archive.
         samples_per_shard: pairs in a shard; each full shard is published at once.
         progress: callback before each pair and at the end.
@@ -72,13 +72,13 @@ def ingest_radiographs(
     if sorted(names) != ["frontal", "lateral"]:
         raise ConfigError(f"pairs of radiographs for the views {', '.join(names)}: use a frontal and a lateral one")
     found = (
-        folder_search.find_pairs(sources, exact=exact)
+        folder_search.find_pairs(sources, skip_ambiguous=skip_ambiguous)
         if pairs is None
-        else pair_table.read_pairs(pairs, sources, exact=exact)
+        else pair_table.read_pairs(pairs, sources, skip_ambiguous=skip_ambiguous)
     )
     sources_by_subject = [replace(source, subject=subject_of(source, subject_pattern)) for source in found.sources]
     subjects = {source.subject for source in sources_by_subject}
-    writer = open_writer(url, grid, geometry, subjects, shares, assigned, samples_per_shard, "radiographs")
+    writer = open_writer(url, grid, geometry, subjects, split_fractions, assigned, samples_per_shard, "radiographs")
     outcome = IngestReport(
         refused=list(found.refused),
         skipped=found.skipped,

@@ -63,8 +63,8 @@ def cartilage(person: Person, number: int, side: int) -> Tubes:
     if number <= 7:
         notch, angle, lower = person.sternum_z
         z = float([notch - 14, angle, *np.linspace(angle - 26, lower + 4, 5)][number - 1])
-        x, y, _, before, _ = (float(value) for value in person.cage(z))
-        goal = mm(x + side * (22 if number == 1 else 14), y - before - 5, z)
+        x, y, _, anterior, _ = (float(value) for value in person.cage(z))
+        goal = mm(x + side * (22 if number == 1 else 14), y - anterior - 5, z)
     else:
         goal = _rib_curve(person, number - 1, side)[0][-1] + mm(-side * 12, -4, -14)
     # The lower ones descend before they ascend.
@@ -107,8 +107,8 @@ def vertebral_arches(person: Person) -> Tubes:
 def clavicle(person: Person, side: int) -> Tubes:
     """A clavicle: an S-shaped curve from the manubrium to the shoulder."""
     notch = person.sternum_z[0]
-    x, y, _, before, _ = (float(value) for value in person.cage(notch))
-    inner = mm(x + side * 17, y - before - 8, notch + 1)
+    x, y, _, anterior, _ = (float(value) for value in person.cage(notch))
+    inner = mm(x + side * 17, y - anterior - 8, notch + 1)
     outer = mm(side * 150 * person.width, _neck_y(person) - 24, notch + 22 + person.shoulder_rise_mm)
     points = [
         inner,
@@ -126,12 +126,12 @@ def scapula(person: Person, side: int) -> Tubes:
     upper = mm(side * 72 * person.width, 0.0, person.apex_z - 24 + 0.3 * rise)
     lower = mm(side * (100 + 0.3 * rise) * person.width, 0.0, person.apex_z - 145 * person.stature + rise)
     for corner in (upper, lower):
-        corner[1] = person.behind_wall(corner[0], corner[2], 20.0)
+        corner[1] = person.posterior_wall_y(corner[0], corner[2], 20.0)
     rows = []
     for share in np.linspace(0, 1, 13):
         inner, outer = upper + share * (lower - upper), socket + share * (lower - socket)
         row = inner + np.linspace(0, 1, 9)[:, None] * (outer - inner)
-        row[:, 1] = [max(y, person.behind_wall(x, z, 18.0)) for x, y, z in row]
+        row[:, 1] = [max(y, person.posterior_wall_y(x, z, 18.0)) for x, y, z in row]
         rows.append(row)
     sheet = np.array(rows)
     acromion = socket + mm(side * 10, 4, 26)

@@ -31,8 +31,8 @@ FRONT_POWER, BACK_POWER = 2.15, 2.5
 # The inside of rib cage and abdomen by level: 0 at the lung apices, 1 a thoracic spine below.
 LEVEL = [-0.6, -0.1, 0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.6]
 HALF_WIDTH_MM = [46, 48, 62, 79, 93, 114, 128, 134, 136, 134, 129, 123, 121]
-BEFORE_SPINE_MM = [62, 62, 69, 79, 88, 105, 127, 142, 151, 152, 149, 145, 142]
-BEHIND_SPINE_MM = [10, 14, 22, 27, 30, 33, 35, 36, 36, 35, 34, 33, 33]
+ANTERIOR_TO_SPINE_MM = [62, 62, 69, 79, 88, 105, 127, 142, 151, 152, 149, 145, 142]
+POSTERIOR_TO_SPINE_MM = [10, 14, 22, 27, 30, 33, 35, 36, 36, 35, 34, 33, 33]
 
 
 @dataclass(frozen=True)
@@ -179,44 +179,44 @@ class Person:
 
     @cached_property
     def _profiles(self) -> PchipInterpolator:
-        table = np.column_stack([HALF_WIDTH_MM, BEFORE_SPINE_MM, BEHIND_SPINE_MM])
+        table = np.column_stack([HALF_WIDTH_MM, ANTERIOR_TO_SPINE_MM, POSTERIOR_TO_SPINE_MM])
         return PchipInterpolator(LEVEL, table * [self.width, self.depth, 1.0])
 
     def cage(self, z: Numbers | Real) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
         """Inner surface of the rib cage at `z`: x and y of its widest line, half width, depths on both sides."""
         level = self.level(z)
-        wide, before, behind = np.moveaxis(self._profiles(np.clip(level, LEVEL[0], LEVEL[-1])), -1, 0)
+        wide, anterior, posterior = np.moveaxis(self._profiles(np.clip(level, LEVEL[0], LEVEL[-1])), -1, 0)
         x, y = self.spine(z)
         bulge = self.belly_mm * np.exp(-(((level - 1.25) / 0.35) ** 2))
         down = np.clip(level, 0, 1) - 0.55
         # The neck is inclined with the spine; the sternum is not.
-        front = np.minimum(self.spine_y - before * (1 - self.barrel * down) - bulge, y - 48)
-        back = y + behind
+        front = np.minimum(self.spine_y - anterior * (1 - self.barrel * down) - bulge, y - 48)
+        back = y + posterior
         middle = back - 0.44 * (back - front)
         half = wide * (1 + self.taper * down) + 0.4 * bulge
         return x, np.asarray(middle), np.asarray(half), np.asarray(middle - front), np.asarray(back - middle)
 
     def wall(self, x: Numbers, y: Numbers, z: Numbers) -> Numbers:
         """Signed distance from the inner surface of the rib cage, negative inside, in the precision of `x`."""
-        middle_x, middle_y, half, before, behind = (value.astype(x.dtype) for value in self.cage(z))
+        middle_x, middle_y, half, anterior, posterior = (value.astype(x.dtype) for value in self.cage(z))
         dy = y - middle_y
         power = np.where(dy > 0, x.dtype.type(BACK_POWER), x.dtype.type(FRONT_POWER))
-        return superellipse(x - middle_x, dy, half, np.where(dy > 0, behind, before), power)
+        return superellipse(x - middle_x, dy, half, np.where(dy > 0, posterior, anterior), power)
 
     def on_wall(self, turn: Numbers, z: Numbers, outwards_mm: Real, side: int) -> Float[np.ndarray, "... 3"]:
         """Points outside the rib cage on one side; the angle `turn` is 0 at the spine and pi at the sternum."""
-        middle_x, middle_y, half, before, behind = self.cage(z)
+        middle_x, middle_y, half, anterior, posterior = self.cage(z)
         back = np.cos(turn) > 0
         power = 2 / np.where(back, BACK_POWER, FRONT_POWER)
         x = middle_x + side * (half + outwards_mm) * np.sin(turn) ** power
-        reach = np.where(back, behind + outwards_mm, -before - outwards_mm)
+        reach = np.where(back, posterior + outwards_mm, -anterior - outwards_mm)
         return np.stack([x, middle_y + reach * np.abs(np.cos(turn)) ** power, z], axis=-1)
 
-    def behind_wall(self, x: float, z: float, outwards_mm: Real) -> float:
+    def posterior_wall_y(self, x: float, z: float, outwards_mm: Real) -> float:
         """Y of the posterior rib cage at (x, z); a large negative value if the cage is narrower than x."""
-        middle_x, middle_y, half, _, behind = (float(value) for value in self.cage(z))
+        middle_x, middle_y, half, _, posterior = (float(value) for value in self.cage(z))
         left = 1 - (abs(x - middle_x) / (half + outwards_mm)) ** BACK_POWER
-        return middle_y + (behind + outwards_mm) * left ** (1 / BACK_POWER) if left > 0 else -1e3
+        return middle_y + (posterior + outwards_mm) * left ** (1 / BACK_POWER) if left > 0 else -1e3
 
     # Diaphragm and apices.
 

@@ -162,12 +162,12 @@ class Painter:
         breasts = glands = np.full(r.grid.shape, FAR_MM, dtype=np.float32)
         if p.breast_mm:
             z = p.apex_z - 0.47 * p.height
-            _, y, wide, before, _ = (float(value) for value in p.cage(z))
+            _, y, wide, anterior, _ = (float(value) for value in p.cage(z))
             for side in SIDES:
-                middle = (side * 0.62 * wide, y - 0.76 * before - 0.6 * p.fat_mm, z)
+                middle = (side * 0.62 * wide, y - 0.76 * anterior - 0.6 * p.fat_mm, z)
                 size = (0.55 * wide, 24 + p.breast_mm, 62 + 0.4 * p.breast_mm)
                 breasts = np.minimum(breasts, r.ellipsoid(middle, size))
-                middle = (side * 0.66 * wide, y - 0.78 * before - p.fat_mm - 8, z - 4)
+                middle = (side * 0.66 * wide, y - 0.78 * anterior - p.fat_mm - 8, z - 4)
                 glands = np.minimum(glands, r.ellipsoid(middle, (0.28 * wide, 12 + 0.5 * p.breast_mm, 30)))
         return breasts, glands
 
@@ -216,8 +216,8 @@ class Painter:
         esophagus, airway = vessels.esophagus(p), vessels.airway(p)
         column = superellipse(r.x - spine_x, r.y - spine_y - 9, 22.0, 28.0, 2.2)
         # The lungs are close to each other behind the sternum, less so above the heart.
-        _, middle_y, _, before, _ = self.cage
-        depth = np.maximum(r.y - middle_y + before, 0)
+        _, middle_y, _, anterior, _ = self.cage
+        depth = np.maximum(r.y - middle_y + anterior, 0)
         upper = np.interp(self.level, [0, 0.1, 0.2, 0.26, 0.36, 0.5, 0.8, 1], [13, 19, 20, 12, 3, 1, 2, 5])
         half = 3 + upper.astype(np.float32) * np.minimum(depth / 55, 1) + 14 * np.exp(-depth / 10)
         between = np.abs(r.x - spine_x - 3) - half
@@ -273,15 +273,15 @@ class Painter:
         """HU added by the fissures: oblique on both sides, horizontal on the right."""
         p, r = self.person, self.raster
         result: Volume = np.zeros(r.grid.shape, dtype=np.float32)
-        behind = r.y - float(p.spine(p.carina_z)[1])
+        posterior = r.y - float(p.spine(p.carina_z)[1])
         for side in SIDES:
             fall = rng.uniform(0.9, 1.3)
             across = side * r.x
-            oblique = r.z - (p.carina_z + 12) - fall * behind - 0.0022 * (across - 60) ** 2
+            oblique = r.z - (p.carina_z + 12) - fall * posterior - 0.0022 * (across - 60) ** 2
             oblique /= np.hypot(1, fall)
             result += (across > 0) * r.sheet(oblique, 1.0) * 140
             if side < 0:
-                level = r.z - (p.carina_z - 48) - 0.1 * behind + 0.0015 * (across - 70) ** 2
+                level = r.z - (p.carina_z - 48) - 0.1 * posterior + 0.0015 * (across - 70) ** 2
                 result += ((across > 0) & (oblique > 0)) * r.sheet(level, 0.8) * 140
         return result
 
@@ -314,8 +314,8 @@ class Painter:
         notch, angle, lower = p.sternum_z
         knots = [lower - 34, lower - 12, lower, lower + 25, angle - 12, angle, notch - 14, notch, notch + 2]
         half = np.interp(r.z, knots, [3, 5, 11, 19, 15, 13, 25, 22, 8]).astype(np.float32)
-        x, middle_y, _, before, _ = self.cage
-        plate = superellipse(r.x - x, r.y - (middle_y - before - 6), half, 5.5, 2.6)
+        x, middle_y, _, anterior, _ = self.cage
+        plate = superellipse(r.x - x, r.y - (middle_y - anterior - 6), half, 5.5, 2.6)
         self._bone(np.maximum(plate, np.maximum(r.z - notch, lower - 30 - r.z)).astype(np.float32), 1.2)
 
     def _vertebral_bodies(self) -> None:

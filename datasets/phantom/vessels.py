@@ -29,10 +29,10 @@ ARTERIES, VEINS = 420, 340
 def heart_center(person: Person) -> Float[np.ndarray, " 3"]:
     """Center of the heart, which rests on the diaphragm between sternum and spine."""
     z = float(np.mean(person.dome_z)) + 27 * person.heart
-    x, y, _, before, _ = (float(value) for value in person.cage(z))
-    front, back = y - before, float(person.spine(z)[1]) - 16
-    left, behind = person.heart_shift_mm
-    return mm(x + 6 + left, (front + back) / 2 + behind, z)
+    x, y, _, anterior, _ = (float(value) for value in person.cage(z))
+    front, back = y - anterior, float(person.spine(z)[1]) - 16
+    left, posterior = person.heart_shift_mm
+    return mm(x + 6 + left, (front + back) / 2 + posterior, z)
 
 
 def chambers(person: Person) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:

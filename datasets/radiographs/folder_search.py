@@ -52,7 +52,7 @@ PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 """The tag of PixelData in both byte orders."""
 
 
-def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
+def find_pairs(paths: Sequence[Path], *, skip_ambiguous: bool = False) -> FoundPairs:
     """All pairs under the given files and folders."""
     groups: dict[tuple[str, ...], PairCandidates] = {}
     refused: list[RefusedFile] = []
@@ -81,7 +81,7 @@ def find_pairs(paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
         is_anonymous = header is not None and not (header.get("StudyInstanceUID") or header.get("PatientID"))
         key, group = _of_name(path, rest) if header is None or is_anonymous else _of_study(path, header)
         groups.setdefault(key, group).add(view, path, 0 if header is None else rank(header))
-    return select_pairs(groups.values(), exact, refused, len(left_out), left_out)
+    return select_pairs(groups.values(), skip_ambiguous, refused, len(left_out), left_out)
 
 
 def _view(

@@ -29,7 +29,7 @@ INDIANA = re.compile(
 only uid 1. Some have a third group of digits."""
 
 
-def read_pairs(table: Path, paths: Sequence[Path], *, exact: bool = False) -> FoundPairs:
+def read_pairs(table: Path, paths: Sequence[Path], *, skip_ambiguous: bool = False) -> FoundPairs:
     """The pairs of a table. Files are searched beside it, by relative path under `paths`, and there by file name.
 
     Raises:
@@ -39,12 +39,12 @@ def read_pairs(table: Path, paths: Sequence[Path], *, exact: bool = False) -> Fo
     refused: list[RefusedFile] = []
     files = [path for path, _ in walk(paths, refused)]
     if {"uid", "filename", "projection"} <= set(columns):
-        return select_pairs(_by_projection(table, rows, files), exact, refused)
+        return select_pairs(_by_projection(table, rows, files), skip_ambiguous, refused)
     if {"subject", "frontal", "lateral"} <= set(columns):
-        return select_pairs(_by_row(table, rows, [table.parent, *paths], files), exact, refused)
+        return select_pairs(_by_row(table, rows, [table.parent, *paths], files), skip_ambiguous, refused)
     if {"dicom_id", "subject_id", "study_id", "ViewPosition"} <= set(columns):
         groups, left_out = _by_study(rows, files)
-        return select_pairs(groups, exact, refused, len(left_out), left_out)
+        return select_pairs(groups, skip_ambiguous, refused, len(left_out), left_out)
     raise ConfigError(
         f"{table}: columns {columns}; required are subject, frontal and lateral, or uid, filename and projection, or "
         "dicom_id, subject_id, study_id and ViewPosition"

@@ -65,7 +65,7 @@ class FoundPairs:
     single_view: int = 0
     """Subjects or studies with only one of the two views."""
     ambiguous: int = 0
-    """Subjects or studies skipped for several radiographs of a view, where exact pairs are required."""
+    """Subjects or studies skipped for several radiographs of a view, where ambiguous ones are skipped."""
     missing_files: list[str] = field(default_factory=list)
     """Files in a table of pairs that do not exist."""
     left_out: list[LeftOut] = field(default_factory=list)
@@ -74,18 +74,18 @@ class FoundPairs:
 
 def select_pairs(
     groups: Iterable[PairCandidates],
-    exact: bool,
+    skip_ambiguous: bool,
     refused: list[RefusedFile],
     skipped: int = 0,
     left_out: Iterable[LeftOut] = (),
 ) -> FoundPairs:
-    """The first frontal and the first lateral radiograph of each group; with `exact` only groups with one of each."""
+    """The first frontal and the first lateral radiograph of each group, or of groups with one of each only."""
     sources, single_view, ambiguous = [], 0, 0
     missing, unused = [], list(left_out)
     for group in groups:
         missing += group.missing
         several = len(group.frontal) + len(group.lateral) + len(group.missing) > 2
-        if exact and several and group.frontal and group.lateral:
+        if skip_ambiguous and several and group.frontal and group.lateral:
             ambiguous += 1
             reason = f"one of {len(group.frontal)} frontal and {len(group.lateral)} lateral images of a study"
             unused += [LeftOut(path, reason) for path in (*group.frontal, *group.lateral)]

@@ -91,7 +91,7 @@ class BatchStream:
     """Endless micro-batches of one worker.
 
     Each item is the list of the worker's micro-batches in one global batch. `samples_consumed` counts samples of all
-    workers up to the last item handed out; set it before iterating to go on from there.
+    workers up to the last item handed out; set it before iterating to resume there.
 
     Args:
         reader: source of the samples, called from threads.

@@ -13,7 +13,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.segmentation import Label
 from raylift.models import losses
 from raylift.models.losses import least_squares
-from raylift.models.objectives.objective import Carried, Objective, Player, Turn
+from raylift.models.objectives.objective import Objective, Outputs, Player, Turn
 from raylift.models.volume_network import VolumeNetwork
 
 
@@ -112,8 +112,8 @@ class GeneratorPlayer(Player):
         self.weights = weights
         self._others = (discriminator,)
 
-    def forward(self, batch: Batch, carried: Carried) -> Turn:  # noqa: ARG002
-        """The loss; the volume is carried to the discriminator, so that the generator runs once for each batch."""
+    def forward(self, batch: Batch, earlier: Outputs) -> Turn:  # noqa: ARG002
+        """The loss; the discriminator gets the volume too, so that the generator runs once for each batch."""
         assert isinstance(self.network, VolumeNetwork)
         volume, *auxiliaries = self.network.volumes(batch.radiographs)
         terms = {**self.weights.reconstruction_terms(volume, batch), **self.weights.cone_terms(volume, batch)}
@@ -128,16 +128,16 @@ class GeneratorPlayer(Player):
 
 
 class DiscriminatorPlayer(Player):
-    """The turn of the discriminator: the CT is real, the carried reconstruction is fake."""
+    """The turn of the discriminator: the CT is real, the reconstruction is fake."""
 
     def __init__(self, network: nn.Module, weights: ReconstructionLoss) -> None:
         super().__init__(network)
         self.weights = weights
 
-    def forward(self, batch: Batch, carried: Carried) -> Turn:
+    def forward(self, batch: Batch, earlier: Outputs) -> Turn:
         """The sum of both LSGAN losses, times the adversarial weight, as published."""
         real = least_squares(self.network(batch.volume, batch.radiographs), real=True)
-        fake = least_squares(self.network(carried["reconstruction"], batch.radiographs), real=False)
+        fake = least_squares(self.network(earlier["reconstruction"], batch.radiographs), real=False)
         loss = self.weights.adversarial * (real + fake)
         return loss, {"real": real.detach(), "fake": fake.detach()}, {}
 

@@ -21,7 +21,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.models.drr import Reprojection
 from raylift.models.losses import cross_entropy
-from raylift.models.objectives.objective import Carried, Objective, Player, Turn
+from raylift.models.objectives.objective import Objective, Outputs, Player, Turn
 from raylift.models.objectives.reprojection import ViewDiscriminatorPlayer
 from raylift.models.parts.discriminators import Discriminator, ViewDiscriminator
 from raylift.models.unpaired_prior import PhantomPrior
@@ -85,8 +85,8 @@ class VolumePlayer(Player):
         self.weights = weights
         self._others = (networks,)
 
-    def forward(self, batch: Batch, carried: Carried) -> Turn:  # noqa: ARG002
-        """The loss; reconstructions and unpaired volumes are carried, so that later turns use the same."""
+    def forward(self, batch: Batch, earlier: Outputs) -> Turn:  # noqa: ARG002
+        """The loss; its outputs are the reconstructions and the unpaired volumes, which later turns use."""
         (networks,) = self._others
         real, are_ct = networks.unpaired_volumes(batch)
         volume: Tensor = self.network(batch.radiographs)
@@ -111,14 +111,14 @@ class ProjectionPlayer(Player):
         self.weights = weights
         self._others = (networks,)
 
-    def forward(self, batch: Batch, carried: Carried) -> Turn:
-        """The loss; its radiographs are carried to their discriminator."""
+    def forward(self, batch: Batch, earlier: Outputs) -> Turn:
+        """The loss; its radiographs are an output for their discriminator."""
         (networks,) = self._others
         assert networks.view_discriminator is not None
-        fake: Tensor = self.network(carried["unpaired"])
+        fake: Tensor = self.network(earlier["unpaired"])
         terms = {
-            "cycle_radiographs": F.l1_loss(self.network(carried["reconstruction"]), batch.radiographs),
-            "cycle_volumes": F.l1_loss(networks.generator(fake), carried["unpaired"]),
+            "cycle_radiographs": F.l1_loss(self.network(earlier["reconstruction"]), batch.radiographs),
+            "cycle_volumes": F.l1_loss(networks.generator(fake), earlier["unpaired"]),
         }
         if self.weights.adversarial:
             terms["adversarial"] = cross_entropy(networks.view_discriminator(batch.radiographs, fake), real=True)
@@ -133,10 +133,10 @@ class VolumeDiscriminatorPlayer(Player):
         super().__init__(network)
         self.smoothing, self.every = weights.smoothing, weights.discriminators_every
 
-    def forward(self, batch: Batch, carried: Carried) -> Turn:
+    def forward(self, batch: Batch, earlier: Outputs) -> Turn:
         """The mean of both cross-entropies."""
-        real = cross_entropy(self.network(carried["unpaired"], batch.radiographs), real=True, smoothing=self.smoothing)
-        fake = cross_entropy(self.network(carried["reconstruction"], batch.radiographs), real=False)
+        real = cross_entropy(self.network(earlier["unpaired"], batch.radiographs), real=True, smoothing=self.smoothing)
+        fake = cross_entropy(self.network(earlier["reconstruction"], batch.radiographs), real=False)
         return (real + fake) / 2, {"real": real.detach(), "fake": fake.detach()}, {}
 
 

@@ -12,7 +12,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.models.diffusion.conditional import ConditionalDiffusion
 from raylift.models.losses import orthogonal_projection_l1
-from raylift.models.objectives.objective import Carried, Objective, Player, Turn
+from raylift.models.objectives.objective import Objective, Outputs, Player, Turn
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,10 @@ class DenoisingLoss:
     """Weight, divided by the number T of timesteps, of the mean absolute error between mean projections of the data
     and of the predicted x_0 along the three axes. DiffuX2CT's is 1; its norm is not published, X2CT-GAN's is taken,
     without the absolute value: a prediction of 0, as at initialization, would get no gradient."""
-    ema_decay: float = 0.999
-    """Decay of the exponential moving average (EMA) of the weights, which is used for sampling, validation and export;
-    0 for the weights themselves. Not published."""
 
     def __post_init__(self) -> None:
-        if not (self.projection >= 0 and 0 <= self.ema_decay < 1):
-            raise ConfigError(f"{self}: the weight must not be below 0, and the decay in [0, 1)")
+        if not self.projection >= 0:
+            raise ConfigError(f"system.loss.projection is {self.projection}: give a weight of 0 or more")
 
 
 class DenoisingPlayer(Player):
@@ -39,7 +36,7 @@ class DenoisingPlayer(Player):
         super().__init__(network)
         self.weights = weights
 
-    def forward(self, batch: Batch, carried: Carried) -> Turn:  # noqa: ARG002
+    def forward(self, batch: Batch, earlier: Outputs) -> Turn:  # noqa: ARG002
         """The loss; timesteps and noise come from torch's global generator."""
         network = self.network
         assert isinstance(network, ConditionalDiffusion)
@@ -61,6 +58,6 @@ class DenoisingPlayer(Player):
         return torch.stack(list(losses.values())).sum(), detached, {}
 
 
-def denoising_objective(network: ConditionalDiffusion, weights: DenoisingLoss) -> Objective:
+def denoising_objective(network: ConditionalDiffusion, weights: DenoisingLoss, ema_decay: float) -> Objective:
     """A single player, the denoiser, with an EMA of its weights."""
-    return Objective({"denoiser": DenoisingPlayer(network, weights)}, ema_decay=weights.ema_decay)
+    return Objective({"denoiser": DenoisingPlayer(network, weights)}, ema_decay=ema_decay)

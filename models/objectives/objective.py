@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from raylift.datasets.batch import Batch
+from raylift.datasets.errors import ConfigError
 
 Logs = dict[str, Tensor]
-Carried = dict[str, Tensor]
-Turn = tuple[Tensor, Logs, Carried]
+Outputs = dict[str, Tensor]
+Turn = tuple[Tensor, Logs, Outputs]
 """The loss, detached values to log, and detached tensors that later turns on the same batch may use."""
 
 
@@ -37,8 +38,8 @@ class Player(nn.Module):
         self.network = network
 
     @abstractmethod
-    def forward(self, batch: Batch, carried: Carried) -> Turn:
-        """The player's loss on a batch, given the tensors that earlier turns carried over."""
+    def forward(self, batch: Batch, earlier: Outputs) -> Turn:
+        """The player's loss on a batch, given the outputs of `earlier` turns on it."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Objective:
     ema_decay: float = 0.0
     """Decay of the exponential moving average (EMA) of the first player's weights, which is validated and exported; 0
     for none."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"system.ema_decay is {self.ema_decay}: give a decay in [0, 1)")
 
     @property
     def reconstructor(self) -> nn.Module:

@@ -34,15 +34,15 @@ from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.slimming import slim, tiny
-from raylift.models.xray_only import Reprojected
+from raylift.models.unpaired_composition import UnpairedComposition
 
-PUBLISHED = Reprojected(
+PUBLISHED = UnpairedComposition(
     name="cgan-128",
     views=("frontal", "lateral"),
     # Four halvings, each doubling the channels.
     encoder=EncoderConfig(kind="unet", stem=64, layers=(2, 2, 2, 2)),
     lifting=LiftingConfig(kind="channels", along="rays"),
-    fusion=FusionConfig(kind="concatenate", feedback=False),
+    fusion=FusionConfig(kind="concatenate", view_decoders=False),
     decoder=DecoderConfig(kind="unet", channels=(32, 16, 8), blocks=1, head_kernel=3, output="sigmoid"),
     discriminator=ViewDiscriminatorConfig(channels=(64, 128, 256), pooled=False, conditional=True),
     # Two views' errors, each with weight 1, are twice their mean.
@@ -55,7 +55,7 @@ CGAN_128 = Entry(
     paper="Adwait et al. 2024, Boston University",
     year=2024,
     views="2",
-    kind="from X-rays alone",
+    kind="unpaired",
     published=PUBLISHED,
     slim=slim(PUBLISHED),
     tiny=tiny(PUBLISHED),

@@ -30,7 +30,7 @@ PUBLISHED = Composition(
     views=("frontal", "lateral"),
     encoder=EncoderConfig(kind="image"),
     lifting=LiftingConfig(kind="plain", along="axes"),
-    fusion=FusionConfig(kind="concatenate", feedback=False),
+    fusion=FusionConfig(kind="concatenate", view_decoders=False),
     decoder=DecoderConfig(kind="unet", channels=(128, 64, 32, 16, 8), blocks=1, head_kernel=1, output="linear"),
     loss=ReconstructionLoss(adversarial=0.0, voxel=10.0, projection=10.0),
 )

@@ -36,7 +36,7 @@ PUBLISHED = Composition(
     views=("frontal", "lateral"),
     encoder=EncoderConfig(kind="dense", stem=64, growth=32, bottleneck=128, layers=(6, 12, 24, 16, 6)),
     lifting=LiftingConfig(kind="repeat", along="axes", coarsest="features"),
-    fusion=FusionConfig(kind="alignment", feedback=False),
+    fusion=FusionConfig(kind="alignment", view_decoders=False),
     decoder=DecoderConfig(
         kind="upsampling",
         channels=(256, 128, 64, 32, 16, 16),

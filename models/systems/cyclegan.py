@@ -52,7 +52,7 @@ from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.heads import Head
 from raylift.models.parts.radiograph_generator import RadiographGenerator
 from raylift.models.parts.rays import Rays, along_volume_axes
-from raylift.models.system_config import DEFAULT_WINDOW, LearnsFrom, SystemConfig
+from raylift.models.system_config import DEFAULT_WINDOW, Supervision, SystemConfig
 from raylift.models.unpaired_prior import PhantomPrior
 from raylift.models.volume_network import VolumeNetwork
 
@@ -107,7 +107,7 @@ class CycleGan(SystemConfig):
             )
 
     @property
-    def learns_from(self) -> LearnsFrom:
+    def supervision(self) -> Supervision:
         """`radiographs`: training needs no CT of the patients whose radiographs these are."""
         return "radiographs"
 
@@ -225,7 +225,7 @@ def entry(title: str, published: CycleGan, views: Views, epochs: int) -> Entry:
         paper="Adwait et al. 2024, Boston University",
         year=2024,
         views=views,
-        kind="from X-rays alone",
+        kind="unpaired",
         published=published,
         slim=with_channels(published, (16, 32, 64), 3, (16, 32, 64, 64)),
         tiny=with_channels(published, (8, 8, 16), 1, (8, 16, 16)),

@@ -54,6 +54,9 @@ class TriPlaneSystem(SystemConfig):
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     scheduler: NoiseSchedulerConfig = field(default_factory=NoiseSchedulerConfig)
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
+    ema_decay: float = 0.999
+    """Decay of the exponential moving average (EMA) of the weights, which is used for sampling, validation and export;
+    0 for the weights themselves. Not published."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How `forward` samples."""
     checkpointing: Literal["none", "all"] = "none"
@@ -65,7 +68,7 @@ class TriPlaneSystem(SystemConfig):
 
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:  # noqa: ARG002
         """The denoising loss, minimized by one player."""
-        return denoising_objective(self.reconstructor(grid, geometry), self.loss)
+        return denoising_objective(self.reconstructor(grid, geometry), self.loss, self.ema_decay)
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,8 @@ PUBLISHED = DiffuX2CT(
     scheduler=NoiseSchedulerConfig(
         beta_schedule="linear", num_train_timesteps=1000, beta_start=1e-6, beta_end=1e-2, prediction_type="epsilon"
     ),
-    loss=DenoisingLoss(projection=1.0, ema_decay=0.999),
+    loss=DenoisingLoss(projection=1.0),
+    ema_decay=0.999,
     sampling=SamplingConfig(sampler="dpm_solver", steps=16),
     checkpointing="all",
 )

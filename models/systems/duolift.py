@@ -38,7 +38,7 @@ GAN = Composition(
     views=("frontal", "lateral"),
     encoder=EncoderConfig(kind="dense", stem=64, growth=32, bottleneck=128, layers=(6, 12, 24, 16)),
     lifting=LiftingConfig(kind="duo", along="axes", coarsest="features"),
-    fusion=FusionConfig(kind="concatenate", feedback=False),
+    fusion=FusionConfig(kind="concatenate", view_decoders=False),
     decoder=DecoderConfig(kind="unet++", channels=(256, 128, 64, 32, 16), blocks=1, head_kernel=1, output="leaky_relu"),
     discriminator=DiscriminatorConfig(kind="cnn", channels=(64, 128, 256, 512), conditional=False),
     loss=ReconstructionLoss(adversarial=0.1, voxel=10.0, projection=0.0, lung=10.0, deep_supervision=0.5),

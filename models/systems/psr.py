@@ -33,7 +33,7 @@ PUBLISHED = Composition(
     # 256 channels inside; residual blocks at each of the four sizes.
     encoder=EncoderConfig(kind="hourglass", stem=64, layers=(3, 3, 3, 5)),
     lifting=LiftingConfig(kind="channels", along="axes"),
-    fusion=FusionConfig(kind="average", feedback=False),
+    fusion=FusionConfig(kind="average", view_decoders=False),
     decoder=DecoderConfig(kind="none", channels=(1,), output="linear"),
     loss=ReconstructionLoss(adversarial=0.0, voxel=1.0, projection=0.0),
 )

@@ -61,6 +61,9 @@ class Refiner(SystemConfig):
         default_factory=lambda: NoiseSchedulerConfig(beta_schedule="cosine", prediction_type="sample")
     )
     loss: DenoisingLoss = field(default_factory=DenoisingLoss)
+    ema_decay: float = 0.999
+    """Decay of the exponential moving average (EMA) of the weights, which is used for sampling, validation and export;
+    0 for the weights themselves. Not published."""
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(steps=1))
     """How `forward` samples: with one step a sample is nearest to the ground truth. More steps raise the standard
     deviation over samples, and each is then further from it: `docs/systems.md` has results."""
@@ -106,7 +109,7 @@ class Refiner(SystemConfig):
 
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:  # noqa: ARG002
         """One player, whose base is frozen."""
-        return denoising_objective(self.reconstructor(grid, geometry), self.loss)
+        return denoising_objective(self.reconstructor(grid, geometry), self.loss, self.ema_decay)
 
 
 class ResidualDiffusion(ConditionalDiffusion):
@@ -164,7 +167,8 @@ PUBLISHED = Refiner(
         channels=(32, 64, 128, 256), blocks=2, levels_without_attention=2, window=4, heads=4, patch=1
     ),
     scheduler=NoiseSchedulerConfig(beta_schedule="cosine", num_train_timesteps=1000, prediction_type="sample"),
-    loss=DenoisingLoss(projection=1.0, ema_decay=0.999),
+    loss=DenoisingLoss(projection=1.0),
+    ema_decay=0.999,
     sampling=SamplingConfig(sampler="dpm_solver", steps=1),
     checkpointing="all",
 )

@@ -46,7 +46,7 @@ PUBLISHED = Composition(
         heads=8,
     ),
     lifting=LiftingConfig(kind="attention", along="axes", coarsest="features", heads=4),
-    fusion=FusionConfig(kind="attention", feedback=False),
+    fusion=FusionConfig(kind="attention", view_decoders=False),
     decoder=DecoderConfig(
         kind="upsampling",
         channels=(256, 128, 64, 32, 16, 16),

@@ -41,14 +41,14 @@ from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.slimming import slim, tiny
-from raylift.models.xray_only import Reprojected
+from raylift.models.unpaired_composition import UnpairedComposition
 
-PUBLISHED = Reprojected(
+PUBLISHED = UnpairedComposition(
     name="u-x2ctgan",
     views=("frontal", "lateral"),
     encoder=EncoderConfig(kind="dense", stem=32, growth=16, bottleneck=64, layers=(4, 4, 4, 4, 4)),
     lifting=LiftingConfig(kind="repeat", along="axes", coarsest="features"),
-    fusion=FusionConfig(kind="concatenate", feedback=False),
+    fusion=FusionConfig(kind="concatenate", view_decoders=False),
     decoder=DecoderConfig(
         kind="upsampling", channels=(128, 64, 32, 32, 16, 16), blocks=1, head_kernel=3, output="sigmoid"
     ),
@@ -65,7 +65,7 @@ U_X2CTGAN = Entry(
     paper="Adwait et al. 2024, Boston University",
     year=2024,
     views="2",
-    kind="from X-rays alone",
+    kind="unpaired",
     published=PUBLISHED,
     slim=slim(PUBLISHED),
     tiny=tiny(PUBLISHED),

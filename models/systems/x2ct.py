@@ -37,7 +37,7 @@ GAN = Composition(
     # A 7 x 7 stem of 64 channels at full size; five stages, each halving, of densely connected layers.
     encoder=EncoderConfig(kind="dense", stem=64, growth=32, bottleneck=128, layers=(6, 12, 24, 16, 6)),
     lifting=LiftingConfig(kind="repeat", along="axes", coarsest="vector", dropout=0.5),
-    fusion=FusionConfig(kind="average", feedback=True),
+    fusion=FusionConfig(kind="average", view_decoders=True),
     decoder=DecoderConfig(
         kind="upsampling",
         # From 4 voxels per side to 128.

@@ -36,7 +36,7 @@ PUBLISHED = Composition(
     views=("frontal", "lateral"),
     encoder=EncoderConfig(kind="dense", stem=64, growth=32, bottleneck=128, layers=(4, 8, 16, 8, 4)),
     lifting=LiftingConfig(kind="repeat", along="axes", coarsest="vector", dropout=0.5),
-    fusion=FusionConfig(kind="average", feedback=True),
+    fusion=FusionConfig(kind="average", view_decoders=True),
     decoder=DecoderConfig(
         kind="upsampling",
         channels=(256, 128, 64, 32, 16, 16),

@@ -65,7 +65,7 @@ class SubjectOptions:
     """License of the files, stored with every sample."""
     subject_pattern: str = ""
     """Regular expression whose first group matches the subject in a file's name, or else in its path."""
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Fractions of subjects in the train, validation and test split."""
     splits: str = ""
     """A published list, x2ct-lidc or luna16, or a CSV with the columns split and subject, patient or series_uid;
@@ -126,7 +126,7 @@ def ingest(arguments: list[str]) -> int:
             limits=options.limits,
             source_license=options.subjects.license,
             subject_pattern=options.subjects.subject_pattern,
-            shares=options.subjects.shares,
+            split_fractions=options.subjects.split_fractions,
             assigned=options.subjects.assigned(),
             require_whole_thorax=options.require_whole_thorax,
             keep_table=options.keep_table,
@@ -149,7 +149,7 @@ class IngestXrayOptions(SourceOptions):
     pairs: Path | None = None
     """CSV with columns subject, frontal, lateral and optionally patient_facing, or indiana_projections.csv, or
     mimic-cxr-2.0.0-metadata.csv."""
-    exact: bool = False
+    skip_ambiguous: bool = False
     """Skip subjects with more than one radiograph of a view; otherwise the first of each is used."""
     patient_facing: PatientFacingOption = "auto"
     """Edge that the patients of the lateral radiographs face; auto detects it and refuses images that are unclear."""
@@ -177,13 +177,13 @@ def ingest_xray(arguments: list[str]) -> int:
             grid,
             geometry,
             pairs=options.pairs,
-            exact=options.exact,
+            skip_ambiguous=options.skip_ambiguous,
             patient_facing=options.patient_facing,
             invert=options.invert,
             limits=options.limits,
             source_license=options.subjects.license,
             subject_pattern=options.subjects.subject_pattern,
-            shares=options.subjects.shares,
+            split_fractions=options.subjects.split_fractions,
             assigned=options.subjects.assigned(),
             samples_per_shard=options.samples_per_shard,
             progress=bar.update,
@@ -217,7 +217,7 @@ class PhantomOptions:
     seed: int = 0
     """Seed of the set of phantoms."""
     grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Fractions of phantoms in the train, validation and test split."""
     samples_per_shard: int = 8
     """Volumes in a shard."""
@@ -236,7 +236,7 @@ def phantom(arguments: list[str]) -> int:
             geometry,
             count=options.count,
             seed=options.seed,
-            shares=options.shares,
+            split_fractions=options.split_fractions,
             samples_per_shard=options.samples_per_shard,
             progress=bar.update,
         )

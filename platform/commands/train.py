@@ -61,7 +61,7 @@ def train(arguments: list[str]) -> int:
     started = time.monotonic()
     # The record of a run that another process trains does not change, and a folder that is refused is not created.
     run = options.run if options.resume else runs.create(options.run, url)
-    with lease.held(url, options.take_over):
+    with lease.acquire(url, options.take_over):
         if options.resume:
             run = resuming.resume(run, url)
         cluster.connect()

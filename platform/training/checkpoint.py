@@ -174,7 +174,7 @@ class Checkpoints:
             return [f"the best checkpoint, {join(self.url, _name(int(top['step'])))} ({top[metric]:.2f}), is missing"]
         return []
 
-    def before(self, step: int) -> str | None:
+    def newest_before(self, step: int) -> str | None:
         """URL of the newest checkpoint of fewer steps, if there is one."""
         earlier = [name for name, summary in self.published() if summary["step"] < step]
         return join(self.url, earlier[-1]) if earlier else None
@@ -182,10 +182,10 @@ class Checkpoints:
     def prune(self, keep: int, metric: str, diverged_at: int | None = None) -> None:
         """Remove all but the newest `keep` checkpoints, the best one, and the newest one before a divergence."""
         published = self.published()
-        good = [] if diverged_at is None else [item for item in published if item[1]["step"] < diverged_at]
-        kept = {name for name, _ in [*published[-keep:], *_ranked(published, metric)[:1], *good[-1:]]}
+        earlier = [] if diverged_at is None else [item for item in published if item[1]["step"] < diverged_at]
+        retained = {name for name, _ in [*published[-keep:], *_ranked(published, metric)[:1], *earlier[-1:]]}
         for name, _ in published:
-            if name not in kept:
+            if name not in retained:
                 # The index goes first, so that an interruption leaves no published checkpoint that lacks files.
                 self._folder.remove(f"{name}/{INDEX_FILE}")
                 self._folder.remove(name)

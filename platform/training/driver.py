@@ -128,7 +128,7 @@ def _fit_attempts(
         if restarts < run.cluster.max_failures:
             note(f"{reason}: starting again from the newest checkpoint ({restarts + 1} of {run.cluster.max_failures})")
     raise RunFailed(
-        f"{reason}, after {run.cluster.max_failures} restarts (cluster.max_failures): go on with --resume {run_url}; "
+        f"{reason}, after {run.cluster.max_failures} restarts (cluster.max_failures): resume with --resume {run_url}; "
         "RAYLIFT_RAY_LOGS=1 prints the workers' output"
     )
 
@@ -140,7 +140,7 @@ def raise_permanent(error: ray.train.WorkerGroupError, run_url: str) -> None:
             raise failure from None
         if is_full_disk(failure):
             raise RunFailed(
-                f"{run_url} or the temporary folder cannot be written ({failure}): free space, then go on with "
+                f"{run_url} or the temporary folder cannot be written ({failure}): free space, then resume with "
                 f"--resume {run_url}"
             ) from None
         if isinstance(failure, torch.OutOfMemoryError):

@@ -76,7 +76,7 @@ def open_stream(
         share,
         run.data.window,
         views=view_indices(archive, run),
-        volumes=run.system.learns_from == "volumes",
+        volumes=run.system.supervision == "volumes",
         labels=run.system.needs_labels,
         reference_quantiles=description.reference_quantiles,
         normalization=run.data.normalization,
@@ -270,12 +270,12 @@ def check(run: RunConfig) -> Archive:
     check_size(archive, run)
     view_indices(archive, run)
     name = run.system.name
-    if run.system.learns_from == "volumes":
-        archive.require_volumes(f"system {name} learns from volumes and")
+    if run.system.supervision == "volumes":
+        archive.require_volumes(f"system {name} is supervised by volumes and")
         if run.data.unpaired:
             raise ConfigError(
-                f"system {name} learns from the volumes of {archive.url} and uses no others: leave data.unpaired "
-                "empty, or choose a system that learns from radiographs"
+                f"system {name} is supervised by the volumes of {archive.url} and uses no others: leave data.unpaired "
+                "empty, or choose an unpaired system"
             )
     for split in ("train", "val"):
         if not archive.entries(split):

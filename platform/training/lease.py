@@ -46,8 +46,8 @@ def has_ended(process: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def held(url: str, take_over: bool = False) -> Iterator[None]:
-    """Hold the lease of a run within this context, with a heartbeat.
+def acquire(url: str, take_over: bool = False) -> Iterator[None]:
+    """Acquire and hold the lease of a run within this context, with a heartbeat.
 
     The lease of a process of this machine that has ended is taken at once.
 

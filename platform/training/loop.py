@@ -102,7 +102,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
             values = take_turns(objective_engines, batch.to(device), step, means)
             if diverging := divergence.update(values):
                 history.append({"step": float(step), DIVERGED: 1.0})
-                handle_divergence(run, f"step {step}: {diverging}", checkpoints.before(step), reporter)
+                handle_divergence(run, f"step {step}: {diverging}", checkpoints.newest_before(step), reporter)
         for engine in objective_engines.values():
             engine.update_ema(step)
         means.add("step_time_s", time.perf_counter() - started)
@@ -143,17 +143,17 @@ def take_turns(objective_engines: dict[str, Engine], batch: Batch, step: int, me
     Returns:
         The mean loss over all ranks and the gradient norm of each player that was updated, by name.
     """
-    carried: dict[str, Tensor] = {}
+    earlier: dict[str, Tensor] = {}
     values: dict[str, float] = {}
     for name, engine in objective_engines.items():
         if step % engine.player.every:
             continue
         others = [other.player.network for other in objective_engines.values() if other is not engine]
         with frozen(others):
-            loss, logs, kept = engine.deepspeed(batch, carried)
+            loss, logs, outputs = engine.deepspeed(batch, earlier)
             values[f"{name}/loss"] = require_finite(loss, name, batch, step)
             norm = engine.step(loss)
-        carried |= kept
+        earlier |= outputs
         means.add(f"{name}/loss", loss.detach())
         if norm is not None:
             values[f"{name}/grad_norm"] = float(norm)
@@ -163,14 +163,14 @@ def take_turns(objective_engines: dict[str, Engine], batch: Batch, step: int, me
     return values
 
 
-def handle_divergence(run: RunConfig, what: str, good: str | None, reporter: Reporter) -> None:
+def handle_divergence(run: RunConfig, divergence: str, checkpoint: str | None, reporter: Reporter) -> None:
     """Print a divergence and the checkpoint before it, or end the run.
 
     Raises:
         DivergedLoss: the run stops on divergence.
     """
-    text = f"the training diverges at {what}: lower optimizer.lr or set engine.gradient_clipping"
-    text += f"; {good} is kept" if good else ""
+    text = f"the training diverges at {divergence}: lower optimizer.lr or set engine.gradient_clipping"
+    text += f"; {checkpoint} is kept" if checkpoint else ""
     if run.train.stop_on_divergence:
         raise DivergedLoss(text)
     reporter.note(text)

@@ -78,17 +78,17 @@ def estimate(run: RunConfig, geometry: Geometry | None = None) -> MemoryEstimate
         labels = torch.zeros(micro, 1, size, size, size, dtype=torch.uint8) if run.system.needs_labels else None
         views = torch.rand(micro, len(run.system.views), size, size)
         volume = torch.rand(micro, 1, size, size, size)
-        # Systems that learn from radiographs may use an unpaired volume, from an archive or a prior.
-        ground_truth, unpaired = (volume, None) if run.system.learns_from == "volumes" else (None, volume)
+        # Systems supervised by radiographs may use an unpaired volume, from an archive or a prior.
+        ground_truth, unpaired = (volume, None) if run.system.supervision == "volumes" else (None, volume)
         batch = Batch(ground_truth, views, labels=labels, unpaired=unpaired)
         precision = torch.autocast("cpu", torch.bfloat16) if run.engine.precision == "bf16" else nullcontext()
-        carried: dict[str, Tensor] = {}
+        earlier: dict[str, Tensor] = {}
         activations = 0
         for name, player in objective.players.items():
             others = [network for other, network in objective.networks().items() if other != name]
             with frozen(others), _saved([*player.network.parameters()]) as saved, precision:
-                _, _, kept = player(batch, carried)
-            carried |= kept
+                _, _, outputs = player(batch, earlier)
+            earlier |= outputs
             activations = max(activations, saved())
         ema = next(iter(counts.values())) if objective.ema_decay else 0
     count, stage, workers = sum(counts.values()), run.engine.zero_stage, run.cluster.workers

@@ -14,7 +14,7 @@ from raylift.platform.training import runs
 from raylift.platform.training.checkpoint import RUN_FILE
 from raylift.platform.training.inputs import archive_digests, with_generations
 
-TAKEN = (
+RESUMABLE_CHANGES = (
     "train.steps",
     "train.log_every",
     "train.validate_every",
@@ -43,7 +43,7 @@ def resume(run: RunConfig, url: str) -> RunConfig:
         url: the run's folder.
 
     Returns:
-        The settings to go on with.
+        The settings of the resumed run.
 
     Raises:
         ConfigError: settings differ that a resumed run keeps; names each with both values.
@@ -54,7 +54,7 @@ def resume(run: RunConfig, url: str) -> RunConfig:
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     recorded, found = record.get("archives", {}), archive_digests(run)
     moved = {key for key in ARCHIVES if key in changed and recorded.get(key, "") == found.get(key)}
-    refused = [key for key in changed if not key.startswith(TAKEN) and key not in moved]
+    refused = [key for key in changed if not key.startswith(RESUMABLE_CHANGES) and key not in moved]
     if refused:
         named = "; ".join(f"{key} {before.get(key)!r}, not {after.get(key)!r}" for key in refused)
         raise ConfigError(f"{url} keeps {named}: start a new run to change it")

@@ -179,7 +179,7 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
             saved = [summary["step"] for _, summary in checkpoints.published()][-1:]
             newest = f"its newest checkpoint is of step {saved[0]}" if saved else "it has no checkpoint yet"
             raise Interrupted(
-                f"{error} at step {step}; go on with raylift train --resume {run_url} ({newest})"
+                f"{error} at step {step}; resume with raylift train --resume {run_url} ({newest})"
             ) from None
 
 

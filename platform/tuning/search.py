@@ -37,7 +37,7 @@ from raylift.platform.training.inputs import check, with_archive_views, with_gen
 
 SEARCH_FILE, TABLE_FILE, RAY_FOLDER = "search.json", "trials.json", "ray"
 
-TAKEN = ("run.cluster.", "run.data.threads", "run.data.prefetch_batches", "run.data.cache_gib")
+RESUMABLE_CHANGES = ("run.cluster.", "run.data.threads", "run.data.prefetch_batches", "run.data.cache_gib")
 """Settings, or beginnings of settings, that a resumed search may change: those that change no result."""
 
 Distribution = Literal["uniform", "log_uniform", "integer", "choice"]
@@ -155,7 +155,7 @@ def resume(search: Search, url: str) -> None:
     saved = load_search(url)
     before, after = flatten(to_plain(saved)), flatten(to_plain(search))
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    refused = [key for key in changed if not key.startswith(TAKEN)]
+    refused = [key for key in changed if not key.startswith(RESUMABLE_CHANGES)]
     if refused:
         named = "; ".join(f"{key} {before.get(key)!r}, not {after.get(key)!r}" for key in refused)
         raise ConfigError(f"{url} keeps {named}: start a new search to change it")
@@ -217,7 +217,7 @@ def fit(url: str, report: Callable[[str], None] = print) -> list[Trial]:
         with interruptible():
             results = tuner.fit()
     except Interrupted as interrupted:
-        raise Interrupted(f"{interrupted}; go on with raylift tune --resume {url}") from None
+        raise Interrupted(f"{interrupted}; resume with raylift tune --resume {url}") from None
     for error in results.errors:
         report(f"a trial failed: {str(error).strip().splitlines()[-1]}")
     table = _table(url, space, [results[index].path for index in range(len(results))])

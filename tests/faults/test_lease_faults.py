@@ -31,11 +31,11 @@ class LeaseSuite:
 
     def test_it_is_refused_while_held_and_free_afterwards(self, url: str) -> None:
         with (
-            lease.held(url),
+            lease.acquire(url),
             pytest.raises(ConfigError, match=r"is trained by process \d+ on .*last heartbeat is \d s"),
         ):
-            lease.held(url, take_over=True).__enter__()
-        with lease.held(url):
+            lease.acquire(url, take_over=True).__enter__()
+        with lease.acquire(url):
             pass
         assert [name for name in Folder(url).names() if "lease" in name] == []
 
@@ -44,8 +44,8 @@ class LeaseSuite:
         with pytest.raises(
             ConfigError, match=r"process 4242 on node-7, whose last heartbeat is 100 s old.*--take-over"
         ):
-            lease.held(url).__enter__()
-        with lease.held(url, take_over=True):
+            lease.acquire(url).__enter__()
+        with lease.acquire(url, take_over=True):
             assert Folder(url).names() == [".lease-000002.json"]
         assert "is taken over from process 4242 on node-7" in capsys.readouterr().out
 
@@ -69,7 +69,7 @@ class LeaseSuite:
 
         def hold() -> None:
             # In a process of a shell's background, SIGINT is ignored until a handler is set.
-            with lease.held(url), interruptible():
+            with lease.acquire(url), interruptible():
                 first = Folder(url).read_digested(".lease-000001.json")["time"]
                 time.sleep(1.0)
                 assert Folder(url).read_digested(".lease-000001.json")["time"] > first
@@ -98,7 +98,7 @@ class TestBucket(LeaseSuite):
 def test_a_process_of_this_machine_that_has_ended_holds_nothing(tmp_path: Path) -> None:
     gone = {**lease.this_process(), "started": psutil.Process().create_time() - 1}
     write_lease(str(tmp_path), 0, **gone)
-    with lease.held(str(tmp_path)):
+    with lease.acquire(str(tmp_path)):
         pass
 
 

@@ -133,7 +133,7 @@ def test_an_interrupted_run_ends_at_once_with_the_step_and_the_command_to_go_on(
     assert process.returncode == 130
     last = errors.splitlines()[-1]
     interrupted = re.fullmatch(
-        rf"raylift: interrupted by SIGTERM at step (\d+); go on with raylift train --resume {url} "
+        rf"raylift: interrupted by SIGTERM at step (\d+); resume with raylift train --resume {url} "
         r"\(its newest checkpoint is of step (\d+)\)",
         last,
     )

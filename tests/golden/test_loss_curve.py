@@ -25,7 +25,7 @@ FAMILIES = {
     "diffusion": "diffux2ct-tiny",
     "latent diffusion": "latent-diffusion-tiny",
     "refiner": "refiner-tiny",
-    "from X-rays alone": "u-x2ctgan-tiny",
+    "unpaired": "u-x2ctgan-tiny",
 }
 STEPS = 8
 
@@ -74,14 +74,14 @@ def curve(name: str) -> dict[str, list[float]]:
     }
     losses = {key: [] for key in objective.players}
     for _ in range(STEPS):
-        carried = {}
+        earlier = {}
         for key, player in objective.players.items():
             optimizers[key].zero_grad()
             with frozen([network for other, network in networks.items() if other != key]):
-                loss, _, kept = player(batch, carried)
+                loss, _, outputs = player(batch, earlier)
                 loss.backward()
             optimizers[key].step()
-            carried |= kept
+            earlier |= outputs
             losses[key].append(round(float(loss.detach()), 6))
     return losses
 

@@ -78,10 +78,10 @@ def test_every_parameter_gets_a_gradient_with_one_view_and_with_two(name, count)
     with torch.no_grad():
         for parameter in objective.reconstructor.denoiser.conv_out.parameters():
             parameter.normal_(0, 0.02)
-    loss, logs, carried = objective.players["denoiser"](batch(count), {})
+    loss, logs, outputs = objective.players["denoiser"](batch(count), {})
     loss.backward()
     assert torch.isfinite(loss)
-    assert carried == {}
+    assert outputs == {}
     assert all(torch.isfinite(value) and not value.requires_grad for value in logs.values())
     without = [key for key, p in objective.reconstructor.named_parameters() if p.grad is None or not p.grad.any()]
     # A bias before an instance norm has no effect.
@@ -368,7 +368,8 @@ def test_depth_to_space_inverts_space_to_depth(patch):
         (lambda: DenoiserConfig(channels=()), "give one width or more"),
         (lambda: NoiseSchedulerConfig(beta_start=1e-20), "noise begins with 0 .* raise beta_start"),
         (lambda: NoiseSchedulerConfig(beta_end=0.5), "signal ends with 5.* lower beta_end or num_train_timesteps"),
-        (lambda: DenoisingLoss(ema_decay=1.0), "decay in"),
+        (lambda: replace(TINY["diffux2ct"], ema_decay=1.0).objective(GRID, GEOMETRY), "ema_decay is 1.0: .* decay in"),
+        (lambda: DenoisingLoss(projection=-1.0), "give a weight of 0 or more"),
         (lambda: DenoiserConfig().sizes(44), "multiple of 8 from 16 up, or fewer denoiser.channels"),
         (lambda: DiffuX2CT().reconstructor(Grid(40), chest(Grid(40))), "multiple of 16 from 32 up, or fewer stages"),
         (lambda: LatentDiffusion(loss=DenoisingLoss()), "latents have no projections"),

@@ -223,13 +223,13 @@ def test_generator_and_discriminator_pass_no_gradient_to_each_other():
     generator, discriminator = objective.players.values()
     data = batch()
     with frozen([discriminator.network]):
-        loss, _, carried = generator(data, {})
+        loss, _, outputs = generator(data, {})
         loss.backward()
     assert all(parameter.grad is None for parameter in discriminator.network.parameters())
     assert all(parameter.requires_grad for parameter in discriminator.network.parameters())
     before = [None if p.grad is None else p.grad.clone() for p in generator.network.parameters()]
     with frozen([generator.network]):
-        loss, _, _ = discriminator(data, carried)
+        loss, _, _ = discriminator(data, outputs)
         loss.backward()
     after = [p.grad for p in generator.network.parameters()]
     assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -20,13 +20,13 @@ from raylift.models.objectives.reprojection import ReprojectionLoss
 from raylift.models.parts.discriminators import Discriminator, ViewDiscriminatorConfig
 from raylift.models.parts.radiograph_generator import RadiographGenerator
 from raylift.models.systems.cyclegan import CycleGan
-from raylift.models.xray_only import Reprojected
+from raylift.models.unpaired_composition import UnpairedComposition
 from raylift.models.zoo import SYSTEMS, parameters
 
 GRID = Grid(32, 10.0)
 GEOMETRY = chest(GRID)
-NAMES = [name for name, entry in SYSTEMS.items() if entry.published.learns_from == "radiographs"]
-REPROJECTED = [name for name in NAMES if isinstance(SYSTEMS[name].published, Reprojected)]
+NAMES = [name for name, entry in SYSTEMS.items() if entry.published.supervision == "radiographs"]
+UNPAIRED = [name for name in NAMES if isinstance(SYSTEMS[name].published, UnpairedComposition)]
 CYCLES = [name for name in NAMES if isinstance(SYSTEMS[name].published, CycleGan)]
 
 
@@ -58,14 +58,14 @@ def calm(system):
 def turns(objective, data, seed=0):
     """Every player's loss and logs after its backward pass, as in the training loop."""
     torch.manual_seed(seed)
-    carried, results = {}, {}
+    earlier, results = {}, {}
     for name, player in objective.players.items():
         with frozen([net for other, net in objective.networks().items() if other != name]):
-            loss, logs, kept = player(data, carried)
+            loss, logs, outputs = player(data, earlier)
             loss.backward()
-        carried |= kept
+        earlier |= outputs
         results[name] = loss.detach(), logs
-    return results, carried
+    return results, earlier
 
 
 def radiograph_generator(system: CycleGan) -> RadiographGenerator:
@@ -76,14 +76,14 @@ def radiograph_generator(system: CycleGan) -> RadiographGenerator:
 def test_every_player_gets_gradients_and_logs_numbers(name):
     torch.manual_seed(0)
     objective = SYSTEMS[name].tiny.objective(GRID, GEOMETRY)
-    results, carried = turns(objective, batch(SYSTEMS[name].published))
+    results, earlier = turns(objective, batch(SYSTEMS[name].published))
     for player_name, player in objective.players.items():
         loss, logs = results[player_name]
         assert torch.isfinite(loss)
         assert logs
         assert all(torch.isfinite(value) and not value.requires_grad for value in logs.values())
         assert all(parameter.grad is not None for parameter in player.network.parameters())
-    assert not any(tensor.requires_grad for tensor in carried.values())
+    assert not any(tensor.requires_grad for tensor in earlier.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -222,7 +222,7 @@ def test_a_system_overfits_two_pairs_of_radiographs_and_distinguishes_them(name)
     if name.endswith("projector"):
         system = replace(system, projection="projector")
     objective, data = system.objective(GRID, GEOMETRY), batch(system)
-    watched = "agreement" if isinstance(system, Reprojected) else "cycle_radiographs"
+    watched = "agreement" if isinstance(system, UnpairedComposition) else "cycle_radiographs"
     optimizers = {
         key: torch.optim.Adam(net.parameters(), lr=3e-3, betas=(0.5, 0.99)) for key, net in objective.networks().items()
     }
@@ -259,13 +259,13 @@ def test_cgans_loss_is_the_cross_entropy_and_the_squared_error_of_each_view():
     torch.manual_seed(0)
     objective = SYSTEMS["cgan-128"].tiny.objective(GRID, GEOMETRY)
     data = batch(SYSTEMS["cgan-128"].published)
-    results, carried = turns(objective, data)
+    results, earlier = turns(objective, data)
     loss, logs = results["generator"]
-    errors = [(carried["reprojections"][:, k] - data.radiographs[:, k]).square().mean() for k in range(2)]
+    errors = [(earlier["reprojections"][:, k] - data.radiographs[:, k]).square().mean() for k in range(2)]
     torch.testing.assert_close(loss, logs["adversarial"] + sum(errors) + 2 * logs["calibration"])
 
 
-@pytest.mark.parametrize("name", REPROJECTED)
+@pytest.mark.parametrize("name", UNPAIRED)
 def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
     gradients = []
     for checkpointing in ("none", "finest", "all"):
@@ -290,7 +290,7 @@ def test_the_lateral_view_changes_the_volume(name):
         assert float((network(changed) - volume).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("name", REPROJECTED)
+@pytest.mark.parametrize("name", UNPAIRED)
 def test_a_pixel_of_either_view_changes_the_voxels_of_its_own_ray_most(name):
     torch.manual_seed(0)
     network = SYSTEMS[name].tiny.reconstructor(GRID, GEOMETRY)
@@ -326,8 +326,8 @@ def test_an_unconditional_discriminator_scores_each_image_alone_once_if_pooled()
 def test_rotated_re_projections_are_scored_too_with_a_rotation_std():
     system = SYSTEMS["u-x2ctgan"].tiny
     system = replace(system, loss=replace(system.loss, rotation_std_deg=20.0))
-    _, carried = turns(system.objective(GRID, GEOMETRY), batch(system))
-    assert carried["reprojections"].shape == (2, 4, 32, 32)
+    _, earlier = turns(system.objective(GRID, GEOMETRY), batch(system))
+    assert earlier["reprojections"].shape == (2, 4, 32, 32)
 
 
 def watch_what_is_called_real(monkeypatch):
@@ -458,8 +458,8 @@ def test_only_discriminators_have_smoothed_targets():
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [
-        (Reprojected, {"views": ("frontal",)}, "max_thickness_mm .* for 1 views: give one for each"),
-        (Reprojected, {"views": ()}, "name one or more"),
+        (UnpairedComposition, {"views": ("frontal",)}, "max_thickness_mm .* for 1 views: give one for each"),
+        (UnpairedComposition, {"views": ()}, "name one or more"),
         (ReprojectionLoss, {"projection": 0.0}, "no other term uses the radiographs"),
         (ReprojectionLoss, {"total_variation": -1.0}, "below 0: system.loss.total_variation"),
         (ReprojectionLoss, {"min_thickness_mm": (300.0, 0.0)}, "from 0 up, the second larger"),

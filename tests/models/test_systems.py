@@ -109,19 +109,19 @@ def test_every_player_of_every_system_gets_gradients_from_one_view_and_from_two(
     torch.manual_seed(0)
     objective = replace(SYSTEMS[name].tiny, views=BIPLANAR[:count]).objective(GRID, GEOMETRY)
     assert list(objective.players) == (["generator", "discriminator"] if objective_is_gan(name) else ["generator"])
-    data, carried = batch(count), {}
+    data, earlier = batch(count), {}
     for player_name, player in objective.players.items():
         with frozen([net for other, net in objective.networks().items() if other != player_name]):
-            loss, logs, kept = player(data, carried)
+            loss, logs, generated = player(data, earlier)
             loss.backward()
-        carried |= kept
+        earlier |= generated
         assert torch.isfinite(loss)
         assert all(torch.isfinite(value) and not value.requires_grad for value in logs.values())
         without = {key for key, p in player.network.named_parameters() if p.grad is None}
         # The heads of view decoders are for deep supervision only; a rendering head does not use the finest level.
         known = {key for key in without if ".decoder.head." in key or ".levels.4." in key or "decoder.levels.4." in key}
         assert without == known
-    assert carried["reconstruction"].shape == (2, 1, 32, 32, 32)
+    assert earlier["reconstruction"].shape == (2, 1, 32, 32, 32)
 
 
 def objective_is_gan(name: str) -> bool:
@@ -155,7 +155,7 @@ OVERFITTED = [
 def test_a_system_overfits_two_volumes_and_does_not_predict_their_mean(name):
     steps, fall = STEPS_AND_FALL.get(name, (60, 10.0))
     torch.manual_seed(0)
-    rays = {"lifting": LiftingConfig(along="rays"), "fusion": FusionConfig("attention", feedback=False)}
+    rays = {"lifting": LiftingConfig(along="rays"), "fusion": FusionConfig("attention", view_decoders=False)}
     system = replace(X2CT_GAN.tiny, **rays) if name == "along rays" else SYSTEMS[name].tiny
     system = without_dropout(system)
     system = replace(system, loss=replace(system.loss, adversarial=0.0))
@@ -189,13 +189,13 @@ def test_a_gan_with_its_discriminator_and_published_weights_overfits_two_volumes
     optimizers = {key: torch.optim.Adam(net.parameters(), lr=5e-4, betas=(0.5, 0.99)) for key, net in networks.items()}
     losses = []
     for _ in range(80):
-        carried = {}
+        earlier = {}
         for key, player in objective.players.items():
             optimizers[key].zero_grad()
             with frozen([network for other, network in networks.items() if other != key]):
-                loss, logs, kept = player(data, carried)
+                loss, logs, generated = player(data, earlier)
                 loss.backward()
-            carried |= kept
+            earlier |= generated
             optimizers[key].step()
         losses.append(float(logs["real"] + logs["fake"]))
     assert losses[-1] < losses[0]
@@ -266,22 +266,22 @@ CROSSED = [
 ]
 
 
-@pytest.mark.parametrize(("lifting", "fusion", "decoder", "feedback", "along"), CROSSED)
-def test_options_can_be_combined(lifting, fusion, decoder, feedback, along):
+@pytest.mark.parametrize(("lifting", "fusion", "decoder", "view_decoders", "along"), CROSSED)
+def test_options_can_be_combined(lifting, fusion, decoder, view_decoders, along):
     torch.manual_seed(0)
     base = X2CT_GAN.tiny
     system = replace(
         base,
         lifting=LiftingConfig(lifting, along, "features", heads=2),
-        fusion=FusionConfig(fusion, feedback),
+        fusion=FusionConfig(fusion, view_decoders),
         decoder=replace(base.decoder, kind=decoder, head_kernel=3),
-        loss=ReconstructionLoss(deep_supervision=float(decoder == "unet++" or feedback)),
+        loss=ReconstructionLoss(deep_supervision=float(decoder == "unet++" or view_decoders)),
     )
     objective = system.objective(GRID, GEOMETRY)
-    loss, logs, carried = objective.players["generator"](batch(), {})
+    loss, logs, generated = objective.players["generator"](batch(), {})
     loss.backward()
-    assert carried["reconstruction"].shape == (2, 1, 32, 32, 32)
-    assert ("auxiliary" in logs) == (decoder == "unet++" or feedback)
+    assert generated["reconstruction"].shape == (2, 1, 32, 32, 32)
+    assert ("auxiliary" in logs) == (decoder == "unet++" or view_decoders)
     without = [key for key, p in objective.reconstructor.named_parameters() if p.grad is None]
     assert not [key for key in without if "view" in key or "fuse" in key or "lifting" in key]
 
@@ -427,7 +427,7 @@ def test_radiographs_of_another_size_are_resized_to_the_volumes():
         ({"views": ("frontal", "frontal")}, "name one or more, each once"),
         ({"views": ()}, "name one or more"),
         (
-            {"fusion": FusionConfig(feedback=False), "loss": ReconstructionLoss(deep_supervision=1.0)},
+            {"fusion": FusionConfig(view_decoders=False), "loss": ReconstructionLoss(deep_supervision=1.0)},
             "has no auxiliary volumes here",
         ),
     ],
@@ -480,16 +480,16 @@ def test_heads_must_divide_the_channels_of_the_transformer():
 def test_every_combination_of_lifting_fusion_and_decoder_builds():
     base = X2CT_GAN.tiny
     with torch.device("meta"):
-        for lifting, along, fusion, feedback, decoder in product(
+        for lifting, along, fusion, view_decoders, decoder in product(
             get_args(LiftingName),
             ("axes", "rays"),
             get_args(FusionName),
             (True, False),
             ("upsampling", "unet", "unet++"),
         ):
-            if lifting == "channels" or fusion == "sum" or (feedback and decoder != "upsampling"):
+            if lifting == "channels" or fusion == "sum" or (view_decoders and decoder != "upsampling"):
                 continue
-            choices = {"fusion": FusionConfig(fusion, feedback), "decoder": replace(base.decoder, kind=decoder)}
+            choices = {"fusion": FusionConfig(fusion, view_decoders), "decoder": replace(base.decoder, kind=decoder)}
             system = replace(base, lifting=LiftingConfig(lifting, along, heads=2), **choices)
             if along == "rays":
                 assert parameters(system.reconstructor(GRID, GEOMETRY)) > 10_000

@@ -73,8 +73,8 @@ class CheckpointSuite:
             self.save(url, step, psnr)
         checkpoints = Checkpoints(url)
         # The loss of step 30 is of the weights in checkpoint 30.
-        assert checkpoints.before(30) == join(checkpoints.url, "step-00000020")
-        assert checkpoints.before(10) is None
+        assert checkpoints.newest_before(30) == join(checkpoints.url, "step-00000020")
+        assert checkpoints.newest_before(10) is None
         checkpoints.prune(1, "val_psnr_db", diverged_at=30)
         assert [summary["step"] for _, summary in checkpoints.published()] == [10, 20, 40]
 

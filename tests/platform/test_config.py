@@ -132,7 +132,7 @@ def test_text_that_is_not_yaml_is_refused():
                 "system.scheduler.beta_end": 1e-2,
                 "system.scheduler.prediction_type": "epsilon",
                 "system.loss.projection": 1.0,
-                "system.loss.ema_decay": 0.999,
+                "system.ema_decay": 0.999,
                 "system.sampling.steps": 16,
             },
         ),

@@ -49,7 +49,7 @@ class Smooth(VolumeNetwork):
 
 
 class SquaredError(Player):
-    def forward(self, batch, carried):
+    def forward(self, batch, earlier):
         loss = (self.network(batch.radiographs) - batch.volume).square().mean()
         return loss, {}, {}
 
@@ -137,7 +137,7 @@ def on_deepspeed(rank, wanted):
             with engine.ema_weights():
                 averaged = engine.player.network(VIEWS).clone()
             again = engine.player.network(VIEWS).clone()
-        # What was swapped must be back for training to go on.
+        # What was swapped must be back for training to continue.
         train_steps(started, rank, WORLD, STEPS // 2, STEPS)
         results[stage, whole] = {
             "half": half,

@@ -95,14 +95,14 @@ def reference(run: RunConfig, steps: int) -> dict[str, dict[str, torch.Tensor]]:
             for group in optimizer.param_groups:
                 group["lr"] = run.optimizer.lr_at(step, 100)
         for micro in range(ACCUMULATION):
-            carried = [{} for _ in range(WORLD)]
+            earlier = [{} for _ in range(WORLD)]
             for name, player in objective.players.items():
                 others = [net for other, net in objective.networks().items() if other != name]
                 for rank in range(WORLD):
                     with frozen(others):
-                        loss, _, kept = player(micro_batch(step, micro * WORLD + rank), carried[rank])
+                        loss, _, outputs = player(micro_batch(step, micro * WORLD + rank), earlier[rank])
                         (loss / (WORLD * ACCUMULATION)).backward()
-                    carried[rank] |= kept
+                    earlier[rank] |= outputs
                 if micro == ACCUMULATION - 1:
                     optimizers[name].step()
     return {name: dict(network.named_parameters()) for name, network in objective.networks().items()}

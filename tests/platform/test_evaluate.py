@@ -151,7 +151,7 @@ def model(finished_run):
 def held_out(tmp_path_factory):
     """Two phantoms of other seeds, in the test split alone."""
     url, grid = str(tmp_path_factory.mktemp("held-out")), Grid(32, 10.0)
-    ingest_phantoms(url, grid, chest(grid), count=2, seed=2, shares=(0.0, 0.0, 1.0))
+    ingest_phantoms(url, grid, chest(grid), count=2, seed=2, split_fractions=(0.0, 0.0, 1.0))
     return Archive(url)
 
 

@@ -45,7 +45,7 @@ GRID = Grid(32, 10.0)
 
 
 def from_radiographs(run: RunConfig, **data: Any) -> RunConfig:
-    """The run with a system that learns from radiographs, and other data."""
+    """The run with an unpaired system, and other data."""
     system = SYSTEMS["cyclegan-b"].tiny
     return replace(run, system=system, data=replace(run.data, **{name: str(value) for name, value in data.items()}))
 
@@ -55,8 +55,10 @@ def pairs32(pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """An archive of those radiographs."""
     url = tmp_path_factory.mktemp("pairs32")
     limits = RadiographLimits()
-    prediction = ingest_radiographs([pairs_folder], str(url), GRID, chest(GRID), limits=limits, shares=(0.6, 0.2, 0.2))
-    assert len(prediction.added) == 10
+    report = ingest_radiographs(
+        [pairs_folder], str(url), GRID, chest(GRID), limits=limits, split_fractions=(0.6, 0.2, 0.2)
+    )
+    assert len(report.added) == 10
     return url
 
 
@@ -77,7 +79,7 @@ def test_labels_are_read_for_a_loss_inside_the_lungs_and_only_then(
 
 
 @pytest.mark.parametrize("kind", ["volumes", "radiographs"])
-def test_a_system_that_learns_from_radiographs_never_receives_a_volume_of_the_same_subjects(
+def test_an_unpaired_system_never_receives_a_volume_of_the_same_subjects(
     kind: str, tiny: RunConfig, archive32: Path, pairs32: Path
 ) -> None:
     run = from_radiographs(tiny, archive=archive32 if kind == "volumes" else pairs32, unpaired=archive32)
@@ -99,7 +101,7 @@ def test_a_system_that_learns_from_radiographs_never_receives_a_volume_of_the_sa
                 assert person.split == "train", "held-out subjects are not used"
                 assert person.subject != subjects[name].subject
                 subjects_used.add(person.subject)
-            with pytest.raises(ConfigError, match="only systems that learn from volumes"):
+            with pytest.raises(ConfigError, match="only systems supervised by volumes"):
                 _ = batch.volume
     assert len(subjects_used) == len(others.entries("train"))
 
@@ -144,11 +146,17 @@ def test_the_unpaired_archive_is_in_the_models_description(tiny: RunConfig, arch
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"archive": "pairs32"}, "holds radiographs without CT, and system x2ct-gan learns from volumes and needs CT"),
-        ({"unpaired": "archive32"}, "system x2ct-gan learns from the volumes of .* uses no others: leave data.unp"),
+        (
+            {"archive": "pairs32"},
+            "holds radiographs without CT, and system x2ct-gan is supervised by volumes and needs CT",
+        ),
+        (
+            {"unpaired": "archive32"},
+            "system x2ct-gan is supervised by the volumes of .* uses no others: leave data.unp",
+        ),
     ],
 )
-def test_a_system_that_learns_from_volumes_takes_them_from_its_archive(
+def test_a_system_supervised_by_volumes_takes_them_from_its_archive(
     change: dict[str, str], message: str, tiny: RunConfig, request: pytest.FixtureRequest
 ) -> None:
     data = {name: str(request.getfixturevalue(fixture)) for name, fixture in change.items()}
@@ -208,7 +216,7 @@ def test_training_data_are_of_the_archives_and_of_the_models_that_a_run_starts_w
 def test_unpaired_volumes_that_do_not_fit_are_refused(tiny: RunConfig, pairs32: Path, tmp_path: Path) -> None:
     other, held_out = tmp_path / "other", tmp_path / "held-out"
     ingest_phantoms(str(other), Grid(32, 8.0), chest(Grid(32, 8.0)), count=1, seed=0)
-    ingest_phantoms(str(held_out), GRID, chest(GRID), count=1, seed=0, shares=(0.0, 0.0, 1.0))
+    ingest_phantoms(str(held_out), GRID, chest(GRID), count=1, seed=0, split_fractions=(0.0, 0.0, 1.0))
     for url, message in (
         (pairs32, "holds radiographs without CT, and data.unpaired needs CT"),
         (other, r"holds Grid\(size=32, spacing_mm=8.0\), .* is for Grid\(size=32, spacing_mm=10.0\)"),
@@ -308,9 +316,7 @@ def test_a_phantom_of_the_stream_is_what_an_archive_would_hold_of_it(tiny: RunCo
     np.testing.assert_array_equal(batch.radiographs[index], expected)
 
 
-def test_a_system_that_learns_from_radiographs_receives_augmented_ones_without_their_ct(
-    tiny: RunConfig, archive32: Path
-) -> None:
+def test_an_unpaired_system_receives_augmented_ones_without_their_ct(tiny: RunConfig, archive32: Path) -> None:
     plain = from_radiographs(tiny, archive=archive32, unpaired=archive32)
     both = []
     for run in (plain, with_data(plain)):

@@ -35,7 +35,7 @@ def pairs(pairs_folder, tmp_path_factory, request):
     url, sources = tmp_path_factory.mktemp("pairs"), [pairs_folder]
     with suppress(pytest.skip.Exception):
         sources.append(request.getfixturevalue("real_data") / "xray")
-    words = ["--archive", str(url), "--size", "32", "--spacing-mm", "10", "--shares", "0.6", "0.2", "0.2"]
+    words = ["--archive", str(url), "--size", "32", "--spacing-mm", "10", "--split-fractions", "0.6", "0.2", "0.2"]
     assert cli.main(["ingest-xray", *map(str, sources), *words]) == 0
     return url
 

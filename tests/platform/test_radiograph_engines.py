@@ -1,4 +1,4 @@
-"""Players that learn from radiographs have the same losses on two workers under every ZeRO stage as under stage 0."""
+"""Players of unpaired systems have the same losses on two workers under every ZeRO stage as under stage 0."""
 
 from dataclasses import replace
 

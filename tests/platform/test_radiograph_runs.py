@@ -1,4 +1,4 @@
-"""A system of four players that learns from radiographs goes through the same loop and the same commands."""
+"""An unpaired system of four players goes through the same loop and the same commands."""
 
 import json
 import shutil

@@ -26,7 +26,7 @@ def pairs(finished_run, tmp_path_factory):
         (folder / f"a_{view}.png").write_bytes(data)
         (folder / f"b_{view}.png").write_bytes(data + b" ")
     limits = RadiographLimits()
-    ingest_radiographs([folder], str(url), GRID, chest(GRID), limits=limits, shares=(0.0, 0.0, 1.0))
+    ingest_radiographs([folder], str(url), GRID, chest(GRID), limits=limits, split_fractions=(0.0, 0.0, 1.0))
     return url
 
 
@@ -80,7 +80,7 @@ def test_with_ct_reprojections_can_be_compared_beside_volumes(finished_run, arch
     assert set(mean["model"]) == {"volume", "reprojection", "segmentation"}
 
 
-def test_a_system_that_learns_from_volumes_does_not_train_on_them(pairs, capsys, tmp_path):
+def test_a_system_supervised_by_volumes_does_not_train_on_them(pairs, capsys, tmp_path):
     words = ["train", "x2ct-gan-tiny", "--data.archive", str(pairs), "--output", str(tmp_path / "run")]
     assert cli.main(words) == 2
-    assert "system x2ct-gan learns from volumes and needs CT" in capsys.readouterr().err
+    assert "system x2ct-gan is supervised by volumes and needs CT" in capsys.readouterr().err

@@ -57,10 +57,10 @@ def test_a_space_with_an_unknown_distribution_is_refused_by_its_file(tmp_path):
 
 
 def test_the_table_distinguishes_settings_with_the_same_last_part():
-    keys = ("system.lifting.kind", "system.fusion.kind", "system.fusion.feedback", "optimizer.lr")
+    keys = ("system.lifting.kind", "system.fusion.kind", "system.fusion.view_decoders", "optimizer.lr")
     trial = search.Trial("t", dict.fromkeys(keys, 1), best_psnr_db=None, step=0, checkpoint="")
     headers = [str(column.header) for column in search.as_table([trial]).columns]
-    assert headers == ["trial", "lifting.kind", "fusion.kind", "feedback", "lr", "PSNR, dB", "step"]
+    assert headers == ["trial", "lifting.kind", "fusion.kind", "view_decoders", "lr", "PSNR, dB", "step"]
 
 
 def test_a_search_that_cannot_fit_states_it_at_once(tiny, ray_cluster, tmp_path):

@@ -25,7 +25,16 @@ from raylift.serve.reconstructor import Reconstructor
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GRID = Grid(32, 10.0)
-SERVICE_OPTIONS = ["--max-batch", "4", "--batch-wait-s", "0.8", "--max-waiting", "4", "--max-upload-mib", "4"]
+SERVICE_OPTIONS = [
+    "--max-batch-size",
+    "4",
+    "--batch-wait-timeout-s",
+    "0.8",
+    "--max-queued-requests",
+    "4",
+    "--max-upload-mib",
+    "4",
+]
 CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

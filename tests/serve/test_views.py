@@ -40,7 +40,7 @@ def archive_of_six_views(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Six phantoms at 32^3, in all three splits."""
     url = str(tmp_path_factory.mktemp("six") / "archive")
     made = ["phantom", "--archive", url, "--count", "6", "--size", "32", "--spacing-mm", "10", "--views", VIEWS]
-    assert cli.main([*made, "--shares", "0.6", "0.2", "0.2"]) == 0
+    assert cli.main([*made, "--split-fractions", "0.6", "0.2", "0.2"]) == 0
     assert [view.name for view in Archive(url).manifest.geometry.views] == list(NAMES)
     return url
 

@@ -133,7 +133,7 @@ def test_files_of_one_subject_stay_in_one_split_also_when_they_come_later(tmp_pa
     pattern = r"^(patient\d+)_"
     for k in range(6):
         person(folder, f"patient{k}_day0.nii.gz", k)
-    run(folder, url, subject_pattern=pattern, shares=(0.4, 0.3, 0.3))
+    run(folder, url, subject_pattern=pattern, split_fractions=(0.4, 0.3, 0.3))
     for k in range(6):
         person(folder, f"patient{k}_day1.nii.gz", 10 + k)
         person(folder, f"patient{k + 6}_day0.nii.gz", 20 + k)

@@ -89,7 +89,7 @@ def test_who_has_one_view_or_several_is_counted(tmp_path: Path) -> None:
     found = find_pairs([tmp_path])
     assert pairs(found, tmp_path) == {"c": ("c_ap.png", "c_lat.png"), "d": ("d_pa.png", "d_lat.png")}
     assert (found.single_view, found.ambiguous) == (2, 0)
-    exact = find_pairs([tmp_path], exact=True)
+    exact = find_pairs([tmp_path], skip_ambiguous=True)
     assert pairs(exact, tmp_path) == {"d": ("d_pa.png", "d_lat.png")}
     assert (exact.single_view, exact.ambiguous) == (2, 1)
 
@@ -302,7 +302,7 @@ def test_every_file_that_is_in_no_pair_is_named_with_its_reason(tmp_path: Path) 
         "c_pa.png": "c_ap.png is the frontal image of the study",
         "masks/c_pa.png": "a segmentation by its name", "x.txt": "not DICOM, PNG, JPEG, TIFF or BMP",
     }  # fmt: skip
-    exact = dict(find_pairs([tmp_path], exact=True).left_out)
+    exact = dict(find_pairs([tmp_path], skip_ambiguous=True).left_out)
     assert exact[tmp_path / "c_lat.png"] == "one of 2 frontal and 1 lateral images of a study"
 
 
@@ -442,7 +442,7 @@ def test_the_pairs_of_indianas_table_are_found_under_both_names(
     }
     assert (found.single_view, found.ambiguous) == (2, 0)
     assert found.missing_files == [written("372_IM-1855-2001.dcm.png")]
-    exact = read_pairs(csv, [tmp_path / "images"], exact=True)
+    exact = read_pairs(csv, [tmp_path / "images"], skip_ambiguous=True)
     assert {pair.subject for pair in exact.sources} == {f"indiana-{uid}" for uid, *_ in EXACT}
     assert (exact.single_view, exact.ambiguous) == (2, 2)
 

@@ -6,7 +6,7 @@ from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 
 
 def test_the_order_is_kept_across_versions() -> None:
-    """Changing it would make every run that goes on from a checkpoint repeat some samples and leave out others."""
+    """Changing it would make every run that resumes at a checkpoint repeat some samples and leave out others."""
     order = SampleOrder(7, seed=5)
     assert [order.at(p) for p in range(14)] == [3, 6, 2, 4, 5, 0, 1, 2, 0, 6, 1, 5, 4, 3]
 

@@ -233,7 +233,7 @@ def test_an_error_of_the_reader_reaches_the_consumer_and_the_state_stays_before_
         next(batches)
     assert fired == [bad]
     assert source.samples_consumed == 4
-    # Once the sample is back, the stream goes on with the batch that failed.
+    # Once the sample is back, the stream resumes at the batch that failed.
     assert ids(next(iter(source))) == [entries[SampleOrder(COUNT, 1).at(p)].id for p in (4, 5)]
 
 

@@ -1,4 +1,4 @@
-"""Systems that learn from radiographs alone: the parts of a composition, supervised by re-projection."""
+"""Systems supervised by radiographs alone: the parts of a composition, supervised by re-projection."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from raylift.models.drr import Reprojection
 from raylift.models.objectives.objective import Objective
 from raylift.models.objectives.reprojection import ReprojectionLoss, reprojection_objective
 from raylift.models.parts.discriminators import ViewDiscriminatorConfig
-from raylift.models.system_config import DEFAULT_WINDOW, LearnsFrom
+from raylift.models.system_config import DEFAULT_WINDOW, Supervision
 
 
 @dataclass(frozen=True)
-class Reprojected(Parts):
+class UnpairedComposition(Parts):
     """Settings of u-X2CTGAN and cGAN-128."""
 
     name: str = "u-x2ctgan"
@@ -37,7 +37,7 @@ class Reprojected(Parts):
             )
 
     @property
-    def learns_from(self) -> LearnsFrom:
+    def supervision(self) -> Supervision:
         """`radiographs`: training needs no CT of the patients whose radiographs these are."""
         return "radiographs"
 
