@@ -56,7 +56,7 @@ def prepare_ct(folder: Path) -> None:
     names = sorted(key.removeprefix("source:") for key in packed.files if key.startswith("source:"))
     if not (folder / "ct.npz").exists():
         hu = np.stack([packed[f"ground_truth:{name}"] for name in names])
-        labels = np.stack([segmentation.labels(one, GRID.spacing_mm) for one in hu])
+        labels = np.stack([segmentation.labels(volume, GRID.spacing_mm) for volume in hu])
         Pairs.of(names, hu, labels, GRID, GEOMETRY).save(folder / "ct.npz")
     if not (folder / "deformed.npz").exists():
         source = np.stack([packed[f"source:{name}"] for name in names])

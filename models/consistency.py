@@ -135,7 +135,7 @@ def fit(
 def mean_residuals(residuals: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
     """The mean residuals before and after the fit by view; empty without residuals."""
     return {
-        view: (fmean(one[view][0] for one in residuals), fmean(one[view][1] for one in residuals))
+        view: (fmean(residual[view][0] for residual in residuals), fmean(residual[view][1] for residual in residuals))
         for view in (residuals[0] if residuals else {})
     }
 
@@ -248,8 +248,8 @@ def _step_length(
 def _select(where: Bool[Tensor, " n"], first: _State, second: _State) -> _State:
     """For each sample the first state where `where` is true, else the second."""
 
-    def pick(one: Tensor, other: Tensor) -> Tensor:
-        return torch.where(where.reshape(-1, *[1] * (one.ndim - 1)), one, other)
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(where.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
     return _State(
         pick(first.attenuation, second.attenuation),
@@ -264,5 +264,5 @@ def _squares(images: Images) -> Float[Tensor, "n views 1 1"]:
     return images.square().sum(dim=(2, 3), keepdim=True)
 
 
-def _dot(one: Volume, other: Volume) -> Float[Tensor, "n 1 1 1 1"]:
-    return (one * other).sum(dim=(1, 2, 3, 4), keepdim=True)
+def _dot(a: Volume, b: Volume) -> Float[Tensor, "n 1 1 1 1"]:
+    return (a * b).sum(dim=(1, 2, 3, 4), keepdim=True)

@@ -110,7 +110,7 @@ def published_assignments(name: str) -> Assignments:
         identifier, split = row.values()
         listed.setdefault(identifier, set()).add(split)
     notes = []
-    for identifier in sorted(one for one, splits in listed.items() if len(splits) > 1):
+    for identifier in sorted(name for name, splits in listed.items() if len(splits) > 1):
         notes.append(
             f"{name} lists {identifier} in {' and '.join(sorted(listed[identifier]))}: it is kept in test alone"
         )

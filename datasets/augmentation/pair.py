@@ -148,17 +148,17 @@ def augment(
         parameters: one a volume.
         normalization: how radiographs are scaled to [0, 1].
     """
-    ground_truth = deform(hu, spacing_mm, grid, [one.deformation for one in parameters])
+    ground_truth = deform(hu, spacing_mm, grid, [sample.deformation for sample in parameters])
     bone_hu = (ground_truth - BONE_HU).clamp_min(0)
     # Bone's share is attenuation above that of soft tissue, so no threshold applies to it.
     soft = hu_to_attenuation(ground_truth - bone_hu, parameters[0].poses[0].attenuation)
     both = torch.cat([soft, hu_to_attenuation(bone_hu - 1000.0)], dim=1)
     views = []
     for view in range(len(parameters[0].poses)):
-        poses = poses_of([one.poses[view] for one in parameters], ground_truth.device)
+        poses = poses_of([sample.poses[view] for sample in parameters], ground_truth.device)
         views.append(project_batch(both, grid.spacing_mm, poses))
     images = torch.stack(views, dim=1)
-    radiographs = simulate_acquisition(images[:, :, 0], images[:, :, 1], [one.acquisition for one in parameters])
+    radiographs = simulate_acquisition(images[:, :, 0], images[:, :, 1], [sample.acquisition for sample in parameters])
     return ground_truth, normalize_batch(radiographs, normalization)
 
 
@@ -184,11 +184,11 @@ def poses_of(geometries: Sequence[Geometry], device: torch.device) -> Poses:
         return torch.as_tensor(np.array(values), dtype=torch.float32).to(device, non_blocking=True)
 
     return Poses(
-        axes=stacked([one.views[0].axes() for one in geometries]),
-        offset_mm=stacked([one.views[0].offset_mm for one in geometries]),
-        source_axis_mm=stacked([one.source_axis_mm for one in geometries]),
-        source_detector_mm=stacked([one.source_detector_mm for one in geometries]),
-        detector_pitch_mm=stacked([one.detector_pitch_mm for one in geometries]),
+        axes=stacked([geometry.views[0].axes() for geometry in geometries]),
+        offset_mm=stacked([geometry.views[0].offset_mm for geometry in geometries]),
+        source_axis_mm=stacked([geometry.source_axis_mm for geometry in geometries]),
+        source_detector_mm=stacked([geometry.source_detector_mm for geometry in geometries]),
+        detector_pitch_mm=stacked([geometry.detector_pitch_mm for geometry in geometries]),
         detector_px=geometries[0].detector_px,
     )
 

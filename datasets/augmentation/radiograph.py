@@ -168,7 +168,7 @@ def simulate_acquisition(
     device, size = soft.device, soft.shape[-1]
 
     def stacked(name: str) -> Tensor:
-        values = np.stack([getattr(one, name) for one in parameters])
+        values = np.stack([getattr(sample, name) for sample in parameters])
         return torch.as_tensor(values, dtype=torch.float32).to(device, non_blocking=True)
 
     def column(name: str) -> Tensor:

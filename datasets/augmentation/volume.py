@@ -104,7 +104,7 @@ def deform(
     """
     where = _sampling_grid(hu.shape[2:], spacing_mm, grid, deformations, hu.device)
     warped = F.grid_sample(hu.float(), where, mode="bilinear", padding_mode="border", align_corners=False)
-    return change_tissue_hu(warped, _stacked([one.tissue for one in deformations], hu.device))
+    return change_tissue_hu(warped, _stacked([deformation.tissue for deformation in deformations], hu.device))
 
 
 def deform_labels(
@@ -120,13 +120,13 @@ def _sampling_grid(
     shape: Sequence[int], spacing_mm: float, grid: Grid, deformations: Sequence[Deformation], device: torch.device
 ) -> Float[Tensor, "n s s s 3"]:
     """Where each voxel of the result lies in the source, as `grid_sample` takes it."""
-    matrix = _stacked([one.matrix for one in deformations], device)
-    shift = _stacked([one.shift_mm for one in deformations], device)
+    matrix = _stacked([deformation.matrix for deformation in deformations], device)
+    shift = _stacked([deformation.shift_mm for deformation in deformations], device)
     line = (torch.arange(grid.size, device=device) - (grid.size - 1) / 2) * grid.spacing_mm
     points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1)
     source = torch.einsum("nij,dhwj->ndhwi", matrix, points) + shift[:, None, None, None]
-    if any(one.elastic_mm.any() for one in deformations):
-        elastic = _stacked([one.elastic_mm for one in deformations], device)
+    if any(deformation.elastic_mm.any() for deformation in deformations):
+        elastic = _stacked([deformation.elastic_mm for deformation in deformations], device)
         # Twice linear interpolation is smoother than once.
         finer = F.interpolate(elastic, size=(4 * CONTROL_POINTS,) * 3, mode="trilinear", align_corners=True)
         finer = F.avg_pool3d(F.pad(finer, (1,) * 6, mode="replicate"), 3, stride=1)

@@ -47,7 +47,7 @@ def _command(name: str) -> list[str]:
     owner, default = options_of(name)
     own, *nested = tables.groups(owner, default)
     lines = [own.intro, "", "```text", usage_of(name), "```", ""]
-    settings = [one for one in own.settings if "." not in one.key]
+    settings = [setting for setting in own.settings if "." not in setting.key]
     if name in EXAMPLES:
         lines += [RUN_SETTINGS, ""]
         nested = []

@@ -78,11 +78,11 @@ def table(settings: list[Setting], *, flags: bool) -> list[str]:
     """Lines of a Markdown table; `flags` writes keys as options of the command line."""
     lines = ["| option | type | default | meaning |" if flags else "| setting | type | default | meaning |"]
     lines.append("| --- | --- | --- | --- |")
-    for one in settings:
-        name = one.key.replace("_", "-").upper() if one.positional else f"--{one.key.replace('_', '-')}"
-        names = ", ".join(map(breakable, (*one.aliases, name) if flags else (one.key,)))
-        default = f"`{one.default}`" if one.default else ("required" if flags else "")
-        lines.append(f"| {names} | {one.type} | {default} | {_cell(one.meaning)} |")
+    for setting in settings:
+        name = setting.key.replace("_", "-").upper() if setting.positional else f"--{setting.key.replace('_', '-')}"
+        names = ", ".join(map(breakable, (*setting.aliases, name) if flags else (setting.key,)))
+        default = f"`{setting.default}`" if setting.default else ("required" if flags else "")
+        lines.append(f"| {names} | {setting.type} | {default} | {_cell(setting.meaning)} |")
     return lines
 
 

@@ -180,7 +180,7 @@ class UpsamplingDecoder(nn.Module):
             for index, width in enumerate(fusion_widths)
         ]
         self.fusions = nn.ModuleList(fusions)
-        skips = [one.out_channels for one in fusions]
+        skips = [level.out_channels for level in fusions]
         blocks = config.view_blocks if context.single_view else config.blocks
         self.levels = DecoderLevels(channels, skips, blocks, config.coarsest_blocks)
         self.head: nn.Module

@@ -26,7 +26,7 @@ class MultiScaleFusion(nn.Module):
         super().__init__()
         fusions = [fusion.build(width, views) for width in reversed(widths)]
         self.fusions = nn.ModuleList(fusions)
-        self.widths: list[int] = [one.out_channels for one in fusions]
+        self.widths: list[int] = [level.out_channels for level in fusions]
 
     def forward(self, lifted: Lifted) -> list[Float[Tensor, "n _ _ _ _"]]:
         """The fused volumes, finest first."""

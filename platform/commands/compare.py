@@ -78,11 +78,11 @@ def _candidates(given: tuple[str, ...]) -> dict[str, Model | Path]:
         raise ConfigError("there is nothing to compare: name models or folders of volumes")
     if len(set(given)) < len(given):
         raise ConfigError(f"{' '.join(given)}: a model or folder is named twice")
-    short = [one.rstrip("/").rsplit("/", 1)[-1] for one in given]
+    short = [argument.rstrip("/").rsplit("/", 1)[-1] for argument in given]
     names = short if len(set(short)) == len(short) else given
     return {
-        name: Path(one)
-        if holds_volumes(Path(one), unless=(DESCRIPTION_FILE, INDEX_FILE, RUN_FILE))
-        else model_store.load(resolve_checkpoint(one))
-        for name, one in zip(names, given, strict=True)
+        name: Path(argument)
+        if holds_volumes(Path(argument), unless=(DESCRIPTION_FILE, INDEX_FILE, RUN_FILE))
+        else model_store.load(resolve_checkpoint(argument))
+        for name, argument in zip(names, given, strict=True)
     }

@@ -72,7 +72,7 @@ def compare(
             remains, the reference is no predictor, the steps are negative, or a model does not sample.
         RefusedFile: a file of a folder is no volume in HU.
     """
-    models = {name: one for name, one in candidates.items() if isinstance(one, Model)}
+    models = {name: candidate for name, candidate in candidates.items() if isinstance(candidate, Model)}
     conditions = _conditions(models, archives)
     has_ct = _have_ct(archives)
     protocols = tuple(protocols) or default_protocols(has_ct)
@@ -81,19 +81,21 @@ def compare(
             for archive in archives:
                 archive.require_volumes(f"protocol {protocol}")
     predictors: list[ModelPredictor | FolderPredictor] = []
-    for name, one in candidates.items():
-        if isinstance(one, Model):
-            predictors.append(ModelPredictor(name, one, sampling, samples, consistency_steps))
+    for name, candidate in candidates.items():
+        if isinstance(candidate, Model):
+            predictors.append(ModelPredictor(name, candidate, sampling, samples, consistency_steps))
         else:
-            predictors.append(FolderPredictor(name, one, conditions, resample))
-    trained_on = frozenset[str]().union(*(one.training_data.scans for one in models.values() if one.training_data))
+            predictors.append(FolderPredictor(name, candidate, conditions, resample))
+    trained_on = frozenset[str]().union(
+        *(model.training_data.scans for model in models.values() if model.training_data)
+    )
     scans, notes = select(archives, split, trained_on, include_training_scans)
-    folders = [one for one in predictors if isinstance(one, FolderPredictor)]
+    folders = [predictor for predictor in predictors if isinstance(predictor, FolderPredictor)]
     scans, missing = present(scans, folders)
     held_out = archives if has_ct and split in ("val", "test") else ()
     trivial, about = _baselines(models, conditions, held_out)
     notes += [*missing, *about, *(note for model in models.values() for note in _unlisted(model))]
-    own = [name for one in trivial for name in one.networks]
+    own = [name for baseline in trivial for name in baseline.networks]
     if (reference := reference or own[0]) not in (*candidates, *own):
         raise ConfigError(f"no predictor '{reference}' to compare with: use one of {', '.join((*candidates, *own))}")
     plotted = set(np.linspace(0, len(scans) - 1, min(MAX_CASES_PLOTTED, len(scans))).astype(int).tolist())
@@ -101,16 +103,20 @@ def compare(
     for done, (label, archive, entry) in enumerate(scans):
         progress(done, len(scans), label)
         ground_truth = archive.read_array(entry, "volumes").astype(np.float32) if has_ct else None
-        first = [one.predict(archive, entry, ground_truth) for one in predictors]
-        outcomes = [*first, *(one.predict(archive, entry, ground_truth) for one in trivial)]
+        first = [predictor.predict(archive, entry, ground_truth) for predictor in predictors]
+        outcomes = [*first, *(predictor.predict(archive, entry, ground_truth) for predictor in trivial)]
         notes += [note for outcome in outcomes for note in outcome.notes]
         shown = [name for outcome in first for name in outcome.predictions] if done in plotted else []
         cases.append(_case(label, archive, entry, outcomes, protocols, has_ct, shown))
     progress(len(scans), len(scans), "")
     provenance = _provenance(models, folders, archives, command)
-    settings = {one.name: one.sampling for one in predictors if isinstance(one, ModelPredictor) and one.sampling}
+    settings = {
+        predictor.name: predictor.sampling
+        for predictor in predictors
+        if isinstance(predictor, ModelPredictor) and predictor.sampling
+    }
     if settings:
-        each = {name: {**vars(one), "samples": samples} for name, one in settings.items()}
+        each = {name: {**vars(sampling), "samples": samples} for name, sampling in settings.items()}
         provenance["sampling"] = each[MODEL] if list(each) == [MODEL] else each
     if consistency_steps:
         provenance["consistency"] = {"steps": consistency_steps, "strength": consistency.STRENGTH}
@@ -129,9 +135,11 @@ def _case(
     shown: Sequence[str],
 ) -> Case:
     """The metrics of one scan and its images, if predictors are shown; volumes are not kept."""
-    predictions = {name: one for outcome in outcomes for name, one in outcome.predictions.items()}
+    predictions = {name: prediction for outcome in outcomes for name, prediction in outcome.predictions.items()}
     chosen = (*protocols, *(["segmentation"] if has_ct else []))
-    values = {name: {key: PROTOCOLS[key].evaluate(one) for key in chosen} for name, one in predictions.items()}
+    values = {
+        name: {key: PROTOCOLS[key].evaluate(prediction) for key in chosen} for name, prediction in predictions.items()
+    }
     return Case(
         label,
         entry.subject,
@@ -164,7 +172,7 @@ def _baselines(
         notes += [note] if note else []
     if len(found) > 1:
         for name, predictor in found.values():
-            predictor.networks = {f"{baseline} of {name}": one for baseline, one in predictor.networks.items()}
+            predictor.networks = {f"{baseline} of {name}": network for baseline, network in predictor.networks.items()}
     return [predictor for _, predictor in found.values()], notes
 
 
@@ -218,20 +226,20 @@ def present(
         ConfigError: there is none.
     """
     notes = []
-    for one in folders:
-        missing = [label for label, _, entry in scans if entry.id not in one.files]
+    for predictor in folders:
+        missing = [label for label, _, entry in scans if entry.id not in predictor.files]
         if len(missing) == len(scans):
             raise ConfigError(
-                f"{one.folder} has no volume with the name of a scan that is compared: name files after the scans, "
-                f"{missing[0]}.nii.gz for the first"
+                f"{predictor.folder} has no volume with the name of a scan that is compared: name files after the "
+                f"scans, {missing[0]}.nii.gz for the first"
             )
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             notes.append(
-                f"{len(missing)} of {len(scans)} scans have no volume in {one.folder} and are in no metric: "
+                f"{len(missing)} of {len(scans)} scans have no volume in {predictor.folder} and are in no metric: "
                 f"{', '.join(missing[:5])}{more}"
             )
-        scans = [scan for scan in scans if scan[2].id in one.files]
+        scans = [scan for scan in scans if scan[2].id in predictor.files]
     return scans, notes
 
 
@@ -256,7 +264,7 @@ def _provenance(
     """What the numbers depend on; of a single model called `model` at the top, of others by name."""
     grid = archives[0].manifest.grid
     each = {name: _provenance_of(model) for name, model in models.items()}
-    each |= {one.name: {"folder": str(one.folder)} for one in folders}
+    each |= {predictor.name: {"folder": str(predictor.folder)} for predictor in folders}
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         **(each[MODEL] if list(each) == [MODEL] else {"models": each}),

@@ -96,7 +96,10 @@ class Paired:
                 f"Difference to {self.reference}, {protocol}",
                 definition,
                 ["predictor", *(TITLES.get(name, name) for name in values)],
-                [[p, *(_cell(name, one) for name, one in by[protocol].items())] for p, by in self.differences.items()],
+                [
+                    [p, *(_cell(name, difference) for name, difference in by[protocol].items())]
+                    for p, by in self.differences.items()
+                ],
             )
             for protocol, values in first.items()
         ]
@@ -104,7 +107,7 @@ class Paired:
     def to_json(self) -> dict[str, object]:
         """Everything; undefined numbers are null."""
         by_predictor = {
-            p: {q: {name: finite(vars(one)) for name, one in row.items()} for q, row in by.items()}
+            p: {q: {name: finite(vars(difference)) for name, difference in row.items()} for q, row in by.items()}
             for p, by in self.differences.items()
         }
         return {
@@ -117,12 +120,12 @@ class Paired:
         }
 
 
-def _cell(name: str, one: Difference) -> str:
-    if math.isnan(one.mean):
+def _cell(name: str, difference: Difference) -> str:
+    if math.isnan(difference.mean):
         return "undefined"
     digits = digits_of(name)
-    text = f"{one.mean:+.{digits}f}"
-    if math.isnan(one.p):
+    text = f"{difference.mean:+.{digits}f}"
+    if math.isnan(difference.p):
         return text
-    p = f"p {one.p:.2g}" if one.p >= 0.001 else "p < 0.001"
-    return f"{text} [{one.low:+.{digits}f}, {one.high:+.{digits}f}], {p}"
+    p = f"p {difference.p:.2g}" if difference.p >= 0.001 else "p < 0.001"
+    return f"{text} [{difference.low:+.{digits}f}, {difference.high:+.{digits}f}], {p}"

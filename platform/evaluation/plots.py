@@ -49,7 +49,8 @@ def plot_slices(title: str, images: Images, path: Path) -> None:
 def plot_reprojections(images: Images, path: Path) -> None:
     """Each input radiograph beside the reprojection (DRR) of every model's volume in the same view."""
     columns = {"input": images.radiographs} | {
-        "reprojection" if name == MODEL else f"reprojection, {name}": one for name, one in images.reprojections.items()
+        "reprojection" if name == MODEL else f"reprojection, {name}": drrs
+        for name, drrs in images.reprojections.items()
     }
     figure = Figure(figsize=(2.3 * len(columns), 2.5 * len(images.views)), layout="constrained")
     axes = figure.subplots(len(images.views), len(columns), squeeze=False)

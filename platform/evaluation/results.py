@@ -44,7 +44,7 @@ class Images:
         """The images of one scan; `reprojected` names the predictors whose DRRs are shown."""
         first = next(iter(predictions.values()))
         volumes = {CT: first.ground_truth_hu} if first.ground_truth_hu is not None else {}
-        volumes |= {name: one.hu for name, one in predictions.items()}
+        volumes |= {name: prediction.hu for name, prediction in predictions.items()}
         reprojections = {
             name: normalized_drrs(predictions[name].hu, first.grid, first.geometry, first.normalization)
             for name in reprojected
@@ -146,7 +146,7 @@ class Evaluation:
         name = next(key for key in self.mean(candidate, protocol) if key.startswith("psnr"))
         scores = {predictor: self.mean(predictor, protocol)[name] for predictor in self.table.predictors}
         own, fitted = scores[candidate], scores.get(candidate + FITTED)
-        best, score = max(((one, scores[one]) for one in self.baselines), key=lambda item: item[1])
+        best, score = max(((name, scores[name]) for name in self.baselines), key=lambda item: item[1])
         after = f" Fitted to the radiographs it reaches {fitted:.2f} dB." if fitted is not None else ""
         if not self.has_ct:
             of = "" if candidate == MODEL else f" of {candidate}"

@@ -232,8 +232,8 @@ def _distance(image: sitk.Image, target: sitk.Image) -> float:
     corners = [(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)]
     last = np.array(target.GetSize()) - 1
     places = [
-        np.array([one.TransformIndexToPhysicalPoint((corner * last).tolist()) for corner in np.array(corners)])
-        for one in (image, target)
+        np.array([grid.TransformIndexToPhysicalPoint((corner * last).tolist()) for corner in np.array(corners)])
+        for grid in (image, target)
     ]
     return float(np.linalg.norm(places[0] - places[1], axis=1).max() / min(target.GetSpacing()))
 

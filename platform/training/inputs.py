@@ -210,7 +210,9 @@ def training_data(
     started_with = [earlier] if resume_from else pretrained.training_data(run)
     known = [data for data in started_with if data]
     with_ct = (source for source in sources if source.manifest.contents == "volumes")
-    source = next((one for one in with_ct if one.manifest.geometry == archive.manifest.geometry), None)
+    source = next(
+        (candidate for candidate in with_ct if candidate.manifest.geometry == archive.manifest.geometry), None
+    )
     return TrainingData(
         scans.union(*(data.scans for data in known)),
         _fit_baselines(source, description, view_indices(archive, run)) if source else None,

@@ -152,8 +152,8 @@ def _check_window(url: str, trained: Description, run: RunConfig) -> None:
         )
 
 
-def _same(one: Geometry, other: Geometry) -> bool:
+def _same(a: Geometry, b: Geometry) -> bool:
     """Whether two geometries are equal up to rounding."""
-    exact = all(getattr(one, name) == getattr(other, name) for name in ("beam", "detector_px", "views"))
+    exact = all(getattr(a, name) == getattr(b, name) for name in ("beam", "detector_px", "views"))
     distances = ("source_axis_mm", "source_detector_mm", "detector_pitch_mm")
-    return exact and all(math.isclose(getattr(one, name), getattr(other, name), rel_tol=1e-9) for name in distances)
+    return exact and all(math.isclose(getattr(a, name), getattr(b, name), rel_tol=1e-9) for name in distances)

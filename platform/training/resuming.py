@@ -74,5 +74,7 @@ def _samples(base: RunConfig, run: RunConfig, key: str) -> str:
     """How a new generation changes the training samples, for the line about it."""
     if key != "data.generation":
         return ""
-    counts: list[Any] = [len(Archive(one.data.archive, one.data.generation).entries("train")) for one in (base, run)]
+    counts: list[Any] = [
+        len(Archive(config.data.archive, config.data.generation).entries("train")) for config in (base, run)
+    ]
     return f" ({counts[0]} and {counts[1]} samples in the train split)"

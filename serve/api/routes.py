@@ -142,8 +142,8 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
         form: ReconstructionForm = fields
         async with decodes:
             loaded = await form.radiographs(poses, limits)
-            images = {view: one.image for view, one in loaded.items()}
-            notes = {view: one.notes for view, one in loaded.items() if one.notes}
+            images = {view: radiograph.image for view, radiograph in loaded.items()}
+            notes = {view: radiograph.notes for view, radiograph in loaded.items() if radiograph.notes}
             prepared = await asyncio.to_thread(prepare_radiographs, images, backend.description)
             del loaded, images
         result = await backend.reconstruct(prepared, form.sample_count)

@@ -178,7 +178,9 @@ class Actions:
         )
 
     def _prepare_all(self, inputs: list[ViewInput]) -> Float32[np.ndarray, "views px px"]:
-        images = {view: self._load(view, one).image for view, one in zip(self._backend.views, inputs, strict=True)}
+        images = {
+            view: self._load(view, upload).image for view, upload in zip(self._backend.views, inputs, strict=True)
+        }
         return prepare_radiographs(images, self._backend.description)
 
     def _comparisons(self, prepared: Float32[np.ndarray, "views px px"], volume: Volume) -> list[Any]:

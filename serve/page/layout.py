@@ -57,7 +57,14 @@ def build(backend: Backend, limits: RadiographLimits) -> gr.Blocks:
         outputs, results = _results(actions, backend)
         _on_reconstruct(go, actions, inputs, outputs)
         # The results are hidden as soon as an input no longer matches them.
-        gr.on([one.change for one in inputs], lambda: gr.Column(visible=False), None, results, queue=False, **PRIVATE)
+        gr.on(
+            [component.change for component in inputs],
+            lambda: gr.Column(visible=False),
+            None,
+            results,
+            queue=False,
+            **PRIVATE,
+        )
         gr.Markdown(_about(backend), elem_id="about")
     page.state_session_capacity = MAX_SESSIONS
     return page
