@@ -103,8 +103,8 @@ def card(device: torch.device) -> str:
     """The accelerator's name and memory."""
     if device.type != "cuda":
         return "none, on the processor: no measurement"
-    found = torch.cuda.get_device_properties(device)
-    return f"{found.name}, {found.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
 
 
 def wait(device: torch.device) -> None:

@@ -90,10 +90,10 @@ def measured(
         (
             name,
             count,
-            {key: [values[key] for values, *_ in found] for key in COLUMNS.values()},
-            [f"{fmean(values):.2f}" for values in list(zip(*found, strict=True))[1:]],
+            {key: [values[key] for values, *_ in scores] for key in COLUMNS.values()},
+            [f"{fmean(values):.2f}" for values in list(zip(*scores, strict=True))[1:]],
         )
-        for count, found in scans.items()
+        for count, scores in scans.items()
     ]
 
 

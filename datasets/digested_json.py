@@ -33,10 +33,10 @@ def decode(raw: bytes, where: str) -> dict[str, Any]:
     stated, rest = raw[len(_BEGIN) : len(_BEGIN) + _DIGITS], raw[len(_BEGIN) + _DIGITS :]
     if not raw.startswith(_BEGIN):
         raise AlteredFile(f"{where} does not begin with {KEY}: it was damaged or edited, or is not raylift's")
-    found = hashlib.sha256(rest).hexdigest()
-    if found.encode() != stated:
+    computed = hashlib.sha256(rest).hexdigest()
+    if computed.encode() != stated:
         raise AlteredFile(
-            f"{where} has SHA-256 {found}, its first line states {stated.decode(errors='replace')}: "
+            f"{where} has SHA-256 {computed}, its first line states {stated.decode(errors='replace')}: "
             "it was damaged, cut or edited"
         )
     data: dict[str, Any] = json.loads(raw)

@@ -119,11 +119,11 @@ class Entry:
 
     def variants(self) -> dict[str, tuple[SystemConfig, Training]]:
         """Settings and training by the name of their preset."""
-        found = {
+        presets = {
             self.name: (self.published, self.training),
             f"{self.name}-single": (self.frontal_alone, self.training),
             f"{self.name}-slim": (self.slim, self.slim_training),
             f"{self.name}-single-slim": (self.frontal_alone_slim, self.slim_training),
             f"{self.name}-tiny": (self.tiny, self.tiny_training),
         }
-        return {name: (system, training) for name, (system, training) in found.items() if system is not None}
+        return {name: (system, training) for name, (system, training) in presets.items() if system is not None}

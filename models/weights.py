@@ -143,9 +143,10 @@ def load(folder: str | Path) -> Model:
     for name, expected in digests.items():
         if not (folder / name).is_file():
             raise WeightsError(f"{folder} has no {name}")
-        if (found := file_sha256(folder / name)) != expected:
+        if (computed := file_sha256(folder / name)) != expected:
             raise WeightsError(
-                f"{folder / name} has SHA-256 {found}, its description states {expected}: the file was altered or cut"
+                f"{folder / name} has SHA-256 {computed}, its description states {expected}: "
+                "the file was altered or cut"
             )
     path = folder / WEIGHTS_FILE
     with torch.device("meta"):

@@ -138,13 +138,13 @@ def ray_storage(url: str) -> tuple[str, Any]:
     return url.removeprefix("s3://"), filesystem
 
 
-def require_resources(cpus: float, gpus: float, what: str) -> None:
+def require_resources(cpus: float, gpus: float, consumer: str) -> None:
     """Check that the cluster has the resources, because Ray would wait for them without end.
 
     Args:
         cpus: required CPUs.
         gpus: required GPUs.
-        what: what needs them, for the message.
+        consumer: what needs them, for the message.
 
     Raises:
         ClusterTooSmall: with required and available resources, and the settings to change.
@@ -153,7 +153,7 @@ def require_resources(cpus: float, gpus: float, what: str) -> None:
     for name, required, setting in (("CPU", cpus, "cpus-per-worker"), ("GPU", gpus, "gpus-per-worker")):
         if required > available.get(name, 0) + 1e-6:
             raise ClusterTooSmall(
-                f"{what} needs {required:g} {name}s and this cluster has {available.get(name, 0):g}: "
+                f"{consumer} needs {required:g} {name}s and this cluster has {available.get(name, 0):g}: "
                 f"lower --cluster.workers or --cluster.{setting}, or join a larger cluster with RAY_ADDRESS"
             )
 

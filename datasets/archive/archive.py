@@ -135,10 +135,10 @@ class Archive:
                 self._arrays[part, name] = zarr.open_array(store, mode="r", zarr_format=3)
             return self._arrays[part, name]
 
-    def _corrupt(self, entry: Entry, name: str, what: str) -> CorruptSample:
+    def _corrupt(self, entry: Entry, name: str, defect: str) -> CorruptSample:
         key = join(self.url, "parts", entry.part, name)
         return CorruptSample(
-            f"sample {entry.id}: chunk {entry.index} of {key} {what} (sha256 {entry.sha256[name]}): "
+            f"sample {entry.id}: chunk {entry.index} of {key} {defect} (sha256 {entry.sha256[name]}): "
             "restore the object, or remove the sample and ingest it again"
         )
 

@@ -190,10 +190,10 @@ class Folder:
         self.fs.invalidate_cache()
         try:
             with store_errors(self.url):
-                found = self.fs.ls(self.key(name).rstrip("/"), detail=False)
+                listed = self.fs.ls(self.key(name).rstrip("/"), detail=False)
         except FileNotFoundError:
             return []
-        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in found)
+        return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in listed)
 
     def write(self, name: str, data: bytes) -> None:
         """Write or replace the object atomically."""

@@ -64,15 +64,15 @@ def ingest_ct(
         ConfigError: a pattern that does not match, or a grid, geometry or assignment that differs from the archive's.
         StoreUnreachable: the object store did not respond after retries.
     """
-    found = reader.find(sources)
-    scans = [replace(source, subject=subject_of(source, subject_pattern)) for source in found.sources]
+    listing = reader.find(sources)
+    scans = [replace(source, subject=subject_of(source, subject_pattern)) for source in listing.sources]
     subjects = {scan.subject for scan in scans}
     writer = open_writer(url, grid, geometry, subjects, split_fractions, assigned, samples_per_shard)
     outcome = IngestReport(
-        refused=list(found.refused), skipped=found.skipped, absent_subjects=absent(assigned or {}, subjects)
+        refused=list(listing.refused), skipped=listing.skipped, absent_subjects=absent(assigned or {}, subjects)
     )
-    if found.shared_subjects and not subject_pattern:
-        outcome.warnings.append(_shared(found.shared_subjects))
+    if listing.shared_subjects and not subject_pattern:
+        outcome.warnings.append(_shared(listing.shared_subjects))
 
     def make(source: Source, sha256: str) -> tuple[Entry, Sample]:
         scan = reader.read(source, limits, assume_spacing_mm)

@@ -71,29 +71,29 @@ def ingest_radiographs(
     names = [view.name for view in geometry.views]
     if sorted(names) != ["frontal", "lateral"]:
         raise ConfigError(f"pairs of radiographs for the views {', '.join(names)}: use a frontal and a lateral one")
-    found = (
+    pairing = (
         folder_search.find_pairs(sources, skip_ambiguous=skip_ambiguous)
         if pairs is None
         else pair_table.read_pairs(pairs, sources, skip_ambiguous=skip_ambiguous)
     )
-    sources_by_subject = [replace(source, subject=subject_of(source, subject_pattern)) for source in found.sources]
+    sources_by_subject = [replace(source, subject=subject_of(source, subject_pattern)) for source in pairing.sources]
     subjects = {source.subject for source in sources_by_subject}
     writer = open_writer(url, grid, geometry, subjects, split_fractions, assigned, samples_per_shard, "radiographs")
     outcome = IngestReport(
-        refused=list(found.refused),
-        skipped=found.skipped,
+        refused=list(pairing.refused),
+        skipped=pairing.skipped,
         absent_subjects=absent(assigned or {}, subjects),
-        single_view=found.single_view,
-        ambiguous=found.ambiguous,
-        missing_files=found.missing_files,
-        left_out=found.left_out,
+        single_view=pairing.single_view,
+        ambiguous=pairing.ambiguous,
+        missing_files=pairing.missing_files,
+        left_out=pairing.left_out,
     )
-    if not found.sources and not found.refused:
+    if not pairing.sources and not pairing.refused:
         outcome.warnings.append(
             f"no pair of radiographs in {', '.join(map(str, sources))}: name pairs as anna_frontal.png and "
             "anna_lateral.png, give DICOM files of one study, or list them with --pairs"
         )
-    if not subject_pattern and (warning := _shared(found.sources)):
+    if not subject_pattern and (warning := _shared(pairing.sources)):
         outcome.warnings.append(warning)
 
     def make(pair: RadiographPair, sha256: str) -> tuple[Entry, RadiographSample]:

@@ -67,8 +67,8 @@ def options_of(name: str) -> tuple[type, Any]:
     with mock.patch.object(tyro, "cli", capture):
         try:
             cli.main([name, *EXAMPLES.get(name, [])])
-        except _Captured as found:
-            return found.owner, found.default
+        except _Captured as captured:
+            return captured.owner, captured.default
     raise RuntimeError(f"raylift {name} parses no options")
 
 

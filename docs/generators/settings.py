@@ -61,11 +61,11 @@ def presets_page() -> str:
 
 def families() -> tuple[type, ...]:
     """The dataclasses of systems that `system` may be."""
-    found: list[type] = []
+    kinds: list[type] = []
     for run in PRESETS.values():
-        if type(run.system) not in found:
-            found.append(type(run.system))
-    return tuple(found)
+        if type(run.system) not in kinds:
+            kinds.append(type(run.system))
+    return tuple(kinds)
 
 
 def _first_preset(family: type) -> RunConfig:

@@ -52,12 +52,12 @@ def groups(owner: type, default: Any = MISSING, prefix: str = "") -> Iterator[Gr
             inlined = any(getattr(mark, "name", None) == "" for mark in marks)
             below = prefix if inlined else f"{prefix}{field.name}."
             part = type(value) if is_dataclass(type(value)) else kind
-            found = list(groups(part, value, below))
+            subgroups = list(groups(part, value, below))
             if inlined:
-                own += found[0].settings
-                nested += found[1:]
+                own += subgroups[0].settings
+                nested += subgroups[1:]
             else:
-                nested += found
+                nested += subgroups
             continue
         aliases = next((mark.aliases for mark in marks if getattr(mark, "aliases", None)), None) or ()
         own.append(
@@ -95,7 +95,7 @@ def breakable(key: str) -> str:
 @cache
 def attribute_docs(owner: type) -> dict[str, str]:
     """The string below each field of a class and of those it inherits from."""
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for part in reversed(owner.__mro__):
         if not is_dataclass(part):
             continue
@@ -103,8 +103,8 @@ def attribute_docs(owner: type) -> dict[str, str]:
         assert isinstance(tree, ast.ClassDef)
         for field, below in zip(tree.body, tree.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and _is_text(below):
-                found[field.target.id] = inspect.cleandoc(below.value.value)  # type: ignore[attr-defined]
-    return found
+                meanings[field.target.id] = inspect.cleandoc(below.value.value)  # type: ignore[attr-defined]
+    return meanings
 
 
 def description(owner: type) -> str:

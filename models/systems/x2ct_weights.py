@@ -113,10 +113,10 @@ def _view(weights: Mapping[str, Tensor], index: int, branch: str, decoder: str) 
 
 def _stages(weights: Mapping[str, Tensor]) -> int:
     """How often the network halves a radiograph, from its decoder."""
-    found = [int(match[1]) for name in weights if (match := re.match(r"decoder_layer(\d+)\.", name))]
-    if not found:
+    layers = [int(match[1]) for name in weights if (match := re.match(r"decoder_layer(\d+)\.", name))]
+    if not layers:
         raise ConfigError("it lacks the decoder of X2CT-GAN's generator")
-    return max(found) + 1
+    return max(layers) + 1
 
 
 def _permute_rows(tensor: Tensor, kernel: tuple[int, ...], weights: Mapping[str, Tensor]) -> Tensor:

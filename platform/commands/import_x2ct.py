@@ -86,8 +86,8 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
             f"{path} is not a PyTorch file of tensors alone, and nothing else is unpickled: give the generator's "
             "checkpoint of X2CT-GAN's public code"
         ) from error
-    found: Mapping[str, Any] = checkpoint if isinstance(checkpoint, Mapping) else {}
-    state = found.get("state_dict")
+    contents: Mapping[str, Any] = checkpoint if isinstance(checkpoint, Mapping) else {}
+    state = contents.get("state_dict")
     if not isinstance(state, Mapping) or not state:
         raise WeightsError(f"{path} has no state_dict: a checkpoint of X2CT-GAN's public code is {KEYS}")
     for name, tensor in state.items():
@@ -95,4 +95,4 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
             raise WeightsError(f"{path}: '{name!s:.80}' of state_dict is no tensor")
         if not bool(torch.isfinite(tensor).all()):
             raise WeightsError(f"{path}: '{name:.80}' has values that are not finite")
-    return found
+    return contents

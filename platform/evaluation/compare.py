@@ -164,16 +164,16 @@ def _baselines(
     models: Mapping[str, Model], conditions: Conditions, held_out: Sequence[Archive]
 ) -> tuple[list[BaselinePredictor], list[str]]:
     """The baselines of every model, those of equal training once, and sentences on what they are fitted to."""
-    found: dict[str, tuple[str, BaselinePredictor]] = {}
+    by_fingerprint: dict[str, tuple[str, BaselinePredictor]] = {}
     notes = []
     for name, model in models.items() or [("", None)]:
         predictor, note = trivial_baselines(model, model.description if model else conditions, held_out)
-        found.setdefault(predictor.fingerprint, (name, predictor))
+        by_fingerprint.setdefault(predictor.fingerprint, (name, predictor))
         notes += [note] if note else []
-    if len(found) > 1:
-        for name, predictor in found.values():
+    if len(by_fingerprint) > 1:
+        for name, predictor in by_fingerprint.values():
             predictor.networks = {f"{baseline} of {name}": network for baseline, network in predictor.networks.items()}
-    return [predictor for _, predictor in found.values()], notes
+    return [predictor for _, predictor in by_fingerprint.values()], notes
 
 
 def _have_ct(archives: Sequence[Archive]) -> bool:

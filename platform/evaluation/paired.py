@@ -48,7 +48,7 @@ def difference(differences: Float64[np.ndarray, " subjects"]) -> Difference:
     if np.ptp(differences) == 0:
         interval = (mean, mean)
     else:
-        found = stats.bootstrap(
+        bootstrapped = stats.bootstrap(
             (differences,),
             np.mean,
             n_resamples=RESAMPLES,
@@ -57,7 +57,7 @@ def difference(differences: Float64[np.ndarray, " subjects"]) -> Difference:
             method="percentile",
             rng=np.random.default_rng(SEED),
         ).confidence_interval
-        interval = (float(found.low), float(found.high))
+        interval = (float(bootstrapped.low), float(bootstrapped.high))
     p = float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
     return Difference(mean, *interval, p)
 
@@ -82,8 +82,8 @@ class Paired:
                 return difference(np.bincount(groups, weights=scans) / counts)
 
         others = [predictor for predictor in table.predictors if predictor != reference]
-        found = {p: {q: {n: between(p, q, n) for n in table.names(q)} for q in table.protocols} for p in others}
-        return cls(reference, len(names), found)
+        differences = {p: {q: {n: between(p, q, n) for n in table.names(q)} for q in table.protocols} for p in others}
+        return cls(reference, len(names), differences)
 
     def sections(self) -> list[Section]:
         """A table for each protocol."""

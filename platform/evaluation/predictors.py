@@ -106,7 +106,7 @@ class ModelPredictor:
         """The model's volume and, with consistency steps, the fitted one."""
         description = self.model.description
         views = radiographs(archive, entry, description)
-        (found,) = reconstruct(
+        (result,) = reconstruct(
             self.model.network,
             views,
             description.window,
@@ -116,13 +116,13 @@ class ModelPredictor:
             samples=[self._samples],
             consistency_steps=self._steps,
         )
-        volumes = {self.name: found.predicted}
-        if found.fitted is not None:
-            volumes[self.name + FITTED] = found.fitted
+        volumes = {self.name: result.predicted}
+        if result.fitted is not None:
+            volumes[self.name + FITTED] = result.fitted
         return Outcome(
             {name: prediction(volume[None], views, description, ground_truth) for name, volume in volumes.items()},
-            {self.name: found.residuals} if found.residuals else {},
-            {self.name: found.prediction_time_s},
+            {self.name: result.residuals} if result.residuals else {},
+            {self.name: result.prediction_time_s},
         )
 
 
@@ -150,7 +150,7 @@ class FolderPredictor:
         target = sitk.DICOMOrient(archive_image(np.zeros(grid.shape, np.float32), grid), VOLUME_ORDER)
         path = self.files[entry.id]
         hu, notes = read_prediction(path, target, f"{entry.id} of {archive.url}", self._resample)
-        found = Prediction(
+        result = Prediction(
             STORED.to_unit(torch.from_numpy(hu))[None, None],
             ground_truth,
             views,
@@ -159,7 +159,7 @@ class FolderPredictor:
             self._conditions.geometry,
             self._conditions.normalization,
         )
-        return Outcome({self.name: found}, notes=tuple(f"{path}: {note}" for note in notes))
+        return Outcome({self.name: result}, notes=tuple(f"{path}: {note}" for note in notes))
 
 
 class BaselinePredictor:
@@ -252,9 +252,9 @@ def matching_views(description: Conditions, archive: Archive) -> list[int]:
         name for name in sorted(compared) if getattr(description.geometry, name) != getattr(manifest.geometry, name)
     ]
     if missing or differ:
-        what = differ or [view.name for view in missing]
+        differing = differ or [view.name for view in missing]
         raise ConfigError(
-            f"{archive.url} has another geometry than the model's training data ({', '.join(what)} differ): "
+            f"{archive.url} has another geometry than the model's training data ({', '.join(differing)} differ): "
             "ingest it with the model's geometry"
         )
     return [manifest.geometry.views.index(view) for view in description.geometry.views]

@@ -59,14 +59,15 @@ def pairs_by_name(predictions: Path, ground_truth: Path) -> tuple[list[Pair], li
     Raises:
         ConfigError: a folder holds no volume or two of one name, or a prediction has no ground truth.
     """
-    found, wanted = volumes_by_name(predictions), volumes_by_name(ground_truth)
-    if alone := sorted(found.keys() - wanted.keys()):
+    predicted, wanted = volumes_by_name(predictions), volumes_by_name(ground_truth)
+    if alone := sorted(predicted.keys() - wanted.keys()):
         more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
         raise ConfigError(
-            f"{found[alone[0]]} has no ground truth of that name in {ground_truth}{more}: rename "
+            f"{predicted[alone[0]]} has no ground truth of that name in {ground_truth}{more}: rename "
             f"it, or list the pairs in a CSV with the columns {' and '.join(COLUMNS)} (--pairs)"
         )
-    return [Pair(name, path, wanted[name]) for name, path in found.items()], sorted(wanted.keys() - found.keys())
+    pairs = [Pair(name, path, wanted[name]) for name, path in predicted.items()]
+    return pairs, sorted(wanted.keys() - predicted.keys())
 
 
 def pairs_by_table(table: Path, predictions: Path, ground_truth: Path) -> list[Pair]:
@@ -180,17 +181,17 @@ def volumes_by_name(folder: Path) -> Mapping[str, Path]:
     """Volume files under a folder by their path inside it without suffix, sorted."""
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if not (suffix := volume_file.suffix(path)) or is_apple_double(path) or not path.is_file():
             continue
         name = path.relative_to(folder).as_posix()[: -len(suffix)]
-        if name in found:
-            raise ConfigError(f"{folder}: {found[name].name} and {path.name} have one name: keep one of them")
-        found[name] = path
-    if not found:
+        if name in files:
+            raise ConfigError(f"{folder}: {files[name].name} and {path.name} have one name: keep one of them")
+        files[name] = path
+    if not files:
         raise ConfigError(f"{folder} holds no volume ({', '.join(volume_file.SUFFIXES)})")
-    return found
+    return files
 
 
 def _source(path: Path) -> Source:

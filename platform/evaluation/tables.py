@@ -88,11 +88,11 @@ class MetricTable:
 
     def std(self, predictor: str, protocol: str) -> Metrics:
         """Standard deviation over subjects (of the population); 0 for a single one, NaN where a metric is infinite."""
-        found = {}
+        deviations = {}
         for name in self.names(protocol):
             values = self.values(predictor, protocol, name)
-            found[name] = float(values.std()) if np.isfinite(values).all() else math.nan
-        return found
+            deviations[name] = float(values.std()) if np.isfinite(values).all() else math.nan
+        return deviations
 
     def sections(self, where: str = "") -> list[Section]:
         """For each protocol, mean and standard deviation of every predictor; `where` ends the titles."""

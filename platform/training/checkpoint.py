@@ -117,7 +117,7 @@ class Checkpoints:
 
     def _summaries(self) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, str]]:
         """The published checkpoints, and why others were rejected, by name."""
-        found, rejected = [], {}
+        complete, rejected = [], {}
         for name in self._folder.names():
             index = join(self.url, name, INDEX_FILE)
             try:
@@ -128,10 +128,10 @@ class Checkpoints:
                 rejected[name] = str(error)
                 continue
             if name == _name(summary["step"]):
-                found.append((name, summary))
+                complete.append((name, summary))
             else:
                 rejected[name] = f"{index} is of step {summary['step']}: the folder was renamed"
-        return found, rejected
+        return complete, rejected
 
     def best(self, metric: str) -> tuple[str, dict[str, Any]]:
         """URL and summary of the verified checkpoint with the highest metric; of equal ones the oldest.
@@ -247,11 +247,11 @@ def local_copy(url: str, only: Sequence[str] = ()) -> Iterator[Path]:
             try:
                 if not is_local(url):
                     folder.get(relative, local / relative)
-                found = file_sha256(local / relative)
+                computed = file_sha256(local / relative)
             except FileNotFoundError as error:
                 raise CheckpointError(f"{url}/{relative} is missing") from error
-            if found != expected:
-                raise CheckpointError(f"{url}/{relative} has SHA-256 {found}, not {expected}")
+            if computed != expected:
+                raise CheckpointError(f"{url}/{relative} has SHA-256 {computed}, not {expected}")
         yield local
 
 

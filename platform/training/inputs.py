@@ -124,9 +124,9 @@ def require_archives(run: RunConfig, expected: dict[str, str]) -> None:
     Raises:
         ConfigError: names the archive that does not.
     """
-    found = archive_digests(run)
+    current = archive_digests(run)
     for setting, url in (("data.archive", run.data.archive), ("data.unpaired", run.data.unpaired)):
-        if setting in expected and found.get(setting) != expected[setting]:
+        if setting in expected and current.get(setting) != expected[setting]:
             raise ConfigError(
                 f"{url} does not hold the samples that this run began with (generation "
                 f"{run.data.generation if setting == 'data.archive' else run.data.unpaired_generation}, SHA-256 "

@@ -52,8 +52,8 @@ def resume(run: RunConfig, url: str) -> RunConfig:
     run = with_generations(with_absolute_paths(run))
     before, after = flatten(to_plain(base)), flatten(to_plain(run))
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    recorded, found = record.get("archives", {}), archive_digests(run)
-    moved = {key for key in ARCHIVES if key in changed and recorded.get(key, "") == found.get(key)}
+    recorded, current = record.get("archives", {}), archive_digests(run)
+    moved = {key for key in ARCHIVES if key in changed and recorded.get(key, "") == current.get(key)}
     refused = [key for key in changed if not key.startswith(RESUMABLE_CHANGES) and key not in moved]
     if refused:
         named = "; ".join(f"{key} {before.get(key)!r}, not {after.get(key)!r}" for key in refused)
@@ -63,8 +63,8 @@ def resume(run: RunConfig, url: str) -> RunConfig:
         print(f"raylift: {key} changes from {before.get(key)} to {after.get(key)}{samples}", flush=True)
     for key, generation in ARCHIVES.items():
         if key in recorded and generation not in changed:
-            found[key] = recorded[key]
-    new = {**record, "config": to_plain(run), "config_sha256": run.sha256(), "archives": found}
+            current[key] = recorded[key]
+    new = {**record, "config": to_plain(run), "config_sha256": run.sha256(), "archives": current}
     if new != record:
         Folder(url).write(RUN_FILE, digested_json.encode(new))
     return run
