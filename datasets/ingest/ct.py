@@ -71,6 +71,13 @@ def ingest_ct(
     outcome = IngestReport(
         refused=list(listing.refused), skipped=listing.skipped, absent_subjects=absent(assigned or {}, subjects)
     )
+    if listing.split_series:
+        one, other = listing.split_series[0]
+        outcome.warnings.append(
+            f"{len(listing.split_series)} SeriesInstanceUIDs belong to several patients or studies, such as that of "
+            f"{one.where} and {other.where}: they were read as different scans. If they are one, correct PatientID and "
+            "StudyInstanceUID"
+        )
     if listing.shared_subjects and not subject_pattern:
         outcome.warnings.append(_shared(listing.shared_subjects))
 

@@ -38,7 +38,7 @@ ROUNDING_MM = (1.0, 0.1, 0.01)
 
 
 class Key(NamedTuple):
-    """The series that a DICOM file belongs to."""
+    """The series that a DICOM file belongs to. Folders stand for blank UIDs of series and for unnamed patients."""
 
     series: str
     study: str
@@ -61,13 +61,13 @@ def header(path: Path) -> pydicom.Dataset | None:
 
 
 def key(path: Path) -> Key | None:
-    """Series, study and patient of a DICOM file, by folder where a UID is blank; None and errors as in `header`."""
+    """Series, study and patient of a DICOM file; None and errors as in `header`."""
     dataset = header(path)
     if dataset is None:
         return None
-    series, study = (str(dataset.get(f"{level}InstanceUID") or path.parent) for level in ("Series", "Study"))
+    series, study = (str(dataset.get(f"{level}InstanceUID") or "") for level in ("Series", "Study"))
     # Without a PatientID, the series of one study still belong together.
-    return Key(series, study, str(dataset.get("PatientID") or study))
+    return Key(series or str(path.parent), study, str(dataset.get("PatientID") or study or path.parent))
 
 
 def frame_of_reference(path: Path) -> str:

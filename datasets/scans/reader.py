@@ -59,6 +59,8 @@ class Found:
     shared_subjects: list[tuple[Source, Source]] = field(default_factory=list)
     """Two scans of each subject that has several: volume files of one name in different folders, or DICOM series of
     one patient in different studies, or in one and `_are_apart`."""
+    split_series: list[tuple[Source, Source]] = field(default_factory=list)
+    """Two of the scans that have one SeriesInstanceUID and different patients or studies."""
 
 
 def find(paths: Iterable[Path]) -> Found:
@@ -66,6 +68,7 @@ def find(paths: Iterable[Path]) -> Found:
     found = Found()
     slices: dict[dicom_series.Key, list[Path]] = defaultdict(list)
     studies: dict[str, list[tuple[str, Source]]] = defaultdict(list)
+    series: dict[str, list[Source]] = defaultdict(list)
     others: list[Path] = []
     unread: list[Path] = []
     for path, searched in walk(paths, found.refused):
@@ -101,13 +104,15 @@ def find(paths: Iterable[Path]) -> Found:
         name = f"{folder.name}/{members[0].name}" if shared else folder.name
         source = Source(name, pseudonym(key.patient), tuple(members), is_dicom=True)
         found.sources.append(source)
-        studies[source.subject].append((key.study, source))
+        studies[source.subject].append((key.study or str(folder), source))
+        series[key.series].append(source)
     pairs = [
         (first, other)
         for (study, first), *rest in studies.values()
         if (other := next((source for own, source in rest if own != study or _are_apart(first, source)), None))
     ]
-    return Found(found.sources, found.refused, len(set(others) - data_files), pairs)
+    split = [(sources[0], sources[1]) for sources in series.values() if len(sources) > 1]
+    return Found(found.sources, found.refused, len(set(others) - data_files), pairs, split)
 
 
 def _are_apart(first: Source, second: Source) -> bool:

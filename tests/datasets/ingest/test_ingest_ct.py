@@ -316,6 +316,36 @@ def test_series_of_one_study_are_one_person_and_warned_of_unless_they_share_a_fr
         assert f"such as {scans}/s0/000.dcm and {scans}/s{other}/000.dcm: each" in outcome.lines()[0]
 
 
+@pytest.mark.parametrize("tag", ["PatientID", "StudyInstanceUID"])
+def test_a_series_of_several_patients_or_studies_is_warned_of(tag: str, tmp_path: Path) -> None:
+    def renamed(k: int, ds: Dataset) -> Dataset:
+        setattr(ds, tag, f"1.{k // 10}")
+        return ds
+
+    write_series(tmp_path / "scans", thorax_image((40, 30, 20), (9, 9, 18)), change=renamed)
+    outcome = run(tmp_path / "scans", tmp_path / "archive")
+    assert len(outcome.added) == 2
+    assert outcome.lines()[0] == (
+        "warning: 1 SeriesInstanceUIDs belong to several patients or studies, such as that of "
+        f"{tmp_path}/scans/000.dcm and 9 more and {tmp_path}/scans/028.dcm and 9 more: they were read as different "
+        "scans. If they are one, correct PatientID and StudyInstanceUID"
+    )
+
+
+def test_a_series_in_several_folders_without_a_study_is_one_scan(tmp_path: Path) -> None:
+    def blank(_: int, ds: Dataset) -> Dataset:
+        ds.StudyInstanceUID = ""
+        return ds
+
+    paths = write_series(tmp_path / "scans" / "1", thorax_image((40, 30, 20), (9, 9, 18)), change=blank)
+    (tmp_path / "scans" / "2").mkdir()
+    for path in paths[10:]:
+        path.rename(tmp_path / "scans" / "2" / path.name)
+    outcome = run(tmp_path / "scans", tmp_path / "archive")
+    assert (len(outcome.added), outcome.lines()) == (1, [])
+    assert outcome.added[0].record["source_size"] == [40, 30, 20]
+
+
 def test_progress_names_what_comes_next_and_ends_at_all(mixed: Path, tmp_path: Path) -> None:
     calls: list[tuple[int, int, str]] = []
     run(mixed, tmp_path / "archive", progress=lambda *call: calls.append(call))
