@@ -117,7 +117,7 @@ def decode_containers(dataset: pydicom.Dataset, name: str) -> tuple[Stored, int]
     syntax = dataset.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
     if syntax not in DECODERS:
         raise RefusedFile(f"{name}: transfer syntax {uid.UID(syntax).name} is not supported: convert the file to RLE")
-    if "PixelData" not in dataset:
+    if dataset.get("PixelData") is None:
         raise RefusedFile(f"{name}: the DICOM file has no PixelData: it is not an image")
     absent = [tag for tag in REQUIRED if dataset.get(tag) in (None, "")]
     if absent:

@@ -31,6 +31,10 @@ FIRST_BYTES, MOST_BYTES = 2**18, 2**26
 """Bytes that are read first for a header, and at most: private elements may precede those of the image."""
 REQUIRED = ("Rows", "Columns", "PixelSpacing", "BitsAllocated", "BitsStored", "PixelRepresentation")
 """Tags without which pixels have no place or value."""
+LENGTHS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2} | dict.fromkeys(
+    ("Rows", "Columns", "RescaleSlope", "RescaleIntercept"), 1
+)
+"""Numbers that the tags of a slice have."""
 NO_SLICE = re.compile(r"(?:^|[ _\\\\])(?:LOCALIZER|MIP|MINIP|VRT)(?:$|[ _\\\\])", re.IGNORECASE)
 """Values of ImageType of localizers, and of projections and renderings of a volume."""
 ROUNDING_MM = (1.0, 0.1, 0.01)
@@ -125,6 +129,7 @@ def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Sc
     ordered = sorted(source.files, key=lambda path: float(places[path] @ normal))
     affine = np.eye(4)
     affine[:3, 2], affine[:3, 3] = _slice_axis(name, ordered, np.stack([places[path] for path in ordered]), normal)
+    _check_numbers(name, headers)
     _check_alternation(name, [headers[path] for path in ordered])
     rows_mm, columns_mm = np.median(pixels_mm, axis=0)
     affine[:3, 0] = along_row / np.linalg.norm(along_row) * columns_mm
@@ -164,6 +169,31 @@ def _check_slice(path: Path, header: pydicom.Dataset) -> None:
     lacking += ["HighBit"] if header.get("HighBit", 0) in (None, "") else []
     if lacking:
         raise RefusedFile(f"{path}: slices without a value of {', '.join(lacking)}: add it to all slices")
+    for tag, length in LENGTHS.items():
+        stored = header.get_item(tag)
+        try:
+            value = header.get(tag)
+            is_right = value in (None, "") or np.size(np.asarray(value, dtype=float)) == length
+        except (TypeError, ValueError):
+            is_right = False
+        if not is_right:
+            raise RefusedFile(f"{path}: {tag} {stored.value!r:.40} does not have {length} numbers: correct it")
+
+
+def _check_numbers(name: str, headers: Mapping[Path, pydicom.Dataset]) -> None:
+    """Refuse slices in several folders of which most have the InstanceNumber of another: they are several scans."""
+    if len({path.parent for path in headers}) == 1:
+        return
+    first: dict[str, Path] = {}
+    numbers = {path: str(header.get("InstanceNumber") or "") for path, header in headers.items()}
+    pairs = [(first.setdefault(number, path), path) for path, number in numbers.items() if number]
+    again = [(one, other) for one, other in pairs if one.parent != other.parent]
+    if len(again) > len(headers) // 4:
+        one, other = again[0]
+        raise RefusedFile(
+            f"{name}: {one} and {other} have one SeriesInstanceUID and InstanceNumber, as slices of several scans: "
+            "correct the UIDs"
+        )
 
 
 def _check_alternation(name: str, ordered: Sequence[pydicom.Dataset]) -> None:

@@ -332,9 +332,10 @@ def test_a_series_of_several_patients_or_studies_is_warned_of(tag: str, tmp_path
     )
 
 
-def test_a_series_in_several_folders_without_a_study_is_one_scan(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tag", ["StudyInstanceUID", "InstanceNumber"])
+def test_a_series_in_several_folders_without_a_study_or_numbers_is_one_scan(tag: str, tmp_path: Path) -> None:
     def blank(_: int, ds: Dataset) -> Dataset:
-        ds.StudyInstanceUID = ""
+        setattr(ds, tag, None)
         return ds
 
     paths = write_series(tmp_path / "scans" / "1", thorax_image((40, 30, 20), (9, 9, 18)), change=blank)

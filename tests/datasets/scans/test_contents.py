@@ -168,6 +168,46 @@ def test_a_file_that_does_not_belong_to_its_series_is_named(
         read_series(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("tag", "kind", "value", "length"),
+    [
+        (0x00281052, "LO", "-1024,0", 1),
+        (0x00281053, "DS", ["1", "1"], 1),
+        (0x00280030, "DS", ["9"], 2),
+        (0x00200037, "DS", ["1", "0", "0", "0", "1"], 6),
+    ],
+)
+def test_a_tag_of_other_than_its_numbers_is_refused_by_name(
+    tag: int, kind: str, value: object, length: int, tmp_path: Path
+) -> None:
+    def change(k: int, ds: Dataset) -> Dataset:
+        if k == 3:
+            ds.add_new(tag, kind, value)
+        return ds
+
+    odd = write_series(tmp_path, IMAGE, change=change)[3]
+    name = pydicom.datadict.keyword_for_tag(tag)
+    with pytest.raises(RefusedFile, match=rf"^{odd}: {name} .* does not have {length} numbers: correct it$"):
+        read_series(tmp_path)
+
+
+def test_two_scans_of_one_series_uid_in_two_folders_are_no_volume_even_if_they_continue(tmp_path: Path) -> None:
+    beyond = sitk.Image(IMAGE)
+    beyond.SetOrigin(IMAGE.TransformIndexToPhysicalPoint((0, 0, 20)))
+    for folder, image in (("a", IMAGE), ("b", beyond)):
+        write_series(tmp_path / folder, image, series="1.2.3", change=setting(StudyInstanceUID="1.2"))
+    with pytest.raises(
+        RefusedFile, match=r"/a/\d+.dcm and .*/b/\d+.dcm have one SeriesInstanceUID and InstanceNumber, .*: correct"
+    ):
+        read_series(tmp_path)
+
+
+def test_slices_without_pixels_are_refused_as_such(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, IMAGE, change=lambda k, ds: setting(PixelData=b"")(k, ds) if k == 3 else ds)
+    with pytest.raises(RefusedFile, match=rf"^{paths[3]}: the DICOM file has no PixelData"):
+        read_series(tmp_path)
+
+
 def test_slices_of_several_transfer_syntaxes_are_read(tmp_path: Path) -> None:
     for path in write_series(tmp_path, IMAGE)[::3]:
         ds = pydicom.dcmread(path)

@@ -447,7 +447,9 @@ REFUSALS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an empty position": (changed_series(setting(4, ImagePositionPatient=[])), r"without position or orientation"),
     "no rows": (changed_series(setting(Rows=None)), r"without a value of Rows: add it"),
     "no pixel spacing": (changed_series(setting(4, PixelSpacing=None)), r"without a value of PixelSpacing: add it"),
-    "no room for the position": (changed_series(setting(4, ImagePositionPatient=[1, 2])), r"header cannot be read"),
+    "no room for the position": (
+        changed_series(setting(4, ImagePositionPatient=[1, 2])), r"ImagePositionPatient .* does not have 3 numbers",
+    ),
     "pixels of no size": (changed_series(setting(PixelSpacing=[0, 0])), r"spacing .*0.* is not that of a CT"),
     "several frames": (changed_series(setting(NumberOfFrames=20)), r"multi-frame.*convert it to NIfTI"),
     "a series in color": (changed_series(setting(SamplesPerPixel=3)), r"color"),
