@@ -132,7 +132,7 @@ def pack(folders: list[Path], file: Path, grid: Grid, source: Grid) -> None:
     """Resample scans as ingest does and write them to one file.
 
     `source:NAME` and `ground_truth:NAME` are as in the scan; `extended-source:NAME` and
-    `extended-ground_truth:NAME` have tissue where the field of view cuts the body.
+    `extended-ground_truth:NAME` have tissue where the field of view truncates the body.
     """
     from raylift.datasets.scans import reader
     from raylift.datasets.scans.resample import resample

@@ -5,7 +5,7 @@ a GPU. CPU seconds are user and system time, steadier than wall time on a shared
 decoder's activations at full size again in the backward pass; "channels-last" lays channels innermost. Operations are
 counted by torch, two for each multiplication and addition. With --gpu bf16 also runs through torch.compile, and with
 --peak-tflops, the card's dense bf16 peak by its data sheet, the table has the share of it that a step reaches. The
-profile says which operators the time of an fp32 step at the last size goes to.
+profile lists the operators of an fp32 step at the last size by their time.
 
     python benchmarks/training_step.py [--sizes 64 128] [--threads 2] [--steps 2] [--gpu] [--peak-tflops T] [--profile]
 """

@@ -344,7 +344,7 @@ def _run_daemon(name: str, config: str, parent: str) -> None:
     from swift.common.ring import RingBuilder
     from swift.common.wsgi import run_wsgi
 
-    if name == "proxy":  # the only one that reads the rings, which say on which port which storage server listens
+    if name == "proxy":  # the only one that reads the rings, which hold the port on which which storage server listens
         for kind in ("account", "container", "object"):
             settings = configparser.RawConfigParser()
             settings.read(Path(config, f"{kind}.conf"))

@@ -17,7 +17,7 @@ BLOCKS = re.findall(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', PAGE, re.MULT
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """The files that git tracks or would add, changed as the page says."""
+    """The files that git tracks or would add, changed as on the page."""
     copy = tmp_path_factory.mktemp("checkout")
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.splitlines():

@@ -128,7 +128,7 @@ def gib(name: str, **changes: str) -> int:
     return round(estimate(replace(run, system=system, engine=engine)).total / GIB)
 
 
-def test_the_memory_on_the_page_is_what_the_estimate_says():
+def test_the_memory_on_the_page_is_the_estimate():
     plain, recomputed, halved = (
         gib("duolift-gan", checkpointing=checkpointing, precision=precision)
         for checkpointing, precision in (("none", "fp32"), ("all", "fp32"), ("all", "bf16"))

@@ -51,6 +51,11 @@ WORDS = {
     r"\b(?:dies|lives in|pays for)\b": "end, be in, cost",
     r"\bretone\b|\bdevelop(?:ed|s)\b|\bdevelopments\b": "acquisition, processing",
     r"\bbegan as\b|\bfresh weights\b|\btipped\b": "based on, initial weights, tilted",
+    r"\bsays?\b|\bheld by\b": "state, contain",
+    r"\bgo(?:es)? on (?:with|from)\b": "resume",
+    r"\bx-rays alone\b|\blearns? from (?:radiographs|volumes)\b": "unpaired, supervised by",
+    r"\bcuts the body\b|\blungs are cut\b": "truncate (field-of-view truncation)",
+    r"\bfeedback\b|\bcarried\b": "view decoders, outputs",
     r"^\s*\"\"\"Of ": "name the quantity: channels, weight, decay of",
 }
 ALLOWED = [

@@ -56,7 +56,7 @@ def ingest_ct(
         require_whole_thorax: refuse scans without two whole lungs.
         assume_spacing_mm: spacing along the axes of NRRD and MetaImage files that state none.
         keep_table: keep the scanner table and everything else outside the body.
-        beyond_field_of_view: whether air beyond a field of view that cuts the body becomes tissue before projection.
+        beyond_field_of_view: whether air beyond a truncating field of view becomes tissue before projection.
         samples_per_shard: volumes in a shard; each full shard is published at once.
         progress: callback before each scan and at the end.
 

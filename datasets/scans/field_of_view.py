@@ -1,4 +1,4 @@
-"""The field of view of a scan: the sides at which it cuts the body, and an estimate of the tissue beyond them.
+"""The field of view of a scan: the sides at which it truncates the body, and an estimate of the tissue beyond them.
 
 A scanner reconstructs a circle or a rectangle. A body that is wider is cut, and what lies outside is air in the file,
 which it was not in the patient.
@@ -66,7 +66,7 @@ def extend_body(
     measured: Bool[np.ndarray, "d h w"],
     spacing_mm: float,
 ) -> Int16[np.ndarray, "d h w"]:
-    """The volume with tissue in place of the air beyond a field of view that cuts the body.
+    """The volume with tissue in place of the air beyond a field of view that truncates the body.
 
     In each axial slice the skin between the two ends of a cut is an arc of a circle whose radius is half the depth of
     the body, which is the mean curvature of the flanks of a chest. What the arc encloses beyond the field of view takes

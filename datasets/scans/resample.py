@@ -32,7 +32,7 @@ def resample(
     downsampling factor minus one, in voxels, as in scikit-image. The outside of the scan is air. Left to right and
     anterior to posterior the cube is centered on the body. Along the body it is centered on the lungs and moved to
     stay inside the scan. Unless `keep_table`, everything outside the body becomes air. The record has the
-    share of slices in which the field of view cuts the body at each side.
+    share of slices in which the field of view truncates the body at each side.
 
     Raises:
         RefusedFile: no body inside the cube.
@@ -97,7 +97,7 @@ def check_whole_thorax(scan: Scan) -> None:
         # Air with body anterior and posterior to it, which a flank truncated beside the lung does not have.
         between = ndimage.binary_fill_holes(face, structure=[[0, 0, 0], [1, 1, 1], [0, 0, 0]]) & ~face
         if between.sum() * COARSE_MM**2 > 500:
-            raise RefusedFile(f"{scan.source.where}: the lungs are cut by the {side} side: {remedy}")
+            raise RefusedFile(f"{scan.source.where}: the lungs are truncated by the {side} side: {remedy}")
     columns = np.flatnonzero(body.any(axis=(0, 1)))
     middle = (columns[0] + columns[-1]) // 2
     for side, half in (("right", lung[:, :, :middle]), ("left", lung[:, :, middle:])):
@@ -107,7 +107,7 @@ def check_whole_thorax(scan: Scan) -> None:
     area = lung.sum(axis=(1, 2))
     for end, cut in (("first", area[0]), ("last", area[-1])):
         if cut > 0.25 * area.max():
-            raise RefusedFile(f"{scan.source.where}: the lungs are cut by the {end} slice: {remedy}")
+            raise RefusedFile(f"{scan.source.where}: the lungs are truncated by the {end} slice: {remedy}")
 
 
 def _smooth_for(image: sitk.Image, spacing_mm: float) -> sitk.Image:

@@ -108,7 +108,7 @@ class IngestOptions(SourceOptions):
     """Spacing along the axes of NRRD and MetaImage files that state none; the axes are taken to the left, posterior
     and superior."""
     beyond_field_of_view: FieldOfView = "keep"
-    """Beyond a field of view that cuts the body: keep the air of the file, or extend the body by soft tissue."""
+    """Beyond a field of view that truncates the body: keep the air of the file, or extend the body by soft tissue."""
 
 
 def ingest(arguments: list[str]) -> int:

@@ -523,7 +523,7 @@ NO_RADIOGRAPHS: dict[str, Callable[[], bytes]] = {
     "an MR slice": lambda: dicom(Modality="MR"),
     "a DICOM file of 3 bits": lambda: dicom(BitsAllocated=3, BitsStored=3, HighBit=2),
     "a DICOM file with an unknown transfer syntax": lambda: dicom().replace(b"10008.1.2.1\0", b"99999.1.2.1\0"),
-    "a JPEG 2000 larger than the DICOM file around it says": huge_jpeg2000,
+    "a JPEG 2000 larger than the DICOM file around it states": huge_jpeg2000,
     "a DICOM file that inflates": lambda: deflated(2000),
     "a DICOM file of a million elements": lambda: meta(ExplicitVRLittleEndian) + elements(1_000_000),
     "a DICOM file of a million items": lambda: meta(ExplicitVRLittleEndian) + items(1_000_000),

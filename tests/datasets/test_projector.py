@@ -251,7 +251,7 @@ def test_a_pose_given_as_tensors_is_projected_as_the_view_of_that_pose(view: Vie
     torch.testing.assert_close(by_view.sum(), by_tensors.sum(), rtol=0.01, atol=0)
 
 
-def test_a_voxel_stands_where_the_views_axes_say() -> None:
+def test_a_voxel_stands_where_the_views_axes_place_it() -> None:
     column, row, depth = view_coordinates((4, 4, 4), 10.0, FRONTAL, torch.zeros(1))
     # Columns to the patient's left (W), rows to the feet (D), rays from back to front (against H).
     assert column[0, 0, :].tolist() == [-15.0, -5.0, 5.0, 15.0]

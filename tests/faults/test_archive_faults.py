@@ -246,7 +246,7 @@ class DamageSuite:
         key = self.shard(first, name)
         whole = folder.read(key)
         rng = random.Random(name)
-        # Somewhere in the chunks, and in the index at the end, which says where they are.
+        # Somewhere in the chunks, and in the index at the end, which holds their positions.
         places = [rng.randrange(len(whole)) for _ in range(self.flips)] + [len(whole) - 1 - rng.randrange(64), 0]
         for place in places:
             damaged = bytearray(whole)

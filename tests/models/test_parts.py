@@ -1,4 +1,4 @@
-"""Parts of compositions: fast implementations equal the plain ones, and every option is what its name says."""
+"""Parts of compositions: fast implementations equal the plain ones, and every option is what it is named after."""
 
 from dataclasses import replace
 
@@ -236,7 +236,7 @@ def test_the_features_of_an_encoder_have_its_declared_channels_at_halved_sizes(k
     assert [f.shape[-1] for f in features] == [32 >> k for k in range(len(features))]
 
 
-def test_average_sum_and_concatenation_are_what_their_names_say():
+def test_average_sum_and_concatenation_are_what_they_are_named_after():
     views = [torch.full((1, 3, 2, 2, 2), value) for value in (1.0, 3.0)]
     fused = {kind: FusionConfig(kind).build(3, 2)(views) for kind in ("average", "sum", "concatenate")}
     assert torch.equal(fused["average"], torch.full((1, 3, 2, 2, 2), 2.0))

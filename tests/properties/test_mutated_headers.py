@@ -1,4 +1,4 @@
-"""Valid CT files with one or two header fields changed: refused, or equal to the original, or the record says why not.
+"""Valid CT files with one or two header fields changed: refused, equal to the original, or noted in the record.
 
 No field decides alone what the right volume is, so a changed field either contradicts another one, which is refused
 or reported, or it is a plain statement that the record repeats: size, spacing, orientation, center or rescale.

@@ -74,7 +74,7 @@ def test_volumes_stay_in_range_and_radiographs_in_the_unit_interval(source):
     assert (((volume > -950) & (volume < -500)).flatten(1).float().mean(dim=1) > 0.02).all()
 
 
-def test_a_shift_moves_the_body_the_way_it_says(source):
+def test_a_shift_moves_the_body_by_its_vector(source):
     parameters = NONE.sample(0, 0, 0, GEOMETRY)
     moved = replace(parameters, deformation=replace(parameters.deformation, shift_mm=np.array([0.0, 0.0, 20.0])))
     before, _ = augment(source, 8.0, GRID, [parameters])

@@ -194,7 +194,7 @@ def test_only_whole_thoraces_are_ingested_where_they_are_required(tmp_path: Path
     write_image(half, folder / "half.nii.gz")
     outcome = run(folder, tmp_path / "strict", require_whole_thorax=True)
     assert [entry.source for entry in outcome.added] == ["whole.nii.gz"]
-    assert "half.nii.gz: the lungs are cut" in str(outcome.refused[0])
+    assert "half.nii.gz: the lungs are truncated" in str(outcome.refused[0])
     assert len(run(folder, tmp_path / "lenient").added) == 2
 
 

@@ -178,7 +178,7 @@ def test_a_given_facing_overrides_the_tag_of_an_upright_image() -> None:
         data = dicom(np.ascontiguousarray(pixels), PatientOrientation=tag)
         assert np.array_equal(load_radiograph(data, LATERAL, patient_facing="left").image, expected)
         assert np.array_equal(load_radiograph(data, LATERAL, patient_facing="right").image, expected[:, ::-1])
-    # The file says left, the image and the caller say right.
+    # The file has left, the image and the caller have right.
     wrong = dicom(np.ascontiguousarray(expected[:, ::-1]), PatientOrientation=list(LEFT_FACING))
     assert np.array_equal(load_radiograph(wrong, LATERAL, patient_facing="right").image, expected)
 

@@ -117,7 +117,7 @@ def test_dicom_files_are_paired_by_study_and_view_whatever_their_names(tmp_path:
     by_files = {files: subject for subject, files in pairs(found, tmp_path).items()}
     assert set(by_files) == {("IM1", "IM2"), ("IM3", "IM4"), ("IM8_pa", "lat_IM9.dcm")}
     assert all(subject.startswith("sub-") and "p1" not in subject for subject in by_files.values())
-    # A decubitus image is no lateral view; IM7 says nothing.
+    # A decubitus image is no lateral view; IM7 has no description.
     assert (found.single_view, found.skipped, found.refused) == (1, 2, [])
     assert {path.name: reason for path, reason in found.left_out} == {
         "IM5": f"no lateral image of study 1.2.5{ord('t')}",

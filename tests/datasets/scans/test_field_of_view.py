@@ -1,4 +1,4 @@
-"""What a field of view cuts off is measured, and extended towards what was there."""
+"""What a field of view truncates is measured, and extended towards what was there."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def on_grid(path: Path, grid: Grid = CUBE, **options: bool) -> tuple[np.ndarray,
 
 
 def expected(grid: Grid, center: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """The thorax where the record says the cube lies, in volume order, and which voxels the default scan reached."""
+    """The thorax where the cube lies by the record, in volume order, and which voxels the default scan reached."""
     along = (np.arange(grid.size) - (grid.size - 1) / 2) * grid.spacing_mm
     x, y, z = along[None, None] + center[0], along[None, :, None] + center[1], center[2] - along[:, None, None]
     inside = (abs(x) < 150) & (abs(y) < 110) & (abs(z) < 150)
@@ -590,13 +590,13 @@ def test_a_thorax_with_one_lung_is_refused_by_its_side(side: str, sign: int, tmp
 
 @pytest.mark.parametrize(("end", "up_mm"), [("first", 70), ("last", -70)])
 def test_lungs_cut_by_an_end_of_the_scan_are_refused_by_that_end(end: str, up_mm: float, tmp_path: Path) -> None:
-    with pytest.raises(RefusedFile, match=rf"the lungs are cut by the {end} slice"):
+    with pytest.raises(RefusedFile, match=rf"the lungs are truncated by the {end} slice"):
         check(tmp_path, lambda x, y, z: thorax_hu(x, y, z - up_mm), size=(80, 60, 40))
 
 
 @pytest.mark.parametrize(("side", "left_mm"), [("right", -60), ("left", 60)])
 def test_lungs_cut_by_a_side_of_the_scan_are_refused_by_that_side(side: str, left_mm: float, tmp_path: Path) -> None:
-    with pytest.raises(RefusedFile, match=rf"the lungs are cut by the {side} side"):
+    with pytest.raises(RefusedFile, match=rf"the lungs are truncated by the {side} side"):
         check(tmp_path, lambda x, y, z: thorax_hu(x - left_mm, y, z), size=(70, 60, 80))
 
 
