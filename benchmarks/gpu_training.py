@@ -185,7 +185,7 @@ def run_job(
     def batches() -> Iterator[Batch]:
         for batch in augmented(volumes, geometry, options):
             if options.frontal_share:
-                use_views(network, batch.views.shape[1])
+                use_views(network, batch.radiographs.shape[1])
             yield batch
 
     train(objective, batches(), settings, log, measured)
