@@ -123,8 +123,8 @@ class Composition(Parts):
         super().__post_init__()
         if self.needs_auxiliaries and not (self.decoder.has_auxiliaries or self.has_view_decoders):
             raise ConfigError(
-                f"decoder '{self.decoder.kind}' has no auxiliary volumes here: set system.loss.deep_supervision to 0, "
-                "or use unet++, the rendering head, or system.fusion.view_decoders"
+                f"decoder '{self.decoder.kind}' has no auxiliary volumes here: set system.loss.deep_supervision_weight "
+                "to 0, or use unet++, the rendering head, or system.fusion.view_decoders"
             )
 
     @property
@@ -135,16 +135,16 @@ class Composition(Parts):
     @property
     def needs_labels(self) -> bool:
         """Whether its loss uses the archive's label volumes."""
-        return self.loss.lung > 0
+        return self.loss.lung_weight > 0
 
     @property
     def needs_auxiliaries(self) -> bool:
         """Whether deep supervision has a weight."""
-        return self.loss.deep_supervision > 0
+        return self.loss.deep_supervision_weight > 0
 
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:  # noqa: ARG002
         """The reconstructor, and a discriminator if the adversarial term has a weight."""
-        discriminator = self.discriminator.build(self.rays(grid, geometry)) if self.loss.adversarial else None
+        discriminator = self.discriminator.build(self.rays(grid, geometry)) if self.loss.adversarial_weight else None
         return reconstruction_objective(self.reconstructor(grid, geometry), discriminator, self.loss)
 
 

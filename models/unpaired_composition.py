@@ -43,6 +43,6 @@ class UnpairedComposition(Parts):
 
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:
         """The reconstructor, and a discriminator of radiographs if the adversarial term has a weight."""
-        discriminator = self.discriminator.build(len(self.views)) if self.loss.adversarial else None
+        discriminator = self.discriminator.build(len(self.views)) if self.loss.adversarial_weight else None
         reprojection = Reprojection(grid, geometry, window, self.views)
         return reprojection_objective(self.reconstructor(grid, geometry), discriminator, reprojection, self.loss)

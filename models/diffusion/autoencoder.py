@@ -32,12 +32,12 @@ class AutoencoderConfig:
     """Channels of the latents."""
     blocks: int = 1
     """Residual blocks at each size, in the encoder and in the decoder."""
-    kl: float = 1e-4
+    kl_weight: float = 1e-4
     """Weight of the mean KL divergence beside the mean absolute error, whose weight is 1."""
 
     def __post_init__(self) -> None:
         require_minimum(self, 1, "channels", "latent_channels", "blocks")
-        require_minimum(self, 0, "kl")
+        require_minimum(self, 0, "kl_weight")
         if not self.channels:
             raise ConfigError("no autoencoder.channels: give one width or more")
 

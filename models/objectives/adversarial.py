@@ -24,25 +24,25 @@ class ReconstructionLoss:
     The defaults are X2CT-GAN's. With an adversarial weight of 0 there is no discriminator.
     """
 
-    adversarial: float = 0.1
+    adversarial_weight: float = 0.1
     """LSGAN; the discriminator's loss has the same weight."""
-    voxel: float = 10.0
+    mse_weight: float = 10.0
     """Mean squared error."""
-    voxel_l1: float = 0.0
+    l1_weight: float = 0.0
     """Mean absolute error."""
-    projection: float = 10.0
+    projection_weight: float = 10.0
     """Mean absolute error of mean projections along the three axes."""
-    cone_projection: float = 0.0
+    cone_projection_weight: float = 0.0
     """Mean absolute error of cone-beam projections in three jittered poses (X-Recon)."""
     cone_jitter_deg: float = 10.0
     """Standard deviation of the poses' rotations about each axis."""
     cone_jitter_voxels: float = 8.0
     """Standard deviations of the jitter; a voxel is 1/128 of the volume's edge."""
-    ssim: float = 0.0
+    ssim_weight: float = 0.0
     """1 minus the SSIM in 3-D."""
-    lung: float = 0.0
+    lung_weight: float = 0.0
     """Mean squared error inside the lungs, from the archive's labels (DuoLift-GAN)."""
-    deep_supervision: float = 0.0
+    deep_supervision_weight: float = 0.0
     """Weight of the sum of the terms above, without adversarial and cone terms, on the decoder's auxiliary volumes."""
 
     def __post_init__(self) -> None:
@@ -53,22 +53,22 @@ class ReconstructionLoss:
     def reconstruction_terms(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Terms on voxels and mean projections that have a weight: unweighted values by their names in logs."""
         terms: dict[str, Tensor] = {}
-        if self.voxel:
+        if self.mse_weight:
             terms["voxel_mse"] = losses.voxel_mse(prediction, batch.volume)
-        if self.voxel_l1:
+        if self.l1_weight:
             terms["voxel_l1"] = losses.voxel_l1(prediction, batch.volume)
-        if self.ssim:
+        if self.ssim_weight:
             terms["ssim_loss"] = losses.ssim_loss(prediction, batch.volume)
-        if self.projection:
+        if self.projection_weight:
             # X2CT-GAN's code projects absolute values; this matters where the output is negative.
             terms["projection_l1"] = losses.orthogonal_projection_l1(prediction.abs(), batch.volume.abs())
-        if self.lung:
+        if self.lung_weight:
             terms["lung_mse"] = losses.masked_mse(prediction, batch.volume, lungs(batch))
         return terms
 
     def cone_terms(self, prediction: Tensor, batch: Batch) -> dict[str, Tensor]:
         """The cone-beam term, if it has a weight: its unweighted value by its name in logs."""
-        if not self.cone_projection:
+        if not self.cone_projection_weight:
             return {}
         jitter = self.cone_jitter_deg, self.cone_jitter_voxels
         return {"cone_projection_l1": losses.cone_projection_l1(prediction, batch.volume, *jitter)}
@@ -76,14 +76,14 @@ class ReconstructionLoss:
     def weighted(self, terms: dict[str, Tensor]) -> Tensor:
         """The sum of the terms, each times its weight."""
         weights = {
-            "voxel_mse": self.voxel,
-            "voxel_l1": self.voxel_l1,
-            "ssim_loss": self.ssim,
-            "projection_l1": self.projection,
-            "cone_projection_l1": self.cone_projection,
-            "lung_mse": self.lung,
-            "adversarial": self.adversarial,
-            "auxiliary": self.deep_supervision,
+            "voxel_mse": self.mse_weight,
+            "voxel_l1": self.l1_weight,
+            "ssim_loss": self.ssim_weight,
+            "projection_l1": self.projection_weight,
+            "cone_projection_l1": self.cone_projection_weight,
+            "lung_mse": self.lung_weight,
+            "adversarial": self.adversarial_weight,
+            "auxiliary": self.deep_supervision_weight,
         }
         if not terms:
             raise ConfigError("all weights of system.loss are 0: give one term a weight")
@@ -98,8 +98,8 @@ def lungs(batch: Batch) -> Bool[Tensor, "n 1 d h w"]:
     """
     if batch.labels is None:
         raise ConfigError(
-            "system.loss.lung needs lung masks, and the batch has no labels: read the archive with labels, "
-            "or set system.loss.lung to 0"
+            "system.loss.lung_weight needs lung masks, and the batch has no labels: read the archive with labels, "
+            "or set system.loss.lung_weight to 0"
         )
     return (batch.labels == Label.LUNG) | (batch.labels == Label.VESSEL)
 
@@ -138,7 +138,7 @@ class DiscriminatorPlayer(Player):
         """The sum of both LSGAN losses, times the adversarial weight, as published."""
         real = least_squares(self.network(batch.volume, batch.radiographs), real=True)
         fake = least_squares(self.network(earlier["reconstruction"], batch.radiographs), real=False)
-        loss = self.weights.adversarial * (real + fake)
+        loss = self.weights.adversarial_weight * (real + fake)
         return loss, {"real": real.detach(), "fake": fake.detach()}, {}
 
 
@@ -146,7 +146,7 @@ def reconstruction_objective(
     generator: VolumeNetwork, discriminator: nn.Module | None, weights: ReconstructionLoss
 ) -> Objective:
     """Generator, then discriminator, on the same batch; without an adversarial weight the generator alone."""
-    if weights.adversarial == 0 or discriminator is None:
+    if weights.adversarial_weight == 0 or discriminator is None:
         return Objective({"generator": GeneratorPlayer(generator, None, weights)})
     return Objective(
         {

@@ -32,9 +32,9 @@ from raylift.models.volume_network import VolumeNetwork
 class CycleLoss:
     """Weights of the terms. The defaults are those of CycleGAN-B."""
 
-    cycle: float = 15.0
+    cycle_weight: float = 15.0
     """Mean absolute error of the cycle, of radiographs and of volumes alike."""
-    adversarial: float = 1.0
+    adversarial_weight: float = 1.0
     """Cross-entropy of the discriminators' scores."""
     smoothing: float = 0.1
     """One-sided label smoothing: the discriminators' target of real ones is 1 - smoothing; the generators' is 1."""
@@ -42,7 +42,12 @@ class CycleLoss:
     """Interval of the discriminators' turns, in steps."""
 
     def __post_init__(self) -> None:
-        if self.cycle <= 0 or self.adversarial < 0 or not 0 <= self.smoothing < 1 or self.discriminators_every < 1:
+        if (
+            self.cycle_weight <= 0
+            or self.adversarial_weight < 0
+            or not 0 <= self.smoothing < 1
+            or self.discriminators_every < 1
+        ):
             raise ConfigError(
                 f"{self}: the cycle's weight must be positive, the adversarial one not below 0, the smoothing in "
                 "[0, 1), and discriminators_every 1 or more"
@@ -96,7 +101,7 @@ class VolumePlayer(Player):
             "cycle_radiographs": F.l1_loss(networks.radiographs(volume), batch.radiographs),
             "cycle_volumes": F.l1_loss(self.network(drrs), real),
         }
-        if self.weights.adversarial:
+        if self.weights.adversarial_weight:
             terms["adversarial"] = cross_entropy(networks.volume_discriminator(volume, batch.radiographs), real=True)
         logs = {name: value.detach() for name, value in terms.items()}
         logs["unpaired_is_ct"] = real.new_tensor(float(are_ct))
@@ -120,7 +125,7 @@ class ProjectionPlayer(Player):
             "cycle_radiographs": F.l1_loss(self.network(earlier["reconstruction"]), batch.radiographs),
             "cycle_volumes": F.l1_loss(networks.generator(fake), earlier["unpaired"]),
         }
-        if self.weights.adversarial:
+        if self.weights.adversarial_weight:
             terms["adversarial"] = cross_entropy(networks.view_discriminator(batch.radiographs, fake), real=True)
         logs = {name: value.detach() for name, value in terms.items()}
         return _weighted(terms, self.weights), logs, {"reprojections": fake.detach()}
@@ -145,7 +150,7 @@ def cycle_objective(networks: CycleNetworks, weights: CycleLoss) -> Objective:
     players: dict[str, Player] = {"generator": VolumePlayer(networks, weights)}
     if networks.projection is not None:
         players["projection"] = ProjectionPlayer(networks.projection, networks, weights)
-    if weights.adversarial:
+    if weights.adversarial_weight:
         players["volume_discriminator"] = VolumeDiscriminatorPlayer(networks.volume_discriminator, weights)
         if networks.view_discriminator is not None:
             players["view_discriminator"] = ViewDiscriminatorPlayer(
@@ -159,5 +164,7 @@ def cycle_objective(networks: CycleNetworks, weights: CycleLoss) -> Objective:
 
 
 def _weighted(terms: dict[str, Tensor], weights: CycleLoss) -> Tensor:
-    weighted = [(weights.adversarial if name == "adversarial" else weights.cycle) * terms[name] for name in terms]
+    weighted = [
+        (weights.adversarial_weight if name == "adversarial" else weights.cycle_weight) * terms[name] for name in terms
+    ]
     return torch.stack(weighted).sum()

@@ -19,14 +19,14 @@ from raylift.models.objectives.objective import Objective, Outputs, Player, Turn
 class DenoisingLoss:
     """Weights beside the mean squared error of the network's prediction, whose weight is 1."""
 
-    projection: float = 1.0
+    projection_weight: float = 1.0
     """Weight, divided by the number T of timesteps, of the mean absolute error between mean projections of the data
     and of the predicted x_0 along the three axes. DiffuX2CT's is 1; its norm is not published, X2CT-GAN's is taken,
     without the absolute value: a prediction of 0, as at initialization, would get no gradient."""
 
     def __post_init__(self) -> None:
-        if not self.projection >= 0:
-            raise ConfigError(f"system.loss.projection is {self.projection}: give a weight of 0 or more")
+        if not self.projection_weight >= 0:
+            raise ConfigError(f"system.loss.projection_weight is {self.projection_weight}: give a weight of 0 or more")
 
 
 class DenoisingPlayer(Player):
@@ -49,10 +49,10 @@ class DenoisingPlayer(Player):
         target = scheduler.target(data, noise, timesteps)
         logs: dict[str, Tensor] = {f"{scheduler.config.prediction_type}_mse": F.mse_loss(prediction, target)}
         losses = {**losses, **logs}
-        if self.weights.projection:
+        if self.weights.projection_weight:
             x0 = scheduler.predict_x0(prediction, noisy, timesteps)
             logs["projection_l1"] = orthogonal_projection_l1(x0, data)
-            weight = self.weights.projection / scheduler.config.num_train_timesteps
+            weight = self.weights.projection_weight / scheduler.config.num_train_timesteps
             losses["projection"] = weight * logs["projection_l1"]
         detached = {name: value.detach() for name, value in {**losses, **logs}.items() if name != "projection"}
         return torch.stack(list(losses.values())).sum(), detached, {}

@@ -27,9 +27,9 @@ from raylift.models.volume_network import VolumeNetwork
 class ReprojectionLoss:
     """Weights of the terms; 0 leaves a term out. The defaults are u-X2CTGAN's."""
 
-    projection: float = 1.0
+    projection_weight: float = 1.0
     """Mean squared error between normalized re-projections and radiographs, averaged over the views."""
-    calibration: float = 1.0
+    calibration_weight: float = 1.0
     """Weight of the squared error of the re-projections' range, relative to the expected range; part of the projection
     term. Normalized radiographs have neither scale nor offset: without this term the volume's scale is undetermined,
     and total variation shrinks it to zero."""
@@ -38,9 +38,9 @@ class ReprojectionLoss:
     """The expected range of each view: millimeters of water at the percentiles of normalization. Radiographs do not
     contain it; these are rounded means of adults in a cube of 320 mm (48 to 272 and 0 to 347 over 38 phantoms, 14 to
     271 and 0 to 342 over six CTs)."""
-    total_variation: float = 0.1
+    total_variation_weight: float = 0.1
     """Weight of the volume's total variation."""
-    adversarial: float = 1.0
+    adversarial_weight: float = 1.0
     """Cross-entropy of the discriminator's scores of re-projections."""
     rotation_std_deg: float = 0.0
     """Above 0, re-projections from views rotated about the patient's long axis by N(0, this) are further inputs of the
@@ -50,7 +50,13 @@ class ReprojectionLoss:
     step. The total loss is then nearly constant: monitor the terms."""
 
     def __post_init__(self) -> None:
-        weights = ("projection", "calibration", "total_variation", "adversarial", "rotation_std_deg")
+        weights = (
+            "projection_weight",
+            "calibration_weight",
+            "total_variation_weight",
+            "adversarial_weight",
+            "rotation_std_deg",
+        )
         negative = [name for name in weights if getattr(self, name) < 0]
         if negative:
             raise ConfigError(f"below 0: {', '.join(f'system.loss.{name}' for name in negative)}")
@@ -61,8 +67,10 @@ class ReprojectionLoss:
                 "give as many of each, "
                 "from 0 up, the second larger"
             )
-        if not self.projection:
-            raise ConfigError("system.loss.projection is 0, and no other term uses the radiographs: give it a weight")
+        if not self.projection_weight:
+            raise ConfigError(
+                "system.loss.projection_weight is 0, and no other term uses the radiographs: give it a weight"
+            )
 
     def calibration_error(self, range_mm: Float[Tensor, "n views 2"]) -> Float[Tensor, ""]:
         """Mean squared error of ranges, relative to the width of the expected range."""
@@ -74,9 +82,9 @@ class ReprojectionLoss:
     def weighted(self, terms: dict[str, Tensor]) -> Tensor:
         """The sum of the terms, each times its weight."""
         shares = {
-            "projection": self.projection,
-            "total_variation": self.total_variation,
-            "adversarial": self.adversarial,
+            "projection": self.projection_weight,
+            "total_variation": self.total_variation_weight,
+            "adversarial": self.adversarial_weight,
         }
         weights = torch.stack([value.new_tensor(shares[name]) for name, value in terms.items()])
         values = torch.stack(list(terms.values()))
@@ -106,8 +114,8 @@ class ReprojectionPlayer(Player):
         reprojected = self.reprojection(volume)
         agreement = F.mse_loss(reprojected.images, batch.radiographs)
         calibration = self.weights.calibration_error(reprojected.range_mm)
-        terms = {"projection": agreement + self.weights.calibration * calibration}
-        if self.weights.total_variation:
+        terms = {"projection": agreement + self.weights.calibration_weight * calibration}
+        if self.weights.total_variation_weight:
             terms["total_variation"] = total_variation(volume)
         fake = reprojected.images
         (discriminator,) = self._others

@@ -46,7 +46,13 @@ PUBLISHED = UnpairedComposition(
     decoder=DecoderConfig(kind="unet", channels=(32, 16, 8), blocks=1, head_kernel=3, output="sigmoid"),
     discriminator=ViewDiscriminatorConfig(channels=(64, 128, 256), pooled=False, conditional=True),
     # Two views' errors, each with weight 1, are twice their mean.
-    loss=ReprojectionLoss(projection=2.0, total_variation=0.0, adversarial=1.0, calibration=1.0, balanced=False),
+    loss=ReprojectionLoss(
+        projection_weight=2.0,
+        total_variation_weight=0.0,
+        adversarial_weight=1.0,
+        calibration_weight=1.0,
+        balanced=False,
+    ),
 )
 
 CGAN_128 = Entry(

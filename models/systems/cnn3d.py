@@ -32,7 +32,7 @@ PUBLISHED = Composition(
     lifting=LiftingConfig(kind="plain", along="axes"),
     fusion=FusionConfig(kind="concatenate", view_decoders=False),
     decoder=DecoderConfig(kind="unet", channels=(128, 64, 32, 16, 8), blocks=1, head_kernel=1, output="linear"),
-    loss=ReconstructionLoss(adversarial=0.0, voxel=10.0, projection=10.0),
+    loss=ReconstructionLoss(adversarial_weight=0.0, mse_weight=10.0, projection_weight=10.0),
 )
 
 CNN3D = Entry(

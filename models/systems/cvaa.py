@@ -47,7 +47,7 @@ PUBLISHED = Composition(
         output="relu",
     ),
     discriminator=DiscriminatorConfig(kind="lifted", channels=(64, 128, 256, 512), condition_channels=16),
-    loss=ReconstructionLoss(adversarial=0.1, voxel=10.0, projection=10.0),
+    loss=ReconstructionLoss(adversarial_weight=0.1, mse_weight=10.0, projection_weight=10.0),
 )
 
 CVAA_GAN = Entry(

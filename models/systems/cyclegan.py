@@ -199,7 +199,7 @@ BIPLANAR = CycleGan(
     projection_channels=(64, 128, 256),
     volume_discriminator=DiscriminatorConfig(kind="patch", channels=(64, 128, 256, 512), conditional=False),
     view_discriminator=ViewDiscriminatorConfig(channels=(64, 128, 256), pooled=False, conditional=False),
-    loss=CycleLoss(cycle=15.0, adversarial=1.0, smoothing=0.1, discriminators_every=2),
+    loss=CycleLoss(cycle_weight=15.0, adversarial_weight=1.0, smoothing=0.1, discriminators_every=2),
     phantoms=16,
 )
 FRONTAL = replace(BIPLANAR, name="cyclegan-f", views=("frontal",))

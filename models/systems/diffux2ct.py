@@ -134,7 +134,7 @@ PUBLISHED = DiffuX2CT(
     scheduler=NoiseSchedulerConfig(
         beta_schedule="linear", num_train_timesteps=1000, beta_start=1e-6, beta_end=1e-2, prediction_type="epsilon"
     ),
-    loss=DenoisingLoss(projection=1.0),
+    loss=DenoisingLoss(projection_weight=1.0),
     ema_decay=0.999,
     sampling=SamplingConfig(sampler="dpm_solver", steps=16),
     checkpointing="all",

@@ -41,10 +41,12 @@ GAN = Composition(
     fusion=FusionConfig(kind="concatenate", view_decoders=False),
     decoder=DecoderConfig(kind="unet++", channels=(256, 128, 64, 32, 16), blocks=1, head_kernel=1, output="leaky_relu"),
     discriminator=DiscriminatorConfig(kind="cnn", channels=(64, 128, 256, 512), conditional=False),
-    loss=ReconstructionLoss(adversarial=0.1, voxel=10.0, projection=0.0, lung=10.0, deep_supervision=0.5),
+    loss=ReconstructionLoss(
+        adversarial_weight=0.1, mse_weight=10.0, projection_weight=0.0, lung_weight=10.0, deep_supervision_weight=0.5
+    ),
     checkpointing="all",
 )
-CNN = replace(GAN, name="duolift-cnn", loss=replace(GAN.loss, adversarial=0.0))
+CNN = replace(GAN, name="duolift-cnn", loss=replace(GAN.loss, adversarial_weight=0.0))
 
 PAPER = "Zhang and Ying 2024, arXiv 2411.07941"
 

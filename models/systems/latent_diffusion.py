@@ -44,13 +44,13 @@ class LatentDiffusion(TriPlaneSystem):
     scheduler: NoiseSchedulerConfig = field(
         default_factory=lambda: NoiseSchedulerConfig("cosine", prediction_type="sample")
     )
-    loss: DenoisingLoss = field(default_factory=lambda: DenoisingLoss(projection=0.0))
+    loss: DenoisingLoss = field(default_factory=lambda: DenoisingLoss(projection_weight=0.0))
     """Without the projection term: a projection of latents is not a radiograph."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
 
     def __post_init__(self) -> None:
-        if self.loss.projection:
-            raise ConfigError("latents have no projections to compare: set system.loss.projection to 0")
+        if self.loss.projection_weight:
+            raise ConfigError("latents have no projections to compare: set system.loss.projection_weight to 0")
 
     def reconstructor(self, grid: Grid, geometry: Geometry) -> LatentNetwork:
         """Tri-planes, a denoiser of latents and the autoencoder."""
@@ -64,12 +64,12 @@ class LatentNetwork(TriPlaneDiffusion):
         shape = (system.autoencoder.latent_channels, system.autoencoder.latent_size(grid.size))
         super().__init__(system, grid, geometry, CLIP_SAMPLE_RANGE, shape)
         self.autoencoder = Autoencoder(system.autoencoder, system.checkpointing == "all")
-        self.kl = system.autoencoder.kl
+        self.kl_weight = system.autoencoder.kl_weight
 
     def encode(self, volume: Float[Tensor, "n 1 d h w"], condition: Condition) -> tuple[Data, dict[str, Tensor]]:  # noqa: ARG002
         """The mean latents, detached from the autoencoder, and the autoencoder's own loss."""
         latents, error, divergence = self.autoencoder.losses(2 * volume - 1)
-        return latents.detach(), {"autoencoder_l1": error, "kl": self.kl * divergence}
+        return latents.detach(), {"autoencoder_l1": error, "kl": self.kl_weight * divergence}
 
     def decode(self, data: Data, condition: Condition) -> Float[Tensor, "n 1 d h w"]:  # noqa: ARG002
         """The decoded latents, back from [-1, 1]."""
@@ -82,9 +82,9 @@ PUBLISHED = LatentDiffusion(
     triplane=diffux2ct.PUBLISHED.triplane,
     denoiser=DenoiserConfig(channels=(64, 128, 256), blocks=2, levels_without_attention=1, window=4, heads=4, patch=1),
     scheduler=NoiseSchedulerConfig(beta_schedule="cosine", num_train_timesteps=1000, prediction_type="sample"),
-    loss=DenoisingLoss(projection=0.0),
+    loss=DenoisingLoss(projection_weight=0.0),
     ema_decay=0.999,
-    autoencoder=AutoencoderConfig(channels=(32, 64), latent_channels=8, blocks=1, kl=1e-4),
+    autoencoder=AutoencoderConfig(channels=(32, 64), latent_channels=8, blocks=1, kl_weight=1e-4),
     sampling=SamplingConfig(sampler="dpm_solver", steps=16),
     checkpointing="all",
 )

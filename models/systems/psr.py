@@ -35,7 +35,7 @@ PUBLISHED = Composition(
     lifting=LiftingConfig(kind="channels", along="axes"),
     fusion=FusionConfig(kind="average", view_decoders=False),
     decoder=DecoderConfig(kind="none", channels=(1,), output="linear"),
-    loss=ReconstructionLoss(adversarial=0.0, voxel=1.0, projection=0.0),
+    loss=ReconstructionLoss(adversarial_weight=0.0, mse_weight=1.0, projection_weight=0.0),
 )
 
 PSR = Entry(

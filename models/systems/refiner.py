@@ -167,7 +167,7 @@ PUBLISHED = Refiner(
         channels=(32, 64, 128, 256), blocks=2, levels_without_attention=2, window=4, heads=4, patch=1
     ),
     scheduler=NoiseSchedulerConfig(beta_schedule="cosine", num_train_timesteps=1000, prediction_type="sample"),
-    loss=DenoisingLoss(projection=1.0),
+    loss=DenoisingLoss(projection_weight=1.0),
     ema_decay=0.999,
     sampling=SamplingConfig(sampler="dpm_solver", steps=1),
     checkpointing="all",

@@ -57,7 +57,7 @@ PUBLISHED = Composition(
         output="relu",
     ),
     discriminator=DiscriminatorConfig(kind="patch", channels=(64, 128, 256, 512), conditional=True),
-    loss=ReconstructionLoss(adversarial=0.1, voxel=10.0, projection=10.0),
+    loss=ReconstructionLoss(adversarial_weight=0.1, mse_weight=10.0, projection_weight=10.0),
 )
 
 TRCT_GAN = Entry(

@@ -53,7 +53,9 @@ PUBLISHED = UnpairedComposition(
         kind="upsampling", channels=(128, 64, 32, 32, 16, 16), blocks=1, head_kernel=3, output="sigmoid"
     ),
     discriminator=ViewDiscriminatorConfig(channels=(64, 128, 256), pooled=True, conditional=False),
-    loss=ReprojectionLoss(projection=1.0, total_variation=0.1, adversarial=1.0, calibration=1.0, balanced=True),
+    loss=ReprojectionLoss(
+        projection_weight=1.0, total_variation_weight=0.1, adversarial_weight=1.0, calibration_weight=1.0, balanced=True
+    ),
 )
 
 # Adam's decay adds itself times a weight to the gradient: twice the factor of the sum of squares.

@@ -63,7 +63,12 @@ class Unrolled(SystemConfig):
     """The HU range of the network's [0, 1], from which it computes attenuation; the data's window must be the same."""
     loss: ReconstructionLoss = field(
         default_factory=lambda: ReconstructionLoss(
-            adversarial=0.0, voxel=10.0, voxel_l1=0.5, projection=0.0, ssim=0.1, deep_supervision=0.3
+            adversarial_weight=0.0,
+            mse_weight=10.0,
+            l1_weight=0.5,
+            projection_weight=0.0,
+            ssim_weight=0.1,
+            deep_supervision_weight=0.3,
         )
     )
     ema_decay: float = 0.999

@@ -50,10 +50,10 @@ GAN = Composition(
         output="relu",
     ),
     discriminator=DiscriminatorConfig(kind="patch", channels=(64, 128, 256, 512), conditional=True),
-    loss=ReconstructionLoss(adversarial=0.1, voxel=10.0, projection=10.0),
+    loss=ReconstructionLoss(adversarial_weight=0.1, mse_weight=10.0, projection_weight=10.0),
     checkpointing="none",
 )
-CNN = replace(GAN, name="x2ct-cnn", loss=replace(GAN.loss, adversarial=0.0))
+CNN = replace(GAN, name="x2ct-cnn", loss=replace(GAN.loss, adversarial_weight=0.0))
 
 TRAINING = Training(
     size=128,

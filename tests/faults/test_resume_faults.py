@@ -82,7 +82,7 @@ def test_a_generation_that_an_archive_does_not_have_is_refused_with_its_newest(a
         (["--train.batch-size", "8"], "train.batch_size 4, not 8"),
         (["--train.seed", "1"], "train.seed 0, not 1"),
         (["--data.window.high-hu", "400"], "data.window.high_hu 1476.0, not 400.0"),
-        (["--system.loss.voxel", "3"], "system.loss.voxel 10.0, not 3.0"),
+        (["--system.loss.mse_weight", "3"], "system.loss.mse_weight 10.0, not 3.0"),
         (["--train.steps", "16", "--train.seed", "1"], "train.seed 0, not 1"),
     ],
 )

@@ -105,7 +105,7 @@ def test_the_projection_loss_alone_reaches_the_denoiser():
     gradients = []
     for weight in (0.0, 1000.0):
         torch.manual_seed(0)
-        objective = replace(TINY["diffux2ct"], loss=DenoisingLoss(projection=weight)).objective(GRID, GEOMETRY)
+        objective = replace(TINY["diffux2ct"], loss=DenoisingLoss(projection_weight=weight)).objective(GRID, GEOMETRY)
         objective.players["denoiser"](batch(), {})[0].backward()
         gradients.append(objective.reconstructor.denoiser.conv_out[-1].weight.grad)
     assert float((gradients[1] - gradients[0]).norm()) > 0.01 * float(gradients[0].norm())
@@ -369,7 +369,7 @@ def test_depth_to_space_inverts_space_to_depth(patch):
         (lambda: NoiseSchedulerConfig(beta_start=1e-20), "noise begins with 0 .* raise beta_start"),
         (lambda: NoiseSchedulerConfig(beta_end=0.5), "signal ends with 5.* lower beta_end or num_train_timesteps"),
         (lambda: replace(TINY["diffux2ct"], ema_decay=1.0).objective(GRID, GEOMETRY), "ema_decay is 1.0: .* decay in"),
-        (lambda: DenoisingLoss(projection=-1.0), "give a weight of 0 or more"),
+        (lambda: DenoisingLoss(projection_weight=-1.0), "give a weight of 0 or more"),
         (lambda: DenoiserConfig().sizes(44), "multiple of 8 from 16 up, or fewer denoiser.channels"),
         (lambda: DiffuX2CT().reconstructor(Grid(40), chest(Grid(40))), "multiple of 16 from 32 up, or fewer stages"),
         (lambda: LatentDiffusion(loss=DenoisingLoss()), "latents have no projections"),

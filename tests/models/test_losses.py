@@ -170,7 +170,7 @@ def test_a_cone_projection_has_a_gradient_at_every_voxel_inside_the_cone():
 
 
 def test_the_generators_loss_is_the_weighted_sum_of_its_terms():
-    weights = ReconstructionLoss(0.1, 10.0, 2.0, 5.0, 0.1, lung=3.0, ssim=0.4)
+    weights = ReconstructionLoss(0.1, 10.0, 2.0, 5.0, 0.1, lung_weight=3.0, ssim_weight=0.4)
     data = replace(batch(), labels=torch.full((2, 1, 32, 32, 32), Label.VESSEL, dtype=torch.uint8))
     objective = replace(X2CT_GAN.tiny, loss=weights).objective(GRID, chest(GRID))
     torch.manual_seed(0)
@@ -199,8 +199,8 @@ def test_a_weight_of_zero_leaves_its_term_out_and_the_discriminator_too():
 
 
 def test_a_lung_loss_without_labels_is_refused_with_the_remedy():
-    objective = replace(X2CT_GAN.tiny, loss=ReconstructionLoss(lung=1.0)).objective(GRID, chest(GRID))
-    with pytest.raises(ConfigError, match=r"the batch has no labels: .* set system\.loss\.lung to 0"):
+    objective = replace(X2CT_GAN.tiny, loss=ReconstructionLoss(lung_weight=1.0)).objective(GRID, chest(GRID))
+    with pytest.raises(ConfigError, match=r"the batch has no labels: .* set system\.loss\.lung_weight to 0"):
         objective.players["generator"](batch(), {})
 
 
@@ -212,7 +212,9 @@ def test_vessels_are_lung_and_bone_is_not():
     assert found.flatten().tolist() == [False, True, True, False]
 
 
-@pytest.mark.parametrize(("weights", "message"), [({"voxel": -1.0}, "below 0: voxel"), ({"lung": -0.1}, "lung")])
+@pytest.mark.parametrize(
+    ("weights", "message"), [({"mse_weight": -1.0}, "below 0: mse_weight"), ({"lung_weight": -0.1}, "lung_weight")]
+)
 def test_a_negative_weight_is_refused(weights, message):
     with pytest.raises(ConfigError, match=message):
         ReconstructionLoss(**weights)

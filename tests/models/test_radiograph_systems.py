@@ -146,11 +146,13 @@ def gradient(system, data) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("balanced", [True, False])
-@pytest.mark.parametrize("term", ["projection", "calibration", "total_variation", "adversarial"])
+@pytest.mark.parametrize(
+    "term", ["projection_weight", "calibration_weight", "total_variation_weight", "adversarial_weight"]
+)
 def test_every_term_of_a_reprojection_loss_has_a_gradient_in_the_generator(term, balanced):
     # The public notebook's generator had no gradient but weight decay.
     system = SYSTEMS["u-x2ctgan"].tiny
-    weights = replace(system.loss, balanced=balanced, total_variation=1.0)
+    weights = replace(system.loss, balanced=balanced, total_variation_weight=1.0)
     system = replace(system, loss=weights)
     whole = gradient(system, batch(system))
     # Balanced weights are relative: a tiny weight removes a term.
@@ -159,7 +161,7 @@ def test_every_term_of_a_reprojection_loss_has_a_gradient_in_the_generator(term,
     assert (whole - without).norm() > 1e-3 * whole.norm()
 
 
-@pytest.mark.parametrize("term", ["cycle", "adversarial"])
+@pytest.mark.parametrize("term", ["cycle_weight", "adversarial_weight"])
 @pytest.mark.parametrize("projection", ["network", "projector"])
 def test_every_term_of_a_cycle_has_a_gradient_in_the_volume_generator(term, projection):
     system = replace(calm(SYSTEMS["cyclegan-b"].tiny), projection=projection)
@@ -460,10 +462,10 @@ def test_only_discriminators_have_smoothed_targets():
     [
         (UnpairedComposition, {"views": ("frontal",)}, "max_thickness_mm .* for 1 views: give one for each"),
         (UnpairedComposition, {"views": ()}, "name one or more"),
-        (ReprojectionLoss, {"projection": 0.0}, "no other term uses the radiographs"),
-        (ReprojectionLoss, {"total_variation": -1.0}, "below 0: system.loss.total_variation"),
+        (ReprojectionLoss, {"projection_weight": 0.0}, "no other term uses the radiographs"),
+        (ReprojectionLoss, {"total_variation_weight": -1.0}, "below 0: system.loss.total_variation_weight"),
         (ReprojectionLoss, {"min_thickness_mm": (300.0, 0.0)}, "from 0 up, the second larger"),
-        (CycleLoss, {"cycle": 0.0}, "the cycle's weight must be positive"),
+        (CycleLoss, {"cycle_weight": 0.0}, "the cycle's weight must be positive"),
         (CycleLoss, {"discriminators_every": 0}, "discriminators_every 1 or more"),
         (CycleGan, {"phantoms": 0}, "0 phantoms"),
         (CycleGan, {"views": ("lateral", "lateral")}, "name one or more, each once"),

@@ -140,7 +140,7 @@ STEPS_AND_FALL = {
 
 def without_adversarial_term(name: str) -> Composition:
     system = SYSTEMS[name].tiny
-    return replace(system, name="", loss=replace(system.loss, adversarial=0.0))
+    return replace(system, name="", loss=replace(system.loss, adversarial_weight=0.0))
 
 
 OVERFITTED = [
@@ -158,7 +158,7 @@ def test_a_system_overfits_two_volumes_and_does_not_predict_their_mean(name):
     rays = {"lifting": LiftingConfig(along="rays"), "fusion": FusionConfig("attention", view_decoders=False)}
     system = replace(X2CT_GAN.tiny, **rays) if name == "along rays" else SYSTEMS[name].tiny
     system = without_dropout(system)
-    system = replace(system, loss=replace(system.loss, adversarial=0.0))
+    system = replace(system, loss=replace(system.loss, adversarial_weight=0.0))
     objective = system.objective(GRID, GEOMETRY)
     data = two_boxes()
     data = replace(data, radiographs=data.radiographs[:, : len(system.views)])
@@ -275,7 +275,7 @@ def test_options_can_be_combined(lifting, fusion, decoder, view_decoders, along)
         lifting=LiftingConfig(lifting, along, "features", heads=2),
         fusion=FusionConfig(fusion, view_decoders),
         decoder=replace(base.decoder, kind=decoder, head_kernel=3),
-        loss=ReconstructionLoss(deep_supervision=float(decoder == "unet++" or view_decoders)),
+        loss=ReconstructionLoss(deep_supervision_weight=float(decoder == "unet++" or view_decoders)),
     )
     objective = system.objective(GRID, GEOMETRY)
     loss, logs, generated = objective.players["generator"](batch(), {})
@@ -393,7 +393,7 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
 
 
 def test_deep_supervision_uses_the_volumes_of_view_decoders_and_costs_nothing_without_gradients():
-    system = replace(X2CT_GAN.tiny, loss=ReconstructionLoss(deep_supervision=0.5))
+    system = replace(X2CT_GAN.tiny, loss=ReconstructionLoss(deep_supervision_weight=0.5))
     network = system.reconstructor(GRID, GEOMETRY)
     assert len(network.volumes(batch().radiographs)) == 3
     assert len(X2CT_GAN.tiny.reconstructor(GRID, GEOMETRY).volumes(batch().radiographs)) == 1
@@ -404,7 +404,9 @@ def test_deep_supervision_uses_the_volumes_of_view_decoders_and_costs_nothing_wi
 
 
 def test_along_rays_the_shared_view_decoder_gives_one_auxiliary_volume():
-    system = replace(X2CT_GAN.tiny, lifting=LiftingConfig(along="rays"), loss=ReconstructionLoss(deep_supervision=1.0))
+    system = replace(
+        X2CT_GAN.tiny, lifting=LiftingConfig(along="rays"), loss=ReconstructionLoss(deep_supervision_weight=1.0)
+    )
     assert len(system.reconstructor(GRID, GEOMETRY).volumes(batch().radiographs)) == 2
     assert len(replace(system, lifting=LiftingConfig()).reconstructor(GRID, GEOMETRY).volumes(batch().radiographs)) == 3
 
@@ -427,7 +429,7 @@ def test_radiographs_of_another_size_are_resized_to_the_volumes():
         ({"views": ("frontal", "frontal")}, "name one or more, each once"),
         ({"views": ()}, "name one or more"),
         (
-            {"fusion": FusionConfig(view_decoders=False), "loss": ReconstructionLoss(deep_supervision=1.0)},
+            {"fusion": FusionConfig(view_decoders=False), "loss": ReconstructionLoss(deep_supervision_weight=1.0)},
             "has no auxiliary volumes here",
         ),
     ],

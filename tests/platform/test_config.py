@@ -28,7 +28,8 @@ def test_every_preset_survives_yaml_and_keeps_its_digest(name):
 def test_the_published_preset_has_the_published_settings():
     run = PRESETS["x2ct-gan"]
     assert (run.optimizer.lr, run.optimizer.betas) == (2e-4, (0.5, 0.99))
-    assert (run.system.loss.adversarial, run.system.loss.voxel, run.system.loss.projection) == (0.1, 10.0, 10.0)
+    loss = run.system.loss
+    assert (loss.adversarial_weight, loss.mse_weight, loss.projection_weight) == (0.1, 10.0, 10.0)
     assert (run.data.size, run.train.batch_size, run.data.window.width_hu) == (128, 4, 2500)
     # 100 epochs of 916 volumes in batches of 4.
     assert run.train.steps == 100 * 229
@@ -54,18 +55,19 @@ def test_radiographs_divided_by_their_maximum_are_refused_where_percentiles_are_
 
 def test_an_override_changes_its_key_and_nothing_else():
     run = PRESETS["x2ct-gan-tiny"]
-    changed = override(run, {"system.loss.voxel": 3.0, "system.fusion.kind": "sum"})
-    assert (changed.system.loss.voxel, changed.system.fusion.kind) == (3.0, "sum")
-    assert override(changed, {"system.loss.voxel": run.system.loss.voxel, "system.fusion.kind": "average"}) == run
+    changed = override(run, {"system.loss.mse_weight": 3.0, "system.fusion.kind": "sum"})
+    assert (changed.system.loss.mse_weight, changed.system.fusion.kind) == (3.0, "sum")
+    back = {"system.loss.mse_weight": run.system.loss.mse_weight, "system.fusion.kind": "average"}
+    assert override(changed, back) == run
     assert changed.sha256() != run.sha256()
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("system.loss.voxl", 1.0, "did you mean system.loss.voxel"),
+        ("system.loss.mse_weigth", 1.0, "did you mean system.loss.mse_weight"),
         ("nonsense", 1.0, "'nonsense' is not a setting"),
-        ("system.loss.voxel.deeper", 1.0, "is not a setting"),
+        ("system.loss.mse_weight.deeper", 1.0, "is not a setting"),
         ("system.fusion.kind", "max", "max not in literal"),
         ("train.batch_size", 3, "cannot be shared by 2 workers"),
         ("train.steps", "many", "expected int|invalid value"),
@@ -95,9 +97,9 @@ def test_text_that_is_not_yaml_is_refused():
             {
                 "optimizer.weight_decay": 1e-4,
                 "system.views": ["frontal"],
-                "system.loss.voxel": 1.0,
-                "system.loss.projection": 0.0,
-                "system.loss.adversarial": 0.0,
+                "system.loss.mse_weight": 1.0,
+                "system.loss.projection_weight": 0.0,
+                "system.loss.adversarial_weight": 0.0,
             },
         ),
         (
@@ -111,18 +113,35 @@ def test_text_that_is_not_yaml_is_refused():
                 "optimizer.lr": 5e-5,
                 "train.batch_size": 1,
                 "data.size": 224,
-                "system.loss.adversarial": 1.0,
-                "system.loss.voxel": 10.0,
-                "system.loss.cone_projection": 0.1,
-                "system.loss.projection": 0.0,
+                "system.loss.adversarial_weight": 1.0,
+                "system.loss.mse_weight": 10.0,
+                "system.loss.cone_projection_weight": 0.1,
+                "system.loss.projection_weight": 0.0,
                 "system.loss.cone_jitter_deg": 10.0,
                 "system.loss.cone_jitter_voxels": 8.0,
                 "system.encoder.layers": [4, 8, 16, 8, 4],
             },
         ),
-        ("x2ct-cnn", {"system.loss.adversarial": 0.0, "system.loss.voxel": 10.0, "system.loss.projection": 10.0}),
-        ("3dcnn", {"system.loss.adversarial": 0.0, "system.loss.voxel": 10.0, "system.loss.projection": 10.0}),
-        ("duolift-gan", {"system.loss.voxel": 10.0, "system.loss.lung": 10.0, "system.decoder.kind": "unet++"}),
+        (
+            "x2ct-cnn",
+            {
+                "system.loss.adversarial_weight": 0.0,
+                "system.loss.mse_weight": 10.0,
+                "system.loss.projection_weight": 10.0,
+            },
+        ),
+        (
+            "3dcnn",
+            {
+                "system.loss.adversarial_weight": 0.0,
+                "system.loss.mse_weight": 10.0,
+                "system.loss.projection_weight": 10.0,
+            },
+        ),
+        (
+            "duolift-gan",
+            {"system.loss.mse_weight": 10.0, "system.loss.lung_weight": 10.0, "system.decoder.kind": "unet++"},
+        ),
         (
             "diffux2ct",
             {
@@ -131,7 +150,7 @@ def test_text_that_is_not_yaml_is_refused():
                 "system.scheduler.beta_start": 1e-6,
                 "system.scheduler.beta_end": 1e-2,
                 "system.scheduler.prediction_type": "epsilon",
-                "system.loss.projection": 1.0,
+                "system.loss.projection_weight": 1.0,
                 "system.ema_decay": 0.999,
                 "system.sampling.steps": 16,
             },
@@ -150,9 +169,9 @@ def test_text_that_is_not_yaml_is_refused():
                 "optimizer.decay_start": 1.0,
                 "system.encoder.growth": 16,
                 "system.encoder.layers": [4] * 5,
-                "system.loss.projection": 1.0,
-                "system.loss.total_variation": 0.1,
-                "system.loss.adversarial": 1.0,
+                "system.loss.projection_weight": 1.0,
+                "system.loss.total_variation_weight": 0.1,
+                "system.loss.adversarial_weight": 1.0,
                 "train.batch_size": 16,
                 "train.steps": 50 * (3388 // 16 + 1),
             },
@@ -164,7 +183,7 @@ def test_text_that_is_not_yaml_is_refused():
                     "optimizer.lr": 1e-5,
                     "engine.gradient_clipping": 1.0,
                     "data.size": 64,
-                    "system.loss.cycle": 15.0,
+                    "system.loss.cycle_weight": 15.0,
                     "system.loss.smoothing": 0.1,
                     "system.loss.discriminators_every": 2,
                     "system.phantoms": 16,
@@ -185,8 +204,8 @@ def test_text_that_is_not_yaml_is_refused():
                 "train.batch_size": 4,
                 "system.loss.balanced": False,
                 # Of both views' mean.
-                "system.loss.projection": 2.0,
-                "system.loss.adversarial": 1.0,
+                "system.loss.projection_weight": 2.0,
+                "system.loss.adversarial_weight": 1.0,
                 "system.encoder.stem": 64,
             },
         ),

@@ -219,7 +219,7 @@ class Normed(SmoothGenerator):
 def normed_steps(rank, shares):
     device = engines.init_backend(gpu=False)
     run = settings(1)
-    run = replace(run, system=replace(run.system, loss=replace(run.system.loss, adversarial=0.0)))
+    run = replace(run, system=replace(run.system, loss=replace(run.system.loss, adversarial_weight=0.0)))
     results = []
     for after in shares:
         torch.manual_seed(5)

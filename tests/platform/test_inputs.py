@@ -68,7 +68,7 @@ def test_labels_are_read_for_a_loss_inside_the_lungs_and_only_then(
 ) -> None:
     system = tiny.system
     assert isinstance(system, Composition)
-    run = replace(tiny, system=replace(system, loss=replace(system.loss, lung=lung)))
+    run = replace(tiny, system=replace(system, loss=replace(system.loss, lung_weight=lung)))
     archive = Archive(str(archive32))
     stream = open_stream(archive, run, describe(run, archive), BatchPartition(0, 1, 4, 1))
     (batch,) = next(iter(stream))
@@ -269,7 +269,7 @@ def samples_of(run: RunConfig, workers: int, begin: int, steps: int) -> list[lis
 def needing_labels(run: RunConfig) -> RunConfig:
     system = run.system
     assert isinstance(system, Composition)
-    return replace(run, system=replace(system, loss=replace(system.loss, lung=10.0)))
+    return replace(run, system=replace(system, loss=replace(system.loss, lung_weight=10.0)))
 
 
 @pytest.mark.parametrize("world", [1, 2])

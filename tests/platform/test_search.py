@@ -20,7 +20,7 @@ from raylift.platform.tuning.search import Search, Space
 
 SPACE = Space(
     {
-        "system.loss.voxel": {"log_uniform": [1.0, 100.0]},
+        "system.loss.mse_weight": {"log_uniform": [1.0, 100.0]},
         "system.fusion.kind": {"choice": ["average", "sum"]},
     }
 )
@@ -36,7 +36,7 @@ def test_every_space_of_the_package_fits_its_preset(path):
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        ({"system.loss.voxl": {"uniform": [0.0, 1.0]}}, "did you mean system.loss.voxel"),
+        ({"system.loss.mse_weigth": {"uniform": [0.0, 1.0]}}, "did you mean system.loss.mse_weight"),
         ({"system.fusion.kind": {"choice": ["average", "max"]}}, "max not in literal"),
         ({"optimizer.lr": {"uniform": [-1.0, 1.0]}}, "lr must be positive"),
         ({"optimizer.lr": {"uniform": [1.0]}}, r"takes \[low, high\]"),
@@ -74,7 +74,7 @@ def test_a_search_that_cannot_fit_states_it_at_once(tiny, ray_cluster, tmp_path)
 
 
 def test_a_search_that_cannot_fit_is_refused_before_its_file_is_written(tiny, ray_cluster, tmp_path, capsys):
-    (tmp_path / "space.yaml").write_text("space: {system.loss.voxel: {uniform: [1.0, 2.0]}}")
+    (tmp_path / "space.yaml").write_text("space: {system.loss.mse_weight: {uniform: [1.0, 2.0]}}")
     (tmp_path / "run.yaml").write_text(tiny.to_yaml())
     words = ["tune", str(tmp_path / "space.yaml"), "--preset", str(tmp_path / "run.yaml"), "--cluster.workers", "4"]
     assert cli.main([*words, "--output", str(tmp_path / "search")]) == 2
@@ -115,7 +115,8 @@ def test_a_killed_search_resumes_and_repeats_no_finished_trial(tiny, tmp_path):
     search = tmp_path / "search"
     space = tmp_path / "space.yaml"
     space.write_text(
-        "space:\n  system.loss.voxel: {log_uniform: [1.0, 100.0]}\n  system.fusion.kind: {choice: [average, sum]}\n"
+        "space:\n  system.loss.mse_weight: {log_uniform: [1.0, 100.0]}\n"
+        "  system.fusion.kind: {choice: [average, sum]}\n"
     )
     run = tmp_path / "run.yaml"
     run.write_text(replace(tiny, cluster=replace(tiny.cluster, workers=1)).to_yaml())

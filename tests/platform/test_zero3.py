@@ -30,7 +30,7 @@ def systems() -> dict[str, SystemConfig]:
     found = {name: system for name, system in tiny.items() if isinstance(system, Composition)}
     x2ct = SYSTEMS["x2ct-gan"].tiny
     found["along rays"] = replace(x2ct, lifting=LiftingConfig("duo", "rays"), fusion=FusionConfig("attention"))
-    found["auxiliaries"] = replace(x2ct, loss=ReconstructionLoss(deep_supervision=1.0))
+    found["auxiliaries"] = replace(x2ct, loss=ReconstructionLoss(deep_supervision_weight=1.0))
     diffusion = {name: PRESETS[f"{name}-tiny"].system for name in ("diffux2ct", "latent-diffusion")}
     # Random numbers come from torch's generator alone, because runs are compared.
     return diffusion | {
