@@ -230,6 +230,7 @@ def export(stages: list[Path], views: int, archive_url: str, folder: Path, resul
         "script": "benchmarks/gpu_training.py",
         "result": result,
         "versions": settings[-1]["versions"],
+        "config": {"train": {"batch_size": settings[-1]["batch"], "seed": settings[-1]["seed"]}},
     }
     network = system.reconstructor(GRID, geometry)
     network.load_state_dict({name: value.float() for name, value in safetensors.torch.load_file(file).items()})
