@@ -79,7 +79,19 @@ def commanded(place, ray_cluster):
 
 def test_the_commands_of_the_readme_do_what_it_states_in_their_order(commanded, monkeypatch):
     monkeypatch.chdir(commanded)
-    names = ["models", "reconstruct", "doctor", "ingest", "train", "tune", "evaluate", "export", "reconstruct", "serve"]
+    names = [
+        "models",
+        "reconstruct",
+        "reconstruct",
+        "doctor",
+        "ingest",
+        "train",
+        "tune",
+        "evaluate",
+        "export",
+        "reconstruct",
+        "serve",
+    ]
     assert [words[0] for words in COMMANDS] == names
     assert len(Archive("data/chest").entries()) == 8
     assert "PSNR" in Path("runs/first-report/report.html").read_text()
