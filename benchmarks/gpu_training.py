@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 import time
@@ -38,7 +37,6 @@ from raylift.models.system_config import SystemConfig
 from raylift.models.zoo import SYSTEMS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from stepping import channels_last
 from training_data import (
     HELD_OUT_SEED,
     WINDOW,
@@ -54,6 +52,8 @@ from training_loop import Log, Metrics, Settings, curves, placed, train
 GRID = Grid(64, 5.0)
 SOURCE = Grid(96, 4.0)
 """Twenty percent larger than the result, so that a deformation finds anatomy outside."""
+RELOAD_S = 30.0
+"""Seconds after which new phantoms of the folder are read."""
 TEST = ("lidc_idri_0007_2mm", "qin_lung_ct_qin_lsc_0049_2mm", "qin_lung_ct_qin_lsc_0064_2mm")
 VALIDATE = ("lidc_idri_0006_2mm", "qin_lung_ct_qin_lsc_0088_2mm")
 
@@ -70,12 +70,14 @@ def use_views(network: torch.nn.Module, views: int) -> None:
 
 
 @torch.no_grad()
-def measure(network: torch.nn.Module, sets: dict[str, tuple[Tensor, Tensor]], settings: Settings) -> Metrics:
-    """PSNR (dB) and SSIM of protocol `volume`, by set."""
+def measure(
+    network: torch.nn.Module, sets: dict[str, tuple[Tensor, Tensor]], settings: Settings, views: int
+) -> Metrics:
+    """PSNR (dB) and SSIM of protocol `volume` with the first views, by set."""
     values = {}
-    for name, (ground_truth, views) in sets.items():
+    for name, (ground_truth, radiographs) in sets.items():
         psnr, ssim = [], []
-        for target, images in zip(ground_truth, views[:, : len(network.views)], strict=True):
+        for target, images in zip(ground_truth, radiographs[:, :views], strict=True):
             with settings.autocast(images.device):
                 volume = network(images[None])
             volume = volume.float().clip(0, 1)
@@ -93,7 +95,7 @@ def augmented(volumes: dict[str, Tensor], geometry: Geometry, options: Any) -> I
     rng = np.random.default_rng([options.seed, 1])
     folder, made, began = Path(options.phantom_folder), len(volumes["phantom"]), time.monotonic()
     while True:
-        if options.phantom_folder and time.monotonic() - began > options.reload_s:
+        if options.phantom_folder and time.monotonic() - began > RELOAD_S:
             # Another process is making more of them.
             files = sorted(folder.glob("*.npy"))[made : options.phantoms]
             if files:
@@ -128,9 +130,7 @@ def run_job(
     if options.begin:
         network.load_state_dict({k: v.float() for k, v in safetensors.torch.load_file(options.begin).items()})
     label = f"{name}-{views}-{options.label}".rstrip("-")
-    if options.layout == "channels-last":
-        channels_last(network)
-    if options.compile:
+    if options.compile and hasattr(network, "volume_unet"):
         network.volume_unet.compile(dynamic=False)
     settings = Settings(
         seconds,
@@ -147,13 +147,11 @@ def run_job(
     log = Log(output / f"{label}.jsonl", label)
 
     def measured(ema: torch.nn.Module, position: Metrics) -> None:
-        if options.compile:
-            ema.volume_unet._compiled_call_impl = None
-        values = {**position, "samples": position["step"] * options.batch, **measure(ema, prepared, settings)}
+        values = {**position, "samples": position["step"] * options.batch, **measure(ema, prepared, settings, views)}
         values["phantoms"] = len(volumes["phantom"])
         if options.frontal_share:
             use_views(ema, 1)
-            values |= {f"frontal_{name}": value for name, value in measure(ema, prepared, settings).items()}
+            values |= {f"frontal_{name}": value for name, value in measure(ema, prepared, settings, 1).items()}
             use_views(ema, views)
         if device.type == "cuda":
             values["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
@@ -180,7 +178,7 @@ def run_job(
             "scans": options.scans,
             "versions": {"torch": torch.__version__, "numpy": np.__version__},
         }
-        (output / "settings.json").write_text(json.dumps(described, indent=1))
+        (output / f"{label}.settings.json").write_text(json.dumps(described, indent=1))
 
     def batches() -> Iterator[Batch]:
         for batch in augmented(volumes, geometry, options):
@@ -191,99 +189,11 @@ def run_job(
     train(objective, batches(), settings, log, measured)
 
 
-def export(stages: list[Path], views: int, archive_url: str, folder: Path, result: str) -> None:
-    """The last weights of a training in stages as a model that raylift loads, in half precision, with its card.
-
-    Args:
-        stages: folders of weights, log and `settings.json`, each begun from the weights of the one before.
-        views: the first views of the geometry that the model takes.
-        archive_url: an archive of the CT, for the digests of the training scans and the fit of the trivial baselines.
-        folder: a new folder.
-        result: path of the result file in the project.
-    """
-    from raylift.datasets.archive.archive import Archive
-    from raylift.datasets.streaming.stream import load_batch
-    from raylift.models import baselines
-    from raylift.models.training_data import TrainingData
-    from raylift.models.weights import Description, Model
-    from raylift.platform.export import export as export_model
-
-    settings = [json.loads((stage / "settings.json").read_text()) for stage in stages]
-    values, file = last_measurement(stages[-1])
-    geometry = chest(GRID)
-    geometry = replace(geometry, views=geometry.views[:views])
-    system = replace(systems()["unrolled"], views=tuple(view.name for view in geometry.views))
-    scans = settings[-1]["scans"]
-    archive = Archive(archive_url)
-    entries = [entry for entry in archive.entries() if entry.id in scans]
-    if len(entries) != len(scans):
-        raise SystemExit(f"{archive_url}: {len(entries)} of {len(scans)} scans by name")
-    batches = (load_batch(archive, [entry], WINDOW, range(views)) for entry in entries)
-    fit = baselines.fit(batches, GRID, geometry)
-    collections = "LIDC-IDRI, QIN LUNG CT, Lung-PET-CT-Dx; CC BY"
-    phantoms = settings[-1]["phantoms"]
-    provenance = {
-        "archive": f"{phantoms} phantoms and {len(scans)} CT ({collections}), augmented",
-        "training_samples": [*scans, *(f"phantom {seed}" for seed in range(phantoms))],
-        "step": sum(one["steps"] for one in settings),
-        "seconds": sum(one["seconds"] for one in settings),
-        "script": "benchmarks/gpu_training.py",
-        "result": result,
-        "versions": settings[-1]["versions"],
-        "config": {"train": {"batch_size": settings[-1]["batch"], "seed": settings[-1]["seed"]}},
-    }
-    network = system.reconstructor(GRID, geometry)
-    network.load_state_dict({name: value.float() for name, value in safetensors.torch.load_file(file).items()})
-    prefix = "frontal_" if views == 1 else ""
-    kept = {f"{prefix}phantom": "phantom", f"{prefix}val_ct": "val", f"{prefix}test_ct": "test_ct"}
-    metrics = {
-        f"{name}_{metric}": values[f"{key}_{metric}"] for key, name in kept.items() for metric in ("psnr_db", "ssim")
-    }
-    description = Description(system, GRID, geometry, WINDOW, provenance=provenance)
-    data = TrainingData(frozenset(entry.source_sha256 for entry in entries), fit)
-    export_model(Model(network, description, "", data), folder, metrics, dtype=torch.float16)
-    write_card(folder, settings, provenance["step"])
-
-
-def last_measurement(stage: Path) -> tuple[dict[str, float], Path]:
-    """The last metrics of a stage, and the weights that they are of."""
-    (log,) = stage.glob("*.jsonl")
-    values = [json.loads(line)["measured"] for line in log.read_text().splitlines() if "measured" in line][-1]
-    return values, log.with_suffix(".safetensors")
-
-
-def write_card(folder: Path, settings: list[dict[str, Any]], steps: int) -> None:
-    """Put the settings of this script's stages in the card that `raylift.platform.export` wrote."""
-    card = folder / "README.md"
-    text, _, _ = card.read_text().partition("## Settings")
-    own = "of `benchmarks/gpu_training.py`, not of `raylift train`: see Settings"
-    text = re.sub(r"\| config \| .* \|", f"| config | {own} |", text)
-    measured = """## Metrics of this checkpoint (protocol `volume`)
-
-Means over 16 held-out phantoms (`phantom`), two validation CT (`val`) and three test CT (`test_ct`), without the
-consistency fit."""
-    text = re.sub(r"## Metrics of this checkpoint.*", measured, text)
-    described = json.loads((folder / "model.json").read_text())["model"]
-    stages = [{key: value for key, value in one.items() if key not in ("scans", "versions")} for one in settings]
-    shown = json.dumps({"steps": steps, "stages": stages, "system": described["system"]}, indent=1)
-    about = (
-        """Each stage began from the weights of the one before. Its steps are those of the weights that were kept."""
-    )
-    card.write_text(f"{text}## Settings\n\n{about}\n\n```json\n{shown}\n```\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ct", default="", help="file of packed scans")
     parser.add_argument("--pack", nargs="*", type=Path, help="folders of scans to pack into --ct")
     parser.add_argument("--make-phantoms", type=Path, help="fill this folder with phantoms until ended")
-    parser.add_argument("--export", type=Path, help="a folder for a model: of --stages, with --views and --archive")
-    parser.add_argument(
-        "--stages", type=Path, nargs="*", help="folders of a training in stages, the last one's weights"
-    )
-    parser.add_argument("--views", type=int, default=2)
-    parser.add_argument("--archive", default="", help="of the CT, as raylift ingest makes it of the same files")
-    parser.add_argument("--result", default="", help="the file of benchmarks/results that describes the training")
     parser.add_argument("--report", type=Path, help="print the curves of a folder of logs and plot them")
     parser.add_argument("--phantoms", type=int, default=64)
     parser.add_argument("--phantom-folder", default="")
@@ -300,9 +210,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--layout", choices=["", "channels-last"], default="")
     parser.add_argument("--frontal-share", type=float, default=0.0, help="share of steps with the first view alone")
-    parser.add_argument("--reload-s", type=float, default=30.0, help="read new phantoms of the folder this often")
     parser.add_argument("--begin", default="", help="weights to begin from")
     parser.add_argument("--label", default="")
     parser.add_argument("--log-every-s", type=float, default=10.0)
@@ -314,9 +222,6 @@ def main() -> None:
         return
     if options.make_phantoms:
         make_phantoms(options.make_phantoms, SOURCE, options.workers)
-        return
-    if options.export:
-        export(options.stages, options.views, options.archive, options.export, options.result)
         return
     if options.report:
         curves(options.report, options.report / "curves.png")

@@ -1,0 +1,123 @@
+"""Export a model of `gpu_training.py`, trained in one or several stages, with its card and training data.
+
+    python benchmarks/gpu_export.py models/pretrained/chest-64 --archive data/ct --views 2 \
+        --stages 1/unrolled-2.settings.json 2/unrolled-2.settings.json --result benchmarks/results/FILE.md
+
+The archive is of the same CT: `raylift ingest FOLDER... --archive data/ct --size 64 --spacing-mm 5`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.geometry import chest
+from raylift.datasets.streaming.stream import load_batch
+from raylift.models import baselines
+from raylift.models.training_data import TrainingData
+from raylift.models.weights import Description, Model
+from raylift.models.zoo import SYSTEMS
+from raylift.platform.export import export as export_model
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from gpu_training import GRID
+from training_data import WINDOW
+
+
+def export(stages: list[Path], views: int, archive_url: str, folder: Path, result: str) -> None:
+    """The last weights of a training in stages as a model that raylift loads, in half precision, with its card.
+
+    Args:
+        stages: files `NAME.settings.json` that `gpu_training.py` wrote, each begun from the weights of the one before;
+            beside the last one are its log and weights.
+        views: the first views of the geometry that the model takes.
+        archive_url: an archive of the CT, for the digests of the training scans and the fit of the trivial baselines.
+        folder: a new folder.
+        result: path of the result file in the project.
+    """
+    settings = [json.loads(stage.read_text()) for stage in stages]
+    values, file = last_measurement(stages[-1])
+    geometry = chest(GRID)
+    geometry = replace(geometry, views=geometry.views[:views])
+    system = replace(SYSTEMS["unrolled"].published, views=tuple(view.name for view in geometry.views))
+    scans = settings[-1]["scans"]
+    archive = Archive(archive_url)
+    entries = [entry for entry in archive.entries() if entry.id in scans]
+    if len(entries) != len(scans):
+        raise SystemExit(f"{archive_url}: {len(entries)} of {len(scans)} scans by name")
+    batches = (load_batch(archive, [entry], WINDOW, range(views)) for entry in entries)
+    fit = baselines.fit(batches, GRID, geometry)
+    collections = "LIDC-IDRI, QIN LUNG CT, Lung-PET-CT-Dx; CC BY"
+    phantoms = settings[-1]["phantoms"]
+    provenance = {
+        "archive": f"{phantoms} phantoms and {len(scans)} CT ({collections}), augmented",
+        "training_samples": [*scans, *(f"phantom {seed}" for seed in range(phantoms))],
+        "step": sum(one["steps"] for one in settings),
+        "seconds": sum(one["seconds"] for one in settings),
+        "script": "benchmarks/gpu_training.py",
+        "result": result,
+        "versions": settings[-1]["versions"],
+        "config": {"train": {"batch_size": settings[-1]["batch"], "seed": settings[-1]["seed"]}},
+    }
+    network = system.reconstructor(GRID, geometry)
+    network.load_state_dict({name: value.float() for name, value in safetensors.torch.load_file(file).items()})
+    prefix = "frontal_" if views == 1 else ""
+    kept = {f"{prefix}phantom": "phantom", f"{prefix}val_ct": "val", f"{prefix}test_ct": "test_ct"}
+    metrics = {
+        f"{name}_{metric}": values[f"{key}_{metric}"] for key, name in kept.items() for metric in ("psnr_db", "ssim")
+    }
+    description = Description(system, GRID, geometry, WINDOW, provenance=provenance)
+    data = TrainingData(frozenset(entry.source_sha256 for entry in entries), fit)
+    export_model(Model(network, description, "", data), folder, metrics, dtype=torch.float16)
+    write_card(folder, settings, provenance["step"])
+
+
+def last_measurement(stage: Path) -> tuple[dict[str, float], Path]:
+    """The last metrics of a stage, and the weights that they are of."""
+    log = stage.with_name(stage.name.replace(".settings.json", ".jsonl"))
+    values = [json.loads(line)["measured"] for line in log.read_text().splitlines() if "measured" in line][-1]
+    return values, log.with_suffix(".safetensors")
+
+
+def write_card(folder: Path, settings: list[dict[str, Any]], steps: int) -> None:
+    """Put the settings of this script's stages in the card that `raylift.platform.export` wrote."""
+    card = folder / "README.md"
+    text, _, _ = card.read_text().partition("## Settings")
+    own = "of `benchmarks/gpu_training.py`, not of `raylift train`: see Settings"
+    text = re.sub(r"\| config \| .* \|", f"| config | {own} |", text)
+    measured = """## Metrics of this checkpoint (protocol `volume`)
+
+Means over 16 held-out phantoms (`phantom`), two validation CT (`val`) and three test CT (`test_ct`), without the
+consistency fit."""
+    text = re.sub(r"## Metrics of this checkpoint.*", measured, text)
+    described = json.loads((folder / "model.json").read_text())["model"]
+    stages = [{key: value for key, value in one.items() if key not in ("scans", "versions")} for one in settings]
+    shown = json.dumps({"steps": steps, "stages": stages, "system": described["system"]}, indent=1)
+    about = (
+        """Each stage began from the weights of the one before. Its steps are those of the weights that were kept."""
+    )
+    card.write_text(f"{text}## Settings\n\n{about}\n\n```json\n{shown}\n```\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="a new folder")
+    parser.add_argument("--stages", type=Path, nargs="+", required=True)
+    parser.add_argument("--views", type=int, default=2, help="the first views that the model takes")
+    parser.add_argument("--archive", required=True)
+    parser.add_argument("--result", required=True, help="the file of benchmarks/results that describes the training")
+    options = parser.parse_args()
+    export(options.stages, options.views, options.archive, options.folder, options.result)
+
+
+if __name__ == "__main__":
+    main()
