@@ -5,7 +5,6 @@ A model's DRRs are the digitally reconstructed radiographs that it was trained o
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from raylift.datasets.geometry import MAX_VIEWS, View
 from raylift.datasets.radiographs.decoding import Inversion
-from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption, expected_patient_facing
-from raylift.datasets.radiographs.preparation import load_radiograph
+from raylift.serve.decoder import Decoder
 from raylift.serve.view_text import guidance
 
 MAX_FILES = MAX_VIEWS
@@ -47,8 +45,10 @@ class ReconstructionForm(BaseModel):
         """Whether the standard deviation over samples is returned too."""
         return bool(getattr(self, "return_std", "false") == "true")
 
-    async def radiographs(self, poses: Sequence[View], limits: RadiographLimits) -> dict[str, OrientedRadiograph]:
-        """The decoded images by view, bone bright, in the orientation of the model's DRRs.
+    async def radiographs(
+        self, poses: Sequence[View], decoder: Decoder, max_bytes: int
+    ) -> dict[str, OrientedRadiograph]:
+        """The network's input by view, in the orientation of the model's DRRs.
 
         Raises:
             HTTPException: 413 for a file over the size limit, 422 for an empty file.
@@ -57,19 +57,15 @@ class ReconstructionForm(BaseModel):
         images = {}
         for k, pose in enumerate(poses):
             upload: UploadFile = getattr(self, f"view_{k}")
-            if (upload.size or 0) > limits.max_bytes:
-                raise HTTPException(413, f"{pose.name}: {upload.size} bytes, over the limit of {limits.max_bytes}")
+            if (upload.size or 0) > max_bytes:
+                raise HTTPException(413, f"{pose.name}: {upload.size} bytes, over the limit of {max_bytes}")
             data = await upload.read()
             if not data:
                 raise HTTPException(422, f"field {pose.name} is an empty file")
-            images[pose.name] = await asyncio.to_thread(self._decode, data, pose, getattr(self, f"flip_{k}"), limits)
+            flip = getattr(self, f"flip_{k}")
+            patient_facing: PatientFacingOption | None = "auto" if flip == "auto" else None
+            images[pose.name] = await decoder.load(data, pose, self.invert, flip == "true", patient_facing)
         return images
-
-    def _decode(self, data: bytes, pose: View, flip: str, limits: RadiographLimits) -> OrientedRadiograph:
-        patient_facing: PatientFacingOption | None = "auto" if flip == "auto" else None
-        return load_radiograph(
-            data, pose, limits=limits, invert=self.invert, flip=flip == "true", patient_facing=patient_facing
-        )
 
 
 def form_model(poses: Sequence[View], max_samples: int) -> type[ReconstructionForm]:

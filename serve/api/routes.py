@@ -8,6 +8,7 @@ import uuid
 import zipfile
 from typing import Annotated
 
+import numpy as np
 from fastapi import Depends, FastAPI, Form, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
@@ -20,10 +21,9 @@ from raylift.serve.api.errors import handle_errors
 from raylift.serve.api.form import MAX_FIELDS, MAX_FILES, ReconstructionForm, form_model, require_multipart
 from raylift.serve.api.request_limits import BodyLimit, KnownPaths
 from raylift.serve.backend import DISCLAIMER, Backend
-from raylift.serve.reconstructor import HUVolume, prepare_radiographs
+from raylift.serve.decoder import MAX_CONCURRENT_DECODES, Decoder
+from raylift.serve.reconstructor import HUVolume
 
-MAX_CONCURRENT_DECODES = 4
-"""Requests whose decoded images are in memory; the uploads of the others wait on disk."""
 RESIDUALS = {"X-Raylift-Residual-Before": "before", "X-Raylift-Residual-After": "after"}
 """Headers with the reprojection residuals before and after the data-consistency fit."""
 NOTES = "X-Raylift-Notes"
@@ -77,7 +77,7 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
     app.add_middleware(KnownPaths)
     # One file for each view, and the other fields of the form.
     app.add_middleware(BodyLimit, max_bytes=len(views) * limits.max_bytes + 2**16)
-    decodes = asyncio.Semaphore(MAX_CONCURRENT_DECODES)
+    decoder, decodes = Decoder(backend.description, limits), asyncio.Semaphore(MAX_CONCURRENT_DECODES)
 
     @app.get("/healthz", tags=["service"], response_description="the process is running")
     async def healthz() -> dict[str, str]:
@@ -141,11 +141,9 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
         """Reconstruct a volume from one radiograph of each view (DICOM, PNG, JPEG, TIFF or BMP)."""
         form: ReconstructionForm = fields
         async with decodes:
-            loaded = await form.radiographs(poses, limits)
-            images = {view: radiograph.image for view, radiograph in loaded.items()}
-            notes = {view: radiograph.notes for view, radiograph in loaded.items() if radiograph.notes}
-            prepared = await asyncio.to_thread(prepare_radiographs, images, backend.description)
-            del loaded, images
+            loaded = await form.radiographs(poses, decoder, limits.max_bytes)
+        notes = {view: one.notes for view, one in loaded.items() if one.notes}
+        prepared = np.stack([one.image for one in loaded.values()])
         result = await backend.reconstruct(prepared, form.sample_count)
         name = f"reconstruction-{uuid.uuid4().hex[:8]}"
         if form.include_std:

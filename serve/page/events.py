@@ -21,9 +21,9 @@ from PIL import Image
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.gray_image import RadiographLimits
-from raylift.datasets.radiographs.orientation import OrientedRadiograph
-from raylift.datasets.radiographs.preparation import load_radiograph
+from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption
 from raylift.serve.backend import Backend
+from raylift.serve.decoder import MAX_CONCURRENT_DECODES, Decoder
 from raylift.serve.page import example
 from raylift.serve.page.images import (
     Plane,
@@ -34,7 +34,7 @@ from raylift.serve.page.images import (
     with_orientation_letters,
 )
 from raylift.serve.page.std_map import StdMap
-from raylift.serve.reconstructor import format_residuals, prepare_radiograph, prepare_radiographs
+from raylift.serve.reconstructor import format_residuals
 from raylift.serve.view_text import edge_letters, requirement
 
 Volume = Int16[np.ndarray, "d h w"]
@@ -52,29 +52,28 @@ class Actions:
     """The event handlers for one model. They keep no state of a session, so sessions can run concurrently."""
 
     def __init__(self, backend: Backend, limits: RadiographLimits) -> None:
-        self._backend, self._limits = backend, limits
+        self._backend, self._decoder = backend, Decoder(backend.description, limits)
+        self._decodes = asyncio.Semaphore(MAX_CONCURRENT_DECODES)
 
-    def preview(self, view: str, path: str | None, invert: Inversion, flip: bool) -> list[Any]:
+    async def preview(self, view: str, path: str | None, invert: Inversion, flip: bool) -> list[Any]:
         """The network's input for a radiograph, and the error message if there is none."""
         if path is None:
             return [gr.Image(value=None, visible=False), gr.Markdown(visible=False)]
         try:
-            loaded = self._load(view, ViewInput(path, invert, flip))
-            prepared = prepare_radiograph(loaded.image, view, self._backend.description)
+            loaded = await self._load(view, ViewInput(path, invert, flip))
         except RayliftError as error:
             return [gr.Image(value=None, visible=False), gr.Markdown(sentence(error), visible=True)]
         letters = edge_letters(self._backend.description.geometry.view(view))
-        picture = with_orientation_letters(to_picture(prepared), letters)
+        picture = with_orientation_letters(to_picture(loaded.image), letters)
         notes = "File as read: " + "; ".join(loaded.notes) + "."
         return [gr.Image(value=_save_picture(picture), visible=True), gr.Markdown(notes, visible=bool(loaded.notes))]
 
-    def suggest_flip(self, view: str, path: str | None, invert: Inversion) -> Any:
+    async def suggest_flip(self, view: str, path: str | None, invert: Inversion) -> Any:
         """The flip control of a newly chosen lateral radiograph, set if the patient clearly faces the other edge."""
         pose = self._backend.description.geometry.view(view)
         try:
-            data = Path(path).read_bytes() if path else b""
-            loaded = load_radiograph(data, pose, limits=self._limits, invert=invert) if data else None
-        except (RayliftError, FileNotFoundError):
+            loaded = await self._load(view, ViewInput(path, invert, flip=False), "auto") if path else None
+        except RayliftError:
             loaded = None  # the preview shows the error
         if loaded is None or not loaded.is_clear:
             ambiguous = "" if loaded is None else " The orientation of this image could not be detected."
@@ -98,7 +97,8 @@ class Actions:
         samples = int(values[3 * views]) if len(values) > 3 * views else 1
         samples = max(1, min(samples, self._backend.max_samples))
         try:
-            prepared = await asyncio.to_thread(self._prepare_all, inputs)
+            loaded = [await self._load(view, one) for view, one in zip(self._backend.views, inputs, strict=True)]
+            prepared = np.stack([one.image for one in loaded])
             result = await self._backend.reconstruct(prepared, samples)
         except RayliftError as error:
             raise gr.Error(sentence(error), duration=None) from error
@@ -161,27 +161,19 @@ class Actions:
     def _example_files(self) -> dict[str, bytes]:
         return example.files(self._backend.description)
 
-    def _load(self, view: str, controls: ViewInput) -> OrientedRadiograph:
+    async def _load(
+        self, view: str, controls: ViewInput, patient_facing: PatientFacingOption | None = None
+    ) -> OrientedRadiograph:
+        """The network's input for an upload."""
         if controls.path is None:
             raise ConfigError(f"the {view} radiograph is missing: choose a file")
-        try:
-            data = Path(controls.path).read_bytes()
-        except FileNotFoundError as error:
-            raise ConfigError(f"the upload of the {view} radiograph has expired: choose the file again") from error
-        return load_radiograph(
-            data,
-            self._backend.description.geometry.view(view),
-            limits=self._limits,
-            invert=controls.invert,
-            flip=controls.flip,
-            patient_facing=None,
-        )
-
-    def _prepare_all(self, inputs: list[ViewInput]) -> Float32[np.ndarray, "views px px"]:
-        images = {
-            view: self._load(view, upload).image for view, upload in zip(self._backend.views, inputs, strict=True)
-        }
-        return prepare_radiographs(images, self._backend.description)
+        pose = self._backend.description.geometry.view(view)
+        async with self._decodes:
+            try:
+                data = await asyncio.to_thread(Path(controls.path).read_bytes)
+            except FileNotFoundError as error:
+                raise ConfigError(f"the upload of the {view} radiograph has expired: choose the file again") from error
+            return await self._decoder.load(data, pose, controls.invert, controls.flip, patient_facing)
 
     def _comparisons(self, prepared: Float32[np.ndarray, "views px px"], volume: Volume) -> list[Any]:
         description = self._backend.description

@@ -111,11 +111,18 @@ def test_one_file_is_one_network_input_wherever_it_is_read(
     assert set(notes) == (set() if kind in ("plain", "PNG") else {"frontal", "lateral"})
 
     actions = Actions(backend, RadiographLimits())
-    flip = bool(actions.suggest_flip("lateral", str(paths["lateral"]), "auto").value)
+    flip = bool(asyncio.run(actions.suggest_flip("lateral", str(paths["lateral"]), "auto")).value)
     controls = [ViewInput(str(paths[view]), "auto", flip and view == "lateral") for view in ("frontal", "lateral")]
-    inputs.append(actions._prepare_all(controls))
+    inputs.append(
+        np.stack(
+            [
+                asyncio.run(actions._load(view, one)).image
+                for view, one in zip(("frontal", "lateral"), controls, strict=True)
+            ]
+        )
+    )
     for view, one in zip(("frontal", "lateral"), controls, strict=True):
-        shown = actions.preview(view, *one)[1]
+        shown = asyncio.run(actions.preview(view, *one))[1]
         assert shown.visible == (view in notes)
         assert all(note in shown.value for note in notes.get(view, ()))
 
@@ -166,7 +173,8 @@ def test_a_file_that_is_refused_is_refused_everywhere_in_the_same_words(
     assert response.status_code == 415
     words = response.json()["detail"].removeprefix("frontal: ")
 
-    problem = Actions(recorded[0], RadiographLimits()).preview("frontal", str(paths["frontal"]), "auto", False)[1].value
+    actions = Actions(recorded[0], RadiographLimits())
+    problem = asyncio.run(actions.preview("frontal", str(paths["frontal"]), "auto", False))[1].value
     assert words in problem
     command = ["reconstruct", str(model_folder), "-o", str(tmp_path / "volume.nii.gz")]
     assert cli.main([*command, *(word for view, path in paths.items() for word in (f"--{view}", str(path)))]) == 2
