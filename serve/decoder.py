@@ -40,8 +40,8 @@ from raylift.models.weights import Description
 
 HEADER = struct.Struct("<II")
 """Bytes of the JSON description and of the data that follow."""
-MAX_CONCURRENT_DECODES = 4
-"""Files that the API, and the page, decode at a time; other uploads wait on disk."""
+MAX_CONCURRENT = 4
+"""Requests of the API and the page whose files are decoded at a time; the uploads of others wait on disk."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,24 @@ class _Request:
 
 
 class Decoder:
-    """Decodes files to the input of one model's network."""
+    """Decodes files to the input of one model's network.
+
+    Attributes:
+        file_limits: the largest file.
+        slots: held while a request's files are in memory.
+    """
 
     def __init__(
         self, description: Description, file_limits: RadiographLimits, limits: DecodingLimits | None = None
     ) -> None:
-        self._description, self._file_limits = description, file_limits
+        self._description, self.file_limits = description, file_limits
         self._limits = limits or DecodingLimits()
+        self.slots = asyncio.Semaphore(MAX_CONCURRENT)
+
+    @staticmethod
+    async def start() -> None:
+        """Start the server process, so that the first file does not wait for its imports."""
+        await asyncio.to_thread(_SERVER.path)
 
     async def load(
         self, data: bytes, view: View, invert: Inversion, flip: bool, patient_facing: PatientFacingOption | None
@@ -93,7 +104,7 @@ class Decoder:
         model = self._description
         size, reference = model.geometry.detector_px, model.histograms.get(view.name)
         request = _Request(
-            view, self._file_limits, self._limits, invert, flip, patient_facing, size, reference, model.normalization
+            view, self.file_limits, self._limits, invert, flip, patient_facing, size, reference, model.normalization
         )
         text = json.dumps(to_plain(request)).encode()
         reader, writer = await asyncio.open_unix_connection(await asyncio.to_thread(_SERVER.path))
@@ -109,7 +120,7 @@ class Decoder:
         if not reply:
             memory = self._limits.memory_bytes >> 20
             raise RefusedFile(
-                f"{view.name}: decoding the file takes over {self._limits.cpu_s} s or {memory} MB: save it as PNG"
+                f"{view.name}: the file cannot be decoded in {self._limits.cpu_s} s and {memory} MB: save it as PNG"
             )
         length, _ = HEADER.unpack_from(reply)
         fields = json.loads(reply[HEADER.size : HEADER.size + length])
@@ -208,7 +219,11 @@ class _Handler(socketserver.StreamRequestHandler):
             image = prepare(loaded.image, request.size, request.reference, request.normalization)
             fields = {name: value for name, value in vars(loaded).items() if name != "image"}
         except RefusedFile as error:
+            if isinstance(error.__cause__, MemoryError):
+                return
             fields, image = {"refused": str(error)}, np.empty(0, np.float32)
+        except MemoryError:
+            return
         # Writing would raise the signal too.
         flags = fcntl.fcntl(self.connection, fcntl.F_GETFL)
         fcntl.fcntl(self.connection, fcntl.F_SETFL, flags & ~os.O_ASYNC)

@@ -24,6 +24,7 @@ from raylift.models.generative import SamplingConfig
 from raylift.models.weights import Description
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend, Unavailable
+from raylift.serve.decoder import Decoder
 from raylift.serve.page import layout, theme
 from raylift.serve.reconstructor import HUVolume
 from raylift.serve.settings import ServeSettings
@@ -58,12 +59,13 @@ def build(
             return False
 
     limits = RadiographLimits(max_bytes=settings.max_upload_mib * 2**20)
+    decoder = Decoder(description, limits, settings.decoding_limits)
     max_samples = settings.max_samples if sampling else 1
     backend = Backend(description, sha256, reconstruct, ready, settings.consistency_steps, sampling, max_samples)
-    app = routes.build(backend, limits)
+    app = routes.build(backend, decoder)
     gr.mount_gradio_app(
         app,
-        layout.build(backend, limits),
+        layout.build(backend, decoder),
         path="/",
         allowed_paths=[],
         max_file_size=f"{settings.max_upload_mib}mb",
@@ -78,6 +80,7 @@ def build(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        await decoder.start()
         async with running(app) as state:
             yield state
         shutil.rmtree(uploads, ignore_errors=True)

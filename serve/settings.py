@@ -11,6 +11,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.models.consistency import require_steps
 from raylift.models.generative import SamplingFlags
 from raylift.platform import model_store
+from raylift.serve.decoder import DecodingLimits
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class ServeSettings:
     503."""
     max_upload_mib: int = 64
     """Largest radiograph file."""
+    decoding_cpu_s: int = 10
+    """Processor time for decoding one file, in seconds."""
+    decoding_timeout_s: float = 30.0
+    """Longest duration of decoding one file, in seconds."""
+    decoding_memory_mib: int = 1536
+    """Memory for decoding one file; up to four are decoded at a time."""
     consistency_steps: int = 0
     """Steps of the data-consistency fit after the network; 0 for none, 10 are usually enough."""
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
@@ -56,11 +63,18 @@ class ServeSettings:
             "max-batch-size": self.max_batch_size,
             "max-queued-requests": self.max_queued_requests,
             "max-upload-mib": self.max_upload_mib,
+            "decoding-cpu-s": self.decoding_cpu_s,
+            "decoding-memory-mib": self.decoding_memory_mib,
             "max-samples": self.max_samples,
         }
         for name, count in counts.items():
             if count < 1:
                 raise ConfigError(f"--{name} is {count}: give 1 or more")
         require_steps(self.consistency_steps)
-        if min(self.cpus_per_replica, self.gpus_per_replica, self.batch_wait_timeout_s) < 0:
+        if min(self.cpus_per_replica, self.gpus_per_replica, self.batch_wait_timeout_s, self.decoding_timeout_s) < 0:
             raise ConfigError("CPUs, GPUs and waiting times must not be negative")
+
+    @property
+    def decoding_limits(self) -> DecodingLimits:
+        """What the decoding of one file may use."""
+        return DecodingLimits(self.decoding_cpu_s, self.decoding_timeout_s, self.decoding_memory_mib * 2**20)

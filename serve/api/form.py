@@ -45,16 +45,14 @@ class ReconstructionForm(BaseModel):
         """Whether the standard deviation over samples is returned too."""
         return bool(getattr(self, "return_std", "false") == "true")
 
-    async def radiographs(
-        self, poses: Sequence[View], decoder: Decoder, max_bytes: int
-    ) -> dict[str, OrientedRadiograph]:
+    async def radiographs(self, poses: Sequence[View], decoder: Decoder) -> dict[str, OrientedRadiograph]:
         """The network's input by view, in the orientation of the model's DRRs.
 
         Raises:
             HTTPException: 413 for a file over the size limit, 422 for an empty file.
             RefusedFile: a file is not a readable radiograph.
         """
-        images = {}
+        images, max_bytes = {}, decoder.file_limits.max_bytes
         for k, pose in enumerate(poses):
             upload: UploadFile = getattr(self, f"view_{k}")
             if (upload.size or 0) > max_bytes:

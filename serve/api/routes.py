@@ -14,14 +14,13 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
 from raylift import __version__
-from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.generative import SamplerName
 from raylift.serve.api import reference
 from raylift.serve.api.errors import handle_errors
 from raylift.serve.api.form import MAX_FIELDS, MAX_FILES, ReconstructionForm, form_model, require_multipart
 from raylift.serve.api.request_limits import BodyLimit, KnownPaths
 from raylift.serve.backend import DISCLAIMER, Backend
-from raylift.serve.decoder import MAX_CONCURRENT_DECODES, Decoder
+from raylift.serve.decoder import Decoder
 from raylift.serve.reconstructor import HUVolume
 
 RESIDUALS = {"X-Raylift-Residual-Before": "before", "X-Raylift-Residual-After": "after"}
@@ -61,7 +60,7 @@ class Problem(BaseModel):
     detail: str
 
 
-def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
+def build(backend: Backend, decoder: Decoder) -> FastAPI:
     """The application with all routes of the API."""
     # FastAPI's own documentation pages load scripts from a public server; `reference` has none.
     app = FastAPI(
@@ -76,8 +75,7 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
     handle_errors(app, form_type, views)
     app.add_middleware(KnownPaths)
     # One file for each view, and the other fields of the form.
-    app.add_middleware(BodyLimit, max_bytes=len(views) * limits.max_bytes + 2**16)
-    decoder, decodes = Decoder(backend.description, limits), asyncio.Semaphore(MAX_CONCURRENT_DECODES)
+    app.add_middleware(BodyLimit, max_bytes=len(views) * decoder.file_limits.max_bytes + 2**16)
 
     @app.get("/healthz", tags=["service"], response_description="the process is running")
     async def healthz() -> dict[str, str]:
@@ -140,10 +138,10 @@ def build(backend: Backend, limits: RadiographLimits) -> FastAPI:
     ) -> Response:
         """Reconstruct a volume from one radiograph of each view (DICOM, PNG, JPEG, TIFF or BMP)."""
         form: ReconstructionForm = fields
-        async with decodes:
-            loaded = await form.radiographs(poses, decoder, limits.max_bytes)
-        notes = {view: one.notes for view, one in loaded.items() if one.notes}
-        prepared = np.stack([one.image for one in loaded.values()])
+        async with decoder.slots:
+            loaded = await form.radiographs(poses, decoder)
+        notes = {view: radiograph.notes for view, radiograph in loaded.items() if radiograph.notes}
+        prepared = np.stack([radiograph.image for radiograph in loaded.values()])
         result = await backend.reconstruct(prepared, form.sample_count)
         name = f"reconstruction-{uuid.uuid4().hex[:8]}"
         if form.include_std:

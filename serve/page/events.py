@@ -20,10 +20,9 @@ from PIL import Image
 
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.radiographs.decoding import Inversion
-from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption
 from raylift.serve.backend import Backend
-from raylift.serve.decoder import MAX_CONCURRENT_DECODES, Decoder
+from raylift.serve.decoder import Decoder
 from raylift.serve.page import example
 from raylift.serve.page.images import (
     Plane,
@@ -51,9 +50,8 @@ class ViewInput(NamedTuple):
 class Actions:
     """The event handlers for one model. They keep no state of a session, so sessions can run concurrently."""
 
-    def __init__(self, backend: Backend, limits: RadiographLimits) -> None:
-        self._backend, self._decoder = backend, Decoder(backend.description, limits)
-        self._decodes = asyncio.Semaphore(MAX_CONCURRENT_DECODES)
+    def __init__(self, backend: Backend, decoder: Decoder) -> None:
+        self._backend, self._decoder = backend, decoder
 
     async def preview(self, view: str, path: str | None, invert: Inversion, flip: bool) -> list[Any]:
         """The network's input for a radiograph, and the error message if there is none."""
@@ -97,8 +95,8 @@ class Actions:
         samples = int(values[3 * views]) if len(values) > 3 * views else 1
         samples = max(1, min(samples, self._backend.max_samples))
         try:
-            loaded = [await self._load(view, one) for view, one in zip(self._backend.views, inputs, strict=True)]
-            prepared = np.stack([one.image for one in loaded])
+            loaded = [await self._load(view, upload) for view, upload in zip(self._backend.views, inputs, strict=True)]
+            prepared = np.stack([radiograph.image for radiograph in loaded])
             result = await self._backend.reconstruct(prepared, samples)
         except RayliftError as error:
             raise gr.Error(sentence(error), duration=None) from error
@@ -168,7 +166,7 @@ class Actions:
         if controls.path is None:
             raise ConfigError(f"the {view} radiograph is missing: choose a file")
         pose = self._backend.description.geometry.view(view)
-        async with self._decodes:
+        async with self._decoder.slots:
             try:
                 data = await asyncio.to_thread(Path(controls.path).read_bytes)
             except FileNotFoundError as error:

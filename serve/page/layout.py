@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 
 from raylift.datasets.geometry import View
-from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import expected_patient_facing
 from raylift.serve.backend import DISCLAIMER, Backend
+from raylift.serve.decoder import Decoder
 from raylift.serve.page.events import Actions
 from raylift.serve.page.images import PLANES, WINDOWS
 from raylift.serve.page.std_map import EXPLANATION
@@ -40,14 +40,14 @@ MAX_SESSIONS = 64
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 16}
 
 
-def build(backend: Backend, limits: RadiographLimits) -> gr.Blocks:
+def build(backend: Backend, decoder: Decoder) -> gr.Blocks:
     """The page for one model."""
-    actions = Actions(backend, limits)
+    actions = Actions(backend, decoder)
     page: gr.Blocks
     with GuardedBlocks(title="raylift", analytics_enabled=False, delete_cache=(RETENTION_S // 6, RETENTION_S)) as page:
         gr.Markdown(f"# raylift\nReconstruct a chest CT volume {_from(backend.views)}.")
         gr.Markdown(_notice(backend), elem_id="notice")
-        inputs = _radiographs(actions, backend.description.geometry.views, limits)
+        inputs = _radiographs(actions, backend.description.geometry.views, decoder.file_limits.max_bytes)
         samples = [_samples_slider(backend.max_samples)] if backend.multiple_samples else []
         with gr.Row():
             go = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct", scale=2)
@@ -70,9 +70,9 @@ def build(backend: Backend, limits: RadiographLimits) -> gr.Blocks:
     return page
 
 
-def _radiographs(actions: Actions, views: Sequence[View], limits: RadiographLimits) -> list[Any]:
+def _radiographs(actions: Actions, views: Sequence[View], max_bytes: int) -> list[Any]:
     """Step 1, the uploads; returns file, inversion and flip of each view in turn."""
-    gr.Markdown(f"## 1. Radiographs\nDICOM, PNG, JPEG, TIFF or BMP, up to {limits.max_bytes >> 20} MB each.")
+    gr.Markdown(f"## 1. Radiographs\nDICOM, PNG, JPEG, TIFF or BMP, up to {max_bytes >> 20} MB each.")
     inputs: list[Any] = []
     with gr.Row(equal_height=False):
         for view in views:

@@ -1,3 +1,4 @@
+import io
 import os
 import shutil
 import signal
@@ -9,9 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 from playwright.sync_api import BrowserContext, sync_playwright
 
 from raylift.datasets.geometry import Grid, chest
@@ -139,6 +142,15 @@ def reconstructor(model_folder: Path) -> Reconstructor:
 def radiographs(description: Description) -> dict[str, bytes]:
     """PNG files of a synthetic thorax by view."""
     return example.files(description)
+
+
+@pytest.fixture(scope="session")
+def large() -> bytes:
+    """A small PNG file of 30 million pixels, within the limits of a header, whose decoding takes seconds."""
+    file = io.BytesIO()
+    image = np.broadcast_to(12 * np.arange(5400, dtype=np.uint16)[:, None], (5400, 5600))
+    Image.fromarray(np.ascontiguousarray(image)).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from raylift.datasets.radiographs.preparation import prepare
 from raylift.models.weights import Description, Model
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend, Unavailable
+from raylift.serve.decoder import Decoder
 from raylift.serve.reconstructor import HUVolume, Reconstructor
 
 
@@ -31,9 +32,8 @@ def client(
     async def ready() -> bool:
         return True
 
-    return TestClient(
-        routes.build(Backend(description, sha256, reconstruct_in_thread, ready, steps), RadiographLimits())
-    )
+    backend = Backend(description, sha256, reconstruct_in_thread, ready, steps)
+    return TestClient(routes.build(backend, Decoder(description, RadiographLimits())))
 
 
 @pytest.fixture(scope="session")
@@ -230,7 +230,8 @@ def test_an_unresponsive_model_is_not_ready_and_a_full_queue_gives_503_with_retr
     async def ready() -> bool:
         return False
 
-    api = TestClient(routes.build(Backend(description, "0" * 64, busy, ready), RadiographLimits()))
+    backend = Backend(description, "0" * 64, busy, ready)
+    api = TestClient(routes.build(backend, Decoder(description, RadiographLimits())))
     assert api.get("/readyz").status_code == 503
     response = api.post("/v1/reconstructions", files=radiographs)
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")

@@ -22,6 +22,7 @@ from raylift.models.weights import Description
 from raylift.serve.api import routes
 from raylift.serve.api.request_limits import BodyLimit
 from raylift.serve.backend import Backend
+from raylift.serve.decoder import Decoder
 
 MAX_BYTES = 200_000
 URL = "/v1/reconstructions"
@@ -38,7 +39,8 @@ def api(description: Description) -> TestClient:
         return True
 
     backend = Backend(description, "0" * 64, reconstruct, ready)
-    return TestClient(routes.build(backend, RadiographLimits(max_bytes=MAX_BYTES, max_pixels=10_000_000)))
+    limits = RadiographLimits(max_bytes=MAX_BYTES, max_pixels=10_000_000)
+    return TestClient(routes.build(backend, Decoder(description, limits)))
 
 
 def refused(response: Any, status: int, *words: str) -> None:

@@ -24,6 +24,7 @@ from raylift.models.weights import Description
 from raylift.platform import cli
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend
+from raylift.serve.decoder import Decoder
 from raylift.serve.page.events import Actions, ViewInput
 from raylift.serve.reconstructor import HUVolume, Reconstructor
 
@@ -104,20 +105,21 @@ def test_one_file_is_one_network_input_wherever_it_is_read(
     for view, path in paths.items():
         path.write_bytes(files[view])
 
-    api = TestClient(routes.build(backend, RadiographLimits()))
+    decoder = Decoder(backend.description, RadiographLimits())
+    api = TestClient(routes.build(backend, decoder))
     response = api.post("/v1/reconstructions", files={view: (f"{view}{suffix}", data) for view, data in files.items()})
     assert response.status_code == 200, response.text
     notes = json.loads(response.headers.get("X-Raylift-Notes", "{}"))
     assert set(notes) == (set() if kind in ("plain", "PNG") else {"frontal", "lateral"})
 
-    actions = Actions(backend, RadiographLimits())
+    actions = Actions(backend, decoder)
     flip = bool(asyncio.run(actions.suggest_flip("lateral", str(paths["lateral"]), "auto")).value)
     controls = [ViewInput(str(paths[view]), "auto", flip and view == "lateral") for view in ("frontal", "lateral")]
     inputs.append(
         np.stack(
             [
-                asyncio.run(actions._load(view, one)).image
-                for view, one in zip(("frontal", "lateral"), controls, strict=True)
+                asyncio.run(actions._load(view, upload)).image
+                for view, upload in zip(("frontal", "lateral"), controls, strict=True)
             ]
         )
     )
@@ -169,11 +171,12 @@ def test_a_file_that_is_refused_is_refused_everywhere_in_the_same_words(
     paths = {view: tmp_path / f"{view}.dcm" for view in files}
     for view, path in paths.items():
         path.write_bytes(files[view])
-    response = TestClient(routes.build(recorded[0], RadiographLimits())).post("/v1/reconstructions", files=files)
+    decoder = Decoder(recorded[0].description, RadiographLimits())
+    response = TestClient(routes.build(recorded[0], decoder)).post("/v1/reconstructions", files=files)
     assert response.status_code == 415
     words = response.json()["detail"].removeprefix("frontal: ")
 
-    actions = Actions(recorded[0], RadiographLimits())
+    actions = Actions(recorded[0], decoder)
     problem = asyncio.run(actions.preview("frontal", str(paths["frontal"]), "auto", False))[1].value
     assert words in problem
     command = ["reconstruct", str(model_folder), "-o", str(tmp_path / "volume.nii.gz")]

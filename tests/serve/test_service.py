@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import SimpleITK as sitk
 
@@ -92,6 +93,27 @@ def test_requests_beyond_the_queue_get_503_with_retry_after(http: httpx.Client, 
     assert refused.headers["retry-after"] == "5"
     assert refused.json() == {"detail": "the queue is full: try again in a few seconds"}
     assert http.get("/readyz").status_code == 200
+
+
+def test_decoding_ends_when_the_client_leaves(service: Any, large: bytes, radiographs: dict[str, bytes]) -> None:
+    def decoding() -> list[psutil.Process]:
+        processes = psutil.Process(service.process.pid).children(recursive=True)
+        (server,) = (one for one in processes if "raylift.serve.decoder" in one.cmdline())
+        return server.children()
+
+    def leave() -> None:
+        files = {**radiographs, "frontal": large}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{service.url}/v1/reconstructions", files=files, timeout=0.5, trust_env=False)
+
+    assert len(large) < UPLOAD_MIB * 2**20
+    with ThreadPoolExecutor(1) as pool:
+        left = pool.submit(leave)
+        while not (children := decoding()):
+            assert not left.done()
+        left.result()
+        assert psutil.wait_procs(children, timeout=1)[1] == []
+    assert httpx.get(f"{service.url}/healthz", trust_env=False).status_code == 200
 
 
 def test_the_routes_of_the_api_take_precedence_over_the_page(http: httpx.Client, reconstructor: Reconstructor) -> None:

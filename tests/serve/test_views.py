@@ -23,6 +23,7 @@ from raylift.models.zoo import SYSTEMS
 from raylift.platform import cli
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend
+from raylift.serve.decoder import Decoder
 from raylift.serve.page import example
 from raylift.serve.reconstructor import HUVolume, Reconstructor
 from raylift.serve.view_text import edge_letters, guidance, in_words, requirement, title
@@ -123,7 +124,7 @@ def test_the_api_has_a_file_for_each_view(exported: tuple[Path, list[str]], tmp_
         return True
 
     backend = Backend(reconstructor.description, reconstructor.sha256, reconstruct, ready, consistency_steps=1)
-    api = TestClient(routes.build(backend, LIMITS))
+    api = TestClient(routes.build(backend, Decoder(backend.description, LIMITS)))
     files = example.files(reconstructor.description)
     assert api.get("/v1/model").json()["views"] == names
     assert all(f"-F {name}=@{name}.png" in api.get("/docs").text for name in names)
@@ -154,14 +155,16 @@ import json, sys
 import numpy as np
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.serve.backend import Backend
+from raylift.serve.decoder import Decoder
 from raylift.serve.page import layout
 from raylift.serve.page.events import Actions
 from raylift.serve.reconstructor import Reconstructor
 
 backend = Backend(Reconstructor.load(sys.argv[1]).description, "0" * 64, None, None)
-page = layout.build(backend, RadiographLimits())
+decoder = Decoder(backend.description, RadiographLimits())
+page = layout.build(backend, decoder)
 views = len(backend.views)
-pictures = Actions(backend, RadiographLimits())._comparisons(
+pictures = Actions(backend, decoder)._comparisons(
     np.zeros((views, 32, 32), np.float32), np.zeros((32, 32, 32), np.int16)
 )
 ids = [component["props"].get("elem_id") for component in page.get_config_file()["components"]]
@@ -191,7 +194,7 @@ def test_only_lateral_views_may_be_mirrored_automatically(exported: tuple[Path, 
     async def ready() -> bool:
         return True
 
-    api = TestClient(routes.build(Backend(description, "0" * 64, never, ready), LIMITS))
+    api = TestClient(routes.build(Backend(description, "0" * 64, never, ready), Decoder(description, LIMITS)))
     schemas = api.get("/openapi.json").json()["components"]["schemas"]
     (form,) = (schema for schema in schemas.values() if f"flip_{names[0]}" in schema.get("properties", {}))
     defaults = {name: form["properties"][f"flip_{name}"]["default"] for name in names}
