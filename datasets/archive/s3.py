@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import sys
 import time
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -14,10 +17,22 @@ import botocore.exceptions  # type: ignore[import-untyped]
 import fsspec.asyn
 import s3fs
 
+from raylift.datasets.archive import store
 from raylift.datasets.errors import StoreUnreachable
 
 PROBE_ATTEMPTS, ATTEMPT_S = 2, 5.0
 """A bucket that does not respond to so many requests, of so many seconds each, is given up."""
+
+
+SLOW_S, REPORT_EVERY_S = 5.0, 30.0
+"""Seconds until a request without a response is reported, and between further reports of it."""
+_attempts: ContextVar[list[int]] = ContextVar("attempts")
+
+
+def _count_attempt(attempts: int, **_: Any) -> None:
+    """Record, before botocore decides on a retry, which attempt of the present request follows."""
+    with suppress(LookupError):
+        _attempts.get()[0] = attempts + 1
 
 
 class S3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has no types
@@ -28,9 +43,40 @@ class S3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has no type
 
     retries = 1
 
+    async def set_session(self, *args: Any, **options: Any) -> Any:
+        """Open the client, whose attempts are counted."""
+        client = await super().set_session(*args, **options)
+        # A second registration with the same id is ignored.
+        client.meta.events.register("needs-retry.s3", _count_attempt, unique_id="raylift-attempts")
+        return client
+
+    async def _call_s3(self, method: str, *args: Any, **options: Any) -> Any:
+        token = _attempts.set([1])
+        watch = asyncio.ensure_future(self._report_stalls(options.get("Bucket", "")))
+        try:
+            return await super()._call_s3(method, *args, **options)
+        finally:
+            watch.cancel()
+            _attempts.reset(token)
+
+    async def _report_stalls(self, bucket: str) -> None:
+        """Report the present request until it is canceled."""
+        begun = time.monotonic()
+        await asyncio.sleep(SLOW_S)
+        while True:
+            waited_s, attempt = time.monotonic() - begun, _attempts.get()[0]
+            store.report_stall(
+                f"s3://{bucket} does not respond for {waited_s:.0f} s, retrying ({attempt} of {self._total_attempts()})"
+            )
+            await asyncio.sleep(REPORT_EVERY_S)
+
+    def _total_attempts(self) -> int:
+        """Attempts of a request. botocore replaces the number of retries in its configuration by this one."""
+        retries = self.config_kwargs.get("retries", {})
+        return int(retries.get("total_max_attempts", retries.get("max_attempts", 0) + 1))
+
     async def _cat_file(self, *args: Any, **options: Any) -> bytes:
-        attempts = self.config_kwargs.get("retries", {}).get("max_attempts", 1)
-        for _ in range(attempts - 1):
+        for _ in range(self._total_attempts() - 1):
             try:
                 return await super()._cat_file(*args, **options)  # type: ignore[no-any-return]
             except aiohttp.ClientPayloadError:

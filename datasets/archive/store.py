@@ -11,8 +11,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ S3_OPTIONS: dict[str, Any] = {
     # request to a store that never responds ends within nine minutes.
     "config_kwargs": {"retries": {"max_attempts": 12, "mode": "standard"}, "connect_timeout": 10, "read_timeout": 30},
 }
+
+
+def _print_stall(text: str) -> None:
+    print(f"raylift: {text}", file=sys.stderr, flush=True)
+
+
+report_stall: Callable[[str], None] = _print_stall
+"""Prints that a store does not respond. Workers of a run replace it, and send the line to their driver."""
 
 
 def absolute(url: str | Path) -> str:

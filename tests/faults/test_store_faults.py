@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,29 @@ def test_a_bucket_that_does_not_exist_is_named_before_anything_is_written(
     assert "s3://raylift-no-such-bucket at http" in output.err
     assert "there is no such bucket" in output.err
     assert output.out == ""
+
+
+def test_a_store_that_stops_responding_during_work_is_reported_and_given_up_within_the_stated_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(s3, "SLOW_S", 0.3)
+    monkeypatch.setattr(s3, "REPORT_EVERY_S", 1.0)
+    options = {"retries": {"max_attempts": 2, "mode": "standard"}, "connect_timeout": 1, "read_timeout": 1}
+    monkeypatch.setattr(store, "S3_OPTIONS", {"config_kwargs": options})
+    lines: list[str] = []
+    monkeypatch.setattr(store, "report_stall", lines.append)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.getsockname()[1]}")
+        begun = time.monotonic()
+        with pytest.raises(StoreUnreachable):
+            Folder("s3://bucket/folder").read("a")
+        # Three attempts of a second, and pauses of at most one and two.
+        assert 3 < time.monotonic() - begun < 7
+    assert lines[0] == "s3://bucket does not respond for 0 s, retrying (1 of 3)"
+    assert re.fullmatch(r"s3://bucket does not respond for [1-3] s, retrying \([12] of 3\)", lines[1])
+    assert len(lines) < 8
 
 
 @pytest.mark.parametrize(("attempts", "requests"), [(0, 1), (2, 3)])
