@@ -65,7 +65,7 @@ def train(arguments: list[str]) -> int:
         if options.resume:
             run = resuming.resume(run, url)
         cluster.connect()
-        metrics = runs.fit(run, url)
+        metrics = runs.fit(run, url, leased=True)
     best, summary = best_checkpoint(url)
     print(f"trained in {time.monotonic() - started:.0f} s: validation {format_metrics(metrics)} at the end")
     psnr_db = summary["metrics"][monitored(summary["metrics"])]

@@ -33,6 +33,8 @@ class TuneOptions:
     """Folder or URL of the new search; runs/search-<space>-<time> by default."""
     resume: str = ""
     """Folder or URL of a search to resume."""
+    take_over: bool = False
+    """Resume a search although another process, whose last heartbeat is old, may still run it."""
 
 
 SETTINGS = ("run", "trials", "max_concurrent", "reduction_factor", "seed")
@@ -42,8 +44,8 @@ SETTINGS = ("run", "trials", "max_concurrent", "reduction_factor", "seed")
 def tune(arguments: list[str]) -> int:
     """Search settings, or resume a search."""
     from raylift.platform import cluster
-    from raylift.platform.training import runs
-    from raylift.platform.tuning import search
+    from raylift.platform.training import lease, runs
+    from raylift.platform.tuning import search, trials
 
     name, rest = split_name(arguments)
     if not name and "--resume" not in rest:
@@ -68,15 +70,19 @@ def tune(arguments: list[str]) -> int:
         new = search.prepare(new)
     cluster.connect()
     search.require_capacity(new)
-    if options.resume:
-        search.resume(new, url)
-    else:
+    if not options.resume:
         search.create(new, url)
-    table = search.fit(url, report=lambda text: print(f"tune: {text}", flush=True))
-    console.print(search.as_table(table))
+    with lease.acquire(url, options.take_over):
+        if options.resume:
+            search.resume(new, url)
+        table = search.fit(url, report=lambda text: print(f"tune: {text}", flush=True), leased=True)
+    console.print(trials.as_table(table))
+    if failed := sum(bool(trial.error) for trial in table):
+        print(f"{failed} of {len(table)} trials failed: raylift tune --resume {url} repeats them")
     best = table[0]
     if best.best_psnr_db is None:
         raise ConfigError(f"no trial of {url} reached a validation: {best.error}")
     print(f"best checkpoint ({best.best_psnr_db:.2f} dB, step {best.step}): {best.checkpoint}")
-    print(f"all trials: {url}/trials.json")
+    if not failed:
+        print(f"all trials: {url}/trials.json")
     return 0

@@ -1,4 +1,4 @@
-"""The lease of a run: one process at a time trains it, on a folder or an object store.
+"""The lease of a run or a search: one process at a time works on it, on a folder or an object store.
 
 `<run>/.lease-<number>.json` names the process and the time of its last heartbeat. A lease is taken by creating the next
 number, which a store grants to one writer, so no file of another process is ever replaced.
@@ -27,7 +27,7 @@ PREFIX = ".lease-"
 
 
 class LeaseLost(RayliftError, RuntimeError):
-    """Another process has taken over the run of this one."""
+    """Another process has taken over the run or the search of this one."""
 
 
 def this_process() -> dict[str, Any]:
@@ -47,13 +47,13 @@ def has_ended(process: dict[str, Any]) -> bool:
 
 @contextmanager
 def acquire(url: str, take_over: bool = False) -> Iterator[None]:
-    """Acquire and hold the lease of a run within this context, with a heartbeat.
+    """Acquire and hold the lease of a run or a search within this context, with a heartbeat.
 
     The lease of a process of this machine that has ended is taken at once.
 
     Args:
-        url: the run's folder.
-        take_over: whether a lease without a recent heartbeat is taken.
+        url: its folder.
+        take_over: whether a lease without a recent heartbeat is taken, after two heartbeats' time without one.
 
     Raises:
         ConfigError: another process holds it; names its host and the age of its heartbeat.
@@ -112,16 +112,26 @@ def _require_free(folder: Folder, number: int, take_over: bool) -> None:
     except FileNotFoundError:
         return  # released meanwhile
     except AlteredFile as error:
-        raise ConfigError(f"{error}: remove it if no process trains this run") from error
+        raise ConfigError(f"{error}: remove it if no process is at work there") from error
     process, age_s = lease["process"], time.time() - lease["time"]
     if has_ended(process):
         return
-    owner = f"process {process['pid']} on {process['host']}, whose last heartbeat is {age_s:.0f} s old"
-    if age_s <= STALE_S:
-        raise ConfigError(f"{folder.url} is trained by {owner}: stop it first, or choose another folder")
+    dated = f"{age_s:.0f} s old" if age_s >= 0 else f"dated {-age_s:.0f} s ahead of the clock here"
+    owner = f"process {process['pid']} on {process['host']}, whose last heartbeat is {dated}"
+    if abs(age_s) <= STALE_S:
+        raise ConfigError(f"{folder.url} is in use by {owner}: stop it first, or choose another folder")
     if not take_over:
-        raise ConfigError(f"{folder.url} was trained by {owner}: if it has ended, add --take-over")
+        raise ConfigError(f"{folder.url} was in use by {owner}: if it has ended, add --take-over")
+    if _has_heartbeat(folder, number):
+        raise ConfigError(f"{folder.url} is in use by {owner}, and another one came now: its clock differs; stop it")
     print(f"raylift: {folder.url} is taken over from {owner}", flush=True)
+
+
+def _has_heartbeat(folder: Folder, number: int) -> bool:
+    """Whether a lease is renewed while this process waits for two heartbeats, whatever the owner's clock shows."""
+    before = folder.read(_name(number))
+    time.sleep(2 * BEAT_S)
+    return folder.exists(_name(number)) and folder.read(_name(number)) != before
 
 
 def _numbers(folder: Folder) -> list[int]:

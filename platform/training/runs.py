@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform as machine
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +20,7 @@ from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster, model_store
 from raylift.platform.config import RunConfig, flatten, with_absolute_paths
 from raylift.platform.progress import worker_messages
-from raylift.platform.training import pretrained
+from raylift.platform.training import lease, pretrained
 from raylift.platform.training.checkpoint import RUN_FILE, STATE_FILE, Checkpoints, load_state, local_copy
 from raylift.platform.training.driver import Interrupted, fit_with_restarts
 from raylift.platform.training.inputs import (
@@ -31,7 +31,6 @@ from raylift.platform.training.inputs import (
     with_archive_views,
     with_generations,
 )
-from raylift.platform.training.lease import has_ended, this_process
 
 
 def new_run_url(runs: str, preset: str) -> str:
@@ -109,7 +108,7 @@ def create(run: RunConfig, run_url: str) -> RunConfig:
         "versions": versions,
         "machine": machine.machine(),
         "pretrained": pretrained.record(run),
-        "process": this_process(),
+        "process": lease.this_process(),
     }
     write_record(run_url, RUN_FILE, record, "run")
     return run
@@ -140,15 +139,25 @@ def write_record(url: str, name: str, data: dict[str, Any], kind: str) -> None:
 def _starting_process(record: dict[str, Any]) -> int:
     """The running process of this machine that wrote a run's record; 0 if it ended, is this one or is elsewhere."""
     process = record.get("process", {})
-    if process.get("host") != machine.node() or process["pid"] == os.getpid() or has_ended(process):
+    if process.get("host") != machine.node() or process["pid"] == os.getpid() or lease.has_ended(process):
         return 0
     return int(process["pid"])
 
 
-def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = False) -> dict[str, Any]:
+def fit(
+    run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = False, leased: bool = False
+) -> dict[str, Any]:
     """Train a created run, from its newest checkpoint if it has one, and return its last metrics.
 
+    Args:
+        run: the configuration.
+        run_url: the run's folder.
+        title: of the progress bar and the log lines.
+        to_tune: whether it is a trial, whose validations are reported to Ray Tune.
+        leased: whether the caller holds the lease of the run or of its search.
+
     Raises:
+        ConfigError: another process trains the run.
         NonFiniteLoss: a loss was not finite; the run stops before the optimizer step.
         DivergedLoss: the training diverged, in a run with `train.stop_on_divergence`.
         Interrupted: on SIGINT or SIGTERM; workers end with this process.
@@ -171,7 +180,7 @@ def fit(run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = F
         return finished
     if to_tune:
         return _fit(run, run_url, digests, None, to_tune=True)
-    with worker_messages(title) as messages:
+    with nullcontext() if leased else lease.acquire(run_url), worker_messages(title) as messages:
         try:
             return _fit(run, run_url, digests, messages, to_tune=False)
         except Interrupted as error:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,6 @@ import yaml
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
-from rich.table import Table
 
 from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder, absolute, join, require_reachable
@@ -28,14 +28,15 @@ from raylift.datasets.errors import AlteredFile, ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster
 from raylift.platform.config import RunConfig, flatten, override, with_absolute_paths
-from raylift.platform.monitor import MONITORED, format_metrics, monitored
+from raylift.platform.monitor import MONITORED, format_metrics
 from raylift.platform.presets import PRESETS
-from raylift.platform.training import pretrained, runs
-from raylift.platform.training.checkpoint import RUN_FILE, CheckpointError, best_checkpoint
+from raylift.platform.training import lease, pretrained, runs
+from raylift.platform.training.checkpoint import RUN_FILE
 from raylift.platform.training.driver import Interrupted, interruptible
 from raylift.platform.training.inputs import check, with_archive_views, with_generations
+from raylift.platform.tuning.trials import TABLE_FILE, Trial, describe, load_table, tabulate
 
-SEARCH_FILE, TABLE_FILE, RAY_FOLDER = "search.json", "trials.json", "ray"
+SEARCH_FILE, RAY_FOLDER = "search.json", "ray"
 
 RESUMABLE_CHANGES = ("run.cluster.", "run.data.threads", "run.data.prefetch_batches", "run.data.cache_gib")
 """Settings, or beginnings of settings, that a resumed search may change: those that change no result."""
@@ -66,20 +67,6 @@ class Search:
     reduction_factor: int = 3
     """ASHA's: at each rung the best 1/n of the trials continue."""
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A row of the table."""
-
-    id: str
-    settings: dict[str, Any]
-    best_psnr_db: float | None
-    """Highest validation PSNR, of the volume or of its reprojection."""
-    step: int
-    """The step that reached it."""
-    checkpoint: str
-    error: str = ""
 
 
 def load_space(name: str) -> Space:
@@ -193,10 +180,16 @@ def load_search(url: str) -> Search:
         raise ConfigError(f"{error}. Restore it, or start a new search") from error
 
 
-def fit(url: str, report: Callable[[str], None] = print) -> list[Trial]:
+def fit(url: str, report: Callable[[str], None] = print, *, leased: bool = False) -> list[Trial]:
     """Run a created search, or its remaining trials, and return its table, the best trial first.
 
+    Args:
+        url: the search's folder.
+        report: prints a line.
+        leased: whether the caller holds the lease of the search.
+
     Raises:
+        ConfigError: another process runs the search.
         ClusterTooSmall: the cluster cannot run a single trial.
         Interrupted: on SIGINT or SIGTERM; trials end with this process.
     """
@@ -212,31 +205,17 @@ def fit(url: str, report: Callable[[str], None] = print) -> list[Trial]:
     concurrent = require_capacity(search)
     cpus, gpus = _trial_resources(search)
     report(f"{search.trials} trials, {concurrent} at a time: each needs {cpus:g} CPUs and {gpus:g} GPUs")
-    tuner = _tuner(search, url, space, concurrent, metric, report)
-    try:
-        with interruptible():
-            results = tuner.fit()
-    except Interrupted as interrupted:
-        raise Interrupted(f"{interrupted}; resume with raylift tune --resume {url}") from None
-    for error in results.errors:
-        report(f"a trial failed: {str(error).strip().splitlines()[-1]}")
-    table = _table(url, space, [results[index].path for index in range(len(results))])
+    with nullcontext() if leased else lease.acquire(url):
+        tuner = _tuner(search, url, space, concurrent, metric, report)
+        try:
+            with interruptible():
+                results = tuner.fit()
+        except Interrupted as interrupted:
+            raise Interrupted(f"{interrupted}; resume with raylift tune --resume {url}") from None
+    table = tabulate(url, [results[index] for index in range(len(results))])
     if not results.errors:
         Folder(url).write(TABLE_FILE, digested_json.encode({"trials": to_plain(table)}))
     return table
-
-
-def load_table(url: str) -> list[Trial]:
-    """Load the table of a finished search.
-
-    Raises:
-        ConfigError: it was altered.
-    """
-    try:
-        rows = Folder(url).read_digested(TABLE_FILE)["trials"]
-    except AlteredFile as error:
-        raise ConfigError(f"{error}. Remove it: raylift tune --resume {url} makes it again") from error
-    return [from_plain(Trial, row, TABLE_FILE) for row in rows]
 
 
 def run_trial(settings: dict[str, Any], search: dict[str, Any], url: str) -> None:
@@ -277,29 +256,12 @@ def _tuner(
             name=RAY_FOLDER,
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=tune.FailureConfig(max_failures=1),
+            # A trial repeats itself what a restart can cure (see `driver`).
+            failure_config=tune.FailureConfig(max_failures=0),
             callbacks=[_PrintReports(report)],
             verbose=0,
         ),
     )
-
-
-def _table(url: str, space: dict[str, Any], paths: list[str]) -> list[Trial]:
-    """The trials in Tune's state, whose paths contain their ids; one that started just before a kill may be missing."""
-    trials = []
-    for name in Folder(join(url, "trials")).names():
-        if not any(name in path for path in paths):
-            continue
-        run_url = join(url, "trials", name)
-        tree = to_plain(runs.load_run(run_url))
-        settings = {key: _at(tree, key) for key in space}
-        try:
-            checkpoint, summary = best_checkpoint(run_url)
-            best = summary["metrics"][monitored(summary["metrics"])]
-            trials.append(Trial(name, settings, best, summary["step"], checkpoint))
-        except CheckpointError as error:
-            trials.append(Trial(name, settings, None, 0, "", str(error)))
-    return sorted(trials, key=lambda trial: (trial.best_psnr_db is None, -(trial.best_psnr_db or 0.0), trial.id))
 
 
 class _PrintReports(tune.Callback):
@@ -312,14 +274,7 @@ class _PrintReports(tune.Callback):
         self._report(f"trial {trial.trial_id} step {result.get('step')}: {format_metrics(result)}")
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]
-        self._report(f"trial {trial.trial_id} failed")
-
-
-def _at(tree: dict[str, Any], key: str) -> Any:
-    node: Any = tree
-    for name in key.split("."):
-        node = node[name]
-    return node
+        self._report(f"trial {trial.trial_id} failed: {describe(trial.get_pickled_error() or trial.get_error())}")
 
 
 _SAMPLERS: dict[str, Callable[[list[Any]], Any]] = {
@@ -328,20 +283,3 @@ _SAMPLERS: dict[str, Callable[[list[Any]], Any]] = {
     "integer": lambda ends: tune.randint(ends[0], ends[1] + 1),
     "choice": tune.choice,
 }
-
-
-def as_table(trials: list[Trial]) -> Table:
-    """The trials for a terminal."""
-    table = Table("trial", *_short(list(trials[0].settings)), "PSNR, dB", "step")
-    for trial in trials:
-        settings = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.settings.values()]
-        best = "none" if trial.best_psnr_db is None else f"{trial.best_psnr_db:.2f}"
-        table.add_row(trial.id, *settings, best, str(trial.step))
-    return table
-
-
-def _short(keys: list[str]) -> list[str]:
-    """The last part of each dotted key, and the part before it where several end alike: lifting.kind, fusion.kind."""
-    last = [key.rsplit(".", 1)[-1] for key in keys]
-    twice = {name for name in last if last.count(name) > 1}
-    return [".".join(key.split(".")[-2:]) if name in twice else name for key, name in zip(keys, last, strict=True)]

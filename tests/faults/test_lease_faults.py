@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from raylift.datasets.errors import ConfigError
 from raylift.platform import cli
 from raylift.platform.training import lease, runs
 from raylift.platform.training.driver import interruptible
+from raylift.platform.tuning import search
+from raylift.platform.tuning.search import Search, Space
 
 
 def write_lease(url: str, age_s: float, number: int = 1, **process: object) -> None:
@@ -29,10 +32,14 @@ class LeaseSuite:
     def url(self) -> str:
         raise NotImplementedError
 
+    @pytest.fixture(autouse=True)
+    def _fast_heartbeat(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(lease, "BEAT_S", 0.1)
+
     def test_it_is_refused_while_held_and_free_afterwards(self, url: str) -> None:
         with (
             lease.acquire(url),
-            pytest.raises(ConfigError, match=r"is trained by process \d+ on .*last heartbeat is \d s"),
+            pytest.raises(ConfigError, match=r"is in use by process \d+ on .*last heartbeat is \d s"),
         ):
             lease.acquire(url, take_over=True).__enter__()
         with lease.acquire(url):
@@ -62,11 +69,7 @@ class LeaseSuite:
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(take, range(4))).count(True) == 1
 
-    def test_the_heartbeat_is_renewed_and_an_owner_that_lost_its_lease_stops(
-        self, url: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(lease, "BEAT_S", 0.1)
-
+    def test_the_heartbeat_is_renewed_and_an_owner_that_lost_its_lease_stops(self, url: str) -> None:
         def hold() -> None:
             # In a process of a shell's background, SIGINT is ignored until a handler is set.
             with lease.acquire(url), interruptible():
@@ -81,6 +84,30 @@ class LeaseSuite:
             hold()
         assert time.monotonic() - begun < 10
         assert Folder(url).names() == [".lease-000002.json"]
+
+    @pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
+    def test_where_clocks_differ_a_heartbeat_shows_that_the_owner_lives(
+        self, url: str, ahead_s: float, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_lease(url, -ahead_s)
+        with pytest.raises(ConfigError, match=r"3600 s (old|dated|ahead).*add --take-over"):
+            lease.acquire(url).__enter__()
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(0.05):
+                write_lease(url, -ahead_s)
+
+        with ThreadPoolExecutor(1) as pool:
+            beating = pool.submit(beat)
+            try:
+                with pytest.raises(ConfigError, match="another one came now: its clock differs"):
+                    lease.acquire(url, take_over=True).__enter__()
+            finally:
+                stop.set()
+            beating.result()
+        with lease.acquire(url, take_over=True):
+            assert "is taken over from process 4242" in capsys.readouterr().out
 
 
 class TestFolder(LeaseSuite):
@@ -100,6 +127,18 @@ def test_a_process_of_this_machine_that_has_ended_holds_nothing(tmp_path: Path) 
     write_lease(str(tmp_path), 0, **gone)
     with lease.acquire(str(tmp_path)):
         pass
+
+
+def test_the_library_refuses_a_run_or_a_search_of_another_process_too(tiny, ray_cluster, tmp_path):
+    run = runs.create(tiny, str(tmp_path / "run"))
+    search.create(Search(tiny, Space({"optimizer.lr": {"choice": [1e-4]}})), str(tmp_path / "search"))
+    for name, fit in (("run", lambda url: runs.fit(run, url)), ("search", search.fit)):
+        write_lease(str(tmp_path / name), age_s=30)
+        with pytest.raises(ConfigError, match="is in use by process 4242 on node-7"):
+            fit(str(tmp_path / name))
+    assert cli.main(["tune", "--resume", str(tmp_path / "search"), "--cluster.max-failures", "1"]) == 2
+    assert search.load_search(str(tmp_path / "search")).run.cluster.max_failures == 2
+    assert not (tmp_path / "search/trials").exists()
 
 
 def test_a_second_resume_is_refused_with_the_owner_and_changes_nothing(tiny, tmp_path, capsys):

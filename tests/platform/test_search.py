@@ -15,7 +15,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.models import weights
 from raylift.platform import cli, cluster
 from raylift.platform.presets import PRESETS
-from raylift.platform.tuning import search
+from raylift.platform.tuning import search, trials
 from raylift.platform.tuning.search import Search, Space
 
 SPACE = Space(
@@ -58,8 +58,8 @@ def test_a_space_with_an_unknown_distribution_is_refused_by_its_file(tmp_path):
 
 def test_the_table_distinguishes_settings_with_the_same_last_part():
     keys = ("system.lifting.kind", "system.fusion.kind", "system.fusion.view_decoders", "optimizer.lr")
-    trial = search.Trial("t", dict.fromkeys(keys, 1), best_psnr_db=None, step=0, checkpoint="")
-    headers = [str(column.header) for column in search.as_table([trial]).columns]
+    trial = trials.Trial("t", dict.fromkeys(keys, 1), best_psnr_db=None, step=0, checkpoint="")
+    headers = [str(column.header) for column in trials.as_table([trial]).columns]
     assert headers == ["trial", "lifting.kind", "fusion.kind", "view_decoders", "lr", "PSNR, dB", "step"]
 
 

@@ -29,7 +29,8 @@ from raylift.platform.training.checkpoint import (
     resolve_checkpoint,
 )
 from raylift.platform.tuning import search
-from raylift.platform.tuning.search import SEARCH_FILE, TABLE_FILE, Search, Space, Trial
+from raylift.platform.tuning.search import SEARCH_FILE, Search, Space
+from raylift.platform.tuning.trials import TABLE_FILE, Trial, load_table
 
 GRID = Grid(32, 10.0)
 RUN = PRESETS["x2ct-gan-tiny"]
@@ -75,7 +76,7 @@ READERS = {
     "checkpoints/step-00000020/state.json": lambda run: runs.load_metrics(str(run / "checkpoints/step-00000020")),
     "run.json": lambda run: runs.load_run(str(run)),
     "search/search.json": lambda run: search.load_search(str(run / "search")),
-    "search/trials.json": lambda run: search.load_table(str(run / "search")),
+    "search/trials.json": lambda run: load_table(str(run / "search")),
 }
 
 

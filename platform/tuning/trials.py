@@ -1,0 +1,93 @@
+"""The trials of a search as a table: settings, best metric, checkpoint and error of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayTaskError
+from ray.tune import Result
+from rich.table import Table
+
+from raylift.datasets.archive.store import Folder, join
+from raylift.datasets.errors import AlteredFile, ConfigError, RayliftError
+from raylift.datasets.serialization import from_plain
+from raylift.platform.monitor import monitored
+from raylift.platform.training.checkpoint import CheckpointError, best_checkpoint
+
+TABLE_FILE = "trials.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A row of the table."""
+
+    id: str
+    settings: dict[str, Any]
+    best_psnr_db: float | None
+    """Highest validation PSNR, of the volume or of its reprojection."""
+    step: int
+    """The step that reached it."""
+    checkpoint: str
+    error: str = ""
+
+
+def load_table(url: str) -> list[Trial]:
+    """Load the table of a finished search.
+
+    Raises:
+        ConfigError: it was altered.
+    """
+    try:
+        rows = Folder(url).read_digested(TABLE_FILE)["trials"]
+    except AlteredFile as error:
+        raise ConfigError(f"{error}. Remove it: raylift tune --resume {url} makes it again") from error
+    return [from_plain(Trial, row, TABLE_FILE) for row in rows]
+
+
+def tabulate(url: str, results: Iterable[Result]) -> list[Trial]:
+    """The rows of a search's results, the best first.
+
+    Args:
+        url: the search's folder.
+        results: Ray Tune's, one a trial; the name of its folder contains the trial's id.
+    """
+    trials = []
+    for result in results:
+        named = re.search(r"_([0-9a-f]+_\d+)_", Path(result.path).name)
+        name, settings, error = named[1] if named else Path(result.path).name, result.config or {}, result.error
+        try:
+            checkpoint, summary = best_checkpoint(join(url, "trials", name))
+            best = summary["metrics"][monitored(summary["metrics"])]
+            trials.append(Trial(name, settings, best, summary["step"], checkpoint, describe(error)))
+        except CheckpointError as missing:
+            trials.append(Trial(name, settings, None, 0, "", describe(error or missing)))
+    return sorted(trials, key=lambda trial: (trial.best_psnr_db is None, -(trial.best_psnr_db or 0.0), trial.id))
+
+
+def describe(error: Exception | None) -> str:
+    """The message of the error of a trial, without the traceback that Ray adds; empty if there is none."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if cause is None:
+        return ""
+    return str(cause) if isinstance(cause, RayliftError) else f"{type(cause).__name__}: {cause}".splitlines()[0]
+
+
+def as_table(trials: list[Trial]) -> Table:
+    """The trials for a terminal."""
+    table = Table("trial", *_short(list(trials[0].settings)), "PSNR, dB", "step")
+    for trial in trials:
+        settings = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.settings.values()]
+        best = "none" if trial.best_psnr_db is None else f"{trial.best_psnr_db:.2f}"
+        table.add_row(trial.id, *settings, best, str(trial.step))
+    return table
+
+
+def _short(keys: list[str]) -> list[str]:
+    """The last part of each dotted key, and the part before it where several end alike: lifting.kind, fusion.kind."""
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    twice = {name for name in last if last.count(name) > 1}
+    return [".".join(key.split(".")[-2:]) if name in twice else name for key, name in zip(keys, last, strict=True)]
