@@ -25,6 +25,8 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     # After the loss of a node, do not wait a minute for reservations that were lost with it.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    # A worker that stopped responding does not take part in the end of its group.
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     # Ray warns about more processes than cores; controllers and drivers use hardly any CPU time.
     "RAY_worker_maximum_startup_concurrency": "16",
     # Workers select their own devices; Ray warns that it will stop masking them.
@@ -48,6 +50,14 @@ SHORT_ROOT = Path("/tmp")  # noqa: S108 - Ray's own default without TMPDIR
 """Where Ray's sessions are if TMPDIR is too long."""
 
 
+START_TIMED_OUT, START_ATTEMPTS = "node timed out during startup", 2
+"""Part of Ray's message if it did not start in time, and how often it is started."""
+
+
+class RayNotStarted(RayliftError, RuntimeError):
+    """Ray did not start on this machine in time."""
+
+
 class ClusterTooSmall(RayliftError, RuntimeError):
     """The required resources exceed those of the cluster."""
 
@@ -56,6 +66,9 @@ def connect() -> None:
     """Connect to the cluster of `RAY_ADDRESS` (set in Ray jobs), else start Ray locally. Idempotent.
 
     The output of workers stays in Ray's logs unless `RAYLIFT_RAY_LOGS=1`.
+
+    Raises:
+        RayNotStarted: Ray did not start in time, twice.
     """
     if ray.is_initialized():
         return
@@ -69,17 +82,36 @@ def connect() -> None:
         if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
             ray.init(runtime_env={"env_vars": variables}, **options)
         else:
-            # Helpers of Ray, such as the one that frees the resources of a stopped trial, search the machine for their
-            # cluster and fail if a second one runs on it. The address selects theirs.
-            port = _free_port()
-            variables["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
+            _start(folder, variables, options)
+    restrict_token()
+
+
+def _start(folder: str | None, variables: dict[str, str], options: dict[str, Any]) -> None:
+    """Start Ray on this machine, a second time if the first takes too long, which happens on a busy machine."""
+    for attempt in range(1, START_ATTEMPTS + 1):
+        # Helpers of Ray, such as the one that frees the resources of a stopped trial, search the machine for their
+        # cluster and fail if a second one runs on it. The address selects theirs.
+        port = _free_port()
+        variables["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
+        try:
             with ExitStack() as environment:
-                environment.enter_context(_environment_variable("RAY_GCS_SERVER_PORT", str(port)))
+                environment.enter_context(environment_variable("RAY_GCS_SERVER_PORT", str(port)))
                 if folder:
                     # Python's multiprocessing in Ray's processes has sockets in TMPDIR too.
-                    environment.enter_context(_environment_variable("TMPDIR", folder))
+                    environment.enter_context(environment_variable("TMPDIR", folder))
                 ray.init("local", runtime_env={"env_vars": variables}, _temp_dir=folder, **options)
-    restrict_token()
+        except Exception as error:
+            if START_TIMED_OUT not in str(error):
+                raise
+            ray.shutdown()
+            if attempt == START_ATTEMPTS:
+                raise RayNotStarted(
+                    f"Ray did not start within 30 s, {attempt} times: this machine is busy or has little memory; try "
+                    "again later, or join a cluster with RAY_ADDRESS"
+                ) from error
+            print(f"raylift: Ray did not start within 30 s, retrying ({attempt + 1} of {START_ATTEMPTS})", flush=True)
+        else:
+            return
 
 
 def session_folder() -> str | None:
@@ -173,7 +205,8 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _environment_variable(name: str, value: str) -> Iterator[None]:
+def environment_variable(name: str, value: str) -> Iterator[None]:
+    """Set a variable of this process within a context."""
     previous = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -134,10 +134,14 @@ class ClusterConfig:
     """PyTorch threads; on small 3-D networks one can be faster than two."""
     max_failures: int = 2
     """Times a run starts again from its newest checkpoint after losing a worker."""
+    stall_timeout_s: float = 120.0
+    """Seconds without a response after which a worker counts as lost."""
+    grace_s: float = 8.0
+    """Seconds after SIGTERM within which a run writes a checkpoint before it ends; 0: it ends at once."""
 
     def __post_init__(self) -> None:
-        require_minimum(self, 1, "workers", "threads_per_worker")
-        require_minimum(self, 0, "cpus_per_worker", "gpus_per_worker", "max_failures")
+        require_minimum(self, 1, "workers", "threads_per_worker", "stall_timeout_s")
+        require_minimum(self, 0, "cpus_per_worker", "gpus_per_worker", "max_failures", "grace_s")
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ class MessageQueue:
     def __init__(self) -> None:
         self._messages: list[tuple[int | None, int, str]] = []
         self._step = 0
+        self._stop_requested = self._stopped = False
 
     def put(self, message: tuple[int | None, int, str]) -> None:
         """Append a step (or None), the number of steps, and a text."""
@@ -72,6 +73,22 @@ class MessageQueue:
     def last_step(self) -> int:
         """The step of the newest message that has one; 0 before."""
         return self._step
+
+    def request_stop(self) -> None:
+        """Request a checkpoint and the end of the run from the workers."""
+        self._stop_requested = True
+
+    def stop_requested(self) -> bool:
+        """Whether a checkpoint and the end of the run are requested."""
+        return self._stop_requested
+
+    def confirm_stop(self, step: int) -> None:
+        """Record that a checkpoint of that step is published and the workers end."""
+        self._step, self._stopped = step, True
+
+    def stopped(self) -> bool:
+        """Whether the workers have ended after a request."""
+        return self._stopped
 
     def take(self) -> list[tuple[int | None, int, str]]:
         """Remove and return all messages."""

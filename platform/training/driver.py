@@ -7,19 +7,23 @@ import re
 import signal
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
 from raylift.datasets.errors import RayliftError, StoreUnreachable
 from raylift.datasets.serialization import to_plain
+from raylift.platform import cluster
 from raylift.platform.config import RunConfig
 from raylift.platform.training.loop import train_worker
 
@@ -46,13 +50,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Within this context of the main thread, SIGINT and SIGTERM raise Interrupted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
+def interruptible() -> Iterator[list[str]]:
+    """Within this context of the main thread, SIGINT and SIGTERM raise Interrupted. It yields the names of both."""
     received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
 
     def interrupt(number: int, _: object) -> None:
         received.append(signal.Signals(number).name)
@@ -60,7 +63,7 @@ def interruptible() -> Iterator[None]:
 
     handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     except KeyboardInterrupt:
         # Ray replaces the exception of a handler by one of its own.
         raise Interrupted(f"interrupted by {received[-1]}" if received else "interrupted") from None
@@ -106,19 +109,40 @@ def fit_with_restarts(
     # Workers that a signal stops may still write here.
     with tempfile.TemporaryDirectory(prefix="raylift-ray-", ignore_cleanup_errors=True) as scratch:
         trainer = partial(_trainer, run, settings, callbacks, scratch)
-        with interruptible():
-            return _fit_attempts(trainer, run, run_url, note)
+        with interruptible() as received:
+            return _fit_attempts(trainer, run, run_url, note, partial(_stop, received, run, settings["messages"]))
+
+
+def _stop(received: list[str], run: RunConfig, messages: Any) -> None:
+    """On SIGTERM, wait until the workers have written a checkpoint, or for `cluster.grace_s`."""
+    if received[-1:] != ["SIGTERM"] or messages is None or not run.cluster.grace_s:
+        return
+    deadline = time.monotonic() + run.cluster.grace_s
+    with suppress(ray.exceptions.RayError):
+        ray.get(messages.request_stop.remote(), timeout=run.cluster.grace_s)
+        while time.monotonic() < deadline and not ray.get(messages.stopped.remote(), timeout=run.cluster.grace_s):
+            time.sleep(0.1)
 
 
 def _fit_attempts(
-    new_trainer: Callable[[], _Trainer], run: RunConfig, run_url: str, note: Callable[[str], None]
+    new_trainer: Callable[[], _Trainer],
+    run: RunConfig,
+    run_url: str,
+    note: Callable[[str], None],
+    stop: Callable[[], None],
 ) -> dict[str, Any]:
     for restarts in range(run.cluster.max_failures + 1):
         trainer = new_trainer()
         try:
-            outcome: dict[str, Any] = trainer.fit().return_value  # type: ignore[attr-defined]
+            with cluster.environment_variable(
+                "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(run.cluster.stall_timeout_s)
+            ):
+                outcome: dict[str, Any] = trainer.fit().return_value  # type: ignore[attr-defined]
         except KeyboardInterrupt:
-            trainer.end()
+            try:
+                stop()
+            finally:
+                trainer.end()
             raise
         except ray.train.WorkerGroupError as error:
             raise_permanent(error, run_url)
@@ -161,6 +185,9 @@ def is_full_disk(error: Exception) -> bool:
 def describe(failures: Mapping[int, Exception]) -> str:
     """Why workers failed, in a clause. Others fail because one was lost, so a lost one comes first."""
     rank, failure = min(failures.items(), key=lambda item: not type(item[1]).__module__.startswith("ray."))
+    if isinstance(failure, WorkerHealthCheckTimeoutError):
+        stalled = re.search(r"hanging for (\d+)", str(failure))
+        return f"worker {rank} did not respond for {stalled[1] if stalled else '?'} s (cluster.stall_timeout_s)"
     detail = re.search(r"(?:exit detail|error message|killed due to)[:\s]+(.*?)(?:\. |\n|$)", str(failure))
     return f"worker {rank} was lost ({detail[1].strip() if detail else _first_line(failure)})"
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from raylift.datasets.archive import store
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import RayliftError
@@ -50,11 +51,12 @@ def train_worker(settings: dict[str, Any]) -> dict[str, float]:
     """
     run = from_plain(RunConfig, settings["config"], "run")
     reporter = Reporter(settings.get("messages"), run.train.steps, to_tune=settings.get("to_tune", False))
+    store.report_stall = reporter.warn
     return train(run, settings["run_url"], reporter, settings.get("archives"))
 
 
 def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, str] | None = None) -> dict[str, float]:
-    """Train to `run.train.steps`, from the newest verified checkpoint where there is one.
+    """Train to `run.train.steps`, or until the driver requests the end, from the newest verified checkpoint if any.
 
     Args:
         run: the configuration, the same on every rank.
@@ -109,27 +111,38 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
         means.add("data_time_s", data_time)
 
         done = step + 1
+        stops = on_any_rank(reporter.stop_requested(), device)
         if done % run.train.log_every == 0 or done == run.train.steps:
             entry = {"step": float(done), "lr": run.optimizer.lr_at(step, run.train.steps), **means.reduce()}
             history.append(entry)
             reporter.log(done, entry)
             if writer:
                 writer.scalars(entry)
-        if done % run.train.validate_every == 0 or done == run.train.steps:
-            for engine in objective_engines.values():
-                engine.sync_batch_norm()
+        validates = done % run.train.validate_every == 0 or done == run.train.steps
+        if not (validates or stops):
+            continue
+        for engine in objective_engines.values():
+            engine.sync_batch_norm()
+        measured: dict[str, float] = {}
+        if validates:
             with reconstructing.ema_weights():
-                metrics, picture = validation.run(objective.reconstructor)
+                measured, picture = validation.run(objective.reconstructor)
+            metrics = measured
             history.append({"step": float(done), **metrics})
-            tensors = gather_tensors(objective_engines)
-            if writer:
-                saved = TrainingState(done, stream.samples_consumed, metrics, history, to_plain(run), run.sha256())
-                at_step = replace(description, provenance={**description.provenance, "step": done})
-                checkpoints.save(saved, tensors, at_step, data)
-                checkpoints.prune(run.train.keep_checkpoints, monitored(metrics), diverged_at(history))
+        tensors = gather_tensors(objective_engines)
+        if writer:
+            saved = TrainingState(done, stream.samples_consumed, measured, history, to_plain(run), run.sha256())
+            at_step = replace(description, provenance={**description.provenance, "step": done})
+            checkpoints.save(saved, tensors, at_step, data)
+            checkpoints.prune(run.train.keep_checkpoints, monitored(metrics), diverged_at(history))
+            if validates:
                 writer.validation(done, metrics, picture)
-            dist.barrier()
+        dist.barrier()
+        if validates:
             reporter.validated(done, metrics)
+        if stops:
+            reporter.confirm_stop(done)
+            break
     if writer:
         writer.close()
     return metrics
@@ -161,6 +174,13 @@ def take_turns(objective_engines: dict[str, Engine], batch: Batch, step: int, me
         for key, value in logs.items():
             means.add(f"{name}/{key}", value)
     return values
+
+
+def on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether a flag is set on any rank, for all ranks."""
+    count = torch.tensor(float(flag), device=device)
+    dist.all_reduce(count)
+    return bool(count)
 
 
 def handle_divergence(run: RunConfig, divergence: str, checkpoint: str | None, reporter: Reporter) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray.train
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
@@ -90,6 +91,7 @@ class Reporter:
 
     def __init__(self, messages: Any, steps: int, to_tune: bool = False) -> None:
         self._messages, self._steps, self._to_tune = messages, steps, to_tune
+        self._pending: Any = None
 
     def log(self, step: int, entry: dict[str, float]) -> None:
         """Send a log entry."""
@@ -100,13 +102,34 @@ class Reporter:
         """Send a validation. Every rank must call it, because a report is a barrier in Ray."""
         self._send(step, f"validation: {format_metrics(metrics)}")
         if self._to_tune:
-            import ray.train
-
             ray.train.report({**metrics, "step": step})
 
     def note(self, text: str) -> None:
         """Send a line without a step."""
         self._send(None, text)
+
+    def stop_requested(self) -> bool:
+        """Whether the driver requested the end of the run, on rank 0; it waits for nothing."""
+        if self._messages is None or dist.get_rank() != 0:
+            return False
+        if self._pending is None:
+            self._pending = self._messages.stop_requested.remote()
+        if not ray.wait([self._pending], timeout=0)[0]:
+            return False
+        requested, self._pending = ray.get(self._pending), None
+        return bool(requested)
+
+    def confirm_stop(self, step: int) -> None:
+        """Report that a checkpoint of that step is published and the workers end."""
+        if self._messages is not None and dist.get_rank() == 0:
+            self._messages.confirm_stop.remote(step)
+
+    def warn(self, text: str) -> None:
+        """Send a line of any rank; in a trial, which has no driver that shows it, write it to the worker's log."""
+        if self._messages is None:
+            print(text, flush=True)
+        else:
+            self._messages.put.remote((None, self._steps, f"worker {dist.get_rank()}: {text}"))
 
     def _send(self, step: int | None, text: str) -> None:
         if self._messages is not None and dist.get_rank() == 0:

@@ -17,6 +17,7 @@ import pytest
 import ray.exceptions
 import ray.train
 import safetensors.torch
+import torch.distributed as dist
 from processes import run_ranks
 
 from raylift.datasets.archive.archive import Archive
@@ -88,9 +89,61 @@ def test_a_worker_killed_while_the_archive_grows_is_replaced_and_the_run_ends_in
     assert Archive(archive).manifest.generation == run.data.generation + 1
     provenance = weights.load(tmp_path / "killed/checkpoints/step-00000008").description.provenance
     assert provenance["archive_generation"] == run.data.generation
+    assert same_weights(finished_run, url)
+
+
+def same_weights(*folders) -> bool:
+    """Whether two runs have equal weights after eight steps."""
     name = "checkpoints/step-00000008/model/model.safetensors"
-    uninterrupted, resumed = (safetensors.torch.load_file(f"{folder}/{name}") for folder in (finished_run, url))
-    assert all(bool((uninterrupted[key] == resumed[key]).all()) for key in uninterrupted)
+    one, other = (safetensors.torch.load_file(f"{folder}/{name}") for folder in folders)
+    return all(bool((one[key] == other[key]).all()) for key in one)
+
+
+def test_a_stopped_worker_is_replaced_within_the_timeout_and_a_run_ends_after_its_last_restart(
+    tiny, ray_cluster, tmp_path, capsys
+):
+    url = str(tmp_path / "run")
+    resources = replace(tiny.cluster, stall_timeout_s=3.0, max_failures=1)
+    training = replace(tiny.train, steps=4000, validate_every=1, validation_samples=1)
+    run = runs.create(replace(tiny, cluster=resources, train=training), url)
+    outcome = {}
+
+    def fit() -> None:
+        with pytest.raises(driver.RunFailed) as failed:
+            runs.fit(run, url)
+        outcome["error"] = str(failed.value)
+
+    thread = threading.Thread(target=fit)
+    thread.start()
+    stopped = wait_for_a_worker(url, thread, after_step=0)
+    os.kill(stopped, signal.SIGSTOP)
+    begun, step = time.monotonic(), Checkpoints(url).published()[-1][1]["step"]
+    while psutil.pid_exists(stopped) and time.monotonic() - begun < 60:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(stopped), "the stopped worker was left behind"
+    assert 3 < time.monotonic() - begun < 23
+    os.kill(wait_for_a_worker(url, thread, after_step=step), signal.SIGKILL)
+    thread.join(120)
+    assert re.fullmatch(
+        rf"worker \d was lost \(.+\), after 1 restarts \(cluster.max_failures\): resume with --resume {url}; .+",
+        outcome["error"],
+    )
+    assert re.search(
+        r"train: worker \d did not respond for [3-9] s \(cluster.stall_timeout_s\): starting again from the newest "
+        r"checkpoint \(1 of 1\)\n",
+        capsys.readouterr().out,
+    )
+    wait_for_no_workers()
+
+
+def wait_for_a_worker(url: str, thread: threading.Thread, after_step: int) -> int:
+    """The process id of a worker of a run that has published a checkpoint after that step."""
+    deadline = time.monotonic() + 120
+    while thread.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+        if any(summary["step"] > after_step for _, summary in Checkpoints(url).published()):
+            return training_workers()[-1]
+    raise AssertionError("the run ended or made no checkpoint")
 
 
 def test_a_corrupt_sample_ends_the_run_once_and_by_name(tiny, archive32, ray_cluster, tmp_path, capsys):
@@ -112,9 +165,9 @@ def test_both_signals_interrupt_and_other_handlers_are_back_afterwards(number):
     assert signal.getsignal(number) is before
 
 
-def test_an_interrupted_run_ends_at_once_with_the_step_and_the_command_to_go_on(tiny, ray_cluster, tmp_path):
+def test_a_run_ends_after_sigterm_with_a_checkpoint_and_the_command_that_resumes(tiny, ray_cluster, tmp_path):
     url, config = tmp_path / "run", tmp_path / "run.yaml"
-    run = replace(tiny, train=replace(tiny.train, steps=2000, log_every=1, validate_every=4, validation_samples=1))
+    run = replace(tiny, train=replace(tiny.train, steps=2000, log_every=1, validate_every=1000))
     config.write_text(replace(run, cluster=replace(run.cluster, workers=1)).to_yaml())
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     command = [sys.executable, "-m", "raylift", "train", str(config), "--output", str(url)]
@@ -122,7 +175,7 @@ def test_an_interrupted_run_ends_at_once_with_the_step_and_the_command_to_go_on(
     with subprocess.Popen(command, env=environment, **pipes) as process:
         try:
             for line in process.stdout:
-                if "validation:" in line:
+                if "step 3:" in line:
                     break
             process.send_signal(signal.SIGTERM)
             sent = time.monotonic()
@@ -138,10 +191,37 @@ def test_an_interrupted_run_ends_at_once_with_the_step_and_the_command_to_go_on(
         last,
     )
     assert interrupted, errors
-    assert 4 <= int(interrupted[2]) <= int(interrupted[1])
+    assert 3 <= int(interrupted[2]) == int(interrupted[1])
     assert "Traceback" not in errors
-    assert Checkpoints(str(url)).newest()[0].endswith(f"step-{int(interrupted[2]):08d}")
+    newest, rejected = Checkpoints(str(url)).newest()
+    assert newest.endswith(f"step-{int(interrupted[2]):08d}")
+    assert rejected == []
     wait_for_no_workers()
+
+
+class StopsAtStep3(Reporter):
+    """Requests the end of a run at its third step, on the last rank alone."""
+
+    calls = 0
+
+    def stop_requested(self) -> bool:
+        self.calls += 1
+        return self.calls == 3 and dist.get_rank() == 1
+
+
+def stopped_and_resumed(rank, run, url):
+    """Train until the third step, between two validations, and then to the end; the first checkpoints' steps."""
+    train(run, url, StopsAtStep3(None, 8))
+    steps = [summary["step"] for _, summary in Checkpoints(url).published()]
+    dist.barrier()
+    train(run, url, Reporter(None, 8))
+    return steps
+
+
+def test_a_run_that_wrote_a_checkpoint_at_its_end_resumes_to_the_same_weights(finished_run, tiny, tmp_path):
+    url = str(tmp_path / "run")
+    assert run_ranks(2, stopped_and_resumed, runs.create(tiny, url), url) == [[3], [3]]
+    assert same_weights(finished_run, url)
 
 
 FILLS_A_DISK = """

@@ -1,9 +1,12 @@
+import inspect
 import os
 import subprocess
 import sys
 
 import pytest
 import ray
+
+from raylift.platform import cluster
 
 NEIGHBOR = "import ray; ray.init('local', num_cpus=1, include_dashboard=False); print('up', flush=True); input()"
 
@@ -32,6 +35,32 @@ def test_workers_find_their_own_cluster_beside_another(ray_cluster, neighbor):
     actor = ClusterState.remote()
     assert "ClusterState" in ray.get(actor.actors.remote(), timeout=60)
     ray.kill(actor)
+
+
+@pytest.mark.parametrize("failures", [1, 2, 0])
+def test_ray_is_started_again_once_if_it_does_not_start_in_time(failures, monkeypatch, capsys):
+    message = "The current node timed out during startup. This could happen because"
+    assert message.split(".")[0] in inspect.getsource(ray._private.node)
+    outcomes = [RuntimeError(message)] * failures + [None if failures else RuntimeError("another error")]
+    addresses = []
+
+    def start(*_, runtime_env, **__):
+        addresses.append(runtime_env["env_vars"]["RAY_ADDRESS"])
+        if error := outcomes.pop(0):
+            raise error
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if failures == 1:
+        cluster.connect()
+    else:
+        with pytest.raises(RuntimeError, match="within 30 s, 2 times: this machine" if failures else "another error"):
+            cluster.connect()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["raylift: Ray did not start within 30 s, retrying (2 of 2)"] * bool(failures)
+    assert len(set(addresses)) == len(addresses) == (2 if failures else 1)
 
 
 @pytest.fixture
