@@ -53,11 +53,11 @@ def tabulate(url: str, results: Iterable[Result]) -> list[Trial]:
 
     Args:
         url: the search's folder.
-        results: Ray Tune's, one a trial; the name of its folder contains the trial's id.
+        results: Ray Tune's, one a trial; its folder is named `run_trial_<id>_<number>_<settings>`.
     """
     trials = []
     for result in results:
-        named = re.search(r"_([0-9a-f]+_\d+)_", Path(result.path).name)
+        named = re.match(r".+?_([0-9a-f]+(?:_\d{5})?)_\d+_", Path(result.path).name)
         name, settings, error = named[1] if named else Path(result.path).name, result.config or {}, result.error
         try:
             checkpoint, summary = best_checkpoint(join(url, "trials", name))
