@@ -23,6 +23,8 @@ from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.models.generative import SamplingConfig
 from raylift.models.weights import Description
 from raylift.platform import model_store
+from raylift.serve.api import credentials
+from raylift.serve.api.credentials import Credentials
 from raylift.serve.replica import ModelReplica
 from raylift.serve.settings import ServeSettings
 
@@ -54,6 +56,7 @@ def application(settings: ServeSettings) -> serve.Application:
     )(ModelReplica)
     loaded = model_store.load(settings.model)
     sampling = settings.sampling.resolve(loaded.network)
+    required = credentials.read(settings.auth_file, settings.token_file)
     # Every open page holds one request while it is open.
     ingress = serve.deployment(
         name="ingress",
@@ -61,18 +64,22 @@ def application(settings: ServeSettings) -> serve.Application:
         max_ongoing_requests=1000,
         graceful_shutdown_wait_loop_s=0.2,
         ray_actor_options={"num_cpus": 0.1},
-    )(serve.ingress(lambda: _build_ingress(settings, loaded.description, loaded.sha256, sampling))())
+    )(serve.ingress(lambda: _build_ingress(settings, loaded.description, loaded.sha256, sampling, required))())
     bound: serve.Application = ingress.bind(model.bind(settings))
     return bound
 
 
 def _build_ingress(
-    settings: ServeSettings, description: Description, sha256: str, sampling: SamplingConfig | None
+    settings: ServeSettings,
+    description: Description,
+    sha256: str,
+    sampling: SamplingConfig | None,
+    required: Credentials | None,
 ) -> FastAPI:
     # Serve calls this in the replica: Gradio cannot be pickled and is imported only there.
     from raylift.serve import ingress
 
-    return ingress.build(settings, description, sha256, sampling, MODEL_DEPLOYMENT)
+    return ingress.build(settings, description, sha256, sampling, required, MODEL_DEPLOYMENT)
 
 
 def start(settings: ServeSettings, interrupted: threading.Event) -> str:

@@ -23,9 +23,12 @@ from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.generative import SamplingConfig
 from raylift.models.weights import Description
 from raylift.serve.api import routes
+from raylift.serve.api.access import AccessControl
+from raylift.serve.api.credentials import Credentials
 from raylift.serve.backend import Backend, Unavailable
 from raylift.serve.decoder import Decoder
 from raylift.serve.page import layout, theme
+from raylift.serve.page.upload_guard import KnownEvents
 from raylift.serve.reconstructor import HUVolume
 from raylift.serve.settings import ServeSettings
 
@@ -33,9 +36,17 @@ READY_TIMEOUT_S = 5.0
 
 
 def build(
-    settings: ServeSettings, description: Description, sha256: str, sampling: SamplingConfig | None, model: str
+    settings: ServeSettings,
+    description: Description,
+    sha256: str,
+    sampling: SamplingConfig | None,
+    required: Credentials | None,
+    model: str,
 ) -> FastAPI:
-    """API and page for the deployment named `model`; `sampling` is None for a deterministic model."""
+    """API and page for the deployment named `model`.
+
+    `sampling` is None for a deterministic model, and `required` without authentication.
+    """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Only this user can read the uploads, and they are deleted with the service.
     uploads = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="raylift-page-")
@@ -63,9 +74,12 @@ def build(
     max_samples = settings.max_samples if sampling else 1
     backend = Backend(description, sha256, reconstruct, ready, settings.consistency_steps, sampling, max_samples)
     app = routes.build(backend, decoder)
+    page = layout.build(backend, decoder)
+    app.add_middleware(KnownEvents, functions=frozenset(page.fns))
+    app.add_middleware(AccessControl, hosts=settings.hosts, proxied_hosts=settings.allowed_hosts, credentials=required)
     gr.mount_gradio_app(
         app,
-        layout.build(backend, decoder),
+        page,
         path="/",
         allowed_paths=[],
         max_file_size=f"{settings.max_upload_mib}mb",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -21,9 +24,15 @@ class ServeSettings:
     model: tyro.conf.Positional[str] = model_store.DEFAULT_MODEL
     """models:NAME (see `raylift models`), or the path or URL of an exported folder or checkpoint."""
     host: str = "127.0.0.1"
-    """Address to listen on. The service has no login: use a proxy with authentication on a shared network."""
+    """Address to listen on. Others than 127.0.0.1 and localhost require --auth-file or --token-file."""
     port: int = 8000
     """Port to listen on."""
+    auth_file: Path | None = None
+    """Users and hashes of passwords as `htpasswd -B` writes them; the page and the API require one (Basic)."""
+    token_file: Path | None = None
+    """Tokens of the API, one in each line (Bearer)."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names under which a proxy offers the service; other values of Host and Origin are refused."""
     replicas: int = 1
     """Number of copies of the model."""
     cpus_per_replica: float = 1.0
@@ -57,6 +66,11 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise ConfigError(f"port {self.port} is outside 1 to 65535")
+        if not self._is_loopback and self.auth_file is None and self.token_file is None:
+            raise ConfigError(
+                f"--host {self.host} is open to other machines: pass --auth-file or --token-file, or leave --host out "
+                "and use a proxy with authentication"
+            )
         counts = {
             "replicas": self.replicas,
             "threads-per-replica": self.threads_per_replica,
@@ -73,6 +87,19 @@ class ServeSettings:
         require_steps(self.consistency_steps)
         if min(self.cpus_per_replica, self.gpus_per_replica, self.batch_wait_timeout_s, self.decoding_timeout_s) < 0:
             raise ConfigError("CPUs, GPUs and waiting times must not be negative")
+
+    @property
+    def _is_loopback(self) -> bool:
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def hosts(self) -> set[str]:
+        """Values of Host without a proxy, without a port."""
+        names = {"localhost", "127.0.0.1", "[::1]", self.host}
+        return names if self._is_loopback else names | {socket.gethostname(), socket.getfqdn()}
 
     @property
     def decoding_limits(self) -> DecodingLimits:

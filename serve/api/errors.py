@@ -1,16 +1,18 @@
-"""Errors as HTTP responses: a status and one sentence, `{"detail": ...}`."""
+"""Errors of routes as HTTP responses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from raylift.datasets.errors import RefusedFile
 from raylift.serve.api.form import ReconstructionForm, field_names
+from raylift.serve.api.problem import MEDIA_TYPE, problem
 from raylift.serve.backend import Unavailable
 from raylift.serve.view_text import in_words
 
@@ -21,25 +23,27 @@ def handle_errors(app: FastAPI, form: type[ReconstructionForm], views: Sequence[
     """Add the handlers of every error that a route raises."""
 
     @app.exception_handler(RequestValidationError)
-    async def invalid_form(_: Request, error: RequestValidationError) -> JSONResponse:
-        return _response(422, describe(error.errors(), form, views))
+    async def invalid_form(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _response(request, 422, describe(error.errors(), form, views))
 
-    @app.exception_handler(400)
-    async def malformed_form(_: Request, error: HTTPException) -> JSONResponse:
-        return _response(422, f"the form cannot be read: {error.detail}")
+    @app.exception_handler(HTTPException)
+    async def refused_request(request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 400:
+            return _response(request, 422, f"the form cannot be read: {error.detail}")
+        return _response(request, error.status_code, error.detail, error.headers)
 
     @app.exception_handler(RefusedFile)
-    async def refused_file(_: Request, error: RefusedFile) -> JSONResponse:
-        return _response(415, str(error))
+    async def refused_file(request: Request, error: RefusedFile) -> JSONResponse:
+        return _response(request, 415, str(error))
 
     @app.exception_handler(Unavailable)
-    async def unavailable(_: Request, error: Unavailable) -> JSONResponse:
-        return _response(503, str(error), {"Retry-After": str(RETRY_AFTER_S)})
+    async def unavailable(request: Request, error: Unavailable) -> JSONResponse:
+        return _response(request, 503, str(error), {"Retry-After": str(RETRY_AFTER_S)})
 
     @app.exception_handler(Exception)
-    async def internal(_: Request, __: Exception) -> JSONResponse:
+    async def internal(request: Request, _: Exception) -> JSONResponse:
         # Starlette raises the exception again, so the server logs it.
-        return _response(500, "the service failed; see its log")
+        return _response(request, 500, "the service failed; see its log")
 
 
 def describe(errors: Sequence[Any], form: type[ReconstructionForm], views: Sequence[str]) -> str:
@@ -63,5 +67,6 @@ def _fields(errors: Sequence[Any], kind: str) -> list[str]:
     return [f"{error['loc'][-1]:.40}" for error in errors if error["type"] == kind]
 
 
-def _response(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status, headers)
+def _response(request: Request, status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    document = problem(request.scope, status, detail).model_dump()
+    return JSONResponse(document, status, headers, media_type=MEDIA_TYPE)

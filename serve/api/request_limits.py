@@ -1,33 +1,56 @@
-"""ASGI middleware that refuses requests for unknown paths and bodies over a size limit."""
+"""ASGI middleware that refuses requests for unknown routes and bodies over a size limit."""
 
 from __future__ import annotations
 
-import json
 import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-PATHS = re.compile(
-    # The API.
-    r"/healthz|/readyz|/docs|/openapi\.json|/v1/[a-z]+"
-    # The page, and those of Gradio's routes that it uses. `file=` with a URL would fetch that URL for any client.
-    r"|/|/config|/theme\.css|/manifest\.json|/favicon\.ico|/robots\.txt|/(assets|static)/.+"
-    r"|/gradio_api/(upload|upload_progress|startup-events|queue/(join|data)|run/predict|cancel|reset|heartbeat/\w+|file=/.+)"
-)
+from raylift.serve.api.problem import refuse
+
+ROUTES = {
+    re.compile(pattern): methods
+    for pattern, methods in {
+        # The API.
+        r"/healthz|/readyz|/docs|/openapi\.json|/v1/model": ("GET",),
+        r"/v1/reconstructions": ("POST",),
+        # The page, and those of Gradio's routes that it uses. `file=` with a URL would fetch that URL for any client.
+        r"/|/config|/theme\.css|/manifest\.json|/favicon\.ico|/robots\.txt|/(assets|static)/.+": ("GET", "HEAD"),
+        r"/gradio_api/(upload_progress|startup-events|queue/data|heartbeat/\w+|file=/.+)": ("GET", "HEAD"),
+        r"/gradio_api/(upload|queue/join|run/predict|cancel|reset)": ("POST",),
+    }.items()
+}
+"""Methods by path."""
 
 
-class KnownPaths:
-    """Responds 404 to every path that neither the API nor the page uses."""
+class KnownRoutes:
+    """Responds 404 to every path that neither the API nor the page uses, and 405 to other methods."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
-        if scope["type"] == "http" and not PATHS.fullmatch(scope["path"]):
-            await _refuse(send, 404, "not found")
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = route_path(scope)
+        allowed = next((methods for pattern, methods in ROUTES.items() if pattern.fullmatch(path)), ())
+        if not allowed:
+            await refuse(scope, send, 404, "not found: the API reference at /docs lists the routes")
+        elif scope["method"] not in allowed:
+            methods = ", ".join(allowed)
+            await refuse(
+                scope, send, 405, f"{path} does not accept {scope['method']:.20}: use {methods}", allow=methods
+            )
         else:
             await self._app(scope, receive, send)
+
+
+def route_path(scope: Scope) -> str:
+    """A request's path below the root path."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 class BodyLimit:
@@ -47,10 +70,10 @@ class BodyLimit:
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit():
-            await _refuse(send, 400, "the request's content-length is not a number")
+            await refuse(scope, send, 400, "the request's content-length is not a number")
             return
         if int(declared) > self._max_bytes:
-            await self._refuse_size(send)
+            await self._refuse_size(scope, send)
             return
         received, started = 0, False
 
@@ -74,18 +97,11 @@ class BodyLimit:
             await self._app(scope, count_bytes, send_within_limit)
         except _BodyTooLarge:
             if not started:
-                await self._refuse_size(send)
+                await self._refuse_size(scope, send)
 
-    async def _refuse_size(self, send: Send) -> None:
-        await _refuse(send, 413, f"the request is over the limit of {self._max_bytes} bytes")
+    async def _refuse_size(self, scope: Scope, send: Send) -> None:
+        await refuse(scope, send, 413, f"the request is over the limit of {self._max_bytes} bytes")
 
 
 class _BodyTooLarge(Exception):
     pass
-
-
-async def _refuse(send: Send, status: int, detail: str) -> None:
-    body = json.dumps({"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

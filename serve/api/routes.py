@@ -9,7 +9,7 @@ import zipfile
 from typing import Annotated
 
 import numpy as np
-from fastapi import Depends, FastAPI, Form, Request, Response
+from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
@@ -18,7 +18,8 @@ from raylift.models.generative import SamplerName
 from raylift.serve.api import reference
 from raylift.serve.api.errors import handle_errors
 from raylift.serve.api.form import MAX_FIELDS, MAX_FILES, ReconstructionForm, form_model, require_multipart
-from raylift.serve.api.request_limits import BodyLimit, KnownPaths
+from raylift.serve.api.problem import described
+from raylift.serve.api.request_limits import BodyLimit, KnownRoutes
 from raylift.serve.backend import DISCLAIMER, Backend
 from raylift.serve.decoder import Decoder
 from raylift.serve.reconstructor import HUVolume
@@ -54,12 +55,6 @@ class ModelInfo(BaseModel):
     notice: str = DISCLAIMER
 
 
-class Problem(BaseModel):
-    """Why a request was refused."""
-
-    detail: str
-
-
 def build(backend: Backend, decoder: Decoder) -> FastAPI:
     """The application with all routes of the API."""
     # FastAPI's own documentation pages load scripts from a public server; `reference` has none.
@@ -73,7 +68,7 @@ def build(backend: Backend, decoder: Decoder) -> FastAPI:
     poses, views, multiple_samples = backend.description.geometry.views, backend.views, backend.multiple_samples
     form_type = form_model(poses, backend.max_samples)
     handle_errors(app, form_type, views)
-    app.add_middleware(KnownPaths)
+    app.add_middleware(KnownRoutes)
     # One file for each view, and the other fields of the form.
     app.add_middleware(BodyLimit, max_bytes=len(views) * decoder.file_limits.max_bytes + 2**16)
 
@@ -86,13 +81,13 @@ def build(backend: Backend, decoder: Decoder) -> FastAPI:
         "/readyz",
         tags=["service"],
         response_description="the model is ready",
-        responses={503: {"model": Problem, "description": "the model is not ready"}},
+        responses={503: described("the model is not ready")},
     )
     async def readyz() -> Response:
         """Readiness of the model."""
         if await backend.ready():
             return JSONResponse({"status": "ready"})
-        return JSONResponse({"detail": "the model is not ready"}, 503)
+        raise HTTPException(503, "the model is not ready")
 
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
@@ -127,10 +122,10 @@ def build(backend: Backend, decoder: Decoder) -> FastAPI:
                 "description": "the volume as gzipped NIfTI, int16 HU" + (STD_RESPONSE if multiple_samples else ""),
                 "headers": _headers(backend),
             },
-            413: {"model": Problem, "description": "the request or a file is too large"},
-            415: {"model": Problem, "description": "not a multipart form, or a file is not a readable radiograph"},
-            422: {"model": Problem, "description": "a field is missing, unknown or invalid"},
-            503: {"model": Problem, "description": "the queue is full, or the model is restarting"},
+            413: described("the request or a file is too large"),
+            415: described("not a multipart form, or a file is not a readable radiograph"),
+            422: described("a field is missing, unknown or invalid"),
+            503: described("the queue is full, or the model is restarting"),
         },
     )
     async def reconstruct(

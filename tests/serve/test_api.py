@@ -206,9 +206,9 @@ def test_a_single_view_model_requires_one_radiograph(description: Description, r
     frontal = {"frontal": radiographs["frontal"]}
     assert service.post("/v1/reconstructions", files=frontal).status_code == 200
     response = service.post("/v1/reconstructions", files=radiographs)
-    assert response.json() == {"detail": "unknown field lateral: send invert, frontal, flip_frontal"}
+    assert response.json()["detail"] == "unknown field lateral: send invert, frontal, flip_frontal"
     response = service.post("/v1/reconstructions", files=frontal, data={"flip_lateral": "true"})
-    assert response.json() == {"detail": "unknown field flip_lateral: send invert, frontal, flip_frontal"}
+    assert response.json()["detail"] == "unknown field flip_lateral: send invert, frontal, flip_frontal"
 
 
 def test_health_readiness_and_model_are_reported(service_client: TestClient, reconstructor: Reconstructor) -> None:
@@ -246,7 +246,7 @@ def test_an_internal_error_is_reported_without_details(description: Description,
     with pytest.raises(RuntimeError, match="CUDA"):
         api.post("/v1/reconstructions", files=radiographs)
     response = TestClient(api.app, raise_server_exceptions=False).post("/v1/reconstructions", files=radiographs)
-    assert (response.status_code, response.json()) == (500, {"detail": "the service failed; see its log"})
+    assert (response.status_code, response.json()["detail"]) == (500, "the service failed; see its log")
 
 
 def test_the_openapi_description_is_valid_and_lists_every_field(service_client: TestClient) -> None:

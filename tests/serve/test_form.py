@@ -45,7 +45,11 @@ def api(description: Description) -> TestClient:
 
 def refused(response: Any, status: int, *words: str) -> None:
     assert response.status_code == status, response.text
-    detail = response.json()["detail"]
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert set(problem) == {"type", "title", "status", "detail", "request_id"}
+    assert problem["status"] == status
+    detail = problem["detail"]
     assert all(word in detail for word in words), detail
     assert "Traceback" not in detail
     assert len(detail) < 300

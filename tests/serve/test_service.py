@@ -91,7 +91,7 @@ def test_requests_beyond_the_queue_get_503_with_retry_after(http: httpx.Client, 
     assert set(statuses) == {200, 503}
     refused = responses[statuses.index(503)]
     assert refused.headers["retry-after"] == "5"
-    assert refused.json() == {"detail": "the queue is full: try again in a few seconds"}
+    assert refused.json()["detail"] == "the queue is full: try again in a few seconds"
     assert http.get("/readyz").status_code == 200
 
 
@@ -125,10 +125,18 @@ def test_the_routes_of_the_api_take_precedence_over_the_page(http: httpx.Client,
     assert '"title":"raylift"' in http.get("/").text
 
 
-def test_the_running_service_refuses_with_a_json_sentence(http: httpx.Client, radiographs: dict[str, bytes]) -> None:
+def test_the_running_service_refuses_with_a_problem_and_the_id_of_the_request(
+    http: httpx.Client, radiographs: dict[str, bytes]
+) -> None:
     response = http.post("/v1/reconstructions", files={"frontal": radiographs["frontal"]})
     assert response.status_code == 422
-    assert response.json() == {"detail": "this model requires frontal and lateral; missing: lateral"}
+    assert response.json() == {
+        "type": "about:blank",
+        "title": response.json()["title"],
+        "status": 422,
+        "detail": "this model requires frontal and lateral; missing: lateral",
+        "request_id": response.headers["x-request-id"],
+    }
     assert http.post("/v1/reconstructions", files={**radiographs, "lateral": b"%PDF-1.7"}).status_code == 415
 
 

@@ -1,0 +1,95 @@
+"""Users and tokens that may use the service."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import bcrypt
+
+from raylift.datasets.errors import ConfigError
+
+MIN_TOKEN_LENGTH = 32
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Password hashes by user, and digests of tokens."""
+
+    passwords: dict[str, bytes] = field(default_factory=dict)
+    tokens: frozenset[bytes] = frozenset()
+
+    @property
+    def challenge(self) -> str:
+        """The schemes that the service accepts, as in the header WWW-Authenticate."""
+        return 'Basic realm="raylift", charset="UTF-8"' if self.passwords else 'Bearer realm="raylift"'
+
+    def accept(self, authorization: str) -> bool:
+        """Whether a header Authorization has a user and a password, or a token; slow for passwords."""
+        scheme, _, value = authorization.partition(" ")
+        if scheme.lower() == "bearer":
+            return _digest(value.strip()) in self.tokens
+        if scheme.lower() != "basic":
+            return False
+        try:
+            user, _, password = base64.b64decode(value, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return False
+        hashed = self.passwords.get(user)
+        # bcrypt refuses longer passwords and those with a zero.
+        return hashed is not None and len(password.encode()) <= 72 and bcrypt.checkpw(password.encode(), hashed)
+
+
+def read(auth_file: Path | None, token_file: Path | None) -> Credentials | None:
+    """The credentials of both files; None without a file.
+
+    Args:
+        auth_file: lines `user:hash` with hashes of bcrypt, as `htpasswd -B` writes them.
+        token_file: a token of at least 32 characters in each line.
+
+    Raises:
+        ConfigError: a file cannot be read, is empty, is readable by other users, or has an invalid line.
+    """
+    if auth_file is None and token_file is None:
+        return None
+    passwords = {}
+    for number, line in enumerate(_lines(auth_file), start=1):
+        user, _, hashed = line.partition(":")
+        try:
+            bcrypt.checkpw(b"", hashed.encode())
+        except ValueError as error:
+            raise ConfigError(
+                f"{auth_file}: line {number} is not a user and a hash of bcrypt: use htpasswd -B"
+            ) from error
+        passwords[user] = hashed.encode()
+    tokens = _lines(token_file)
+    for number, token in enumerate(tokens, start=1):
+        if len(token) < MIN_TOKEN_LENGTH:
+            raise ConfigError(
+                f"{token_file}: the token in line {number} has under {MIN_TOKEN_LENGTH} characters: "
+                "use openssl rand -hex 32"
+            )
+    return Credentials(passwords, frozenset(map(_digest, tokens)))
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+def _lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+            raise ConfigError(f"{path} is readable by other users: run chmod 600 {path}")
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise ConfigError(f"{path} has no line: write a user or a token into it")
+    return lines

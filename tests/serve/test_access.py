@@ -1,0 +1,206 @@
+"""Hosts, origins, credentials, routes and events of requests, and headers of responses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from raylift.datasets.errors import ConfigError
+from raylift.serve.api import credentials
+from raylift.serve.api.access import SECURITY_HEADERS, AccessControl
+from raylift.serve.api.request_limits import KnownRoutes
+from raylift.serve.page.upload_guard import KnownEvents
+from raylift.serve.settings import ServeSettings
+
+TOKEN = "0123456789abcdef" * 2
+
+
+def secret(path: Path, *lines: str) -> Path:
+    path.touch(0o600)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def required(tmp_path_factory: pytest.TempPathFactory) -> credentials.Credentials | None:
+    folder = tmp_path_factory.mktemp("credentials")
+    hashed = bcrypt.hashpw(b"a password", bcrypt.gensalt(4)).decode()
+    # htpasswd writes the letter y.
+    users = secret(folder / "users", "# users", f"ada:{hashed.replace('$2b$', '$2y$')}")
+    return credentials.read(users, secret(folder / "tokens", TOKEN))
+
+
+def client(hosts: tuple[str, ...] = (), required: credentials.Credentials | None = None) -> TestClient:
+    """An application of three routes behind the middleware, with the hosts of the default address."""
+    app = FastAPI()
+    for path in ("/healthz", "/readyz", "/v1/model"):
+        app.get(path)(lambda: {"done": True})
+    app.post("/v1/reconstructions")(lambda: {"done": True})
+    app.add_middleware(KnownRoutes)
+    settings = ServeSettings(allowed_hosts=hosts)
+    app.add_middleware(AccessControl, hosts=settings.hosts, proxied_hosts=hosts, credentials=required)
+    return TestClient(app, base_url="http://127.0.0.1:8000")
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("127.0.0.1:8000", None, 200),
+        ("localhost:9000", None, 200),
+        ("[::1]:8000", "http://[::1]:8000", 200),
+        ("ct.example.org", "https://ct.example.org", 200),
+        ("CT.example.org", "https://ct.example.ORG", 200),
+        ("127.0.0.1:8000", "https://ct.example.org", 200),
+        ("127.0.0.1:8000", "http://127.0.0.1:8000", 200),
+        ("127.0.0.1:8000", "http://127.0.0.1:3000", 403),
+        ("127.0.0.1:8000", "http://localhost:8000", 403),
+        ("127.0.0.1:8000", "https://evil.example", 403),
+        ("127.0.0.1:8000", "https://ct.example.org.evil.example", 403),
+        ("127.0.0.1:8000", "null", 403),
+        ("evil.example", None, 421),
+        ("ct.example.org.evil.example:80", None, 421),
+        ("", None, 421),
+    ],
+)
+def test_only_the_services_hosts_and_origins_are_served(host: str, origin: str | None, status: int) -> None:
+    headers = {"host": host} | ({"origin": origin} if origin else {})
+    api = client(("ct.example.org",))
+    for response in (api.get("/v1/model", headers=headers), api.post("/v1/reconstructions", headers=headers)):
+        assert response.status_code == status
+        assert not [name for name in response.headers if name.startswith("access-control-")]
+        assert SECURITY_HEADERS.items() <= {name: response.headers[name] for name in SECURITY_HEADERS}.items()
+
+
+def test_preflights_permit_no_other_origin() -> None:
+    headers = {"access-control-request-method": "POST", "origin": "https://evil.example"}
+    assert client().options("/v1/reconstructions", headers=headers).status_code == 403
+    same = client().options("/v1/reconstructions", headers=headers | {"origin": "http://127.0.0.1:8000"})
+    assert (same.status_code, same.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"authorization": f"Bearer {TOKEN}"}, 200),
+        ({"authorization": f"bearer {TOKEN}"}, 200),
+        ({"authorization": f"Bearer {TOKEN[:-1]}0"}, 401),
+        ({"authorization": TOKEN}, 401),
+        ({"authorization": "Basic not base64"}, 401),
+        ({"authorization": "Basic /w=="}, 401),
+        ({"authorization": "Digest a"}, 401),
+    ],
+)
+def test_credentials_are_required_except_for_probes(
+    headers: dict[str, str], status: int, required: credentials.Credentials
+) -> None:
+    api = client(required=required)
+    response = api.get("/v1/model", headers=headers)
+    assert response.status_code == status
+    if status == 401:
+        assert response.headers["www-authenticate"].startswith("Basic realm=")
+        assert response.json()["title"] == "Unauthorized"
+    assert api.get("/healthz").status_code == api.get("/readyz", headers={"host": "10.0.0.7:8000"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("user", "status"),
+    [(("ada", "a password"), 200), (("ada", "another"), 401), (("eve", "a password"), 401), (("ada", "x" * 100), 401)],
+)
+def test_users_authenticate_with_their_password(
+    user: tuple[str, str], status: int, required: credentials.Credentials
+) -> None:
+    api = client(required=required)
+    assert [api.get("/v1/model", auth=user).status_code for _ in range(2)] == [status, status]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["ada:secret"], "line 1 is not a user and a hash of bcrypt: use htpasswd -B"),
+        (["ada:$apr1$abc$abc"], "line 1 is not a user and a hash of bcrypt"),
+        ([], "has no line"),
+    ],
+)
+def test_a_file_of_users_without_hashes_is_refused(lines: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        credentials.read(secret(tmp_path / "users", *lines), None)
+
+
+def test_a_short_token_and_a_file_that_others_can_read_are_refused(tmp_path: Path) -> None:
+    path = secret(tmp_path / "tokens", TOKEN, "short")
+    with pytest.raises(ConfigError, match="line 2 has under 32 characters: use openssl rand -hex 32"):
+        credentials.read(None, path)
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="readable by other users: run chmod 600"):
+        credentials.read(None, path)
+    assert credentials.read(None, None) is None
+
+
+def test_another_address_than_this_machine_requires_credentials(tmp_path: Path) -> None:
+    for host in ("0.0.0.0", "::", "192.168.1.7", "ct.example.org"):
+        with pytest.raises(ConfigError, match=f"--host {host} is open to other machines: pass --auth-file"):
+            ServeSettings(host=host)
+        assert ServeSettings(host=host, token_file=tmp_path / "tokens").host == host
+    for host in ("127.0.0.1", "127.0.0.2", "::1", "localhost"):
+        assert ServeSettings(host=host).host == host
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("GET", "/v1/reconstructions", 405, "POST"),
+        ("DELETE", "/v1/model", 405, "GET"),
+        ("POST", "/healthz", 405, "GET"),
+        ("PUT", "/", 405, "GET, HEAD"),
+        ("GET", "/gradio_api/queue/join", 405, "POST"),
+        ("GET", "/v1/models", 404, None),
+        ("GET", "/v1/model/", 404, None),
+    ],
+)
+def test_other_methods_get_405_with_the_allowed_ones_and_other_paths_404(
+    method: str, path: str, status: int, allow: str | None
+) -> None:
+    response = client().request(method, path, headers={"x-request-id": "one-of-the-client"})
+    assert (response.status_code, response.headers.get("allow")) == (status, allow)
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["request_id"] == "one-of-the-client"
+    assert client().get("/nothing", headers={"x-request-id": "<script>"}).json()["request_id"] != "<script>"
+
+
+@pytest.mark.parametrize(
+    ("event", "status"),
+    [
+        ({"data": [], "fn_index": 0, "session_hash": "a"}, 200),
+        ({"data": [], "fn_index": 7, "session_hash": "a"}, 422),
+        ({"data": [], "fn_index": True, "session_hash": "a"}, 422),
+        ({"data": [], "fn_index": 10**30, "session_hash": "a"}, 422),
+        ({"data": [], "fn_index": 0, "session_hash": None}, 422),
+        ({"data": [], "session_hash": "a"}, 422),
+        ([], 422),
+        ("[" * 20_000, 422),
+        ("{", 422),
+        (json.dumps({"data": ["x" * 70_000], "fn_index": 0, "session_hash": "a"}), 413),
+    ],
+)
+def test_events_of_no_function_of_the_page_are_refused(event: Any, status: int) -> None:
+    app = FastAPI()
+
+    @app.post("/gradio_api/queue/join")
+    async def join(body: dict[str, Any]) -> list[str]:
+        return sorted(body)
+
+    app.add_middleware(KnownEvents, functions={0})
+    content = event if isinstance(event, str) else json.dumps(event)
+    response = TestClient(app).post(
+        "/gradio_api/queue/join", content=content, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == status
+    if status == 200:
+        assert response.json() == ["data", "fn_index", "session_hash"]
