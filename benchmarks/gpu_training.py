@@ -34,6 +34,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Geometry, Grid, chest
 from raylift.models.losses import ssim_loss
 from raylift.models.system_config import SystemConfig
+from raylift.models.systems.diffux2ct import TriPlaneSystem
 from raylift.models.zoo import SYSTEMS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -61,7 +62,15 @@ VALIDATE = ("lidc_idri_0006_2mm", "qin_lung_ct_qin_lsc_0088_2mm")
 def systems() -> dict[str, SystemConfig]:
     """What a job can name."""
     published = {name: entry.published for name, entry in SYSTEMS.items()}
-    return published | {f"{name}-slim": entry.slim for name, entry in SYSTEMS.items()}
+    slim = {f"{name}-slim": entry.slim for name, entry in SYSTEMS.items()}
+    as_published = {
+        f"{name}-slim-published": replace(
+            entry.slim, scheduler=entry.published.scheduler, sampling=entry.published.sampling
+        )
+        for name, entry in SYSTEMS.items()
+        if isinstance(entry.published, TriPlaneSystem) and isinstance(entry.slim, TriPlaneSystem)
+    }
+    return published | slim | as_published
 
 
 def use_views(network: torch.nn.Module, views: int) -> None:
@@ -104,12 +113,11 @@ def augmented(volumes: dict[str, Tensor], geometry: Geometry, options: Any) -> I
                 made, began = len(volumes["phantom"]), time.monotonic()
         parameters = next(loader)
         kinds = rng.random(options.batch) < options.ct_share
-        picked = [
-            volumes["ct"][rng.integers(len(volumes["ct"]))]
-            if kind and len(volumes["ct"])
-            else volumes["phantom"][rng.integers(len(volumes["phantom"]))]
-            for kind in kinds
-        ]
+        picked = []
+        for is_ct in kinds & bool(len(volumes["ct"])):
+            source = volumes["ct" if is_ct else "phantom"]
+            hu = source[rng.integers(len(source))]
+            picked.append(hu.flip(-1) if is_ct and rng.random() < options.mirror_share else hu)
         with torch.no_grad():
             hu, images = augment(torch.stack(picked)[:, None].float(), SOURCE.spacing_mm, GRID, parameters)
         count = 1 if rng.random() < options.frontal_share else images.shape[1]
@@ -160,7 +168,10 @@ def run_job(
         log({"measured": values})
         described = {
             "command": shlex.join(["python", *sys.argv]),
-            **{name: getattr(options, name) for name in ("seed", "batch", "precision", "ct_share", "frontal_share")},
+            **{
+                name: getattr(options, name)
+                for name in ("seed", "batch", "precision", "ct_share", "frontal_share", "mirror_share")
+            },
             "augmentation": options.augmentation,
             "steps": position["step"],
             "seconds": position["seconds"],
@@ -206,6 +217,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--ct-share", type=float, default=0.5)
+    parser.add_argument("--mirror-share", type=float, default=0.0, help="share of CT mirrored left to right")
     parser.add_argument("--augmentation", choices=["full", "volume", "none"], default="full")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=8)
