@@ -17,7 +17,15 @@ DISCLAIMER = "Research software, not a medical device: not for diagnosis."
 
 
 class Unavailable(RayliftError, RuntimeError):
-    """The model accepts no request now: its queue is full, or it is restarting."""
+    """The model accepts no request now: its queue is full, or it is restarting.
+
+    Attributes:
+        retry_after_s: seconds after which a request may succeed.
+    """
+
+    def __init__(self, message: str, retry_after_s: int = 5) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class Backend:
     reconstruct: Callable[[Float32[np.ndarray, "views rows columns"], int], Awaitable[HUVolume]]
     """Maps prepared radiographs and the number of samples to a volume in HU; raises Unavailable."""
     ready: Callable[[], Awaitable[bool]]
-    """Whether the model is loaded and responds."""
+    """Whether the model is loaded and requests are accepted."""
     consistency_steps: int = 0
     """Steps of the data-consistency fit; 0 for none."""
     sampling: SamplingConfig | None = None

@@ -159,5 +159,5 @@ def serve(arguments: list[str]) -> int:
         print(
             f"serving {model_store.resolve(settings.model)} on {url} (page /, API /docs); stop with Ctrl-C", flush=True
         )
-    deployment.wait(interrupted)
+    deployment.wait(interrupted, settings.grace_s)
     return 0

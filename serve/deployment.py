@@ -12,19 +12,18 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.schema import ApplicationStatus
 from ray.util import list_named_actors
 
 from raylift.datasets.errors import ConfigError, RayliftError
-from raylift.models.generative import SamplingConfig
-from raylift.models.weights import Description
 from raylift.platform import model_store
 from raylift.serve.api import credentials
-from raylift.serve.api.credentials import Credentials
+from raylift.serve.gate import Gate
 from raylift.serve.replica import ModelReplica
 from raylift.serve.settings import ServeSettings
 
@@ -35,6 +34,8 @@ APP = "raylift"
 MODEL_DEPLOYMENT = "model"
 RESPONSE_TIMEOUT_S = 10.0
 START_TIMEOUT_S = 120.0
+SHUTDOWN_S = 2.0
+"""How long Ray Serve waits for requests after the grace."""
 
 
 class ServiceNotReady(RayliftError, RuntimeError):
@@ -52,6 +53,7 @@ def application(settings: ServeSettings) -> serve.Application:
         # Serve counts a request as queued until a replica has it: an idle replica must get all that it takes at once.
         max_queued_requests=max(settings.max_queued_requests, ongoing),
         graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
     )(ModelReplica)
     loaded = model_store.load(settings.model)
@@ -63,23 +65,32 @@ def application(settings: ServeSettings) -> serve.Application:
         num_replicas=1,
         max_ongoing_requests=1000,
         graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=SHUTDOWN_S,
         ray_actor_options={"num_cpus": 0.1},
-    )(serve.ingress(lambda: _build_ingress(settings, loaded.description, loaded.sha256, sampling, required))())
-    bound: serve.Application = ingress.bind(model.bind(settings))
+    )(serve.ingress()(Ingress))
+    bound: serve.Application = ingress.bind(
+        model.bind(settings), settings, loaded.description, loaded.sha256, sampling, required
+    )
     return bound
 
 
-def _build_ingress(
-    settings: ServeSettings,
-    description: Description,
-    sha256: str,
-    sampling: SamplingConfig | None,
-    required: Credentials | None,
-) -> FastAPI:
-    # Serve calls this in the replica: Gradio cannot be pickled and is imported only there.
-    from raylift.serve import ingress
+class Ingress:
+    """The Ray Serve replica of the API and the page."""
 
-    return ingress.build(settings, description, sha256, sampling, required, MODEL_DEPLOYMENT)
+    def __init__(self, _: object, *arguments: Any) -> None:
+        """The replica; the first argument, the model's handle, makes Serve deploy the model with it."""
+        # Gradio cannot be pickled and is imported only in the replica.
+        from raylift.serve import ingress
+
+        self._gate = Gate()
+        self._app = ingress.build(MODEL_DEPLOYMENT, self._gate, *arguments)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._app
+
+    async def close(self, grace_s: float) -> int:
+        """Refuse requests from now on; returns how many did not complete within the grace and were cancelled."""
+        return await self._gate.close(grace_s)
 
 
 def start(settings: ServeSettings, interrupted: threading.Event) -> str:
@@ -120,13 +131,31 @@ def interruption() -> threading.Event:
     return interrupted
 
 
-def wait(interrupted: threading.Event) -> None:
-    """Block until the event is set, then shut the service and Ray down."""
+def wait(interrupted: threading.Event, grace_s: float) -> None:
+    """Block until the event is set, complete the requests in work within the grace, and shut the service and Ray down.
+
+    `/readyz` has status 503 from then on, and new requests too.
+    """
     interrupted.wait()
+    cancelled = _close(grace_s)
+    if cancelled:
+        print(f"raylift: {cancelled} requests did not complete in {grace_s:g} s", file=sys.stderr, flush=True)
     # Ray prints a message about the task that shuts Serve's controller down.
     with contextlib.redirect_stdout(io.StringIO()):
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
+
+
+def _close(grace_s: float) -> int:
+    """Stop accepting requests; returns how many were cancelled."""
+    application = serve.status().applications.get(APP)
+    if application is None or application.status != ApplicationStatus.RUNNING:
+        return 0
+    try:
+        return int(serve.get_app_handle(APP).close.remote(grace_s).result(timeout_s=grace_s + RESPONSE_TIMEOUT_S))
+    except (RayError, TimeoutError):
+        # The replica ended, and its requests with it.
+        return 0
 
 
 def _require_free(host: str, port: int) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -16,7 +19,7 @@ import numpy as np
 from fastapi import FastAPI
 from jaxtyping import Float32
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from raylift.datasets.radiographs.gray_image import RadiographLimits
@@ -27,21 +30,47 @@ from raylift.serve.api.access import AccessControl
 from raylift.serve.api.credentials import Credentials
 from raylift.serve.backend import Backend, Unavailable
 from raylift.serve.decoder import Decoder
+from raylift.serve.gate import Admission, Gate, Queue
 from raylift.serve.page import layout, theme
 from raylift.serve.page.upload_guard import KnownEvents
 from raylift.serve.reconstructor import HUVolume
 from raylift.serve.settings import ServeSettings
 
 READY_TIMEOUT_S = 5.0
+STATUS_S = 0.5
+"""How long the state of the replicas is kept."""
+
+
+class _ReplicaState:
+    """Whether a replica of the model runs, as Ray Serve's controller has it: a busy one does."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._is_running, self._read_at = False, -math.inf
+
+    async def is_running(self) -> bool:
+        if time.monotonic() - self._read_at > STATUS_S:
+            try:
+                async with asyncio.timeout(READY_TIMEOUT_S):
+                    status = await asyncio.to_thread(serve.status)
+                application = status.applications[serve.get_replica_context().app_name]
+                states = application.deployments[self._model].replica_states
+                running = sum(count for state, count in states.items() if state.value == "RUNNING")
+                self._is_running, self._read_at = running > 0, time.monotonic()
+            except (TimeoutError, RayError, KeyError) as error:
+                logging.getLogger("ray.serve").warning("the state of the model is unknown: %s", error)
+                return False
+        return self._is_running
 
 
 def build(
+    model: str,
+    gate: Gate,
     settings: ServeSettings,
     description: Description,
     sha256: str,
     sampling: SamplingConfig | None,
     required: Credentials | None,
-    model: str,
 ) -> FastAPI:
     """API and page for the deployment named `model`.
 
@@ -61,21 +90,25 @@ def build(
             raise Unavailable("the model is restarting: try again in a few seconds") from error
         return result
 
-    async def ready() -> bool:
-        try:
-            response = serve.get_deployment_handle(model).ready.remote()
-            return bool(await asyncio.wait_for(response, READY_TIMEOUT_S))
-        except Exception:
-            logging.getLogger("ray.serve").exception("the model does not respond")
-            return False
+    async def reconstruct_in_queue(radiographs: Float32[np.ndarray, "views rows columns"], samples: int) -> HUVolume:
+        async with queue.place():
+            return await reconstruct(radiographs, samples)
 
+    loaded = _ReplicaState(model)
+
+    async def ready() -> bool:
+        return gate.is_open and await loaded.is_running()
+
+    ongoing = settings.max_batch_size * settings.replicas
+    queue = Queue(settings.queue_deadline_s, ongoing, 4 * ongoing + settings.max_queued_requests)
     limits = RadiographLimits(max_bytes=settings.max_upload_mib * 2**20)
     decoder = Decoder(description, limits, settings.decoding_limits)
     max_samples = settings.max_samples if sampling else 1
     backend = Backend(description, sha256, reconstruct, ready, settings.consistency_steps, sampling, max_samples)
     app = routes.build(backend, decoder)
-    page = layout.build(backend, decoder)
+    page = layout.build(replace(backend, reconstruct=reconstruct_in_queue), decoder)
     app.add_middleware(KnownEvents, functions=frozenset(page.fns))
+    app.add_middleware(Admission, gate=gate, queue=queue)
     app.add_middleware(AccessControl, hosts=settings.hosts, proxied_hosts=settings.allowed_hosts, credentials=required)
     gr.mount_gradio_app(
         app,

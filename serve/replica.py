@@ -31,7 +31,3 @@ class ModelReplica:
         # In a thread, because a batch longer than Serve's health check would otherwise end the replica.
         radiographs, samples = [views for views, _ in requests], [count for _, count in requests]
         return await asyncio.to_thread(self._reconstructor.reconstruct, radiographs, samples)
-
-    def ready(self) -> bool:
-        """Whether the model is loaded; a replica responds only then."""
-        return True

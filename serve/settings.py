@@ -48,6 +48,11 @@ class ServeSettings:
     max_queued_requests: int = 64
     """Length of the queue, at least the four batches that a replica takes at once; further requests receive status
     503."""
+    queue_deadline_s: float = 10.0
+    """Longest expected wait of a request, from the measured throughput; further requests receive status 503 with
+    Retry-After."""
+    grace_s: float = 30.0
+    """How long requests in work may take after Ctrl-C or SIGTERM before they are cancelled."""
     max_upload_mib: int = 64
     """Largest radiograph file."""
     decoding_cpu_s: int = 10
@@ -85,7 +90,8 @@ class ServeSettings:
             if count < 1:
                 raise ConfigError(f"--{name} is {count}: give 1 or more")
         require_steps(self.consistency_steps)
-        if min(self.cpus_per_replica, self.gpus_per_replica, self.batch_wait_timeout_s, self.decoding_timeout_s) < 0:
+        durations = (self.batch_wait_timeout_s, self.decoding_timeout_s, self.queue_deadline_s, self.grace_s)
+        if min(self.cpus_per_replica, self.gpus_per_replica, *durations) < 0:
             raise ConfigError("CPUs, GPUs and waiting times must not be negative")
 
     @property

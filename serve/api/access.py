@@ -11,10 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylift.serve.api.credentials import Credentials
 from raylift.serve.api.problem import refuse
-from raylift.serve.api.request_limits import route_path
+from raylift.serve.api.request_limits import PROBES, route_path
 
-PROBES = ("/healthz", "/readyz")
-"""Paths without credentials, for probes whose host is an address of the machine."""
 MAX_REMEMBERED = 1000
 """Digests of accepted headers, because the hash of a password takes a tenth of a second."""
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -80,6 +78,7 @@ class AccessControl:
                     del headers[name]
             await send(message)
 
+        # Probes have no credentials, and an address of the machine as Host.
         if route_path(scope) in PROBES:
             await self._app(scope, receive, send_with_headers)
             return

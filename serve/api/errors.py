@@ -16,8 +16,6 @@ from raylift.serve.api.problem import MEDIA_TYPE, problem
 from raylift.serve.backend import Unavailable
 from raylift.serve.view_text import in_words
 
-RETRY_AFTER_S = 5
-
 
 def handle_errors(app: FastAPI, form: type[ReconstructionForm], views: Sequence[str]) -> None:
     """Add the handlers of every error that a route raises."""
@@ -38,7 +36,7 @@ def handle_errors(app: FastAPI, form: type[ReconstructionForm], views: Sequence[
 
     @app.exception_handler(Unavailable)
     async def unavailable(request: Request, error: Unavailable) -> JSONResponse:
-        return _response(request, 503, str(error), {"Retry-After": str(RETRY_AFTER_S)})
+        return _response(request, 503, str(error), {"Retry-After": str(error.retry_after_s)})
 
     @app.exception_handler(Exception)
     async def internal(request: Request, _: Exception) -> JSONResponse:

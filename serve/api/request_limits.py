@@ -21,6 +21,8 @@ ROUTES = {
     }.items()
 }
 """Methods by path."""
+PROBES = ("/healthz", "/readyz")
+"""Paths of liveness and readiness."""
 
 
 class KnownRoutes:

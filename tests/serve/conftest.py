@@ -37,6 +37,8 @@ SERVICE_OPTIONS = [
     "4",
     "--max-upload-mib",
     "4",
+    "--queue-deadline-s",
+    "60",
 ]
 CHROMIUM_FLAGS = [
     "--no-sandbox",

@@ -1,0 +1,183 @@
+"""Admission of requests: a bounded number, a deadline in the queue, and none while the service stops."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raylift.serve.api.problem import refuse
+from raylift.serve.api.request_limits import PROBES, route_path
+from raylift.serve.backend import Unavailable
+
+WORK = ("/v1/reconstructions", "/gradio_api/upload", "/gradio_api/queue/data")
+"""Paths whose requests are completed before the service stops; the page receives its results at the last."""
+HEARTBEAT = "/gradio_api/heartbeat/"
+MAX_REQUESTS = 512
+"""Requests in work; more get 503, so that probes always find a free place in the process."""
+MAX_HEARTBEATS = 256
+"""Open pages."""
+DECAY = 0.9
+"""Weight of the throughput before each completed reconstruction."""
+
+
+class Queue:
+    """Reconstructions in work and waiting, and their measured throughput."""
+
+    def __init__(self, deadline_s: float, min_places: int, max_places: int) -> None:
+        """A queue.
+
+        Args:
+            deadline_s: longest expected wait.
+            min_places: reconstructions that are admitted in any case, those that begin at once.
+            max_places: reconstructions that are admitted at most.
+        """
+        self._deadline_s, self._min_places, self._max_places = deadline_s, min_places, max_places
+        self._count = 0
+        self._busy_since = 0.0
+        self._completed = self._busy_s = 0.0
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """A place for one reconstruction.
+
+        Raises:
+            Unavailable: the expected wait is longer than the deadline.
+        """
+        wait_s = self._expected_wait_s()
+        if self._count >= self._min_places and (self._count >= self._max_places or wait_s > self._deadline_s):
+            retry_after_s = max(1, math.ceil(wait_s - self._deadline_s))
+            raise Unavailable(f"the queue is full: try again in {retry_after_s} s", retry_after_s)
+        if self._count == 0:
+            self._busy_since = time.monotonic()
+        self._count += 1
+        try:
+            yield
+        except BaseException:
+            self._count -= 1
+            raise
+        self._count -= 1
+        now = time.monotonic()
+        self._completed = DECAY * self._completed + 1
+        self._busy_s = DECAY * self._busy_s + now - self._busy_since
+        self._busy_since = now
+
+    def _expected_wait_s(self) -> float:
+        """Seconds until the reconstructions in the queue are complete; 0 before the first one."""
+        return self._count * self._busy_s / self._completed if self._completed else 0.0
+
+
+class Gate:
+    """Bounds the requests of a process, and ends them when the service stops.
+
+    Attributes:
+        is_open: whether requests are accepted.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self._work: set[asyncio.Task[None]] = set()
+        self._others: set[asyncio.Task[None]] = set()
+        self._heartbeats: set[asyncio.Task[None]] = set()
+
+    async def close(self, grace_s: float) -> int:
+        """Refuse requests from now on, wait for those in work, and cancel what remains after the grace.
+
+        Returns:
+            Number of cancelled requests.
+        """
+        self.is_open = False
+        if self._work:
+            await asyncio.wait(self._work, timeout=grace_s)
+        cancelled = len(self._work)
+        remaining = self._work | self._others | self._heartbeats
+        for task in remaining:
+            task.cancel()
+        if remaining:
+            await asyncio.wait(remaining, timeout=1.0)
+        return cancelled
+
+    async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request with an application, or refuse it."""
+        path = route_path(scope)
+        if path in PROBES:
+            await app(scope, receive, send)
+            return
+        if not self.is_open:
+            await refuse(scope, send, 503, "the service is stopping", retry_after="5")
+            return
+        is_heartbeat = path.startswith(HEARTBEAT)
+        tasks = self._heartbeats if is_heartbeat else self._work if path in WORK else self._others
+        in_work = len(self._heartbeats) if is_heartbeat else len(self._work) + len(self._others)
+        if in_work >= (MAX_HEARTBEATS if is_heartbeat else MAX_REQUESTS):
+            await refuse(scope, send, 503, "too many requests at a time: try again in a few seconds", retry_after="5")
+            return
+        started = False
+
+        async def note_start(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        async def handle() -> None:
+            await app(scope, receive, note_start)
+
+        task = asyncio.create_task(handle())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        try:
+            await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if self.is_open or (current is not None and current.cancelling()):
+                raise
+            if started:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await refuse(scope, send, 503, "the service is stopping", retry_after="5")
+
+
+class Admission:
+    """ASGI middleware with a gate for all requests, and the queue for reconstructions of the API.
+
+    A request that the queue has no place for is refused before its body is read.
+    """
+
+    def __init__(self, app: ASGIApp, gate: Gate, queue: Queue) -> None:
+        self._app, self._gate, self._queue = app, gate, queue
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif route_path(scope) == "/v1/reconstructions" and scope["method"] == "POST":
+            await self._gate.run(self._queued, scope, receive, send)
+        else:
+            await self._gate.run(self._app, scope, receive, send)
+
+    async def _queued(self, scope: Scope, receive: Receive, send: Send) -> None:
+        succeeded = False
+
+        async def note_status(message: Message) -> None:
+            nonlocal succeeded
+            if message["type"] == "http.response.start":
+                succeeded = message["status"] == 200
+            await send(message)
+
+        try:
+            async with self._queue.place():
+                await self._app(scope, receive, note_status)
+                if not succeeded:
+                    raise _Failed
+        except _Failed:
+            pass
+        except Unavailable as error:
+            await refuse(scope, send, 503, str(error), retry_after=str(error.retry_after_s))
+
+
+class _Failed(Exception):
+    """A request that is no measure of the throughput."""

@@ -1,0 +1,170 @@
+"""Admission: the deadline of the queue, bounds on requests, and a service that stops."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from raylift.serve import gate as gate_module
+from raylift.serve.backend import Unavailable
+from raylift.serve.gate import Admission, Gate, Queue
+
+RECONSTRUCTION = "/v1/reconstructions"
+
+
+async def nothing() -> Message:
+    await asyncio.sleep(60)
+    return {"type": "http.disconnect"}
+
+
+async def request(app: Any, path: str, method: str = "POST") -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of the response."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app({"type": "http", "method": method, "path": path, "headers": []}, nothing, send)
+    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:])
+
+
+def application(seconds: float, workers: int = 1) -> Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]:
+    """An application whose reconstructions take this long, so many at a time."""
+    places = asyncio.Semaphore(workers)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == RECONSTRUCTION:
+            async with places:
+                await asyncio.sleep(seconds)
+        elif scope["path"].startswith("/gradio_api/heartbeat/"):
+            await asyncio.sleep(60)
+        await PlainTextResponse("done")(scope, receive, send)
+
+    return app
+
+
+def test_under_overload_the_accepted_wait_for_the_deadline_at_most_and_others_are_refused_at_once() -> None:
+    compute_s, deadline_s = 0.1, 0.5
+
+    async def overload() -> tuple[list[float], list[float], list[int]]:
+        app = Admission(application(compute_s), Gate(), Queue(deadline_s, 1, 1000))
+        await request(app, RECONSTRUCTION)
+        accepted, refused, retry_after = [], [], []
+
+        async def client() -> None:
+            begun = time.monotonic()
+            status, headers, _ = await request(app, RECONSTRUCTION)
+            (accepted if status == 200 else refused).append(time.monotonic() - begun)
+            if status == 503:
+                retry_after.append(int(headers["retry-after"]))
+
+        clients = []
+        for _ in range(100):  # ten times the throughput
+            clients.append(asyncio.create_task(client()))
+            await asyncio.sleep(compute_s / 10)
+        await asyncio.gather(*clients)
+        return accepted, refused, retry_after
+
+    accepted, refused, retry_after = asyncio.run(overload())
+    assert len(accepted) + len(refused) == 100
+    assert 8 <= len(accepted) <= 30
+    assert np.quantile(accepted, 0.95) <= 2 * (compute_s + deadline_s)
+    assert np.quantile(refused, 0.99) < 0.1
+    assert set(retry_after) == {1}
+
+
+def test_retry_after_follows_the_measured_throughput() -> None:
+    async def fill(compute_s: float) -> int:
+        queue = Queue(0.0, 1, 1000)
+        async with queue.place():
+            await asyncio.sleep(compute_s)
+        async with queue.place():
+            with pytest.raises(Unavailable, match="the queue is full: try again in") as caught:
+                async with queue.place():
+                    pass
+        return caught.value.retry_after_s
+
+    assert asyncio.run(fill(0.1)) == 1
+    assert asyncio.run(fill(1.2)) == 2
+
+
+def test_failed_requests_free_their_place_and_are_no_measure_of_the_throughput() -> None:
+    async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("no radiograph", 415)(scope, receive, send)
+
+    async def run() -> list[int]:
+        queue = Queue(0.0, 1, 1)
+        app = Admission(fail, Gate(), queue)
+        statuses = [(await request(app, RECONSTRUCTION))[0] for _ in range(3)]
+        assert (queue._count, queue._completed) == (0, 0)
+        return statuses
+
+    assert asyncio.run(run()) == [415] * 3
+
+
+def test_probes_find_a_place_where_pages_and_requests_take_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "MAX_HEARTBEATS", 5)
+    monkeypatch.setattr(gate_module, "MAX_REQUESTS", 5)
+
+    async def run() -> None:
+        gate = Gate()
+        app = Admission(application(60), gate, Queue(1e9, 100, 100))
+        open_ones = [
+            asyncio.create_task(request(app, path))
+            for path in ("/gradio_api/heartbeat/a", RECONSTRUCTION)
+            for _ in range(5)
+        ]
+        await asyncio.sleep(0.05)
+        for path in ("/gradio_api/heartbeat/a", RECONSTRUCTION, "/"):
+            status, headers, body = await request(app, path)
+            assert (status, headers["retry-after"]) == (503, "5")
+            assert json.loads(body)["detail"].startswith("too many requests at a time")
+        for path in ("/healthz", "/readyz"):
+            assert (await request(app, path, "GET"))[0] == 200
+        assert await gate.close(0.0) == 5
+        assert [(await one)[0] for one in open_ones] == [503] * 10
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("grace_s", "statuses", "cancelled"), [(5.0, [200, 200], 0), (0.05, [503, 503], 2)])
+def test_a_gate_that_closes_completes_requests_within_the_grace_and_cancels_the_rest(
+    grace_s: float, statuses: list[int], cancelled: int
+) -> None:
+    async def run() -> None:
+        gate = Gate()
+        app = Admission(application(0.3, workers=2), gate, Queue(10.0, 2, 10))
+        in_work = [asyncio.create_task(request(app, RECONSTRUCTION)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        closing = asyncio.create_task(gate.close(grace_s))
+        await asyncio.sleep(0.01)
+        status, headers, body = await request(app, RECONSTRUCTION)
+        assert (status, headers["retry-after"], json.loads(body)["detail"]) == (503, "5", "the service is stopping")
+        assert (await request(app, "/healthz", "GET"))[0] == 200
+        assert await closing == cancelled
+        assert [(await one)[0] for one in in_work] == statuses
+
+    asyncio.run(run())
+
+
+def test_a_client_that_leaves_cancels_its_request() -> None:
+    async def run() -> None:
+        gate = Gate()
+        left = asyncio.create_task(request(Admission(application(60), gate, Queue(10.0, 1, 1)), RECONSTRUCTION))
+        await asyncio.sleep(0.01)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        await asyncio.sleep(0)
+        assert not gate._work
+
+    asyncio.run(run())
