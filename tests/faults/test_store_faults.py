@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import http.server
+import random
 import re
 import socket
+import threading
 import time
+import uuid
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
+from s3_server import S3Server
 
 from raylift.datasets.archive import s3, store
+from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import StoreUnreachable
+from raylift.datasets.geometry import Grid, chest
+from raylift.datasets.ingest.synthetic import ingest_phantoms
+from raylift.datasets.streaming.order import BatchPartition
 from raylift.platform import cli
+from raylift.platform.config import RunConfig
+from raylift.platform.training.inputs import describe, open_stream
 
 
 @pytest.mark.parametrize("fault", ["refuses", "never responds", "has no address"])
@@ -76,6 +91,79 @@ def test_a_store_that_stops_responding_during_work_is_reported_and_given_up_with
     assert lines[0] == "s3://bucket does not respond for 0 s, retrying (1 of 3)"
     assert re.fullmatch(r"s3://bucket does not respond for [1-3] s, retrying \([12] of 3\)", lines[1])
     assert len(lines) < 8
+
+
+class FaultyProxy(http.server.BaseHTTPRequestHandler):
+    """Forwards reads to an S3 server, and fails a share of them: status 500, status 503, or a second's silence."""
+
+    protocol_version = "HTTP/1.1"
+    upstream, share, fired = "", 0.0, Counter[str]()
+    random, lock = random.Random(0), threading.Lock()
+
+    def do_GET(self) -> None:
+        """Forward or fail a request."""
+        with self.lock:
+            fault = self.random.choice(["500", "503", "stall"]) if self.random.random() < self.share else ""
+            self.fired[fault] += 1
+        if fault in ("500", "503"):
+            self._respond(int(fault), {}, b"<Error><Code>InternalError</Code></Error>")
+            return
+        if fault == "stall":
+            time.sleep(1.0)
+        server = http.client.HTTPConnection(self.upstream)
+        server.request(self.command, self.path, headers=dict(self.headers))
+        response = server.getresponse()
+        self._respond(response.status, dict(response.getheaders()), response.read())
+        server.close()
+
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server looks up
+
+    def _respond(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            if name.lower() != "transfer-encoding":
+                self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+def test_a_store_that_fails_one_request_in_twenty_loses_no_sample_and_a_fifth_of_the_throughput_at_most(
+    s3_server: S3Server, s3_bucket_url: str, tiny: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, grid = f"{s3_bucket_url}/{uuid.uuid4().hex}", Grid(16, 20.0)
+    ingest_phantoms(url, grid, chest(grid), count=12, seed=1)
+    monkeypatch.setattr(FaultyProxy, "upstream", s3_server.endpoint.removeprefix("http://"))
+    # File systems of their own, of which none is open yet.
+    options = {**store.S3_OPTIONS["config_kwargs"], "retries": {"max_attempts": 12, "mode": "standard"}}
+    monkeypatch.setattr(store, "S3_OPTIONS", {"config_kwargs": {**options, "read_timeout": 29}})
+    data = replace(tiny.data, archive=url, size=16, cache_gib=0.0, threads=8, prefetch_batches=8)
+    run, steps, step_s = replace(tiny, data=data), 32, 0.25
+
+    def read() -> tuple[list[float], float]:
+        """The sum of each batch, and batches a second for a training step of 0.25 s."""
+        archive = Archive(url)
+        stream = iter(open_stream(archive, run, describe(run, archive), BatchPartition(0, 1, 2, 1)))
+        sums, begun = [], time.monotonic()
+        for micro_batches in islice(stream, steps):
+            sums += [float(batch.volume.sum()) for batch in micro_batches]
+            time.sleep(step_s)
+        return sums, steps / (time.monotonic() - begun)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FaultyProxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{proxy.server_address[1]}")
+        clean, clean_per_s = read()
+        monkeypatch.setattr(FaultyProxy, "share", 0.05)
+        monkeypatch.setattr(FaultyProxy, "fired", Counter())
+        faulty, faulty_per_s = read()
+        proxy.shutdown()
+    fired = FaultyProxy.fired
+    assert min(fired["500"], fired["503"], fired["stall"]) > 0
+    assert 0.02 < (fired.total() - fired[""]) / fired.total() < 0.1
+    assert faulty == clean
+    print(f"{clean_per_s:.2f} and {faulty_per_s:.2f} batches a second, {dict(fired)}")
+    assert faulty_per_s >= 0.8 * clean_per_s
 
 
 @pytest.mark.parametrize(("attempts", "requests"), [(0, 1), (2, 3)])
