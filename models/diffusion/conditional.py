@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raylift.models.diffusion.denoiser import Denoiser
 from raylift.models.diffusion.noise_schedule import NoiseScheduler, NoiseSchedulerConfig
-from raylift.models.diffusion.samplers import SAMPLERS, Noise, timestep_schedule
+from raylift.models.diffusion.samplers import SAMPLERS, Noise, initial_data, timestep_schedule
 from raylift.models.generative import GenerativeNetwork, SamplingConfig
 
 Condition = list[Float[Tensor, "n k _ _ _"]]
@@ -56,14 +56,17 @@ class ConditionalDiffusion(GenerativeNetwork):
 
     def predict(self, noisy: Data, timesteps: Int[Tensor, " n"], condition: Condition) -> Data:
         """The denoiser's prediction, of the scheduler's prediction type, in fp32."""
-        prediction: Tensor = self.denoiser(noisy, timesteps, condition)
-        return prediction.float()
+        output: Tensor = self.denoiser(noisy, timesteps, condition)
+        return self.scheduler.precondition(output.float(), noisy, timesteps)
 
     @torch.no_grad()
     def sample(
         self, radiographs: Float[Tensor, "n views rows columns"], sampling: SamplingConfig
     ) -> Float[Tensor, "n 1 d h w"]:
-        """Gaussian noise, then `sampling.steps` denoising steps under the same condition."""
+        """Gaussian noise, then `sampling.steps` denoising steps under the same condition.
+
+        A schedule that does not end at pure noise takes one evaluation more: see `initial_data`.
+        """
         condition = self.condition(radiographs)
         channels, size = self.sample_shape
         like = torch.empty(len(radiographs), channels, size, size, size, device=radiographs.device)
@@ -75,5 +78,7 @@ class ConditionalDiffusion(GenerativeNetwork):
             x0 = self.scheduler.predict_x0(prediction, noisy, timesteps)
             return x0.clip(-self.clip_sample_range, self.clip_sample_range)
 
-        schedule = timestep_schedule(self.scheduler.alphas_cumprod, sampling.steps)
-        return self.decode(SAMPLERS[sampling.sampler](predict_x0, noise(), schedule, noise), condition)
+        alphas_cumprod = self.scheduler.alphas_cumprod
+        start = initial_data(predict_x0, noise(), alphas_cumprod)
+        schedule = timestep_schedule(alphas_cumprod, sampling.steps)
+        return self.decode(SAMPLERS[sampling.sampler](predict_x0, start, schedule, noise), condition)

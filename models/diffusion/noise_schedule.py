@@ -12,6 +12,13 @@ estimate of x_0; for epsilon it is
 
 The published formula of DiffuX2CT has 1 - abar_t in place of the second square root, which does not invert the forward
 process.
+
+At the last timesteps of a schedule an error of epsilon is multiplied by sqrt((1 - abar_t) / abar_t) in x_0: 12.3 at the
+end of DiffuX2CT's. With `preconditioning` the network's output F is a part of epsilon alone,
+
+    epsilon = sqrt(1 - abar_t) x_t + sqrt(abar_t) F,
+
+as in Karras et al. 2022. F is v then, and the loss of epsilon weights its error by abar_t.
 """
 
 from __future__ import annotations
@@ -50,10 +57,16 @@ class NoiseSchedulerConfig:
     """Variance of the noise added at the last timestep, of the linear schedule."""
     prediction_type: PredictionType = "epsilon"
     """epsilon: the noise; sample: the data x_0; v_prediction: v."""
+    preconditioning: bool = False
+    """Whether epsilon is computed from the network's output and x_t; for prediction type epsilon."""
 
     def __post_init__(self) -> None:
         if self.num_train_timesteps < 1 or not 0 < self.beta_start <= self.beta_end < 1:
             raise ConfigError(f"{self}: give one timestep or more, and 0 < beta_start <= beta_end < 1")
+        if self.preconditioning and self.prediction_type != "epsilon":
+            raise ConfigError(
+                f"preconditioning with prediction_type {self.prediction_type}: it belongs to epsilon; set it to false"
+            )
         alphas_cumprod = self.alphas_cumprod()
         noise, signal = 1 - alphas_cumprod[0], alphas_cumprod[-1]
         if noise < MIN_NOISE or signal < MIN_SIGNAL:
@@ -100,6 +113,13 @@ class NoiseScheduler:
             return data
         signal, sigma = self._signal_and_sigma(timesteps)
         return signal * noise - sigma * data
+
+    def precondition(self, output: Data, noisy: Data, timesteps: Int[Tensor, " n"]) -> Data:
+        """The prediction that a network's output at x_t stands for."""
+        if not self.config.preconditioning:
+            return output
+        signal, sigma = self._signal_and_sigma(timesteps)
+        return sigma * noisy + signal * output
 
     def predict_x0(self, prediction: Data, noisy: Data, timesteps: Int[Tensor, " n"]) -> Data:
         """The estimate of x_0 from the network's prediction at x_t."""

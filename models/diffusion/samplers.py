@@ -23,6 +23,8 @@ PredictX0 = Callable[[Data, int], Data]
 Schedule = Sequence[tuple[int, float, float]]
 """For each step the timestep, a and s."""
 
+TERMINAL_SIGNAL = 1e-4
+
 
 class Noise:
     """White noise that depends on a seed and on the number of calls before, the same for every item of a batch.
@@ -38,6 +40,20 @@ class Noise:
         """The next noise."""
         one = torch.randn(1, *self._like.shape[1:], generator=self._generator, device="cpu")
         return one.to(self._like).expand(self._like.shape)
+
+
+def initial_data(predict_x0: PredictX0, noise: Data, alphas_cumprod: Sequence[float]) -> Data:
+    """The noisy data at the last timestep T, where sampling starts.
+
+    A network was trained there on sqrt(abar_T) x_0 + sqrt(1 - abar_T) epsilon. Where abar_T is above 1e-4, so that 1 %
+    of the data's amplitude is left, pure noise lies off that distribution (Lin et al. 2024), and the estimate of x_0
+    from pure noise takes the place of x_0.
+    """
+    last = alphas_cumprod[-1]
+    if last <= TERMINAL_SIGNAL:
+        return noise
+    estimate = predict_x0(noise, len(alphas_cumprod) - 1)
+    return math.sqrt(last) * estimate + math.sqrt(1 - last) * noise
 
 
 def timestep_schedule(alphas_cumprod: Sequence[float], count: int) -> Schedule:

@@ -15,8 +15,9 @@ Not published, as far as the text is legible; chosen here: 1000 timesteps with b
 (a public re-implementation of the same group's Diff2CT); every width; the condition enters at all sizes of the U-Net,
 of which the two coarser ones have windows of 4 voxels; DPM-Solver++ for sampling; Adam at 2e-4 with betas 0.9 and
 0.999 (of that re-implementation); an exponential moving average of the weights. The paper's estimate of x0 lacks a
-square root: see `models.diffusion.noise_schedule`. The slim variant predicts the sample under a cosine schedule:
-with epsilon-prediction, training takes many times as long until samples show the patient's outline.
+square root: see `models.diffusion.noise_schedule`. The network's output is preconditioned, which leaves the published
+loss as it is. The slim variant predicts the sample under a cosine schedule: with epsilon-prediction, training takes
+many times as long until samples show the patient's outline.
 """
 
 from __future__ import annotations
@@ -132,7 +133,12 @@ PUBLISHED = DiffuX2CT(
         channels=(32, 64, 128, 256), blocks=2, levels_without_attention=2, window=4, heads=4, patch=1
     ),
     scheduler=NoiseSchedulerConfig(
-        beta_schedule="linear", num_train_timesteps=1000, beta_start=1e-6, beta_end=1e-2, prediction_type="epsilon"
+        beta_schedule="linear",
+        num_train_timesteps=1000,
+        beta_start=1e-6,
+        beta_end=1e-2,
+        prediction_type="epsilon",
+        preconditioning=True,
     ),
     loss=DenoisingLoss(projection_weight=1.0),
     ema_decay=0.999,

@@ -54,7 +54,12 @@ def test_its_card_states_the_settings_of_its_training_and_system(folder):
     result = (folder.parents[2] / description.provenance["result"]).read_text()
     assert settings["steps"] == sum(stage["steps"] for stage in settings["stages"])
     last = settings["stages"][-1]
-    for words in (last["command"], f"{last['seed']} in stage 3", f"batch {last['batch']}", last["precision"]):
+    for words in (
+        last["command"],
+        f"{last['seed']} in stage {len(settings['stages'])}",
+        f"batch {last['batch']}",
+        last["precision"],
+    ):
         assert words in result
 
 

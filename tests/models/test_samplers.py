@@ -8,7 +8,7 @@ import torch
 
 from raylift.datasets.errors import ConfigError
 from raylift.models.diffusion.noise_schedule import NoiseScheduler, NoiseSchedulerConfig
-from raylift.models.diffusion.samplers import SAMPLERS, Noise, timestep_schedule
+from raylift.models.diffusion.samplers import SAMPLERS, Noise, initial_data, timestep_schedule
 from raylift.models.generative import SamplingConfig
 
 MEAN, STD = -0.6, 0.3
@@ -30,9 +30,10 @@ def gaussian_x0(alphas_cumprod):
 def sampled(name, schedule, steps, seed=0):
     alphas_cumprod = NoiseSchedulerConfig(schedule).alphas_cumprod()
     noise = Noise(seed, LIKE)
-    start = noise()
+    predict_x0 = gaussian_x0(alphas_cumprod)
+    start = initial_data(predict_x0, noise(), alphas_cumprod)
     return (
-        SAMPLERS[name](gaussian_x0(alphas_cumprod), start, timestep_schedule(alphas_cumprod, steps), noise),
+        SAMPLERS[name](predict_x0, start, timestep_schedule(alphas_cumprod, steps), noise),
         start,
         alphas_cumprod,
     )
@@ -48,8 +49,7 @@ def flown(start, alphas_cumprod):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_reaches_the_distribution_of_the_data(name, schedule):
     made, *_ = sampled(name, schedule, 250)
-    # The linear schedule ends at 8 % of the data, samplers start at 0 %.
-    assert float(made.mean()) == pytest.approx(MEAN, abs=0.02 if schedule == "linear" else 0.005)
+    assert float(made.mean()) == pytest.approx(MEAN, abs=0.005)
     assert float(made.std()) == pytest.approx(STD, rel=0.04)
 
 
@@ -92,6 +92,34 @@ def test_the_target_of_each_prediction_type_determines_x0(prediction, schedule):
     torch.testing.assert_close(back, data, atol=1e-4, rtol=1e-4)
     assert float((noisy - data)[0].abs().max()) < 0.1
     assert torch.corrcoef(torch.stack([noisy[3].flatten(), noise[3].flatten()]))[0, 1] > 0.9
+
+
+def test_sampling_starts_with_the_signal_that_the_schedule_leaves():
+    for schedule, share in (("linear", 0.081), ("cosine", 0.0)):
+        alphas_cumprod = NoiseSchedulerConfig(schedule).alphas_cumprod()
+        noise = Noise(0, LIKE)()
+        start = initial_data(gaussian_x0(alphas_cumprod), noise, alphas_cumprod)
+        assert float((start - noise).mean()) == pytest.approx(share * MEAN, abs=1e-3)
+
+
+def test_a_preconditioned_output_of_zero_is_no_worse_than_gray_at_the_last_timestep():
+    preconditioned, plain = (NoiseScheduler(NoiseSchedulerConfig(preconditioning=flag)) for flag in (True, False))
+    generator = torch.Generator().manual_seed(0)
+    data, noise = (torch.randn(4, 1, 4, 4, 4, generator=generator) for _ in range(2))
+    timesteps = torch.tensor([0, 250, 500, 999])
+    noisy = plain.add_noise(data, noise, timesteps)
+    # The output that gives epsilon is v.
+    v = NoiseScheduler(NoiseSchedulerConfig(prediction_type="v_prediction")).target(data, noise, timesteps)
+    torch.testing.assert_close(preconditioned.precondition(v, noisy, timesteps), noise, atol=1e-5, rtol=1e-5)
+    zero = torch.zeros_like(data)
+    assert torch.equal(plain.precondition(v, noisy, timesteps), v)
+
+    def error_of_x0(scheduler):
+        epsilon = scheduler.precondition(zero, noisy, timesteps)
+        return float((scheduler.predict_x0(epsilon, noisy, timesteps) - data)[-1].square().mean().sqrt())
+
+    assert error_of_x0(preconditioned) < 1.2
+    assert error_of_x0(plain) > 10
 
 
 def test_timesteps_are_uniformly_distributed():
@@ -160,6 +188,12 @@ def test_of_the_three_samplers_only_ddpm_adds_noise_at_each_step():
 def test_an_invalid_schedule_is_refused(settings):
     with pytest.raises(ConfigError, match="beta_start <= beta_end < 1"):
         NoiseSchedulerConfig(**settings)
+
+
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+def test_preconditioning_belongs_to_epsilon(prediction):
+    with pytest.raises(ConfigError, match=f"prediction_type {prediction}: it belongs to epsilon"):
+        NoiseSchedulerConfig(prediction_type=prediction, preconditioning=True)
 
 
 def test_no_steps_are_refused():
