@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--minutes", type=float, help="4.5; 15 for a trial")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--systems", nargs="+", help="step and compile these alone, for longer")
     parser.add_argument("--tiny", action="store_true", help="small systems and sizes: a trial, no measurement")
     parser.add_argument("--list", action="store_true", help="the parts and the systems that are stepped")
     parser.add_argument("--compiled", help=argparse.SUPPRESS)
@@ -64,26 +66,26 @@ def main() -> None:
                 products(report, options.tiny)
                 rates |= convolutions(report, options.tiny)
             elif name == "steps":
-                steps(report, options.tiny, rates)
+                steps(report, options.tiny, rates, options.systems)
             elif name == "projectors":
                 projectors(report, options.tiny)
             elif name == "parity":
                 parity(report, options.tiny)
             else:
-                compiled_steps(report, options.tiny)
+                compiled_steps(report, options.tiny, options.systems or COMPILED)
     report.note(f"all: {time.monotonic() - report.began:.0f} s")
 
 
-def compiled_steps(report: Report, tiny: bool) -> None:
+def compiled_steps(report: Report, tiny: bool, names: Sequence[str]) -> None:
     """Steps through torch.compile, each in a process of its own, which is ended when its time is over."""
-    for name in COMPILED:
+    for name in names:
         if report.left() < SECONDS_TO_COMPILE:
             report.note(f"no time for {name}, compiled")
             continue
         with report.guarded(f"{name}, compiled"):
             command = [sys.executable, __file__, "--compiled", name, "--device", str(report.device)]
             command += ["--tiny"] if tiny else []
-            share = report.left() if name == COMPILED[-1] else 0.6 * report.left()
+            share = report.left() if name == names[-1] else 0.6 * report.left()
             output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=share).stdout
             got = json.loads(output.strip().splitlines()[-1])
             cells = [name, f"{got['first_s']:.0f}", f"{1e3 * got['wall_s']:.1f}", f"{got['peak_gib']:.1f}"]

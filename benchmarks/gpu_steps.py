@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,36 +87,39 @@ def system_of(name: str, small: bool) -> SystemConfig:
     return SYSTEMS[name].tiny if small else SYSTEMS[name].published
 
 
-def steps(report: Report, small: bool, rates: dict[str, float]) -> None:
+def steps(report: Report, small: bool, rates: dict[str, float], names: Collection[str] | None = None) -> None:
     """A row for each system and kind, as far as the time goes.
 
     Args:
         report: where the rows go.
         small: systems that a processor steps.
         rates: the card's own convolution in TFLOP/s, by precision.
+        names: the systems, which then have as long as there is time.
     """
     for case in plan(small):
+        if names and case.name not in names:
+            continue
         if report.left() < 0:
             report.note(f"no time for {case.name}, batch {case.batch}")
             continue
         with report.guarded(f"steps of {case.name}, batch {case.batch}"):
             try:
-                of_system(report, case, system_of(case.name, small), rates)
+                of_system(report, case, system_of(case.name, small), rates, bool(names))
             except torch.cuda.OutOfMemoryError:
                 report.note(f"{case.name} at {case.size}^3, batch {case.batch}: does not fit without checkpointing")
                 torch.cuda.empty_cache()
                 system: Any = system_of(case.name, small)
-                of_system(report, case, replace(system, checkpointing="all"), rates)
+                of_system(report, case, replace(system, checkpointing="all"), rates, bool(names))
 
 
-def of_system(report: Report, case: Case, system: SystemConfig, rates: dict[str, float]) -> None:
+def of_system(report: Report, case: Case, system: SystemConfig, rates: dict[str, float], unhurried: bool) -> None:
     """All kinds of one system, on one set of networks."""
     torch.manual_seed(0)
     objective = system.objective(case.grid, chest(case.grid))
     data = random_batch(system, case.size, case.batch, report.device)
     tflop, started = 0.0, time.monotonic()
     for kind in case.kinds:
-        if report.left() < 0 or time.monotonic() - started > (60.0 if report.trial else SECONDS_A_SYSTEM):
+        if report.left() < 0 or time.monotonic() - started > (60.0 if report.trial or unhurried else SECONDS_A_SYSTEM):
             report.note(f"no time for {case.name}, {kind}")
             continue
         take = stepper(objective, report.device, kind)
