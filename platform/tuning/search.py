@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import optuna
 import yaml
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
@@ -240,7 +240,6 @@ def _tuner(
         return tune.Tuner.restore(
             state, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=filesystem
         )
-    reports = -(-search.run.train.steps // search.run.train.validate_every)
     return tune.Tuner(
         trainable,
         param_space=space,
@@ -250,7 +249,13 @@ def _tuner(
             num_samples=search.trials,
             max_concurrent_trials=concurrent,
             search_alg=OptunaSearch(seed=search.seed),
-            scheduler=ASHAScheduler(max_t=reports, grace_period=1, reduction_factor=search.reduction_factor),
+            # By the step, because Tune counts the reports of a resumed trial from the first again.
+            scheduler=ASHAScheduler(
+                time_attr="step",
+                max_t=search.run.train.steps,
+                grace_period=min(search.run.train.validate_every, search.run.train.steps),
+                reduction_factor=search.reduction_factor,
+            ),
         ),
         run_config=tune.RunConfig(
             name=RAY_FOLDER,
@@ -274,7 +279,9 @@ class _PrintReports(tune.Callback):
         self._report(f"trial {trial.trial_id} step {result.get('step')}: {format_metrics(result)}")
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]
-        self._report(f"trial {trial.trial_id} failed: {describe(trial.get_pickled_error() or trial.get_error())}")
+        # The trial's folder in the storage does not have the error yet.
+        error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()) if trial.pickled_error_file else None
+        self._report(f"trial {trial.trial_id} failed: {describe(error)}")
 
 
 _SAMPLERS: dict[str, Callable[[list[Any]], Any]] = {

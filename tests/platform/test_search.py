@@ -1,6 +1,5 @@
 """Searches on real Ray Tune: spaces are checked first, trials are Ray Train runs, a killed search resumes."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.serialization import to_plain
 from raylift.models import weights
 from raylift.platform import cli, cluster
 from raylift.platform.presets import PRESETS
@@ -111,45 +112,48 @@ def test_resources_of_a_resumed_search_may_change_with_a_line(tiny, tmp_path, ca
     assert capsys.readouterr().out == ""
 
 
-def test_a_killed_search_resumes_and_repeats_no_finished_trial(tiny, tmp_path):
-    search = tmp_path / "search"
-    space = tmp_path / "space.yaml"
-    space.write_text(
-        "space:\n  system.loss.mse_weight: {log_uniform: [1.0, 100.0]}\n"
-        "  system.fusion.kind: {choice: [average, sum]}\n"
+def test_a_search_that_is_interrupted_and_then_killed_resumes_and_repeats_no_trial(tiny, tmp_path):
+    url, space, run = tmp_path / "search", tmp_path / "space.yaml", tmp_path / "run.yaml"
+    space.write_text(yaml.safe_dump(to_plain(SPACE), sort_keys=False))
+    small = replace(
+        tiny,
+        cluster=replace(tiny.cluster, workers=1),
+        train=replace(tiny.train, steps=4, validate_every=2, validation_samples=2),
     )
-    run = tmp_path / "run.yaml"
-    run.write_text(replace(tiny, cluster=replace(tiny.cluster, workers=1)).to_yaml())
+    run.write_text(small.to_yaml())
     command = [sys.executable, "-m", "raylift", "tune"]
-    fresh = [str(space), "--preset", str(run), "--trials", "3", "--max-concurrent", "1", "--output", str(search)]
+    fresh = [str(space), "--preset", str(run), "--trials", "3", "--max-concurrent", "1", "--output", str(url)]
     # A cluster of its own, which ends with the search that is killed.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    first = subprocess.Popen([*command, *fresh], env=environment, start_new_session=True)
-    finished = wait_for_trial(search, first)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    assert not (search / "trials.json").exists(), "the injection came too late"
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+    pipes = {"env": environment, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([*command, *fresh], **pipes) as first:
+        wait_for_trials(url, first, 1)
+        first.send_signal(signal.SIGTERM)
+        _, errors = first.communicate(timeout=60)
+    assert first.returncode == 130
+    last = errors.splitlines()[-1]
+    assert last == f"raylift: interrupted by SIGTERM; resume with raylift tune --resume {url}", errors
+    with subprocess.Popen([*command, "--resume", str(url)], **pipes) as second:
+        wait_for_trials(url, second, 2)
+        os.killpg(second.pid, signal.SIGKILL)
+    assert not (url / "trials.json").exists(), "the injection came too late"
+    before = {path: path.stat().st_mtime_ns for path in url.glob("trials/*/checkpoints/*/model/*.safetensors")}
+    assert before
 
-    subprocess.run([*command, "--resume", str(search)], env=environment, check=True, timeout=400)
-    table = json.loads((search / "trials.json").read_text())["trials"]
-    assert len(table) == 3
-    assert [trial["best_psnr_db"] for trial in table] == sorted(
-        (trial["best_psnr_db"] for trial in table), reverse=True
-    )
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
-    assert len({json.dumps(trial["settings"], sort_keys=True) for trial in table}) == 3
-    assert weights.load(table[0]["checkpoint"]).description.grid.size == 32
+    subprocess.run([*command, "--resume", str(url)], env=environment, check=True, timeout=400)
+    assert {path: path.stat().st_mtime_ns for path in before if path.exists()} == before
+    table = trials.load_table(str(url))
+    assert len(table) == len(list(url.glob("trials/*"))) == 3, "a trial was repeated"
+    assert weights.load(table[0].checkpoint).description.grid.size == 32
 
 
-def wait_for_trial(search: Path, process: subprocess.Popen) -> Path:
-    """The folder of the first trial that came to its last step."""
+def wait_for_trials(url: Path, process: subprocess.Popen, count: int) -> None:
+    """Wait until so many trials have begun and the newest has a checkpoint."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert process.poll() is None, "the search ended by itself"
-        for done in search.glob("trials/*/checkpoints/step-00000008/checkpoint.json"):
-            # Tune has not received it yet.
-            time.sleep(5)
-            return done.parents[2]
-        time.sleep(0.2)
-    raise AssertionError("no trial finished")
+        begun = sorted(url.glob("trials/*/run.json"), key=lambda path: path.stat().st_mtime_ns)
+        if len(begun) >= count and list(begun[-1].parent.glob("checkpoints/*/checkpoint.json")):
+            return
+        time.sleep(0.05)
+    raise AssertionError("too few trials began")
