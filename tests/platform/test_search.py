@@ -144,6 +144,9 @@ def test_a_search_that_is_interrupted_and_then_killed_resumes_and_repeats_no_tri
     assert {path: path.stat().st_mtime_ns for path in before if path.exists()} == before
     table = trials.load_table(str(url))
     assert len(table) == len(list(url.glob("trials/*"))) == 3, "a trial was repeated"
+    assert len({str(trial.settings) for trial in table}) == 3
+    metrics = [trial.best_psnr_db for trial in table]
+    assert metrics == sorted(metrics, reverse=True)
     assert weights.load(table[0].checkpoint).description.grid.size == 32
 
 
