@@ -23,7 +23,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 def conditions(name: str, packages: Sequence[str] = ("torch", "zarr", "numpy", "deepspeed", "ray")) -> list[str]:
     """Lines of Markdown: title and date, machine, versions of the packages that are installed, command."""
-    versions = [f"{package} {found}" for package in packages if (found := installed(package))]
+    versions = [f"{package} {version}" for package in packages if (version := installed(package))]
     return [
         f"## {name}, {datetime.now(UTC):%Y-%m-%d}\n",
         f"* machine: {processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",

@@ -61,8 +61,8 @@ def export(stages: list[Path], views: int, archive_url: str, folder: Path, resul
     provenance = {
         "archive": f"{phantoms} phantoms and {len(scans)} CT ({collections}), augmented",
         "training_samples": [*scans, *(f"phantom {seed}" for seed in range(phantoms))],
-        "step": sum(one["steps"] for one in settings),
-        "seconds": sum(one["seconds"] for one in settings),
+        "step": sum(stage["steps"] for stage in settings),
+        "seconds": sum(stage["seconds"] for stage in settings),
         "script": "benchmarks/gpu_training.py",
         "result": result,
         "versions": settings[-1]["versions"],
@@ -100,7 +100,7 @@ Means over 16 held-out phantoms (`phantom`), two validation CT (`val`) and three
 consistency fit."""
     text = re.sub(r"## Metrics of this checkpoint.*", measured, text)
     described = json.loads((folder / "model.json").read_text())["model"]
-    stages = [{key: value for key, value in one.items() if key not in ("scans", "versions")} for one in settings]
+    stages = [{key: value for key, value in stage.items() if key not in ("scans", "versions")} for stage in settings]
     shown = json.dumps({"steps": steps, "stages": stages, "system": described["system"]}, indent=1)
     about = (
         """Each stage began from the weights of the one before. Its steps are those of the weights that were kept."""

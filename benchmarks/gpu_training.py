@@ -263,7 +263,7 @@ def main() -> None:
     for name, ids in (("val_ct", VALIDATE), ("test_ct", TEST)):
         if scans:
             for kind in ("", "extended-"):
-                chosen = np.stack([scans[f"{kind}ground_truth:{one}"] for one in ids])
+                chosen = np.stack([scans[f"{kind}ground_truth:{scan}"] for scan in ids])
                 sets[kind.replace("-", "_") + name] = torch.from_numpy(chosen)[:, None]
     print(f"{len(made)} phantoms and {len(train_ct)} CT ready after {time.monotonic() - start:.0f} s", flush=True)
     torch.backends.cudnn.benchmark = True

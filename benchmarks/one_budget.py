@@ -217,7 +217,7 @@ def metrics_of(volumes: dict[str, np.ndarray], pairs: Pairs) -> dict[str, dict[s
         for stage in ("predicted", "fitted"):
             hu = volumes[f"{name} {stage}"].astype(np.float32)
             values.setdefault(name, {})[stage] = {
-                **metrics.PROTOCOLS["volume"].evaluate(hu, ground_truth),
+                **metrics.VOLUME.evaluate(hu, ground_truth),
                 "lung_dice": metrics.lung_dice(hu, ground_truth, GRID.spacing_mm),
             }
     return values

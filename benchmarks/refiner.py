@@ -23,7 +23,7 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.streaming.stream import load_batch
 from raylift.models import generative
 from raylift.models.generative import RunningStatistics, SamplingConfig
-from raylift.models.metrics import PROTOCOLS
+from raylift.models.metrics import VOLUME
 from raylift.models.weights import Model
 from raylift.platform import model_store
 from raylift.platform.evaluation.predictors import matching_views
@@ -77,7 +77,7 @@ def measured(
             statistics.add(generative.predict(model.network, batch.radiographs, settings, k))
             if k + 1 in scans:
                 seconds, hu = time.perf_counter() - started, window.to_hu(statistics.mean)[0, 0].numpy()
-                values = PROTOCOLS["volume"].evaluate(hu, ground_truth)
+                values = VOLUME.evaluate(hu, ground_truth)
                 scans[k + 1].append(
                     (
                         values,
@@ -119,7 +119,7 @@ def cells(values: dict[str, list[float]]) -> list[str]:
 
 def gain(own: list[float], base: list[float]) -> list[str]:
     """The mean difference, scan by scan, and its standard deviation."""
-    differences = [one - other for one, other in zip(own, base, strict=True)]
+    differences = [refined - unrefined for refined, unrefined in zip(own, base, strict=True)]
     return [f"{fmean(differences):+.2f} ± {stdev(differences):.2f}"]
 
 

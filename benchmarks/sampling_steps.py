@@ -24,7 +24,7 @@ from raylift.datasets.streaming.stream import load_batch
 from raylift.models import baselines
 from raylift.models.diffusion.samplers import SAMPLERS
 from raylift.models.generative import GenerativeNetwork, SamplingConfig
-from raylift.models.metrics import PROTOCOLS
+from raylift.models.metrics import VOLUME
 from raylift.platform import model_store
 from raylift.platform.evaluation.predictors import matching_views
 from raylift.platform.training.checkpoint import resolve_checkpoint
@@ -59,7 +59,7 @@ def main() -> int:
             predictions = torch.cat([predict(test.radiographs[k : k + 1]) for k in range(len(test.radiographs))])
         seconds = (time.perf_counter() - started) / len(predictions)
         hu = [window.to_hu(volumes[:, 0].float()).numpy().astype(np.float32) for volumes in (predictions, test.volume)]
-        values = [PROTOCOLS["volume"].evaluate(one, ground_truth) for one, ground_truth in zip(*hu, strict=True)]
+        values = [VOLUME.evaluate(volume, ground_truth) for volume, ground_truth in zip(*hu, strict=True)]
         return fmean(f["psnr_db"] for f in values), fmean(f["ssim"] for f in values), seconds
 
     train = (load_batch(archive, [entry], window, views) for entry in archive.entries("train"))

@@ -54,7 +54,7 @@ class Pairs:
     def load(cls, *files: Path) -> Pairs:
         """Read files that `save` wrote, one after the other."""
         read = [np.load(file) for file in files]
-        return cls(*(np.concatenate([one[key] for one in read]) for key in ("names", "hu", "labels", "views")))
+        return cls(*(np.concatenate([part[key] for part in read]) for key in ("names", "hu", "labels", "views")))
 
     def save(self, file: Path) -> None:
         """Write a file, which is complete or absent."""
@@ -138,9 +138,9 @@ def pack(folders: list[Path], file: Path, grid: Grid, source: Grid) -> None:
     from raylift.datasets.scans.resample import resample
 
     arrays = {}
-    for found in reader.find(folders).sources:
-        name = Path(str(found.where)).name.split(".")[0]
-        scan = reader.read(found)
+    for source in reader.find(folders).sources:
+        name = Path(str(source.where)).name.split(".")[0]
+        scan = reader.read(source)
         for kind, field_of_view in (("", "keep"), ("extended-", "extend")):
             arrays[f"{kind}source:{name}"] = resample(scan, source, beyond_field_of_view=field_of_view)[0]
             arrays[f"{kind}ground_truth:{name}"] = resample(scan, grid, beyond_field_of_view=field_of_view)[0]

@@ -25,7 +25,7 @@ from raylift.datasets.geometry import Geometry, Grid, View, chest
 from raylift.datasets.intensity import Window
 from raylift.datasets.phantom.thorax import thorax
 from raylift.models.drr import Reprojection
-from raylift.models.metrics import PROTOCOLS
+from raylift.models.metrics import VOLUME
 from raylift.models.systems.x2ct import X2CT_CNN
 from raylift.models.zoo import parameters
 
@@ -52,7 +52,7 @@ def main() -> int:
     torch.set_num_threads(1)
     lines = conditions("views", ("torch", "numpy"))
     hu = [thorax(seed, GRID)[0] for seed in range(options.train + options.test)]
-    volumes = torch.stack([WINDOW.to_unit(torch.from_numpy(one.astype(np.float32))) for one in hu])[:, None]
+    volumes = torch.stack([WINDOW.to_unit(torch.from_numpy(volume.astype(np.float32))) for volume in hu])[:, None]
     sets = {count: geometry_of(count) for count in options.views}
     images = radiographs(volumes, sets)
     results: dict[int, list[dict[str, float]]] = {count: [] for count in sets}
@@ -78,17 +78,17 @@ def main() -> int:
     rows = [
         [
             str(count),
-            *(f"{fmean(v):.3f} ± {pstdev(v):.3f}" for v in measured(found).values()),
+            *(f"{fmean(v):.3f} ± {pstdev(v):.3f}" for v in measured(figures).values()),
             f"{seconds[count]:.0f}",
         ]
-        for count, found in results.items()
+        for count, figures in results.items()
     ]
     lines += table_lines("PSNR and SSIM by the number of views", ["views", *MEASURES, "CPU seconds"], rows)
     options.output.mkdir(parents=True, exist_ok=True)
     report = options.output / f"{datetime.now(UTC):%Y-%m-%d}-views.md"
     report.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    plot_curves({count: measured(found) for count, found in results.items()}, options)
+    plot_curves({count: measured(figures) for count, figures in results.items()}, options)
     return 0
 
 
@@ -147,7 +147,7 @@ def trained(
     with torch.no_grad():
         for index in range(options.train, options.train + options.test):
             predicted = WINDOW.to_hu(network(inputs[index : index + 1]))[0, 0].numpy()
-            scans.append(PROTOCOLS["volume"].evaluate(predicted, hu[index].astype(np.float32)))
+            scans.append(VOLUME.evaluate(predicted, hu[index].astype(np.float32)))
     return {name: fmean(scan[name] for scan in scans) for name in MEASURES.values()}, parameters(network)
 
 

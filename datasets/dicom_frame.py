@@ -194,9 +194,9 @@ def _has_other_sign(values: Stored, exposed: Bool[np.ndarray, "rows columns"]) -
     size, is_signed = values.dtype.itemsize, values.dtype.kind == "i"
     is_upper = lines >= (0 if is_signed else 2 ** (8 * size - 1))
     for half in (is_upper & exposed, ~is_upper & exposed):
-        found, counts = np.unique(lines[half], return_counts=True)
-        if len(found) and counts.max() > FLAT * counts.sum():
-            exposed = exposed & (lines != found[counts.argmax()])
+        levels, counts = np.unique(lines[half], return_counts=True)
+        if len(levels) and counts.max() > FLAT * counts.sum():
+            exposed = exposed & (lines != levels[counts.argmax()])
     kinds = "iu" if is_signed else "ui"
     stated, other = (np.abs(np.diff(lines.view(f"{kind}{size}").astype(np.float64), axis=1)) for kind in kinds)
     wraps = (np.abs(other - stated) >= 2 ** (8 * size - 1)) & exposed[:, 1:] & exposed[:, :-1]
@@ -249,11 +249,11 @@ def _check_length(dataset: pydicom.Dataset, name: str) -> None:
     bits = int(dataset.Rows) * int(dataset.Columns) * samples * int(dataset.BitsAllocated)
     if str(dataset.get("PhotometricInterpretation")) == "YBR_FULL_422":
         bits = bits * 2 // 3
-    expected, found = -(-bits // 8), len(dataset.PixelData)
+    expected, stored = -(-bits // 8), len(dataset.PixelData)
     # An odd length is padded with one byte.
-    if not expected <= found <= expected + 1:
+    if not expected <= stored <= expected + 1:
         raise RefusedFile(
-            f"{name}: the pixels cannot be decoded: {found} bytes, where {dataset.Rows} x {dataset.Columns} pixels of "
+            f"{name}: the pixels cannot be decoded: {stored} bytes, where {dataset.Rows} x {dataset.Columns} pixels of "
             f"{dataset.BitsAllocated} bits have {expected}: correct Rows, Columns and BitsAllocated, unless "
             "it is truncated"
         )
@@ -263,7 +263,7 @@ def _compressed_frame(dataset: pydicom.Dataset, name: str) -> bytes:
     """The compressed frame, whose size is compared with the header before memory is allocated for it."""
     try:
         frames = list(generate_frames(dataset.PixelData, number_of_frames=1))
-        kind, found = _kind_and_shape(frames[0])
+        kind, coded = _kind_and_shape(frames[0])
     except Exception as error:
         reason = f": {error}" if isinstance(error, ValueError) else ""
         raise RefusedFile(f"{name}: the pixels cannot be decoded: the compressed frame is damaged{reason}") from error
@@ -273,14 +273,14 @@ def _compressed_frame(dataset: pydicom.Dataset, name: str) -> bytes:
     if kind and kind != KINDS.get(DECODERS[syntax]):
         raise RefusedFile(f"{name}: the frame is {kind}, the transfer syntax {syntax.name}: correct TransferSyntaxUID")
     expected = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1)
-    if found is not None and found[:2] != expected[:2]:
+    if coded is not None and coded[:2] != expected[:2]:
         raise RefusedFile(
-            f"{name}: the compressed frame has {found[0]} x {found[1]} pixels, the header "
+            f"{name}: the compressed frame has {coded[0]} x {coded[1]} pixels, the header "
             f"{expected[0]} x {expected[1]}: correct Rows and Columns"
         )
-    if found is not None and found[2] != expected[2]:
+    if coded is not None and coded[2] != expected[2]:
         raise RefusedFile(
-            f"{name}: the compressed frame has {found[2]} samples a pixel, the header {expected[2]}: correct "
+            f"{name}: the compressed frame has {coded[2]} samples a pixel, the header {expected[2]}: correct "
             "SamplesPerPixel"
         )
     return frames[0]

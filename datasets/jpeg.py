@@ -65,8 +65,8 @@ def layout(data: bytes, start: int = 0) -> Layout:
             scans += 1
             if scans > MAX_SCANS:
                 raise ValueError(f"over {MAX_SCANS} scans: save it as a baseline JPEG")
-            found = NEXT_MARKER.search(data, at)
-            at = found.start() if found else len(data)
+            following = NEXT_MARKER.search(data, at)
+            at = following.start() if following else len(data)
     if size is None or not scans:
         raise ValueError("the JPEG has no frame or no scan")
     return Layout(*size, scans, end)

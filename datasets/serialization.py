@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import cattrs
 import cattrs.cols
@@ -80,8 +81,8 @@ def register_union(base: type, tag: str, kinds: dict[str, type], otherwise: type
 
 
 def _explain(error: BaseException, kind: Any) -> str:
-    if isinstance(error, ConfigError | _WrongType) or "not in literal" in str(error):
-        return str(error).replace("typing.Literal", "")
+    if isinstance(error, ConfigError | _WrongType):
+        return str(error)
     if isinstance(error, AttributeError | TypeError) and hasattr(kind, "__dataclass_fields__"):
         return "expected keys and values"
     return cattrs.v.format_exception(error, kind)
@@ -89,6 +90,16 @@ def _explain(error: BaseException, kind: Any) -> str:
 
 class _WrongType(TypeError):
     """A value that cattrs would convert: 'false' to True, 3.7 to 3, a string to a list of characters."""
+
+
+def _choice(value: Any, kind: Any) -> Any:
+    choices = get_args(kind)
+    for choice in choices:
+        if value == choice and type(value) is type(choice):
+            return choice
+    close = difflib.get_close_matches(str(value), map(str, choices), n=1)
+    nearest = f" (did you mean {close[0]}?)" if close else ""
+    raise _WrongType(f"expected one of {', '.join(map(str, choices))}, not {value!r:.80}{nearest}")
 
 
 def _exactly(*accepted: type) -> Callable[[Any, Any], Any]:
@@ -121,6 +132,10 @@ def _no_string(factory: Callable[..., Any]) -> Callable[..., Any]:
     return hook_factory
 
 
+def _is_choice(kind: Any) -> bool:
+    return get_origin(kind) is Literal
+
+
 def _is_list(kind: Any) -> bool:
     return get_origin(kind) is list
 
@@ -137,6 +152,7 @@ def _generation(value: Any, _: Any) -> int | str:
 
 
 _converter.register_structure_hook_func(lambda kind: kind == int | Literal["latest"], _generation)
+_converter.register_structure_hook_func(_is_choice, _choice)
 _converter.register_structure_hook(int, _exactly(int))
 _converter.register_structure_hook(bool, _exactly(bool))
 _converter.register_structure_hook(str, _exactly(str))

@@ -24,23 +24,15 @@ from raylift.datasets.intensity import Window
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.blocks import Checkpointing, initialize
-from raylift.models.parts.decoders import DecoderConfig, DecoderContext, DecoderName, UpsamplingDecoder, ViewDecoder
+from raylift.models.parts.decoders import DecoderConfig, DecoderContext, ViewDecoder
 from raylift.models.parts.discriminators import DiscriminatorConfig
 from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.encoders import EncoderConfig, at_size
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.parts.rays import Rays, along_volume_axes
-from raylift.models.parts.unet_3d import NoDecoder, UNet, UNetPlusPlus
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
 from raylift.models.volume_network import VolumeNetwork
-
-DECODERS: dict[DecoderName, type[nn.Module]] = {
-    "upsampling": UpsamplingDecoder,
-    "unet": UNet,
-    "unet++": UNetPlusPlus,
-    "none": NoDecoder,
-}
 
 
 @dataclass(frozen=True)
@@ -187,7 +179,7 @@ class Reconstructor(VolumeNetwork):
             view_decoders=system.has_view_decoders,
             single_view=system.has_single_view_decoder,
         )
-        self.decoder = DECODERS[system.decoder.kind](system.decoder, system.fusion, system.lifted_widths, context)
+        self.decoder = system.decoder.build(system.fusion, system.lifted_widths, context)
         initialize(self)
 
     def volumes(self, radiographs: Float[Tensor, "n views rows columns"]) -> list[Float[Tensor, "n 1 d h w"]]:

@@ -32,14 +32,18 @@ ZERO_ERROR_DB = 100.0
 
 
 @dataclass(frozen=True)
-class Protocol:
+class VolumeProtocol:
     """A window and the metrics computed inside it."""
 
-    name: str
-    definition: str
-    """Definition of PSNR and SSIM, a sentence for a report."""
     window: Window
+    scores: str
+    """Definition of PSNR and SSIM, for a report."""
     compute: Callable[[Unit, Unit], Metrics]
+
+    @property
+    def definition(self) -> str:
+        """Window and definition of the metrics, for a report."""
+        return f"{self.window.low_hu:g} to {self.window.high_hu:g} HU. {self.scores}."
 
     def evaluate(
         self, prediction_hu: Float[np.ndarray, "d h w"], ground_truth_hu: Float[np.ndarray, "d h w"]
@@ -115,10 +119,10 @@ def _x2ct_metrics(prediction: Unit, ground_truth: Unit) -> Metrics:
     }
 
 
-_VOLUME = "PSNR over the volume against the window's width; SSIM in 3-D with a Gaussian of 1.5 voxels"
-_X2CT = "PSNR against 4095 on a scale of 2500, over the volume and as a mean of slices; SSIM as a mean of slices, 7 x 7"
-PROTOCOLS = {
-    "volume": Protocol("volume", _VOLUME, Window(-1024, 1476), _volume_metrics),
-    "x2ct": Protocol("x2ct", _X2CT, Window(-1024, 1476), _x2ct_metrics),
-    "cvaa": Protocol("cvaa", _VOLUME, Window(-1000, 4096), _volume_metrics),
-}
+_WHOLE_VOLUME = "PSNR over the volume against the window's width; SSIM in 3-D with a Gaussian of 1.5 voxels"
+_SLICES = (
+    "PSNR against 4095 on a scale of 2500, over the volume and as a mean of slices; SSIM as a mean of slices, 7 x 7"
+)
+VOLUME = VolumeProtocol(Window(-1024, 1476), _WHOLE_VOLUME, _volume_metrics)
+X2CT = VolumeProtocol(Window(-1024, 1476), _SLICES, _x2ct_metrics)
+CVAA = VolumeProtocol(Window(-1000, 4096), _WHOLE_VOLUME, _volume_metrics)

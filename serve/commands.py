@@ -28,7 +28,7 @@ class ReconstructOptions:
 
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Output file, .nii.gz."""
-    model: tyro.conf.Positional[str] = ""
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = ""
     """models:NAME (see `raylift models`), or the path or URL of an exported folder or checkpoint. Without one,
     models:chest-64, or models:chest-64-frontal for a frontal radiograph alone."""
     view: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=FILE")] = ()

@@ -21,7 +21,7 @@ from raylift.serve.decoder import DecodingLimits
 class ServeSettings:
     """Serve a model over HTTP with an API and a web page until Ctrl-C."""
 
-    model: tyro.conf.Positional[str] = model_store.DEFAULT_MODEL
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = model_store.DEFAULT_MODEL
     """models:NAME (see `raylift models`), or the path or URL of an exported folder or checkpoint."""
     host: str = "127.0.0.1"
     """Address to listen on. Others than 127.0.0.1 and localhost require --auth-file or --token-file."""

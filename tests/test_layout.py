@@ -16,6 +16,20 @@ FLOW = ["datasets", "models", "platform", "serve"]
 """Data flows one way: a folder imports itself and what stands to its left."""
 SERVE_MAY_TAKE = {"raylift.platform.config", "raylift.platform.cluster", "raylift.platform.model_store"}
 
+MODELS_MAY_TAKE = {
+    "batch",
+    "digested_json",
+    "errors",
+    "geometry",
+    "intensity",
+    "phantom",
+    "projector",
+    "radiographs.histogram",
+    "segmentation",
+    "serialization",
+}
+"""Modules and folders of datasets/ that models/ needs: tensors and settings, and no archive, scan or picture file."""
+
 
 def imports(path: Path) -> set[str]:
     found = set()
@@ -83,6 +97,15 @@ def test_models_import_neither_storage_nor_ray_nor_deepspeed_however_indirectly(
     for module in imported:
         if module.startswith("raylift.models."):
             assert not chain(imported, module, unwanted, set())
+
+
+def test_models_take_from_datasets_only_what_is_listed_however_indirectly():
+    imported = graph()
+    reached = {module for module in imported if module.startswith("raylift.models.")}
+    while new := {name for module in reached for name in imported[module] if name in imported} - reached:
+        reached |= new
+    taken = {module.removeprefix("raylift.datasets.") for module in reached if module.startswith("raylift.datasets.")}
+    assert {"phantom" if name.startswith("phantom.") else name for name in taken} == MODELS_MAY_TAKE
 
 
 def test_folders_do_not_import_one_another_in_circles():

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Float
 
 from raylift.datasets.phantom.person import (
-    BACK_POWER,
     BODY_HALF_DEPTH_MM,
     BODY_HALF_WIDTH_MM,
     FIRST_THORACIC,
+    POSTERIOR_EXPONENT,
     SIDES,
     VERTEBRAE_MM,
     Person,
@@ -47,7 +47,7 @@ def _rib_curve(person: Person, number: int, side: int) -> tuple[Float[np.ndarray
     half = float(BODY_HALF_WIDTH_MM[vertebra])
     cage_half = float(person.cage(z - 8)[2])
     # Head and neck are off the cage; from its angle, 46 mm lateral to the spine, a rib follows the wall.
-    first = float(np.arcsin(min(0.75, 46 / cage_half) ** (BACK_POWER / 2)))
+    first = float(np.arcsin(min(0.75, 46 / cage_half) ** (POSTERIOR_EXPONENT / 2)))
     share = np.linspace(0, 1, 11)
     turn = first + share * (np.pi * RIB_REACH[number - 1] - first)
     drop = RIB_DROP_MM[number - 1] * person.rib_slope * person.stature

@@ -25,7 +25,7 @@ THORACIC_MM = float(VERTEBRAE_MM[FIRST_THORACIC : FIRST_THORACIC + 12].sum())
 BODY_HALF_WIDTH_MM = np.interp(np.arange(19), [0, 3, 6, 14, 18], [12.5, 14.5, 13.5, 20, 24])
 BODY_HALF_DEPTH_MM = np.interp(np.arange(19), [0, 3, 8, 14, 18], [8, 9, 13.5, 15.5, 17])
 
-FRONT_POWER, BACK_POWER = 2.15, 2.5
+ANTERIOR_EXPONENT, POSTERIOR_EXPONENT = 2.15, 2.5
 """Superellipse exponents of the rib cage's cross-section anterior and posterior to its widest line; 2 is an ellipse."""
 
 # The inside of rib cage and abdomen by level: 0 at the lung apices, 1 a thoracic spine below.
@@ -200,14 +200,14 @@ class Person:
         """Signed distance from the inner surface of the rib cage, negative inside, in the precision of `x`."""
         middle_x, middle_y, half, anterior, posterior = (value.astype(x.dtype) for value in self.cage(z))
         dy = y - middle_y
-        power = np.where(dy > 0, x.dtype.type(BACK_POWER), x.dtype.type(FRONT_POWER))
+        power = np.where(dy > 0, x.dtype.type(POSTERIOR_EXPONENT), x.dtype.type(ANTERIOR_EXPONENT))
         return superellipse(x - middle_x, dy, half, np.where(dy > 0, posterior, anterior), power)
 
     def on_wall(self, turn: Numbers, z: Numbers, outwards_mm: Real, side: int) -> Float[np.ndarray, "... 3"]:
         """Points outside the rib cage on one side; the angle `turn` is 0 at the spine and pi at the sternum."""
         middle_x, middle_y, half, anterior, posterior = self.cage(z)
         back = np.cos(turn) > 0
-        power = 2 / np.where(back, BACK_POWER, FRONT_POWER)
+        power = 2 / np.where(back, POSTERIOR_EXPONENT, ANTERIOR_EXPONENT)
         x = middle_x + side * (half + outwards_mm) * np.sin(turn) ** power
         reach = np.where(back, posterior + outwards_mm, -anterior - outwards_mm)
         return np.stack([x, middle_y + reach * np.abs(np.cos(turn)) ** power, z], axis=-1)
@@ -215,8 +215,8 @@ class Person:
     def posterior_wall_y(self, x: float, z: float, outwards_mm: Real) -> float:
         """Y of the posterior rib cage at (x, z); a large negative value if the cage is narrower than x."""
         middle_x, middle_y, half, _, posterior = (float(value) for value in self.cage(z))
-        left = 1 - (abs(x - middle_x) / (half + outwards_mm)) ** BACK_POWER
-        return middle_y + (posterior + outwards_mm) * left ** (1 / BACK_POWER) if left > 0 else -1e3
+        left = 1 - (abs(x - middle_x) / (half + outwards_mm)) ** POSTERIOR_EXPONENT
+        return middle_y + (posterior + outwards_mm) * left ** (1 / POSTERIOR_EXPONENT) if left > 0 else -1e3
 
     # Diaphragm and apices.
 

@@ -58,8 +58,8 @@ def contrasts(pixels: Float[np.ndarray, "rows columns"]) -> Contrasts:
 
 def is_bone_dark(image: Float32[np.ndarray, "rows columns"], view: str | None = None) -> bool:
     """Whether dense tissue is dark; uniform margins are cropped first. Without a view both contrasts are added."""
-    found = contrasts(_without_margin(image))
-    return {"frontal": found.frontal, "lateral": found.lateral}.get(view or "", sum(found)) < 0
+    contrast = contrasts(_without_margin(image))
+    return {"frontal": contrast.frontal, "lateral": contrast.lateral}.get(view or "", sum(contrast)) < 0
 
 
 def is_chest(image: Float32[np.ndarray, "rows columns"], view: str) -> bool:
@@ -79,8 +79,8 @@ def is_chest(image: Float32[np.ndarray, "rows columns"], view: str) -> bool:
     # Of 32 rows and columns within the body.
     center = resample_body(pixels)[:, 8:24]
     abdomen = float(center[24:31].mean() - center[10:19].mean())
-    found = contrasts(pixels)
-    enough = found.frontal > MIN_FRONTAL if view == "frontal" else found.lateral > MIN_LATERAL
+    contrast = contrasts(pixels)
+    enough = contrast.frontal > MIN_FRONTAL if view == "frontal" else contrast.lateral > MIN_LATERAL
     return bool(enough and abdomen > MIN_ABDOMEN and diagonal > MIN_CORRELATION)
 
 

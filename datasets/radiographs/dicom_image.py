@@ -160,13 +160,13 @@ def _modality_values(dataset: pydicom.Dataset, stored: Stored, name: str, notes:
         notes.append("ModalityLUTSequence applied")
         return values
     # Both are required, and one alone is followed.
-    found = {tag: dataset.get(tag) for tag in ("RescaleSlope", "RescaleIntercept")}
+    rescale = {tag: dataset.get(tag) for tag in ("RescaleSlope", "RescaleIntercept")}
     slope, intercept = (
         _number(usual if value is None or value == "" else value)
-        for value, usual in zip(found.values(), (1, 0), strict=True)
+        for value, usual in zip(rescale.values(), (1, 0), strict=True)
     )
     if not np.isfinite([slope, intercept]).all() or slope == 0:
-        stated = " and ".join(f"{tag} {value}" for tag, value in found.items())
+        stated = " and ".join(f"{tag} {value}" for tag, value in rescale.items())
         raise RefusedFile(f"{name}: {stated}: correct or remove them")
     if (slope, intercept) == (1.0, 0.0):
         return stored
@@ -221,7 +221,7 @@ def _display_values(dataset: pydicom.Dataset, pixels: Any, exposed: Any, notes: 
     """The first VOI LUT or display window that keeps at least `MIN_WINDOW_SHARE` of the range of values apart."""
     low, high = np.percentile(exposed, (0.5, 99.5))
     samples = np.unique(np.linspace(low, high, SAMPLED_VALUES).astype(exposed.dtype))
-    for what, apply, within in _display_functions(dataset):
+    for label, apply, within in _display_functions(dataset):
         try:
             apply(samples)  # Its error names the function of the header, unlike that of `within`.
             # A center or width that is no number makes all values NaN.
@@ -229,13 +229,13 @@ def _display_values(dataset: pydicom.Dataset, pixels: Any, exposed: Any, notes: 
             share = float((np.diff(kept) != 0).mean()) if len(kept) > 1 else 1.0
             if share >= MIN_WINDOW_SHARE:
                 image = apply(pixels)
-                notes.append(f"{what} applied")
+                notes.append(f"{label} applied")
                 return image
         except Exception as error:
             # An invalid window or table may raise any exception; percentiles follow in any case.
-            notes.append(f"{what} ignored: {one_line(error)}")
+            notes.append(f"{label} ignored: {one_line(error)}")
         else:
-            notes.append(f"{what} ignored: it keeps {share:.0%} of the pixels' range {low:g} to {high:g}")
+            notes.append(f"{label} ignored: it keeps {share:.0%} of the pixels' range {low:g} to {high:g}")
     return pixels
 
 
@@ -262,8 +262,8 @@ def _display_functions(dataset: pydicom.Dataset) -> list[tuple[str, Callable[[An
     function = dataset.get("VOILUTFunction") or "LINEAR"
     centers, widths = (_multiple(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
     for center, width in zip(centers, widths, strict=False):
-        what = f"display window (WindowCenter {center}, WindowWidth {width}, VOILUTFunction {function})"
-        rules.append((what, window(center, width), window(center, width, VOILUTFunction="LINEAR_EXACT")))
+        label = f"display window (WindowCenter {center}, WindowWidth {width}, VOILUTFunction {function})"
+        rules.append((label, window(center, width), window(center, width, VOILUTFunction="LINEAR_EXACT")))
     return rules
 
 

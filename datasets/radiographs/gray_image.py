@@ -76,31 +76,31 @@ def check_levels(name: str, pixels: Float32[np.ndarray, "rows columns"]) -> None
 
 
 def to_gray(
-    channels: Shaped[np.ndarray, "rows columns 3"], what: str
+    channels: Shaped[np.ndarray, "rows columns 3"], label: str
 ) -> tuple[Float32[np.ndarray, "rows columns"], str]:
     """A color image whose channels are equal as gray, with a note.
 
     Args:
         channels: red, green and blue.
-        what: beginning of the message: the file and the attribute that makes it a color image.
+        label: beginning of the message: the file and the attribute that makes it a color image.
 
     Raises:
         RefusedFile: the image has colors.
     """
     if channels.ndim != 3:
-        raise RefusedFile(f"{what} with one sample a pixel: correct SamplesPerPixel or PhotometricInterpretation")
+        raise RefusedFile(f"{label} with one sample a pixel: correct SamplesPerPixel or PhotometricInterpretation")
     values = channels[..., :3].astype(np.float32)
     spread = values.max(axis=2) - values.min(axis=2)
     share = float((spread > GRAY_SPREAD * max(float(np.ptp(values)), 1e-6)).mean())
     if share > GRAY_SHARE:
-        raise RefusedFile(f"{what}: {share:.1%} of the pixels are colored: store the radiograph as a grayscale image")
-    return values.mean(axis=2), f"gray of three equal channels ({what.rpartition(': ')[2]})"
+        raise RefusedFile(f"{label}: {share:.1%} of the pixels are colored: store the radiograph as a grayscale image")
+    return values.mean(axis=2), f"gray of three equal channels ({label.rpartition(': ')[2]})"
 
 
 def square_pixels(
     image: Float32[np.ndarray, "rows columns"],
     ratio: float,
-    what: str,
+    attribute: str,
     name: str,
     limits: RadiographLimits,
     notes: list[str],
@@ -110,7 +110,7 @@ def square_pixels(
     Args:
         image: any pixels.
         ratio: height of a pixel over its width.
-        what: attribute of the file with the height and width.
+        attribute: attribute of the file with the height and width.
         name: name of the file.
         limits: limits that hold for the result, and for the ratio itself.
         notes: the note is appended.
@@ -121,11 +121,11 @@ def square_pixels(
     if abs(ratio - 1) <= SQUARE:
         return image
     if not 1 / limits.max_aspect <= ratio <= limits.max_aspect:
-        raise RefusedFile(f"{name}: {what} makes pixels of {ratio:g} to 1: correct or remove it")
+        raise RefusedFile(f"{name}: {attribute} makes pixels of {ratio:g} to 1: correct or remove it")
     rows, columns = image.shape
     rows, columns = (round(rows * ratio), columns) if ratio > 1 else (rows, round(columns / ratio))
     check_size(name, rows, columns, limits)
-    notes.append(f"resampled to square pixels ({what})")
+    notes.append(f"resampled to square pixels ({attribute})")
     resized = F.interpolate(torch.from_numpy(image)[None, None], (rows, columns), mode="bilinear", align_corners=False)
     return resized[0, 0].numpy()
 

@@ -89,12 +89,12 @@ def orient(
     if expected is None or patient_facing is None:
         return OrientedRadiograph(image)
     detected = patient_facing == "auto"
-    found = detect_patient_facing(image) if patient_facing == "auto" else patient_facing
-    if found is None:
+    facing = detect_patient_facing(image) if patient_facing == "auto" else patient_facing
+    if facing is None:
         return OrientedRadiograph(image, is_clear=False)
-    mirrored = found != expected
+    mirrored = facing != expected
     oriented = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
-    return OrientedRadiograph(oriented, found, detected, mirrored)
+    return OrientedRadiograph(oriented, facing, detected, mirrored)
 
 
 def orient_by_tag(

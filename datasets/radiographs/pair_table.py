@@ -130,5 +130,5 @@ def _file(name: str, roots: Sequence[Path], by_name: Mapping[str, list[Path]]) -
     for root in roots:
         if (root / name).is_file():
             return root / name
-    found = by_name.get(name, [])
-    return found[0] if len(found) == 1 else None
+    paths = by_name.get(name, [])
+    return paths[0] if len(paths) == 1 else None

@@ -55,7 +55,7 @@ def read_picture(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
             notes: list[str] = []
             page = select_page(picture, data, name, limits, notes)
             notes += _unusual_tags(picture)
-            ratio, what = _pixel_ratio(picture)
+            ratio, attribute = _pixel_ratio(picture)
             if picture.format in JPEGS:
                 _check_end(picture, data, name)
             channels = _deep_channels(picture, page, data, name)
@@ -64,10 +64,10 @@ def read_picture(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
             else:
                 orientation = picture.getexif().get(ORIENTATION, 1)
                 pixels, is_clear = (_upright(one, orientation) for one in _deep_gray(channels, name, notes))
-            pixels = square_pixels(pixels, ratio, what, name, limits, notes)
+            pixels = square_pixels(pixels, ratio, attribute, name, limits, notes)
             background = None
             if is_clear.any():
-                background = square_pixels(is_clear.astype(np.float32), ratio, what, name, limits, []) > 0.5
+                background = square_pixels(is_clear.astype(np.float32), ratio, attribute, name, limits, []) > 0.5
             return GrayImage(pixels, tuple(notes), background=background, is_polarity_known=False)
     except RefusedFile:
         raise

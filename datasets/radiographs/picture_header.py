@@ -101,19 +101,19 @@ def _check_png(data: bytes, name: str, limits: RadiographLimits) -> None:
         # Each line begins with one byte for its filter; a pass without pixels has no lines.
         expected += lines * (1 + -(-length * pixel_bits // 8)) if length else 0
     _check_decoded(expected, name, limits)
-    stream, found, at = zlib.decompressobj(), 0, 8
-    while at + 8 <= len(data) and found <= expected:
+    stream, inflated, at = zlib.decompressobj(), 0, 8
+    while at + 8 <= len(data) and inflated <= expected:
         length, kind = struct.unpack_from(">I4s", data, at)
         start, at = at + 8, at + 12 + length
         for first in range(start, min(start + length, len(data)), BLOCK_BYTES) if kind == b"IDAT" else ():
             block = data[first : min(first + BLOCK_BYTES, start + length)]
-            while block and found <= expected:
-                found += len(stream.decompress(block, 2**20))
+            while block and inflated <= expected:
+                inflated += len(stream.decompress(block, 2**20))
                 block = stream.unconsumed_tail
-    if found != expected:
+    if inflated != expected:
         raise RefusedFile(
-            f"{name}: the image is damaged: its pixels have {'more than ' * (found > expected)}"
-            f"{min(found, expected)} bytes, {columns} x {rows} pixels of {bits} bits have {expected}"
+            f"{name}: the image is damaged: its pixels have {'more than ' * (inflated > expected)}"
+            f"{min(inflated, expected)} bytes, {columns} x {rows} pixels of {bits} bits have {expected}"
         )
 
 
@@ -132,9 +132,9 @@ def _check_tiff(picture: Image.Image, name: str, limits: RadiographLimits) -> No
     planes, samples = (len(bits), 1) if tags.get(PLANAR_CONFIGURATION, 1) == 2 else (1, samples)
     counts = tags[STRIP_BYTE_COUNTS]
     expected = planes * rows * -(-columns * samples * bits[0] // 8)
-    found, strips = sum(counts), planes * -(-rows // max(1, tags.get(ROWS_PER_STRIP, rows)))
-    if found != expected or len(counts) != strips:
+    stored, strips = sum(counts), planes * -(-rows // max(1, tags.get(ROWS_PER_STRIP, rows)))
+    if stored != expected or len(counts) != strips:
         raise RefusedFile(
-            f"{name}: the image is damaged: its {len(counts)} strips have {found} bytes, {columns} x "
+            f"{name}: the image is damaged: its {len(counts)} strips have {stored} bytes, {columns} x "
             f"{rows} pixels of {bits} bits have {expected} in {strips}"
         )

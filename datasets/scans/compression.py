@@ -27,17 +27,17 @@ def inflate(path: Path, start: int, enough: int, *, zlib_stream: bool = False) -
     with path.open("rb") as file:
         file.seek(start)
         data = file.read(BLOCK)
-        held = 0
+        count = 0
         if not zlib_stream and data[:2] != GZIP_MAGIC:
-            while data and held <= enough:
+            while data and count <= enough:
                 yield data
-                held += len(data)
+                count += len(data)
                 data = file.read(BLOCK)
             return
         inflater = zlib.decompressobj(wbits=47)  # gzip or zlib
-        while data and held <= enough:
+        while data and count <= enough:
             block = inflater.decompress(data, BLOCK)
-            held += len(block)
+            count += len(block)
             yield block
             if inflater.eof:
                 # A gzip file may have several members, and trailing zeros.
@@ -45,5 +45,5 @@ def inflate(path: Path, start: int, enough: int, *, zlib_stream: bool = False) -
                 inflater = zlib.decompressobj(wbits=47) if data else inflater
             else:
                 data = inflater.unconsumed_tail or file.read(BLOCK)
-        if held <= enough and not inflater.eof:
+        if count <= enough and not inflater.eof:
             raise zlib.error("the compressed stream is truncated")

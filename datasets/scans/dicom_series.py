@@ -116,11 +116,11 @@ def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Sc
     _check_alike(source, {path: (int(h.Columns), int(h.Rows)) for path, h in headers.items()}, "size")
     directions = np.array([h.ImageOrientationPatient for h in headers.values()], dtype=float)
     # Writers round the same spacing and orientation differently.
-    for what, values, rtol, atol in (("pixel spacing", pixels_mm, 1e-3, 0), ("orientation", directions, 0, 1e-3)):
+    for attribute, values, rtol, atol in (("pixel spacing", pixels_mm, 1e-3, 0), ("orientation", directions, 0, 1e-3)):
         is_near = np.isclose(values, np.median(values, axis=0), rtol=rtol, atol=atol).all(axis=1)
         typical = np.median(values, axis=0).tolist()
         stated = zip(headers, is_near, values.tolist(), strict=True)
-        _check_alike(source, {path: typical if near else value for path, near, value in stated}, what)
+        _check_alike(source, {path: typical if near else value for path, near, value in stated}, attribute)
     along_row, along_column = directions[0].reshape(2, 3)
     if not np.allclose(directions[0].reshape(2, 3) @ directions[0].reshape(2, 3).T, np.eye(2), atol=2e-3):
         raise RefusedFile(f"{name}: ImageOrientationPatient {directions[0].tolist()} is not two perpendicular axes")
@@ -138,7 +138,7 @@ def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Sc
     return ordered, affine
 
 
-def _check_alike(source: Source, values: Mapping[Path, Any], what: str) -> None:
+def _check_alike(source: Source, values: Mapping[Path, Any], attribute: str) -> None:
     """Refuse slices that differ in a property from most, by name."""
     shown = {path: str(value) for path, value in values.items()}
     [(usual, _)] = Counter(shown.values()).most_common(1)
@@ -146,8 +146,8 @@ def _check_alike(source: Source, values: Mapping[Path, Any], what: str) -> None:
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
         raise RefusedFile(
-            f"{source.where}: slices differ in {what}: {odd[0]}{more} {shown[odd[0]]}, the others {usual}: remove it "
-            "or split the series"
+            f"{source.where}: slices differ in {attribute}: {odd[0]}{more} {shown[odd[0]]}, the others {usual}: "
+            "remove it or split the series"
         )
 
 

@@ -35,7 +35,7 @@ def rescales(name: str, headers: Mapping[Path, pydicom.Dataset]) -> tuple[list[R
     Raises:
         RefusedFile: some slices lack a rescale that others have, or it is not to HU.
     """
-    found: list[Rescale] = []
+    slopes_and_intercepts: list[Rescale] = []
     for tag in ("RescaleSlope", "RescaleIntercept"):
         lacking = [path.name for path, header in headers.items() if header.get(tag) in (None, "")]
         if 0 < len(lacking) < len(headers):
@@ -54,18 +54,20 @@ def rescales(name: str, headers: Mapping[Path, pydicom.Dataset]) -> tuple[list[R
             raise RefusedFile(f"{path}: RescaleType {header.RescaleType} is not HU: use the series in HU")
         if not slope > 0 or not np.isfinite([slope, intercept]).all():
             raise RefusedFile(f"{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g}: correct them")
-        found.append((slope, intercept))
-    if len(set(found)) == 1:
-        return found, ()
-    (low_slope, high_slope), (low, high) = ((min(values), max(values)) for values in zip(*found, strict=True))
-    return found, (
+        slopes_and_intercepts.append((slope, intercept))
+    if len(set(slopes_and_intercepts)) == 1:
+        return slopes_and_intercepts, ()
+    (low_slope, high_slope), (low, high) = (
+        (min(values), max(values)) for values in zip(*slopes_and_intercepts, strict=True)
+    )
+    return slopes_and_intercepts, (
         f"every slice was rescaled by its own values: {_range('slope', low_slope, high_slope)}, "
         f"{_range('intercept', low, high)}",
     )
 
 
-def _range(what: str, low: float, high: float) -> str:
-    return f"{what} {low:g}" if low == high else f"{what}s {low:g} to {high:g}"
+def _range(name: str, low: float, high: float) -> str:
+    return f"{name} {low:g}" if low == high else f"{name}s {low:g} to {high:g}"
 
 
 def read_slices(

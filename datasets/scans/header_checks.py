@@ -62,21 +62,21 @@ def check_bytes(source: Source, size: Sequence[int], voxel_bytes: int) -> None:
         raise RefusedFile(f"{source.where}: {stored} bytes cannot hold its {math.prod(size)} voxels: it is truncated")
 
 
-def check_length(path: Path, held: int, expected: int, what: str, *, is_whole: bool = True) -> None:
+def check_length(path: Path, count: int, expected: int, unit: str, *, is_whole: bool = True) -> None:
     """Refuse voxel data of another length than the header states.
 
     Args:
         path: the file with the header.
-        held: number found; a lower bound unless `is_whole`.
+        count: number found; a lower bound unless `is_whole`.
         expected: number that the header states.
-        what: what is counted.
-        is_whole: whether `held` is the number of all.
+        unit: what is counted.
+        is_whole: whether `count` is the number of all.
     """
-    if held < expected:
-        raise RefusedFile(f"{path}: {held} {what} of voxels where its header states {expected}: it is truncated")
-    if held > expected:
+    if count < expected:
+        raise RefusedFile(f"{path}: {count} {unit} of voxels where its header states {expected}: it is truncated")
+    if count > expected:
         raise RefusedFile(
-            f"{path}: {'' if is_whole else 'at least '}{held} {what} of voxels where its header states {expected}: "
+            f"{path}: {'' if is_whole else 'at least '}{count} {unit} of voxels where its header states {expected}: "
             "correct its size, type or number of bytes before the voxels, or remove what follows them"
         )
 

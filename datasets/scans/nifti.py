@@ -166,8 +166,8 @@ def _voxels(path: Path, header: Nifti1Header, expected: int) -> bytearray:
     except zlib.error as error:
         raise RefusedFile(f"{path}: the voxels are damaged: {error}") from error
     compressed = is_compressed(path)
-    held = (len(content) if compressed else path.stat().st_size) - start
-    check_length(path, max(0, held), expected, "inflated bytes" if compressed else "bytes", is_whole=not compressed)
+    count = (len(content) if compressed else path.stat().st_size) - start
+    check_length(path, max(0, count), expected, "inflated bytes" if compressed else "bytes", is_whole=not compressed)
     _check_extensions(path, bytes(content[header.sizeof_hdr : start]), header.endianness)
     del content[:start]
     return content

@@ -49,7 +49,7 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class Found:
+class Listing:
     """Result of a search of files and folders."""
 
     sources: list[Source] = field(default_factory=list)
@@ -63,15 +63,15 @@ class Found:
     """Two of the scans that have one SeriesInstanceUID and different patients or studies."""
 
 
-def find(paths: Iterable[Path]) -> Found:
+def find(paths: Iterable[Path]) -> Listing:
     """All candidate scans under files and folders, sorted by name; DICOM files are grouped by series."""
-    found = Found()
+    listing = Listing()
     slices: dict[dicom_series.Key, list[Path]] = defaultdict(list)
     studies: dict[str, list[tuple[str, Source]]] = defaultdict(list)
     series: dict[str, list[Source]] = defaultdict(list)
     others: list[Path] = []
     unread: list[Path] = []
-    for path, searched in walk(paths, found.refused):
+    for path, searched in walk(paths, listing.refused):
         try:
             if is_apple_double(path):
                 if not searched:
@@ -80,7 +80,7 @@ def find(paths: Iterable[Path]) -> Found:
             elif suffix := volume_file.suffix(path):
                 files = (path, *volume_file.data_files(path))
                 source = Source(path.name, path.name[: -len(suffix)], files)
-                found.sources.append(source)
+                listing.sources.append(source)
                 studies[source.subject].append((str(path.parent), source))
             elif key := dicom_series.key(path):
                 slices[key].append(path)
@@ -90,20 +90,22 @@ def find(paths: Iterable[Path]) -> Found:
                 others.append(path)
             else:
                 kinds = ", ".join(volume_file.SUFFIXES)
-                found.refused.append(RefusedFile(f"{path}: not a volume raylift reads ({kinds} or DICOM)"))
+                listing.refused.append(RefusedFile(f"{path}: not a volume raylift reads ({kinds} or DICOM)"))
         except RefusedFile as error:
-            found.refused.append(error)
+            listing.refused.append(error)
         except Exception as error:
             # One unreadable file must not end the search, and on a damaged one pydicom raises any exception.
-            found.refused.append(RefusedFile(f"{path}: cannot be read: {error!r}"))
-    refuse_together(found.refused, unread, "not DICOM in spite of the suffix, or empty: copy it again, or leave it out")
-    data_files = {path for source in found.sources for path in source.files[1:]}
+            listing.refused.append(RefusedFile(f"{path}: cannot be read: {error!r}"))
+    refuse_together(
+        listing.refused, unread, "not DICOM in spite of the suffix, or empty: copy it again, or leave it out"
+    )
+    data_files = {path for source in listing.sources for path in source.files[1:]}
     for key, members in slices.items():
         folder = members[0].parent
         shared = len(members) == 1 or sum(other[0].parent == folder for other in slices.values()) > 1
         name = f"{folder.name}/{members[0].name}" if shared else folder.name
         source = Source(name, pseudonym(key.patient), tuple(members), is_dicom=True)
-        found.sources.append(source)
+        listing.sources.append(source)
         studies[source.subject].append((key.study or str(folder), source))
         series[key.series].append(source)
     pairs = [
@@ -112,7 +114,7 @@ def find(paths: Iterable[Path]) -> Found:
         if (other := next((source for own, source in rest if own != study or _are_apart(first, source)), None))
     ]
     split = [(sources[0], sources[1]) for sources in series.values() if len(sources) > 1]
-    return Found(found.sources, found.refused, len(set(others) - data_files), pairs, split)
+    return Listing(listing.sources, listing.refused, len(set(others) - data_files), pairs, split)
 
 
 def _are_apart(first: Source, second: Source) -> bool:

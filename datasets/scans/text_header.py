@@ -219,10 +219,12 @@ def _anatomical(header: TextHeader, matrices: Sequence[Float[np.ndarray, " n"]])
         return ()
     directions = matrices[0].reshape(3, 3).T.ravel().tolist()
     towards = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(directions)
-    found = towards.translate(str.maketrans("RLAPIS", "LRPASI"))
-    if stated == found:
+    orientation = towards.translate(str.maketrans("RLAPIS", "LRPASI"))
+    if stated == orientation:
         return ()
-    return (f"AnatomicalOrientation {stated} contradicts the direction matrix, which is {found}: the matrix is used",)
+    return (
+        f"AnatomicalOrientation {stated} contradicts the direction matrix, which is {orientation}: the matrix is used",
+    )
 
 
 def _numbers(header: TextHeader, key: str) -> Float[np.ndarray, " n"]:

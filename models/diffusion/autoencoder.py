@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import require_minimum
-from raylift.models.diffusion.denoiser import ResnetBlock, downsample, upsample
-from raylift.models.parts.blocks import group_norm, run
+from raylift.models.diffusion.denoiser import downsample, upsample
+from raylift.models.parts.blocks import ResnetBlock, group_norm, run
 from raylift.models.parts.divisibility import require_divisible_size
 
 
@@ -61,7 +61,7 @@ class Autoencoder(nn.Module):
         widths, latent = config.channels, config.latent_channels
 
         def blocks(width: int) -> list[nn.Module]:
-            return [ResnetBlock(width, width) for _ in range(config.blocks)]
+            return [ResnetBlock(3, width, width) for _ in range(config.blocks)]
 
         # No block works at full size, where most of the time would be spent.
         encoder: list[nn.Module] = [nn.Conv3d(1, widths[0], 4, stride=2, padding=1), *blocks(widths[0])]

@@ -18,11 +18,10 @@ from functools import partial
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import require_minimum
-from raylift.models.parts.blocks import group_norm, run
+from raylift.models.parts.blocks import ResnetBlock, group_norm, run
 from raylift.models.parts.divisibility import require_divisible_channels, require_divisible_size
 
 
@@ -62,32 +61,6 @@ class DenoiserConfig:
         return tuple(size // self.patch // 2**k for k in range(len(self.channels)))
 
 
-class ResnetBlock(nn.Module):
-    """Two normalized convolutions and a shortcut; the time embedding scales and shifts the second normalization."""
-
-    def __init__(self, in_channels: int, out_channels: int, embedding: int = 0) -> None:
-        super().__init__()
-        self.norm1 = group_norm(in_channels)
-        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels)
-        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1)
-        same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else nn.Conv3d(in_channels, out_channels, 1)
-        if embedding:
-            self.time_emb_proj = nn.Linear(embedding, 2 * out_channels)
-
-    def forward(
-        self, features: Float[Tensor, "n c d h w"], embedding: Float[Tensor, "n e"] | None = None
-    ) -> Float[Tensor, "n out d h w"]:
-        """Features of the same size."""
-        residual = self.norm2(self.conv1(F.silu(self.norm1(features))))
-        if embedding is not None:
-            scale, shift = self.time_emb_proj(embedding)[..., None, None, None].chunk(2, dim=1)
-            residual = residual * (1 + scale) + shift
-        output: Tensor = self.shortcut(features) + self.conv2(F.silu(residual))
-        return output
-
-
 def downsample(in_channels: int, out_channels: int) -> nn.Conv3d:
     """A strided convolution to half the size."""
     return nn.Conv3d(in_channels, out_channels, 3, stride=2, padding=1)
@@ -115,7 +88,7 @@ class Stage(nn.Module):
     def __init__(self, widths: Sequence[int], embedding: int, attention: nn.Module | None) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock(width, next_width, embedding) for width, next_width in itertools.pairwise(widths)
+            ResnetBlock(3, width, next_width, embedding) for width, next_width in itertools.pairwise(widths)
         )
         self.attention = attention if attention is not None else nn.Identity()
 

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 T = TypeVar("T")
+CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+"""Convolutions by the number of dimensions."""
 Checkpointing = Literal["none", "finest", "all"]
 """Which activations are dropped after the forward pass and recomputed in the backward pass."""
 
@@ -176,6 +178,44 @@ class ResidualBlock(nn.Module):
 def group_norm(channels: int) -> nn.GroupNorm:
     """Eight groups, or as many as divide the channels."""
     return nn.GroupNorm(math.gcd(8, channels), channels)
+
+
+class ResnetBlock(nn.Module):
+    """Two normalized convolutions in 2-D or 3-D and a shortcut.
+
+    Args:
+        dims: 2 for images, 3 for volumes.
+        in_channels: of the input.
+        out_channels: of the output.
+        embedding: width of a vector that scales and shifts the second normalization; 0 for none.
+        zero_init: start as the shortcut alone.
+    """
+
+    def __init__(
+        self, dims: int, in_channels: int, out_channels: int, embedding: int = 0, zero_init: bool = False
+    ) -> None:
+        super().__init__()
+        convolution = CONVOLUTION[dims]
+        self.norm1, self.conv1 = group_norm(in_channels), convolution(in_channels, out_channels, 3, padding=1)
+        self.norm2, self.conv2 = group_norm(out_channels), convolution(out_channels, out_channels, 3, padding=1)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else convolution(in_channels, out_channels, 1)
+        self.time_emb_proj = nn.Linear(embedding, 2 * out_channels) if embedding else None
+        if zero_init:
+            nn.init.zeros_(self.conv2.weight)
+
+    def forward(
+        self, features: Float[Tensor, "n c ..."], embedding: Float[Tensor, "n e"] | None = None
+    ) -> Float[Tensor, "n out ..."]:
+        """Features of the same size with `out_channels` channels."""
+        residual = self.norm2(self.conv1(F.silu(self.norm1(features))))
+        if self.time_emb_proj is not None:
+            assert embedding is not None
+            scale_shift = self.time_emb_proj(embedding)
+            scale, shift = scale_shift.reshape(*scale_shift.shape, *[1] * (features.ndim - 2)).chunk(2, dim=1)
+            residual = residual * (1 + scale) + shift
+        output: Tensor = self.shortcut(features) + self.conv2(F.silu(residual))
+        return output
 
 
 def initialize(network: nn.Module, std: float = 0.02) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -22,8 +23,17 @@ from raylift.models.parts.blocks import Checkpointing, ConcatConvBlock, conv_nor
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.heads import ActivationName, Head, Rendering
 
-DecoderName = Literal["upsampling", "unet", "unet++", "none"]
-"""The keys of `DECODERS`, written out because mypy cannot make a `Literal` from a dictionary."""
+DECODERS = {
+    "upsampling": "decoders.UpsamplingDecoder",
+    "unet": "unet_3d.UNet",
+    "unet++": "unet_3d.UNetPlusPlus",
+    "none": "unet_3d.NoDecoder",
+}
+"""Classes of this folder, imported when one is built, because their files import this one."""
+if TYPE_CHECKING:
+    DecoderName = str
+else:
+    DecoderName = Literal[tuple(DECODERS)]
 HeadName = Literal["convolution", "rendering"]
 
 Lifted = list[list[Float[Tensor, "n _ _ _ _"]]]
@@ -66,6 +76,12 @@ class DecoderConfig:
     def has_auxiliaries(self) -> bool:
         """Whether the decoder itself has auxiliary volumes; those of an upsampling decoder depend on fusion too."""
         return self.kind == "unet++" or self.head == "rendering"
+
+    def build(self, fusion: FusionConfig, widths: Sequence[int], context: DecoderContext) -> nn.Module:
+        """The decoder of lifted volumes of these widths, coarsest first, with initial weights."""
+        file, name = DECODERS[self.kind].split(".")
+        decoder: type[nn.Module] = getattr(import_module(f"raylift.models.parts.{file}"), name)
+        return decoder(self, fusion, widths, context)
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from raylift.models.parts.blocks import DepthTapConvolution
-
-FusionName = Literal["average", "sum", "concatenate", "attention", "alignment"]
-"""The keys of `FUSIONS`, written out because mypy cannot make a `Literal` from a dictionary."""
 
 Volume = Float[Tensor, "n _ d h w"]
 
@@ -161,13 +158,17 @@ class ProjectedFusion(Fusion):
         return projected
 
 
-FUSIONS: dict[FusionName, type[Fusion]] = {
+FUSIONS: dict[str, type[Fusion]] = {
     "average": Average,
     "sum": Sum,
     "concatenate": Concatenate,
     "attention": ViewAttention,
     "alignment": Alignment,
 }
+if TYPE_CHECKING:
+    FusionName = str
+else:
+    FusionName = Literal[tuple(FUSIONS)]
 
 
 def concatenate(volume: Volume, below: Volume | None) -> Volume:

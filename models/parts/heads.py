@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,13 +12,16 @@ from torch.nn import functional as F
 
 from raylift.models.parts.blocks import DepthTapConvolution
 
-ActivationName = Literal["relu", "leaky_relu", "linear", "sigmoid"]
-ACTIVATIONS: dict[ActivationName, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "leaky_relu": F.leaky_relu,
     "linear": lambda intensities: intensities,
     "sigmoid": torch.sigmoid,
 }
+if TYPE_CHECKING:
+    ActivationName = str
+else:
+    ActivationName = Literal[tuple(ACTIVATIONS)]
 
 
 class Head(nn.Module):

@@ -16,37 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from raylift.models.parts.blocks import group_norm
+from raylift.models.parts.blocks import CONVOLUTION, ResnetBlock
 
-CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
 INTERPOLATION = {2: "bilinear", 3: "trilinear"}
-
-
-class ConditionedBlock(nn.Module):
-    """Two convolutions after group norm and SiLU, and a shortcut; an embedding scales and shifts between them."""
-
-    def __init__(self, dims: int, in_channels: int, out_channels: int, embedding: int = 0) -> None:
-        super().__init__()
-        convolution = CONVOLUTION[dims]
-        self.norm1, self.conv1 = group_norm(in_channels), convolution(in_channels, out_channels, 3, padding=1)
-        self.norm2, self.conv2 = group_norm(out_channels), convolution(out_channels, out_channels, 3, padding=1)
-        same = in_channels == out_channels
-        self.shortcut = nn.Identity() if same else convolution(in_channels, out_channels, 1)
-        self.time_emb_proj = nn.Linear(embedding, 2 * out_channels) if embedding else None
-        nn.init.zeros_(self.conv2.weight)
-
-    def forward(
-        self, features: Float[Tensor, "n c ..."], embedding: Float[Tensor, "n e"] | None = None
-    ) -> Float[Tensor, "n out ..."]:
-        """Features of the same size with `out` channels."""
-        hidden = self.norm2(self.conv1(F.silu(self.norm1(features))))
-        if self.time_emb_proj is not None:
-            assert embedding is not None
-            scale_shift = self.time_emb_proj(embedding)
-            scale, shift = scale_shift.reshape(*scale_shift.shape, *[1] * (features.ndim - 2)).chunk(2, dim=1)
-            hidden = hidden * (1 + scale) + shift
-        summed: Tensor = self.shortcut(features) + self.conv2(F.silu(hidden))
-        return summed
 
 
 class Upsample(nn.Module):
@@ -90,7 +62,7 @@ class ResidualUNet(nn.Module):
 
         def stack(first: int, width: int) -> nn.ModuleList:
             return nn.ModuleList(
-                ConditionedBlock(dims, first if k == 0 else width, width, embedding) for k in range(blocks)
+                ResnetBlock(dims, first if k == 0 else width, width, embedding, zero_init=True) for k in range(blocks)
             )
 
         self.conv_in = convolution(in_channels, channels[0], 3, padding=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -26,7 +27,7 @@ class CompareOptions:
     archive's scans, and the grid of the volumes that `raylift reconstruct` writes.
     """
 
-    models: tyro.conf.Positional[tuple[str, ...]]
+    models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL [MODEL ...]")]
     """Checkpoints, runs (their best checkpoint), exported models, models:NAME, or folders of volumes."""
     archive: tuple[str, ...]
     """Folders or URLs of one or several archives; results are also given by archive."""

@@ -25,7 +25,7 @@ class EvaluateOptions:
     On an archive of radiographs without CT, reprojections of the volumes are compared with the radiographs.
     """
 
-    checkpoint: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A checkpoint, a run (its best checkpoint), an exported model, or models:NAME (see `raylift models`)."""
     archive: tuple[str, ...]
     """Folders or URLs of one or several archives; results are also given by archive."""
@@ -54,7 +54,7 @@ def evaluate(arguments: list[str]) -> int:
 
     options = tyro.cli(EvaluateOptions, prog="raylift evaluate", args=arguments)
     local_path(options.output)
-    url = resolve_checkpoint(options.checkpoint)
+    url = resolve_checkpoint(options.model)
     model = model_store.load(url)
     with progress_bar("evaluate") as bar:
         result = evaluation.evaluate(
@@ -78,9 +78,9 @@ def evaluate(arguments: list[str]) -> int:
 class ExportOptions:
     """Write a checkpoint as safetensors with its description and a model card."""
 
-    checkpoint: tyro.conf.Positional[str]
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A checkpoint, a run (its best checkpoint), an exported model, or models:NAME (see `raylift models`)."""
-    folder: tyro.conf.Positional[Path]
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """A new or empty folder."""
 
 
@@ -91,7 +91,7 @@ def export(arguments: list[str]) -> int:
     from raylift.platform.training.checkpoint import resolve_checkpoint
 
     options = tyro.cli(ExportOptions, prog="raylift export", args=arguments)
-    url = resolve_checkpoint(options.checkpoint)
+    url = resolve_checkpoint(options.model)
     sha256 = exporting.export(model_store.load(url), options.folder, runs.load_metrics(url))
     print(f"{options.folder}: weights SHA-256 {sha256}")
     return 0

@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -23,7 +24,7 @@ class ScoreOptions:
     needed.
     """
 
-    predictions: tyro.conf.Positional[Path]
+    predictions: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PREDICTIONS")]
     """Folder of the volumes."""
     ground_truth: Path
     """Folder of the CT that they are compared with."""

@@ -63,7 +63,7 @@ def train(arguments: list[str]) -> int:
     run = options.run if options.resume else runs.create(options.run, url)
     with lease.acquire(url, options.take_over):
         if options.resume:
-            run = resuming.resume(run, url)
+            run = resuming.resume_run(run, url)
         cluster.connect()
         metrics = runs.fit(run, url, leased=True)
     best, summary = best_checkpoint(url)

@@ -74,7 +74,7 @@ def tune(arguments: list[str]) -> int:
         search.create(new, url)
     with lease.acquire(url, options.take_over):
         if options.resume:
-            search.resume(new, url)
+            search.resume_search(new, url)
         table = search.fit(url, report=lambda text: print(f"tune: {text}", flush=True), leased=True)
     console.print(trials.as_table(table))
     if failed := sum(bool(trial.error) for trial in table):

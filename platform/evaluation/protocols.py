@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -15,10 +15,7 @@ from torch import Tensor
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Normalization, Window
 from raylift.models import consistency, metrics
-from raylift.models.metrics import Metrics
-
-VolumeProtocolName = Literal["volume", "x2ct", "cvaa"]
-ProtocolName = Literal[VolumeProtocolName, "reprojection"]
+from raylift.models.metrics import Metrics, VolumeProtocol
 
 
 @dataclass(frozen=True)
@@ -57,16 +54,17 @@ class EvaluationProtocol:
 
     definition: str
     """How the metrics are computed, for reports."""
-    needs_ct: bool
     evaluate: Callable[[Prediction], Metrics]
+    needs_ct: bool = True
+    volumes: VolumeProtocol | None = None
+    """The comparison of two volumes in HU, of protocols that need nothing else."""
 
 
-def _compare_volumes(name: str) -> EvaluationProtocol:
-    protocol = metrics.PROTOCOLS[name]
+def _compare_volumes(protocol: VolumeProtocol) -> EvaluationProtocol:
     return EvaluationProtocol(
-        f"{protocol.window.low_hu:g} to {protocol.window.high_hu:g} HU. {protocol.definition}.",
-        True,
+        protocol.definition,
         lambda prediction: protocol.evaluate(prediction.hu, prediction.required_ground_truth_hu),
+        volumes=protocol,
     )
 
 
@@ -89,22 +87,32 @@ def _compare_lungs(prediction: Prediction) -> Metrics:
 
 
 PROTOCOLS: dict[str, EvaluationProtocol] = {
-    "volume": _compare_volumes("volume"),
-    "x2ct": _compare_volumes("x2ct"),
-    "cvaa": _compare_volumes("cvaa"),
+    "volume": _compare_volumes(metrics.VOLUME),
+    "x2ct": _compare_volumes(metrics.X2CT),
+    "cvaa": _compare_volumes(metrics.CVAA),
     "reprojection": EvaluationProtocol(
         "Reprojections of the volumes compared with the input radiographs, each after the gain and offset that fit it "
         "best: PSNR relative to the radiograph's range, and relative L2 distance. No volume is compared.",
-        False,
         _compare_reprojections,
+        needs_ct=False,
     ),
     "segmentation": EvaluationProtocol(
-        "Lungs of both volumes by the same threshold, -500 HU inside the body.", True, _compare_lungs
+        "Lungs of both volumes by the same threshold, -500 HU inside the body.", _compare_lungs
     ),
 }
 """Protocols by name. `segmentation` is always computed where there is CT, beside the ones that are chosen."""
+VOLUME_PROTOCOLS = {name: protocol.volumes for name, protocol in PROTOCOLS.items() if protocol.volumes}
+"""Those of `PROTOCOLS` that compare two volumes."""
+if TYPE_CHECKING:
+    ProtocolName = str
+    VolumeProtocolName = str
+else:
+    ProtocolName = Literal[tuple(name for name in PROTOCOLS if name != "segmentation")]
+    VolumeProtocolName = Literal[tuple(VOLUME_PROTOCOLS)]
 
 
 def default_protocols(has_ct: bool) -> tuple[ProtocolName, ...]:
     """All protocols that compare volumes; without CT those that do not need it."""
-    return tuple(name for name in get_args(ProtocolName) if PROTOCOLS[name].needs_ct == has_ct)
+    if has_ct:
+        return tuple(VOLUME_PROTOCOLS)
+    return tuple(name for name, protocol in PROTOCOLS.items() if not protocol.needs_ct)

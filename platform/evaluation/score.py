@@ -22,7 +22,7 @@ from raylift.datasets.scans.header_checks import DEFAULT_LIMITS, ScanLimits
 from raylift.datasets.sources import Source, is_apple_double
 from raylift.models import metrics
 from raylift.models.metrics import Metrics
-from raylift.platform.evaluation.protocols import PROTOCOLS, VolumeProtocolName
+from raylift.platform.evaluation.protocols import PROTOCOLS, VOLUME_PROTOCOLS, VolumeProtocolName
 from raylift.platform.evaluation.tables import MetricTable
 
 PREDICTOR = "prediction"
@@ -116,7 +116,7 @@ def score(
     """
     if not pairs:
         raise ConfigError("there is no pair of volumes to score")
-    names: tuple[str, ...] = tuple(protocols or metrics.PROTOCOLS)
+    chosen = {name: VOLUME_PROTOCOLS[name] for name in protocols or VOLUME_PROTOCOLS}
     values: dict[str, dict[str, dict[str, Metrics]]] = {}
     notes: dict[str, list[str]] = {}
     for done, pair in enumerate(pairs):
@@ -130,14 +130,14 @@ def score(
         spacing_mm = float(np.prod(target.GetSpacing()) ** (1 / 3))
         values[pair.name] = {
             PREDICTOR: {
-                **{name: metrics.PROTOCOLS[name].evaluate(hu, target_hu) for name in names},
+                **{name: protocol.evaluate(hu, target_hu) for name, protocol in chosen.items()},
                 "segmentation": {"lung_dice": metrics.lung_dice(hu, target_hu, spacing_mm)},
             }
         }
         if pair_notes := [*changed, *ground_truth.changes]:
             notes[pair.name] = pair_notes
     progress(len(pairs), len(pairs), "")
-    definitions = {name: PROTOCOLS[name].definition for name in (*names, "segmentation")}
+    definitions = {name: PROTOCOLS[name].definition for name in (*chosen, "segmentation")}
     return Score(MetricTable(values, definitions), list(missing), notes)
 
 

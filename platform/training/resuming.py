@@ -35,7 +35,7 @@ ARCHIVES = {"data.archive": "data.generation", "data.unpaired": "data.unpaired_g
 """Archives, whose place a resumed run may change if the samples are the same, and their generations."""
 
 
-def resume(run: RunConfig, url: str) -> RunConfig:
+def resume_run(run: RunConfig, url: str) -> RunConfig:
     """Check the settings of a run that is resumed against its record, print what changes, and record it.
 
     Args:
@@ -50,17 +50,11 @@ def resume(run: RunConfig, url: str) -> RunConfig:
     """
     base, record = runs.load_run(url), runs.load_record(url)
     run = with_generations(with_absolute_paths(run))
-    before, after = flatten(to_plain(base)), flatten(to_plain(run))
-    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     recorded, current = record.get("archives", {}), archive_digests(run)
-    moved = {key for key in ARCHIVES if key in changed and recorded.get(key, "") == current.get(key)}
-    refused = [key for key in changed if not key.startswith(RESUMABLE_CHANGES) and key not in moved]
-    if refused:
-        named = "; ".join(f"{key} {before.get(key)!r}, not {after.get(key)!r}" for key in refused)
-        raise ConfigError(f"{url} keeps {named}: start a new run to change it")
-    for key in changed:
-        samples = _samples(base, run, key)
-        print(f"raylift: {key} changes from {before.get(key)} to {after.get(key)}{samples}", flush=True)
+    moved = tuple(key for key in ARCHIVES if recorded.get(key, "") == current.get(key))
+    changed = changes(base, run, RESUMABLE_CHANGES + moved, url, "run")
+    for key, (before, after) in changed.items():
+        print(f"raylift: {key} changes from {before} to {after}{_samples(base, run, key)}", flush=True)
     for key, generation in ARCHIVES.items():
         if key in recorded and generation not in changed:
             current[key] = recorded[key]
@@ -68,6 +62,27 @@ def resume(run: RunConfig, url: str) -> RunConfig:
     if new != record:
         Folder(url).write(RUN_FILE, digested_json.encode(new))
     return run
+
+
+def changes(before: object, after: object, allowed: tuple[str, ...], url: str, kind: str) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configurations differ, each with both values.
+
+    Args:
+        before: the recorded configuration.
+        after: the new configuration.
+        allowed: settings, or beginnings of settings, that may change.
+        url: the folder of the run or search, for the message.
+        kind: `run` or `search`, for the message.
+
+    Raises:
+        ConfigError: settings differ that may not change.
+    """
+    old, new = flatten(to_plain(before)), flatten(to_plain(after))
+    changed = {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+    refused = [f"{key} {a!r}, not {b!r}" for key, (a, b) in changed.items() if not key.startswith(allowed)]
+    if refused:
+        raise ConfigError(f"{url} keeps {'; '.join(refused)}: start a new {kind} to change it")
+    return changed
 
 
 def _samples(base: RunConfig, run: RunConfig, key: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 import yaml
@@ -27,13 +27,14 @@ from raylift.datasets.archive.store import Folder, absolute, join, require_reach
 from raylift.datasets.errors import AlteredFile, ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster
-from raylift.platform.config import RunConfig, flatten, override, with_absolute_paths
+from raylift.platform.config import RunConfig, override, with_absolute_paths
 from raylift.platform.monitor import MONITORED, format_metrics
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import lease, pretrained, runs
 from raylift.platform.training.checkpoint import RUN_FILE
 from raylift.platform.training.driver import Interrupted, interruptible
 from raylift.platform.training.inputs import check, with_archive_views, with_generations
+from raylift.platform.training.resuming import changes
 from raylift.platform.tuning.trials import TABLE_FILE, Trial, describe, load_table, tabulate
 
 SEARCH_FILE, RAY_FOLDER = "search.json", "ray"
@@ -41,7 +42,18 @@ SEARCH_FILE, RAY_FOLDER = "search.json", "ray"
 RESUMABLE_CHANGES = ("run.cluster.", "run.data.threads", "run.data.prefetch_batches", "run.data.cache_gib")
 """Settings, or beginnings of settings, that a resumed search may change: those that change no result."""
 
-Distribution = Literal["uniform", "log_uniform", "integer", "choice"]
+
+DISTRIBUTIONS: dict[str, Callable[[list[Any]], Any]] = {
+    "uniform": lambda ends: tune.uniform(*ends),
+    "log_uniform": lambda ends: tune.loguniform(*ends),
+    "integer": lambda ends: tune.randint(ends[0], ends[1] + 1),
+    "choice": tune.choice,
+}
+"""Ray Tune's distributions by the names that they have in a search space."""
+if TYPE_CHECKING:
+    Distribution = str
+else:
+    Distribution = Literal[tuple(DISTRIBUTIONS)]
 
 
 @dataclass(frozen=True)
@@ -105,15 +117,13 @@ def validate(search: Search) -> dict[str, Any]:
     domains = {}
     for key, distributions in search.space.space.items():
         if len(distributions) != 1:
-            raise ConfigError(
-                f"'{key}' has {len(distributions)} distributions: give one of uniform, log_uniform, integer, choice"
-            )
+            raise ConfigError(f"'{key}' has {len(distributions)} distributions: give one of {', '.join(DISTRIBUTIONS)}")
         ((kind, values),) = distributions.items()
         if kind != "choice" and (len(values) != 2 or not all(isinstance(v, int | float) for v in values)):
             raise ConfigError(f"'{key}': {kind} takes [low, high], not {values}")
         for value in values:
             override(search.run, {key: value})
-        domains[key] = _SAMPLERS[kind](values)
+        domains[key] = DISTRIBUTIONS[kind](values)
     return domains
 
 
@@ -129,7 +139,7 @@ def prepare(search: Search) -> Search:
     return replace(search, run=run)
 
 
-def resume(search: Search, url: str) -> None:
+def resume_search(search: Search, url: str) -> None:
     """Check the settings of a search that is resumed, print and record those that change.
 
     Args:
@@ -140,14 +150,9 @@ def resume(search: Search, url: str) -> None:
         ConfigError: settings differ that a resumed search keeps; names each with both values.
     """
     saved = load_search(url)
-    before, after = flatten(to_plain(saved)), flatten(to_plain(search))
-    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    refused = [key for key in changed if not key.startswith(RESUMABLE_CHANGES)]
-    if refused:
-        named = "; ".join(f"{key} {before.get(key)!r}, not {after.get(key)!r}" for key in refused)
-        raise ConfigError(f"{url} keeps {named}: start a new search to change it")
-    for key in changed:
-        print(f"raylift: {key} changes from {before.get(key)} to {after.get(key)}", flush=True)
+    changed = changes(saved, search, RESUMABLE_CHANGES, url, "search")
+    for key, (before, after) in changed.items():
+        print(f"raylift: {key} changes from {before} to {after}", flush=True)
     if changed:
         Folder(url).write(SEARCH_FILE, digested_json.encode(to_plain(search)))
 
@@ -282,11 +287,3 @@ class _PrintReports(tune.Callback):
         # The trial's folder in the storage does not have the error yet.
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()) if trial.pickled_error_file else None
         self._report(f"trial {trial.trial_id} failed: {describe(error)}")
-
-
-_SAMPLERS: dict[str, Callable[[list[Any]], Any]] = {
-    "uniform": lambda ends: tune.uniform(*ends),
-    "log_uniform": lambda ends: tune.loguniform(*ends),
-    "integer": lambda ends: tune.randint(ends[0], ends[1] + 1),
-    "choice": tune.choice,
-}

@@ -114,7 +114,7 @@ def test_a_parallel_beam_needs_no_distances(tmp_path: Path) -> None:
         ("detector: covering", "detector: wide", "detector is 'wide': write covering, or the keys px and pitch_mm"),
         ("detector: covering", "detector: {px: 0}", "a detector of 0 px"),
         ("detector: covering", "detector: {pixels: 3}", "extra fields found (pixels)"),
-        ("beam: cone", "beam: fan", "fan not in literal ['cone', 'parallel']"),
+        ("beam: cone", "beam: fan", "expected one of cone, parallel, not 'fan'"),
         ("azimuth_deg: 30", "azimuth: 30", "extra fields found (azimuth)"),
         ("azimuth_deg: 30", "azimuth_deg: east", "expected float @"),
         ("azimuth_deg: 30", "azimuth_deg: .nan", "view 'steep' has an angle or offset that is not a finite number"),

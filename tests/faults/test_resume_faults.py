@@ -48,13 +48,13 @@ def test_a_run_keeps_its_generation_while_the_archive_grows_beyond_the_manifests
     grow(run, 6)
     assert f"{generation:06d}.json" not in Folder(run.data.archive).names("manifests")
     assert ids(own) != before, "the archive did not grow"
-    again = resuming.resume(runs.load_run(url), url)
+    again = resuming.resume_run(runs.load_run(url), url)
     assert again == run
     assert ids(again) == before
     assert inputs.describe(again, Archive(own.data.archive, generation)).provenance["archive_generation"] == generation
     assert "raylift: " not in capsys.readouterr().out
 
-    moved = resuming.resume(replace(run, data=replace(run.data, generation="latest")), url)
+    moved = resuming.resume_run(replace(run, data=replace(run.data, generation="latest")), url)
     assert moved.data.generation == generation + 6
     assert f"data.generation changes from {generation} to {generation + 6}" in capsys.readouterr().out
     assert ids(moved) == ids(own)
@@ -106,7 +106,7 @@ def test_settings_that_are_meant_to_change_are_printed_and_recorded(own, tmp_pat
         cluster=replace(run.cluster, workers=1),
         engine=replace(run.engine, zero_stage=3, precision="bf16"),
     )
-    assert resuming.resume(changed, url) == changed
+    assert resuming.resume_run(changed, url) == changed
     assert capsys.readouterr().out.splitlines() == [
         "raylift: engine.zero_stage changes from 1 to 3",
         "raylift: engine.precision changes from fp32 to bf16",
@@ -114,7 +114,7 @@ def test_settings_that_are_meant_to_change_are_printed_and_recorded(own, tmp_pat
         "raylift: train.steps changes from 8 to 16",
     ]
     assert runs.load_run(url) == changed
-    assert resuming.resume(changed, url) == changed
+    assert resuming.resume_run(changed, url) == changed
     assert capsys.readouterr().out == ""
 
 
@@ -124,9 +124,9 @@ def test_another_archive_is_refused_and_a_copy_of_the_same_is_taken_with_a_line(
     other, copy = tmp_path / "other", Path(shutil.copytree(own.data.archive, tmp_path / "copy"))
     ingest_phantoms(str(other), GRID, chest(GRID), count=12, seed=2, samples_per_shard=5)
     with pytest.raises(ConfigError, match=r"keeps data\.archive '.*/archive', not '.*/other'"):
-        resuming.resume(replace(run, data=replace(run.data, archive=str(other))), url)
+        resuming.resume_run(replace(run, data=replace(run.data, archive=str(other))), url)
     shutil.rmtree(own.data.archive)
-    moved = resuming.resume(replace(run, data=replace(run.data, archive=str(copy))), url)
+    moved = resuming.resume_run(replace(run, data=replace(run.data, archive=str(copy))), url)
     assert f"data.archive changes from {own.data.archive} to {copy}" in capsys.readouterr().out
     assert runs.load_run(url).data.archive == moved.data.archive == str(copy)
 
@@ -136,6 +136,6 @@ def test_a_missing_record_is_written_again(finished_run, tmp_path, capsys):
     shutil.copytree(finished_run, url)
     before = runs.load_run(str(url))
     (url / "run.json").unlink()
-    assert resuming.resume(runs.load_run(str(url)), str(url)) == before
+    assert resuming.resume_run(runs.load_run(str(url)), str(url)) == before
     assert "run.json is missing" in capsys.readouterr().out
     assert runs.load_run(str(url)) == before

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from raylift.models.metrics import PROTOCOLS, cosine, lung_dice, psnr_db
+from raylift.models.metrics import CVAA, VOLUME, X2CT, cosine, lung_dice, psnr_db
 
 
 @pytest.fixture
@@ -21,14 +21,14 @@ def test_psnr_of_a_known_error_is_known():
 
 def test_the_maximum_of_the_volume_protocol_is_its_window():
     ground_truth = np.full((16, 16, 16), -24.0)
-    values = PROTOCOLS["volume"].evaluate(ground_truth + 250, ground_truth)
+    values = VOLUME.evaluate(ground_truth + 250, ground_truth)
     assert values["mae_hu"] == pytest.approx(250)
     assert values["mse"] == pytest.approx(0.01)
     assert values["psnr_db"] == pytest.approx(20.0)
 
 
 def test_x2cts_maximum_adds_4_29_db_to_the_same_error(pair):
-    volume, x2ct = (PROTOCOLS[name].evaluate(*pair) for name in ("volume", "x2ct"))
+    volume, x2ct = (protocol.evaluate(*pair) for protocol in (VOLUME, X2CT))
     assert x2ct["psnr_3d_db"] - volume["psnr_db"] == pytest.approx(20 * np.log10(4095 / 2500), abs=0.01)
 
 
@@ -43,7 +43,7 @@ def test_x2ct_equals_the_published_arithmetic(pair):
             similarity.append(
                 structural_similarity(ground_truth.take(index, axis), prediction.take(index, axis), data_range=1.0)
             )
-    values = PROTOCOLS["x2ct"].evaluate(*pair)
+    values = X2CT.evaluate(*pair)
     assert values["psnr_slices_db"] == pytest.approx(np.mean(expected))
     assert values["ssim_slices"] == pytest.approx(np.mean(similarity))
 
@@ -52,7 +52,7 @@ def test_a_slice_without_error_counts_100_db_in_x2ct():
     ground_truth = np.zeros((8, 8, 8))
     prediction = ground_truth.copy()
     prediction[0] = 100.0
-    values = PROTOCOLS["x2ct"].evaluate(prediction, ground_truth)
+    values = X2CT.evaluate(prediction, ground_truth)
     # Seven of eight slices along D are exact; along H and W every slice has the same error.
     one = 20 * np.log10(4095 / 100)
     other = 20 * np.log10(4095 / np.sqrt(100**2 / 8))
@@ -60,14 +60,14 @@ def test_a_slice_without_error_counts_100_db_in_x2ct():
 
 
 def test_cvaa_has_a_wider_window(pair):
-    values = PROTOCOLS["cvaa"].evaluate(*pair)
+    values = CVAA.evaluate(*pair)
     inside = [volume.clip(-1000, 4096).astype(np.float64) for volume in pair]
     assert values["mse"] == pytest.approx(np.mean((inside[0] - inside[1]) ** 2) / 5096**2)
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
-def test_a_volume_compared_with_itself_is_perfect(name, pair):
-    values = PROTOCOLS[name].evaluate(pair[1], pair[1])
+@pytest.mark.parametrize("protocol", [VOLUME, X2CT, CVAA], ids=["volume", "x2ct", "cvaa"])
+def test_a_volume_compared_with_itself_is_perfect(protocol, pair):
+    values = protocol.evaluate(pair[1], pair[1])
     assert values["mae_hu"] == 0
     assert values["cosine"] == pytest.approx(1.0)
     assert all(value == pytest.approx(1.0) for key, value in values.items() if key.startswith("ssim"))
@@ -75,7 +75,7 @@ def test_a_volume_compared_with_itself_is_perfect(name, pair):
 
 def test_errors_outside_the_window_do_not_count():
     ground_truth = np.full((16, 16, 16), 2000.0)
-    assert PROTOCOLS["volume"].evaluate(ground_truth + 900, ground_truth)["mae_hu"] == 0
+    assert VOLUME.evaluate(ground_truth + 900, ground_truth)["mae_hu"] == 0
 
 
 def test_cosine_is_not_centered():

@@ -1,7 +1,7 @@
 """Parts that are chosen by name: the names that a configuration accepts are those of the dictionary of parts."""
 
+import re
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
@@ -9,23 +9,35 @@ import torch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.serialization import from_plain, to_plain
-from raylift.models.composition import DECODERS, Composition
+from raylift.models.composition import Composition
 from raylift.models.diffusion.samplers import SAMPLERS
-from raylift.models.generative import SamplerName
-from raylift.models.parts.decoders import DecoderName
-from raylift.models.parts.fusion import FUSIONS, FusionConfig, FusionName
+from raylift.models.generative import SamplingConfig
+from raylift.models.parts.decoders import DECODERS, DecoderConfig
+from raylift.models.parts.fusion import FUSIONS, FusionConfig
+from raylift.models.parts.heads import ACTIVATIONS
 from raylift.models.system_config import SystemConfig
 from raylift.models.systems.x2ct import X2CT_GAN
 from raylift.models.zoo import SYSTEMS
 
 
 @pytest.mark.parametrize(
-    ("names", "parts"),
-    [(FusionName, FUSIONS), (DecoderName, DECODERS), (SamplerName, SAMPLERS)],
-    ids=["fusions", "decoders", "samplers"],
+    ("settings", "field", "parts", "misspelled", "nearest"),
+    [
+        (FusionConfig, "kind", FUSIONS, "atention", "attention"),
+        (DecoderConfig, "kind", DECODERS, "upsample", "upsampling"),
+        (DecoderConfig, "output", ACTIVATIONS, "leakyrelu", "leaky_relu"),
+        (SamplingConfig, "sampler", SAMPLERS, "ddmp", "ddpm"),
+    ],
+    ids=["fusions", "decoders", "activations", "samplers"],
 )
-def test_every_name_of_a_part_has_a_part_and_every_part_a_name(names, parts):
-    assert get_args(names) == tuple(parts)
+def test_settings_take_every_part_of_the_dictionary_and_name_the_nearest_one(
+    settings, field, parts, misspelled, nearest
+):
+    for name in parts:
+        assert getattr(from_plain(settings, {field: name}, "x"), field) == name
+    refusal = f"expected one of {', '.join(parts)}, not '{misspelled}' (did you mean {nearest}?) @ x.{field}"
+    with pytest.raises(ConfigError, match=re.escape(refusal)):
+        from_plain(settings, {field: misspelled}, "x")
 
 
 @pytest.mark.parametrize("name", FUSIONS)

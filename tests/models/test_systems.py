@@ -67,13 +67,10 @@ def test_a_published_network_has_the_published_number_of_parameters(name, publis
 
 
 def test_the_published_numbers_of_parameters_are_these():
-    counts = {name: [published.count for published in SYSTEMS[name].parameters] for name, _ in COUNTS}
-    assert counts == {
-        "psr": [9_068_480],
-        "x2ct-gan": [61_740_467, 29_384_481, 11_055_169, 11_051_073],
-        "x2ct-cnn": [61_740_467, 29_384_481],
-        "x-recon": [98_799_735, 37_517_943, 11_067_457],
-    }
+    counts = {(name, published.count) for name, published in COUNTS}
+    x2ct = {(name, count) for name in ("x2ct-gan", "x2ct-cnn") for count in (61_740_467, 29_384_481)}
+    assert x2ct | {("x2ct-gan", 11_055_169), ("x2ct-gan", 11_051_073), ("psr", 9_068_480)} <= counts
+    assert {("x-recon", count) for count in (98_799_735, 37_517_943, 11_067_457)} <= counts
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)

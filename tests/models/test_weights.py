@@ -139,7 +139,10 @@ def test_a_pickle_in_place_of_the_weights_is_never_opened(saved, tmp_path):
         (lambda text: text.pop("sha256"), "sha256"),
         (lambda text: text.update(version=2), "this raylift reads"),
         (lambda text: text["model"].update(surprise=1), "surprise"),
-        (lambda text: text["model"]["system"]["fusion"].update(kind="max"), "max not in literal"),
+        (
+            lambda text: text["model"]["system"]["fusion"].update(kind="max"),
+            "expected one of average, sum, concatenate, attention, alignment, not 'max'",
+        ),
         (lambda text: text["model"]["grid"].update(size=64), "does not fit"),
     ],
 )

@@ -68,10 +68,10 @@ def test_an_override_changes_its_key_and_nothing_else():
         ("system.loss.mse_weigth", 1.0, "did you mean system.loss.mse_weight"),
         ("nonsense", 1.0, "'nonsense' is not a setting"),
         ("system.loss.mse_weight.deeper", 1.0, "is not a setting"),
-        ("system.fusion.kind", "max", "max not in literal"),
+        ("system.fusion.kind", "max", "expected one of average, sum, concatenate, attention, alignment, not 'max'"),
         ("train.batch_size", 3, "cannot be shared by 2 workers"),
         ("train.steps", "many", "expected int|invalid value"),
-        ("engine.zero_stage", 4, "4 not in literal"),
+        ("engine.zero_stage", 4, "expected one of 0, 1, 2, 3, not 4"),
     ],
 )
 def test_a_wrong_override_is_refused_with_what_is_wrong(key, value, message):

@@ -16,7 +16,7 @@ from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.datasets.intensity import Window
 from raylift.datasets.streaming.stream import load_batch
 from raylift.models import baselines, weights
-from raylift.models.metrics import PROTOCOLS
+from raylift.models.metrics import VOLUME
 from raylift.platform import cli
 from raylift.platform.evaluation.evaluate import evaluate
 from raylift.platform.evaluation.results import MODEL
@@ -94,7 +94,7 @@ def test_the_models_figures_are_those_of_its_own_reconstruction(finished_run, ar
         prediction = model.description.window.to_hu(model.network(torch.from_numpy(case.images.radiographs)[None]))[
             0, 0
         ].numpy()
-    assert case.metrics[MODEL]["volume"] == PROTOCOLS["volume"].evaluate(prediction, ground_truth)
+    assert case.metrics[MODEL]["volume"] == VOLUME.evaluate(prediction, ground_truth)
 
 
 def test_a_fit_to_the_radiographs_is_measured_beside_the_model_and_its_effect_reported(
@@ -175,7 +175,7 @@ def test_an_archive_of_test_scans_alone_is_evaluated_beside_the_mean_of_the_trai
     result = evaluate(model, held_out, protocols=["volume"])
     mean = Window().to_hu(model.training_data.baselines.mean[0, 0]).numpy()
     for case, entry in zip(result.cases, held_out.entries(), strict=True):
-        expected = PROTOCOLS["volume"].evaluate(mean, held_out.read_array(entry, "volumes").astype(np.float32))
+        expected = VOLUME.evaluate(mean, held_out.read_array(entry, "volumes").astype(np.float32))
         assert case.metrics["mean volume"]["volume"] == pytest.approx(expected, rel=1e-5)
     assert result.notes == ()
 

@@ -31,7 +31,7 @@ from raylift.models import weights
 from raylift.models.baselines import BackProjection
 from raylift.models.composition import Composition
 from raylift.models.consistency import agreement
-from raylift.models.metrics import PROTOCOLS
+from raylift.models.metrics import VOLUME
 from raylift.models.training_data import TrainingData
 from raylift.models.zoo import SYSTEMS
 from raylift.platform.config import RunConfig, with_absolute_paths
@@ -467,7 +467,7 @@ def test_with_ct_a_run_is_validated_under_protocol_volume_for_any_window(window:
         views = np.stack([normalize(image) for image in archive.read_array(entry, "radiographs")])
         prediction = 0.5 * BackProjection(GRID, archive.manifest.geometry)(torch.from_numpy(views)[None])
         hu = window.to_hu(prediction)[0, 0].numpy()
-        found.append(PROTOCOLS["volume"].evaluate(hu, archive.read_array(entry, "volumes").astype(np.float32)))
+        found.append(VOLUME.evaluate(hu, archive.read_array(entry, "volumes").astype(np.float32)))
     assert found
     assert metrics["val_psnr_db"] == pytest.approx(np.mean([values["psnr_db"] for values in found]), rel=1e-4)
     assert metrics["val_mae_hu"] == pytest.approx(np.mean([values["mae_hu"] for values in found]), rel=1e-4)

@@ -38,7 +38,10 @@ def test_every_space_of_the_package_fits_its_preset(path):
     ("space", "message"),
     [
         ({"system.loss.mse_weigth": {"uniform": [0.0, 1.0]}}, "did you mean system.loss.mse_weight"),
-        ({"system.fusion.kind": {"choice": ["average", "max"]}}, "max not in literal"),
+        (
+            {"system.fusion.kind": {"choice": ["average", "max"]}},
+            "expected one of average, sum, concatenate, attention, alignment, not 'max'",
+        ),
         ({"optimizer.lr": {"uniform": [-1.0, 1.0]}}, "lr must be positive"),
         ({"optimizer.lr": {"uniform": [1.0]}}, r"takes \[low, high\]"),
         ({"optimizer.lr": {"uniform": [0.1, 1.0], "log_uniform": [0.1, 1.0]}}, "has 2 distributions"),
@@ -105,10 +108,10 @@ def test_resources_of_a_resumed_search_may_change_with_a_line(tiny, tmp_path, ca
     search.create(Search(tiny, SPACE), url)
     saved = search.load_search(url)
     changed = replace(saved, run=replace(saved.run, cluster=replace(saved.run.cluster, workers=1)))
-    search.resume(changed, url)
+    search.resume_search(changed, url)
     assert capsys.readouterr().out == "raylift: run.cluster.workers changes from 2 to 1\n"
     assert search.load_search(url) == changed
-    search.resume(changed, url)
+    search.resume_search(changed, url)
     assert capsys.readouterr().out == ""
 
 

@@ -2,17 +2,21 @@
 
 import io
 import json
-import subprocess
-import sys
+import socket
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from fastapi.testclient import TestClient
 from PIL import Image
+from ray import serve
+from samples import thorax_image, write_image
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
@@ -21,11 +25,14 @@ from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import orient
 from raylift.models.zoo import SYSTEMS
 from raylift.platform import cli
+from raylift.serve import deployment
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend
 from raylift.serve.decoder import Decoder
 from raylift.serve.page import example
+from raylift.serve.page.events import Actions
 from raylift.serve.reconstructor import HUVolume, Reconstructor
+from raylift.serve.settings import ServeSettings
 from raylift.serve.view_text import edge_letters, guidance, in_words, requirement, title
 
 VIEWS = "frontal,lateral,oblique30=30deg,Back-left=135deg,right=270deg,cranial=0deg/30deg"
@@ -38,9 +45,11 @@ LIMITS = RadiographLimits(max_bytes=200_000)
 
 @pytest.fixture(scope="module")
 def archive_of_six_views(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Six phantoms at 32^3, in all three splits."""
-    url = str(tmp_path_factory.mktemp("six") / "archive")
-    made = ["phantom", "--archive", url, "--count", "6", "--size", "32", "--spacing-mm", "10", "--views", VIEWS]
+    """Six CT files at 32^3, in all three splits."""
+    scans, url = tmp_path_factory.mktemp("scans"), str(tmp_path_factory.mktemp("six") / "archive")
+    for k in range(6):
+        write_image(thorax_image((40, 30, 40), (9 + k / 10,) * 3), scans / f"person-{k}.nii.gz")
+    made = ["ingest", str(scans), "--archive", url, "--size", "32", "--spacing-mm", "10", "--views", VIEWS]
     assert cli.main([*made, "--split-fractions", "0.6", "0.2", "0.2"]) == 0
     assert [view.name for view in Archive(url).manifest.geometry.views] == list(NAMES)
     return url
@@ -53,12 +62,15 @@ def exported(
     ray_cluster: None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, list[str]]:
-    """A model that was trained for two steps, evaluated and exported, and the names of its views."""
+    """A model that a search trained for two steps, evaluated and exported, and the names of its views."""
     folder = tmp_path_factory.mktemp(f"views{request.param}")
-    run, selected = str(folder / "run"), SELECTIONS[request.param]
+    space, selected = folder / "space.yaml", SELECTIONS[request.param]
+    space.write_text("space: {system.fusion.kind: {choice: [average]}}")
     options = {
         "--data.archive": [archive_of_six_views],
-        "--output": [run],
+        "--output": [str(folder / "search")],
+        "--preset": ["x2ct-gan-tiny"],
+        "--trials": ["1"],
         "--system.views": selected,
         "--system.lifting.along": ["rays"],
         "--cluster.workers": ["1"],
@@ -68,7 +80,8 @@ def exported(
         "--train.validation-samples": ["1"],
     }
     words = [word for name, values in options.items() for word in (name, *values)]
-    assert cli.main(["train", "x2ct-gan-tiny", *words]) == 0
+    assert cli.main(["tune", str(space), *words]) == 0
+    run = json.loads((folder / "search" / "trials.json").read_text())["trials"][0]["checkpoint"]
     report = ["--archive", archive_of_six_views, "--output", str(folder / "report"), "--protocols", "reprojection"]
     assert cli.main(["evaluate", run, *report, "--consistency-steps", "1"]) == 0
     assert cli.main(["export", run, str(folder / "model")]) == 0
@@ -113,19 +126,31 @@ def test_reconstruct_takes_a_file_for_each_view_in_any_order(
     assert f"this model requires {in_words(names)}, got {in_words(names[1:]) or 'none'}" in capsys.readouterr().err
 
 
-def test_the_api_has_a_file_for_each_view(exported: tuple[Path, list[str]], tmp_path: Path) -> None:
+async def never(*_: object) -> HUVolume:
+    raise AssertionError
+
+
+async def ready() -> bool:
+    return True
+
+
+@pytest.fixture(scope="module")
+def api(exported: tuple[Path, list[str]]) -> Iterator[httpx.Client]:
+    """The model on Ray Serve, on the cluster that trained it."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    settings = ServeSettings(str(exported[0]), port=port, cpus_per_replica=0.1, consistency_steps=1)
+    url = deployment.start(settings, threading.Event())
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+        yield client
+    serve.shutdown()
+
+
+def test_the_service_on_ray_serve_has_a_file_for_each_view(
+    exported: tuple[Path, list[str]], api: httpx.Client, tmp_path: Path
+) -> None:
     folder, names = exported
-    reconstructor = Reconstructor.load(str(folder), consistency_steps=1)
-
-    async def reconstruct(radiographs: np.ndarray, samples: int) -> HUVolume:
-        return reconstructor.reconstruct([radiographs], [samples])[0]
-
-    async def ready() -> bool:
-        return True
-
-    backend = Backend(reconstructor.description, reconstructor.sha256, reconstruct, ready, consistency_steps=1)
-    api = TestClient(routes.build(backend, Decoder(backend.description, LIMITS)))
-    files = example.files(reconstructor.description)
+    files = example.files(Reconstructor.load(str(folder)).description)
     assert api.get("/v1/model").json()["views"] == names
     assert all(f"-F {name}=@{name}.png" in api.get("/docs").text for name in names)
 
@@ -150,50 +175,22 @@ def test_the_api_has_a_file_for_each_view(exported: tuple[Path, list[str]], tmp_
     assert api.post("/v1/reconstructions", files=files, data=mirrored).content != response.content
 
 
-PAGE = """
-import json, sys
-import numpy as np
-from raylift.datasets.radiographs.gray_image import RadiographLimits
-from raylift.serve.backend import Backend
-from raylift.serve.decoder import Decoder
-from raylift.serve.page import layout
-from raylift.serve.page.events import Actions
-from raylift.serve.reconstructor import Reconstructor
-
-backend = Backend(Reconstructor.load(sys.argv[1]).description, "0" * 64, None, None)
-decoder = Decoder(backend.description, RadiographLimits())
-page = layout.build(backend, decoder)
-views = len(backend.views)
-pictures = Actions(backend, decoder)._comparisons(
-    np.zeros((views, 32, 32), np.float32), np.zeros((32, 32, 32), np.int16)
-)
-ids = [component["props"].get("elem_id") for component in page.get_config_file()["components"]]
-print(json.dumps({"ids": [one for one in ids if one], "pictures": len(pictures)}))
-"""
-
-
-def test_the_page_has_an_upload_a_preview_and_a_comparison_for_each_view(exported: tuple[Path, list[str]]) -> None:
+def test_the_page_has_an_upload_a_preview_and_a_comparison_for_each_view(
+    exported: tuple[Path, list[str]], api: httpx.Client
+) -> None:
     folder, names = exported
-    # In a process of its own, because a page leaves event loops open.
-    done = subprocess.run([sys.executable, "-c", PAGE, str(folder)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    page = json.loads(done.stdout.splitlines()[-1])
-    assert {f"{name}-{part}" for name in names for part in ("file", "preview", "flip", "comparison")} <= set(
-        page["ids"]
+    ids = {component["props"].get("elem_id") for component in api.get("/config").json()["components"]}
+    assert {f"{name}-{part}" for name in names for part in ("file", "preview", "flip", "comparison")} <= ids
+    backend = Backend(Reconstructor.load(str(folder)).description, "0" * 64, never, ready)
+    pictures = Actions(backend, Decoder(backend.description, LIMITS))._comparisons(
+        np.zeros((len(names), 32, 32), np.float32), np.zeros((32, 32, 32), np.int16)
     )
-    assert page["pictures"] == len(names)
+    assert len(pictures) == len(names)
 
 
 def test_only_lateral_views_may_be_mirrored_automatically(exported: tuple[Path, list[str]]) -> None:
     folder, names = exported
     description = Reconstructor.load(str(folder)).description
-
-    async def never(*_: object) -> HUVolume:
-        raise AssertionError
-
-    async def ready() -> bool:
-        return True
-
     api = TestClient(routes.build(Backend(description, "0" * 64, never, ready), Decoder(description, LIMITS)))
     schemas = api.get("/openapi.json").json()["components"]["schemas"]
     (form,) = (schema for schema in schemas.values() if f"flip_{names[0]}" in schema.get("properties", {}))

@@ -62,7 +62,7 @@ WRONG_MANIFESTS: list[tuple[bytes | Callable[[Any], Any], str]] = [
     (lambda m: {**m, "archive": 5}, "is not a raylift manifest.*expected keys and values"),
     (lambda m: {key: value for key, value in m.items() if key != "archive"}, "KeyError"),
     (lambda m: with_entry(m, index="0"), r"expected int, not '0' @ .*entries\[0\]\.index"),
-    (lambda m: with_entry(m, split="exam"), "exam not in literal"),
+    (lambda m: with_entry(m, split="exam"), "expected one of train, val, test, not 'exam'"),
     (lambda m: with_entry(m, color=1), r"extra fields found \(color\)"),
 ]
 
