@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,10 +27,11 @@ from raylift.models.weights import Description
 from raylift.serve.api import routes
 from raylift.serve.api.access import AccessControl
 from raylift.serve.api.credentials import Credentials
+from raylift.serve.api.request_limits import RootPath
 from raylift.serve.backend import Backend, Unavailable
 from raylift.serve.decoder import Decoder
 from raylift.serve.gate import Admission, Gate, Queue
-from raylift.serve.page import layout, theme
+from raylift.serve.page import layout, theme, upload_folder
 from raylift.serve.page.upload_guard import KnownEvents
 from raylift.serve.reconstructor import HUVolume
 from raylift.serve.settings import ServeSettings
@@ -78,7 +78,8 @@ def build(
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Only this user can read the uploads, and they are deleted with the service.
-    uploads = os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="raylift-page-")
+    uploads = upload_folder.make()
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
 
     async def reconstruct(radiographs: Float32[np.ndarray, "views rows columns"], samples: int) -> HUVolume:
         try:
@@ -106,14 +107,23 @@ def build(
     max_samples = settings.max_samples if sampling else 1
     backend = Backend(description, sha256, reconstruct, ready, settings.consistency_steps, sampling, max_samples)
     app = routes.build(backend, decoder)
-    page = layout.build(replace(backend, reconstruct=reconstruct_in_queue), decoder)
+    page = layout.build(replace(backend, reconstruct=reconstruct_in_queue), decoder, settings.retention_s)
+    app.add_middleware(
+        upload_folder.UploadQuota,
+        folder=uploads,
+        max_bytes=settings.max_stored_mib * 2**20,
+        max_client_bytes=settings.max_client_uploads_mib * 2**20,
+        retention_s=settings.retention_s,
+    )
     app.add_middleware(KnownEvents, functions=frozenset(page.fns))
     app.add_middleware(Admission, gate=gate, queue=queue)
     app.add_middleware(AccessControl, hosts=settings.hosts, proxied_hosts=settings.allowed_hosts, credentials=required)
+    app.add_middleware(RootPath, root_path=settings.root_path)
     gr.mount_gradio_app(
         app,
         page,
         path="/",
+        root_path=settings.root_path or None,
         allowed_paths=[],
         max_file_size=f"{settings.max_upload_mib}mb",
         show_error=False,

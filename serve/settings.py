@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ class ServeSettings:
     """Tokens of the API, one in each line (Bearer)."""
     allowed_hosts: tuple[str, ...] = ()
     """Names under which a proxy offers the service; other values of Host and Origin are refused."""
+    root_path: str = ""
+    """Path below which a proxy offers the service, as /ct; the proxy may strip it or pass it on."""
     replicas: int = 1
     """Number of copies of the model."""
     cpus_per_replica: float = 1.0
@@ -55,6 +58,12 @@ class ServeSettings:
     """How long requests in work may take after Ctrl-C or SIGTERM before they are cancelled."""
     max_upload_mib: int = 64
     """Largest radiograph file."""
+    retention_s: float = 3600.0
+    """How long the page keeps uploads and results."""
+    max_client_uploads_mib: int = 512
+    """Largest size of all uploads of one client to the page within --retention-s."""
+    max_stored_mib: int = 4096
+    """Largest size of all uploads and results of the page."""
     decoding_cpu_s: int = 10
     """Processor time for decoding one file, in seconds."""
     decoding_timeout_s: float = 30.0
@@ -71,6 +80,8 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise ConfigError(f"port {self.port} is outside 1 to 65535")
+        if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
+            raise ConfigError(f"--root-path {self.root_path} is not a path as /ct")
         if not self._is_loopback and self.auth_file is None and self.token_file is None:
             raise ConfigError(
                 f"--host {self.host} is open to other machines: pass --auth-file or --token-file, or leave --host out "
@@ -84,12 +95,16 @@ class ServeSettings:
             "max-upload-mib": self.max_upload_mib,
             "decoding-cpu-s": self.decoding_cpu_s,
             "decoding-memory-mib": self.decoding_memory_mib,
+            "max-client-uploads-mib": self.max_client_uploads_mib,
+            "max-stored-mib": self.max_stored_mib,
             "max-samples": self.max_samples,
         }
         for name, count in counts.items():
             if count < 1:
                 raise ConfigError(f"--{name} is {count}: give 1 or more")
         require_steps(self.consistency_steps)
+        if self.retention_s < 60:
+            raise ConfigError(f"--retention-s is {self.retention_s:g}: give 60 or more")
         durations = (self.batch_wait_timeout_s, self.decoding_timeout_s, self.queue_deadline_s, self.grace_s)
         if min(self.cpus_per_replica, self.gpus_per_replica, *durations) < 0:
             raise ConfigError("CPUs, GPUs and waiting times must not be negative")

@@ -1,4 +1,4 @@
-"""ASGI middleware that refuses requests for unknown routes and bodies over a size limit."""
+"""ASGI middleware that serves below a root path, and refuses requests for unknown routes and bodies over a limit."""
 
 from __future__ import annotations
 
@@ -47,6 +47,22 @@ class KnownRoutes:
             )
         else:
             await self._app(scope, receive, send)
+
+
+class RootPath:
+    """Serves the application below a path, for proxies that pass the path on and for those that strip it."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app, self._root = app, root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] == "http" and self._root:
+            path = str(scope["path"])
+            if not path.startswith(f"{self._root}/"):
+                path = f"{self._root}/" if path == self._root else self._root + path
+            scope = {**scope, "path": path, "root_path": self._root}
+        await self._app(scope, receive, send)
 
 
 def route_path(scope: Scope) -> str:

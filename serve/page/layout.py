@@ -31,8 +31,6 @@ DIRECTIONS = {
     "coronal": "anterior to posterior",
     "sagittal": "right to left",
 }
-RETENTION_S = 3600
-"""Retention of uploads, downloads and volumes."""
 DEFAULT_SAMPLES = 4
 """Initial value of the slider."""
 MAX_SESSIONS = 64
@@ -40,11 +38,12 @@ MAX_SESSIONS = 64
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 16}
 
 
-def build(backend: Backend, decoder: Decoder) -> gr.Blocks:
-    """The page for one model."""
+def build(backend: Backend, decoder: Decoder, retention_s: float = 3600.0) -> gr.Blocks:
+    """The page for one model; uploads, downloads and volumes are kept for `retention_s`."""
+    retention = round(retention_s)
     actions = Actions(backend, decoder)
     page: gr.Blocks
-    with GuardedBlocks(title="raylift", analytics_enabled=False, delete_cache=(RETENTION_S // 6, RETENTION_S)) as page:
+    with GuardedBlocks(title="raylift", analytics_enabled=False, delete_cache=(retention // 6, retention)) as page:
         gr.Markdown(f"# raylift\nReconstruct a chest CT volume {_from(backend.views)}.")
         gr.Markdown(_notice(backend), elem_id="notice")
         inputs = _radiographs(actions, backend.description.geometry.views, decoder.file_limits.max_bytes)
@@ -54,7 +53,7 @@ def build(backend: Backend, decoder: Decoder) -> gr.Blocks:
             example = gr.Button("Use a synthetic example", elem_id="example", scale=1)
         example.click(actions.example, None, inputs, **PRIVATE)
         inputs = [*inputs, *samples]
-        outputs, results = _results(actions, backend)
+        outputs, results = _results(actions, backend, retention)
         _on_reconstruct(go, actions, inputs, outputs)
         # The results are hidden as soon as an input no longer matches them.
         gr.on(
@@ -140,12 +139,12 @@ def _samples_slider(max_samples: int) -> Any:
     )
 
 
-def _results(actions: Actions, backend: Backend) -> tuple[list[Any], Any]:
+def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list[Any], Any]:
     """Steps 2 and 3, hidden until there is a volume; returns the outputs of a reconstruction and their column."""
     with gr.Column(visible=False, elem_id="results") as results:
         gr.Markdown("## 2. Volume")
         facts = gr.Markdown(elem_id="facts")
-        volume = gr.State(time_to_live=RETENTION_S)
+        volume = gr.State(time_to_live=retention_s)
         with gr.Row(equal_height=True):
             window = gr.Radio(
                 [(f"{name} {w.width_hu:g} / {(w.low_hu + w.high_hu) / 2:g}", name) for name, w in WINDOWS.items()],
@@ -155,7 +154,7 @@ def _results(actions: Actions, backend: Backend) -> tuple[list[Any], Any]:
                 scale=3,
             )
             download = gr.DownloadButton("Download NIfTI", elem_id="download", variant="primary", scale=1)
-        std, choices = _std_controls() if backend.multiple_samples else ([], [])
+        std, choices = _std_controls(retention_s) if backend.multiple_samples else ([], [])
         with gr.Row():
             for plane in PLANES:
                 with gr.Column(min_width=280), gr.Group():
@@ -182,9 +181,9 @@ def _results(actions: Actions, backend: Backend) -> tuple[list[Any], Any]:
     return [volume, results, facts, *comparisons, download, *std], results
 
 
-def _std_controls() -> tuple[list[Any], list[Any]]:
+def _std_controls(retention_s: int) -> tuple[list[Any], list[Any]]:
     """The switch to the standard deviation; returns the outputs of a reconstruction and the inputs of the slices."""
-    std_map = gr.State(time_to_live=RETENTION_S)
+    std_map = gr.State(time_to_live=retention_s)
     with gr.Row(equal_height=True):
         content = gr.Radio(
             [("Volume", "volume"), ("Standard deviation over samples", "std")],
@@ -261,6 +260,6 @@ def _about(backend: Backend) -> str:
         f"Sampler: {sampling.sampler}, {sampling.steps} steps, seed {sampling.seed}." if sampling else "",
         f"Data-consistency fit: up to {steps} steps." if steps else "",
         f"SHA-256 of the weights: `{backend.sha256[:16]}…`.",
-        "HTTP API: `POST /v1/reconstructions`, see the [API reference](/docs).",
+        "HTTP API: `POST /v1/reconstructions`, see the [API reference](docs).",
     ]
     return " ".join(line for line in lines if line)

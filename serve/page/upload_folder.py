@@ -1,0 +1,98 @@
+"""The folder of a process with the page's uploads and results: its owner, its removal and its size."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections import defaultdict, deque
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from raylift.serve.api.problem import refuse
+from raylift.serve.api.request_limits import route_path
+
+PREFIX = "raylift-page-"
+LOCK = ".owner"
+UNOWNED_S = 60.0
+"""A folder is locked within this time after it is made."""
+
+
+def make() -> Path:
+    """A folder that only this user can read, locked until this process ends; removes those of ended processes."""
+    remove_unowned()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    # The descriptor stays open, and with it the lock.
+    fcntl.flock(os.open(folder / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600), fcntl.LOCK_EX)
+    return folder
+
+
+def remove_unowned() -> None:
+    """Remove the folders of this user's processes that ended without removing theirs."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            if folder.stat().st_uid == os.getuid() and not _is_owned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:
+            continue
+
+
+def _is_owned(folder: Path) -> bool:
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return time.time() - folder.stat().st_mtime < UNOWNED_S
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+class UploadQuota:
+    """ASGI middleware that bounds the page's uploads: bytes of a client within the retention, and of the folder."""
+
+    def __init__(self, app: ASGIApp, folder: Path, max_bytes: int, max_client_bytes: int, retention_s: float) -> None:
+        """Middleware around an application.
+
+        Args:
+            app: the application.
+            folder: where uploads and results are kept.
+            max_bytes: largest size of the folder.
+            max_client_bytes: largest size of a client's uploads within the retention.
+            retention_s: how long uploads are kept.
+        """
+        self._app, self._folder = app, folder
+        self._max_bytes, self._max_client_bytes, self._retention_s = max_bytes, max_client_bytes, retention_s
+        self._uploads: dict[str, deque[tuple[float, int]]] = defaultdict(deque)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or route_path(scope) != "/gradio_api/upload":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "")
+        if not declared.isdigit():
+            await refuse(scope, send, 411, "an upload needs a content-length")
+            return
+        size, client, now = int(declared), (scope.get("client") or ("",))[0], time.monotonic()
+        for uploads in [*self._uploads.values()]:
+            while uploads and now - uploads[0][0] > self._retention_s:
+                uploads.popleft()
+        self._uploads = defaultdict(deque, {name: uploads for name, uploads in self._uploads.items() if uploads})
+        retry_after = str(max(1, round(self._retention_s)))
+        if sum(sent for _, sent in self._uploads[client]) + size > self._max_client_bytes:
+            detail = f"your uploads are over the limit of {self._max_client_bytes} bytes: try again later"
+            await refuse(scope, send, 429, detail, retry_after=retry_after)
+        elif sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file()) + size > self._max_bytes:
+            detail = "the service has no space for further uploads: try again later"
+            await refuse(scope, send, 503, detail, retry_after=retry_after)
+        else:
+            self._uploads[client].append((now, size))
+            await self._app(scope, receive, send)
