@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,8 @@ class Backend:
     """Sampler settings of a generative model; None for a deterministic one."""
     max_samples: int = 1
     """Largest number of samples of a request."""
+    place: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+    """A place in the queue, held while the files of a request are decoded and reconstructed; raises Unavailable."""
 
     @property
     def multiple_samples(self) -> bool:

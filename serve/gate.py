@@ -41,6 +41,13 @@ class Queue:
         self._busy_since = 0.0
         self._completed = self._busy_s = 0.0
 
+    def check(self) -> None:
+        """Raise Unavailable if there is no place."""
+        wait_s = self._expected_wait_s()
+        if self._count >= self._min_places and (self._count >= self._max_places or wait_s > self._deadline_s):
+            retry_after_s = max(1, math.ceil(wait_s - self._deadline_s))
+            raise Unavailable(f"the queue is full: try again in {retry_after_s} s", retry_after_s)
+
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """A place for one reconstruction.
@@ -48,10 +55,7 @@ class Queue:
         Raises:
             Unavailable: the expected wait is longer than the deadline.
         """
-        wait_s = self._expected_wait_s()
-        if self._count >= self._min_places and (self._count >= self._max_places or wait_s > self._deadline_s):
-            retry_after_s = max(1, math.ceil(wait_s - self._deadline_s))
-            raise Unavailable(f"the queue is full: try again in {retry_after_s} s", retry_after_s)
+        self.check()
         if self._count == 0:
             self._busy_since = time.monotonic()
         self._count += 1
@@ -142,9 +146,10 @@ class Gate:
 
 
 class Admission:
-    """ASGI middleware with a gate for all requests, and the queue for reconstructions of the API.
+    """ASGI middleware with a gate for all requests.
 
-    A request that the queue has no place for is refused before its body is read.
+    A reconstruction that the queue has no place for is refused before its body is read. It takes its place when the
+    body is complete, so that a slow client holds none.
     """
 
     def __init__(self, app: ASGIApp, gate: Gate, queue: Queue) -> None:
@@ -160,24 +165,9 @@ class Admission:
             await self._gate.run(self._app, scope, receive, send)
 
     async def _queued(self, scope: Scope, receive: Receive, send: Send) -> None:
-        succeeded = False
-
-        async def note_status(message: Message) -> None:
-            nonlocal succeeded
-            if message["type"] == "http.response.start":
-                succeeded = message["status"] == 200
-            await send(message)
-
         try:
-            async with self._queue.place():
-                await self._app(scope, receive, note_status)
-                if not succeeded:
-                    raise _Failed
-        except _Failed:
-            pass
+            self._queue.check()
         except Unavailable as error:
             await refuse(scope, send, 503, str(error), retry_after=str(error.retry_after_s))
-
-
-class _Failed(Exception):
-    """A request that is no measure of the throughput."""
+        else:
+            await self._app(scope, receive, send)

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -27,7 +26,7 @@ from raylift.models.weights import Description
 from raylift.serve.api import routes
 from raylift.serve.api.access import AccessControl
 from raylift.serve.api.credentials import Credentials
-from raylift.serve.api.request_limits import RootPath
+from raylift.serve.api.request_limits import BodyTimeout, RootPath
 from raylift.serve.backend import Backend, Unavailable
 from raylift.serve.decoder import Decoder
 from raylift.serve.gate import Admission, Gate, Queue
@@ -55,7 +54,7 @@ class _ReplicaState:
                     status = await asyncio.to_thread(serve.status)
                 application = status.applications[serve.get_replica_context().app_name]
                 states = application.deployments[self._model].replica_states
-                running = sum(count for state, count in states.items() if state.value == "RUNNING")
+                running = sum(count for state, count in states.items() if state == "RUNNING")
                 self._is_running, self._read_at = running > 0, time.monotonic()
             except (TimeoutError, RayError, KeyError) as error:
                 logging.getLogger("ray.serve").warning("the state of the model is unknown: %s", error)
@@ -91,10 +90,6 @@ def build(
             raise Unavailable("the model is restarting: try again in a few seconds") from error
         return result
 
-    async def reconstruct_in_queue(radiographs: Float32[np.ndarray, "views rows columns"], samples: int) -> HUVolume:
-        async with queue.place():
-            return await reconstruct(radiographs, samples)
-
     loaded = _ReplicaState(model)
 
     async def ready() -> bool:
@@ -105,9 +100,10 @@ def build(
     limits = RadiographLimits(max_bytes=settings.max_upload_mib * 2**20)
     decoder = Decoder(description, limits, settings.decoding_limits)
     max_samples = settings.max_samples if sampling else 1
-    backend = Backend(description, sha256, reconstruct, ready, settings.consistency_steps, sampling, max_samples)
+    steps = settings.consistency_steps
+    backend = Backend(description, sha256, reconstruct, ready, steps, sampling, max_samples, queue.place)
     app = routes.build(backend, decoder)
-    page = layout.build(replace(backend, reconstruct=reconstruct_in_queue), decoder, settings.retention_s)
+    page = layout.build(backend, decoder, settings.retention_s)
     app.add_middleware(
         upload_folder.UploadQuota,
         folder=uploads,
@@ -116,6 +112,7 @@ def build(
         retention_s=settings.retention_s,
     )
     app.add_middleware(KnownEvents, functions=frozenset(page.fns))
+    app.add_middleware(BodyTimeout, timeout_s=settings.body_timeout_s)
     app.add_middleware(Admission, gate=gate, queue=queue)
     app.add_middleware(AccessControl, hosts=settings.hosts, proxied_hosts=settings.allowed_hosts, credentials=required)
     app.add_middleware(RootPath, root_path=settings.root_path)

@@ -56,6 +56,8 @@ class ServeSettings:
     Retry-After."""
     grace_s: float = 30.0
     """How long requests in work may take after Ctrl-C or SIGTERM before they are cancelled."""
+    body_timeout_s: float = 120.0
+    """How long the body of a request may take to arrive."""
     max_upload_mib: int = 64
     """Largest radiograph file."""
     retention_s: float = 3600.0
@@ -105,7 +107,13 @@ class ServeSettings:
         require_steps(self.consistency_steps)
         if self.retention_s < 60:
             raise ConfigError(f"--retention-s is {self.retention_s:g}: give 60 or more")
-        durations = (self.batch_wait_timeout_s, self.decoding_timeout_s, self.queue_deadline_s, self.grace_s)
+        durations = (
+            self.batch_wait_timeout_s,
+            self.decoding_timeout_s,
+            self.queue_deadline_s,
+            self.grace_s,
+            self.body_timeout_s,
+        )
         if min(self.cpus_per_replica, self.gpus_per_replica, *durations) < 0:
             raise ConfigError("CPUs, GPUs and waiting times must not be negative")
 

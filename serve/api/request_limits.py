@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -121,5 +122,53 @@ class BodyLimit:
         await refuse(scope, send, 413, f"the request is over the limit of {self._max_bytes} bytes")
 
 
+class BodyTimeout:
+    """Responds 408 to requests whose body is incomplete some time after it is first read."""
+
+    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+        self._app, self._timeout_s = app, timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        deadline: float | None = None
+        is_complete = is_late = started = False
+
+        async def receive_in_time() -> Message:
+            nonlocal deadline, is_complete, is_late
+            if is_complete:
+                return await receive()
+            now = asyncio.get_running_loop().time()
+            deadline = deadline or now + self._timeout_s
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                is_late = True
+                raise _BodyTooSlow from None
+            is_complete = not message.get("more_body", False)
+            return message
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal started
+            # A handler may have caught _BodyTooSlow and responded itself.
+            if is_late and not started:
+                raise _BodyTooSlow
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive_in_time, send_in_time)
+        except _BodyTooSlow:
+            if not started:
+                await refuse(scope, send, 408, f"the body did not arrive within {self._timeout_s:g} s")
+
+
 class _BodyTooLarge(Exception):
+    pass
+
+
+class _BodyTooSlow(Exception):
     pass

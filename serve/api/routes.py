@@ -133,11 +133,12 @@ def build(backend: Backend, decoder: Decoder) -> FastAPI:
     ) -> Response:
         """Reconstruct a volume from one radiograph of each view (DICOM, PNG, JPEG, TIFF or BMP)."""
         form: ReconstructionForm = fields
-        async with decoder.slots:
-            loaded = await form.radiographs(poses, decoder)
+        async with backend.place():
+            async with decoder.slots:
+                loaded = await form.radiographs(poses, decoder)
+            prepared = np.stack([radiograph.image for radiograph in loaded.values()])
+            result = await backend.reconstruct(prepared, form.sample_count)
         notes = {view: radiograph.notes for view, radiograph in loaded.items() if radiograph.notes}
-        prepared = np.stack([radiograph.image for radiograph in loaded.values()])
-        result = await backend.reconstruct(prepared, form.sample_count)
         name = f"reconstruction-{uuid.uuid4().hex[:8]}"
         if form.include_std:
             body, kind, suffix = await asyncio.to_thread(_zip, result, name, backend), "application/zip", ".zip"

@@ -95,9 +95,12 @@ class Actions:
         samples = int(values[3 * views]) if len(values) > 3 * views else 1
         samples = max(1, min(samples, self._backend.max_samples))
         try:
-            loaded = [await self._load(view, upload) for view, upload in zip(self._backend.views, inputs, strict=True)]
-            prepared = np.stack([radiograph.image for radiograph in loaded])
-            result = await self._backend.reconstruct(prepared, samples)
+            async with self._backend.place():
+                loaded = [
+                    await self._load(view, upload) for view, upload in zip(self._backend.views, inputs, strict=True)
+                ]
+                prepared = np.stack([radiograph.image for radiograph in loaded])
+                result = await self._backend.reconstruct(prepared, samples)
         except RayliftError as error:
             raise gr.Error(sentence(error), duration=None) from error
         except Exception as error:

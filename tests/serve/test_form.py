@@ -20,7 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.weights import Description
 from raylift.serve.api import routes
-from raylift.serve.api.request_limits import BodyLimit
+from raylift.serve.api.request_limits import BodyLimit, BodyTimeout
 from raylift.serve.backend import Backend
 from raylift.serve.decoder import Decoder
 
@@ -227,6 +227,29 @@ def test_a_streamed_response_passes_unchanged() -> None:
             await send({"type": "http.response.body", "body": b"%d" % k, "more_body": k < 2})
 
     assert chunked(BodyLimit(stream, 1), 1, 0)[:2] == (200, b"012")
+
+
+@pytest.mark.parametrize("app", [length, swallows_errors])
+def test_a_body_that_does_not_arrive_in_time_is_refused(app: Any) -> None:
+    async def run(gap_s: float) -> list[Message]:
+        sent, chunks = [], 0
+
+        async def receive() -> Message:
+            nonlocal chunks
+            chunks += 1
+            await asyncio.sleep(gap_s)
+            return {"type": "http.request", "body": b"x", "more_body": chunks < 10}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
+        await BodyTimeout(app, 0.5)(scope, receive, send)
+        return sent
+
+    late, early = asyncio.run(run(0.2)), asyncio.run(run(0.0))
+    assert (late[0]["status"], json.loads(late[1]["body"])["detail"]) == (408, "the body did not arrive within 0.5 s")
+    assert (early[0]["status"], early[1]["body"]) == (200, b"10")
 
 
 def test_other_protocols_than_http_pass_unchanged() -> None:
