@@ -13,6 +13,7 @@ COMMANDS = {
     "phantom": ("raylift.platform.commands.archiving:phantom", "synthetic thorax volumes to an archive"),
     "train": ("raylift.platform.commands.train:train", "train a preset on Ray, or resume a run"),
     "tune": ("raylift.platform.commands.tune:tune", "search settings, or resume a search"),
+    "runs": ("raylift.platform.commands.runs:runs", "runs and searches: state, best metric, size, next command"),
     "evaluate": (
         "raylift.platform.commands.evaluation_export:evaluate",
         "metrics of a checkpoint: tables, JSON, report",

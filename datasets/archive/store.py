@@ -204,6 +204,11 @@ class Folder:
             return []
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in listed)
 
+    def size(self) -> int:
+        """Bytes of all objects inside."""
+        with store_errors(self.url):
+            return int(self.fs.du(self._root))
+
     def write(self, name: str, data: bytes) -> None:
         """Write or replace the object atomically."""
         if self._local:

@@ -91,6 +91,16 @@ def acquire(url: str, take_over: bool = False) -> Iterator[None]:
         folder.remove(_name(number))
 
 
+def describe(folder: Folder) -> str:
+    """The holder of a run's or search's lease: running or lost, process, host and heartbeat; empty if there is none."""
+    try:
+        lease = folder.read_digested(_name(_numbers(folder)[-1]))
+    except (IndexError, FileNotFoundError):
+        return ""
+    state = "lost" if has_ended(lease["process"]) or abs(_age_s(lease)) > STALE_S else "running"
+    return f"{state}: {_owner(lease)}"
+
+
 def _take(folder: Folder, take_over: bool) -> int:
     """Create the next lease and remove earlier ones; returns its number."""
     numbers = _numbers(folder)
@@ -113,18 +123,27 @@ def _require_free(folder: Folder, number: int, take_over: bool) -> None:
         return  # released meanwhile
     except AlteredFile as error:
         raise ConfigError(f"{error}: remove it if no process is at work there") from error
-    process, age_s = lease["process"], time.time() - lease["time"]
-    if has_ended(process):
+    if has_ended(lease["process"]):
         return
-    dated = f"{age_s:.0f} s old" if age_s >= 0 else f"dated {-age_s:.0f} s ahead of the clock here"
-    owner = f"process {process['pid']} on {process['host']}, whose last heartbeat is {dated}"
-    if abs(age_s) <= STALE_S:
+    owner = _owner(lease)
+    if abs(_age_s(lease)) <= STALE_S:
         raise ConfigError(f"{folder.url} is in use by {owner}: stop it first, or choose another folder")
     if not take_over:
         raise ConfigError(f"{folder.url} was in use by {owner}: if it has ended, add --take-over")
     if _has_heartbeat(folder, number):
         raise ConfigError(f"{folder.url} is in use by {owner}, and another one came now: its clock differs; stop it")
     print(f"raylift: {folder.url} is taken over from {owner}", flush=True)
+
+
+def _age_s(lease: dict[str, Any]) -> float:
+    """Seconds since the last heartbeat by the clocks of both machines; negative if the owner's is ahead."""
+    return time.time() - float(lease["time"])
+
+
+def _owner(lease: dict[str, Any]) -> str:
+    age_s, process = _age_s(lease), lease["process"]
+    dated = f"{age_s:.0f} s old" if age_s >= 0 else f"dated {-age_s:.0f} s ahead of the clock here"
+    return f"process {process['pid']} on {process['host']}, whose last heartbeat is {dated}"
 
 
 def _has_heartbeat(folder: Folder, number: int) -> bool:
