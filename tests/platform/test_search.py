@@ -1,6 +1,7 @@
 """Searches on real Ray Tune: spaces are checked first, trials are Ray Train runs, a killed search resumes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,6 +114,25 @@ def test_resources_of_a_resumed_search_may_change_with_a_line(tiny, tmp_path, ca
     assert search.load_search(url) == changed
     search.resume_search(changed, url)
     assert capsys.readouterr().out == ""
+
+
+def test_a_trial_that_fails_is_reported_once_in_a_sentence_and_the_search_continues(tiny, ray_cluster, tmp_path):
+    url, lines = str(tmp_path / "search"), []
+    run = replace(
+        tiny,
+        cluster=replace(tiny.cluster, workers=1),
+        train=replace(tiny.train, steps=2, validate_every=2, validation_samples=1),
+    )
+    search.create(Search(run, Space({"optimizer.lr": {"choice": [1e30, 2e-4]}}), trials=3), url)
+    table = search.fit(url, report=lines.append)
+    failed = [trial for trial in table if trial.settings["optimizer.lr"] == 1e30]
+    assert 0 < len(failed) < len(table) == 3
+    named = r"trial \w+ failed: the (generator|discriminator)'s loss at step 1 is nan on samples .+ is valid"
+    assert [bool(re.fullmatch(named, line)) for line in lines].count(True) == len(failed)
+    assert all("'s loss at step 1 is" in trial.error and trial.best_psnr_db is None for trial in failed)
+    assert all(trial.error == "" for trial in table if trial not in failed)
+    assert table[0].best_psnr_db is not None
+    assert not (tmp_path / "search/trials.json").exists()
 
 
 def test_a_search_that_is_interrupted_and_then_killed_resumes_and_repeats_no_trial(tiny, tmp_path):
