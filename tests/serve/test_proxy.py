@@ -69,15 +69,17 @@ def proxies(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     ]
     processes = [subprocess.Popen(command) for command in commands]
     urls = [f"http://127.0.0.1:{one}{ROOT}" for one in (passing, stripping)]
-    until = time.monotonic() + 60
-    while not all(responds(url) for url in urls):
-        assert all(process.poll() is None for process in processes)
-        assert time.monotonic() < until
-        time.sleep(0.2)
-    yield urls
-    for process in processes:
-        process.terminate()
-        process.wait(20)
+    until = time.monotonic() + 240
+    try:
+        while not all(responds(url) for url in urls):
+            assert all(process.poll() is None for process in processes)
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        yield urls
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait(20)
 
 
 def responds(url: str) -> bool:
