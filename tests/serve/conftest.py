@@ -76,7 +76,7 @@ class Service:
             process = subprocess.Popen(
                 [sys.executable, "-m", "raylift", "serve", str(model), "--port", str(port), *options],
                 cwd=REPOSITORY,
-                env=environment | {"TMPDIR": str(scratch)},
+                env=environment | {"TMPDIR": str(scratch), "RAY_SERVE_SLOW_STARTUP_WARNING_S": "600"},
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
