@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -44,8 +45,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, 1 (nothing could be done), 2 (wrong arguments or settings) or 130 (interrupted).
+        The exit status: 0, 1 (nothing could be done, or the reader of the output, such as `head`, ended first), 2
+        (wrong arguments or settings) or 130 (interrupted).
     """
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        return 1  # as Rich, which prints tables
+
+
+def _output_is_closed() -> bool:
+    """Whether the reader of the output has ended; what is left of the output is discarded then."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_help())

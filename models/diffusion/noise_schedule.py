@@ -58,15 +58,12 @@ class NoiseSchedulerConfig:
     prediction_type: PredictionType = "epsilon"
     """epsilon: the noise; sample: the data x_0; v_prediction: v."""
     preconditioning: bool = False
-    """Whether epsilon is computed from the network's output and x_t; for prediction type epsilon."""
+    """With prediction type epsilon, whether it is computed from the network's output and x_t; sample and v_prediction
+    have no use for it."""
 
     def __post_init__(self) -> None:
         if self.num_train_timesteps < 1 or not 0 < self.beta_start <= self.beta_end < 1:
             raise ConfigError(f"{self}: give one timestep or more, and 0 < beta_start <= beta_end < 1")
-        if self.preconditioning and self.prediction_type != "epsilon":
-            raise ConfigError(
-                f"preconditioning with prediction_type {self.prediction_type}: it belongs to epsilon; set it to false"
-            )
         alphas_cumprod = self.alphas_cumprod()
         noise, signal = 1 - alphas_cumprod[0], alphas_cumprod[-1]
         if noise < MIN_NOISE or signal < MIN_SIGNAL:
@@ -116,7 +113,7 @@ class NoiseScheduler:
 
     def precondition(self, output: Data, noisy: Data, timesteps: Int[Tensor, " n"]) -> Data:
         """The prediction that a network's output at x_t stands for."""
-        if not self.config.preconditioning:
+        if not self.config.preconditioning or self.config.prediction_type != "epsilon":
             return output
         signal, sigma = self._signal_and_sigma(timesteps)
         return sigma * noisy + signal * output

@@ -13,7 +13,7 @@ from raylift.models.generative import SamplingConfig
 
 MEAN, STD = -0.6, 0.3
 """Mean and standard deviation of the data: most of a CT is air."""
-LIKE = torch.empty(1, 1, 24, 24, 24)
+LIKE = torch.zeros(1, 1, 24, 24, 24)
 
 
 def gaussian_x0(alphas_cumprod):
@@ -191,9 +191,9 @@ def test_an_invalid_schedule_is_refused(settings):
 
 
 @pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
-def test_preconditioning_belongs_to_epsilon(prediction):
-    with pytest.raises(ConfigError, match=f"prediction_type {prediction}: it belongs to epsilon"):
-        NoiseSchedulerConfig(prediction_type=prediction, preconditioning=True)
+def test_preconditioning_leaves_other_prediction_types_as_they_are(prediction):
+    scheduler = NoiseScheduler(NoiseSchedulerConfig(prediction_type=prediction, preconditioning=True))
+    assert torch.equal(scheduler.precondition(LIKE, torch.ones_like(LIKE), torch.tensor([999])), LIKE)
 
 
 def test_no_steps_are_refused():

@@ -1,5 +1,6 @@
 """The command line: fast help, and errors as one line with exit status 2."""
 
+import os
 import subprocess
 import sys
 import time
@@ -23,6 +24,17 @@ def test_help_lists_every_command_and_does_not_import_torch():
     assert time.monotonic() - started < 2
     assert result.returncode == 0
     assert all(f"\n  {command} " in result.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [("systems",), ("score", "--help")])
+def test_a_reader_of_the_output_that_ends_first_causes_no_traceback(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        [sys.executable, "-m", "raylift", *arguments], stdout=write, stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    os.close(write)
+    assert (result.returncode, result.stderr) == (1, "")
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("train", "tune")])
