@@ -98,7 +98,7 @@ class Entry:
     published: SystemConfig
     """The settings as published."""
     slim: SystemConfig
-    """The same choices at 64 voxels per side with two million parameters or fewer, for CPU cores."""
+    """The same choices at 64 voxels per side with about two million parameters or fewer, for CPU cores."""
     tiny: SystemConfig
     """The same choices at 32 voxels per side, for tests."""
     training: Training = GPU_TRAINING

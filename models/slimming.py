@@ -35,7 +35,7 @@ TINY_UNPAIRED = Widths((2, 2, 2), 4, (16, 16, 8, 8), (8, 16))
 
 
 def slim(system: P) -> P:
-    """The variant for 64 voxels per side: two million parameters or fewer."""
+    """The variant for 64 voxels per side: about two million parameters or fewer."""
     if isinstance(system, Composition):
         return _composition(system, SLIM)
     return _unpaired(system, SLIM_UNPAIRED)

@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _main(arguments)
         finally:
-            sys.stdout.flush()
+            if sys.stdout:  # None where the shell closed it
+                sys.stdout.flush()
     except BrokenPipeError:
         if not _output_is_closed():
             raise

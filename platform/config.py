@@ -48,7 +48,8 @@ class DataConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Random deformation of a CT, jitter of its geometry, and simulated acquisition of its radiographs."""
     phantoms_per_epoch: int = 0
-    """New phantoms in every epoch beside the archive's CT, made by the reader threads. None is of an archive."""
+    """New phantoms in every epoch beside the archive's CT, made by the reader threads. Their seeds differ from those of
+    archives."""
     ct_weight: int = 1
     """Times that each CT of the archive occurs in an epoch: its weight beside phantoms."""
     threads: int = 2
@@ -159,7 +160,7 @@ class TrainConfig:
     validate_every: int = 500
     """Steps between validations, which is also when a checkpoint is written."""
     validation_samples: int = 16
-    """At most so many samples of the val split a validation."""
+    """Maximum number of samples of the val split in each validation."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept, beside the best one."""
     divergence_factor: float = 1000.0

@@ -15,7 +15,7 @@ from typing import Literal
 import raylift
 
 PACKAGES = ("torch", "ray", "deepspeed", "optuna", "zarr", "fsspec", "s3fs", "gradio", "SimpleITK", "pydicom")
-UPLOAD_LIMIT_MIB = 100
+UPLOAD_LIMIT_MIB = 512
 
 
 @dataclass(frozen=True)

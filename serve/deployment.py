@@ -133,7 +133,7 @@ def interruption() -> threading.Event:
 
 
 def wait(interrupted: threading.Event, grace_s: float) -> None:
-    """Block until the event is set, complete the requests in work within the grace, and shut the service and Ray down.
+    """Block until the event is set, complete the requests in progress within the grace, and end the service and Ray.
 
     `/readyz` has status 503 from then on, and new requests too.
     """
@@ -151,8 +151,7 @@ def wait(interrupted: threading.Event, grace_s: float) -> None:
 
 def _close(grace_s: float) -> int:
     """Stop accepting requests; returns how many were cancelled."""
-    application = serve.status().applications.get(APP)
-    if application is None or application.status != ApplicationStatus.RUNNING:
+    if APP not in serve.status().applications:
         return 0
     try:
         return int(serve.get_app_handle(APP).close.remote(grace_s).result(timeout_s=grace_s + RESPONSE_TIMEOUT_S))

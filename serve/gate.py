@@ -18,7 +18,7 @@ WORK = ("/v1/reconstructions", "/gradio_api/upload", "/gradio_api/queue/data")
 """Paths whose requests are completed before the service stops; the page receives its results at the last."""
 HEARTBEAT = "/gradio_api/heartbeat/"
 MAX_REQUESTS = 512
-"""Requests in work; more get 503, so that probes always find a free place in the process."""
+"""Requests in progress; more get 503, so that probes always find a free place in the process."""
 MAX_HEARTBEATS = 256
 """Open pages."""
 DECAY = 0.9
@@ -26,7 +26,7 @@ DECAY = 0.9
 
 
 class Queue:
-    """Reconstructions in work and waiting, and their measured throughput."""
+    """Reconstructions in progress and waiting, and their measured throughput."""
 
     def __init__(self, deadline_s: float, min_places: int, max_places: int) -> None:
         """A queue.
@@ -89,7 +89,7 @@ class Gate:
         self._heartbeats: set[asyncio.Task[None]] = set()
 
     async def close(self, grace_s: float) -> int:
-        """Refuse requests from now on, wait for those in work, and cancel what remains after the grace.
+        """Refuse requests from now on, wait for those in progress, and cancel what remains after the grace.
 
         Returns:
             Number of cancelled requests.

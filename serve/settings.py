@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import tyro
 
 from raylift.datasets.errors import ConfigError
@@ -55,7 +56,7 @@ class ServeSettings:
     """Longest expected wait of a request, from the measured throughput; further requests receive status 503 with
     Retry-After."""
     grace_s: float = 30.0
-    """How long requests in work may take after Ctrl-C or SIGTERM before they are cancelled."""
+    """How long requests in progress may take after Ctrl-C or SIGTERM before they are cancelled."""
     body_timeout_s: float = 120.0
     """How long the body of a request may take to arrive."""
     max_upload_mib: int = 64
@@ -82,7 +83,7 @@ class ServeSettings:
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise ConfigError(f"port {self.port} is outside 1 to 65535")
-        if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
+        if self.root_path and not re.fullmatch(r"(/[\w.~@:%+-]+)+", self.root_path):
             raise ConfigError(f"--root-path {self.root_path} is not a path as /ct")
         if not self._is_loopback and self.auth_file is None and self.token_file is None:
             raise ConfigError(
@@ -116,6 +117,11 @@ class ServeSettings:
         )
         if min(self.cpus_per_replica, self.gpus_per_replica, *durations) < 0:
             raise ConfigError("CPUs, GPUs and waiting times must not be negative")
+        if not (self.decoding_timeout_s and self.body_timeout_s):
+            raise ConfigError("--decoding-timeout-s and --body-timeout-s of 0 refuse every request: give more")
+        for name in self.allowed_hosts:
+            if not re.fullmatch(r"[\w.-]+|\[[0-9A-Fa-f:.]+\]", name):
+                raise ConfigError(f"--allowed-hosts {name}: give a name or an address without scheme, port and path")
 
     @property
     def _is_loopback(self) -> bool:
@@ -128,7 +134,11 @@ class ServeSettings:
     def hosts(self) -> set[str]:
         """Values of Host without a proxy, without a port."""
         names = {"localhost", "127.0.0.1", "[::1]", self.host}
-        return names if self._is_loopback else names | {socket.gethostname(), socket.getfqdn()}
+        if self._is_loopback:
+            return names
+        addresses = [entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries]
+        bracketed = {f"[{address}]" if ":" in address else address for address in addresses}
+        return names | bracketed | {socket.gethostname(), socket.getfqdn()}
 
     @property
     def decoding_limits(self) -> DecodingLimits:

@@ -51,6 +51,9 @@ class S3FileSystem(s3fs.S3FileSystem):  # type: ignore[misc]  # s3fs has no type
         return client
 
     async def _call_s3(self, method: str, *args: Any, **options: Any) -> Any:
+        if any("Body" in arguments for arguments in (*args, options) if isinstance(arguments, dict)):
+            # An upload takes as long as the connection does; its attempts have timeouts of their own.
+            return await super()._call_s3(method, *args, **options)
         token = _attempts.set([1])
         watch = asyncio.ensure_future(self._report_stalls(options.get("Bucket", "")))
         try:

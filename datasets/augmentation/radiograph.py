@@ -30,7 +30,7 @@ LETTERS = {
 
 @dataclass(frozen=True)
 class RadiographAugmentation:
-    """Ranges of the random changes; 0 leaves a part out. Strengths are uniform between nothing and the range's end."""
+    """Ranges of the random changes; 0 leaves a part out. Strengths are uniform between 0 and the value."""
 
     probability: float = 0.7
     """Share of samples whose radiographs are changed."""

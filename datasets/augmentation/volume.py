@@ -37,11 +37,11 @@ class VolumeAugmentation:
     elastic_mm: float = 8.0
     """Standard deviation of the displacement at the control points, a quarter of the volume apart."""
     lung: tuple[float, float] = (0.7, 1.5)
-    """Factor of lung density, HU + 1000 below -500 HU: how deep the patient breathes in."""
+    """Factor of lung density, HU + 1000 below -500 HU, which simulates the depth of inspiration."""
     soft_tissue_hu: float = 25.0
     """Added to soft tissue, uniform within this to either side."""
     bone: tuple[float, float] = (0.7, 1.3)
-    """Factor of what bone has above 150 HU."""
+    """Factor of HU - 150 above 150 HU."""
     mirror: float = 0.0
     """Share of samples that are mirrored left to right; the heart is then on the right."""
 

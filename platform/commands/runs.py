@@ -11,7 +11,7 @@ from raylift.datasets.errors import ConfigError
 
 @dataclass(frozen=True)
 class RunsOptions:
-    """List runs and searches: state and process, best metric, progress, size, and the command that goes on."""
+    """List runs and searches: state and process, best metric, progress, size, and the next command."""
 
     url: tyro.conf.Positional[str] = "runs"
     """Folder or URL of runs and searches, or of one of them."""

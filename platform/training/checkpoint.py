@@ -179,9 +179,11 @@ class Checkpoints:
         earlier = [name for name, summary in self.published() if summary["step"] < step]
         return join(self.url, earlier[-1]) if earlier else None
 
-    def prune(self, keep: int, metric: str, diverged_at: int | None = None) -> None:
+    def prune(self, keep: int, diverged_at: int | None = None) -> None:
         """Remove all but the newest `keep` checkpoints, the best one, and the newest one before a divergence."""
         published = self.published()
+        # The last one may have no metrics: SIGTERM writes it without a validation.
+        metric = monitored(name for _, summary in published for name in summary["metrics"])
         earlier = [] if diverged_at is None else [item for item in published if item[1]["step"] < diverged_at]
         retained = {name for name, _ in [*published[-keep:], *_ranked(published, metric)[:1], *earlier[-1:]]}
         for name, _ in published:

@@ -131,7 +131,9 @@ def _require_free(folder: Folder, number: int, take_over: bool) -> None:
     if not take_over:
         raise ConfigError(f"{folder.url} was in use by {owner}: if it has ended, add --take-over")
     if _has_heartbeat(folder, number):
-        raise ConfigError(f"{folder.url} is in use by {owner}, and another one came now: its clock differs; stop it")
+        raise ConfigError(
+            f"{folder.url} is in use by {owner}, whose clock differs and whose heartbeats go on: stop it first"
+        )
     print(f"raylift: {folder.url} is taken over from {owner}", flush=True)
 
 

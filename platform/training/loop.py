@@ -19,7 +19,6 @@ from raylift.datasets.serialization import from_plain, to_plain
 from raylift.datasets.streaming.order import BatchPartition
 from raylift.models.objectives.objective import Objective, frozen
 from raylift.platform.config import RunConfig
-from raylift.platform.monitor import monitored
 from raylift.platform.training import engine as engines
 from raylift.platform.training import pretrained
 from raylift.platform.training.checkpoint import (
@@ -134,7 +133,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
             saved = TrainingState(done, stream.samples_consumed, measured, history, to_plain(run), run.sha256())
             at_step = replace(description, provenance={**description.provenance, "step": done})
             checkpoints.save(saved, tensors, at_step, data)
-            checkpoints.prune(run.train.keep_checkpoints, monitored(metrics), diverged_at(history))
+            checkpoints.prune(run.train.keep_checkpoints, diverged_at(history))
             if validates:
                 writer.validation(done, metrics, picture)
         dist.barrier()

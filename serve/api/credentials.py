@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import stat
 from dataclasses import dataclass, field
@@ -37,7 +36,7 @@ class Credentials:
             return False
         try:
             user, _, password = base64.b64decode(value, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             return False
         hashed = self.passwords.get(user)
         # bcrypt refuses longer passwords and those with a zero.

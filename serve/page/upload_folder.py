@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections import defaultdict, deque
+from contextlib import suppress
 from pathlib import Path
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylift.serve.api.problem import refuse
 from raylift.serve.api.request_limits import route_path
@@ -34,11 +37,11 @@ def make() -> Path:
 def remove_unowned() -> None:
     """Remove the folders of this user's processes that ended without removing theirs."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        try:
-            if folder.stat().st_uid == os.getuid() and not _is_owned(folder):
+        # Anybody may make files and links there; a link is not followed.
+        with suppress(OSError):
+            status = folder.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not _is_owned(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-        except FileNotFoundError:
-            continue
 
 
 def _is_owned(folder: Path) -> bool:
@@ -87,12 +90,20 @@ class UploadQuota:
                 uploads.popleft()
         self._uploads = defaultdict(deque, {name: uploads for name, uploads in self._uploads.items() if uploads})
         retry_after = str(max(1, round(self._retention_s)))
-        if sum(sent for _, sent in self._uploads[client]) + size > self._max_client_bytes:
+        own = self._uploads[client]
+        if sum(sent for _, sent in own) + size > self._max_client_bytes:
             detail = f"your uploads are over the limit of {self._max_client_bytes} bytes: try again later"
-            await refuse(scope, send, 429, detail, retry_after=retry_after)
+            oldest_s = self._retention_s - (now - own[0][0]) if own else self._retention_s
+            await refuse(scope, send, 429, detail, retry_after=str(max(1, math.ceil(oldest_s))))
         elif sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file()) + size > self._max_bytes:
             detail = "the service has no space for further uploads: try again later"
             await refuse(scope, send, 503, detail, retry_after=retry_after)
         else:
-            self._uploads[client].append((now, size))
-            await self._app(scope, receive, send)
+            own.append((now, size))
+
+            async def send_and_release(message: Message) -> None:
+                if message["type"] == "http.response.start" and message["status"] >= 400:
+                    own.remove((now, size))  # nothing of a refused upload is kept
+                await send(message)
+
+            await self._app(scope, receive, send_and_release)

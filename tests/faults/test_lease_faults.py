@@ -101,7 +101,7 @@ class LeaseSuite:
         with ThreadPoolExecutor(1) as pool:
             beating = pool.submit(beat)
             try:
-                with pytest.raises(ConfigError, match="another one came now: its clock differs"):
+                with pytest.raises(ConfigError, match="whose clock differs and whose heartbeats go on: stop it first"):
                     lease.acquire(url, take_over=True).__enter__()
             finally:
                 stop.set()

@@ -31,7 +31,7 @@ class CheckpointSuite:
     def url(self, tmp_path):
         raise NotImplementedError
 
-    def save(self, url, step, psnr=20.0):
+    def save(self, url, step, psnr=20.0, metric="val_psnr_db"):
         torch.manual_seed(step)
         system = PRESETS["x2ct-gan-tiny"].system
         networks = {
@@ -39,7 +39,12 @@ class CheckpointSuite:
         }
         adam = {name: {"a/exp_avg": torch.rand(3), "step": torch.tensor(float(step))} for name in networks}
         state = TrainingState(
-            step, 4 * step, {"val_psnr_db": psnr}, [{"step": 1.0, "generator/loss": 2.0}], {"k": 1}, "abc"
+            step,
+            4 * step,
+            {} if psnr is None else {metric: psnr},
+            [{"step": 1.0, "generator/loss": 2.0}],
+            {"k": 1},
+            "abc",
         )
         where = Checkpoints(url).save(state, Tensors(networks, adam), Description(system, GRID, chest(GRID), Window()))
         return where, state, networks, adam
@@ -64,9 +69,15 @@ class CheckpointSuite:
     def test_pruning_keeps_the_newest_and_the_best(self, url):
         for step, psnr in ((10, 25.0), (20, 20.0), (30, 21.0), (40, 22.0)):
             self.save(url, step, psnr)
-        Checkpoints(url).prune(2, "val_psnr_db")
+        Checkpoints(url).prune(2)
         assert [summary["step"] for _, summary in Checkpoints(url).published()] == [10, 30, 40]
         assert Folder(join(url, "checkpoints")).names() == [f"step-{step:08d}" for step in (10, 30, 40)]
+
+    def test_pruning_keeps_the_best_beside_checkpoints_without_a_validation(self, url):
+        for step, psnr in ((10, 25.0), (20, 20.0), (30, None), (40, None)):
+            self.save(url, step, psnr, "val_reprojection_psnr_db")
+        Checkpoints(url).prune(1)
+        assert [summary["step"] for _, summary in Checkpoints(url).published()] == [10, 40]
 
     def test_pruning_keeps_the_newest_checkpoint_before_a_divergence(self, url):
         for step, psnr in ((10, 25.0), (20, 20.0), (30, 21.0), (40, 22.0)):
@@ -75,7 +86,7 @@ class CheckpointSuite:
         # The loss of step 30 is of the weights in checkpoint 30.
         assert checkpoints.newest_before(30) == join(checkpoints.url, "step-00000020")
         assert checkpoints.newest_before(10) is None
-        checkpoints.prune(1, "val_psnr_db", diverged_at=30)
+        checkpoints.prune(1, diverged_at=30)
         assert [summary["step"] for _, summary in checkpoints.published()] == [10, 20, 40]
 
     def test_a_checkpoint_that_was_not_published_is_none(self, url):

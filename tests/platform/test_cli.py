@@ -37,6 +37,12 @@ def test_a_reader_of_the_output_that_ends_first_causes_no_traceback(arguments):
     assert (result.returncode, result.stderr) == (1, "")
 
 
+def test_without_a_standard_output_a_command_ends_without_a_traceback():
+    command = f"{sys.executable} -m raylift --version >&-"
+    result = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("train", "tune")])
 def test_every_command_has_help_with_its_defaults(command, capsys):
     with pytest.raises(SystemExit) as exit_status:

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -17,7 +19,7 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-UPLOAD_LIMIT = 100 * 2**20
+UPLOAD_LIMIT = 512 * 2**20
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -139,7 +141,7 @@ def test_what_a_job_uploads_from_a_checkout_in_use_is_far_below_rays_limit(tmp_p
     assert "platform/training/loop.py" in names
     assert "tune_spaces/x2ct_gan.yaml" in names
     assert not [name for name in names if name.startswith((".git/", ".venv/", ".cache/", "tests/", "docs/"))]
-    assert package.stat().st_size < UPLOAD_LIMIT / 20
+    assert package.stat().st_size < UPLOAD_LIMIT / 100
 
 
 def test_the_cluster_file_is_what_ray_up_accepts():
@@ -152,6 +154,14 @@ def test_the_cluster_file_is_what_ray_up_accepts():
     assert nodes[prepared["head_node_type"]]["resources"]["CPU"] == 0
     assert all("IamInstanceProfile" in node["node_config"] for node in nodes.values())
     assert any(path.endswith("auth_token") for path in prepared["file_mounts"])
+
+
+def test_nodes_of_the_cluster_file_install_every_dependency():
+    dependencies = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[\[<>=]", dependency)[0] for dependency in dependencies}
+    commands = yaml.safe_load((REPOSITORY / "ray_cluster.yaml").read_text())["setup_commands"]
+    (install,) = [command for command in commands if "pip install" in command]
+    assert names <= set(re.findall(r"[\w-]+", install))
 
 
 def test_the_cluster_file_with_a_mistake_is_refused_by_the_same_checker():

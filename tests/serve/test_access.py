@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import bcrypt
+import psutil
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -94,6 +96,7 @@ def test_preflights_permit_no_other_origin() -> None:
         ({"authorization": TOKEN}, 401),
         ({"authorization": "Basic not base64"}, 401),
         ({"authorization": "Basic /w=="}, 401),
+        ({"authorization": b"Basic \xff"}, 401),
         ({"authorization": "Digest a"}, 401),
     ],
 )
@@ -150,6 +153,29 @@ def test_another_address_than_this_machine_requires_credentials(tmp_path: Path) 
         assert ServeSettings(host=host, token_file=tmp_path / "tokens").host == host
     for host in ("127.0.0.1", "127.0.0.2", "::1", "localhost"):
         assert ServeSettings(host=host).host == host
+
+
+def test_an_open_service_is_served_by_the_addresses_of_its_machine(tmp_path: Path) -> None:
+    opened = ServeSettings(host="0.0.0.0", token_file=tmp_path / "tokens").hosts
+    addresses = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}
+    assert {address for address in addresses if re.fullmatch(r"[\d.]+", address)} <= opened
+    assert "127.0.0.1" in opened
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"allowed_hosts": ("ct.example.org:8443",)}, "ct.example.org:8443: give a name or an address without scheme"),
+        ({"allowed_hosts": ("https://ct.example.org",)}, "without scheme, port and path"),
+        ({"decoding_timeout_s": 0.0}, "of 0 refuse every request"),
+        ({"body_timeout_s": 0.0}, "of 0 refuse every request"),
+        ({"root_path": "/ct/"}, "--root-path /ct/ is not a path as /ct"),
+    ],
+)
+def test_settings_that_would_refuse_every_request_are_errors(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ServeSettings(**settings)
+    assert ServeSettings(allowed_hosts=("[::1]", "10.0.0.7"), root_path="/user/ada@example.org/proxy/8000")
 
 
 @pytest.mark.parametrize(

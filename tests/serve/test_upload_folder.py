@@ -76,6 +76,30 @@ def test_uploads_beyond_the_quota_of_a_client_get_429_until_the_retention_ends(
     assert api.post("/gradio_api/upload", files={"file": bytes(10_000)}).status_code == 200
 
 
+def test_a_refused_upload_counts_for_no_quota_and_the_oldest_one_gives_the_time_to_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = client(tmp_path, 10**9, 25_000)
+    # FastAPI refuses a form without the file.
+    assert api.post("/gradio_api/upload", files={"other": bytes(20_000)}).status_code == 422
+    assert api.post("/gradio_api/upload", files={"file": bytes(20_000)}).status_code == 200
+    monkeypatch.setattr(upload_folder, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 3000))
+    refused = api.post("/gradio_api/upload", files={"file": bytes(20_000)})
+    assert refused.status_code == 429
+    assert 590 <= int(refused.headers["retry-after"]) <= 600
+
+
+def test_files_and_links_with_the_name_of_a_folder_do_not_stop_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"{upload_folder.PREFIX}old.zip").touch()
+    loop = tmp_path / f"{upload_folder.PREFIX}loop"
+    loop.symlink_to(loop)
+    made = upload_folder.make()
+    assert {path.name for path in tmp_path.iterdir()} == {f"{upload_folder.PREFIX}old.zip", loop.name, made.name}
+
+
 def test_uploads_beyond_the_size_of_the_folder_get_503(tmp_path: Path) -> None:
     api = client(tmp_path, 25_000, 10**9)
     responses = [api.post("/gradio_api/upload", files={"file": bytes(10_000)}) for _ in range(3)]
