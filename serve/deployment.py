@@ -151,7 +151,8 @@ def wait(interrupted: threading.Event, grace_s: float) -> None:
 
 def _close(grace_s: float) -> int:
     """Stop accepting requests; returns how many were cancelled."""
-    if APP not in serve.status().applications:
+    application = serve.status().applications.get(APP)
+    if application is None or application.status != ApplicationStatus.RUNNING:
         return 0
     try:
         return int(serve.get_app_handle(APP).close.remote(grace_s).result(timeout_s=grace_s + RESPONSE_TIMEOUT_S))
