@@ -13,9 +13,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
-
-import psutil
 
 from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder
@@ -31,18 +30,37 @@ class LeaseLost(RayliftError, RuntimeError):
 
 
 def this_process() -> dict[str, Any]:
-    """Host, id and start of this process, for a record."""
-    return {"host": machine.node(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+    """Host, process namespace, id and start of this process, for a record."""
+    return {"host": machine.node(), "namespace": _namespace(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def has_ended(process: dict[str, Any]) -> bool:
-    """Whether a recorded process is known to have ended, which is known of this machine's only."""
-    if process["host"] != machine.node():
-        return False
+    """Whether a recorded process is known to have ended, which is known of this namespace's only.
+
+    Containers and copies of a virtual machine may have one host name; they differ in their namespace or boot.
+    """
+    return is_here(process) and _started(process["pid"]) != process["started"]
+
+
+def is_here(process: dict[str, Any]) -> bool:
+    """Whether a recorded process is of this boot and namespace, so that its id means the same here."""
+    return process.get("namespace") == _namespace()
+
+
+def _namespace() -> str:
+    """Where process ids are unique: the boot of this machine and its namespace of processes."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, in clock ticks since the boot, which no change of the clock moves; None without it."""
     try:
-        return bool(psutil.Process(process["pid"]).create_time() != process["started"])
-    except psutil.NoSuchProcess:
-        return True
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field is the command in parentheses, which may contain spaces; the start is the 22nd.
+    return int(status.rpartition(")")[2].split()[19])
 
 
 @contextmanager

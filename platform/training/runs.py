@@ -139,7 +139,7 @@ def write_record(url: str, name: str, data: dict[str, Any], kind: str) -> None:
 def _starting_process(record: dict[str, Any]) -> int:
     """The running process of this machine that wrote a run's record; 0 if it ended, is this one or is elsewhere."""
     process = record.get("process", {})
-    if process.get("host") != machine.node() or process["pid"] == os.getpid() or lease.has_ended(process):
+    if not lease.is_here(process) or process["pid"] == os.getpid() or lease.has_ended(process):
         return 0
     return int(process["pid"])
 
