@@ -138,30 +138,40 @@ def test_a_store_that_fails_one_request_in_twenty_loses_no_sample_and_a_fifth_of
     options = {**store.S3_OPTIONS["config_kwargs"], "retries": {"max_attempts": 12, "mode": "standard"}}
     monkeypatch.setattr(store, "S3_OPTIONS", {"config_kwargs": {**options, "read_timeout": 29}})
     data = replace(tiny.data, archive=url, size=16, cache_gib=0.0, threads=8, prefetch_batches=8)
-    run, steps, step_s = replace(tiny, data=data), 32, 0.25
+    run, steps, step_s = replace(tiny, data=data), 24, 0.25
 
-    def read() -> tuple[list[float], float]:
-        """The sum of each batch, and batches a second for a training step of 0.25 s."""
+    def read(share: float) -> tuple[list[float], float]:
+        """The sum of each batch, and batches a second for a training step of 0.25 s, with a share of faults."""
+        monkeypatch.setattr(FaultyProxy, "share", share)
         archive = Archive(url)
         stream = iter(open_stream(archive, run, describe(run, archive), BatchPartition(0, 1, 2, 1)))
         sums, begun = [], time.monotonic()
         for micro_batches in islice(stream, steps):
             sums += [float(batch.volume.sum()) for batch in micro_batches]
             time.sleep(step_s)
-        return sums, steps / (time.monotonic() - begun)
+        per_s = steps / (time.monotonic() - begun)
+        stream.close()
+        # Reads in progress end before the proxy does: without it they are repeated for minutes.
+        for thread in threading.enumerate():
+            if thread.name.startswith("raylift-read"):
+                thread.join()
+        return sums, per_s
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), FaultyProxy) as proxy:
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{proxy.server_address[1]}")
-        clean, clean_per_s = read()
-        monkeypatch.setattr(FaultyProxy, "share", 0.05)
-        monkeypatch.setattr(FaultyProxy, "fired", Counter())
-        faulty, faulty_per_s = read()
+        clean, faulty, fired = [], [], Counter[str]()
+        # By turns, and the faster of each: other work on the machine slows one reading and not the other.
+        for _ in range(2):
+            clean.append(read(0.0))
+            monkeypatch.setattr(FaultyProxy, "fired", Counter())
+            faulty.append(read(0.05))
+            fired += FaultyProxy.fired
         proxy.shutdown()
-    fired = FaultyProxy.fired
     assert min(fired["500"], fired["503"], fired["stall"]) > 0
     assert 0.02 < (fired.total() - fired[""]) / fired.total() < 0.1
-    assert faulty == clean
+    assert all(sums == clean[0][0] for sums, _ in [*clean, *faulty])
+    clean_per_s, faulty_per_s = (max(per_s for _, per_s in readings) for readings in (clean, faulty))
     print(f"{clean_per_s:.2f} and {faulty_per_s:.2f} batches a second, {dict(fired)}")
     assert faulty_per_s >= 0.8 * clean_per_s
 
