@@ -4,6 +4,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,13 @@ def test_requests_beyond_the_queue_get_503_with_retry_after(http: httpx.Client, 
 
 def test_decoding_ends_when_the_client_leaves(service: Any, large: bytes, radiographs: dict[str, bytes]) -> None:
     def decoding() -> list[psutil.Process]:
-        processes = psutil.Process(service.process.pid).children(recursive=True)
-        (server,) = (one for one in processes if "raylift.serve.decoder" in one.cmdline())
-        return server.children()
+        """The children of the decoder's server, which have its command line."""
+        children = []
+        for process in psutil.Process(service.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if all("raylift.serve.decoder" in one.cmdline() for one in (process, psutil.Process(process.ppid()))):
+                    children.append(process)
+        return children
 
     def leave() -> None:
         files = {**radiographs, "frontal": large}
