@@ -15,7 +15,7 @@ from pydicom.valuerep import VR
 from scipy import ndimage
 
 from raylift.datasets.dicom_frame import decode_containers
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 
 MAX_ELEMENTS = 10_000
 """Limit for elements at the top level and for items in sequences. An image has a few hundred, and 8 bytes of a hostile
@@ -53,7 +53,7 @@ def parse(data: bytes, name: str, *, until: int = 0xFFFF_FFFF) -> pydicom.Datase
     """The elements before the tag `until`; `data` may end after them.
 
     Raises:
-        RefusedFile: deflated, or more than `MAX_ELEMENTS` elements or items. On a damaged file pydicom may raise any
+        FileError: deflated, or more than `MAX_ELEMENTS` elements or items. On a damaged file pydicom may raise any
             exception.
     """
     return parse_until(data, name, until)[0]
@@ -62,16 +62,16 @@ def parse(data: bytes, name: str, *, until: int = 0xFFFF_FFFF) -> pydicom.Datase
 def parse_until(data: bytes, name: str, until: int) -> tuple[pydicom.Dataset, bool]:
     """The elements before the tag `until`, and whether the data reach a tag after them; errors as in `parse`."""
     if meta(data).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        raise RefusedFile(f"{name}: deflated DICOM, which may inflate to any size: store it in another transfer syntax")
+        raise FileError(f"{name}: deflated DICOM, which may inflate to any size: store it in another transfer syntax")
     if data.count(b"\xfe\xff\x00\xe0") + data.count(b"\xff\xfe\xe0\x00") > MAX_ELEMENTS:
-        raise RefusedFile(f"{name}: more than {MAX_ELEMENTS} items in DICOM sequences: not an image")
+        raise FileError(f"{name}: more than {MAX_ELEMENTS} items in DICOM sequences: not an image")
     count, is_whole = 0, False
 
     def is_beyond(tag: int, *_: object) -> bool:
         nonlocal count, is_whole
         count += 1
         if count > MAX_ELEMENTS:
-            raise RefusedFile(f"{name}: more than {MAX_ELEMENTS} DICOM elements: not an image")
+            raise FileError(f"{name}: more than {MAX_ELEMENTS} DICOM elements: not an image")
         is_whole = tag >= until
         return is_whole
 
@@ -104,7 +104,7 @@ def stored_pixels(dataset: pydicom.Dataset, name: str) -> StoredPixels:
     """The pixels of a frame of one sample a pixel.
 
     Raises:
-        RefusedFile: see `dicom_frame.decode_containers`. On a damaged file pydicom may raise any exception.
+        FileError: see `dicom_frame.decode_containers`. On a damaged file pydicom may raise any exception.
     """
     container, shift = decode_containers(dataset, name)
     allocated, stored = 8 * container.dtype.itemsize, int(dataset.BitsStored)

@@ -20,7 +20,7 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 
 from raylift.datasets import jpeg
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 
 
 def _decode_jpeg(frame: bytes) -> Any:
@@ -90,7 +90,7 @@ def decode(dataset: pydicom.Dataset, name: str, notes: list[str]) -> tuple[Store
         notes: a note is appended for bits that are not used.
 
     Raises:
-        RefusedFile: an unsupported transfer syntax, a damaged frame, or one that does not match its header.
+        FileError: an unsupported transfer syntax, a damaged frame, or one that does not match its header.
     """
     container, shift = decode_containers(dataset, name)
     if int(dataset.get("SamplesPerPixel") or 1) > 1 or container.dtype.kind == "f":
@@ -112,16 +112,16 @@ def decode_containers(dataset: pydicom.Dataset, name: str) -> tuple[Stored, int]
     """All bits of a frame in native byte order, and the number of the bit at which the stored values begin.
 
     Raises:
-        RefusedFile: an unsupported transfer syntax, a damaged frame, or one of another size than its header's.
+        FileError: an unsupported transfer syntax, a damaged frame, or one of another size than its header's.
     """
     syntax = dataset.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
     if syntax not in DECODERS:
-        raise RefusedFile(f"{name}: transfer syntax {uid.UID(syntax).name} is not supported: convert the file to RLE")
+        raise FileError(f"{name}: transfer syntax {uid.UID(syntax).name} is not supported: convert the file to RLE")
     if dataset.get("PixelData") is None:
-        raise RefusedFile(f"{name}: the DICOM file has no PixelData: it is not an image")
+        raise FileError(f"{name}: the DICOM file has no PixelData: it is not an image")
     absent = [tag for tag in REQUIRED if dataset.get(tag) in (None, "")]
     if absent:
-        raise RefusedFile(f"{name}: {' and '.join(absent)} absent or empty, so the pixels have no meaning: set them")
+        raise FileError(f"{name}: {' and '.join(absent)} absent or empty, so the pixels have no meaning: set them")
     if uid.UID(syntax).is_encapsulated:
         frame = _compressed_frame(dataset, name)
     else:
@@ -137,12 +137,10 @@ def decode_containers(dataset: pydicom.Dataset, name: str) -> tuple[Stored, int]
     except Exception as error:
         # On a damaged frame pydicom and the codecs raise any exception.
         text = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RefusedFile(f"{name}: the pixels cannot be decoded: {text}") from error
+        raise FileError(f"{name}: the pixels cannot be decoded: {text}") from error
     expected = (int(dataset.Rows), int(dataset.Columns), *([int(dataset.SamplesPerPixel)] if color else []))
     if container.shape != expected:
-        raise RefusedFile(
-            f"{name}: the frame decodes to {container.shape}, the header has {expected}: correct its tags"
-        )
+        raise FileError(f"{name}: the frame decodes to {container.shape}, the header has {expected}: correct its tags")
     bits = int(dataset.get("BitsStored") or 0)
     # A compressed frame is right-aligned; in others HighBit gives the place of the values in their containers.
     shift = 0 if decoder is not None else max(0, int(dataset.get("HighBit", bits - 1)) + 1 - bits)
@@ -179,7 +177,7 @@ def _check_bits(values: Stored, container: Stored, dataset: pydicom.Dataset, shi
         wraps = np.abs(others - steps) >= 2 ** (bits - 1)
         contradicts |= bool(wraps.any() and (others < steps)[wraps].mean() > WRAPPED)
     if contradicts or (bits == 8 * size and _has_other_sign(values, ~padding | (padding_value is None))):
-        raise RefusedFile(
+        raise FileError(
             f"{name}: BitsStored {dataset.BitsStored}, HighBit {dataset.get('HighBit')} and PixelRepresentation "
             f"{dataset.PixelRepresentation} contradict the pixels, whose values wrap around: correct these tags"
         )
@@ -209,7 +207,7 @@ def _check_rows(values: Stored, name: str) -> None:
     along, across = _roughness(values, 1), _roughness(values, 0)
     is_torn = min(along, across) > 0 and not 1 / TORN < along / across < TORN
     if is_torn or _is_repeated(values):
-        raise RefusedFile(
+        raise FileError(
             f"{name}: {values.shape[0]} rows of {values.shape[1]} columns contradict the pixels, whose rows do not "
             "continue each other: correct Rows, Columns and BitsAllocated"
         )
@@ -252,7 +250,7 @@ def _check_length(dataset: pydicom.Dataset, name: str) -> None:
     expected, stored = -(-bits // 8), len(dataset.PixelData)
     # An odd length is padded with one byte.
     if not expected <= stored <= expected + 1:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: the pixels cannot be decoded: {stored} bytes, where {dataset.Rows} x {dataset.Columns} pixels of "
             f"{dataset.BitsAllocated} bits have {expected}: correct Rows, Columns and BitsAllocated, unless "
             "it is truncated"
@@ -266,20 +264,20 @@ def _compressed_frame(dataset: pydicom.Dataset, name: str) -> bytes:
         kind, coded = _kind_and_shape(frames[0])
     except Exception as error:
         reason = f": {error}" if isinstance(error, ValueError) else ""
-        raise RefusedFile(f"{name}: the pixels cannot be decoded: the compressed frame is damaged{reason}") from error
+        raise FileError(f"{name}: the pixels cannot be decoded: the compressed frame is damaged{reason}") from error
     if len(frames) > 1:
-        raise RefusedFile(f"{name}: PixelData has {len(frames)} frames: save the radiograph as a file of its own")
+        raise FileError(f"{name}: PixelData has {len(frames)} frames: save the radiograph as a file of its own")
     syntax = uid.UID(dataset.file_meta.TransferSyntaxUID)
     if kind and kind != KINDS.get(DECODERS[syntax]):
-        raise RefusedFile(f"{name}: the frame is {kind}, the transfer syntax {syntax.name}: correct TransferSyntaxUID")
+        raise FileError(f"{name}: the frame is {kind}, the transfer syntax {syntax.name}: correct TransferSyntaxUID")
     expected = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1)
     if coded is not None and coded[:2] != expected[:2]:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: the compressed frame has {coded[0]} x {coded[1]} pixels, the header "
             f"{expected[0]} x {expected[1]}: correct Rows and Columns"
         )
     if coded is not None and coded[2] != expected[2]:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: the compressed frame has {coded[2]} samples a pixel, the header {expected[2]}: correct "
             "SamplesPerPixel"
         )

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from raylift.datasets.errors import AlteredFile
+from raylift.datasets.errors import AlteredFileError
 
 KEY = "file_sha256"
 """The first key of a file: the SHA-256, in hexadecimal, of all bytes after this value."""
@@ -28,14 +28,14 @@ def decode(raw: bytes, where: str) -> dict[str, Any]:
         where: name of the file, for the message.
 
     Raises:
-        AlteredFile: the content is not what was written.
+        AlteredFileError: the content is not what was written.
     """
     stated, rest = raw[len(_BEGIN) : len(_BEGIN) + _DIGITS], raw[len(_BEGIN) + _DIGITS :]
     if not raw.startswith(_BEGIN):
-        raise AlteredFile(f"{where} does not begin with {KEY}: it was damaged or edited, or is not raylift's")
+        raise AlteredFileError(f"{where} does not begin with {KEY}: it was damaged or edited, or is not raylift's")
     computed = hashlib.sha256(rest).hexdigest()
     if computed.encode() != stated:
-        raise AlteredFile(
+        raise AlteredFileError(
             f"{where} has SHA-256 {computed}, its first line states {stated.decode(errors='replace')}: "
             "it was damaged, cut or edited"
         )

@@ -5,11 +5,11 @@ class RayliftError(Exception):
     """Base class of all errors raised by raylift. Each subclass also derives from the built-in that it resembles."""
 
 
-class RefusedFile(RayliftError, ValueError):
+class FileError(RayliftError, ValueError):
     """A source file that cannot become a sample: unsupported, incomplete, too large or not in HU."""
 
 
-class SegmentationMask(RefusedFile):
+class SegmentationMaskError(FileError):
     """A volume of labels, such as folders of scans have many of."""
 
 
@@ -17,19 +17,19 @@ class ArchiveError(RayliftError, OSError):
     """An archive that is missing, unreadable or not written by raylift."""
 
 
-class NoArchive(ArchiveError, FileNotFoundError):
+class ArchiveNotFoundError(ArchiveError, FileNotFoundError):
     """A URL without a published archive."""
 
 
-class CorruptSample(ArchiveError):
+class CorruptSampleError(ArchiveError):
     """A stored array that is missing or does not match the digest in the manifest."""
 
 
-class AlteredFile(RayliftError, ValueError):
+class AlteredFileError(RayliftError, ValueError):
     """A JSON file of a model, a checkpoint, a run or a search that is not what was written."""
 
 
-class StoreUnreachable(RayliftError, ConnectionError):
+class StoreError(RayliftError, ConnectionError):
     """An object store that does not respond, or denies access."""
 
 

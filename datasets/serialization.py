@@ -81,14 +81,14 @@ def register_union(base: type, tag: str, kinds: dict[str, type], otherwise: type
 
 
 def _explain(error: BaseException, kind: Any) -> str:
-    if isinstance(error, ConfigError | _WrongType):
+    if isinstance(error, ConfigError | _WrongTypeError):
         return str(error)
     if isinstance(error, AttributeError | TypeError) and hasattr(kind, "__dataclass_fields__"):
         return "expected keys and values"
     return cattrs.v.format_exception(error, kind)
 
 
-class _WrongType(TypeError):
+class _WrongTypeError(TypeError):
     """A value that cattrs would convert: 'false' to True, 3.7 to 3, a string to a list of characters."""
 
 
@@ -99,13 +99,13 @@ def _choice(value: Any, kind: Any) -> Any:
             return choice
     close = difflib.get_close_matches(str(value), map(str, choices), n=1)
     nearest = f" (did you mean {close[0]}?)" if close else ""
-    raise _WrongType(f"expected one of {', '.join(map(str, choices))}, not {value!r:.80}{nearest}")
+    raise _WrongTypeError(f"expected one of {', '.join(map(str, choices))}, not {value!r:.80}{nearest}")
 
 
 def _exactly(*accepted: type) -> Callable[[Any, Any], Any]:
     def structure(value: Any, kind: Any) -> Any:
         if type(value) not in accepted:
-            raise _WrongType(f"expected {kind.__name__}, not {value!r:.80}")
+            raise _WrongTypeError(f"expected {kind.__name__}, not {value!r:.80}")
         return kind(value)
 
     return structure
@@ -114,7 +114,7 @@ def _exactly(*accepted: type) -> Callable[[Any, Any], Any]:
 def _number(value: Any, kind: Any) -> float:
     # YAML 1.1 parses 1e-4 as a string.
     if type(value) not in (int, float, str):
-        raise _WrongType(f"expected {kind.__name__}, not {value!r:.80}")
+        raise _WrongTypeError(f"expected {kind.__name__}, not {value!r:.80}")
     return float(value)
 
 
@@ -124,7 +124,7 @@ def _no_string(factory: Callable[..., Any]) -> Callable[..., Any]:
 
         def structure(value: Any, kind: Any) -> Any:
             if not isinstance(value, list | tuple):
-                raise _WrongType(f"expected a list, not {value!r:.80}")
+                raise _WrongTypeError(f"expected a list, not {value!r:.80}")
             return sequence(value, kind)
 
         return structure
@@ -146,7 +146,7 @@ def _is_open_tuple(kind: Any) -> bool:
 
 def _generation(value: Any, _: Any) -> int | str:
     if value != "latest" and type(value) is not int:
-        raise _WrongType(f"expected a number or latest, not {value!r:.80}")
+        raise _WrongTypeError(f"expected a number or latest, not {value!r:.80}")
     generation: int | str = value
     return generation
 

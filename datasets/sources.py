@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def is_apple_double(path: Path) -> bool:
     return path.name.startswith("._")
 
 
-def walk(roots: Iterable[Path], refused: list[RefusedFile]) -> Iterator[tuple[Path, bool]]:
+def walk(roots: Iterable[Path], refused: list[FileError]) -> Iterator[tuple[Path, bool]]:
     """Yield every file once, with whether it was found in a folder, links followed.
 
     Refused are paths that are neither, folders that cannot be read, links to nothing, and names that are not UTF-8,
@@ -61,7 +61,7 @@ def walk(roots: Iterable[Path], refused: list[RefusedFile]) -> Iterator[tuple[Pa
     seen: set[Path] = set()
     for root in roots:
         if not root.is_file() and not root.is_dir():  # pipes would block
-            refused.append(RefusedFile(f"{root}: no such file or folder"))
+            refused.append(FileError(f"{root}: no such file or folder"))
             continue
         paths = sorted(_search(root, refused)) if root.is_dir() else [root]
         absent, misnamed = [], []
@@ -77,15 +77,15 @@ def walk(roots: Iterable[Path], refused: list[RefusedFile]) -> Iterator[tuple[Pa
         refuse_together(refused, misnamed, "the name is not in UTF-8: rename it")
 
 
-def refuse_together(refused: list[RefusedFile], paths: Sequence[Path], reason: str) -> None:
+def refuse_together(refused: list[FileError], paths: Sequence[Path], reason: str) -> None:
     """Add one refusal of files with the same reason, with the path of the first and their number."""
     if paths:
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
         shown = str(paths[0]).encode(errors="backslashreplace").decode()
-        refused.append(RefusedFile(f"{shown}{more}: {reason}"))
+        refused.append(FileError(f"{shown}{more}: {reason}"))
 
 
-def _search(root: Path, refused: list[RefusedFile]) -> Iterator[Path]:
+def _search(root: Path, refused: list[FileError]) -> Iterator[Path]:
     """All paths below a folder that are not folders. Links to folders in it are not followed, to others once."""
     top = os.path.realpath(root)
     visited: set[str] = set()

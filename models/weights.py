@@ -24,7 +24,7 @@ from torch import nn
 
 from raylift import __version__
 from raylift.datasets import digested_json
-from raylift.datasets.errors import AlteredFile, ConfigError, RayliftError
+from raylift.datasets.errors import AlteredFileError, ConfigError, RayliftError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Normalization, Window
 from raylift.datasets.radiographs.histogram import Quantiles, ReferenceHistograms
@@ -120,7 +120,7 @@ def describe(folder: Path) -> tuple[Description, dict[str, str]]:
         raise WeightsError(
             f"{folder} is not a model: it has no {DESCRIPTION_FILE}. Give a checkpoint or an exported folder"
         ) from error
-    except AlteredFile as error:
+    except AlteredFileError as error:
         raise WeightsError(f"{error}. Export the model again, or use another copy or checkpoint") from error
     except (KeyError, TypeError, ConfigError) as error:
         raise WeightsError(f"{path} is not a model description: {error}") from error

@@ -54,11 +54,11 @@ START_TIMED_OUT, START_ATTEMPTS = "node timed out during startup", 2
 """Part of Ray's message if it did not start in time, and how often it is started."""
 
 
-class RayNotStarted(RayliftError, RuntimeError):
+class RayStartError(RayliftError, RuntimeError):
     """Ray did not start on this machine in time."""
 
 
-class ClusterTooSmall(RayliftError, RuntimeError):
+class ClusterTooSmallError(RayliftError, RuntimeError):
     """The required resources exceed those of the cluster."""
 
 
@@ -68,7 +68,7 @@ def connect() -> None:
     The output of workers stays in Ray's logs unless `RAYLIFT_RAY_LOGS=1`.
 
     Raises:
-        RayNotStarted: Ray did not start in time, twice.
+        RayStartError: Ray did not start in time, twice.
     """
     if ray.is_initialized():
         return
@@ -105,7 +105,7 @@ def _start(folder: str | None, variables: dict[str, str], options: dict[str, Any
                 raise
             ray.shutdown()
             if attempt == START_ATTEMPTS:
-                raise RayNotStarted(
+                raise RayStartError(
                     f"Ray did not start within 30 s, {attempt} times: this machine is busy or has little memory; try "
                     "again later, or join a cluster with RAY_ADDRESS"
                 ) from error
@@ -179,12 +179,12 @@ def require_resources(cpus: float, gpus: float, consumer: str) -> None:
         consumer: what needs them, for the message.
 
     Raises:
-        ClusterTooSmall: with required and available resources, and the settings to change.
+        ClusterTooSmallError: with required and available resources, and the settings to change.
     """
     available = _resources()
     for name, required, setting in (("CPU", cpus, "cpus-per-worker"), ("GPU", gpus, "gpus-per-worker")):
         if required > available.get(name, 0) + 1e-6:
-            raise ClusterTooSmall(
+            raise ClusterTooSmallError(
                 f"{consumer} needs {required:g} {name}s and this cluster has {available.get(name, 0):g}: "
                 f"lower --cluster.workers or --cluster.{setting}, or join a larger cluster with RAY_ADDRESS"
             )

@@ -17,7 +17,7 @@ from raylift.serve.reconstructor import HUVolume, nifti
 DISCLAIMER = "Research software, not a medical device: not for diagnosis."
 
 
-class Unavailable(RayliftError, RuntimeError):
+class ServiceUnavailableError(RayliftError, RuntimeError):
     """The model accepts no request now: its queue is full, or it is restarting.
 
     Attributes:
@@ -36,7 +36,7 @@ class Backend:
     description: Description
     sha256: str
     reconstruct: Callable[[Float32[np.ndarray, "views rows columns"], int], Awaitable[HUVolume]]
-    """Maps prepared radiographs and the number of samples to a volume in HU; raises Unavailable."""
+    """Maps prepared radiographs and the number of samples to a volume in HU; raises ServiceUnavailableError."""
     ready: Callable[[], Awaitable[bool]]
     """Whether the model is loaded and requests are accepted."""
     consistency_steps: int = 0
@@ -46,7 +46,7 @@ class Backend:
     max_samples: int = 1
     """Largest number of samples of a request."""
     place: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
-    """A place in the queue, held while the files of a request are decoded and reconstructed; raises Unavailable."""
+    """A place in the queue while the files of a request are decoded and used; raises ServiceUnavailableError."""
 
     @property
     def multiple_samples(self) -> bool:

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import View
 from raylift.datasets.intensity import Normalization
 from raylift.datasets.radiographs.decoding import Inversion
@@ -99,7 +99,7 @@ class Decoder:
         The child has ended when this returns or raises, also if it is cancelled.
 
         Raises:
-            RefusedFile: not a readable radiograph, or its decoding exceeds the limits.
+            FileError: not a readable radiograph, or its decoding exceeds the limits.
         """
         model = self._description
         size, reference = model.geometry.detector_px, model.histograms.get(view.name)
@@ -119,13 +119,13 @@ class Decoder:
             await _end(reader, writer)
         if not reply:
             memory = self._limits.memory_bytes >> 20
-            raise RefusedFile(
+            raise FileError(
                 f"{view.name}: the file cannot be decoded in {self._limits.cpu_s} s and {memory} MB: save it as PNG"
             )
         length, _ = HEADER.unpack_from(reply)
         fields = json.loads(reply[HEADER.size : HEADER.size + length])
         if "refused" in fields:
-            raise RefusedFile(fields["refused"])
+            raise FileError(fields["refused"])
         image = np.frombuffer(reply, np.float32, offset=HEADER.size + length).reshape(size, size).copy()
         return OrientedRadiograph(image, **fields | {"notes": tuple(fields["notes"])})
 
@@ -218,7 +218,7 @@ class _Handler(socketserver.StreamRequestHandler):
             )
             image = prepare(loaded.image, request.size, request.reference, request.normalization)
             fields = {name: value for name, value in vars(loaded).items() if name != "image"}
-        except RefusedFile as error:
+        except FileError as error:
             if isinstance(error.__cause__, MemoryError):
                 return
             fields, image = {"refused": str(error)}, np.empty(0, np.float32)

@@ -39,7 +39,7 @@ SHUTDOWN_S = 2.0
 """How long Ray Serve waits for requests after the grace."""
 
 
-class ServiceNotReady(RayliftError, RuntimeError):
+class ServiceNotReadyError(RayliftError, RuntimeError):
     """The service was deployed and does not respond."""
 
 
@@ -99,7 +99,7 @@ def start(settings: ServeSettings, interrupted: threading.Event) -> str:
 
     Raises:
         ConfigError: Ray Serve already runs on this cluster, or the port is in use.
-        ServiceNotReady: the deployment failed, or the service was deployed and does not respond.
+        ServiceNotReadyError: the deployment failed, or the service was deployed and does not respond.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if any(actor["name"] == "SERVE_CONTROLLER_ACTOR" for actor in list_named_actors(all_namespaces=True)):
@@ -179,7 +179,7 @@ def _wait_until_running(interrupted: threading.Event) -> None:
             return
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             serve.shutdown()  # type: ignore[no-untyped-call]
-            raise ServiceNotReady(f"the service was not deployed: {application.message}")
+            raise ServiceNotReadyError(f"the service was not deployed: {application.message}")
         for name, deployment in application.deployments.items():
             if deployment.message and name not in printed:
                 printed.add(name)
@@ -203,5 +203,5 @@ def _wait_until_ready(host: str, port: int) -> None:
             return
         if time.monotonic() > until:
             serve.shutdown()  # type: ignore[no-untyped-call]
-            raise ServiceNotReady(f"http://{host}:{port}/readyz {problem}; see the logs of Ray Serve")
+            raise ServiceNotReadyError(f"http://{host}:{port}/readyz {problem}; see the logs of Ray Serve")
         time.sleep(0.2)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylift.serve.api.problem import refuse
 from raylift.serve.api.request_limits import PROBES, route_path
-from raylift.serve.backend import Unavailable
+from raylift.serve.backend import ServiceUnavailableError
 
 WORK = ("/v1/reconstructions", "/gradio_api/upload", "/gradio_api/queue/data")
 """Paths whose requests are completed before the service stops; the page receives its results at the last."""
@@ -42,18 +42,18 @@ class Queue:
         self._completed = self._busy_s = 0.0
 
     def check(self) -> None:
-        """Raise Unavailable if there is no place."""
+        """Raise ServiceUnavailableError if there is no place."""
         wait_s = self._expected_wait_s()
         if self._count >= self._min_places and (self._count >= self._max_places or wait_s > self._deadline_s):
             retry_after_s = max(1, math.ceil(wait_s - self._deadline_s))
-            raise Unavailable(f"the queue is full: try again in {retry_after_s} s", retry_after_s)
+            raise ServiceUnavailableError(f"the queue is full: try again in {retry_after_s} s", retry_after_s)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """A place for one reconstruction.
 
         Raises:
-            Unavailable: the expected wait is longer than the deadline.
+            ServiceUnavailableError: the expected wait is longer than the deadline.
         """
         self.check()
         if self._count == 0:
@@ -167,7 +167,7 @@ class Admission:
     async def _queued(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._queue.check()
-        except Unavailable as error:
+        except ServiceUnavailableError as error:
             await refuse(scope, send, 503, str(error), retry_after=str(error.retry_after_s))
         else:
             await self._app(scope, receive, send)

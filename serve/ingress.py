@@ -27,7 +27,7 @@ from raylift.serve.api import routes
 from raylift.serve.api.access import AccessControl
 from raylift.serve.api.credentials import Credentials
 from raylift.serve.api.request_limits import BodyTimeout, RootPath
-from raylift.serve.backend import Backend, Unavailable
+from raylift.serve.backend import Backend, ServiceUnavailableError
 from raylift.serve.decoder import Decoder
 from raylift.serve.gate import Admission, Gate, Queue
 from raylift.serve.page import layout, theme, upload_folder
@@ -85,9 +85,9 @@ def build(
             handle = serve.get_deployment_handle(model)
             result: HUVolume = await handle.reconstruct.remote((radiographs, samples))
         except BackPressureError as error:
-            raise Unavailable("the queue is full: try again in a few seconds") from error
+            raise ServiceUnavailableError("the queue is full: try again in a few seconds") from error
         except (RayActorError, DeploymentUnavailableError) as error:
-            raise Unavailable("the model is restarting: try again in a few seconds") from error
+            raise ServiceUnavailableError("the model is restarting: try again in a few seconds") from error
         return result
 
     loaded = _ReplicaState(model)

@@ -50,7 +50,7 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
-class Parsed(Exception):
+class ParsedError(Exception):
     """Raised in place of running what was parsed."""
 
 
@@ -60,7 +60,7 @@ def parser(monkeypatch, tmp_path):
     real = tyro.cli
 
     def parse(*arguments, **named):
-        raise Parsed(real(*arguments, **named))
+        raise ParsedError(real(*arguments, **named))
 
     def run(words: list[str]):
         if "--resume" in words and words[0] == "train":
@@ -69,7 +69,7 @@ def parser(monkeypatch, tmp_path):
             with suppress(FileExistsError):
                 record = {"config": to_plain(PRESETS["x2ct-gan"])}
                 Folder(tmp_path / "run").create(RUN_FILE, digested_json.encode(record))
-        with pytest.raises(Parsed) as parsed:
+        with pytest.raises(ParsedError) as parsed:
             cli.main(words)
         return parsed.value.args[0]
 

@@ -33,7 +33,7 @@ from jaxtyping import Float32, Int16, UInt8
 from raylift.datasets.archive.manifest import Entry, Manifest, manifest_at
 from raylift.datasets.archive.splits import Split
 from raylift.datasets.archive.store import Folder, absolute, join, require_reachable, store_errors, zarr_store
-from raylift.datasets.errors import ConfigError, CorruptSample, StoreUnreachable
+from raylift.datasets.errors import ConfigError, CorruptSampleError, StoreError
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Archive:
 
         Raises:
             ConfigError: the archive holds radiographs without CT.
-            CorruptSample: an array is missing or differs from what was written.
-            StoreUnreachable: the object store did not respond after retries.
+            CorruptSampleError: an array is missing or differs from what was written.
+            StoreError: the object store did not respond after retries.
         """
         pair = self.read_pair(entry)
         return Sample(pair.volume, pair.radiographs, self.read_array(entry, "labels"))
@@ -119,7 +119,7 @@ class Archive:
         try:
             with store_errors(self.url):
                 array = np.asarray(self._array(entry.part, name)[entry.index])
-        except StoreUnreachable:
+        except StoreError:
             raise
         except Exception as error:
             # For a damaged chunk, index or header Zarr and its codecs raise any exception, even MemoryError.
@@ -135,9 +135,9 @@ class Archive:
                 self._arrays[part, name] = zarr.open_array(store, mode="r", zarr_format=3)
             return self._arrays[part, name]
 
-    def _corrupt(self, entry: Entry, name: str, defect: str) -> CorruptSample:
+    def _corrupt(self, entry: Entry, name: str, defect: str) -> CorruptSampleError:
         key = join(self.url, "parts", entry.part, name)
-        return CorruptSample(
+        return CorruptSampleError(
             f"sample {entry.id}: chunk {entry.index} of {key} {defect} (sha256 {entry.sha256[name]}): "
             "restore the object, or remove the sample and ingest it again"
         )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from raylift import __version__
 from raylift.datasets.archive.splits import Split, SplitRule
 from raylift.datasets.archive.store import Folder, join
-from raylift.datasets.errors import ArchiveError, NoArchive
+from raylift.datasets.errors import ArchiveError, ArchiveNotFoundError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.serialization import from_plain, to_plain
 
@@ -111,13 +111,15 @@ def latest_manifest(folder: Folder) -> Manifest:
     """The archive's newest manifest.
 
     Raises:
-        NoArchive: nothing was published.
+        ArchiveNotFoundError: nothing was published.
     """
     pruned = ""
     while True:
         names = published_manifests(folder)
         if not names:
-            raise NoArchive(f"{folder.url} holds no raylift archive: make one with raylift ingest or raylift phantom")
+            raise ArchiveNotFoundError(
+                f"{folder.url} holds no raylift archive: make one with raylift ingest or raylift phantom"
+            )
         where = join(folder.url, "manifests", names[-1])
         try:
             return Manifest.from_json(folder.read(f"manifests/{names[-1]}"), where)
@@ -132,7 +134,7 @@ def manifest_at(folder: Folder, generation: int | Literal["latest"]) -> Manifest
     """The manifest of a generation of an archive, also if its file was pruned.
 
     Raises:
-        NoArchive: nothing was published.
+        ArchiveNotFoundError: nothing was published.
         ArchiveError: the archive has no such generation, or the samples of that one are unknown.
     """
     newest = latest_manifest(folder)

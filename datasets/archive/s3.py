@@ -18,7 +18,7 @@ import fsspec.asyn
 import s3fs
 
 from raylift.datasets.archive import store
-from raylift.datasets.errors import StoreUnreachable
+from raylift.datasets.errors import StoreError
 
 PROBE_ATTEMPTS, ATTEMPT_S = 2, 5.0
 """A bucket that does not respond to so many requests, of so many seconds each, is given up."""
@@ -104,7 +104,7 @@ def require_bucket(url: str) -> None:
     A line on standard error precedes each further attempt. A bucket that responded is not checked again.
 
     Raises:
-        StoreUnreachable: the store does not respond or the name of its host is unknown, or there is no such bucket.
+        StoreError: the store does not respond or the name of its host is unknown, or there is no such bucket.
     """
     _require_bucket(url.removeprefix("s3://").partition("/")[0], os.environ.get("AWS_ENDPOINT_URL_S3", ""))
 
@@ -119,17 +119,15 @@ def _require_bucket(bucket: str, endpoint: str) -> None:
         try:
             fsspec.asyn.sync(store.loop, store._call_s3, "head_bucket", Bucket=bucket, timeout=ATTEMPT_S)
         except FileNotFoundError as error:
-            raise StoreUnreachable(f"{where}: there is no such bucket: create it, or correct the name") from error
+            raise StoreError(f"{where}: there is no such bucket: create it, or correct the name") from error
         except PermissionError:
             return  # credentials may be for a part of the bucket
         except botocore.exceptions.NoCredentialsError as error:
-            raise StoreUnreachable(
-                f"{where}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            ) from error
+            raise StoreError(f"{where}: no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
         except (OSError, TimeoutError, botocore.exceptions.BotoCoreError) as error:
             if attempt == PROBE_ATTEMPTS:
                 reason, total_s = str(error) or type(error).__name__, PROBE_ATTEMPTS * ATTEMPT_S
-                raise StoreUnreachable(
+                raise StoreError(
                     f"{where} does not respond within {total_s:.0f} s ({reason}): check AWS_ENDPOINT_URL_S3"
                 ) from error
         else:

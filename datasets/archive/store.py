@@ -24,7 +24,7 @@ import zarr.storage
 from zarr.abc.store import Store
 
 from raylift.datasets import digested_json
-from raylift.datasets.errors import ArchiveError, ConfigError, RayliftError, StoreUnreachable
+from raylift.datasets.errors import ArchiveError, ConfigError, RayliftError, StoreError
 
 S3_OPTIONS: dict[str, Any] = {
     # A store that restarts is unavailable for seconds; by default botocore makes four attempts within one second. A
@@ -142,7 +142,7 @@ def require_reachable(url: str | Path) -> None:
     """Check that the bucket of an `s3://` URL exists and responds, before work; nothing for other URLs.
 
     Raises:
-        StoreUnreachable: within ten seconds.
+        StoreError: within ten seconds.
     """
     if absolute(url).startswith("s3://"):
         from raylift.datasets.archive.s3 import require_bucket
@@ -184,7 +184,7 @@ class Folder:
 
         Raises:
             FileNotFoundError: there is none.
-            AlteredFile: its content is not what was written.
+            AlteredFileError: its content is not what was written.
         """
         return digested_json.decode(self.read(name), join(self.url, name))
 
@@ -293,7 +293,7 @@ def store_errors(url: str) -> Iterator[None]:
     """Turn errors of an object store into ones that name the URL; many are no OSError and name only an address.
 
     Raises:
-        StoreUnreachable: the store did not respond, or denied access. A missing object stays a FileNotFoundError.
+        StoreError: the store did not respond, or denied access. A missing object stays a FileNotFoundError.
     """
     try:
         yield
@@ -302,7 +302,7 @@ def store_errors(url: str) -> Iterator[None]:
     except Exception as error:
         if is_local(url) or not _is_unreachable(error):
             raise
-        raise StoreUnreachable(
+        raise StoreError(
             f"{url}: {error or type(error).__name__}: check AWS_ENDPOINT_URL_S3 and the credentials"
         ) from error
 

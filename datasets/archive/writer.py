@@ -14,7 +14,7 @@ from raylift.datasets.archive.archive import RadiographSample, Sample, digest
 from raylift.datasets.archive.manifest import Contents, Entry, Manifest, latest_manifest
 from raylift.datasets.archive.splits import SplitRule
 from raylift.datasets.archive.store import Folder, absolute, join, require_reachable, store_errors, zarr_store
-from raylift.datasets.errors import ConfigError, NoArchive
+from raylift.datasets.errors import ArchiveNotFoundError, ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 
 MANIFESTS_KEPT = 5
@@ -49,7 +49,7 @@ class ArchiveWriter:
         self._pending: list[tuple[Entry, Sample | RadiographSample]] = []
         try:
             self.manifest: Manifest = latest_manifest(self._folder)
-        except NoArchive:
+        except ArchiveNotFoundError:
             self.manifest = Manifest(grid, geometry, split_rule or SplitRule(), contents=contents)
         if split_rule is not None and self.manifest.split_rule != split_rule:
             raise ConfigError(f"{self.url} was split by {self.manifest.split_rule}, which cannot change later")

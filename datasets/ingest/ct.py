@@ -62,7 +62,7 @@ def ingest_ct(
 
     Raises:
         ConfigError: a pattern that does not match, or a grid, geometry or assignment that differs from the archive's.
-        StoreUnreachable: the object store did not respond after retries.
+        StoreError: the object store did not respond after retries.
     """
     listing = reader.find(sources)
     scans = [replace(source, subject=subject_of(source, subject_pattern)) for source in listing.sources]

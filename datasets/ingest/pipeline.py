@@ -13,7 +13,7 @@ from raylift.datasets.archive.manifest import Contents, Entry, Manifest, latest_
 from raylift.datasets.archive.splits import Split, balanced_split_rule
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.archive.writer import ArchiveWriter
-from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile, SegmentationMask
+from raylift.datasets.errors import ArchiveNotFoundError, ConfigError, FileError, SegmentationMaskError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.radiographs.pairing import LeftOut
 from raylift.datasets.sources import Source
@@ -28,7 +28,7 @@ class IngestReport:
 
     added: list[Entry] = field(default_factory=list)
     already_present: int = 0
-    refused: list[RefusedFile] = field(default_factory=list)
+    refused: list[FileError] = field(default_factory=list)
     skipped: int = 0
     """Files in searched folders that are not of a supported format."""
     absent_subjects: int = 0
@@ -46,8 +46,8 @@ class IngestReport:
 
     def lines(self) -> list[str]:
         """Refusals, changes and warnings, each in a line; masks and equal changes are counted in one line."""
-        masks = [error for error in self.refused if isinstance(error, SegmentationMask)]
-        lines = [f"refused: {error}" for error in self.refused if not isinstance(error, SegmentationMask)]
+        masks = [error for error in self.refused if isinstance(error, SegmentationMaskError)]
+        lines = [f"refused: {error}" for error in self.refused if not isinstance(error, SegmentationMaskError)]
         if masks:
             lines.append(f"refused: {masks[0]}" + (f"; and {len(masks) - 1} more masks" if len(masks) > 1 else ""))
         changed: dict[str, list[str]] = {}
@@ -110,11 +110,11 @@ def add_samples(
                     outcome.already_present += 1
                     continue
                 entry, sample = make(source, sha256)
-            except RefusedFile as error:
+            except FileError as error:
                 outcome.refused.append(error)
             except (OSError, RuntimeError) as error:
                 # A file that was removed, a disk error, or an error of ITK.
-                outcome.refused.append(RefusedFile(f"{source.where}: cannot be read: {error}"))
+                outcome.refused.append(FileError(f"{source.where}: cannot be read: {error}"))
             else:
                 writer.add(entry, sample)
         progress(len(sources), len(sources), "")
@@ -178,5 +178,5 @@ def open_writer(
 def _manifest(url: str) -> Manifest | None:
     try:
         return latest_manifest(Folder(url))
-    except NoArchive:
+    except ArchiveNotFoundError:
         return None

@@ -16,7 +16,7 @@ import numpy as np
 from raylift.datasets.archive.archive import RadiographSample
 from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.archive.splits import Split, absent
-from raylift.datasets.errors import ConfigError, RefusedFile
+from raylift.datasets.errors import ConfigError, FileError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.ingest.pipeline import IngestReport, Progress, add_samples, open_writer, subject_of
 from raylift.datasets.radiographs import folder_search, pair_table
@@ -66,7 +66,7 @@ def ingest_radiographs(
 
     Raises:
         ConfigError: an invalid table or pattern, or a grid, geometry or assignment that differs from the archive's.
-        StoreUnreachable: the object store did not respond after retries.
+        StoreError: the object store did not respond after retries.
     """
     names = [view.name for view in geometry.views]
     if sorted(names) != ["frontal", "lateral"]:
@@ -105,12 +105,12 @@ def ingest_radiographs(
             path = paths[view.name]
             loaded = load_radiograph(path, view, limits=limits, invert=invert, patient_facing=facing)
             if not loaded.is_chest:
-                raise RefusedFile(
+                raise FileError(
                     f"{path}: it does not look like a {view.name} radiograph of a chest: leave it out, or correct its "
                     "view and brightness"
                 )
             if not loaded.is_clear:
-                raise RefusedFile(
+                raise FileError(
                     f"{path}: the patient orientation is not clear: "
                     "pass --patient-facing left or right, or list it with --pairs and a column patient_facing"
                 )

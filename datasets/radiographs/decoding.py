@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from raylift.datasets import dicom
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.radiographs.chest import is_bone_dark
 from raylift.datasets.radiographs.dicom_image import read_dicom
 from raylift.datasets.radiographs.gray_image import GrayImage, RadiographLimits, check_levels
@@ -44,14 +44,14 @@ def read(
         invert: whether to invert an image with dark bone; DICOM needs it only if its header is wrong.
 
     Raises:
-        RefusedFile: not a supported image, too large or small, constant, a mask, or with contradicting tags.
+        FileError: not a supported image, too large or small, constant, a mask, or with contradicting tags.
     """
     if len(data) > limits.max_bytes:
-        raise RefusedFile(f"{name}: {len(data)} bytes, over the limit of {limits.max_bytes}")
+        raise FileError(f"{name}: {len(data)} bytes, over the limit of {limits.max_bytes}")
     image = read_dicom(data, name, limits, view) if dicom.is_dicom(data) else read_picture(data, name, limits)
     low, high = float(image.pixels.min()), float(image.pixels.max())
     if not 0 < high - low < MAX_RANGE:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: the image is constant or has no finite values: {low:g} to {high:g}: give the whole image, with "
             "pixels without data as dark as air"
         )
@@ -73,5 +73,5 @@ def read_file(
     """`read` of a file whose size is checked before its bytes are read; messages name its path."""
     size = path.stat().st_size
     if size > limits.max_bytes:
-        raise RefusedFile(f"{path}: {size} bytes, over the limit of {limits.max_bytes}")
+        raise FileError(f"{path}: {size} bytes, over the limit of {limits.max_bytes}")
     return read(path.read_bytes(), str(path), limits, view=view, invert=invert)

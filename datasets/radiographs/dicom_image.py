@@ -18,7 +18,7 @@ from pydicom.uid import ExplicitVRBigEndian
 
 from raylift.datasets import dicom, dicom_frame
 from raylift.datasets.dicom_frame import Stored
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.radiographs.dicom_view import view_of, why_no_radiograph
 from raylift.datasets.radiographs.gray_image import (
     GrayImage,
@@ -55,7 +55,7 @@ def read_dicom(data: bytes, name: str, limits: RadiographLimits, view: str | Non
         view: "frontal", "lateral" or another one; a note is added where the header has another view than these two.
 
     Raises:
-        RefusedFile: not a chest radiograph, damaged, over the limits, or with contradicting tags.
+        FileError: not a chest radiograph, damaged, over the limits, or with contradicting tags.
     """
     try:
         dataset = dicom.parse(data, name)
@@ -63,11 +63,11 @@ def read_dicom(data: bytes, name: str, limits: RadiographLimits, view: str | Non
         notes = _other_view(dataset, view)
         values, container = dicom_frame.decode(dataset, name, notes)
         return _image(dataset, values, container, name, limits, notes)
-    except RefusedFile:
+    except FileError:
         raise
     except Exception as error:
         # On a damaged file or an invalid value pydicom raises any exception.
-        raise RefusedFile(f"{name}: the DICOM header cannot be read: {one_line(error)}") from error
+        raise FileError(f"{name}: the DICOM header cannot be read: {one_line(error)}") from error
 
 
 def _other_view(dataset: pydicom.Dataset, view: str | None) -> list[str]:
@@ -82,19 +82,19 @@ def _check_header(dataset: pydicom.Dataset, name: str, limits: RadiographLimits)
     """Refuse what is no radiograph before its pixels are decoded; PhotometricInterpretation becomes upper case."""
     reason = why_no_radiograph(dataset)
     if reason:
-        raise RefusedFile(f"{name}: {reason}")
+        raise FileError(f"{name}: {reason}")
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1:
-        raise RefusedFile(f"{name}: NumberOfFrames {frames}: a radiograph has one: save the frame as a file of its own")
+        raise FileError(f"{name}: NumberOfFrames {frames}: a radiograph has one: save the frame as a file of its own")
     if not (dataset.get("Rows") and dataset.get("Columns")):
-        raise RefusedFile(f"{name}: no Rows and Columns: it is not an image, or its end is missing: copy it again")
+        raise FileError(f"{name}: no Rows and Columns: it is not an image, or its end is missing: copy it again")
     check_size(name, int(dataset.Rows), int(dataset.Columns), limits)
     photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
     if photometric:
         # The decoders compare it in upper case.
         dataset.PhotometricInterpretation = photometric
     if photometric not in ("", "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", *COLORS):
-        raise RefusedFile(
+        raise FileError(
             f"{name}: PhotometricInterpretation {photometric[:40]} is not supported: store the image as MONOCHROME2"
         )
 
@@ -111,7 +111,7 @@ def _image(
         notes.append("gray palette applied (PhotometricInterpretation PALETTE COLOR)")
     else:
         if stored.ndim != 2:
-            raise RefusedFile(
+            raise FileError(
                 f"{name}: PhotometricInterpretation {photometric} with SamplesPerPixel {stored.shape[2]}: correct "
                 "one of these tags"
             )
@@ -120,7 +120,7 @@ def _image(
     pixels, is_outside = pixels[crop], is_outside[crop]
     exposed = pixels[~is_outside]
     if exposed.size < limits.min_side**2:
-        raise RefusedFile(f"{name}: PixelPaddingValue and shutter leave {exposed.size} pixels: correct these tags")
+        raise FileError(f"{name}: PixelPaddingValue and shutter leave {exposed.size} pixels: correct these tags")
     if photometric.startswith("MONOCHROME"):
         pixels = _display_values(dataset, pixels, exposed, notes)
     pixels = np.asarray(pixels, dtype=np.float32)
@@ -156,7 +156,7 @@ def _modality_values(dataset: pydicom.Dataset, stored: Stored, name: str, notes:
             values = _looked_up(stored, dataset.ModalityLUTSequence[0], dataset)
         except Exception as error:
             # An invalid table may raise any exception.
-            raise RefusedFile(f"{name}: ModalityLUTSequence: {one_line(error)}: correct or remove it") from error
+            raise FileError(f"{name}: ModalityLUTSequence: {one_line(error)}: correct or remove it") from error
         notes.append("ModalityLUTSequence applied")
         return values
     # Both are required, and one alone is followed.
@@ -167,7 +167,7 @@ def _modality_values(dataset: pydicom.Dataset, stored: Stored, name: str, notes:
     )
     if not np.isfinite([slope, intercept]).all() or slope == 0:
         stated = " and ".join(f"{tag} {value}" for tag, value in rescale.items())
-        raise RefusedFile(f"{name}: {stated}: correct or remove them")
+        raise FileError(f"{name}: {stated}: correct or remove them")
     if (slope, intercept) == (1.0, 0.0):
         return stored
     notes.append(f"rescaled (RescaleSlope {slope:g}, RescaleIntercept {intercept:g})")

@@ -16,7 +16,7 @@ import pydicom
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from raylift.datasets import dicom
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.radiographs.dicom_view import NEGATED, described_view, rank, view_of, why_no_radiograph
 from raylift.datasets.radiographs.pairing import FoundPairs, LeftOut, PairCandidates, ViewName, select_pairs
 from raylift.datasets.sources import is_apple_double, pseudonym, walk
@@ -55,7 +55,7 @@ PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 def find_pairs(paths: Sequence[Path], *, skip_ambiguous: bool = False) -> FoundPairs:
     """All pairs under the given files and folders."""
     groups: dict[tuple[str, ...], PairCandidates] = {}
-    refused: list[RefusedFile] = []
+    refused: list[FileError] = []
     left_out: list[LeftOut] = []
     for path, searched in walk(paths, refused):
         if searched and is_apple_double(path):
@@ -64,19 +64,19 @@ def find_pairs(paths: Sequence[Path], *, skip_ambiguous: bool = False) -> FoundP
         try:
             is_picture = _is_picture(path)
             header = None if is_picture else _header(path)
-        except RefusedFile as error:
+        except FileError as error:
             refused.append(error)
             continue
         except Exception as error:
             # One unreadable file must not end the search, and on a damaged one pydicom raises any exception.
-            refused.append(RefusedFile(f"{path}: cannot be read: {error!r}"))
+            refused.append(FileError(f"{path}: cannot be read: {error!r}"))
             continue
         view, rest, reason = _view(path, paths, header, is_picture)
         if view is None:
             if searched:
                 left_out.append(LeftOut(path, reason))
             else:
-                refused.append(RefusedFile(f"{path}: {reason}"))
+                refused.append(FileError(f"{path}: {reason}"))
             continue
         is_anonymous = header is not None and not (header.get("StudyInstanceUID") or header.get("PatientID"))
         key, group = _of_name(path, rest) if header is None or is_anonymous else _of_study(path, header)
@@ -119,7 +119,7 @@ def _header(path: Path) -> pydicom.Dataset | None:
     """The header of a DICOM image up to its pixels; None for other files and for DICOMDIR.
 
     Raises:
-        RefusedFile: see `dicom.parse`. On a damaged file pydicom may raise any exception.
+        FileError: see `dicom.parse`. On a damaged file pydicom may raise any exception.
     """
     with path.open("rb") as file:
         head = file.read(HEADER_BYTES)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float32, Shaped
 from torch.nn import functional as F
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 
 SQUARE = 0.01
 """Largest difference of a pixel's height and width, as a fraction, that is neglected."""
@@ -58,21 +58,21 @@ class GrayImage:
 
 
 def check_size(name: str, rows: int, columns: int, limits: RadiographLimits) -> None:
-    """Raise a RefusedFile for an image that is too large, too small or too long."""
+    """Raise a FileError for an image that is too large, too small or too long."""
     if rows * columns > limits.max_pixels:
-        raise RefusedFile(f"{name}: {rows} x {columns} pixels, over the limit of {limits.max_pixels}")
+        raise FileError(f"{name}: {rows} x {columns} pixels, over the limit of {limits.max_pixels}")
     if min(rows, columns) < limits.min_side:
-        raise RefusedFile(f"{name}: {rows} x {columns} pixels, a side is under {limits.min_side}")
+        raise FileError(f"{name}: {rows} x {columns} pixels, a side is under {limits.min_side}")
     if max(rows, columns) > limits.max_aspect * min(rows, columns):
-        raise RefusedFile(f"{name}: {rows} x {columns} pixels, more than {limits.max_aspect:g} to 1: crop it")
+        raise FileError(f"{name}: {rows} x {columns} pixels, more than {limits.max_aspect:g} to 1: crop it")
 
 
 def check_levels(name: str, pixels: Float32[np.ndarray, "rows columns"]) -> None:
-    """Raise a RefusedFile for a segmentation mask or label map, which has few gray levels."""
+    """Raise a FileError for a segmentation mask or label map, which has few gray levels."""
     step = max(1, min(pixels.shape) // 256)
     levels = len(np.unique(pixels[::step, ::step]))
     if levels < MIN_LEVELS:
-        raise RefusedFile(f"{name}: {levels} gray levels: a mask or label map is not a radiograph: leave it out")
+        raise FileError(f"{name}: {levels} gray levels: a mask or label map is not a radiograph: leave it out")
 
 
 def to_gray(
@@ -85,15 +85,15 @@ def to_gray(
         label: beginning of the message: the file and the attribute that makes it a color image.
 
     Raises:
-        RefusedFile: the image has colors.
+        FileError: the image has colors.
     """
     if channels.ndim != 3:
-        raise RefusedFile(f"{label} with one sample a pixel: correct SamplesPerPixel or PhotometricInterpretation")
+        raise FileError(f"{label} with one sample a pixel: correct SamplesPerPixel or PhotometricInterpretation")
     values = channels[..., :3].astype(np.float32)
     spread = values.max(axis=2) - values.min(axis=2)
     share = float((spread > GRAY_SPREAD * max(float(np.ptp(values)), 1e-6)).mean())
     if share > GRAY_SHARE:
-        raise RefusedFile(f"{label}: {share:.1%} of the pixels are colored: store the radiograph as a grayscale image")
+        raise FileError(f"{label}: {share:.1%} of the pixels are colored: store the radiograph as a grayscale image")
     return values.mean(axis=2), f"gray of three equal channels ({label.rpartition(': ')[2]})"
 
 
@@ -116,12 +116,12 @@ def square_pixels(
         notes: the note is appended.
 
     Raises:
-        RefusedFile: the ratio or the result is over the limits.
+        FileError: the ratio or the result is over the limits.
     """
     if abs(ratio - 1) <= SQUARE:
         return image
     if not 1 / limits.max_aspect <= ratio <= limits.max_aspect:
-        raise RefusedFile(f"{name}: {attribute} makes pixels of {ratio:g} to 1: correct or remove it")
+        raise FileError(f"{name}: {attribute} makes pixels of {ratio:g} to 1: correct or remove it")
     rows, columns = image.shape
     rows, columns = (round(rows * ratio), columns) if ratio > 1 else (rows, round(columns / ratio))
     check_size(name, rows, columns, limits)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Float32
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import View
 from raylift.datasets.intensity import normalize
 from raylift.datasets.radiographs.borders import crop_uniform_margin
@@ -110,7 +110,7 @@ def orient_by_tag(
         mirror: whether to mirror; otherwise the image is only rotated upright.
 
     Raises:
-        RefusedFile: the directions are not those of an image of the view.
+        FileError: the directions are not those of an image of the view.
     """
     row, column = map(_direction, letters)
     axes, tag = view.axes(), f"PatientOrientation {letters[0]}\\{letters[1]}"
@@ -123,7 +123,7 @@ def orient_by_tag(
                 best, turns, mirrored = fit, quarter, side < 0
         row, column = column, -row
     if best < MIN_ALIGNMENT:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: {tag} is not that of a {view.name} view: give the radiograph of that view, or correct the tag"
         )
     expected = expected_patient_facing(view)

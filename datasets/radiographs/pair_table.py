@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import get_args
 
 from raylift.datasets.csv_file import read_rows
-from raylift.datasets.errors import ConfigError, RefusedFile
+from raylift.datasets.errors import ConfigError, FileError
 from raylift.datasets.radiographs.dicom_view import view_in_words
 from raylift.datasets.radiographs.orientation import PatientFacingOption
 from raylift.datasets.radiographs.pairing import FoundPairs, LeftOut, PairCandidates, ViewName, select_pairs
@@ -36,7 +36,7 @@ def read_pairs(table: Path, paths: Sequence[Path], *, skip_ambiguous: bool = Fal
         ConfigError: the table has other columns or an invalid value.
     """
     columns, rows = read_rows(table)
-    refused: list[RefusedFile] = []
+    refused: list[FileError] = []
     files = [path for path, _ in walk(paths, refused)]
     if {"uid", "filename", "projection"} <= set(columns):
         return select_pairs(_by_projection(table, rows, files), skip_ambiguous, refused)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.radiographs.orientation import PatientFacingOption
 from raylift.datasets.sources import Source
 
@@ -59,7 +59,7 @@ class FoundPairs:
 
     sources: list[RadiographPair]
     """Sorted by subject."""
-    refused: list[RefusedFile] = field(default_factory=list)
+    refused: list[FileError] = field(default_factory=list)
     skipped: int = 0
     """Files in searched folders that are not radiographs, or have no known view."""
     single_view: int = 0
@@ -75,7 +75,7 @@ class FoundPairs:
 def select_pairs(
     groups: Iterable[PairCandidates],
     skip_ambiguous: bool,
-    refused: list[RefusedFile],
+    refused: list[FileError],
     skipped: int = 0,
     left_out: Iterable[LeftOut] = (),
 ) -> FoundPairs:

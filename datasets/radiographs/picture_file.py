@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32, Shaped
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from raylift.datasets import jpeg
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.radiographs.gray_image import GrayImage, RadiographLimits, one_line, square_pixels
 from raylift.datasets.radiographs.picture_header import BITS_PER_SAMPLE, JPEGS, PLANAR_CONFIGURATION, select_page
 
@@ -48,7 +48,7 @@ def read_picture(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
     Of a file with several pages the largest is read.
 
     Raises:
-        RefusedFile: another format, damaged, over the limits, in color, or several pages of one size.
+        FileError: another format, damaged, over the limits, in color, or several pages of one size.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
@@ -69,13 +69,13 @@ def read_picture(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
             if is_clear.any():
                 background = square_pixels(is_clear.astype(np.float32), ratio, attribute, name, limits, []) > 0.5
             return GrayImage(pixels, tuple(notes), background=background, is_polarity_known=False)
-    except RefusedFile:
+    except FileError:
         raise
     except UnidentifiedImageError as error:
-        raise RefusedFile(f"{name}: {_why_unidentified(data)}") from error
+        raise FileError(f"{name}: {_why_unidentified(data)}") from error
     except Exception as error:
         # On a damaged file Pillow's plugins raise any exception: struct.error, SyntaxError, IndexError ...
-        raise RefusedFile(f"{name}: the image is damaged: {one_line(error)}") from error
+        raise FileError(f"{name}: the image is damaged: {one_line(error)}") from error
 
 
 def _why_unidentified(data: bytes) -> str:
@@ -101,7 +101,7 @@ def _check_end(picture: Image.Image, data: bytes, name: str) -> None:
             return np.asarray(other)
 
     if jpeg.is_cut(data, jpeg.layout(data).end, np.asarray(picture), decode):
-        raise RefusedFile(f"{name}: the image is damaged: its compressed data end before its last pixel")
+        raise FileError(f"{name}: the image is damaged: its compressed data end before its last pixel")
 
 
 def _unusual_tags(picture: Image.Image) -> list[str]:
@@ -135,7 +135,7 @@ def _deep_channels(
     """The channels of a PNG or TIFF whose samples Pillow cuts to 8 bits, the last may be alpha; None for other images.
 
     Raises:
-        RefusedFile: a TIFF of over 8 bits in other colors than RGB.
+        FileError: a TIFF of over 8 bits in other colors than RGB.
     """
     if picture.format == "PNG":
         bits, color = data[PNG_DEPTH : PNG_DEPTH + 2]
@@ -148,7 +148,7 @@ def _deep_channels(
     if len(bits) < 2 or max(bits) <= 8:
         return None
     if tags.get(PHOTOMETRIC) != RGB:
-        raise RefusedFile(f"{name}: {max(bits)} bits in a color image that is not RGB: store it as a grayscale image")
+        raise FileError(f"{name}: {max(bits)} bits in a color image that is not RGB: store it as a grayscale image")
     channels = np.asarray(imagecodecs.tiff_decode(data, index=page))
     return np.moveaxis(channels, 0, -1) if tags.get(PLANAR_CONFIGURATION) == SEPARATE else channels
 
@@ -222,5 +222,5 @@ def _check_tint(channels: Shaped[np.ndarray, "rows columns 3"], name: str, notes
     luminance = values @ LUMINANCE
     for channel in values.T:
         if channel.std() > 2 and np.corrcoef(channel, luminance)[0, 1] < TINT_CORRELATION:
-            raise RefusedFile(f"{name}: the image has colors that are no shades of gray: give the grayscale original")
+            raise FileError(f"{name}: the image has colors that are no shades of gray: give the grayscale original")
     notes.append("colors converted to gray")

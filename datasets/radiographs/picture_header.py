@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from raylift.datasets import jpeg
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.radiographs.gray_image import RadiographLimits, check_size
 
 MAX_PAGES = 64
@@ -42,7 +42,7 @@ def select_page(picture: Image.Image, data: bytes, name: str, limits: Radiograph
         The number of that page from 0.
 
     Raises:
-        RefusedFile: over the limits, truncated, or several pages of one size.
+        FileError: over the limits, truncated, or several pages of one size.
     """
     page = 0
     if picture.format == "TIFF":
@@ -50,7 +50,7 @@ def select_page(picture: Image.Image, data: bytes, name: str, limits: Radiograph
     elif picture.format == "MPO":
         notes.append(f"the first of {picture.n_frames} images read")  # type: ignore[attr-defined]
     elif getattr(picture, "n_frames", 1) > 1:
-        raise RefusedFile(f"{name}: an animation of {picture.n_frames} frames: save one as a file of its own")  # type: ignore[attr-defined]
+        raise FileError(f"{name}: an animation of {picture.n_frames} frames: save one as a file of its own")  # type: ignore[attr-defined]
     check_size(name, picture.height, picture.width, limits)
     if picture.format == "PNG":
         _check_png(data, name, limits)
@@ -71,9 +71,9 @@ def _select_largest(picture: Image.Image, name: str, notes: list[str]) -> int:
     except EOFError:
         pass
     if len(sizes) > MAX_PAGES:
-        raise RefusedFile(f"{name}: over {MAX_PAGES} pages: a radiograph has one: save it as a file of its own")
+        raise FileError(f"{name}: over {MAX_PAGES} pages: a radiograph has one: save it as a file of its own")
     if sizes.count(max(sizes)) > 1:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: {sizes.count(max(sizes))} of {len(sizes)} pages have the largest size: save the radiograph as a "
             "file of its own"
         )
@@ -86,9 +86,7 @@ def _select_largest(picture: Image.Image, name: str, notes: list[str]) -> int:
 
 def _check_decoded(size: int, name: str, limits: RadiographLimits) -> None:
     if size > PIXEL_BYTES * limits.max_pixels:
-        raise RefusedFile(
-            f"{name}: {size} bytes when it is decoded, over the limit of {PIXEL_BYTES * limits.max_pixels}"
-        )
+        raise FileError(f"{name}: {size} bytes when it is decoded, over the limit of {PIXEL_BYTES * limits.max_pixels}")
 
 
 def _check_png(data: bytes, name: str, limits: RadiographLimits) -> None:
@@ -111,7 +109,7 @@ def _check_png(data: bytes, name: str, limits: RadiographLimits) -> None:
                 inflated += len(stream.decompress(block, 2**20))
                 block = stream.unconsumed_tail
     if inflated != expected:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: the image is damaged: its pixels have {'more than ' * (inflated > expected)}"
             f"{min(inflated, expected)} bytes, {columns} x {rows} pixels of {bits} bits have {expected}"
         )
@@ -134,7 +132,7 @@ def _check_tiff(picture: Image.Image, name: str, limits: RadiographLimits) -> No
     expected = planes * rows * -(-columns * samples * bits[0] // 8)
     stored, strips = sum(counts), planes * -(-rows // max(1, tags.get(ROWS_PER_STRIP, rows)))
     if stored != expected or len(counts) != strips:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: the image is damaged: its {len(counts)} strips have {stored} bytes, {columns} x "
             f"{rows} pixels of {bits} bits have {expected} in {strips}"
         )

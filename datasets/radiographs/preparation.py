@@ -51,7 +51,7 @@ def load_radiograph(
             PatientOrientation, by which the image is then only rotated upright.
 
     Raises:
-        RefusedFile: not a supported image, outside the limits, or constant.
+        FileError: not a supported image, outside the limits, or constant.
     """
     if isinstance(source, bytes):
         name, decoded = view.name, read(source, view.name, limits, view=view.name, invert=invert)

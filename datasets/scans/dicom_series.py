@@ -19,7 +19,7 @@ from jaxtyping import Float
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from raylift.datasets import dicom
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.scans.dicom_slices import read_slices, rescales
 from raylift.datasets.scans.header_checks import ScanLimits, check_bytes, check_extent, check_size
 from raylift.datasets.scans.volume import Affine, Volume, check_affine, spacing_mm
@@ -53,7 +53,7 @@ def header(path: Path) -> pydicom.Dataset | None:
     """The header of a DICOM image; None for other files and for DICOMDIR.
 
     Raises:
-        RefusedFile: see `dicom.parse`. On a damaged file pydicom may raise any exception.
+        FileError: see `dicom.parse`. On a damaged file pydicom may raise any exception.
     """
     with path.open("rb") as file:
         head = file.read(FIRST_BYTES)
@@ -84,18 +84,18 @@ def read(source: Source, limits: ScanLimits) -> Volume:
     """The slices as one volume in HU.
 
     Raises:
-        RefusedFile: not a CT, not one whole volume, truncated, or over the limits.
+        FileError: not a CT, not one whole volume, truncated, or over the limits.
     """
     name = source.where
     try:
         headers = {path: _parse(path) for path in source.files}
         ordered, affine = _ordered(source, headers, limits)
         slopes, changes = rescales(name, {path: headers[path] for path in ordered})
-    except RefusedFile:
+    except FileError:
         raise
     except Exception as error:
         # On a missing tag or an invalid value pydicom raises any exception.
-        raise RefusedFile(f"{name}: the DICOM header cannot be read: {error!r}") from error
+        raise FileError(f"{name}: the DICOM header cannot be read: {error!r}") from error
     voxels, more = read_slices(name, ordered, slopes)
     size = voxels.shape[::-1]
     rescale = slopes[0] if len(set(slopes)) == 1 else None
@@ -103,7 +103,7 @@ def read(source: Source, limits: ScanLimits) -> Volume:
 
 
 def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: ScanLimits) -> tuple[list[Path], Affine]:
-    """The files sorted by position and the affine of the volume, or a RefusedFile if they are not one volume."""
+    """The files sorted by position and the affine of the volume, or a FileError if they are not one volume."""
     name = source.where
     first = headers[source.files[0]]
     _check_alike(source, {path: str(header.get("Modality") or "none") for path, header in headers.items()}, "modality")
@@ -123,7 +123,7 @@ def _ordered(source: Source, headers: Mapping[Path, pydicom.Dataset], limits: Sc
         _check_alike(source, {path: typical if near else value for path, near, value in stated}, attribute)
     along_row, along_column = directions[0].reshape(2, 3)
     if not np.allclose(directions[0].reshape(2, 3) @ directions[0].reshape(2, 3).T, np.eye(2), atol=2e-3):
-        raise RefusedFile(f"{name}: ImageOrientationPatient {directions[0].tolist()} is not two perpendicular axes")
+        raise FileError(f"{name}: ImageOrientationPatient {directions[0].tolist()} is not two perpendicular axes")
     normal = np.cross(along_row, along_column)
     places = {path: np.array(h.ImagePositionPatient, dtype=float) for path, h in headers.items()}
     ordered = sorted(source.files, key=lambda path: float(places[path] @ normal))
@@ -145,7 +145,7 @@ def _check_alike(source: Source, values: Mapping[Path, Any], attribute: str) -> 
     odd = [path for path in sorted(shown) if shown[path] != usual]
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-        raise RefusedFile(
+        raise FileError(
             f"{source.where}: slices differ in {attribute}: {odd[0]}{more} {shown[odd[0]]}, the others {usual}: "
             "remove it or split the series"
         )
@@ -154,21 +154,21 @@ def _check_alike(source: Source, values: Mapping[Path, Any], attribute: str) -> 
 def _check_slice(path: Path, header: pydicom.Dataset) -> None:
     """Refuse what is no slice of a CT volume."""
     if header.get("Modality", "none") != "CT":
-        raise RefusedFile(f"{path}: DICOM modality {header.get('Modality', 'none')} is not CT")
+        raise FileError(f"{path}: DICOM modality {header.get('Modality', 'none')} is not CT")
     if int(header.get("NumberOfFrames") or 1) > 1 or int(header.get("SamplesPerPixel") or 1) > 1:
-        raise RefusedFile(f"{path}: an enhanced multi-frame or color DICOM: convert it to NIfTI first")
+        raise FileError(f"{path}: an enhanced multi-frame or color DICOM: convert it to NIfTI first")
     photometric = str(header.get("PhotometricInterpretation") or "MONOCHROME2").strip().upper()
     if not photometric.startswith("MONOCHROME"):
-        raise RefusedFile(f"{path}: PhotometricInterpretation {photometric}: colors are not HU: use the series in HU")
+        raise FileError(f"{path}: PhotometricInterpretation {photometric}: colors are not HU: use the series in HU")
     image_type = "\\".join(header.get("ImageType") or ())
     if NO_SLICE.search(image_type):
-        raise RefusedFile(f"{path}: ImageType {image_type} is no slice of a volume: leave the file or series out")
+        raise FileError(f"{path}: ImageType {image_type} is no slice of a volume: leave the file or series out")
     if not header.get("ImageOrientationPatient") or not header.get("ImagePositionPatient"):
-        raise RefusedFile(f"{path}: slices without position or orientation: not a volume")
+        raise FileError(f"{path}: slices without position or orientation: not a volume")
     lacking = [tag for tag in REQUIRED if header.get(tag) in (None, "")]
     lacking += ["HighBit"] if header.get("HighBit", 0) in (None, "") else []
     if lacking:
-        raise RefusedFile(f"{path}: slices without a value of {', '.join(lacking)}: add it to all slices")
+        raise FileError(f"{path}: slices without a value of {', '.join(lacking)}: add it to all slices")
     for tag, length in LENGTHS.items():
         stored = header.get_item(tag)
         try:
@@ -177,7 +177,7 @@ def _check_slice(path: Path, header: pydicom.Dataset) -> None:
         except (TypeError, ValueError):
             is_right = False
         if not is_right:
-            raise RefusedFile(f"{path}: {tag} {stored.value!r:.40} does not have {length} numbers: correct it")
+            raise FileError(f"{path}: {tag} {stored.value!r:.40} does not have {length} numbers: correct it")
 
 
 def _check_numbers(name: str, headers: Mapping[Path, pydicom.Dataset]) -> None:
@@ -190,7 +190,7 @@ def _check_numbers(name: str, headers: Mapping[Path, pydicom.Dataset]) -> None:
     again = [(one, other) for one, other in pairs if one.parent != other.parent]
     if len(again) > len(headers) // 4:
         one, other = again[0]
-        raise RefusedFile(
+        raise FileError(
             f"{name}: {one} and {other} have one SeriesInstanceUID and InstanceNumber, as slices of several scans: "
             "correct the UIDs"
         )
@@ -204,7 +204,7 @@ def _check_alternation(name: str, ordered: Sequence[pydicom.Dataset]) -> None:
         changes = sum(a != b for a, b in pairwise(values))
         # Values of blocks of slices change once for each block, and some writers number every slice.
         if 1 < len(kinds) <= len(values) // 4 and changes > len(values) // 2:
-            raise RefusedFile(
+            raise FileError(
                 f"{name}: slices of {tag} {' and '.join(kinds[:2])} alternate: they are several scans, split the series"
             )
 
@@ -212,7 +212,7 @@ def _check_alternation(name: str, ordered: Sequence[pydicom.Dataset]) -> None:
 def _slice_axis(
     name: str, ordered: Sequence[Path], positions: Float[np.ndarray, "slices 3"], normal: Float[np.ndarray, " 3"]
 ) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
-    """The step between slices and the first position by least squares, or a RefusedFile if they are not uniform.
+    """The step between slices and the first position by least squares, or a FileError if they are not uniform.
 
     Positions may differ from uniform ones by their rounding or 5 % of a step. A missing slice displaces the others by
     more than a third of a step.
@@ -223,7 +223,7 @@ def _slice_axis(
     median = float(np.median(steps))
     # A rounding of the same size as the step may bring two slices together, a duplicate brings them to one place.
     if not steps[where] >= 0.01 or not median > 0:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: {ordered[where]} and {ordered[where + 1]} are two slices at {along[where]:.2f} mm: remove the "
             "duplicates or split the series"
         )
@@ -242,19 +242,19 @@ def _irregular(
     along: Float[np.ndarray, " slices"],
     residual: Float[np.ndarray, "slices 3"],
     normal: Float[np.ndarray, " 3"],
-) -> RefusedFile:
+) -> FileError:
     """The refusal that names the slices which do not fit."""
     steps = np.diff(along)
     step = float(np.median(steps))
     where = int(np.argmax(np.abs(steps - step)))
     beside = np.linalg.norm(residual - np.outer(residual @ normal, normal), axis=1)
     if abs(steps[where] - step) > 0.05 * step:
-        return RefusedFile(
+        return FileError(
             f"{name}: {steps[where]:.2f} mm between the slices at {along[where]:.2f} and {along[where + 1]:.2f} mm "
             f"where the others lie {step:.2f} mm apart: slices are missing"
         )
     where = int(np.argmax(beside))
-    return RefusedFile(
+    return FileError(
         f"{name}: the slice at {along[where]:.2f} mm lies {beside[where]:.1f} mm beside the others: correct "
         "ImagePositionPatient or split the series"
     )

@@ -10,7 +10,7 @@ import pydicom
 from jaxtyping import Bool, Num
 
 from raylift.datasets import dicom
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.intensity import HU_MIN
 from raylift.datasets.scans.volume import border_to_air
 
@@ -33,14 +33,14 @@ def rescales(name: str, headers: Mapping[Path, pydicom.Dataset]) -> tuple[list[R
     """The rescale of every slice, and a note where they differ; (1, 0) if no slice has any.
 
     Raises:
-        RefusedFile: some slices lack a rescale that others have, or it is not to HU.
+        FileError: some slices lack a rescale that others have, or it is not to HU.
     """
     slopes_and_intercepts: list[Rescale] = []
     for tag in ("RescaleSlope", "RescaleIntercept"):
         lacking = [path.name for path, header in headers.items() if header.get(tag) in (None, "")]
         if 0 < len(lacking) < len(headers):
             shown = ", ".join(lacking[:3]) + (" ..." if len(lacking) > 3 else "")
-            raise RefusedFile(
+            raise FileError(
                 f"{name}: {len(lacking)} of {len(headers)} slices ({shown}) have no {tag}: add it or split the series"
             )
     for path, header in headers.items():
@@ -49,11 +49,11 @@ def rescales(name: str, headers: Mapping[Path, pydicom.Dataset]) -> tuple[list[R
             for tag, default in (("RescaleSlope", 1), ("RescaleIntercept", 0))
         )
         if "ModalityLUTSequence" in header:
-            raise RefusedFile(f"{path}: values in a modality lookup table, not in HU: convert the series")
+            raise FileError(f"{path}: values in a modality lookup table, not in HU: convert the series")
         if str(header.get("RescaleType") or "HU").strip().upper() in NOT_HU:
-            raise RefusedFile(f"{path}: RescaleType {header.RescaleType} is not HU: use the series in HU")
+            raise FileError(f"{path}: RescaleType {header.RescaleType} is not HU: use the series in HU")
         if not slope > 0 or not np.isfinite([slope, intercept]).all():
-            raise RefusedFile(f"{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g}: correct them")
+            raise FileError(f"{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g}: correct them")
         slopes_and_intercepts.append((slope, intercept))
     if len(set(slopes_and_intercepts)) == 1:
         return slopes_and_intercepts, ()
@@ -76,7 +76,7 @@ def read_slices(
     """Decode all slices to HU, in int16 if every rescale is integral and else in float32, and report changed pixels.
 
     Raises:
-        RefusedFile: a slice that is truncated, damaged or of another size, or values that contradict BitsStored.
+        FileError: a slice that is truncated, damaged or of another size, or values that contradict BitsStored.
     """
     is_integral = all(float(value).is_integer() for rescale in slopes for value in rescale)
     voxels: Num[np.ndarray, "slices rows columns"] | None = None
@@ -86,12 +86,12 @@ def read_slices(
             dataset = dicom.parse(path.read_bytes(), str(path))
             pixels = dicom.stored_pixels(dataset, str(path))
             is_padding = dicom.is_padding(dataset, pixels)
-        except RefusedFile:
+        except FileError:
             raise
         except Exception as error:
             # On a damaged file pydicom and its decoders raise any exception.
             text = " ".join(str(error).split())[:300] or type(error).__name__
-            raise RefusedFile(f"{path}: the pixels cannot be decoded, the file may be truncated: {text}") from error
+            raise FileError(f"{path}: the pixels cannot be decoded, the file may be truncated: {text}") from error
         hu = pixels.values * slope + intercept
         # Larger values are none of a scanner, and are refused or set to air as such.
         plane = np.clip(hu, -32768, 32767).astype(np.int16 if is_integral else np.float32)
@@ -102,7 +102,7 @@ def read_slices(
             inside = plane != HU_MIN
             is_below = (hu[inside & (pixels.values != pixels.allocated)] < LOWEST_HU).any()
             if is_below or _wrap_around(pixels, inside & exceeding):
-                raise RefusedFile(
+                raise FileError(
                     f"{path}: BitsStored {dataset.BitsStored} and PixelRepresentation {dataset.PixelRepresentation} "
                     "contradict the pixels, whose values wrap around: correct these tags"
                 )
@@ -110,7 +110,7 @@ def read_slices(
         if voxels is None:
             voxels = np.empty((len(paths), *plane.shape), dtype=plane.dtype)
         if plane.shape != voxels.shape[1:]:
-            raise RefusedFile(f"{name}: slices differ in size: split the series")
+            raise FileError(f"{name}: slices differ in size: split the series")
         voxels[k] = plane
         if k and (slope, intercept) != slopes[k - 1]:
             _check_continuity(path, voxels[k - 1], plane, pixels.values, slopes[k - 1 : k + 1])
@@ -142,7 +142,7 @@ def _check_continuity(
             for values in (plane, stored * other_slope + other)
         )
         if own > JUMP_HU and shared < own / 4:
-            raise RefusedFile(
+            raise FileError(
                 f"{path}: RescaleSlope {slope:g} and RescaleIntercept {intercept:g} put its tissue {own:.0f} HU off "
                 f"the slice before it, those of that slice, {other_slope:g} and {other:g}, do not: correct one"
             )

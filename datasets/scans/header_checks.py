@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.sources import Source
 
 LONGEST_MM, WIDEST_MM = 2500.0, 1000.0
@@ -36,30 +36,30 @@ def check_size(name: str, size: Sequence[int], limits: ScanLimits) -> None:
     """Refuse an image that is not one volume of enough slices, or exceeds the limits."""
     shown = " x ".join(str(n) for n in size)
     if len(size) < 3 or min(size[:3]) < limits.min_slices:
-        raise RefusedFile(f"{name}: {shown} voxels is not a volume of {limits.min_slices} slices or more")
+        raise FileError(f"{name}: {shown} voxels is not a volume of {limits.min_slices} slices or more")
     if any(n != 1 for n in size[3:]):
-        raise RefusedFile(f"{name}: {shown} voxels is a series of volumes: extract one")
+        raise FileError(f"{name}: {shown} voxels is a series of volumes: extract one")
     if max(size) > limits.max_side:
-        raise RefusedFile(f"{name}: {shown} voxels, over the limit of {limits.max_side} per side (--limits.max-side)")
+        raise FileError(f"{name}: {shown} voxels, over the limit of {limits.max_side} per side (--limits.max-side)")
     if math.prod(size) > limits.max_voxels:
-        raise RefusedFile(f"{name}: {shown} voxels, over the limit of {limits.max_voxels} (--limits.max-voxels)")
+        raise FileError(f"{name}: {shown} voxels, over the limit of {limits.max_voxels} (--limits.max-voxels)")
 
 
 def check_extent(name: str, size: Sequence[int], spacing_mm: Sequence[float]) -> None:
     """Refuse a spacing or an extent that no scanner produces."""
     if not all(0.05 <= value <= 20 for value in spacing_mm[:3]):
-        raise RefusedFile(f"{name}: spacing {tuple(spacing_mm[:3])} mm is not that of a CT: correct it in the header")
+        raise FileError(f"{name}: spacing {tuple(spacing_mm[:3])} mm is not that of a CT: correct it in the header")
     extent = [n * value for n, value in zip(size[:3], spacing_mm[:3], strict=True)]
     if max(extent) > LONGEST_MM or sorted(extent)[1] > WIDEST_MM:
         shown = " x ".join(f"{value:.0f}" for value in extent)
-        raise RefusedFile(f"{name}: {shown} mm is larger than any scanner: correct the spacing in the header")
+        raise FileError(f"{name}: {shown} mm is larger than any scanner: correct the spacing in the header")
 
 
 def check_bytes(source: Source, size: Sequence[int], voxel_bytes: int) -> None:
     """Refuse a header with more voxels of this many bytes than its files can contain, however compressed."""
     stored = source.stored_bytes
     if math.prod(size) * voxel_bytes > 1032 * stored:  # the highest ratio of deflate
-        raise RefusedFile(f"{source.where}: {stored} bytes cannot hold its {math.prod(size)} voxels: it is truncated")
+        raise FileError(f"{source.where}: {stored} bytes cannot hold its {math.prod(size)} voxels: it is truncated")
 
 
 def check_length(path: Path, count: int, expected: int, unit: str, *, is_whole: bool = True) -> None:
@@ -73,9 +73,9 @@ def check_length(path: Path, count: int, expected: int, unit: str, *, is_whole: 
         is_whole: whether `count` is the number of all.
     """
     if count < expected:
-        raise RefusedFile(f"{path}: {count} {unit} of voxels where its header states {expected}: it is truncated")
+        raise FileError(f"{path}: {count} {unit} of voxels where its header states {expected}: it is truncated")
     if count > expected:
-        raise RefusedFile(
+        raise FileError(
             f"{path}: {'' if is_whole else 'at least '}{count} {unit} of voxels where its header states {expected}: "
             "correct its size, type or number of bytes before the voxels, or remove what follows them"
         )

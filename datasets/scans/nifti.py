@@ -18,7 +18,7 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.scans.compression import inflate, is_compressed
 from raylift.datasets.scans.header_checks import ScanLimits, check_bytes, check_extent, check_length, check_size
 from raylift.datasets.scans.volume import REPORTED_SHEAR_DEG, Affine, Volume, check_affine, shear_deg, spacing_mm
@@ -38,23 +38,23 @@ def read(source: Source, limits: ScanLimits) -> Volume:
     """The volume in HU.
 
     Raises:
-        RefusedFile: not a 3-D volume of real scalars, no orientation or a contradicting one, truncated, damaged, or
+        FileError: not a 3-D volume of real scalars, no orientation or a contradicting one, truncated, damaged, or
             over the limits.
     """
     path, name = source.files[0], source.where
     try:
         header = _header(path, b"".join(inflate(path, 0, HEADER_BYTES))[:HEADER_BYTES])
     except zlib.error as error:
-        raise RefusedFile(f"{name}: the header cannot be read: {error}: the file is damaged or truncated") from error
+        raise FileError(f"{name}: the header cannot be read: {error}: the file is damaged or truncated") from error
     dim = [int(value) for value in header["dim"]]
     size = dim[1 : 1 + dim[0]] if 0 < dim[0] < 8 else []
     check_size(name, size, limits)
     try:
         dtype = header.get_data_dtype()
     except (HeaderDataError, KeyError) as error:
-        raise RefusedFile(f"{name}: the header cannot be read: datatype {int(header['datatype'])} is none") from error
+        raise FileError(f"{name}: the header cannot be read: datatype {int(header['datatype'])} is none") from error
     if dtype.kind not in "iuf":
-        raise RefusedFile(f"{name}: {dtype} voxels, a CT has one number each")
+        raise FileError(f"{name}: {dtype} voxels, a CT has one number each")
     affine, changes = _affine(header, name)
     check_extent(name, size, spacing_mm(affine))
     check_bytes(source, size, dtype.itemsize)
@@ -76,7 +76,7 @@ def _header(path: Path, head: bytes) -> Nifti1Header:
                 header: Nifti1Header = kind(head[:size], endianness=endianness, check=False)
                 if header["magic"].item()[:3] == magic:
                     return header
-    raise RefusedFile(
+    raise FileError(
         f"{path}: the header cannot be read: not NIfTI in one file, it begins with {head[:8]!r}: convert it to NIfTI"
     )
 
@@ -86,7 +86,7 @@ def _affine(header: Nifti1Header, name: str) -> tuple[Affine, tuple[str, ...]]:
     changes = []
     unit = int(header["xyzt_units"]) & 7
     if unit not in MILLIMETERS:
-        raise RefusedFile(f"{name}: unit of length {unit} in xyzt_units is not NIfTI: set it to 2, millimeters")
+        raise FileError(f"{name}: unit of length {unit} in xyzt_units is not NIfTI: set it to 2, millimeters")
     if unit == 0:
         changes.append("xyzt_units states no unit of length: millimeters are assumed")
     sform, qform = header.get_sform() if header["sform_code"] > 0 else None, None
@@ -97,11 +97,11 @@ def _affine(header: Nifti1Header, name: str) -> tuple[Affine, tuple[str, ...]]:
             qform = header.get_qform()
         except (HeaderDataError, ValueError) as error:
             if sform is None:
-                raise RefusedFile(f"{name}: the qform is invalid: {error}: correct it or set the sform") from error
+                raise FileError(f"{name}: the qform is invalid: {error}: correct it or set the sform") from error
             changes.append(f"the qform is invalid ({error}): the sform is used")
     chosen = sform if sform is not None else qform
     if chosen is None:
-        raise RefusedFile(f"{name}: neither qform nor sform is set, so its orientation is unknown: set one")
+        raise FileError(f"{name}: neither qform nor sform is set, so its orientation is unknown: set one")
     to_mm = np.diag([-MILLIMETERS[unit], -MILLIMETERS[unit], MILLIMETERS[unit], 1.0])
     affine = to_mm @ chosen.astype(np.float64)
     changes += check_affine(name, affine, [int(n) for n in header["dim"][1:4]])
@@ -116,13 +116,13 @@ def _disagreements(
     """How the sform differs from the qform and the voxel size in pixdim.
 
     Raises:
-        RefusedFile: a qform of another voxel size.
+        FileError: a qform of another voxel size.
     """
     stated = np.abs(header["pixdim"][1:4].astype(np.float64)) * unit_mm
     if not _same_spacing(sform, stated):
         sizes = " and ".join(" x ".join(f"{v:.4g}" for v in value) for value in (spacing_mm(sform), stated))
         if qform is not None:
-            raise RefusedFile(f"{name}: sform and qform disagree, voxels of {sizes} mm: correct one or unset its code")
+            raise FileError(f"{name}: sform and qform disagree, voxels of {sizes} mm: correct one or unset its code")
         return (f"sform and pixdim disagree, voxels of {sizes} mm: the sform is used",)
     if qform is None:
         return ()
@@ -149,7 +149,7 @@ def _rescale(header: Nifti1Header, name: str) -> tuple[float, float]:
     if slope == 0:
         return 1.0, 0.0
     if not math.isfinite(slope) or not math.isfinite(intercept):
-        raise RefusedFile(f"{name}: scl_slope {slope:g} and scl_inter {intercept:g} are no numbers: correct them")
+        raise FileError(f"{name}: scl_slope {slope:g} and scl_inter {intercept:g} are no numbers: correct them")
     return slope, intercept
 
 
@@ -158,13 +158,13 @@ def _voxels(path: Path, header: Nifti1Header, expected: int) -> bytearray:
     first = header.sizeof_hdr + 4  # after the extension flag
     offset = float(header["vox_offset"])
     if not first <= offset <= first + LONGEST_EXTENSIONS or offset != int(offset):
-        raise RefusedFile(f"{path}: voxels at byte {offset:g} are not after the header: correct vox_offset")
+        raise FileError(f"{path}: voxels at byte {offset:g} are not after the header: correct vox_offset")
     start, content = int(offset), bytearray()
     try:
         for block in inflate(path, 0, start + expected):
             content += block
     except zlib.error as error:
-        raise RefusedFile(f"{path}: the voxels are damaged: {error}") from error
+        raise FileError(f"{path}: the voxels are damaged: {error}") from error
     compressed = is_compressed(path)
     count = (len(content) if compressed else path.stat().st_size) - start
     check_length(path, max(0, count), expected, "inflated bytes" if compressed else "bytes", is_whole=not compressed)
@@ -184,7 +184,7 @@ def _check_extensions(path: Path, between: bytes, endianness: str) -> None:
             at += length
     if any(between[at:]) or (between[0] and at == 4):
         kind = "extensions" if between[0] else "zeros"
-        raise RefusedFile(
+        raise FileError(
             f"{path}: the {len(between) - 4} bytes between header and voxels are not {kind}, as the extension flag "
             f"{between[0]} states: correct vox_offset or the flag"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from raylift.datasets.errors import RefusedFile, SegmentationMask
+from raylift.datasets.errors import FileError, SegmentationMaskError
 from raylift.datasets.scans import dicom_series, volume_file
 from raylift.datasets.scans.header_checks import DEFAULT_LIMITS, ScanLimits
 from raylift.datasets.scans.volume import check_order, fill_to_air, outliers_to_air, to_image
@@ -53,7 +53,7 @@ class Listing:
     """Result of a search of files and folders."""
 
     sources: list[Source] = field(default_factory=list)
-    refused: list[RefusedFile] = field(default_factory=list)
+    refused: list[FileError] = field(default_factory=list)
     skipped: int = 0
     """Files in searched folders that are neither volumes nor DICOM, and those of macOS beside them."""
     shared_subjects: list[tuple[Source, Source]] = field(default_factory=list)
@@ -75,7 +75,7 @@ def find(paths: Iterable[Path]) -> Listing:
         try:
             if is_apple_double(path):
                 if not searched:
-                    raise RefusedFile(f"{path}: attributes that macOS wrote beside a file: pass the file without ._")
+                    raise FileError(f"{path}: attributes that macOS wrote beside a file: pass the file without ._")
                 others.append(path)
             elif suffix := volume_file.suffix(path):
                 files = (path, *volume_file.data_files(path))
@@ -90,12 +90,12 @@ def find(paths: Iterable[Path]) -> Listing:
                 others.append(path)
             else:
                 kinds = ", ".join(volume_file.SUFFIXES)
-                listing.refused.append(RefusedFile(f"{path}: not a volume raylift reads ({kinds} or DICOM)"))
-        except RefusedFile as error:
+                listing.refused.append(FileError(f"{path}: not a volume raylift reads ({kinds} or DICOM)"))
+        except FileError as error:
             listing.refused.append(error)
         except Exception as error:
             # One unreadable file must not end the search, and on a damaged one pydicom raises any exception.
-            listing.refused.append(RefusedFile(f"{path}: cannot be read: {error!r}"))
+            listing.refused.append(FileError(f"{path}: cannot be read: {error!r}"))
     refuse_together(
         listing.refused, unread, "not DICOM in spite of the suffix, or empty: copy it again, or leave it out"
     )
@@ -137,8 +137,8 @@ def read(source: Source, limits: ScanLimits = DEFAULT_LIMITS, assume_spacing_mm:
         assume_spacing_mm: spacing of a NRRD or MetaImage that states none; see `text_header.frame`.
 
     Raises:
-        SegmentationMask: a volume of labels.
-        RefusedFile: not a CT, missing or duplicate slices, not 3-D, not in HU, truncated, torn, or over the limits.
+        SegmentationMaskError: a volume of labels.
+        FileError: not a CT, missing or duplicate slices, not 3-D, not in HU, truncated, torn, or over the limits.
     """
     scan = read_values(source, limits, assume_spacing_mm)
     stored = sitk.GetArrayViewFromImage(scan.image)
@@ -159,18 +159,18 @@ def read_values(
     """A volume whose values need not be those of a CT, such as a prediction of one; arguments and errors as in `read`.
 
     Raises:
-        RefusedFile: missing or duplicate slices, not 3-D, truncated, NaN or infinite, or over the limits.
+        FileError: missing or duplicate slices, not 3-D, truncated, NaN or infinite, or over the limits.
     """
     total = source.stored_bytes
     if total > limits.max_file_bytes:
-        raise RefusedFile(
+        raise FileError(
             f"{source.where}: {total} bytes, over the limit of {limits.max_file_bytes} (--limits.max-file-bytes)"
         )
     volume = (
         dicom_series.read(source, limits) if source.is_dicom else volume_file.read(source, limits, assume_spacing_mm)
     )
     if not all(np.isfinite(plane).all() for plane in volume.voxels):
-        raise RefusedFile(f"{source.where}: NaN or infinite voxels: set them to -1024")
+        raise FileError(f"{source.where}: NaN or infinite voxels: set them to -1024")
     voxels, more = outliers_to_air(source.where, volume.voxels)
     image = to_image(replace(volume, voxels=voxels))
     orientation = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(image.GetDirection())
@@ -185,15 +185,15 @@ def _check_hu(name: str, voxels: np.ndarray) -> None:
     low, high = float(sample.min()), float(sample.max())
     if air < 0.01 or tissue < 0.01:
         if low == 0 and (sample == np.rint(sample)).all() and len(np.unique(sample)) <= MAX_LABELS:
-            raise SegmentationMask(
+            raise SegmentationMaskError(
                 f"{name}: values {low:g} to {high:g} are not in HU but labels of a segmentation mask: leave it out or "
                 "convert it to HU"
             )
         hint = "it looks like HU + 1024: subtract 1024" if low >= 0 and high > 1100 else "convert it to HU"
-        raise RefusedFile(f"{name}: values {low:g} to {high:g} are not in HU (no air near -1000): {hint}")
+        raise FileError(f"{name}: values {low:g} to {high:g} are not in HU (no air near -1000): {hint}")
     soft = tissue / float((sample > -500).mean())
     if soft < MIN_SOFT:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: {soft:.0%} of the values over -500 are those of soft tissue, -200 to 300 HU: correct the slope "
             "and intercept, or convert it to HU"
         )

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int16
 from scipy import ndimage
 
 from raylift.datasets import segmentation
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import Grid
 from raylift.datasets.intensity import HU_MAX, HU_MIN
 from raylift.datasets.scans import field_of_view
@@ -35,7 +35,7 @@ def resample(
     share of slices in which the field of view truncates the body at each side.
 
     Raises:
-        RefusedFile: no body inside the cube.
+        FileError: no body inside the cube.
         RuntimeError: an error of ITK, such as an axis too short to smooth.
     """
     clamped = sitk.Clamp(scan.image, sitk.sitkFloat32, HU_MIN, HU_MAX)
@@ -51,7 +51,7 @@ def resample(
     measured_cube = field_of_view.inner(_in_cube(measured, whole, origin, grid))
     inside = segmentation.body(hu, grid.spacing_mm, measured_cube) | _inner(whole, body, origin, grid)
     if not inside.any():
-        raise RefusedFile(
+        raise FileError(
             f"{scan.source.where}: no body found in the central {grid.extent_mm:.0f} mm: not a CT of a person"
         )
     if not keep_table:
@@ -85,29 +85,29 @@ def check_whole_thorax(scan: Scan) -> None:
     """Refuse a scan without two whole lungs.
 
     Raises:
-        RefusedFile: a lung is missing, under 300 ml, or truncated by the first or last slice or by a side.
+        FileError: a lung is missing, under 300 ml, or truncated by the first or last slice or by a side.
     """
     hu = _voxels(_coarse(sitk.Clamp(scan.image, sitk.sitkFloat32, HU_MIN, HU_MAX)))
     lung = segmentation.lungs(hu, COARSE_MM)
     remedy = "ingest it without --require-whole-thorax, or leave it out"
     if not lung.any():
-        raise RefusedFile(f"{scan.source.where}: no lungs inside the field of view: {remedy}")
+        raise FileError(f"{scan.source.where}: no lungs inside the field of view: {remedy}")
     body = segmentation.body(hu, COARSE_MM)
     for side, face in (("right", body[:, :, 0]), ("left", body[:, :, -1])):
         # Air with body anterior and posterior to it, which a flank truncated beside the lung does not have.
         between = ndimage.binary_fill_holes(face, structure=[[0, 0, 0], [1, 1, 1], [0, 0, 0]]) & ~face
         if between.sum() * COARSE_MM**2 > 500:
-            raise RefusedFile(f"{scan.source.where}: the lungs are truncated by the {side} side: {remedy}")
+            raise FileError(f"{scan.source.where}: the lungs are truncated by the {side} side: {remedy}")
     columns = np.flatnonzero(body.any(axis=(0, 1)))
     middle = (columns[0] + columns[-1]) // 2
     for side, half in (("right", lung[:, :, :middle]), ("left", lung[:, :, middle:])):
         volume_ml = half.sum() * COARSE_MM**3 / 1000
         if volume_ml < 300:
-            raise RefusedFile(f"{scan.source.where}: {volume_ml:.0f} ml of {side} lung in the field of view: {remedy}")
+            raise FileError(f"{scan.source.where}: {volume_ml:.0f} ml of {side} lung in the field of view: {remedy}")
     area = lung.sum(axis=(1, 2))
     for end, cut in (("first", area[0]), ("last", area[-1])):
         if cut > 0.25 * area.max():
-            raise RefusedFile(f"{scan.source.where}: the lungs are truncated by the {end} slice: {remedy}")
+            raise FileError(f"{scan.source.where}: the lungs are truncated by the {end} slice: {remedy}")
 
 
 def _smooth_for(image: sitk.Image, spacing_mm: float) -> sitk.Image:

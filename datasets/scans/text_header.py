@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Float
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 
 LONGEST_HEADER = 2**16
 HEADER_END = {
@@ -65,7 +65,7 @@ class TextHeader:
         """The number in a field of what is skipped before the voxels; 0 without the field, -1 for all but the last."""
         value = self.fields.get(key, "0")
         if not re.fullmatch(r"-1|\d{1,9}", value):
-            raise RefusedFile(f"{self.path}: {key} '{value[:20]}' is not a number of what to skip: correct the header")
+            raise FileError(f"{self.path}: {key} '{value[:20]}' is not a number of what to skip: correct the header")
         return int(value)
 
 
@@ -85,16 +85,16 @@ def read_header(path: Path) -> TextHeader:
     """The header of a file whose suffix is that of a NRRD or MetaImage.
 
     Raises:
-        RefusedFile: other content, or a header without end.
+        FileError: other content, or a header without end.
     """
     kind = "NRRD" if path.suffix.lower() in (".nrrd", ".nhdr") else "MetaImage"
     with path.open("rb") as file:
         head = file.read(LONGEST_HEADER)
     if not (head.startswith(b"NRRD0") if kind == "NRRD" else re.search(rb"^NDims *=", head, re.MULTILINE)):
-        raise RefusedFile(f"{path}: the header cannot be read: not a {kind}, it begins with {head[:8]!r}")
+        raise FileError(f"{path}: the header cannot be read: not a {kind}, it begins with {head[:8]!r}")
     end = HEADER_END[kind].search(head)
     if end is None or end.end() == LONGEST_HEADER:
-        raise RefusedFile(f"{path}: the header cannot be read: no end of it in the first {len(head)} bytes")
+        raise FileError(f"{path}: the header cannot be read: no end of it in the first {len(head)} bytes")
     lines = os.fsdecode(head[: end.end()]).splitlines()
     # A NRRD line with := is a pair of key and value, not a field.
     separator = re.compile(r"^([^:]*):(?!=)(.*)" if kind == "NRRD" else "^([^=]*)=(.*)")
@@ -103,7 +103,7 @@ def read_header(path: Path) -> TextHeader:
     for key, value in pairs:
         name = key.strip().lower() if kind == "NRRD" else key.strip()
         if fields.setdefault(name, value.strip()) != value.strip():
-            raise RefusedFile(
+            raise FileError(
                 f"{path}: {name} is '{fields[name][:40]}' and again '{value.strip()[:40]}': remove the wrong line"
             )
     return TextHeader(path, kind, fields, end.end())
@@ -115,18 +115,18 @@ def check_shape(header: TextHeader) -> None:
     With some of these ITK crashes.
     """
     if header.encoding not in ("raw", "gzip", "text"):
-        raise RefusedFile(
+        raise FileError(
             f"{header.path}: encoding '{header.encoding[:20]}' is not supported: store it with encoding gzip or raw"
         )
     dimensions, sizes = ("dimension", "sizes") if header.kind == "NRRD" else ("NDims", "DimSize")
     stated = header.fields.get(dimensions, "")
     if stated not in ("1", "2", "3", "4", "5"):
-        raise RefusedFile(f"{header.path}: {dimensions} '{stated[:20]}' is not that of a volume: correct the header")
+        raise FileError(f"{header.path}: {dimensions} '{stated[:20]}' is not that of a volume: correct the header")
     lengths = dict.fromkeys((sizes, "ElementSpacing", "ElementSize", "Offset", "Position", "Origin"), int(stated))
     lengths |= dict.fromkeys(MATRICES, int(stated) ** 2)
     for key, length in lengths.items():
         if key in header.fields and len(_numbers(header, key)) != length:
-            raise RefusedFile(
+            raise FileError(
                 f"{header.path}: {key} '{header.fields[key][:80]}' does not have {length} numbers: correct the header"
             )
 
@@ -140,7 +140,7 @@ def frame(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> Fram
             posterior and superior.
 
     Raises:
-        RefusedFile: no spacing, no orientation, or contradicting or unsupported ones.
+        FileError: no spacing, no orientation, or contradicting or unsupported ones.
     """
     return (_nrrd if header.kind == "NRRD" else _meta_image)(header, assume_spacing_mm)
 
@@ -148,7 +148,7 @@ def frame(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> Fram
 def _assumed(header: TextHeader, spacing_mm: Sequence[float] | None, lacks: str, stated: str = "") -> Frame:
     """A frame with the spacing that is stated without a unit, or else with the one given."""
     if spacing_mm is None:
-        raise RefusedFile(
+        raise FileError(
             f"{header.path}: the {header.kind} states no {lacks}, so the size of the body is unknown: add it, or pass "
             "--assume-spacing-mm with three values"
         )
@@ -167,12 +167,12 @@ def _nrrd(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> Fram
     if not space and "space directions" not in fields:
         return _assumed(header, assume_spacing_mm, "space and space directions", "spacings")
     if space not in SPACES:
-        raise RefusedFile(f"{header.path}: space '{space}' has no known axes in the patient: state it as LPS or RAS")
+        raise FileError(f"{header.path}: space '{space}' has no known axes in the patient: state it as LPS or RAS")
     if "space directions" not in fields:
-        raise RefusedFile(f"{header.path}: a space without space directions: add them")
+        raise FileError(f"{header.path}: a space without space directions: add them")
     directions = fields["space directions"]
     if len(re.findall(r"\([^)]*\)", directions)) != 3:
-        raise RefusedFile(
+        raise FileError(
             f"{header.path}: space directions '{directions[:80]}' do not have one vector for each of three axes, so "
             "the size of the body is unknown: correct them"
         )
@@ -183,13 +183,11 @@ def _meta_image(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -
     fields = header.fields
     modality = fields.get("Modality", "MET_MOD_CT")
     if modality in ("MET_MOD_MR", "MET_MOD_NM", "MET_MOD_US"):
-        raise RefusedFile(f"{header.path}: modality {modality} is not CT")
+        raise FileError(f"{header.path}: modality {modality} is not CT")
     matrices = [_numbers(header, key) for key in MATRICES if key in fields]
     for matrix in matrices:
         if len(matrix) == 9 and not np.allclose(np.linalg.norm(matrix.reshape(3, 3), axis=1), 1, atol=1e-3):
-            raise RefusedFile(
-                f"{header.path}: the rows of the direction matrix are not of length 1: correct the header"
-            )
+            raise FileError(f"{header.path}: the rows of the direction matrix are not of length 1: correct the header")
     changes = _anatomical(header, matrices)
     spacing, size = _numbers(header, "ElementSpacing"), _numbers(header, "ElementSize")
     if not len(spacing) and not len(size):
@@ -199,7 +197,7 @@ def _meta_image(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -
     elif len(size) and not np.allclose(size, spacing, rtol=1e-2):
         changes += (f"ElementSize {fields['ElementSize']} differs from ElementSpacing: ElementSpacing is used",)
     if not all(value > 0 for value in (spacing if len(spacing) else size)):
-        raise RefusedFile(f"{header.path}: ElementSpacing {fields.get('ElementSpacing')} is not positive: correct it")
+        raise FileError(f"{header.path}: ElementSpacing {fields.get('ElementSpacing')} is not positive: correct it")
     units = _in_units(header, [fields.get("DistanceUnits", "mm")])
     rescale = [_numbers(header, f"ElementToIntensityFunction{name}") for name in ("Slope", "Offset")]
     slope, intercept = (float(v[0]) if len(v) else default for v, default in zip(rescale, (1.0, 0.0), strict=True))
@@ -214,7 +212,7 @@ def _anatomical(header: TextHeader, matrices: Sequence[Float[np.ndarray, " n"]])
     if not matrices:
         if stated == "RAI":
             return ()
-        raise RefusedFile(f"{header.path}: AnatomicalOrientation {stated} without a TransformMatrix: add the matrix")
+        raise FileError(f"{header.path}: AnatomicalOrientation {stated} without a TransformMatrix: add the matrix")
     if len(matrices[0]) != 9:
         return ()
     directions = matrices[0].reshape(3, 3).T.ravel().tolist()
@@ -231,15 +229,13 @@ def _numbers(header: TextHeader, key: str) -> Float[np.ndarray, " n"]:
     try:
         return np.array([float(value) for value in header.fields.get(key, "").split()])
     except ValueError as error:
-        raise RefusedFile(
-            f"{header.path}: {key} '{header.fields[key]}' is not a list of numbers: correct it"
-        ) from error
+        raise FileError(f"{header.path}: {key} '{header.fields[key]}' is not a list of numbers: correct it") from error
 
 
 def _in_units(header: TextHeader, units: Sequence[str]) -> Frame:
     """The factor to millimeters, reported unless it is 1."""
     if len(set(units)) != 1 or units[0].lower() not in MILLIMETERS:
-        raise RefusedFile(f"{header.path}: units of length {', '.join(units)} are not supported: convert it to mm")
+        raise FileError(f"{header.path}: units of length {', '.join(units)} are not supported: convert it to mm")
     factor = MILLIMETERS[units[0].lower()]
     changes = (f"lengths in {units[0]} were converted to mm",) if factor != 1 else ()
     return Frame(factor, changes=changes)

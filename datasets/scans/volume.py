@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from jaxtyping import Bool, Float, Num
 
 from raylift.datasets.dicom import connected_to_border, padding_region
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.intensity import HU_MIN
 
 MAX_SHEAR_DEG = 35.0
@@ -76,14 +76,14 @@ def check_affine(name: str, affine: Affine, size: Sequence[int]) -> tuple[str, .
     """Report a shear; `size` is in voxels along the axes.
 
     Raises:
-        RefusedFile: not invertible, or sheared by more than a gantry tilts.
+        FileError: not invertible, or sheared by more than a gantry tilts.
     """
     if not np.isfinite(affine).all() or not min(spacing_mm(affine)) > 0:
-        raise RefusedFile(f"{name}: the orientation is not invertible: {affine[:3, :3].tolist()}: correct the header")
+        raise FileError(f"{name}: the orientation is not invertible: {affine[:3, :3].tolist()}: correct the header")
     angle = shear_deg(affine)
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if angle > MAX_SHEAR_DEG or abs(np.linalg.det(axes)) < 0.5:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: axes {angle:.1f} degrees from perpendicular, where a gantry tilts at most {MAX_SHEAR_DEG:g}: "
             "correct the header or resample the volume"
         )
@@ -114,7 +114,7 @@ def check_order(name: str, voxels: Num[np.ndarray, "slices rows columns"]) -> No
         is_smooth = axis < 2 and roughness(distances[axis + 1]) > TORN * roughness(distances[axis])
         # A distance of so many voxels is that of neighbors if the axis is an earlier one.
         if is_smooth or any(roughness(d) > THICK * roughness(d * few) > 0 for d in distances[:axis]):
-            raise RefusedFile(
+            raise FileError(
                 f"{name}: {stated} voxels contradict the values, which are not those of {few} slices along axis "
                 f"{axis + 1}: correct the sizes in the header"
             )
@@ -129,7 +129,7 @@ def check_order(name: str, voxels: Num[np.ndarray, "slices rows columns"]) -> No
     best = min(orders, key=lambda order: sum(orders[order]))
     ratios = [a / b if b else 0.0 for a, b in zip(own, orders[best], strict=True)]
     if min(ratios) > 0.8 and max(ratios) > TORN:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: {stated} voxels contradict the values, which continue each other as "
             f"{' x '.join(str(n) for n in best)} voxels: correct the sizes in the header"
         )
@@ -181,7 +181,7 @@ def outliers_to_air(
     """Set what exceeds tissue at the border of the slices to air, in place or in a copy, and report it.
 
     Raises:
-        RefusedFile: many voxels over every scanner's range inside, as of negative values that were stored as unsigned.
+        FileError: many voxels over every scanner's range inside, as of negative values that were stored as unsigned.
     """
     highest = float(voxels.max())
     if not highest > MAX_BORDER_HU:
@@ -191,7 +191,7 @@ def outliers_to_air(
     count = sum(border_to_air(plane, plane > MAX_BORDER_HU) for plane in voxels)
     inside = float((voxels > MAX_CT_HU).mean())
     if inside > MAX_OUTLIERS:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: {inside:.1%} of the voxels inside are over {MAX_CT_HU} HU, up to {highest:g}: "
             "negative values stored as unsigned? Convert them to signed 16 bits"
         )
@@ -206,14 +206,14 @@ def fill_to_air(
     Tools that rotate, resample or pad a scan fill with 0, which is water.
 
     Raises:
-        RefusedFile: a slice of one value between others.
+        FileError: a slice of one value between others.
     """
     is_flat = np.array([plane.min() == plane.max() for plane in voxels])
     inside = np.flatnonzero(~is_flat)
     between = np.flatnonzero(is_flat[inside[0] : inside[-1]]) + inside[0] if len(inside) else inside
     if len(between):
         k = int(between[0])
-        raise RefusedFile(
+        raise FileError(
             f"{name}: all voxels of slice {k} of {len(voxels)} are {voxels[k].flat[0]:g}, those beside it are not: "
             "it was damaged or not copied: copy the file again"
         )

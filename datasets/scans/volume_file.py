@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.scans import nifti, text_header
 from raylift.datasets.scans.compression import inflate
 from raylift.datasets.scans.header_checks import (
@@ -47,14 +47,14 @@ def data_files(path: Path) -> list[Path]:
     """The separate voxel file of a NRRD or MetaImage header; empty if the voxels follow the header.
 
     Raises:
-        RefusedFile: no NRRD or MetaImage header, or the voxel file is not beside it.
+        FileError: no NRRD or MetaImage header, or the voxel file is not beside it.
     """
     value = text_header.read_header(path).data_file if suffix(path) in IMAGE_IO else ""
     if not value:
         return []
     # A header that names a file in another folder could read any file of this machine as voxels.
     if Path(value).name != value or not path.with_name(value).is_file():
-        raise RefusedFile(f"{path}: its voxels are in '{value}', which is not a file beside it: convert it to one file")
+        raise FileError(f"{path}: its voxels are in '{value}', which is not a file beside it: convert it to one file")
     return [path.with_name(value)]
 
 
@@ -67,7 +67,7 @@ def read(source: Source, limits: ScanLimits, assume_spacing_mm: Sequence[float] 
         assume_spacing_mm: spacing of a NRRD or MetaImage that states none.
 
     Raises:
-        RefusedFile: not a 3-D volume of scalars, no spacing or orientation, truncated, damaged, or over the limits.
+        FileError: not a 3-D volume of scalars, no spacing or orientation, truncated, damaged, or over the limits.
     """
     if suffix(source.files[0]) in IMAGE_IO:
         return _read_with_itk(source, limits, assume_spacing_mm)
@@ -84,12 +84,12 @@ def _read_with_itk(source: Source, limits: ScanLimits, assume_spacing_mm: Sequen
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise RefusedFile(f"{name}: the header cannot be read: {itk_message(error)}: correct it") from error
+        raise FileError(f"{name}: the header cannot be read: {itk_message(error)}: correct it") from error
     size = reader.GetSize()
     check_size(name, size, limits)
     if reader.GetNumberOfComponents() != 1 or reader.GetPixelID() not in VOXEL_BYTES:
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        raise RefusedFile(f"{name}: {kind} voxels, a CT has one number each")
+        raise FileError(f"{name}: {kind} voxels, a CT has one number each")
     frame = text_header.frame(header, assume_spacing_mm)
     axes = len(size)
     affine = np.eye(4)
@@ -105,7 +105,7 @@ def _read_with_itk(source: Source, limits: ScanLimits, assume_spacing_mm: Sequen
     try:
         voxels = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
-        raise RefusedFile(
+        raise FileError(
             f"{name}: the voxels cannot be read, the file may be truncated: {itk_message(error)}"
         ) from error
     slope, intercept = frame.rescale
@@ -144,12 +144,10 @@ def _check_length(header: text_header.TextHeader, path: Path, count: int, voxel_
         check_length(header.path, held - max(0, skipped), expected, "bytes")
         return ()
     if skipped:
-        raise RefusedFile(
-            f"{header.path}: bytes to skip in compressed voxels are not supported: store them uncompressed"
-        )
+        raise FileError(f"{header.path}: bytes to skip in compressed voxels are not supported: store them uncompressed")
     try:
         held = sum(len(block) for block in inflate(path, start, expected, zlib_stream=True))
     except zlib.error as error:
-        raise RefusedFile(f"{header.path}: the voxels are damaged: {error}") from error
+        raise FileError(f"{header.path}: the voxels are damaged: {error}") from error
     check_length(header.path, held, expected, "inflated bytes", is_whole=False)
     return ()

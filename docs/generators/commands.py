@@ -27,7 +27,7 @@ RUN_SETTINGS = (
 )
 
 
-class _Captured(Exception):
+class _CapturedError(Exception):
     """Raised in place of parsing."""
 
     def __init__(self, owner: type, default: Any) -> None:
@@ -62,12 +62,12 @@ def options_of(name: str) -> tuple[type, Any]:
     """The dataclass that a command parses its options into, and its default where it has one."""
 
     def capture(owner: type, *, default: Any = tables.MISSING, **_: Any) -> None:
-        raise _Captured(owner, default)
+        raise _CapturedError(owner, default)
 
     with mock.patch.object(tyro, "cli", capture):
         try:
             cli.main([name, *EXAMPLES.get(name, [])])
-        except _Captured as captured:
+        except _CapturedError as captured:
             return captured.owner, captured.default
     raise RuntimeError(f"raylift {name} parses no options")
 

@@ -12,7 +12,7 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import Split, read_assignments
 from raylift.datasets.archive.store import absolute
 from raylift.datasets.csv_file import write_rows
-from raylift.datasets.errors import NoArchive
+from raylift.datasets.errors import ArchiveNotFoundError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.geometry_options import geometry_of, parse_views
 from raylift.datasets.radiographs.decoding import Inversion
@@ -45,7 +45,7 @@ class GridOptions:
         """Grid and geometry: as given, else those of an existing archive, else the defaults."""
         try:
             existing = Archive(url).manifest
-        except NoArchive:
+        except ArchiveNotFoundError:
             existing = None
         default = existing.grid if existing else Grid()
         grid = Grid(self.size or default.size, self.spacing_mm or default.spacing_mm)

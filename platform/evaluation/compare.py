@@ -70,7 +70,7 @@ def compare(
     Raises:
         ConfigError: an archive's grid or geometry is not that of a model, a protocol needs CT and it has none, no scan
             remains, the reference is no predictor, the steps are negative, or a model does not sample.
-        RefusedFile: a file of a folder is no volume in HU.
+        FileError: a file of a folder is no volume in HU.
     """
     models = {name: candidate for name, candidate in candidates.items() if isinstance(candidate, Model)}
     conditions = _conditions(models, archives)

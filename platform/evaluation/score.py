@@ -15,7 +15,7 @@ import SimpleITK as sitk
 from jaxtyping import Float32
 
 from raylift.datasets.csv_file import read_rows
-from raylift.datasets.errors import ConfigError, RefusedFile
+from raylift.datasets.errors import ConfigError, FileError
 from raylift.datasets.intensity import HU_MIN
 from raylift.datasets.scans import reader, volume_file
 from raylift.datasets.scans.header_checks import DEFAULT_LIMITS, ScanLimits
@@ -112,7 +112,7 @@ def score(
 
     Raises:
         ConfigError: there is no pair, or the grids of a pair differ and `resample` is False.
-        RefusedFile: a file is no volume, is damaged, has NaN, or is not in HU.
+        FileError: a file is no volume, is damaged, has NaN, or is not in HU.
     """
     if not pairs:
         raise ConfigError("there is no pair of volumes to score")
@@ -168,7 +168,7 @@ def read_prediction(
 
     Raises:
         ConfigError: the grids differ and `resample` is False.
-        RefusedFile: the file is no volume, is damaged, has NaN, or is not in HU.
+        FileError: the file is no volume, is damaged, has NaN, or is not in HU.
     """
     prediction = reader.read_values(_source(path), limits, assume_spacing_mm)
     image, changed = _on_grid(sitk.DICOMOrient(prediction.image, VOLUME_ORDER), target, path, ground_truth, resample)
@@ -196,7 +196,7 @@ def volumes_by_name(folder: Path) -> Mapping[str, Path]:
 
 def _source(path: Path) -> Source:
     if not volume_file.suffix(path):
-        raise RefusedFile(f"{path}: not a volume raylift reads ({', '.join(volume_file.SUFFIXES)})")
+        raise FileError(f"{path}: not a volume raylift reads ({', '.join(volume_file.SUFFIXES)})")
     return Source(path.name, path.name, (path, *volume_file.data_files(path)))
 
 
@@ -251,6 +251,6 @@ def _check_predicted_hu(path: Path, hu: Float32[np.ndarray, "d h w"]) -> None:
     """Refuse a prediction in another unit, whose metrics would be low for no stated reason."""
     low, high = float(hu.min()), float(hu.max())
     if low >= -2 and high <= 2:
-        raise RefusedFile(f"{path}: values {low:g} to {high:g} are in a network's range, not in HU: convert them to HU")
+        raise FileError(f"{path}: values {low:g} to {high:g} are in a network's range, not in HU: convert them to HU")
     if low >= 0 and high > 1100:
-        raise RefusedFile(f"{path}: values {low:g} to {high:g} have no air: they may be HU + 1024, so subtract 1024")
+        raise FileError(f"{path}: values {low:g} to {high:g} have no air: they may be HU + 1024, so subtract 1024")

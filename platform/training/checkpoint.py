@@ -32,7 +32,7 @@ from torch import Tensor
 
 from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder, absolute, is_local, join
-from raylift.datasets.errors import AlteredFile, RayliftError
+from raylift.datasets.errors import AlteredFileError, RayliftError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models import weights
 from raylift.models.training_data import TrainingData
@@ -124,7 +124,7 @@ class Checkpoints:
                 summary = self._folder.read_digested(f"{name}/{INDEX_FILE}")
             except (FileNotFoundError, NotADirectoryError):
                 continue  # unpublished, left by an interrupted run
-            except AlteredFile as error:
+            except AlteredFileError as error:
                 rejected[name] = str(error)
                 continue
             if name == _name(summary["step"]):
@@ -239,7 +239,7 @@ def local_copy(url: str, only: Sequence[str] = ()) -> Iterator[Path]:
         digests = folder.read_digested(INDEX_FILE)["sha256"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{url} is not a published checkpoint: it has no {INDEX_FILE}") from error
-    except AlteredFile as error:
+    except AlteredFileError as error:
         raise CheckpointError(str(error)) from error
     with tempfile.TemporaryDirectory(prefix="raylift-checkpoint-") as temporary:
         local = Path(url) if is_local(url) else Path(temporary)

@@ -19,7 +19,7 @@ DIVERGED = "diverged"
 """Key of the history's entry of a step at which the training began to diverge."""
 
 
-class DivergedLoss(RayliftError, ArithmeticError):
+class DivergedLossError(RayliftError, ArithmeticError):
     """A loss or gradient norm far above its running median, in a run that stops for that."""
 
 

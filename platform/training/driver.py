@@ -21,7 +21,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
-from raylift.datasets.errors import RayliftError, StoreUnreachable
+from raylift.datasets.errors import RayliftError, StoreError
 from raylift.datasets.serialization import to_plain
 from raylift.platform import cluster
 from raylift.platform.config import RunConfig
@@ -41,7 +41,7 @@ DEFECTS = (
 """Errors of a program, which come again after a restart."""
 
 
-class RunFailed(RayliftError, RuntimeError):
+class RunFailedError(RayliftError, RuntimeError):
     """A run that ended because of what a restart cannot cure, or that was restarted too often."""
 
 
@@ -102,7 +102,7 @@ def fit_with_restarts(
         The last metrics.
 
     Raises:
-        RayliftError: of a worker, where no restart can cure it, or RunFailed.
+        RayliftError: of a worker, where no restart can cure it, or RunFailedError.
         Interrupted: on SIGINT or SIGTERM.
     """
     settings = {"config": to_plain(run), "run_url": run_url, **settings}
@@ -151,7 +151,7 @@ def _fit_attempts(
             return outcome
         if restarts < run.cluster.max_failures:
             note(f"{reason}: starting again from the newest checkpoint ({restarts + 1} of {run.cluster.max_failures})")
-    raise RunFailed(
+    raise RunFailedError(
         f"{reason}, after {run.cluster.max_failures} restarts (cluster.max_failures): resume with --resume {run_url}; "
         "RAYLIFT_RAY_LOGS=1 prints the workers' output"
     )
@@ -160,15 +160,15 @@ def _fit_attempts(
 def raise_permanent(error: ray.train.WorkerGroupError, run_url: str) -> None:
     """Raise the first error of a worker that no restart can cure; return if there is none."""
     for failure in error.worker_failures.values():
-        if isinstance(failure, RayliftError) and not isinstance(failure, StoreUnreachable):
+        if isinstance(failure, RayliftError) and not isinstance(failure, StoreError):
             raise failure from None
         if is_full_disk(failure):
-            raise RunFailed(
+            raise RunFailedError(
                 f"{run_url} or the temporary folder cannot be written ({failure}): free space, then resume with "
                 f"--resume {run_url}"
             ) from None
         if isinstance(failure, torch.OutOfMemoryError):
-            raise RunFailed(
+            raise RunFailedError(
                 f"{_first_line(failure)}: lower train.batch_size, or set engine.precision to bf16 or "
                 "engine.zero_stage to 3"
             ) from None

@@ -18,14 +18,14 @@ from typing import Any
 
 from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder
-from raylift.datasets.errors import AlteredFile, ConfigError, RayliftError
+from raylift.datasets.errors import AlteredFileError, ConfigError, RayliftError
 
 BEAT_S, STALE_S = 10.0, 60.0
 """Seconds between heartbeats, and after the last one until another process may take the lease over."""
 PREFIX = ".lease-"
 
 
-class LeaseLost(RayliftError, RuntimeError):
+class LeaseLostError(RayliftError, RuntimeError):
     """Another process has taken over the run or the search of this one."""
 
 
@@ -75,7 +75,7 @@ def acquire(url: str, take_over: bool = False) -> Iterator[None]:
 
     Raises:
         ConfigError: another process holds it; names its host and the age of its heartbeat.
-        LeaseLost: another process took it over meanwhile. The main thread stops what it does.
+        LeaseLostError: another process took it over meanwhile. The main thread stops what it does.
     """
     folder = Folder(url)
     number = _take(folder, take_over)
@@ -101,7 +101,7 @@ def acquire(url: str, take_over: bool = False) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if lost.is_set():
-            raise LeaseLost(f"{url} was taken over by another process: this one stops") from None
+            raise LeaseLostError(f"{url} was taken over by another process: this one stops") from None
         raise
     finally:
         stop.set()
@@ -139,7 +139,7 @@ def _require_free(folder: Folder, number: int, take_over: bool) -> None:
         lease = folder.read_digested(_name(number))
     except FileNotFoundError:
         return  # released meanwhile
-    except AlteredFile as error:
+    except AlteredFileError as error:
         raise ConfigError(f"{error}: remove it if no process is at work there") from error
     if has_ended(lease["process"]):
         return

@@ -31,14 +31,14 @@ from raylift.platform.training.checkpoint import (
     load_state,
     local_copy,
 )
-from raylift.platform.training.divergence import DIVERGED, DivergedLoss, DivergenceMonitor, diverged_at
+from raylift.platform.training.divergence import DIVERGED, DivergedLossError, DivergenceMonitor, diverged_at
 from raylift.platform.training.engine import Engine
 from raylift.platform.training.inputs import describe, open_stream, require_archives, training_data
 from raylift.platform.training.tracking import Reporter, RunningMeans, TensorBoard
 from raylift.platform.training.validation import Validation
 
 
-class NonFiniteLoss(RayliftError, ArithmeticError):
+class NonFiniteLossError(RayliftError, ArithmeticError):
     """A loss that is NaN or infinite on some worker, found before any worker stepped."""
 
 
@@ -186,12 +186,12 @@ def handle_divergence(run: RunConfig, divergence: str, checkpoint: str | None, r
     """Print a divergence and the checkpoint before it, or end the run.
 
     Raises:
-        DivergedLoss: the run stops on divergence.
+        DivergedLossError: the run stops on divergence.
     """
     text = f"the training diverges at {divergence}: lower optimizer.lr or set engine.gradient_clipping"
     text += f"; {checkpoint} is kept" if checkpoint else ""
     if run.train.stop_on_divergence:
-        raise DivergedLoss(text)
+        raise DivergedLossError(text)
     reporter.note(text)
 
 
@@ -199,7 +199,7 @@ def require_finite(loss: Tensor, player: str, batch: Batch, step: int) -> float:
     """The mean loss over all ranks, before the optimizer steps.
 
     Raises:
-        NonFiniteLoss: on all ranks, with the ids of the samples concerned.
+        NonFiniteLossError: on all ranks, with the ids of the samples concerned.
     """
     finite = torch.isfinite(loss.detach())
     sums = torch.stack([(~finite).double(), loss.detach().double()])
@@ -210,7 +210,7 @@ def require_finite(loss: Tensor, player: str, batch: Batch, step: int) -> float:
     non_finite: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(non_finite, None if finite else (float(loss.detach()), batch.ids))
     named = "; ".join(f"{value} on samples {', '.join(ids)}" for value, ids in filter(None, non_finite))
-    raise NonFiniteLoss(
+    raise NonFiniteLossError(
         f"the {player}'s loss at step {step} is {named}: check these samples, or lower optimizer.lr. "
         "No worker was updated; the last checkpoint is valid"
     )

@@ -15,7 +15,7 @@ import ray.tune
 from raylift import __version__
 from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder, absolute, join, require_reachable
-from raylift.datasets.errors import AlteredFile, ConfigError
+from raylift.datasets.errors import AlteredFileError, ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster, model_store
 from raylift.platform.config import RunConfig, flatten, with_absolute_paths
@@ -55,7 +55,7 @@ def load_run(url: str) -> RunConfig:
             raise ConfigError(f"{absolute(url)} is not a run: it has no {RUN_FILE}") from error
         print(f"raylift: {where} is missing: the settings in {checkpoint} are used instead", flush=True)
         return from_plain(RunConfig, config, str(checkpoint))
-    except AlteredFile as error:
+    except AlteredFileError as error:
         raise ConfigError(
             f"{error}{_altered_settings(url)}. Restore it, or remove it: --resume then takes the settings of the "
             "newest checkpoint. Options of --resume change settings"
@@ -158,10 +158,10 @@ def fit(
 
     Raises:
         ConfigError: another process trains the run.
-        NonFiniteLoss: a loss was not finite; the run stops before the optimizer step.
-        DivergedLoss: the training diverged, in a run with `train.stop_on_divergence`.
+        NonFiniteLossError: a loss was not finite; the run stops before the optimizer step.
+        DivergedLossError: the training diverged, in a run with `train.stop_on_divergence`.
         Interrupted: on SIGINT or SIGTERM; workers end with this process.
-        RunFailed: a disk or the memory is full, or workers were lost more often than `cluster.max_failures`.
+        RunFailedError: a disk or the memory is full, or workers were lost more often than `cluster.max_failures`.
     """
     archive = check(run)
     digests = load_record(run_url).get("archives", {})

@@ -24,7 +24,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder, absolute, join, require_reachable
-from raylift.datasets.errors import AlteredFile, ConfigError
+from raylift.datasets.errors import AlteredFileError, ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster
 from raylift.platform.config import RunConfig, override, with_absolute_paths
@@ -161,7 +161,7 @@ def require_capacity(search: Search) -> int:
     """The number of trials at a time.
 
     Raises:
-        ClusterTooSmall: the cluster cannot run a single trial.
+        ClusterTooSmallError: the cluster cannot run a single trial.
     """
     cpus, gpus = _trial_resources(search)
     cluster.require_resources(cpus, gpus, "a trial")
@@ -181,7 +181,7 @@ def load_search(url: str) -> Search:
         return from_plain(Search, Folder(url).read_digested(SEARCH_FILE), f"{url}/{SEARCH_FILE}")
     except FileNotFoundError as error:
         raise ConfigError(f"{absolute(url)} is not a search: it has no {SEARCH_FILE}") from error
-    except AlteredFile as error:
+    except AlteredFileError as error:
         raise ConfigError(f"{error}. Restore it, or start a new search") from error
 
 
@@ -195,7 +195,7 @@ def fit(url: str, report: Callable[[str], None] = print, *, leased: bool = False
 
     Raises:
         ConfigError: another process runs the search.
-        ClusterTooSmall: the cluster cannot run a single trial.
+        ClusterTooSmallError: the cluster cannot run a single trial.
         Interrupted: on SIGINT or SIGTERM; trials end with this process.
     """
     url = absolute(url)

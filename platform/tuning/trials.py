@@ -13,7 +13,7 @@ from ray.tune import Result
 from rich.table import Table
 
 from raylift.datasets.archive.store import Folder, join
-from raylift.datasets.errors import AlteredFile, ConfigError, RayliftError
+from raylift.datasets.errors import AlteredFileError, ConfigError, RayliftError
 from raylift.datasets.serialization import from_plain
 from raylift.platform.monitor import monitored
 from raylift.platform.training.checkpoint import CheckpointError, best_checkpoint
@@ -43,7 +43,7 @@ def load_table(url: str) -> list[Trial]:
     """
     try:
         rows = Folder(url).read_digested(TABLE_FILE)["trials"]
-    except AlteredFile as error:
+    except AlteredFileError as error:
         raise ConfigError(f"{error}. Remove it: raylift tune --resume {url} makes it again") from error
     return [from_plain(Trial, row, TABLE_FILE) for row in rows]
 

@@ -10,10 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.serve.api.form import ReconstructionForm, field_names
 from raylift.serve.api.problem import MEDIA_TYPE, problem
-from raylift.serve.backend import Unavailable
+from raylift.serve.backend import ServiceUnavailableError
 from raylift.serve.view_text import in_words
 
 
@@ -30,12 +30,12 @@ def handle_errors(app: FastAPI, form: type[ReconstructionForm], views: Sequence[
             return _response(request, 422, f"the form cannot be read: {error.detail}")
         return _response(request, error.status_code, error.detail, error.headers)
 
-    @app.exception_handler(RefusedFile)
-    async def refused_file(request: Request, error: RefusedFile) -> JSONResponse:
+    @app.exception_handler(FileError)
+    async def refused_file(request: Request, error: FileError) -> JSONResponse:
         return _response(request, 415, str(error))
 
-    @app.exception_handler(Unavailable)
-    async def unavailable(request: Request, error: Unavailable) -> JSONResponse:
+    @app.exception_handler(ServiceUnavailableError)
+    async def unavailable(request: Request, error: ServiceUnavailableError) -> JSONResponse:
         return _response(request, 503, str(error), {"Retry-After": str(error.retry_after_s)})
 
     @app.exception_handler(Exception)

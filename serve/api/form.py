@@ -50,7 +50,7 @@ class ReconstructionForm(BaseModel):
 
         Raises:
             HTTPException: 413 for a file over the size limit, 422 for an empty file.
-            RefusedFile: a file is not a readable radiograph.
+            FileError: a file is not a readable radiograph.
         """
         images, max_bytes = {}, decoder.file_limits.max_bytes
         for k, pose in enumerate(poses):

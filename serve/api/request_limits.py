@@ -101,20 +101,20 @@ class BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self._max_bytes:
-                raise _BodyTooLarge
+                raise _BodyTooLargeError
             return message
 
         async def send_within_limit(message: Message) -> None:
             nonlocal started
-            # A handler may have caught _BodyTooLarge and responded itself.
+            # A handler may have caught _BodyTooLargeError and responded itself.
             if not started and received > self._max_bytes:
-                raise _BodyTooLarge
+                raise _BodyTooLargeError
             started = True
             await send(message)
 
         try:
             await self._app(scope, count_bytes, send_within_limit)
-        except _BodyTooLarge:
+        except _BodyTooLargeError:
             if not started:
                 await self._refuse_size(scope, send)
 
@@ -147,28 +147,28 @@ class BodyTimeout:
                     message = await receive()
             except TimeoutError:
                 is_late = True
-                raise _BodyTooSlow from None
+                raise _BodyTooSlowError from None
             is_complete = not message.get("more_body", False)
             return message
 
         async def send_in_time(message: Message) -> None:
             nonlocal started
-            # A handler may have caught _BodyTooSlow and responded itself.
+            # A handler may have caught _BodyTooSlowError and responded itself.
             if is_late and not started:
-                raise _BodyTooSlow
+                raise _BodyTooSlowError
             started = True
             await send(message)
 
         try:
             await self._app(scope, receive_in_time, send_in_time)
-        except _BodyTooSlow:
+        except _BodyTooSlowError:
             if not started:
                 await refuse(scope, send, 408, f"the body did not arrive within {self._timeout_s:g} s")
 
 
-class _BodyTooLarge(Exception):
+class _BodyTooLargeError(Exception):
     pass
 
 
-class _BodyTooSlow(Exception):
+class _BodyTooSlowError(Exception):
     pass

@@ -31,7 +31,7 @@ from pydicom.uid import (
 )
 from samples import thorax_image, write_image, write_series
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.radiographs import decoding
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.datasets.scans import reader, volume_file
@@ -56,7 +56,7 @@ def test_the_bound_on_memory_holds() -> None:
         np.ones(2 * MEMORY, dtype=np.uint8)
 
 
-def assert_sentence(error: RefusedFile, name: str) -> None:
+def assert_sentence(error: FileError, name: str) -> None:
     text = str(error)
     assert text.startswith(name)
     assert "\n" not in text
@@ -70,8 +70,8 @@ def bomb(megabytes: int) -> bytes:
     return one * megabytes + squeeze.flush()
 
 
-def refusal_of(source: reader.Source) -> RefusedFile:
-    with pytest.raises(RefusedFile) as caught:
+def refusal_of(source: reader.Source) -> FileError:
+    with pytest.raises(FileError) as caught:
         reader.read(source)
     return caught.value
 
@@ -152,7 +152,7 @@ def test_a_header_that_claims_too_much_is_refused_from_the_header(what: str, tmp
     path.write_bytes(data)
     begun = time.monotonic()
     [source] = reader.find([path]).sources
-    with pytest.raises(RefusedFile) as caught:
+    with pytest.raises(FileError) as caught:
         reader.read(source)
     assert time.monotonic() - begun < SOON_S
     assert_sentence(caught.value, str(path))
@@ -166,7 +166,7 @@ def test_slices_that_claim_too_much_are_refused_from_their_headers(tmp_path: Pat
     for k, size in enumerate(((8, 8, 70), (8, 8, 20))):  # over a thousand million voxels, and under
         folder = tmp_path / str(k)
         write_series(folder, thorax_image(size, (9, 9, 9)), change=enlarge)
-        with pytest.raises(RefusedFile, match="over the limit of 1073741824" if k == 0 else "cannot hold") as caught:
+        with pytest.raises(FileError, match="over the limit of 1073741824" if k == 0 else "cannot hold") as caught:
             reader.read(reader.find([folder]).sources[0])
         assert_sentence(caught.value, str(folder))
 
@@ -186,7 +186,7 @@ def test_a_stream_that_inflates_far_beyond_its_volume_is_not_inflated(suffix: st
     path = tmp_path / f"bomb{suffix}"
     path.write_bytes(data)
     begun = time.monotonic()
-    with pytest.raises(RefusedFile) as caught:
+    with pytest.raises(FileError) as caught:
         reader.read(reader.find([path]).sources[0])
     assert time.monotonic() - begun < SOON_S
     assert_sentence(caught.value, str(path))
@@ -446,14 +446,14 @@ FROM_THE_HEADER: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_costly_files_are_refused_from_the_header_in_a_fifth_of_a_second_and_64_mb(tmp_path: Path) -> None:
     code = (
         "import json, resource, sys, time; from pathlib import Path\n"
-        "from raylift.datasets.radiographs import decoding; from raylift.datasets.errors import RefusedFile\n"
+        "from raylift.datasets.radiographs import decoding; from raylift.datasets.errors import FileError\n"
         "files = [Path(name).read_bytes() for name in sys.argv[1:]]\n"
         "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20,) * 2)\n"
         "for data in files:\n"
         "    begun = time.process_time()\n"
         "    try: decoding.read(data, 'upload'); text = 'read'\n"
-        "    except RefusedFile as error: text = str(error)\n"
+        "    except FileError as error: text = str(error)\n"
         "    print(json.dumps([text, time.process_time() - begun]))"
     )
     paths = [tmp_path / str(k) for k in range(len(FROM_THE_HEADER))]
@@ -540,7 +540,7 @@ def test_what_is_no_radiograph_is_refused_in_a_sentence(what: str) -> None:
     data = NO_RADIOGRAPHS[what]()
     assert len(data) < 64 * 2**20
     begun = time.monotonic()
-    with pytest.raises(RefusedFile) as caught:
+    with pytest.raises(FileError) as caught:
         decoding.read(data, "upload.png")
     assert time.monotonic() - begun < SOON_S
     assert_sentence(caught.value, "upload.png: ")
@@ -554,7 +554,7 @@ def test_a_file_that_passes_every_limit_is_prepared_in_bounded_memory() -> None:
 
 
 def test_the_bytes_of_an_upload_are_counted_before_anything_is_parsed() -> None:
-    with pytest.raises(RefusedFile, match=rf"upload: {2**26 + 1} bytes, over the limit of {2**26}"):
+    with pytest.raises(FileError, match=rf"upload: {2**26 + 1} bytes, over the limit of {2**26}"):
         decoding.read(bytes(2**26 + 1), "upload")
 
 
@@ -589,7 +589,7 @@ def test_a_damaged_radiograph_is_read_or_refused_and_nothing_else(kind: str) -> 
     for _ in range(150):
         try:
             prepare(decoding.read(damaged(data, rng), "upload").pixels, 32)
-        except RefusedFile as error:
+        except FileError as error:
             assert_sentence(error, "upload: ")
             refused += 1
     assert refused > 20
@@ -610,7 +610,7 @@ def test_a_damaged_scan_is_read_or_refused_and_nothing_else(suffix: str, tmp_pat
         for source in found.sources:
             try:
                 reader.read(source)
-            except RefusedFile:
+            except FileError:
                 refused += 1
     assert refused > 10
 
@@ -620,16 +620,16 @@ def test_nothing_of_a_hostile_file_is_run(tmp_path: Path) -> None:
     code = (
         "import sys, json; from pathlib import Path\n"
         "from raylift.datasets.radiographs import decoding; from raylift.datasets.scans import reader\n"
-        "from raylift.datasets.errors import RefusedFile\n"
+        "from raylift.datasets.errors import FileError\n"
         "started = []\n"
         "sys.addaudithook(lambda name, args: started.append(name) if name in\n"
         "    ('subprocess.Popen', 'os.exec', 'os.system', 'os.posix_spawn', 'pickle.find_class') else None)\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try: decoding.read(path.read_bytes(), path.name)\n"
-        "    except RefusedFile: pass\n"
+        "    except FileError: pass\n"
         "    for source in reader.find([path]).sources:\n"
         "        try: reader.read(source)\n"
-        "        except RefusedFile: pass\n"
+        "        except FileError: pass\n"
         "print(json.dumps(started))"
     )
     for k, make in enumerate(NO_RADIOGRAPHS.values()):

@@ -16,7 +16,7 @@ from pydicom.filereader import dcmread
 from radiograph_samples import chest, dicom, scaled
 
 from raylift.datasets.dicom_frame import DECODERS
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.radiographs.decoding import read
 
 TWELVE = chest(most=4000).astype("<u2")
@@ -84,7 +84,7 @@ def test_a_damaged_frame_is_read_or_refused(syntax: str) -> None:
     frame = encode(pixels)
     rng = np.random.default_rng(0)
     for cut in (len(frame) // 2, len(frame) - 2):
-        with pytest.raises(RefusedFile, match="image: ") if cut < len(frame) // 2 else _either():
+        with pytest.raises(FileError, match="image: ") if cut < len(frame) // 2 else _either():
             read(dicom(pixels, syntax=syntax, PixelData=encapsulate([frame[:cut]])), "image")
     for _ in range(3):
         damaged = bytearray(frame)
@@ -95,16 +95,16 @@ def test_a_damaged_frame_is_read_or_refused(syntax: str) -> None:
 
 
 class _either:  # noqa: N801
-    """An image or a RefusedFile, and no other exception."""
+    """An image or a FileError, and no other exception."""
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        return kind is not None and issubclass(kind, RefusedFile)
+        return kind is not None and issubclass(kind, FileError)
 
 
 def test_another_transfer_syntax_is_refused_with_its_name() -> None:
     data = dicom(TWELVE, syntax="1.2.840.10008.1.2.4.100", PixelData=encapsulate([b"\0\0\1\xb3"]))
-    with pytest.raises(RefusedFile, match=r"transfer syntax MPEG2 .* is not supported: convert the file to RLE"):
+    with pytest.raises(FileError, match=r"transfer syntax MPEG2 .* is not supported: convert the file to RLE"):
         read(data, "image")

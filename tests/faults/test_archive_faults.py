@@ -25,7 +25,7 @@ from raylift.datasets.archive import store
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.archive.store import Folder
-from raylift.datasets.errors import ArchiveError, CorruptSample, StoreUnreachable
+from raylift.datasets.errors import ArchiveError, CorruptSampleError, StoreError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.ct import ingest_ct
 from raylift.datasets.scans.header_checks import ScanLimits
@@ -229,7 +229,7 @@ class DamageSuite:
         for entry in (entry for entry in archive.entries() if entry.part == part):
             try:
                 array = archive.read_array(entry, name)
-            except CorruptSample as error:
+            except CorruptSampleError as error:
                 refusals.append(str(error))
                 wanted = (entry.id, f"{url}/parts/{part}/{name}", entry.sha256[name], f"chunk {entry.index} ")
                 if not all(one in str(error) for one in wanted):
@@ -312,7 +312,7 @@ class DamageSuite:
         first = archive.manifest.entries[0]
         archive.read(first)
         folder.remove(self.shard(first))
-        with pytest.raises(CorruptSample, match=first.id):
+        with pytest.raises(CorruptSampleError, match=first.id):
             archive.read(first)
 
     def test_a_manifest_cut_short_is_an_error_and_not_a_smaller_archive(self, folder: Folder, url: str) -> None:
@@ -434,7 +434,7 @@ def test_a_server_that_stays_away_is_named_and_what_was_published_is_there_when_
         lambda: archive.read_pair(archive.entries()[1]),
     ):
         begun = time.monotonic()
-        with pytest.raises(StoreUnreachable, match=f"{bucket}.*AWS_ENDPOINT_URL_S3"):
+        with pytest.raises(StoreError, match=f"{bucket}.*AWS_ENDPOINT_URL_S3"):
             act()
         assert time.monotonic() - begun < 20
     running.start()
@@ -454,7 +454,7 @@ def test_a_writer_cut_off_permanently_leaves_an_archive_that_the_next_run_comple
         writing = pool.submit(write_archive, bucket, range(2, 60), samples_per_shard=2)
         time.sleep(delay_s)
         running.kill()
-        with pytest.raises(StoreUnreachable):
+        with pytest.raises(StoreError):
             writing.result(timeout=60)
     running.start()
     there = seeds_in(bucket)
@@ -468,11 +468,11 @@ def test_a_subprocess_that_loses_the_server_ends_without_loose_ends(running: S3S
     write_archive(bucket, [0])
     code = (
         "import sys; from raylift.datasets.archive import store; from raylift.datasets.archive.archive import Archive\n"
-        "from raylift.datasets.errors import StoreUnreachable\n"
+        "from raylift.datasets.errors import StoreError\n"
         "store.S3_OPTIONS = {'config_kwargs': {'retries': {'max_attempts': 1}, 'connect_timeout': 5}}\n"
         "archive = Archive(sys.argv[1]); print('open', flush=True); sys.stdin.readline()\n"
         "try: archive.read(archive.entries()[0])\n"
-        "except StoreUnreachable: print('unreachable')"
+        "except StoreError: print('unreachable')"
     )
     command = [sys.executable, "-W", "error", "-c", code, bucket]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

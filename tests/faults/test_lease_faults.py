@@ -80,7 +80,7 @@ class LeaseSuite:
                 time.sleep(20)
 
         begun = time.monotonic()
-        with pytest.raises(lease.LeaseLost, match="taken over by another process"):
+        with pytest.raises(lease.LeaseLostError, match="taken over by another process"):
             hold()
         assert time.monotonic() - begun < 10
         assert Folder(url).names() == [".lease-000002.json"]

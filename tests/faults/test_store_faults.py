@@ -23,7 +23,7 @@ from s3_server import S3Server
 from raylift.datasets.archive import s3, store
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.store import Folder
-from raylift.datasets.errors import StoreUnreachable
+from raylift.datasets.errors import StoreError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.datasets.streaming.order import BatchPartition
@@ -84,7 +84,7 @@ def test_a_store_that_stops_responding_during_work_is_reported_and_given_up_with
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.getsockname()[1]}")
         begun = time.monotonic()
-        with pytest.raises(StoreUnreachable):
+        with pytest.raises(StoreError):
             Folder("s3://bucket/folder").read("a")
         # Three attempts of a second, and pauses of at most one and two.
         assert 3 < time.monotonic() - begun < 7
@@ -200,7 +200,7 @@ def test_one_layer_repeats_a_request(attempts: int, requests: int, monkeypatch: 
 
         responding = pool.submit(respond)
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.getsockname()[1]}")
-        with pytest.raises(StoreUnreachable):
+        with pytest.raises(StoreError):
             Folder("s3://bucket/folder").read("a")
         server.shutdown(socket.SHUT_RDWR)
         responding.result(timeout=10)

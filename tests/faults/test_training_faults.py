@@ -21,13 +21,13 @@ import torch.distributed as dist
 from processes import run_ranks
 
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.errors import CorruptSample, StoreUnreachable
+from raylift.datasets.errors import CorruptSampleError, StoreError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.models import weights
 from raylift.platform.training import driver, runs
 from raylift.platform.training.checkpoint import Checkpoints, load_state
-from raylift.platform.training.divergence import DIVERGED, DivergedLoss, DivergenceMonitor
+from raylift.platform.training.divergence import DIVERGED, DivergedLossError, DivergenceMonitor
 from raylift.platform.training.loop import train
 from raylift.platform.training.tracking import Reporter
 
@@ -109,7 +109,7 @@ def test_a_stopped_worker_is_replaced_within_the_timeout_and_a_run_ends_after_it
     outcome = {}
 
     def fit() -> None:
-        with pytest.raises(driver.RunFailed) as failed:
+        with pytest.raises(driver.RunFailedError) as failed:
             runs.fit(run, url)
         outcome["error"] = str(failed.value)
 
@@ -151,7 +151,7 @@ def test_a_corrupt_sample_ends_the_run_once_and_by_name(tiny, archive32, ray_clu
     run = runs.create(replace(tiny, data=replace(tiny.data, archive=str(archive))), url)
     for shard in archive.glob("parts/*/volumes/c/0/0/0/0"):
         shard.write_bytes(b"")
-    with pytest.raises(CorruptSample, match=r"phantom-1-\d{4}"):
+    with pytest.raises(CorruptSampleError, match=r"phantom-1-\d{4}"):
         runs.fit(run, url)
     assert "starting again" not in capsys.readouterr().out
     wait_for_no_workers()
@@ -257,9 +257,9 @@ def test_a_full_disk_ends_the_run_with_a_remedy_and_a_lost_worker_does_not(tmp_p
     assert len(errors) == 3, "the disk was not full"
     lost = ray.exceptions.ActorDiedError()
     for error in errors:
-        with pytest.raises(driver.RunFailed, match=r"/runs/a .* cannot be written .*space.*--resume /runs/a"):
+        with pytest.raises(driver.RunFailedError, match=r"/runs/a .* cannot be written .*space.*--resume /runs/a"):
             driver.raise_permanent(ray.train.WorkerGroupError("", {0: lost, 1: error}), "/runs/a")
-    for error in (lost, StoreUnreachable("s3://bucket"), RuntimeError("Connection closed by peer"), OSError(5, "I/O")):
+    for error in (lost, StoreError("s3://bucket"), RuntimeError("Connection closed by peer"), OSError(5, "I/O")):
         driver.raise_permanent(ray.train.WorkerGroupError("", {0: error}), "/runs/a")
     assert driver.describe({0: RuntimeError("Connection closed by peer"), 1: lost}).startswith("worker 1 was lost")
 
@@ -276,7 +276,7 @@ def diverging_runs(rank, run, url):
     train(broken, url, Reporter(None, 16))
     try:
         train(replace(broken, train=replace(broken.train, stop_on_divergence=True)), stopping, Reporter(None, 16))
-    except DivergedLoss as error:
+    except DivergedLossError as error:
         return [summary["step"] for _, summary in Checkpoints(stopping).published()], str(error)
     return None
 

@@ -21,7 +21,7 @@ from raylift.platform.evaluation.evaluate import evaluate
 from raylift.platform.export import export
 from raylift.platform.training import runs
 from raylift.platform.training.checkpoint import Checkpoints
-from raylift.platform.training.loop import NonFiniteLoss
+from raylift.platform.training.loop import NonFiniteLossError
 from raylift.platform.training.tracking import TensorBoard
 from raylift.platform.tuning import search
 
@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_optimizer_step(tiny,
     # Weights of 1e30 after the first step make the next loss infinite.
     broken = replace(tiny, optimizer=replace(tiny.optimizer, lr=1e30), train=replace(tiny.train, validate_every=1))
     url = str(tmp_path / "broken")
-    with pytest.raises(NonFiniteLoss, match=r"loss at step \d is (nan|inf) on samples phantom-1-\d{4}"):
+    with pytest.raises(NonFiniteLossError, match=r"loss at step \d is (nan|inf) on samples phantom-1-\d{4}"):
         runs.fit(runs.create(broken, url), url)
     newest, _ = Checkpoints(url).newest()
     assert newest is None or "step-" in newest
@@ -158,7 +158,7 @@ def test_a_run_folder_is_not_started_twice(finished_run, tiny):
 def test_a_run_that_can_never_be_scheduled_is_refused_at_once(tiny, ray_cluster, tmp_path):
     greedy = replace(tiny, cluster=replace(tiny.cluster, workers=64), train=replace(tiny.train, batch_size=64))
     url = str(tmp_path / "greedy")
-    with pytest.raises(cluster.ClusterTooSmall, match="needs 64 CPUs and this cluster has"):
+    with pytest.raises(cluster.ClusterTooSmallError, match="needs 64 CPUs and this cluster has"):
         runs.fit(runs.create(greedy, url), url)
     # It failed before its first step, so the same command with other settings starts it.
     runs.create(tiny, url)

@@ -73,7 +73,7 @@ def test_a_search_that_cannot_fit_states_it_at_once(tiny, ray_cluster, tmp_path)
     url = str(tmp_path / "huge")
     search.create(Search(huge, SPACE), url)
     began = time.monotonic()
-    with pytest.raises(cluster.ClusterTooSmall, match="a trial needs 50 CPUs"):
+    with pytest.raises(cluster.ClusterTooSmallError, match="a trial needs 50 CPUs"):
         search.fit(url)
     assert time.monotonic() - began < 20
 

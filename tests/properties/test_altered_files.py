@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder
-from raylift.datasets.errors import AlteredFile, ConfigError, RayliftError
+from raylift.datasets.errors import AlteredFileError, ConfigError, RayliftError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.datasets.serialization import to_plain
@@ -86,9 +86,9 @@ def test_every_flip_and_cut_of_a_json_file_is_detected(whole, name):
     assert digested_json.decode(content, name)
     for position in range(len(content)):
         for altered in (damaged(content, position, position % 8, cut=False), content[:position]):
-            with pytest.raises(AlteredFile, match=name):
+            with pytest.raises(AlteredFileError, match=name):
                 digested_json.decode(altered, name)
-    with pytest.raises(AlteredFile, match=name):
+    with pytest.raises(AlteredFileError, match=name):
         digested_json.decode(content + b" ", name)
 
 

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import affine_of, thorax_image, write_image, write_series
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.intensity import HU_MAX, HU_MIN
 from raylift.datasets.scans import reader
 
@@ -46,7 +46,7 @@ def outcome(path: Path) -> tuple[reader.Scan | None, list[str]]:
     for source in found.sources:
         try:
             scans.append(reader.read(source))
-        except RefusedFile as error:
+        except FileError as error:
             refusals.append(str(error))
     assert len(scans) <= 1
     return (scans[0] if scans else None), refusals

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from radiograph_samples import chest, dicom, encoded, scaled
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import FRONTAL
 from raylift.datasets.radiographs.orientation import OrientedRadiograph
 from raylift.datasets.radiographs.preparation import load_radiograph
@@ -66,7 +66,7 @@ def outcome(data: bytes) -> OrientedRadiograph | None:
     """The image, or None for a refusal in a sentence that begins with the file."""
     try:
         return load_radiograph(data, FRONTAL)
-    except RefusedFile as error:
+    except FileError as error:
         text = str(error)
     assert text.startswith("frontal: ")
     assert "\n" not in text

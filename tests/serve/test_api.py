@@ -18,7 +18,7 @@ from raylift.datasets.radiographs.histogram import normalize_and_match
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.models.weights import Description, Model
 from raylift.serve.api import routes
-from raylift.serve.backend import Backend, Unavailable
+from raylift.serve.backend import Backend, ServiceUnavailableError
 from raylift.serve.decoder import Decoder
 from raylift.serve.reconstructor import HUVolume, Reconstructor
 
@@ -225,7 +225,7 @@ def test_an_unresponsive_model_is_not_ready_and_a_full_queue_gives_503_with_retr
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
     async def busy(_: np.ndarray, __: int) -> HUVolume:
-        raise Unavailable("the queue is full: try again in a few seconds")
+        raise ServiceUnavailableError("the queue is full: try again in a few seconds")
 
     async def ready() -> bool:
         return False

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import FRONTAL
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.preparation import load_radiograph
@@ -52,7 +52,7 @@ def test_a_child_prepares_a_file_as_this_process_does(description: Description, 
 )
 def test_a_file_over_a_limit_is_refused(limits: DecodingLimits, description: Description, large: bytes) -> None:
     begun = time.monotonic()
-    with pytest.raises(RefusedFile, match=r"^frontal: the file cannot be decoded in \d+ s and \d+ MB: save it as PNG$"):
+    with pytest.raises(FileError, match=r"^frontal: the file cannot be decoded in \d+ s and \d+ MB: save it as PNG$"):
         asyncio.run(load(description, large, limits))
     assert time.monotonic() - begun < 10
 

@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from raylift.serve import gate as gate_module
-from raylift.serve.backend import Unavailable
+from raylift.serve.backend import ServiceUnavailableError
 from raylift.serve.gate import Admission, Gate, Queue
 
 RECONSTRUCTION = "/v1/reconstructions"
@@ -91,7 +91,7 @@ def test_retry_after_follows_the_measured_throughput() -> None:
         async with queue.place():
             await asyncio.sleep(compute_s)
         async with queue.place():
-            with pytest.raises(Unavailable, match="the queue is full: try again in") as caught:
+            with pytest.raises(ServiceUnavailableError, match="the queue is full: try again in") as caught:
                 async with queue.place():
                     pass
         return caught.value.retry_after_s

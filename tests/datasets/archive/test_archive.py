@@ -25,7 +25,7 @@ from raylift.datasets.archive.manifest import Manifest, latest_manifest
 from raylift.datasets.archive.splits import SplitRule
 from raylift.datasets.archive.store import Folder, join, zarr_store
 from raylift.datasets.archive.writer import ArchiveWriter
-from raylift.datasets.errors import ArchiveError, ConfigError, NoArchive
+from raylift.datasets.errors import ArchiveError, ArchiveNotFoundError, ConfigError
 from raylift.datasets.geometry import FRONTAL, Grid
 
 
@@ -159,7 +159,7 @@ class ArchiveSuite:
     def test_where_nothing_was_published_there_is_no_archive(self, url: str) -> None:
         with ArchiveWriter(url, GRID, GEOMETRY):
             pass
-        with pytest.raises(NoArchive, match=f"{url} holds no raylift archive: make one with raylift ingest"):
+        with pytest.raises(ArchiveNotFoundError, match=f"{url} holds no raylift archive: make one with raylift ingest"):
             Archive(url)
 
     def test_later_runs_add_and_skip_what_is_there(self, url: str) -> None:

@@ -15,7 +15,7 @@ import zarr
 
 from raylift.datasets.archive import store
 from raylift.datasets.archive.store import Folder, absolute, is_local, join, local_path, zarr_store
-from raylift.datasets.errors import ArchiveError, ConfigError, RayliftError, StoreUnreachable
+from raylift.datasets.errors import ArchiveError, ConfigError, RayliftError, StoreError
 
 
 class StoreSuite:
@@ -211,7 +211,7 @@ class TestBucket(StoreSuite):
                 lambda: folder.create("a", b"1"),
                 lambda: folder.remove("a"),
             ):
-                with pytest.raises(StoreUnreachable, match=f"^{url}: .*AWS_ENDPOINT_URL_S3") as caught:
+                with pytest.raises(StoreError, match=f"^{url}: .*AWS_ENDPOINT_URL_S3") as caught:
                     act()
                 assert isinstance(caught.value, RayliftError)
                 assert isinstance(caught.value, ConnectionError)
@@ -222,13 +222,13 @@ class TestBucket(StoreSuite):
         folder.write("a", b"1")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret")
         monkeypatch.setattr(store, "S3_OPTIONS", few_attempts(connect_timeout=4))
-        with pytest.raises(StoreUnreachable, match=f"^{url}: .*credentials") as caught:
+        with pytest.raises(StoreError, match=f"^{url}: .*credentials") as caught:
             Folder(url).read("a")
         assert "a-wrong-secret" not in str(caught.value)
 
     def test_a_bucket_that_is_not_there_is_named(self, s3_bucket_url: str) -> None:
         folder = Folder("s3://raylift-no-such-bucket/archive")
-        with pytest.raises((FileNotFoundError, StoreUnreachable), match=r"(?i)bucket"):
+        with pytest.raises((FileNotFoundError, StoreError), match=r"(?i)bucket"):
             folder.create("a", b"1")
 
 

@@ -11,7 +11,7 @@ from samples import thorax_hu, thorax_image, write_image, write_series
 
 from raylift.datasets import segmentation
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.errors import ConfigError, NoArchive, RefusedFile
+from raylift.datasets.errors import ArchiveNotFoundError, ConfigError, FileError
 from raylift.datasets.geometry import FRONTAL, LATERAL, Grid, chest
 from raylift.datasets.ingest.ct import ingest_ct
 from raylift.datasets.ingest.pipeline import IngestReport
@@ -64,7 +64,7 @@ def test_what_can_be_used_is_and_what_cannot_is_refused_by_name_and_counted(mixe
     assert len(refusals) == 3
     for path, refusal in zip((mixed / "holed", mixed / "text.mha", mixed / "torn.nii.gz"), refusals, strict=True):
         assert refusal.startswith(str(path))
-    assert all(isinstance(error, RefusedFile) for error in outcome.refused)
+    assert all(isinstance(error, FileError) for error in outcome.refused)
     assert (outcome.already_present, outcome.skipped) == (0, 1)
     assert outcome.summary().endswith("0 already present, 3 refused, 1 other files skipped")
     assert outcome.summary().startswith("3 added (")
@@ -124,7 +124,7 @@ def test_a_file_that_vanishes_meanwhile_is_refused_and_the_others_go_on(tmp_path
 def test_nothing_to_ingest_is_counted_and_makes_no_archive(tmp_path: Path) -> None:
     outcome = run([tmp_path / "nowhere"], tmp_path / "archive")
     assert outcome.summary() == "0 added, 0 already present, 1 refused"
-    with pytest.raises(NoArchive):
+    with pytest.raises(ArchiveNotFoundError):
         Archive(str(tmp_path / "archive"))
 
 

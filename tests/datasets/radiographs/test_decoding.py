@@ -14,7 +14,7 @@ from pydicom.uid import (
 )
 from radiograph_samples import REAL, chest, dicom, disturbed, encoded, scaled
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import FRONTAL, GEOMETRIES, Grid
 from raylift.datasets.intensity import normalize
 from raylift.datasets.phantom.thorax import thorax
@@ -157,13 +157,13 @@ def test_a_picture_within_its_own_limits_is_read_and_one_beyond_is_refused() -> 
     ):
         for kind in ("PNG", "DICOM"):
             if kind == "PNG" or "bytes" not in message:
-                with pytest.raises(RefusedFile, match=message):
+                with pytest.raises(FileError, match=message):
                     read(PICTURES[kind][0], "image", limits)
 
 
 @pytest.mark.parametrize("value", [0, 7, 255])
 def test_a_constant_image_is_refused(value: int) -> None:
-    with pytest.raises(RefusedFile, match="image: the image is constant"):
+    with pytest.raises(FileError, match="image: the image is constant"):
         read(encoded(Image.new("L", (64, 64), value), "PNG"), "image")
 
 
@@ -171,7 +171,7 @@ def test_a_constant_image_is_refused(value: int) -> None:
 def test_an_image_with_values_that_cannot_be_computed_with_is_refused(value: float) -> None:
     pixels = chest().astype(np.float32)
     pixels[3, 3] = value
-    with pytest.raises(RefusedFile, match="no finite values"):
+    with pytest.raises(FileError, match="no finite values"):
         read(encoded(Image.fromarray(pixels), "TIFF"), "image")
 
 
@@ -373,5 +373,5 @@ def test_a_real_dicom_radiograph_is_inverted_once(real_data: Path) -> None:
 
 def test_a_real_ct_slice_is_refused(real_data: Path) -> None:
     data = (real_data / "raw" / "dicom_ct_lung_dx_a0002" / "1-01.dcm").read_bytes()
-    with pytest.raises(RefusedFile, match=r"1-01\.dcm: modality CT is not that of a radiograph: give a radiograph"):
+    with pytest.raises(FileError, match=r"1-01\.dcm: modality CT is not that of a radiograph: give a radiograph"):
         read(data, "1-01.dcm")

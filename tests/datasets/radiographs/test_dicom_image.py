@@ -17,7 +17,7 @@ from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit
 from radiograph_samples import REAL, chest, code, dicom, scaled
 from scipy import ndimage
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import GEOMETRIES, Grid
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
@@ -39,7 +39,7 @@ def notes(data: bytes) -> str:
 
 
 def refusal(data: bytes) -> str:
-    with pytest.raises(RefusedFile) as caught:
+    with pytest.raises(FileError) as caught:
         read(data, "image.dcm")
     text = str(caught.value)
     assert text.startswith("image.dcm: ")

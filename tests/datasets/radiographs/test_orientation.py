@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from radiograph_samples import dicom, disturbed
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import FRONTAL, GEOMETRIES, LATERAL, Grid, View
 from raylift.datasets.intensity import normalize
 from raylift.datasets.phantom.thorax import thorax
@@ -188,7 +188,7 @@ def test_a_given_facing_overrides_the_tag_of_an_upright_image() -> None:
 )
 @pytest.mark.parametrize("facing", ["auto", "left"])
 def test_the_orientation_of_another_view_is_refused(view: View, tag: list[str], facing: PatientFacingOption) -> None:
-    with pytest.raises(RefusedFile, match=rf"{view.name}: PatientOrientation {tag[0]}\\{tag[1]} is not that of a"):
+    with pytest.raises(FileError, match=rf"{view.name}: PatientOrientation {tag[0]}\\{tag[1]} is not that of a"):
         load_radiograph(dicom(stored_pixels(view), PatientOrientation=tag), view, patient_facing=facing)
 
 

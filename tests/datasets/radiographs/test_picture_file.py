@@ -14,7 +14,7 @@ from PIL import Image
 from radiograph_samples import chest, encoded, scaled
 from scipy import ndimage
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.radiographs.decoding import read
 
 GRAY = chest().astype(np.uint8)
@@ -44,9 +44,9 @@ def test_the_largest_page_of_a_tiff_is_read(place: int) -> None:
 
 
 def test_pages_of_one_size_are_refused() -> None:
-    with pytest.raises(RefusedFile, match=r"image: 2 of 3 pages have the largest size: save the radiograph as a file"):
+    with pytest.raises(FileError, match=r"image: 2 of 3 pages have the largest size: save the radiograph as a file"):
         read(tiff(GRAY, GRAY[::2, ::2], GRAY[::-1].copy()), "image")
-    with pytest.raises(RefusedFile, match=r"image: over 64 pages: a radiograph has one"):
+    with pytest.raises(FileError, match=r"image: over 64 pages: a radiograph has one"):
         read(tiff(*[GRAY[:40, :40]] * 70), "image")
 
 
@@ -64,7 +64,7 @@ def test_a_resolution_that_differs_along_the_axes_gives_square_pixels(kind: str,
 
 
 def test_a_resolution_far_from_square_is_refused() -> None:
-    with pytest.raises(RefusedFile, match=r"image: a resolution of .* x .* makes pixels of .* to 1: correct or"):
+    with pytest.raises(FileError, match=r"image: a resolution of .* x .* makes pixels of .* to 1: correct or"):
         read(encoded(Image.fromarray(GRAY), "PNG", dpi=(300, 30)), "image")
 
 
@@ -195,7 +195,7 @@ def test_the_first_picture_of_a_jpeg_of_a_phone_is_read() -> None:
     ids=["empty", "pointer", "TIFF of 64 bits", "JPEG of 12 bits", "WebP", "CMYK of 16 bits"],
 )  # fmt: skip
 def test_a_file_that_is_not_read_is_refused_with_what_it_is(data: bytes, message: str) -> None:
-    with pytest.raises(RefusedFile, match=message):
+    with pytest.raises(FileError, match=message):
         read(data, "image")
 
 
@@ -205,14 +205,14 @@ def test_a_tint_is_gray_and_a_map_of_heat_is_refused() -> None:
     assert difference(data, GRAY) < 0.02
     assert read(data, "image", invert="no").notes == ("colors converted to gray",)
     heat = np.stack([GRAY, 100 - abs(GRAY.astype(int) - 100), 255 - GRAY], axis=-1).astype(np.uint8)
-    with pytest.raises(RefusedFile, match="image: the image has colors that are no shades of gray: give the grayscale"):
+    with pytest.raises(FileError, match="image: the image has colors that are no shades of gray: give the grayscale"):
         read(encoded(Image.fromarray(heat), "PNG"), "image")
 
 
 @pytest.mark.parametrize("levels", [2, 5])
 def test_a_mask_is_refused(levels: int) -> None:
     mask = (GRAY // (201 // levels + 1)).astype(np.uint8) * 50
-    with pytest.raises(RefusedFile, match=r"image: \d gray levels: a mask or label map is not a radiograph"):
+    with pytest.raises(FileError, match=r"image: \d gray levels: a mask or label map is not a radiograph"):
         read(encoded(Image.fromarray(mask), "PNG"), "image")
 
 
@@ -229,5 +229,5 @@ def test_a_png_whose_header_has_another_size_than_its_pixels_is_refused(
     data = bytearray(encoded(Image.fromarray(GRAY), "PNG", interlace=interlace))
     struct.pack_into(">II", data, 16, columns, rows)
     struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
-    with pytest.raises(RefusedFile, match="image: the image is damaged"):
+    with pytest.raises(FileError, match="image: the image is damaged"):
         read(bytes(data), "image")

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid
 from samples import thorax_image, write_image, write_series
 
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.scans import reader
 
 IMAGE = thorax_image((40, 30, 20), (9, 9, 9))
@@ -76,7 +76,7 @@ def test_zeros_inside_the_body_and_few_at_the_border_remain(tmp_path: Path) -> N
 def test_lungs_alone_are_refused_whatever_surrounds_them(tmp_path: Path) -> None:
     lungs = (HU < -600) & (np.hypot((X - 19.5) / 17, (Y - 14.5) / 11) < 1)
     for outside in (0, -1024):
-        with pytest.raises(RefusedFile, match="are not in HU"):
+        with pytest.raises(FileError, match="are not in HU"):
             volume(tmp_path, np.where(lungs, HU, outside))
 
 
@@ -84,14 +84,14 @@ def test_lungs_alone_are_refused_whatever_surrounds_them(tmp_path: Path) -> None
 def test_a_slice_of_one_value_between_others_is_refused_by_its_number(value: int, tmp_path: Path) -> None:
     hu = HU.copy()
     hu[8] = value
-    with pytest.raises(RefusedFile, match=rf"all voxels of slice 8 of 20 are {value}, .*: copy the file again$"):
+    with pytest.raises(FileError, match=rf"all voxels of slice 8 of 20 are {value}, .*: copy the file again$"):
         volume(tmp_path, hu)
 
 
 @pytest.mark.parametrize("slope", [1.5, 2.0])
 def test_a_wrong_slope_of_all_slices_is_refused(slope: float, tmp_path: Path) -> None:
     write_series(tmp_path, IMAGE, change=setting(RescaleSlope=slope))
-    with pytest.raises(RefusedFile, match=r"\d% of the values over -500 are those of soft tissue.*correct the slope"):
+    with pytest.raises(FileError, match=r"\d% of the values over -500 are those of soft tissue.*correct the slope"):
         read_series(tmp_path)
 
 
@@ -106,7 +106,7 @@ def test_a_rescale_by_which_a_slice_does_not_continue_the_one_beside_it_is_refus
         return ds
 
     write_series(tmp_path, IMAGE, change=change)
-    with pytest.raises(RefusedFile, match=r"dcm: RescaleSlope .* HU off the slice before it, .*: correct one"):
+    with pytest.raises(FileError, match=r"dcm: RescaleSlope .* HU off the slice before it, .*: correct one"):
         read_series(tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_a_rescale_by_which_a_slice_does_not_continue_the_one_beside_it_is_refus
 )
 def test_what_is_no_slice_of_one_scan_is_refused(tags: dict[str, object], message: str, tmp_path: Path) -> None:
     write_series(tmp_path, IMAGE, change=setting(**tags))
-    with pytest.raises(RefusedFile, match=message):
+    with pytest.raises(FileError, match=message):
         read_series(tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_a_file_that_does_not_belong_to_its_series_is_named(
     for tag, value in tags.items():
         setattr(ds, tag, value)
     ds.save_as(odd)
-    with pytest.raises(RefusedFile, match=message.format(odd=odd)):
+    with pytest.raises(FileError, match=message.format(odd=odd)):
         read_series(tmp_path)
 
 
@@ -187,7 +187,7 @@ def test_a_tag_of_other_than_its_numbers_is_refused_by_name(
 
     odd = write_series(tmp_path, IMAGE, change=change)[3]
     name = pydicom.datadict.keyword_for_tag(tag)
-    with pytest.raises(RefusedFile, match=rf"^{odd}: {name} .* does not have {length} numbers: correct it$"):
+    with pytest.raises(FileError, match=rf"^{odd}: {name} .* does not have {length} numbers: correct it$"):
         read_series(tmp_path)
 
 
@@ -197,14 +197,14 @@ def test_two_scans_of_one_series_uid_in_two_folders_are_no_volume_even_if_they_c
     for folder, image in (("a", IMAGE), ("b", beyond)):
         write_series(tmp_path / folder, image, series="1.2.3", change=setting(StudyInstanceUID="1.2"))
     with pytest.raises(
-        RefusedFile, match=r"/a/\d+.dcm and .*/b/\d+.dcm have one SeriesInstanceUID and InstanceNumber, .*: correct"
+        FileError, match=r"/a/\d+.dcm and .*/b/\d+.dcm have one SeriesInstanceUID and InstanceNumber, .*: correct"
     ):
         read_series(tmp_path)
 
 
 def test_slices_without_pixels_are_refused_as_such(tmp_path: Path) -> None:
     paths = write_series(tmp_path, IMAGE, change=lambda k, ds: setting(PixelData=b"")(k, ds) if k == 3 else ds)
-    with pytest.raises(RefusedFile, match=rf"^{paths[3]}: the DICOM file has no PixelData"):
+    with pytest.raises(FileError, match=rf"^{paths[3]}: the DICOM file has no PixelData"):
         read_series(tmp_path)
 
 

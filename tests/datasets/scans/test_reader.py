@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from samples import thorax_hu, thorax_image, turned, write_image, write_series
 
 from raylift.datasets import segmentation
-from raylift.datasets.errors import RefusedFile
+from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import Grid
 from raylift.datasets.scans import reader, volume_file
 from raylift.datasets.scans.header_checks import ScanLimits
@@ -492,7 +492,7 @@ def test_what_is_no_whole_ct_in_hu_is_refused_by_name(what: str, tmp_path: Path)
     path = write(tmp_path)
     found = reader.find([path])
     assert len(found.sources) == 1
-    with pytest.raises(RefusedFile, match=message) as caught:
+    with pytest.raises(FileError, match=message) as caught:
         reader.read(found.sources[0])
     assert str(path) in str(caught.value)
 
@@ -523,7 +523,7 @@ def test_limits_are_named_with_the_option_that_moves_them(
     else:
         write_image(thorax_image(), tmp_path / "person.nii.gz")
     source = only(tmp_path)
-    with pytest.raises(RefusedFile, match=message):
+    with pytest.raises(FileError, match=message):
         reader.read(source, limits)
     just_enough = replace(ScanLimits(), max_voxels=80 * 60 * 80, max_side=80, min_slices=60)
     assert reader.read(source, just_enough).image.GetSize() == (80, 60, 80)
@@ -532,7 +532,7 @@ def test_limits_are_named_with_the_option_that_moves_them(
 def test_a_header_over_the_limits_is_refused_before_its_voxels_are_looked_for(tmp_path: Path) -> None:
     path = write_image(thorax_image(), tmp_path / "person.mhd")
     (tmp_path / "person.raw").write_bytes(b"not voxels")
-    with pytest.raises(RefusedFile, match="over the limit of 79 per side"):
+    with pytest.raises(FileError, match="over the limit of 79 per side"):
         reader.read(reader.find([path]).sources[0], ScanLimits(max_side=79))
 
 
@@ -541,7 +541,7 @@ def test_a_volume_without_a_body_in_its_middle_is_refused(tmp_path: Path) -> Non
         return np.where(np.random.default_rng(0).random(x.shape) < 0.1, 40.0, -1000.0)
 
     path = write_image(thorax_image(hu=dust), tmp_path / "person.mha")
-    with pytest.raises(RefusedFile, match=r"person\.mha: no body found in the central 384 mm"):
+    with pytest.raises(FileError, match=r"person\.mha: no body found in the central 384 mm"):
         on_grid(path)
 
 
@@ -584,24 +584,24 @@ def test_a_thorax_with_one_lung_is_refused_by_its_side(side: str, sign: int, tmp
         hu = thorax_hu(x, y, z)
         return np.where((x * sign > 5) & (np.hypot(x / 1.4, y) < 95), np.maximum(hu, 40), hu)
 
-    with pytest.raises(RefusedFile, match=rf"person\.mha: \d+ ml of {side} lung.*--require-whole-thorax"):
+    with pytest.raises(FileError, match=rf"person\.mha: \d+ ml of {side} lung.*--require-whole-thorax"):
         check(tmp_path, one_lung)
 
 
 @pytest.mark.parametrize(("end", "up_mm"), [("first", 70), ("last", -70)])
 def test_lungs_cut_by_an_end_of_the_scan_are_refused_by_that_end(end: str, up_mm: float, tmp_path: Path) -> None:
-    with pytest.raises(RefusedFile, match=rf"the lungs are truncated by the {end} slice"):
+    with pytest.raises(FileError, match=rf"the lungs are truncated by the {end} slice"):
         check(tmp_path, lambda x, y, z: thorax_hu(x, y, z - up_mm), size=(80, 60, 40))
 
 
 @pytest.mark.parametrize(("side", "left_mm"), [("right", -60), ("left", 60)])
 def test_lungs_cut_by_a_side_of_the_scan_are_refused_by_that_side(side: str, left_mm: float, tmp_path: Path) -> None:
-    with pytest.raises(RefusedFile, match=rf"the lungs are truncated by the {side} side"):
+    with pytest.raises(FileError, match=rf"the lungs are truncated by the {side} side"):
         check(tmp_path, lambda x, y, z: thorax_hu(x - left_mm, y, z), size=(70, 60, 80))
 
 
 def test_a_scan_without_lungs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RefusedFile, match="no lungs inside the field of view"):
+    with pytest.raises(FileError, match="no lungs inside the field of view"):
         check(tmp_path, lambda x, y, z: thorax_hu(x, y, z + 400))
 
 
@@ -614,7 +614,7 @@ def test_real_scans_of_every_kind_are_read_and_the_radiograph_among_them_is_refu
     for source in found.sources:
         try:
             read[source.name] = reader.read(source)
-        except RefusedFile as error:
+        except FileError as error:
             refused.append(str(error))
     assert read["dicom_ct_lung_dx_a0002"].image.GetSize() == (512, 512, 30)
     assert read["dicom_ct_lung_dx_a0002"].spacing_mm == pytest.approx((0.6465, 0.6465, 8.0), abs=1e-3)
@@ -628,7 +628,7 @@ def test_real_scans_of_every_kind_are_read_and_the_radiograph_among_them_is_refu
 def test_real_whole_thoraces_pass_and_half_a_one_does_not(real_data: Path) -> None:
     for name in ("lidc_idri_0003_2mm.nii.gz", "lidc_idri_0007_2mm.nii.gz"):
         check_whole_thorax(reader.read(only(real_data / "ct" / name)))
-    with pytest.raises(RefusedFile, match="lung"):
+    with pytest.raises(FileError, match="lung"):
         check_whole_thorax(reader.read(only(real_data / "raw" / "elastix_3DCT_lung.mha")))
 
 

@@ -14,7 +14,7 @@ import pytest
 import SimpleITK as sitk
 from samples import affine_of, centered, thorax_hu, thorax_image, thorax_on, turned, write_image
 
-from raylift.datasets.errors import RefusedFile, SegmentationMask
+from raylift.datasets.errors import FileError, SegmentationMaskError
 from raylift.datasets.geometry import Grid
 from raylift.datasets.scans import reader
 from raylift.datasets.scans.resample import resample
@@ -116,14 +116,14 @@ def test_a_sheared_sform_places_every_slice_whatever_the_qform(
 
 
 def test_a_sform_sheared_beyond_any_gantry_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RefusedFile, match=r"axes 45\.0 degrees from perpendicular, where a gantry tilts at most 35"):
+    with pytest.raises(FileError, match=r"axes 45\.0 degrees from perpendicular, where a gantry tilts at most 35"):
         read(nifti(tmp_path / "ct.nii", sform=sheared(8.0)))
 
 
 @pytest.mark.parametrize("factor", [3 / 4, 1.02, (1, 1, 1.5)])
 def test_forms_of_different_voxel_sizes_are_refused_with_both(factor: Any, tmp_path: Path) -> None:
     stated = " x ".join(f"{value:.4g}" for value in SPACING * factor)
-    with pytest.raises(RefusedFile, match=rf"disagree, voxels of 6 x 6 x 8 and {stated} mm: correct one or unset"):
+    with pytest.raises(FileError, match=rf"disagree, voxels of 6 x 6 x 8 and {stated} mm: correct one or unset"):
         read(nifti(tmp_path / "ct.nii.gz", qform=scaled(factor)))
 
 
@@ -149,7 +149,7 @@ def test_a_voxel_size_beside_the_sform_is_reported(tmp_path: Path) -> None:
 def test_an_invalid_qform_gives_way_to_the_sform(tmp_path: Path) -> None:
     path = nifti(tmp_path / "ct.nii", quatern_b=3.0)
     assert_read(path, HU, AFFINE, "the qform is invalid .*: the sform is used")
-    with pytest.raises(RefusedFile, match="the qform is invalid"):
+    with pytest.raises(FileError, match="the qform is invalid"):
         read(nifti(tmp_path / "alone.nii", sform=None, quatern_b=3.0))
 
 
@@ -161,7 +161,7 @@ def test_lengths_in_meters_and_micrometers_are_converted(unit: int, factor: floa
 
 def test_a_nifti_without_a_unit_is_in_millimeters_and_reported(tmp_path: Path) -> None:
     assert_read(nifti(tmp_path / "ct.nii", units=0), HU, AFFINE, "no unit of length: millimeters are assumed")
-    with pytest.raises(RefusedFile, match="unit of length 5 in xyzt_units"):
+    with pytest.raises(FileError, match="unit of length 5 in xyzt_units"):
         read(nifti(tmp_path / "other.nii", units=5))
 
 
@@ -173,7 +173,7 @@ def test_slope_and_intercept_are_applied_in_a_type_that_holds_fractions(tmp_path
 
 @pytest.mark.parametrize(("slope", "inter"), [(np.nan, 0), (np.inf, 0), (1, np.nan)])
 def test_a_slope_or_intercept_that_is_no_number_is_refused(slope: float, inter: float, tmp_path: Path) -> None:
-    with pytest.raises(RefusedFile, match=r"scl_slope .* and scl_inter .* are no numbers"):
+    with pytest.raises(FileError, match=r"scl_slope .* and scl_inter .* are no numbers"):
         read(nifti(tmp_path / "ct.nii", scl_slope=slope, scl_inter=inter))
 
 
@@ -192,9 +192,7 @@ def test_negative_values_stored_as_unsigned_are_air_at_the_border_and_refused_in
     path = nifti(tmp_path / "padded.nii.gz", padded, scl_inter=-1024.0, scl_slope=1.0)
     count = int(ramp.sum()) * SIZE[2]
     assert_read(path, np.where(ramp, -1024, HU), AFFINE, rf"^{count} voxels over 3071 HU at the border were set to air")
-    with pytest.raises(
-        RefusedFile, match=r"of the voxels inside are over 31743 HU, up to 65\d+: negative values stored"
-    ):
+    with pytest.raises(FileError, match=r"of the voxels inside are over 31743 HU, up to 65\d+: negative values stored"):
         read(nifti(tmp_path / "wrapped.nii.gz", HU.astype(np.uint16)))
 
 
@@ -215,7 +213,7 @@ def test_other_content_is_refused_in_a_sentence(name: str, content: bytes, tmp_p
     found = reader.find([tmp_path / name])
     refusals = list(found.refused)
     for source in found.sources:
-        with pytest.raises(RefusedFile) as caught:
+        with pytest.raises(FileError) as caught:
             reader.read(source)
         refusals.append(caught.value)
     [refusal] = refusals
@@ -227,7 +225,7 @@ def test_a_nifti_pair_is_refused(tmp_path: Path) -> None:
     data = bytearray(nifti(tmp_path / "ct.nii").read_bytes())
     data[344:348] = b"ni1\0"
     (tmp_path / "ct.nii").write_bytes(data)
-    with pytest.raises(RefusedFile, match="not NIfTI in one file"):
+    with pytest.raises(FileError, match="not NIfTI in one file"):
         read(tmp_path / "ct.nii")
 
 
@@ -282,7 +280,7 @@ def test_a_sheared_nrrd_is_at_its_positions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fields", [[], ["spacings: nan nan nan"], ["content: chest"]])
 def test_a_nrrd_without_a_space_is_refused_or_read_with_the_spacing_given(fields: list[str], tmp_path: Path) -> None:
     path = nrrd(tmp_path / "ct.nrrd", *fields)
-    with pytest.raises(RefusedFile, match=r"states no space and space directions.*pass --assume-spacing-mm with three"):
+    with pytest.raises(FileError, match=r"states no space and space directions.*pass --assume-spacing-mm with three"):
         read(path)
     affine = np.diag([*SPACING, 1.0])
     change = "^no space and space directions: 6 x 6 x 8 mm and axes to the left, posterior and superior are assumed"
@@ -291,7 +289,7 @@ def test_a_nrrd_without_a_space_is_refused_or_read_with_the_spacing_given(fields
 
 def test_spacings_of_a_nrrd_without_a_space_are_used_before_the_spacing_given(tmp_path: Path) -> None:
     path = nrrd(tmp_path / "ct.nrrd", "spacings: 6 6 8")
-    with pytest.raises(RefusedFile, match=r"states no space and space directions.*pass --assume-spacing-mm with three"):
+    with pytest.raises(FileError, match=r"states no space and space directions.*pass --assume-spacing-mm with three"):
         read(path)
     change = "^no space and space directions: its spacings 6 x 6 x 8 in mm and axes to the left, posterior and superior"
     assert_read(path, HU, np.diag([*SPACING, 1.0]), change, assume_spacing_mm=(1, 1, 1))
@@ -320,7 +318,7 @@ def test_spacings_of_a_nrrd_without_a_space_are_used_before_the_spacing_given(tm
     ],
 )
 def test_a_nrrd_of_unknown_axes_or_units_is_refused(fields: list[str], message: str, tmp_path: Path) -> None:
-    with pytest.raises(RefusedFile, match=message):
+    with pytest.raises(FileError, match=message):
         read(nrrd(tmp_path / "ct.nrrd", *fields), assume_spacing_mm=(6, 6, 8))
 
 
@@ -351,7 +349,7 @@ def meta_image(
 
 def test_a_metaimage_without_a_spacing_is_refused_or_read_with_the_one_given(tmp_path: Path) -> None:
     path = meta_image(tmp_path / "ct.mha", spacing="")
-    with pytest.raises(RefusedFile, match=r"states no ElementSpacing.*pass --assume-spacing-mm with three values"):
+    with pytest.raises(FileError, match=r"states no ElementSpacing.*pass --assume-spacing-mm with three values"):
         read(path)
     assert_read(path, HU, AFFINE, "^no ElementSpacing: 6 x 6 x 8 mm and axes", assume_spacing_mm=(6, 6, 8))
 
@@ -408,7 +406,7 @@ def test_the_intensity_function_of_a_metaimage_is_applied(tmp_path: Path) -> Non
 def test_a_metaimage_of_no_clear_place_is_refused(
     fields: list[str], spacing: str, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(RefusedFile, match=message):
+    with pytest.raises(FileError, match=message):
         read(meta_image(tmp_path / "ct.mha", *fields, spacing=f"ElementSpacing = {spacing}"))
 
 
@@ -419,7 +417,7 @@ def test_a_metaimage_of_no_clear_place_is_refused(
 def test_a_metaimage_with_which_itk_would_crash_is_refused(stated: str, changed: str, tmp_path: Path) -> None:
     path = meta_image(tmp_path / "ct.mha")
     path.write_bytes(path.read_bytes().replace(stated.encode(), changed.encode()))
-    with pytest.raises(RefusedFile, match=r"is not that of a volume|does not have \d numbers"):
+    with pytest.raises(FileError, match=r"is not that of a volume|does not have \d numbers"):
         read(path)
 
 
@@ -432,7 +430,7 @@ def test_a_segmentation_mask_is_refused_as_one(labels: int, kind: type[Any], tmp
     image = thorax_image(SIZE, SPACING, kind=kind, hu=lambda x, y, z: np.where(thorax_hu(x, y, z) > -500, 1, 0) * (
         1 + np.floor((np.abs(z) / 161 * labels).clip(0, labels - 1))
     ))  # fmt: skip
-    with pytest.raises(SegmentationMask, match=r"values 0 to \d+ are not in HU but labels of a segmentation mask"):
+    with pytest.raises(SegmentationMaskError, match=r"values 0 to \d+ are not in HU but labels of a segmentation mask"):
         read(write_image(image, tmp_path / "heart.nii.gz"))
 
 
@@ -440,6 +438,6 @@ def test_an_image_of_gray_values_is_no_mask(tmp_path: Path) -> None:
     image = thorax_image(
         SIZE, SPACING, kind=np.uint8, hu=lambda x, y, z: (thorax_hu(x, y, z) + 1024).clip(0, 2550) / 10
     )
-    with pytest.raises(RefusedFile, match="are not in HU") as caught:
+    with pytest.raises(FileError, match="are not in HU") as caught:
         read(write_image(image, tmp_path / "ct.nii.gz"))
-    assert not isinstance(caught.value, SegmentationMask)
+    assert not isinstance(caught.value, SegmentationMaskError)

@@ -20,7 +20,7 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.archive.writer import ArchiveWriter
 from raylift.datasets.batch import Batch
-from raylift.datasets.errors import ConfigError, CorruptSample
+from raylift.datasets.errors import ConfigError, CorruptSampleError
 from raylift.datasets.intensity import Window, normalize
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 from raylift.datasets.streaming.stream import BatchStream, CachedReader, SampleReader, UnpairedVolumes, load_batch
@@ -223,13 +223,13 @@ def test_an_error_of_the_reader_reaches_the_consumer_and_the_state_stays_before_
     def fail(entry: Entry) -> None:
         if entry.id == bad and not fired:
             fired.append(entry.id)
-            raise CorruptSample(f"sample {entry.id} is corrupt")
+            raise CorruptSampleError(f"sample {entry.id} is corrupt")
 
     source = stream(Gated(archive, fail), archive, BatchPartition(0, 1, 2), prefetch_batches=2)
     batches = iter(source)
     next(batches)
     next(batches)
-    with pytest.raises(CorruptSample, match=bad):
+    with pytest.raises(CorruptSampleError, match=bad):
         next(batches)
     assert fired == [bad]
     assert source.samples_consumed == 4
