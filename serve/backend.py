@@ -9,24 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int16
 
-from raylift.datasets.errors import RayliftError
 from raylift.models.generative import SamplingConfig
 from raylift.models.weights import Description
 from raylift.serve.reconstructor import HUVolume, nifti
 
 DISCLAIMER = "Research software, not a medical device: not for diagnosis."
-
-
-class ServiceUnavailableError(RayliftError, RuntimeError):
-    """The model accepts no request now: its queue is full, or it is restarting.
-
-    Attributes:
-        retry_after_s: seconds after which a request may succeed.
-    """
-
-    def __init__(self, message: str, retry_after_s: int = 5) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True)

@@ -1,74 +1,43 @@
 """Decoding of uploaded radiographs in child processes with limits on processor time, memory and duration.
 
 A server process imports the readers once and forks a child for each file, so a child starts within milliseconds and
-keeps nothing of another file. The kernel ends a child that exceeds its limits, and one whose client has left.
+keeps nothing of another file.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import fcntl
-import gc
 import json
+import logging
 import os
-import resource
-import shutil
-import socket
-import socketserver
-import struct
+import select
+import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
-import torch
 
 from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import View
-from raylift.datasets.intensity import Normalization
 from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.gray_image import RadiographLimits
-from raylift.datasets.radiographs.histogram import Quantiles
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption
-from raylift.datasets.radiographs.preparation import load_radiograph, prepare
-from raylift.datasets.serialization import from_plain, to_plain
+from raylift.datasets.serialization import to_plain
 from raylift.models.weights import Description
+from raylift.serve import owned_folder
+from raylift.serve.decoding_server import BEGUN, HEADER, READY, DecodingLimits, DecodingRequest, packed
+from raylift.serve.failures import DecodingError, ServiceUnavailableError
 
-HEADER = struct.Struct("<II")
-"""Bytes of the JSON description and of the data that follow."""
+START_S = 120.0
+"""How long the server may take to import its libraries."""
+END_S = 5.0
+"""How long a child may take to end after its client has left."""
 MAX_CONCURRENT = 4
 """Requests of the API and the page whose files are decoded at a time; the uploads of others wait on disk."""
-
-
-@dataclass(frozen=True)
-class DecodingLimits:
-    """What the decoding of one file may use."""
-
-    cpu_s: int = 10
-    """Seconds of processor time."""
-    duration_s: float = 30.0
-    """Seconds from the start to the result."""
-    memory_bytes: int = 3 * 2**29
-    """Memory beyond that of the imported libraries."""
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A file's name, view and options, and the network's input; see `load_radiograph` and `prepare`."""
-
-    view: View
-    file_limits: RadiographLimits
-    limits: DecodingLimits
-    invert: Inversion
-    flip: bool
-    patient_facing: PatientFacingOption | None
-    size: int
-    reference: Quantiles | None
-    normalization: Normalization
 
 
 class Decoder:
@@ -91,6 +60,11 @@ class Decoder:
         """Start the server process, so that the first file does not wait for its imports."""
         await asyncio.to_thread(_SERVER.path)
 
+    @staticmethod
+    def stop() -> None:
+        """End the server process."""
+        _SERVER.stop()
+
     async def load(
         self, data: bytes, view: View, invert: Inversion, flip: bool, patient_facing: PatientFacingOption | None
     ) -> OrientedRadiograph:
@@ -100,42 +74,81 @@ class Decoder:
 
         Raises:
             FileError: not a readable radiograph, or its decoding exceeds the limits.
+            ServiceUnavailableError: the decoder does not start or respond, or was ended by the system.
+            DecodingError: the decoder has a fault.
         """
         model = self._description
         size, reference = model.geometry.detector_px, model.histograms.get(view.name)
-        request = _Request(
+        request = DecodingRequest(
             view, self.file_limits, self._limits, invert, flip, patient_facing, size, reference, model.normalization
         )
-        text = json.dumps(to_plain(request)).encode()
-        reader, writer = await asyncio.open_unix_connection(await asyncio.to_thread(_SERVER.path))
-        reply = b""
         try:
-            async with asyncio.timeout(self._limits.duration_s):
-                writer.write(HEADER.pack(len(text), len(data)) + text + data)
-                reply = await reader.read()
-        except (TimeoutError, ConnectionError):
-            pass
-        finally:
-            await _end(reader, writer)
-        if not reply:
+            begun, reply = await self._exchange(json.dumps(to_plain(request)).encode(), data)
+        except OSError as error:
+            raise _unavailable(repr(error)) from error
+        if not begun:
+            raise _unavailable("no response")
+        fields, content = _parsed(reply)
+        if "refused" in fields:
+            raise FileError(fields["refused"])
+        if "failed" in fields:
+            raise DecodingError(f"the {view.name} radiograph was not decoded:\n{fields['failed']}")
+        if fields.get("signal") == signal.SIGKILL:
+            raise _unavailable("ended by SIGKILL, as by a system without free memory")
+        if "signal" in fields:
             memory = self._limits.memory_bytes >> 20
             raise FileError(
                 f"{view.name}: the file cannot be decoded in {self._limits.cpu_s} s and {memory} MB: save it as PNG"
             )
-        length, _ = HEADER.unpack_from(reply)
-        fields = json.loads(reply[HEADER.size : HEADER.size + length])
-        if "refused" in fields:
-            raise FileError(fields["refused"])
-        image = np.frombuffer(reply, np.float32, offset=HEADER.size + length).reshape(size, size).copy()
+        image = np.frombuffer(content, np.float32).reshape(size, size).copy()
         return OrientedRadiograph(image, **fields | {"notes": tuple(fields["notes"])})
 
+    async def _exchange(self, request: bytes, data: bytes) -> tuple[bool, bytes]:
+        """Whether the decoding began, and the reply."""
+        path = await asyncio.to_thread(_SERVER.path)
+        try:
+            async with asyncio.timeout(END_S):
+                reader, writer = await asyncio.open_unix_connection(path)
+        except OSError:
+            await asyncio.to_thread(_SERVER.end, path)
+            raise
+        begun = False
+        try:
+            async with asyncio.timeout(self._limits.duration_s):
+                writer.write(HEADER.pack(len(request), len(data)) + request + data)
+                begun = await reader.read(len(BEGUN)) == BEGUN
+                return begun, await reader.read()
+        except TimeoutError:
+            return begun, packed({"signal": signal.SIGXCPU})
+        finally:
+            await _end(reader, writer, path)
 
-async def _end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+
+def _unavailable(reason: str) -> ServiceUnavailableError:
+    logging.getLogger("ray.serve").error("the decoder is unavailable: %s", reason)
+    return ServiceUnavailableError("the decoder of radiographs is unavailable: try again in a few seconds")
+
+
+def _parsed(reply: bytes) -> tuple[dict[str, Any], bytes]:
+    """The description and the data of a complete reply."""
+    if len(reply) >= HEADER.size:
+        lengths = HEADER.unpack_from(reply)
+        if len(reply) == HEADER.size + sum(lengths):
+            return json.loads(reply[HEADER.size : HEADER.size + lengths[0]]), reply[HEADER.size + lengths[0] :]
+    raise _unavailable(f"a reply of {len(reply)} bytes that is not complete")
+
+
+async def _end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str) -> None:
     """Close a connection after its child has ended, which closes the other side."""
     try:
         writer.write_eof()
-        while await reader.read(2**16):
-            pass
+        async with asyncio.timeout(END_S):
+            while await reader.read(2**16):
+                pass
+    except TimeoutError:
+        # A stopped process gets no signal but SIGKILL.
+        logging.getLogger("ray.serve").error("the decoder does not end a process: it is started again")
+        await asyncio.to_thread(_SERVER.end, path)
     except OSError:
         pass
     finally:
@@ -148,112 +161,52 @@ class _Server:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._folder = ""
+        self._folder = ExitStack()
+        self._socket = ""
 
     def path(self) -> str:
-        """The socket of the running server."""
+        """The socket of the running server.
+
+        Raises:
+            OSError: the server does not start.
+        """
         with self._lock:
             if self._process is None or self._process.poll() is not None:
-                self.stop()
-                self._folder = tempfile.mkdtemp(prefix="raylift-decoder-")
-                command = [sys.executable, "-m", "raylift.serve.decoder", self._socket]
-                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-                assert self._process.stdout is not None
-                if self._process.stdout.readline() != b"ready\n":
-                    raise RuntimeError("the decoding process does not start")
+                self._start()
             return self._socket
 
-    @property
-    def _socket(self) -> str:
-        return str(Path(self._folder) / "socket")
+    def end(self, path: str) -> None:
+        """End the server of a socket and its children by force; the next file starts another one."""
+        with self._lock:
+            if path == self._socket:
+                self._stop()
 
     def stop(self) -> None:
-        """End the server and remove its socket."""
+        """End the server and its children, and remove its socket."""
+        with self._lock:
+            self._stop()
+
+    def _start(self) -> None:
+        self._stop()
+        self._socket = str(self._folder.enter_context(owned_folder.make("decoder")) / "socket")
+        command = [sys.executable, "-m", "raylift.serve.decoding_server", self._socket]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, process_group=0)
+        assert self._process.stdout is not None
+        started, _, _ = select.select([self._process.stdout], [], [], START_S)
+        if not started or self._process.stdout.readline() != READY:
+            self._stop()
+            raise OSError("the server process of the decoder does not start")
+
+    def _stop(self) -> None:
         if self._process is not None:
-            self._process.terminate()
-            self._process.communicate()
-        if self._folder:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            self._process = None
+        self._folder.close()
 
 
 _SERVER = _Server()
 atexit.register(_SERVER.stop)
-
-
-class _ForkingServer(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
-    """Forks a child for each connection; ends with the process that started it."""
-
-    request_queue_size = 128
-    max_children = 64
-    _parent = os.getppid()
-
-    def service_actions(self) -> None:
-        """Reap children, and end if the parent has ended."""
-        super().service_actions()
-        if os.getppid() != self._parent:
-            shutil.rmtree(Path(str(self.server_address)).parent, ignore_errors=True)
-            os._exit(0)
-
-
-class _Handler(socketserver.StreamRequestHandler):
-    """Decodes one file, in a child."""
-
-    def handle(self) -> None:
-        """Read a request, decode under its limits and write the result."""
-        lengths = HEADER.unpack(self.rfile.read(HEADER.size))
-        text, data = (self.rfile.read(length) for length in lengths)
-        if len(data) < lengths[1]:
-            return
-        request = from_plain(_Request, json.loads(text), "request")
-        _limit(request.limits)
-        _end_with(self.connection)
-        try:
-            loaded = load_radiograph(
-                data,
-                request.view,
-                limits=request.file_limits,
-                invert=request.invert,
-                flip=request.flip,
-                patient_facing=request.patient_facing,
-            )
-            image = prepare(loaded.image, request.size, request.reference, request.normalization)
-            fields = {name: value for name, value in vars(loaded).items() if name != "image"}
-        except FileError as error:
-            if isinstance(error.__cause__, MemoryError):
-                return
-            fields, image = {"refused": str(error)}, np.empty(0, np.float32)
-        except MemoryError:
-            return
-        # Writing would raise the signal too.
-        flags = fcntl.fcntl(self.connection, fcntl.F_GETFL)
-        fcntl.fcntl(self.connection, fcntl.F_SETFL, flags & ~os.O_ASYNC)
-        head = json.dumps(fields).encode()
-        self.wfile.write(HEADER.pack(len(head), image.nbytes) + head + image.tobytes())
-
-
-def _limit(limits: DecodingLimits) -> None:
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + limits.memory_bytes,) * 2)
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _end_with(connection: socket.socket) -> None:
-    """End this process when the other side of the connection closes: SIGIO ends a process that has no handler."""
-    fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
-    try:
-        connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    # A child has one thread; a pool of the server would not survive the fork.
-    torch.set_num_threads(1)
-    # Garbage collection in a child would copy every page with an object of the server.
-    gc.freeze()
-    with _ForkingServer(sys.argv[1], _Handler) as server:
-        print("ready", flush=True)
-        server.serve_forever()

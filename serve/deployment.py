@@ -22,9 +22,9 @@ from ray.util import list_named_actors
 
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.platform import model_store
+from raylift.serve import owned_folder
 from raylift.serve.api import credentials
 from raylift.serve.gate import Gate
-from raylift.serve.page import upload_folder
 from raylift.serve.replica import ModelReplica
 from raylift.serve.settings import ServeSettings
 
@@ -145,8 +145,8 @@ def wait(interrupted: threading.Event, grace_s: float) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
-    # A replica that was ended by force leaves its folder.
-    upload_folder.remove_unowned()
+    # A replica that was ended by force leaves its folders.
+    owned_folder.remove_unowned()
 
 
 def _close(grace_s: float) -> int:

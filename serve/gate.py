@@ -5,17 +5,25 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from contextvars import Context
+from typing import Any, TypeVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylift.serve.api.problem import refuse
 from raylift.serve.api.request_limits import PROBES, route_path
-from raylift.serve.backend import ServiceUnavailableError
+from raylift.serve.failures import ServiceUnavailableError
 
-WORK = ("/v1/reconstructions", "/gradio_api/upload", "/gradio_api/queue/data")
-"""Paths whose requests are completed before the service stops; the page receives its results at the last."""
+EVENTS = "/gradio_api/queue/data"
+"""Path of the events of the page, which has its results when they have ended and then gets the files."""
+FILES = "/gradio_api/file="
+FILES_S = 3.0
+"""How long a service that stops waits for requests for the files of a result."""
+Result = TypeVar("Result")
+WORK = ("/v1/reconstructions", "/gradio_api/upload", EVENTS)
+"""Paths whose requests are completed before the service stops."""
 HEARTBEAT = "/gradio_api/heartbeat/"
 MAX_REQUESTS = 512
 """Requests in progress; more get 503, so that probes always find a free place in the process."""
@@ -38,13 +46,14 @@ class Queue:
         """
         self._deadline_s, self._min_places, self._max_places = deadline_s, min_places, max_places
         self._count = 0
+        self._abandoned: set[asyncio.Task[Any]] = set()
         self._busy_since = 0.0
         self._completed = self._busy_s = 0.0
 
     def check(self) -> None:
         """Raise ServiceUnavailableError if there is no place."""
         wait_s = self._expected_wait_s()
-        if self._count >= self._min_places and (self._count >= self._max_places or wait_s > self._deadline_s):
+        if self._in_use >= self._min_places and (self._in_use >= self._max_places or wait_s > self._deadline_s):
             retry_after_s = max(1, math.ceil(wait_s - self._deadline_s))
             raise ServiceUnavailableError(f"the queue is full: try again in {retry_after_s} s", retry_after_s)
 
@@ -56,7 +65,7 @@ class Queue:
             ServiceUnavailableError: the expected wait is longer than the deadline.
         """
         self.check()
-        if self._count == 0:
+        if self._in_use == 0:
             self._busy_since = time.monotonic()
         self._count += 1
         try:
@@ -65,14 +74,42 @@ class Queue:
             self._count -= 1
             raise
         self._count -= 1
+        self._measure()
+
+    async def complete(self, call: Coroutine[Any, Any, Result]) -> Result:
+        """The result of a call of the model.
+
+        The model does not stop computing if the request is cancelled. The call then continues and keeps a place.
+        """
+        # Ray Serve cancels the calls that were made in the context of a cancelled request.
+        task = asyncio.create_task(call, context=Context())
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                self._abandoned.add(task)
+                task.add_done_callback(self._end_abandoned)
+            raise
+
+    def _end_abandoned(self, task: asyncio.Task[Any]) -> None:
+        self._abandoned.discard(task)
+        if not task.cancelled() and task.exception() is None:
+            self._measure()
+
+    def _measure(self) -> None:
         now = time.monotonic()
         self._completed = DECAY * self._completed + 1
         self._busy_s = DECAY * self._busy_s + now - self._busy_since
         self._busy_since = now
 
+    @property
+    def _in_use(self) -> int:
+        """Places of requests, and of calls whose requests were cancelled."""
+        return self._count + len(self._abandoned)
+
     def _expected_wait_s(self) -> float:
         """Seconds until the reconstructions in the queue are complete; 0 before the first one."""
-        return self._count * self._busy_s / self._completed if self._completed else 0.0
+        return self._in_use * self._busy_s / self._completed if self._completed else 0.0
 
 
 class Gate:
@@ -91,13 +128,21 @@ class Gate:
     async def close(self, grace_s: float) -> int:
         """Refuse requests from now on, wait for those in progress, and cancel what remains after the grace.
 
+        A page may get the files of its result within the grace.
+
         Returns:
             Number of cancelled requests.
         """
         self.is_open = False
+        until = time.monotonic() + grace_s
+        has_events = any(task.get_name() == EVENTS for task in self._work)
         if self._work:
             await asyncio.wait(self._work, timeout=grace_s)
         cancelled = len(self._work)
+        if has_events and not cancelled:
+            await asyncio.sleep(min(FILES_S, max(0.0, until - time.monotonic())))
+            if files := [task for task in self._others if task.get_name().startswith(FILES)]:
+                await asyncio.wait(files, timeout=max(0.0, until - time.monotonic()))
         remaining = self._work | self._others | self._heartbeats
         for task in remaining:
             task.cancel()
@@ -111,7 +156,7 @@ class Gate:
         if path in PROBES:
             await app(scope, receive, send)
             return
-        if not self.is_open:
+        if not self.is_open and not (path.startswith(FILES) and scope["method"] == "GET"):
             await refuse(scope, send, 503, "the service is stopping", retry_after="5")
             return
         is_heartbeat = path.startswith(HEARTBEAT)
@@ -130,7 +175,7 @@ class Gate:
         async def handle() -> None:
             await app(scope, receive, note_start)
 
-        task = asyncio.create_task(handle())
+        task = asyncio.create_task(handle(), name=path)
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         try:

@@ -6,10 +6,9 @@ import asyncio
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import gradio as gr
@@ -23,15 +22,18 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.generative import SamplingConfig
 from raylift.models.weights import Description
+from raylift.serve import owned_folder
 from raylift.serve.api import routes
 from raylift.serve.api.access import AccessControl
 from raylift.serve.api.credentials import Credentials
 from raylift.serve.api.request_limits import BodyTimeout, RootPath
-from raylift.serve.backend import Backend, ServiceUnavailableError
+from raylift.serve.backend import Backend
 from raylift.serve.decoder import Decoder
+from raylift.serve.failures import ServiceUnavailableError
 from raylift.serve.gate import Admission, Gate, Queue
-from raylift.serve.page import layout, theme, upload_folder
+from raylift.serve.page import layout, theme
 from raylift.serve.page.upload_guard import KnownEvents
+from raylift.serve.page.upload_quota import UploadQuota
 from raylift.serve.reconstructor import HUVolume
 from raylift.serve.settings import ServeSettings
 
@@ -77,26 +79,30 @@ def build(
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Only this user can read the uploads, and they are deleted with the service.
-    uploads = upload_folder.make()
+    folders = ExitStack()
+    uploads = folders.enter_context(owned_folder.make("page"))
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
 
+    ongoing = settings.max_batch_size * settings.replicas
+    queue = Queue(settings.queue_deadline_s, ongoing, 4 * ongoing + settings.max_queued_requests)
+
     async def reconstruct(radiographs: Float32[np.ndarray, "views rows columns"], samples: int) -> HUVolume:
+        async def call() -> HUVolume:
+            result: HUVolume = await serve.get_deployment_handle(model).reconstruct.remote((radiographs, samples))
+            return result
+
         try:
-            handle = serve.get_deployment_handle(model)
-            result: HUVolume = await handle.reconstruct.remote((radiographs, samples))
+            return await queue.complete(call())
         except BackPressureError as error:
             raise ServiceUnavailableError("the queue is full: try again in a few seconds") from error
         except (RayActorError, DeploymentUnavailableError) as error:
             raise ServiceUnavailableError("the model is restarting: try again in a few seconds") from error
-        return result
 
     loaded = _ReplicaState(model)
 
     async def ready() -> bool:
         return gate.is_open and await loaded.is_running()
 
-    ongoing = settings.max_batch_size * settings.replicas
-    queue = Queue(settings.queue_deadline_s, ongoing, 4 * ongoing + settings.max_queued_requests)
     limits = RadiographLimits(max_bytes=settings.max_upload_mib * 2**20)
     decoder = Decoder(description, limits, settings.decoding_limits)
     max_samples = settings.max_samples if sampling else 1
@@ -105,7 +111,7 @@ def build(
     app = routes.build(backend, decoder)
     page = layout.build(backend, decoder, settings.retention_s)
     app.add_middleware(
-        upload_folder.UploadQuota,
+        UploadQuota,
         folder=uploads,
         max_bytes=settings.max_stored_mib * 2**20,
         max_client_bytes=settings.max_client_uploads_mib * 2**20,
@@ -137,7 +143,8 @@ def build(
         await decoder.start()
         async with running(app) as state:
             yield state
-        shutil.rmtree(uploads, ignore_errors=True)
+        folders.close()
+        decoder.stop()
 
     app.router.lifespan_context = lifespan
     return app

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -21,6 +19,7 @@ from raylift.models import consistency, reconstruction
 from raylift.models.generative import SamplingFlags
 from raylift.models.weights import Description, Model
 from raylift.platform import model_store
+from raylift.serve import owned_folder
 from raylift.serve.view_text import in_words
 
 
@@ -156,7 +155,7 @@ def nifti(hu: Int16[np.ndarray, "d h w"], grid: Grid, note: str = "") -> bytes:
     """A gzipped NIfTI file: int16 HU, spacing in mm, LPS axes, centered on the origin."""
     image = archive_image(hu, grid)
     image.SetMetaData("ITK_FileNotes", note[:79])
-    with tempfile.TemporaryDirectory(prefix="raylift-nifti-") as folder:
-        path = Path(folder) / "volume.nii.gz"
+    with owned_folder.make("nifti") as folder:
+        path = folder / "volume.nii.gz"
         sitk.WriteImage(image, str(path))
         return path.read_bytes()

@@ -15,6 +15,8 @@ from raylift.serve.api.request_limits import PROBES, route_path
 
 MAX_REMEMBERED = 1000
 """Digests of accepted headers, because the hash of a password takes a tenth of a second."""
+MAX_VERIFICATIONS = 16
+"""Passwords that are hashed or wait for it; two are hashed at a time."""
 CONTENT_SECURITY_POLICY = "; ".join(
     [
         "default-src 'self'",
@@ -61,7 +63,7 @@ class AccessControl:
         self._origins = {host.lower() for host in proxied_hosts}
         self._hosts = {host.lower() for host in hosts} | self._origins
         self._accepted: set[bytes] = set()
-        self._verifications = asyncio.Semaphore(2)
+        self._verifications, self._hashing = 0, asyncio.Semaphore(2)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -88,10 +90,13 @@ class AccessControl:
             await refuse(scope, send_with_headers, 421, f"unknown host {host!r:.80}: pass --allowed-hosts")
         elif origin is not None and not self._permits(origin, host):
             await refuse(scope, send_with_headers, 403, f"origin {origin!r:.80} is not this service")
-        elif not await self._authenticates(headers.get("authorization", "")):
+        elif (status := await self._authenticate(headers.get("authorization", ""))) == 401:
             assert self._credentials is not None
             challenge = self._credentials.challenge
             await refuse(scope, send_with_headers, 401, "credentials are required", www_authenticate=challenge)
+        elif status == 503:
+            detail = "too many passwords are verified at a time: try again in a few seconds"
+            await refuse(scope, send_with_headers, 503, detail, retry_after="5")
         else:
             await self._app(scope, receive, send_with_headers)
 
@@ -100,17 +105,24 @@ class AccessControl:
         scheme, _, netloc = origin.lower().partition("://")
         return scheme in ("http", "https") and (netloc == host.lower() or _name(netloc) in self._origins)
 
-    async def _authenticates(self, authorization: str) -> bool:
-        if self._credentials is None:
-            return True
+    async def _authenticate(self, authorization: str) -> int:
+        """Status of a request with this header: 200, 401, or 503 where too many passwords are verified."""
+        if self._credentials is None or self._credentials.accept_token(authorization):
+            return 200
         digest = hashlib.sha256(authorization.encode()).digest()
         if digest in self._accepted:
-            return True
-        async with self._verifications:
-            accepted = await asyncio.to_thread(self._credentials.accept, authorization)
+            return 200
+        if self._verifications >= MAX_VERIFICATIONS:
+            return 503
+        self._verifications += 1
+        try:
+            async with self._hashing:
+                accepted = await asyncio.to_thread(self._credentials.accept_password, authorization)
+        finally:
+            self._verifications -= 1
         if accepted and len(self._accepted) < MAX_REMEMBERED:
             self._accepted.add(digest)
-        return accepted
+        return 200 if accepted else 401
 
 
 def _name(host: str) -> str:

@@ -27,20 +27,25 @@ class Credentials:
         """The schemes that the service accepts, as in the header WWW-Authenticate."""
         return 'Basic realm="raylift", charset="UTF-8"' if self.passwords else 'Bearer realm="raylift"'
 
-    def accept(self, authorization: str) -> bool:
-        """Whether a header Authorization has a user and a password, or a token; slow for passwords."""
+    def accept_token(self, authorization: str) -> bool:
+        """Whether a header Authorization has a token."""
         scheme, _, value = authorization.partition(" ")
-        if scheme.lower() == "bearer":
-            return _digest(value.strip()) in self.tokens
-        if scheme.lower() != "basic":
+        return scheme.lower() == "bearer" and _digest(value.strip()) in self.tokens
+
+    def accept_password(self, authorization: str) -> bool:
+        """Whether a header Authorization has a user and a password; as slow for unknown users as for known ones."""
+        scheme, _, value = authorization.partition(" ")
+        if scheme.lower() != "basic" or not self.passwords:
             return False
         try:
             user, _, password = base64.b64decode(value, validate=True).decode().partition(":")
         except ValueError:
             return False
-        hashed = self.passwords.get(user)
-        # bcrypt refuses longer passwords and those with a zero.
-        return hashed is not None and len(password.encode()) <= 72 and bcrypt.checkpw(password.encode(), hashed)
+        # bcrypt refuses longer passwords.
+        if len(password.encode()) > 72:
+            return False
+        hashed = self.passwords.get(user, next(iter(self.passwords.values())))
+        return bcrypt.checkpw(password.encode(), hashed) and user in self.passwords
 
 
 def read(auth_file: Path | None, token_file: Path | None) -> Credentials | None:
@@ -83,8 +88,11 @@ def _lines(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-            raise ConfigError(f"{path} is readable by other users: run chmod 600 {path}")
+        # Secrets of Kubernetes with an fsGroup are readable by the group.
+        if path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+            raise ConfigError(
+                f"{path} is readable by all users, or writable by its group: run chmod 600 {path}, or 640 for its group"
+            )
         lines = [line.strip() for line in path.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error

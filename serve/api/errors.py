@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from raylift.datasets.errors import FileError
 from raylift.serve.api.form import ReconstructionForm, field_names
 from raylift.serve.api.problem import MEDIA_TYPE, problem
-from raylift.serve.backend import ServiceUnavailableError
+from raylift.serve.failures import ServiceUnavailableError
 from raylift.serve.view_text import in_words
 
 

@@ -13,7 +13,7 @@ ROUTES = {
     re.compile(pattern): methods
     for pattern, methods in {
         # The API.
-        r"/healthz|/readyz|/docs|/openapi\.json|/v1/model": ("GET",),
+        r"/healthz|/readyz|/docs|/openapi\.json|/v1/model": ("GET", "HEAD"),
         r"/v1/reconstructions": ("POST",),
         # The page, and those of Gradio's routes that it uses. `file=` with a URL would fetch that URL for any client.
         r"/|/config|/theme\.css|/manifest\.json|/favicon\.ico|/robots\.txt|/(assets|static)/.+": ("GET", "HEAD"),
@@ -24,6 +24,9 @@ ROUTES = {
 """Methods by path."""
 PROBES = ("/healthz", "/readyz")
 """Paths of liveness and readiness."""
+
+MAX_TOTAL_BYTES = 2**31
+"""Bytes of the bodies of all requests in progress, which are kept on disk; at least one request of the largest size."""
 
 
 class KnownRoutes:
@@ -75,12 +78,16 @@ def route_path(scope: Scope) -> str:
 class BodyLimit:
     """Responds 413 to bodies over a limit: by the content-length if there is one, otherwise while receiving.
 
+    Responds 503 to a body with which the requests in progress would exceed a limit of all bodies.
+
     FastAPI's own `max_body_size` responds in plain text without naming the limit, and only if no handler below it
     catches the exception.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app, self._max_bytes = app, max_bytes
+        self._max_total_bytes = max(MAX_TOTAL_BYTES, max_bytes)
+        self._total_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -92,22 +99,25 @@ class BodyLimit:
             await refuse(scope, send, 400, "the request's content-length is not a number")
             return
         if int(declared) > self._max_bytes:
-            await self._refuse_size(scope, send)
+            await self._refuse(scope, send, int(declared))
             return
-        received, started = 0, False
+        received, is_over, started = 0, False, False
 
         async def count_bytes() -> Message:
-            nonlocal received
+            nonlocal received, is_over
             message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
+            size = len(message.get("body", b""))
+            received += size
+            self._total_bytes += size
+            is_over = received > self._max_bytes or self._total_bytes > self._max_total_bytes
+            if is_over:
                 raise _BodyTooLargeError
             return message
 
         async def send_within_limit(message: Message) -> None:
             nonlocal started
             # A handler may have caught _BodyTooLargeError and responded itself.
-            if not started and received > self._max_bytes:
+            if not started and is_over:
                 raise _BodyTooLargeError
             started = True
             await send(message)
@@ -116,10 +126,16 @@ class BodyLimit:
             await self._app(scope, count_bytes, send_within_limit)
         except _BodyTooLargeError:
             if not started:
-                await self._refuse_size(scope, send)
+                await self._refuse(scope, send, received)
+        finally:
+            self._total_bytes -= received
 
-    async def _refuse_size(self, scope: Scope, send: Send) -> None:
-        await refuse(scope, send, 413, f"the request is over the limit of {self._max_bytes} bytes")
+    async def _refuse(self, scope: Scope, send: Send, size: int) -> None:
+        if size > self._max_bytes:
+            await refuse(scope, send, 413, f"the request is over the limit of {self._max_bytes} bytes")
+        else:
+            detail = "too many bytes of requests at a time: try again in a few seconds"
+            await refuse(scope, send, 503, detail, retry_after="5")
 
 
 class BodyTimeout:

@@ -72,11 +72,13 @@ def build(backend: Backend, decoder: Decoder) -> FastAPI:
     # One file for each view, and the other fields of the form.
     app.add_middleware(BodyLimit, max_bytes=len(views) * decoder.file_limits.max_bytes + 2**16)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["service"], response_description="the process is running")
     async def healthz() -> dict[str, str]:
         """Liveness of the process."""
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get(
         "/readyz",
         tags=["service"],
@@ -89,10 +91,12 @@ def build(backend: Backend, decoder: Decoder) -> FastAPI:
             return JSONResponse({"status": "ready"})
         raise HTTPException(503, "the model is not ready")
 
+    @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> HTMLResponse:
         return HTMLResponse(reference.page(app.openapi(), views, str(request.base_url), DISCLAIMER))
 
+    @app.head("/v1/model", include_in_schema=False)
     @app.get("/v1/model", tags=["reconstruction"], response_description="views, size, spacing, window and digest")
     async def model() -> ModelInfo:
         """The served model and the views it requires."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import re
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import bcrypt
+import httpx
 import psutil
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from raylift.datasets.errors import ConfigError
-from raylift.serve.api import credentials
+from raylift.serve.api import access, credentials
 from raylift.serve.api.access import SECURITY_HEADERS, AccessControl
 from raylift.serve.api.request_limits import KnownRoutes
 from raylift.serve.page.upload_guard import KnownEvents
@@ -42,7 +47,7 @@ def client(hosts: tuple[str, ...] = (), required: credentials.Credentials | None
     """An application of three routes behind the middleware, with the hosts of the default address."""
     app = FastAPI()
     for path in ("/healthz", "/readyz", "/v1/model"):
-        app.get(path)(lambda: {"done": True})
+        app.api_route(path, methods=["GET", "HEAD"])(lambda: {"done": True})
     app.post("/v1/reconstructions")(lambda: {"done": True})
     app.add_middleware(KnownRoutes)
     settings = ServeSettings(allowed_hosts=hosts)
@@ -136,14 +141,66 @@ def test_a_file_of_users_without_hashes_is_refused(lines: list[str], message: st
         credentials.read(secret(tmp_path / "users", *lines), None)
 
 
-def test_a_short_token_and_a_file_that_others_can_read_are_refused(tmp_path: Path) -> None:
+def test_a_short_token_is_refused(tmp_path: Path) -> None:
     path = secret(tmp_path / "tokens", TOKEN, "short")
     with pytest.raises(ConfigError, match="line 2 has under 32 characters: use openssl rand -hex 32"):
         credentials.read(None, path)
-    path.chmod(0o644)
-    with pytest.raises(ConfigError, match="readable by other users: run chmod 600"):
-        credentials.read(None, path)
     assert credentials.read(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_refused"),
+    [(0o600, False), (0o400, False), (0o640, False), (0o440, False), (0o660, True), (0o604, True), (0o602, True)],
+)
+def test_a_file_that_all_users_can_read_or_its_group_write_is_refused(
+    mode: int, is_refused: bool, tmp_path: Path
+) -> None:
+    path = secret(tmp_path / "tokens", TOKEN)
+    path.chmod(mode)
+    expected = pytest.raises(ConfigError, match=r"run chmod 600 .*, or 640 for its group")
+    with expected if is_refused else nullcontext():
+        assert credentials.read(None, path) is not None
+
+
+def test_an_unknown_user_takes_as_long_as_a_known_one(tmp_path: Path) -> None:
+    hashed = bcrypt.hashpw(b"a password", bcrypt.gensalt(8)).decode()
+    required = credentials.read(secret(tmp_path / "users", f"ada:{hashed}"), None)
+    assert required is not None
+
+    def seconds(user: str) -> float:
+        header = "Basic " + base64.b64encode(f"{user}:wrong".encode()).decode()
+        begun = time.process_time()
+        assert not required.accept_password(header)
+        return time.process_time() - begun
+
+    known, unknown = (min(seconds(user) for _ in range(5)) for user in ("ada", "eve"))
+    assert 0.5 < unknown / known < 2
+    password = "Basic " + base64.b64encode(b"eve:a password").decode()
+    assert not required.accept_password(password)
+
+
+def test_passwords_in_verification_are_bounded_and_others_pass_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "MAX_VERIFICATIONS", 4)
+    hashed = bcrypt.hashpw(b"a password", bcrypt.gensalt(11)).decode()
+    slow = credentials.read(secret(tmp_path / "users", f"ada:{hashed}"), secret(tmp_path / "tokens", TOKEN))
+    app = client(required=slow).app
+
+    async def run() -> tuple[list[int], list[int]]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as http:
+            assert (await http.get("/v1/model", auth=("ada", "a password"))).status_code == 200
+            wrong = [asyncio.create_task(http.get("/v1/model", auth=("ada", f"wrong {k}"))) for k in range(10)]
+            await asyncio.sleep(0)
+            known = await http.get("/v1/model", auth=("ada", "a password"))
+            token = await http.get("/v1/model", headers={"authorization": f"Bearer {TOKEN}"})
+            assert not all(one.done() for one in wrong)
+            return [(await one).status_code for one in wrong], [known.status_code, token.status_code]
+
+    wrong, right = asyncio.run(run())
+    assert sorted(wrong) == [401] * 4 + [503] * 6
+    assert right == [200, 200]
 
 
 def test_another_address_than_this_machine_requires_credentials(tmp_path: Path) -> None:
@@ -182,8 +239,8 @@ def test_settings_that_would_refuse_every_request_are_errors(settings: dict[str,
     ("method", "path", "status", "allow"),
     [
         ("GET", "/v1/reconstructions", 405, "POST"),
-        ("DELETE", "/v1/model", 405, "GET"),
-        ("POST", "/healthz", 405, "GET"),
+        ("DELETE", "/v1/model", 405, "GET, HEAD"),
+        ("POST", "/healthz", 405, "GET, HEAD"),
         ("PUT", "/", 405, "GET, HEAD"),
         ("GET", "/gradio_api/queue/join", 405, "POST"),
         ("GET", "/v1/models", 404, None),

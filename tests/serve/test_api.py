@@ -1,5 +1,6 @@
 import asyncio
 import io
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from raylift.datasets.radiographs.histogram import normalize_and_match
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.models.weights import Description, Model
 from raylift.serve.api import routes
-from raylift.serve.backend import Backend, ServiceUnavailableError
+from raylift.serve.backend import Backend
 from raylift.serve.decoder import Decoder
+from raylift.serve.failures import ServiceUnavailableError
 from raylift.serve.reconstructor import HUVolume, Reconstructor
 
 
@@ -247,6 +249,20 @@ def test_an_internal_error_is_reported_without_details(description: Description,
         api.post("/v1/reconstructions", files=radiographs)
     response = TestClient(api.app, raise_server_exceptions=False).post("/v1/reconstructions", files=radiographs)
     assert (response.status_code, response.json()["detail"]) == (500, "the service failed; see its log")
+
+
+def test_failures_of_the_decoder_are_not_the_files(
+    description: Description, radiographs: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = client(replace(description, histograms={"frontal": ()}), "0" * 64, lambda _: pytest.fail("decoded"))
+    broken = TestClient(broken.app, raise_server_exceptions=False)
+    response = broken.post("/v1/reconstructions", files=radiographs)
+    assert (response.status_code, response.json()["detail"]) == (500, "the service failed; see its log")
+    Decoder.stop()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    response = broken.post("/v1/reconstructions", files=radiographs)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert response.json()["detail"].startswith("the decoder of radiographs is unavailable")
 
 
 def test_the_openapi_description_is_valid_and_lists_every_field(service_client: TestClient) -> None:

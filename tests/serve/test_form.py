@@ -19,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.weights import Description
-from raylift.serve.api import routes
+from raylift.serve.api import request_limits, routes
 from raylift.serve.api.request_limits import BodyLimit, BodyTimeout
 from raylift.serve.backend import Backend
 from raylift.serve.decoder import Decoder
@@ -214,6 +214,40 @@ def test_a_body_of_unknown_length_is_refused_at_the_limit(app: Any) -> None:
     assert status == 413
     assert "over the limit of 1000 bytes" in json.loads(response)["detail"]
     assert received == 11
+
+
+@pytest.mark.parametrize("app", [length, swallows_errors])
+def test_bodies_in_progress_are_bounded_together_and_their_bytes_freed_with_the_request(
+    app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_limits, "MAX_TOTAL_BYTES", 2500)
+
+    async def run() -> list[tuple[int, bytes]]:
+        limited = BodyLimit(app, 1000)
+        held = [asyncio.Event() for _ in range(4)]
+
+        async def one(k: int) -> tuple[int, bytes]:
+            sent: list[Message] = []
+
+            async def receive() -> Message:
+                if not held[k].is_set():
+                    held[k].set()
+                    return {"type": "http.request", "body": bytes(900), "more_body": True}
+                await asyncio.sleep(0.1)
+                return {"type": "http.request", "body": b"", "more_body": False}
+
+            async def send(message: Message) -> None:
+                sent.append(message)
+
+            scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
+            await limited(scope, receive, send)
+            return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+        return [*await asyncio.gather(*(one(k) for k in range(3))), await one(3)]
+
+    responses = asyncio.run(run())
+    assert [status for status, _ in responses] == [200, 200, 503, 200]
+    assert json.loads(responses[2][1])["detail"].startswith("too many bytes of requests at a time")
 
 
 def test_a_body_at_the_limit_passes() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from raylift.serve import gate as gate_module
-from raylift.serve.backend import ServiceUnavailableError
+from raylift.serve.failures import ServiceUnavailableError
 from raylift.serve.gate import Admission, Gate, Queue
 
 RECONSTRUCTION = "/v1/reconstructions"
@@ -157,6 +158,69 @@ def test_a_gate_that_closes_completes_requests_within_the_grace_and_cancels_the_
         assert [(await one)[0] for one in in_work] == statuses
 
     asyncio.run(run())
+
+
+def test_a_call_of_the_model_keeps_its_place_when_its_client_leaves() -> None:
+    request_context: ContextVar[str] = ContextVar("request_context", default="")
+    contexts = []
+
+    async def run() -> None:
+        gate, queue = Gate(), Queue(10.0, 1, 1)
+
+        async def call() -> str:
+            contexts.append(request_context.get())
+            await asyncio.sleep(0.3)
+            return "volume"
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            request_context.set("of a request")
+            async with queue.place():
+                result = await queue.complete(call())
+            await PlainTextResponse(result)(scope, receive, send)
+
+        admission = Admission(app, gate, queue)
+        left = asyncio.create_task(request(admission, RECONSTRUCTION))
+        await asyncio.sleep(0.01)
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        assert (await request(admission, RECONSTRUCTION))[0] == 503
+        await asyncio.sleep(0.35)
+        status, _, body = await request(admission, RECONSTRUCTION)
+        assert (status, body) == (200, b"volume")
+        # The model computed for both.
+        assert queue._completed == 1 + gate_module.DECAY
+        assert 0.5 < queue._busy_s < 0.8
+
+    asyncio.run(run())
+    assert contexts == ["", ""]
+
+
+def test_a_page_gets_the_files_of_its_result_while_the_service_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_module, "FILES_S", 0.3)
+    events, file = "/gradio_api/queue/data", "/gradio_api/file=/tmp/a.png"
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.2 if scope["path"] == events else 0.4)
+        await PlainTextResponse("done")(scope, receive, send)
+
+    async def run(grace_s: float) -> tuple[float, list[int]]:
+        gate = Gate()
+        admission = Admission(app, gate, Queue(10.0, 1, 1))
+        stream = asyncio.create_task(request(admission, events, "GET"))
+        await asyncio.sleep(0.01)
+        begun = time.monotonic()
+        closing = asyncio.create_task(gate.close(grace_s))
+        status, _, _ = await stream
+        statuses = [status, (await request(admission, "/", "GET"))[0], (await request(admission, file, "POST"))[0]]
+        statuses.append((await request(admission, file, "GET"))[0])
+        assert await closing == 0
+        return time.monotonic() - begun, statuses
+
+    for grace_s, seconds, status in ((10.0, 0.6, 200), (0.4, 0.4, 503)):
+        took, statuses = asyncio.run(run(grace_s))
+        assert statuses == [200, 503, 503, status]
+        assert seconds - 0.05 < took < seconds + 0.5
 
 
 def test_a_client_that_leaves_cancels_its_request() -> None:

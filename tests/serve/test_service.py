@@ -103,7 +103,10 @@ def test_decoding_ends_when_the_client_leaves(service: Any, large: bytes, radiog
         children = []
         for process in psutil.Process(service.process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if all("raylift.serve.decoder" in one.cmdline() for one in (process, psutil.Process(process.ppid()))):
+                if all(
+                    "raylift.serve.decoding_server" in one.cmdline()
+                    for one in (process, psutil.Process(process.ppid()))
+                ):
                     children.append(process)
         return children
 
@@ -235,9 +238,10 @@ def test_a_service_that_stops_completes_what_it_accepted_and_refuses_the_rest(
 def test_stopping_the_service_leaves_no_process_no_port_and_no_upload(service: Any) -> None:
     httpx.post(f"{service.url}/gradio_api/upload", files={"files": ("a.dcm", b"radiograph")}, trust_env=False)
     assert list(service.scratch.glob("raylift-page-*/*/a.dcm"))
+    assert list(service.scratch.glob("raylift-decoder-*/socket"))
     assert service.stop() == []
     assert service.process.returncode == 0
-    assert not list(service.scratch.glob("raylift-page-*"))
+    assert not list(service.scratch.glob("raylift-*"))
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", service.port)) != 0
     assert (service.final_output, (service.scratch / "stderr").read_text()) == ("", "")

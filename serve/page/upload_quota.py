@@ -1,13 +1,9 @@
-"""The folder of a process with the page's uploads and results: its owner, its removal and its size."""
+"""Bounds on the page's uploads."""
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
-import shutil
-import stat
-import tempfile
 import time
 from collections import defaultdict, deque
 from contextlib import suppress
@@ -18,44 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raylift.serve.api.problem import refuse
 from raylift.serve.api.request_limits import route_path
-
-PREFIX = "raylift-page-"
-LOCK = ".owner"
-UNOWNED_S = 60.0
-"""A folder is locked within this time after it is made."""
-
-
-def make() -> Path:
-    """A folder that only this user can read, locked until this process ends; removes those of ended processes."""
-    remove_unowned()
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-    # The descriptor stays open, and with it the lock.
-    fcntl.flock(os.open(folder / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600), fcntl.LOCK_EX)
-    return folder
-
-
-def remove_unowned() -> None:
-    """Remove the folders of this user's processes that ended without removing theirs."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        # Anybody may make files and links there; a link is not followed.
-        with suppress(OSError):
-            status = folder.lstat()
-            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not _is_owned(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_owned(folder: Path) -> bool:
-    try:
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return time.time() - folder.stat().st_mtime < UNOWNED_S
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
 
 
 class UploadQuota:
@@ -95,7 +53,7 @@ class UploadQuota:
             detail = f"your uploads are over the limit of {self._max_client_bytes} bytes: try again later"
             oldest_s = self._retention_s - (now - own[0][0]) if own else self._retention_s
             await refuse(scope, send, 429, detail, retry_after=str(max(1, math.ceil(oldest_s))))
-        elif sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file()) + size > self._max_bytes:
+        elif _size(self._folder) + size > self._max_bytes:
             detail = "the service has no space for further uploads: try again later"
             await refuse(scope, send, 503, detail, retry_after=retry_after)
         else:
@@ -107,3 +65,13 @@ class UploadQuota:
                 await send(message)
 
             await self._app(scope, receive, send_and_release)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below a folder, without those that are deleted meanwhile."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(path, name)).st_size
+    return total
