@@ -218,7 +218,7 @@ def metrics_of(volumes: dict[str, np.ndarray], pairs: Pairs) -> dict[str, dict[s
             hu = volumes[f"{name} {stage}"].astype(np.float32)
             values.setdefault(name, {})[stage] = {
                 **metrics.VOLUME.evaluate(hu, ground_truth),
-                "lung_dice": metrics.lung_dice(hu, ground_truth, GRID.spacing_mm),
+                "lung_dice": metrics.compare_lungs(hu, ground_truth, GRID.spacing_mm)["lung_dice"],
             }
     return values
 

@@ -68,19 +68,26 @@ def cosine(prediction: Unit, ground_truth: Unit) -> float:
     return float(np.vdot(prediction, ground_truth) / norms) if norms else 0.0
 
 
-def lung_dice(
+def compare_lungs(
     prediction_hu: Float[np.ndarray, "d h w"], ground_truth_hu: Float[np.ndarray, "d h w"], spacing_mm: float
-) -> float:
-    """Dice of the lungs, both segmented by the same threshold (`segmentation.lungs`); 0 where only one has lungs.
+) -> Metrics:
+    """Dice of the lungs, both segmented by the same threshold (`segmentation.lungs`), and their volumes.
 
-    Where voxels are not cubes, `spacing_mm` is the edge of a cube of their volume.
+    `lung_dice` is 0 where only one volume has lungs, `lung_volume_ml` is the prediction's, and `lung_volume_error_ml`
+    the prediction's minus that of the ground truth. Where voxels are not cubes, `spacing_mm` is the edge of a cube of
+    their volume.
     """
     masks = [
         segmentation.lungs(np.rint(hu.clip(HU_MIN, HU_MAX)).astype(np.int16), spacing_mm)
         for hu in (prediction_hu, ground_truth_hu)
     ]
-    total = sum(int(mask.sum()) for mask in masks)
-    return float(2 * (masks[0] & masks[1]).sum() / total) if total else 1.0
+    predicted_ml, ground_truth_ml = (float(mask.sum()) * spacing_mm**3 / 1000 for mask in masks)
+    total = int(masks[0].sum()) + int(masks[1].sum())
+    return {
+        "lung_dice": float(2 * (masks[0] & masks[1]).sum() / total) if total else 1.0,
+        "lung_volume_ml": predicted_ml,
+        "lung_volume_error_ml": predicted_ml - ground_truth_ml,
+    }
 
 
 def _mae(prediction: Unit, ground_truth: Unit) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from playwright.sync_api import BrowserContext, sync_playwright
 from s3_server import S3Server
 
 pytest_plugins = ["training_fixtures"]
@@ -16,6 +17,15 @@ REQUIRE_ALL = os.environ.get("RAYLIFT_REQUIRE_ALL") == "1"
 ABSENT_ANYWHERE = ("no real data", "no GPU")
 """How a reason to skip begins that holds even where nothing else may be missing (RAYLIFT_REQUIRE_ALL=1)."""
 BUCKET = "raylift-tests"
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 hypothesis.settings.register_profile("raylift", deadline=None, database=None)
 hypothesis.settings.load_profile("raylift")
@@ -81,3 +91,21 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def s3_bucket_url(s3_server: S3Server) -> str:
     """An empty bucket on a real S3 server."""
     return f"s3://{BUCKET}"
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[BrowserContext]:
+    """Chromium with an empty profile."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium: apt install chromium")
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path / "profile",
+            executable_path=chromium,
+            args=CHROMIUM_FLAGS,
+            viewport={"width": 1280, "height": 900},
+            accept_downloads=True,
+        )
+        yield context
+        context.close()

@@ -30,7 +30,7 @@ from raylift.platform.evaluation.predictors import (
     trivial_baselines,
 )
 from raylift.platform.evaluation.protocols import PROTOCOLS, ProtocolName, default_protocols
-from raylift.platform.evaluation.results import MODEL, Case, Evaluation, Images
+from raylift.platform.evaluation.results import MODEL, Case, Evaluation, Images, thumbnails
 
 MAX_CASES_PLOTTED = 4
 
@@ -93,7 +93,8 @@ def compare(
     folders = [predictor for predictor in predictors if isinstance(predictor, FolderPredictor)]
     scans, missing = present(scans, folders)
     held_out = archives if has_ct and split in ("val", "test") else ()
-    trivial, about = _baselines(models, conditions, held_out)
+    reprojected = not all(PROTOCOLS[protocol].needs_ct for protocol in protocols)
+    trivial, about = _baselines(models, conditions, held_out, reprojected)
     notes += [*missing, *about, *(note for model in models.values() for note in _unlisted(model))]
     own = [name for baseline in trivial for name in baseline.networks]
     if (reference := reference or own[0]) not in (*candidates, *own):
@@ -106,8 +107,8 @@ def compare(
         first = [predictor.predict(archive, entry, ground_truth) for predictor in predictors]
         outcomes = [*first, *(predictor.predict(archive, entry, ground_truth) for predictor in trivial)]
         notes += [note for outcome in outcomes for note in outcome.notes]
-        shown = [name for outcome in first for name in outcome.predictions] if done in plotted else []
-        cases.append(_case(label, archive, entry, outcomes, protocols, has_ct, shown))
+        shown = [name for outcome in first for name in outcome.predictions]
+        cases.append(_case(label, archive, entry, outcomes, protocols, has_ct, shown, done in plotted))
     progress(len(scans), len(scans), "")
     provenance = _provenance(models, folders, archives, command)
     settings = {
@@ -133,8 +134,9 @@ def _case(
     protocols: Sequence[ProtocolName],
     has_ct: bool,
     shown: Sequence[str],
+    plotted: bool,
 ) -> Case:
-    """The metrics of one scan and its images, if predictors are shown; volumes are not kept."""
+    """The metrics of one scan, thumbnails of the predictors that are shown, and images; volumes are not kept."""
     predictions = {name: prediction for outcome in outcomes for name, prediction in outcome.predictions.items()}
     chosen = (*protocols, *(["segmentation"] if has_ct else []))
     values = {
@@ -147,7 +149,8 @@ def _case(
         values,
         {name: residuals for outcome in outcomes for name, residuals in outcome.residuals.items()},
         {name: seconds for outcome in outcomes for name, seconds in outcome.seconds.items()},
-        Images.of(predictions, shown) if shown else None,
+        Images.of(predictions, shown) if plotted else None,
+        thumbnails(predictions, shown),
     )
 
 
@@ -161,19 +164,25 @@ def _conditions(models: Mapping[str, Model], archives: Sequence[Archive]) -> Con
 
 
 def _baselines(
-    models: Mapping[str, Model], conditions: Conditions, held_out: Sequence[Archive]
+    models: Mapping[str, Model], conditions: Conditions, held_out: Sequence[Archive], reprojected: bool
 ) -> tuple[list[BaselinePredictor], list[str]]:
-    """The baselines of every model, those of equal training once, and sentences on what they are fitted to."""
-    by_fingerprint: dict[str, tuple[str, BaselinePredictor]] = {}
+    """The baselines of every model, equal ones once, and sentences on what they are fitted to."""
+    predictors: dict[str, BaselinePredictor] = {}
+    owners: dict[str, dict[str, str]] = {}
+    """By baseline and fingerprint, the first model that has it."""
     notes = []
     for name, model in models.items() or [("", None)]:
-        predictor, note = trivial_baselines(model, model.description if model else conditions, held_out)
-        by_fingerprint.setdefault(predictor.fingerprint, (name, predictor))
+        predictors[name], note = trivial_baselines(model, model.description if model else conditions, held_out)
         notes += [note] if note else []
-    if len(by_fingerprint) > 1:
-        for name, predictor in by_fingerprint.values():
-            predictor.networks = {f"{baseline} of {name}": network for baseline, network in predictor.networks.items()}
-    return [predictor for _, predictor in by_fingerprint.values()], notes
+        for baseline in predictors[name].networks:
+            owners.setdefault(baseline, {}).setdefault(predictors[name].fingerprint(baseline, reprojected), name)
+    for name, predictor in predictors.items():
+        predictor.networks = {
+            baseline if len(owners[baseline]) == 1 else f"{baseline} of {name}": network
+            for baseline, network in predictor.networks.items()
+            if owners[baseline][predictor.fingerprint(baseline, reprojected)] == name
+        }
+    return [predictor for predictor in predictors.values() if predictor.networks], notes
 
 
 def _have_ct(archives: Sequence[Archive]) -> bool:

@@ -93,7 +93,7 @@ class Paired:
         )
         return [
             Section(
-                f"Difference to {self.reference}, {protocol}",
+                f"Difference to {self.reference} (protocol {protocol})",
                 definition,
                 ["predictor", *(TITLES.get(name, name) for name in values)],
                 [

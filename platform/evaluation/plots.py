@@ -1,7 +1,9 @@
-"""Figures of volumes and of training, plotted with matplotlib and saved as PNG."""
+"""Figures of volumes, metrics and training, plotted with matplotlib and saved as PNG."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,39 +11,43 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raylift.platform.evaluation.results import CT, MODEL, Images
+from raylift.platform.evaluation.results import CT, DISPLAY_HU, MODEL, Images
+from raylift.platform.evaluation.tables import TITLES, MetricTable
 from raylift.platform.monitor import PROTOCOL_OF, monitored
 
-DISPLAY_HU = (-1000.0, 500.0)
-"""Shows lung and soft tissue at once; bone and contrast are white."""
 ERROR_HU = 600.0
+"""Errors of planes are shown from minus to plus this value."""
+PANELS = 3
+"""Panels in a row of box plots."""
+COLUMN_CHARACTERS = 18
+"""Characters in a line of a title above a plane."""
 
 mpl.rcParams.update({"font.size": 9, "figure.dpi": 110, "savefig.bbox": "tight"})
 
 
 def plot_slices(title: str, images: Images, path: Path) -> None:
-    """Central axial, coronal and sagittal slices of CT and predictors, and the errors of models on one scale.
+    """Central axial, coronal and sagittal slices of CT and predictors, with errors below them on one scale.
 
-    Without CT, ground truth and error are left out.
+    Without CT, ground truth and errors are left out.
     """
-    slices, compared = images.slices, list(images.reprojections) if CT in images.slices else []
-    width = len(slices) + len(compared)
-    figure = Figure(figsize=(2.1 * width, 6.6), layout="constrained")
-    grid = figure.subplots(3, width)
+    slices, ct = images.slices, images.slices.get(CT)
+    rows = 2 if ct else 1
+    figure = Figure(figsize=(1.6 * len(slices) + 0.8 * (rows - 1), 4.8 * rows + 0.7), layout="constrained")
+    grid = figure.subplots(3 * rows, len(slices), squeeze=False)
     for column, (name, planes) in enumerate(slices.items()):
+        _set_title(grid[0, column], name)
         for row, plane in enumerate(planes):
-            _show(grid[row, column], plane, *DISPLAY_HU)
-        grid[0, column].set_title(name)
-    for column, name in enumerate(compared, start=len(slices)):
-        for row, (predicted, ct) in enumerate(zip(slices[name], slices[CT], strict=True)):
-            axes, error = grid[row, column], predicted - ct
-            shown = axes.imshow(error, cmap="RdBu_r", vmin=-ERROR_HU, vmax=ERROR_HU, interpolation="nearest")
-            _hide_axes(axes)
-        grid[0, column].set_title(f"{name} - CT")
-    if compared:
-        figure.colorbar(shown, ax=list(grid[:, -1]), label="HU", shrink=0.6)
+            _show(grid[rows * row, column], plane, *DISPLAY_HU)
+            if ct:
+                axes = grid[2 * row + 1, column]
+                _hide_axes(axes)
+                if name != CT:
+                    limits = {"vmin": -ERROR_HU, "vmax": ERROR_HU}
+                    errors = axes.imshow(plane - ct[row], cmap="RdBu_r", interpolation="nearest", **limits)
+    if ct:
+        figure.colorbar(errors, ax=list(grid[:, -1]), label="error, HU", shrink=0.3, extend="both")
     for row, name in enumerate(("axial", "coronal", "sagittal")):
-        grid[row, 0].set_ylabel(name)
+        grid[rows * row, 0].set_ylabel(name)
     figure.suptitle(f"{title}   (gray: {DISPLAY_HU[0]:g} to {DISPLAY_HU[1]:g} HU)")
     figure.savefig(path)
 
@@ -57,7 +63,57 @@ def plot_reprojections(images: Images, path: Path) -> None:
     for row, view in enumerate(images.views):
         for column, (title, shown) in enumerate(columns.items()):
             _show(axes[row, column], shown[row], 0.0, 1.0)
-            axes[row, column].set_title(f"{view}, {title}")
+            _set_title(axes[0, column], title)
+        axes[row, 0].set_ylabel(view)
+    figure.savefig(path)
+
+
+def plot_boxes(table: MetricTable, protocol: str, path: Path) -> None:
+    """Quartiles of every metric of a protocol by predictor, and each scan as a point; infinite metrics are left out."""
+    names, predictors = table.names(protocol), table.predictors
+    rows = -(-len(names) // PANELS)
+    figure = Figure(figsize=(9.6, rows * (0.9 + 0.32 * len(predictors))), layout="constrained")
+    grid = figure.subplots(rows, PANELS, sharey=True, squeeze=False)
+    for axes, name in zip(grid.flat, names, strict=False):
+        values = [table.values(predictor, protocol, name) for predictor in predictors]
+        values = [each[np.isfinite(each)] for each in values]
+        axes.boxplot(values, orientation="horizontal", manage_ticks=False, showfliers=False, widths=0.6)
+        for row, each in enumerate(values, start=1):
+            axes.plot(each, np.full(len(each), row), "o", color="tab:blue", markersize=3, alpha=0.5)
+        axes.set_xlabel(TITLES.get(name, name))
+        _open(axes)
+    labels = [textwrap.fill(predictor, 28, break_long_words=False) for predictor in predictors]
+    grid[0, 0].set_yticks(range(1, len(labels) + 1), labels)
+    grid[0, 0].set_ylim(len(labels) + 0.6, 0.4)
+    for axes in grid.flat[len(names) :]:
+        axes.remove()
+    figure.savefig(path)
+
+
+def plot_volume_agreement(table: MetricTable, predictors: Sequence[str], path: Path) -> None:
+    """Bland-Altman plots of the lung volume: errors over the mean of prediction and ground truth, by predictor.
+
+    Lines are the mean error and, from two scans on, its limits of agreement (1.96 standard deviations).
+    """
+    rows = -(-len(predictors) // 2)
+    figure = Figure(figsize=(9.6, 3.0 * rows), layout="constrained")
+    grid = figure.subplots(rows, 2, sharey=True, squeeze=False)
+    for axes, predictor in zip(grid.flat, predictors, strict=False):
+        volumes, errors = (table.values(predictor, "segmentation", f"lung_volume{part}_ml") for part in ("", "_error"))
+        axes.plot(volumes - errors / 2, errors, "o", color="tab:blue", markersize=4, alpha=0.7)
+        axes.axhline(0, color="black", linewidth=0.8)
+        mean, lines = errors.mean(), {"mean": 0.0}
+        if len(errors) > 1:
+            lines |= {"+1.96 SD": 1.96 * errors.std(ddof=1), "-1.96 SD": -1.96 * errors.std(ddof=1)}
+        for label, offset in lines.items():
+            axes.axhline(mean + offset, color="tab:red", linewidth=1, linestyle="--" if offset else "-")
+            where = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8}
+            axes.text(1.01, mean + offset, f"{label}\n{mean + offset:+.0f} ml", **where)
+        axes.set(title=predictor, xlabel="mean of prediction and ground truth, ml")
+        _open(axes)
+    figure.supylabel("prediction - ground truth, ml", fontsize="medium")
+    for axes in grid.flat[len(predictors) :]:
+        axes.remove()
     figure.savefig(path)
 
 
@@ -76,10 +132,18 @@ def plot_history(history: list[dict[str, float]], path: Path) -> None:
     if points:
         right.plot(*zip(*points, strict=True), marker="o", markersize=3, color="tab:green")
     right.set(xlabel="step", ylabel=f"validation PSNR, dB\n(protocol {PROTOCOL_OF[metric]})")
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
+    _open(left)
+    _open(right)
     figure.savefig(path)
+
+
+def _open(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+
+
+def _set_title(axes: Axes, title: str) -> None:
+    axes.set_title(textwrap.fill(title, COLUMN_CHARACTERS, break_long_words=False), fontsize=8)
 
 
 def _show(axes: Axes, image: np.ndarray, low: float, high: float) -> None:

@@ -168,17 +168,17 @@ class BaselinePredictor:
     def __init__(self, networks: Mapping[str, nn.Module], description: Conditions) -> None:
         self.networks, self._description = networks, description
 
-    @property
-    def fingerprint(self) -> str:
-        """Equal for baselines whose predictions are equal."""
-        total = hashlib.sha256(repr(self._description.geometry).encode())
-        total.update(repr((self._description.window, self._description.normalization)).encode())
-        total.update(repr(self._description.reference_quantiles).encode())
-        for name, network in self.networks.items():
-            fit = (network.scale, network.offset) if isinstance(network, BackProjection) else ()
-            total.update(f"{name} {fit}".encode())
-            for buffer in network.buffers():
-                total.update(buffer.numpy().tobytes())
+    def fingerprint(self, baseline: str, reprojected: bool) -> str:
+        """Equal for baselines of one name whose volumes and, if `reprojected`, radiographs are equal."""
+        network, description = self.networks[baseline], self._description
+        total = hashlib.sha256(repr(description.window).encode())
+        if isinstance(network, BackProjection):
+            total.update(repr((network.scale, network.offset)).encode())
+        if isinstance(network, BackProjection) or reprojected:
+            inputs = description.geometry, description.normalization, description.reference_quantiles
+            total.update(repr(inputs).encode())
+        for buffer in network.buffers():
+            total.update(buffer.numpy().tobytes())
         return total.hexdigest()
 
     def predict(self, archive: Archive, entry: Entry, ground_truth: GroundTruth) -> Outcome:

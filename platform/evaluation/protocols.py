@@ -82,8 +82,7 @@ def _compare_reprojections(prediction: Prediction) -> Metrics:
 
 
 def _compare_lungs(prediction: Prediction) -> Metrics:
-    spacing_mm = prediction.grid.spacing_mm
-    return {"lung_dice": metrics.lung_dice(prediction.hu, prediction.required_ground_truth_hu, spacing_mm)}
+    return metrics.compare_lungs(prediction.hu, prediction.required_ground_truth_hu, prediction.grid.spacing_mm)
 
 
 PROTOCOLS: dict[str, EvaluationProtocol] = {
@@ -97,7 +96,9 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
         needs_ct=False,
     ),
     "segmentation": EvaluationProtocol(
-        "Lungs of both volumes by the same threshold, -500 HU inside the body.", _compare_lungs
+        "Lungs of both volumes by the same threshold, -500 HU inside the body. The error of their volume is "
+        "prediction minus ground truth.",
+        _compare_lungs,
     ),
 }
 """Protocols by name. `segmentation` is always computed where there is CT, beside the ones that are chosen."""

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 from pathlib import Path
 
 import jinja2
+import numpy as np
+from PIL import Image
 from rich.table import Table
 
-from raylift.platform.evaluation.plots import plot_history, plot_reprojections, plot_slices
+from raylift.platform.evaluation.plots import (
+    plot_boxes,
+    plot_history,
+    plot_reprojections,
+    plot_slices,
+    plot_volume_agreement,
+)
 from raylift.platform.evaluation.predictors import FITTED
-from raylift.platform.evaluation.results import MODEL, Evaluation
+from raylift.platform.evaluation.results import DISPLAY_HU, MODEL, Evaluation
 from raylift.platform.evaluation.tables import TITLES, Section, cell
 from raylift.platform.progress import console
 
@@ -22,6 +31,8 @@ RESIDUAL = (
     "consistency fit minimizes it, so it is no measure of the volume."
 )
 TEMPLATE = "report.html.j2"
+MAX_THUMBNAILS = 60
+"""Number of scans with thumbnails."""
 
 _templates = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -44,6 +55,15 @@ def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] 
     if history:
         plot_history(history, figures / "training.png")
         paths.append(("Training", figures / "training.png"))
+    table = evaluation.table
+    for protocol in table.protocols:
+        boxes = figures / f"{protocol}-boxes.png"
+        plot_boxes(table, protocol, boxes)
+        paths.append((f"Metrics of protocol {protocol} by predictor", boxes))
+    if "segmentation" in table.protocols:
+        agreement = figures / "lung-volumes.png"
+        plot_volume_agreement(table, [p for p in table.predictors if p not in evaluation.baselines], agreement)
+        paths.append(("Lung volumes: agreement with the ground truth (Bland-Altman)", agreement))
     for case in evaluation.cases:
         if case.images is None:
             continue
@@ -66,13 +86,17 @@ def terminal_tables(evaluation: Evaluation) -> list[Table]:
 
 
 def _page(evaluation: Evaluation, figures: list[tuple[str, Path]]) -> str:
+    protocol, name = evaluation.decisive
     return _templates.get_template(TEMPLATE).render(
         title=evaluation.title,
-        summary=evaluation.summary(),
+        verdicts=[(evaluation.verdict(name), evaluation.beats_baselines(name)) for name in evaluation.candidates],
         notes=_sentences(evaluation),
         sections=_sections(evaluation),
         cases=_case_rows(evaluation),
-        figures=[(title, base64.b64encode(path.read_bytes()).decode()) for title, path in figures],
+        thumbnails=_thumbnails(evaluation),
+        order=_order(evaluation),
+        decisive=f"{TITLES[name]} (protocol {protocol})",
+        figures=[(title, _base64(path.read_bytes())) for title, path in figures],
         provenance=json.dumps(evaluation.provenance, indent=1),
         disclaimer=DISCLAIMER,
     )
@@ -102,14 +126,43 @@ def _sections(evaluation: Evaluation) -> list[Section]:
 
 def _case_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of PSNR by scan and predictor."""
-    protocol, predictors = evaluation.protocols[0], evaluation.table.predictors
-    name = next(key for key in evaluation.table.names(protocol) if key.startswith("psnr"))
-    header = ["scan", *(f"{predictor}, {TITLES[name]} ({protocol})" for predictor in predictors)]
-    body = [
-        [case.name, *(cell(name, case.metrics[p][protocol][name], 0.0, 1) for p in predictors)]
-        for case in evaluation.cases
+    protocol, name = evaluation.decisive
+    predictors = evaluation.table.predictors
+    return ["scan", *predictors], [
+        [case.name, *(cell(name, case.metrics[p][protocol][name]) for p in predictors)] for case in evaluation.cases
     ]
-    return header, body
+
+
+def _thumbnails(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """Scans from the worst to the best, evenly spaced if there are many; predictor, PSNR and PNG of each picture."""
+    protocol, name = evaluation.decisive
+    ranked = evaluation.ranked
+    chosen = np.unique(np.linspace(0, len(ranked) - 1, min(MAX_THUMBNAILS, len(ranked))).round().astype(int))
+    shown = []
+    for case in (ranked[k] for k in chosen):
+        pictures = []
+        for predictor, gray in case.thumbnails.items():
+            png = io.BytesIO()
+            Image.fromarray(gray).save(png, "PNG")
+            psnr = f"{cell(name, case.metrics[predictor][protocol][name])} dB" if predictor in case.metrics else ""
+            pictures.append((predictor, psnr, _base64(png.getvalue())))
+        shown.append((case.name, pictures))
+    return shown
+
+
+def _order(evaluation: Evaluation) -> str:
+    """What the thumbnails show, and their order."""
+    protocol, name = evaluation.decisive
+    count = len(evaluation.cases)
+    some = f" {MAX_THUMBNAILS} of {count} scans, evenly spaced in that order." if count > MAX_THUMBNAILS else ""
+    return (
+        f"Coronal planes through the middle, {DISPLAY_HU[0]:g} to {DISPLAY_HU[1]:g} HU, from the lowest to the highest "
+        f"{TITLES[name].removesuffix(', dB')} of {evaluation.candidates[0]} (protocol {protocol}).{some}"
+    )
+
+
+def _base64(png: bytes) -> str:
+    return base64.b64encode(png).decode()
 
 
 def print_summary(evaluation: Evaluation, page: Path) -> None:

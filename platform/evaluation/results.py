@@ -9,9 +9,10 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from raylift.datasets.archive.splits import SplitChoice
+from raylift.datasets.intensity import Window
 from raylift.datasets.projector import normalized_drrs
 from raylift.models import consistency
 from raylift.models.metrics import Metrics
@@ -25,6 +26,10 @@ MODEL = "model"
 CT = "CT"
 Planes = list[Float32[np.ndarray, "rows columns"]]
 """Axial, coronal and sagittal plane through the middle of a volume, in HU."""
+DISPLAY_HU = (-1000.0, 500.0)
+"""Shows lung and soft tissue at once; bone and contrast are white."""
+LARGEST_THUMBNAIL = 96
+"""Largest number of rows or columns of a thumbnail."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,18 @@ class Images:
         return cls(slices, views, first.radiographs[0].numpy(), reprojections)
 
 
+def thumbnails(
+    predictions: Mapping[str, Prediction], shown: Collection[str]
+) -> dict[str, UInt8[np.ndarray, "rows columns"]]:
+    """The middle coronal plane of the CT, if there is one, and of the named predictors, from `DISPLAY_HU` to gray."""
+    ground_truth_hu = next(iter(predictions.values())).ground_truth_hu
+    volumes = {} if ground_truth_hu is None else {CT: ground_truth_hu}
+    volumes |= {name: predictions[name].hu for name in shown}
+    step = -(-max(next(iter(volumes.values())).shape) // LARGEST_THUMBNAIL)
+    planes = {name: _middle(hu)[1][::step, ::step] for name, hu in volumes.items()}
+    return {name: (Window(*DISPLAY_HU).to_unit(plane) * 255).round().astype(np.uint8) for name, plane in planes.items()}
+
+
 @dataclass(frozen=True)
 class Case:
     """One held-out scan, or pair of radiographs without CT."""
@@ -68,6 +85,8 @@ class Case:
     seconds: dict[str, float] = field(default_factory=dict)
     """Time of each network."""
     images: Images | None = None
+    thumbnails: dict[str, UInt8[np.ndarray, "rows columns"]] = field(default_factory=dict)
+    """Middle coronal planes of the CT and the candidates in gray."""
 
 
 @dataclass(frozen=True)
@@ -136,14 +155,32 @@ class Evaluation:
         what = self.provenance["system"] if alone else f"Comparison of {', '.join(self.candidates)}"
         return f"{what} on {self.scans}"
 
-    def summary(self) -> str:
-        """Whether each candidate has a higher PSNR than all trivial baselines, a sentence for each."""
-        return " ".join(self._summary(name) for name in self.candidates)
-
-    def _summary(self, candidate: str) -> str:
-        who = "The model" if candidate == MODEL else candidate
+    @cached_property
+    def decisive(self) -> tuple[str, str]:
+        """Protocol and name of the PSNR that verdicts and the order of scans depend on."""
         protocol = "volume" if "volume" in self.protocols else self.protocols[0]
-        name = next(key for key in self.mean(candidate, protocol) if key.startswith("psnr"))
+        return protocol, next(name for name in self.table.names(protocol) if name.startswith("psnr"))
+
+    @property
+    def ranked(self) -> list[Case]:
+        """The scans from the worst to the best PSNR of the first candidate."""
+        protocol, name = self.decisive
+        return sorted(self.cases, key=lambda case: case.metrics[self.candidates[0]][protocol][name])
+
+    def beats_baselines(self, candidate: str) -> bool:
+        """Whether a candidate's mean PSNR is above those of all trivial baselines, in hundredths of a decibel."""
+        protocol, name = self.decisive
+        own, *others = (self.mean(p, protocol)[name] for p in (candidate, *self.baselines))
+        return round(own, 2) > round(max(others), 2)
+
+    def summary(self) -> str:
+        """Whether each candidate has a higher PSNR than all trivial baselines, in words."""
+        return " ".join(self.verdict(name) for name in self.candidates)
+
+    def verdict(self, candidate: str) -> str:
+        """Whether a candidate has a higher PSNR than all trivial baselines, in words."""
+        who = "The model" if candidate == MODEL else candidate
+        protocol, name = self.decisive
         scores = {predictor: self.mean(predictor, protocol)[name] for predictor in self.table.predictors}
         own, fitted = scores[candidate], scores.get(candidate + FITTED)
         best, score = max(((name, scores[name]) for name in self.baselines), key=lambda item: item[1])
@@ -156,7 +193,7 @@ class Evaluation:
                 f"against {score:.2f} dB ({best}). It does not measure the accuracy along the rays.{after}"
             )
         where = f"PSNR (protocol {protocol}) on {self.scans}"
-        if own > score:
+        if self.beats_baselines(candidate):
             count = "both" if len(self.baselines) == 2 else "all"
             beaten = f"{own:.2f} dB against {score:.2f} dB ({best})"
             return f"{who} beats {count} trivial baselines in {where}: {beaten}.{after}"

@@ -103,7 +103,7 @@ def score(
     Args:
         pairs: at least one.
         missing: ground truth without a prediction, for the report.
-        protocols: by default all that compare volumes; lung Dice is added.
+        protocols: by default all that compare volumes; the lungs are always compared.
         resample: resample a prediction on another grid to that of its ground truth: linear, without smoothing, air
             outside.
         limits: largest volume accepted.
@@ -131,7 +131,7 @@ def score(
         values[pair.name] = {
             PREDICTOR: {
                 **{name: protocol.evaluate(hu, target_hu) for name, protocol in chosen.items()},
-                "segmentation": {"lung_dice": metrics.lung_dice(hu, target_hu, spacing_mm)},
+                "segmentation": metrics.compare_lungs(hu, target_hu, spacing_mm),
             }
         }
         if pair_notes := [*changed, *ground_truth.changes]:

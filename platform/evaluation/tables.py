@@ -28,6 +28,8 @@ TITLES = {
     "ssim_slices": "SSIM slices",
     "cosine": "cosine",
     "lung_dice": "lung Dice",
+    "lung_volume_ml": "lung volume, ml",
+    "lung_volume_error_ml": "lung volume error, ml",
 }
 
 
@@ -152,4 +154,4 @@ def cell(name: str, mean: float, std: float = 0.0, count: int = 1) -> str:
 
 def digits_of(name: str) -> int:
     """Decimal places of a metric."""
-    return 2 if name.endswith("_db") else 0 if name.endswith("_hu") else 5 if name == "mse" else 4
+    return 2 if name.endswith("_db") else 0 if name.endswith(("_hu", "_ml")) else 5 if name == "mse" else 4

@@ -59,18 +59,21 @@ def test_a_model_that_does_not_beat_the_mean_volume_states_it(report):
 
 def test_the_page_is_self_contained_and_loads_nothing_over_the_network(report):
     page = (report / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 10
     assert not re.search(r"(src|href)=\"https?:", page)
     assert "not a medical device" in page
 
 
 def test_the_figures_are_pictures_with_something_in_them(report):
     figures = sorted((report / "figures").glob("*.png"))
-    assert len(figures) == 3
+    protocols = ("volume", "x2ct", "cvaa", "segmentation")
+    boxes = [f"{protocol}-boxes" for protocol in protocols]
+    assert {"training", "lung-volumes", *boxes} < {path.stem for path in figures}
+    assert len(figures) == 8
     for path in figures:
         pixels = np.asarray(Image.open(path).convert("L"))
         assert min(pixels.shape) > 200
-        assert pixels.std() > 10
+        assert pixels.std() > 10, path
 
 
 def test_the_metrics_of_exact_volumes_are_valid_json(finished_run, archive32):

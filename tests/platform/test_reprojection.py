@@ -61,7 +61,7 @@ def test_the_report_states_that_no_volume_was_compared(report, pairs):
     page = (report / "report.html").read_text()
     assert summary in page
     assert "No volume is compared." in page
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 8
     assert "HU</th>" not in page
     assert "Dice" not in page
 

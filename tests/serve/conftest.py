@@ -15,7 +15,6 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from playwright.sync_api import BrowserContext, sync_playwright
 
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
@@ -39,15 +38,6 @@ SERVICE_OPTIONS = [
     "4",
     "--queue-deadline-s",
     "60",
-]
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
 ]
 
 
@@ -197,21 +187,3 @@ def generative_url(services: list[Service], generative_folder: Path) -> Iterator
 def url(service: Service) -> str:
     """URL of the service."""
     return service.url
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[BrowserContext]:
-    """Chromium with an empty profile."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium: apt install chromium")
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            tmp_path / "profile",
-            executable_path=chromium,
-            args=CHROMIUM_FLAGS,
-            viewport={"width": 1280, "height": 900},
-            accept_downloads=True,
-        )
-        yield context
-        context.close()

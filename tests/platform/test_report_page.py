@@ -1,0 +1,151 @@
+"""The page of a comparison in a browser without network, and its figures."""
+
+import json
+import re
+from dataclasses import replace
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.intensity import Window
+from raylift.datasets.scans.resample import archive_image
+from raylift.datasets.streaming.stream import load_batch
+from raylift.models import baselines, weights
+from raylift.models.training_data import TrainingData
+from raylift.models.weights import Description
+from raylift.platform import cli
+from raylift.platform.evaluation.plots import plot_boxes, plot_volume_agreement
+from raylift.platform.evaluation.tables import MetricTable
+from raylift.platform.presets import PRESETS
+
+
+@pytest.fixture(scope="module")
+def home(archive32, tmp_path_factory):
+    """An untrained model of two views, one of the frontal view with the same training volumes, and two folders.
+
+    `theirs` holds volumes with more noise from scan to scan, `average` the mean training volume.
+    """
+    home, archive = tmp_path_factory.mktemp("candidates"), Archive(str(archive32))
+    entries, grid = archive.entries(), archive.manifest.grid
+    scans = frozenset(entry.source_sha256 for entry in entries[:7])
+    for name, views in (("pair", (0, 1)), ("frontal", (0,))):
+        chosen = tuple(archive.manifest.geometry.views[k] for k in views)
+        geometry = replace(archive.manifest.geometry, views=chosen)
+        batches = (load_batch(archive, [entry], Window(), list(views)) for entry in entries[:7])
+        fit = baselines.fit(batches, grid, geometry)
+        system = replace(PRESETS["unrolled-tiny"].system, views=tuple(view.name for view in chosen))
+        torch.manual_seed(0)
+        state = system.reconstructor(grid, geometry).state_dict()
+        description = Description(system, grid, geometry, Window())
+        weights.save(home / name, state, description, training_data=TrainingData(scans, fit))
+    mean = Window().to_hu(fit.mean)[0, 0].numpy()
+    for folder in ("theirs", "average"):
+        (home / folder).mkdir()
+    for k, entry in enumerate(entries[7:]):
+        hu = archive.read_array(entry, "volumes").astype(np.float32)
+        noise = np.random.default_rng(k).normal(0, 20 * (1 + (3 * k) % 5), hu.shape).astype(np.float32)
+        sitk.WriteImage(archive_image(hu + noise, grid), str(home / "theirs" / f"{entry.id}.nii.gz"))
+        sitk.WriteImage(archive_image(mean, grid), str(home / "average" / f"{entry.id}.nii.gz"))
+    return home
+
+
+@pytest.fixture(scope="module")
+def result(home, archive32, tmp_path_factory):
+    output = tmp_path_factory.mktemp("comparison")
+    names = [str(home / name) for name in ("theirs", "pair", "frontal", "average")]
+    words = ["--archive", str(archive32), "--split", "all", "--protocols", "volume", "--output", str(output)]
+    assert cli.main(["compare", *names, *words]) == 0
+    return output
+
+
+def test_equal_baselines_of_two_models_are_measured_once(result):
+    metrics = json.loads((result / "metrics.json").read_text())
+    own = ["mean volume", "back-projection of pair", "back-projection of frontal"]
+    assert list(metrics["mean"]) == ["theirs", "pair", "frontal", "average", *own]
+
+
+def test_the_mean_training_volume_of_another_program_does_not_beat_itself(result):
+    metrics, page = json.loads((result / "metrics.json").read_text()), (result / "report.html").read_text()
+    # In float32 files and by another path of rounding.
+    ours, given = (metrics["mean"][name]["volume"]["psnr_db"] for name in ("mean volume", "average"))
+    assert given == pytest.approx(ours, abs=1e-3)
+    sentence = "average does NOT beat the mean volume in PSNR"
+    assert sentence in metrics["summary"]
+    assert re.search(rf'<p class="warning">{sentence}', page)
+    assert re.search(r'<p class="summary">theirs beats all trivial baselines', page)
+
+
+def test_thumbnails_are_of_every_scan_from_the_worst_to_the_best_of_the_first_candidate(result):
+    metrics, page = json.loads((result / "metrics.json").read_text()), (result / "report.html").read_text()
+    psnr = {name: case["theirs"]["volume"]["psnr_db"] for name, case in metrics["cases"].items()}
+    ranked = sorted(psnr, key=psnr.__getitem__)
+    assert ranked != list(psnr)
+    assert re.findall(r"<figcaption>\d+\. (.+)</figcaption>", page) == ranked
+    assert page.count("<br>") == len(ranked) * 5
+    assert f"theirs<br>{psnr[ranked[0]]:.2f} dB" in page
+
+
+def test_a_table_is_sorted_by_a_click_without_network(result, browser):
+    browser.set_offline(True)
+    page = browser.new_page()
+    page.goto((result / "report.html").as_uri())
+    table = page.locator("table").filter(has_text="phantom-1-0007")
+    column = table.get_by_role("button", name="theirs")
+
+    def shown():
+        return [float(text) for text in table.locator("tbody td:nth-child(2)").all_inner_texts()]
+
+    before = shown()
+    column.click()
+    assert shown() == sorted(before) != before
+    assert table.locator("th").nth(1).get_attribute("aria-sort") == "ascending"
+    column.click()
+    assert shown() == sorted(before, reverse=True)
+    table.get_by_role("button", name="scan").click()
+    assert shown() == before
+    assert table.locator("th").nth(1).get_attribute("aria-sort") == "none"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_is_no_wider_than_the_screen(result, browser, width):
+    page = browser.new_page()
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto((result / "report.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def table_of(values):
+    """Metrics of one predictor by scan."""
+    return MetricTable(
+        {str(k): {"theirs": {"segmentation": each}} for k, each in enumerate(values)}, {"segmentation": ""}
+    )
+
+
+def svg_of(plot, *arguments, path):
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        plot(*arguments, path)
+    return path.read_text()
+
+
+def test_the_limits_of_agreement_are_the_mean_error_and_1_96_sample_deviations(tmp_path):
+    errors = [-100.0, 20.0, 50.0, 130.0]
+    values = [{"lung_volume_ml": 4000.0 + error, "lung_volume_error_ml": error} for error in errors]
+    svg = svg_of(plot_volume_agreement, table_of(values), ["theirs"], path=tmp_path / "agreement.svg")
+    spread = 1.96 * np.std(errors, ddof=1)
+    for said in ("+25 ml", f"{25 + spread:+.0f} ml", f"{25 - spread:+.0f} ml", "prediction - ground truth, ml"):
+        assert said in svg
+    alone = svg_of(plot_volume_agreement, table_of(values[:1]), ["theirs"], path=tmp_path / "alone.svg")
+    assert "-100 ml" in alone
+    assert "SD" not in alone
+
+
+def test_box_plots_have_a_panel_for_each_metric_with_its_unit_and_survive_an_infinite_one(tmp_path):
+    values = [{"psnr_db": 20.0, "mae_hu": 50.0}, {"psnr_db": np.inf, "mae_hu": 0.0}]
+    svg = svg_of(plot_boxes, table_of(values), "segmentation", path=tmp_path / "boxes.svg")
+    assert svg.count(">theirs<") == 1
+    for title in ("PSNR, dB", "MAE, HU"):
+        assert svg.count(title) == 1
