@@ -48,10 +48,7 @@ def _overview(url: str) -> Overview | None:
     kind = _kind(folder)
     if not kind:
         return None
-    try:
-        size = folder.size()
-    except FileNotFoundError:
-        size = folder.size()  # a checkpoint was removed meanwhile
+    size = folder.size()
     try:
         record = folder.read_digested(kind)
         best, progress, model = _run(url, record) if kind == RUN_FILE else _search(url, record)

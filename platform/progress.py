@@ -6,10 +6,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -98,18 +99,23 @@ class MessageQueue:
 
 @contextmanager
 def worker_messages(title: str) -> Iterator[Any]:
-    """Handle of a `MessageQueue` actor whose messages are shown on a progress bar until the context ends."""
-    queue: Any = ray.remote(num_cpus=0)(MessageQueue).remote()
+    """Handle of a `MessageQueue` actor whose messages are shown on a progress bar until the context ends.
+
+    The actor is on the driver's node, so that the loss of another node does not end it.
+    """
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue: Any = ray.remote(num_cpus=0, scheduling_strategy=node)(MessageQueue).remote()
     stop = threading.Event()
     with progress_bar(title) as bar:
 
         def show() -> None:
-            for step, steps, text in ray.get(queue.take.remote()):
-                if step is None:
-                    bar.print(text)
-                else:
-                    bar.update(step, steps)
-                    bar.print(f"step {step}: {text}")
+            with suppress(ray.exceptions.RayActorError):  # the run goes on without its lines
+                for step, steps, text in ray.get(queue.take.remote()):
+                    if step is None:
+                        bar.print(text)
+                    else:
+                        bar.update(step, steps)
+                        bar.print(f"step {step}: {text}")
 
         def poll() -> None:
             while not stop.wait(0.5):

@@ -205,7 +205,14 @@ class Folder:
         return sorted(path.rstrip("/").rsplit("/", 1)[-1] for path in listed)
 
     def size(self) -> int:
-        """Bytes of all objects inside."""
+        """Bytes of all objects inside, without those that another process removes meanwhile."""
+        if self._local:
+            total = 0
+            for folder, _, names in os.walk(self._root):
+                for name in names:
+                    with suppress(FileNotFoundError):
+                        total += os.stat(f"{folder}/{name}").st_size
+            return total
         with store_errors(self.url):
             return int(self.fs.du(self._root))
 

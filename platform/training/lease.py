@@ -22,6 +22,8 @@ from raylift.datasets.errors import AlteredFileError, ConfigError, RayliftError
 
 BEAT_S, STALE_S = 10.0, 60.0
 """Seconds between heartbeats, and after the last one until another process may take the lease over."""
+RELEASE_S = 10.0
+"""How long a process that ends waits for the removal of its lease; a store that does not respond may take longer."""
 PREFIX = ".lease-"
 
 
@@ -90,10 +92,14 @@ def acquire(url: str, take_over: bool = False) -> Iterator[None]:
                     lost.set()
                     if in_main_thread:
                         signal.pthread_kill(main_thread.ident or 0, signal.SIGINT)
-                    return
+                    break
                 folder.write(_name(number), _content())
             except OSError as error:
                 print(f"raylift: the heartbeat of {url} was not written: {error}", flush=True)
+        try:
+            folder.remove(_name(number))
+        except OSError as error:
+            print(f"raylift: the lease of {url} was not removed: {error}", flush=True)
 
     thread = threading.Thread(target=beat, daemon=True, name="raylift-lease")
     thread.start()
@@ -105,8 +111,7 @@ def acquire(url: str, take_over: bool = False) -> Iterator[None]:
         raise
     finally:
         stop.set()
-        thread.join()
-        folder.remove(_name(number))
+        thread.join(RELEASE_S)
 
 
 def describe(folder: Folder) -> str:

@@ -89,6 +89,8 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
     writer = TensorBoard(run_url, state.history) if rank == 0 else None
     means, history, metrics = RunningMeans(), list(state.history), dict(state.metrics)
     divergence = DivergenceMonitor(run.train.divergence_factor, history)
+    if metrics:
+        reporter.report_to_tune(state.step, metrics)  # which may not have received it before the interruption
 
     batches = iter(stream)
     for step in range(state.step, run.train.steps):

@@ -184,11 +184,13 @@ def fit(
         try:
             return _fit(run, run_url, digests, messages, to_tune=False)
         except Interrupted as error:
-            step = ray.get(messages.last_step.remote(), timeout=5)
+            at_step = ""
+            with suppress(ray.exceptions.RayError):
+                at_step = f" at step {ray.get(messages.last_step.remote(), timeout=5)}"
             saved = [summary["step"] for _, summary in checkpoints.published()][-1:]
             newest = f"its newest checkpoint is of step {saved[0]}" if saved else "it has no checkpoint yet"
             raise Interrupted(
-                f"{error} at step {step}; resume with raylift train --resume {run_url} ({newest})"
+                f"{error}{at_step}; resume with raylift train --resume {run_url} ({newest})"
             ) from None
 
 
@@ -205,7 +207,8 @@ def _fit(run: RunConfig, run_url: str, archives: dict[str, str], messages: Any, 
         if messages is None:
             print(f"raylift: {text}", flush=True)
         else:
-            ray.get(messages.put.remote((None, run.train.steps, text)))
+            with suppress(ray.exceptions.RayActorError):
+                ray.get(messages.put.remote((None, run.train.steps, text)))
 
     settings = {"archives": archives, "messages": messages, "to_tune": to_tune}
     return fit_with_restarts(run, run_url, settings, callbacks, note)

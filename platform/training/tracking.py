@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,10 @@ class Reporter:
     def validated(self, step: int, metrics: dict[str, float]) -> None:
         """Send a validation. Every rank must call it, because a report is a barrier in Ray."""
         self._send(step, f"validation: {format_metrics(metrics)}")
+        self.report_to_tune(step, metrics)
+
+    def report_to_tune(self, step: int, metrics: dict[str, float]) -> None:
+        """Report a validation to Ray Tune in a trial. Every rank must call it."""
         if self._to_tune:
             ray.train.report({**metrics, "step": step})
 
@@ -116,8 +121,10 @@ class Reporter:
             self._pending = self._messages.stop_requested.remote()
         if not ray.wait([self._pending], timeout=0)[0]:
             return False
-        requested, self._pending = ray.get(self._pending), None
-        return bool(requested)
+        requested, self._pending = self._pending, None
+        with suppress(ray.exceptions.RayActorError):
+            return bool(ray.get(requested))
+        return False
 
     def confirm_stop(self, step: int) -> None:
         """Report that a checkpoint of that step is published and the workers end."""

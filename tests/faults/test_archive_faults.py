@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr.storage._local
+from killed_writers import ENVIRONMENT, Operations, kill_at_each_operation
 from s3_server import S3Server
 from samples import same, sample, seed_of, thorax_image, write_archive, write_image
 
@@ -30,8 +32,6 @@ from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.ct import ingest_ct
 from raylift.datasets.scans.header_checks import ScanLimits
 
-TESTS = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
 
 
 def seeds_in(url: str) -> list[int]:
@@ -44,60 +44,26 @@ def seeds_in(url: str) -> list[int]:
 
 # --- a writer is killed ---
 
-KILLED_WRITERS = """
-import os, shutil, signal, sys
-from pathlib import Path
-import zarr.storage
-from samples import write_archive
+# Every way in which names and bytes reach the disk, through pathlib and zarr too.
+OPERATIONS: Operations = [
+    *((os, name) for name in ("mkdir", "open", "fsync", "link", "rename", "replace", "unlink")),
+    (zarr.storage._local, "_put"),
+]
 
-def exits_at(fatal):
-    count = 0
-    def point():
-        nonlocal count
-        count += 1
-        if count == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
-    def die_before(owner, name):
-        real = getattr(owner, name)
-        def act(*args, **options):
-            point()
-            return real(*args, **options)
-        setattr(owner, name, act)
-    # Every way in which names and bytes reach the disk, through pathlib and zarr too.
-    for name in ("mkdir", "open", "fsync", "link", "rename", "replace", "unlink"):
-        die_before(os, name)
-    import zarr.storage._local as local
-    die_before(local, "_put")
 
-root, base = Path(sys.argv[1]), Path(sys.argv[2])
-for fatal in range(1, 10_000):
-    shutil.copytree(base, root / str(fatal))
-    child = os.fork()
-    if child == 0:
-        exits_at(fatal)
-        write_archive(str(root / str(fatal)), range(3, 7), samples_per_shard=2)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    print(fatal, status, flush=True)
-    if os.WIFEXITED(status):
-        break
-"""
+def write(url: str) -> None:
+    """Two publications of two samples each."""
+    write_archive(url, range(3, 7), samples_per_shard=2)
 
 
 def test_a_writer_killed_at_any_point_leaves_an_archive_and_the_next_run_writes_what_is_missing(tmp_path: Path) -> None:
     write_archive(str(tmp_path / "base"), range(3))
-    command = [sys.executable, "-c", KILLED_WRITERS, tmp_path, tmp_path / "base"]
-    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
-    outcomes = [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
-    killed = [fatal for fatal, status in outcomes if status == 9]
-    assert outcomes[-1][1] == 0, "the last one was not killed"
-    assert killed == list(range(1, len(outcomes))), "each of the others was"
-    assert len(killed) > 40
+    numbers = kill_at_each_operation("test_archive_faults", tmp_path)
+    assert len(numbers) > 40
 
     seen = []
-    for fatal, _ in outcomes:
-        url = str(tmp_path / str(fatal))
+    for number in numbers:
+        url = str(tmp_path / str(number))
         there = seeds_in(url)
         assert there in ([0, 1, 2], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6])
         seen.append(len(there))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import threading
 import time
 import uuid
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from s3_server import S3Server
 
 from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder
@@ -120,6 +122,26 @@ class TestBucket(LeaseSuite):
     @pytest.fixture
     def url(self, s3_bucket_url: str) -> str:
         return f"{s3_bucket_url}/{uuid.uuid4().hex}"
+
+
+def test_a_store_that_does_not_respond_delays_the_end_of_a_run_and_does_not_hide_its_reason(
+    s3_server: S3Server, s3_bucket_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RELEASE_S", 1.0)
+    url, proxy = f"{s3_bucket_url}/{uuid.uuid4().hex}", s3_server.processes["proxy"]
+    try:
+        with pytest.raises(ValueError, match="the reason"), lease.acquire(url):
+            assert Folder(url).names() == [".lease-000001.json"]
+            proxy.send_signal(signal.SIGSTOP)
+            stopped = time.monotonic()
+            raise ValueError("the reason")
+        assert 1.0 <= time.monotonic() - stopped < 5.0
+    finally:
+        proxy.send_signal(signal.SIGCONT)
+    deadline = time.monotonic() + 30
+    while Folder(url).names() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert Folder(url).names() == []
 
 
 def test_a_process_of_this_machine_that_has_ended_holds_nothing(tmp_path: Path) -> None:

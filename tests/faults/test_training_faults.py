@@ -9,8 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -25,6 +28,7 @@ from raylift.datasets.errors import CorruptSampleError, StoreError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.models import weights
+from raylift.platform.progress import worker_messages
 from raylift.platform.training import driver, runs
 from raylift.platform.training.checkpoint import Checkpoints, load_state
 from raylift.platform.training.divergence import DIVERGED, DivergedLossError, DivergenceMonitor
@@ -34,10 +38,10 @@ from raylift.platform.training.tracking import Reporter
 GRID = Grid(32, 10.0)
 
 
-def training_workers() -> list[int]:
-    """Process ids of this session's Ray Train workers."""
+def training_workers(ancestor: int | None = None) -> list[int]:
+    """Ids of the Ray Train workers that descend from a process, by default this one."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in psutil.Process(ancestor).children(recursive=True):
         try:
             if any("RayTrainWorker" in word for word in process.cmdline()):
                 found.append(process.pid)
@@ -134,6 +138,67 @@ def test_a_stopped_worker_is_replaced_within_the_timeout_and_a_run_ends_after_it
         capsys.readouterr().out,
     )
     wait_for_no_workers()
+
+
+THREE_NODES = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
+raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
+print(cluster.address, *raylets, flush=True)
+for line in sys.stdin:
+    cluster.remove_node(nodes[raylets.index(int(line))], allow_graceful=False)
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def three_nodes() -> Iterator[subprocess.Popen]:
+    """The process of a cluster: a head without CPUs and three nodes of one.
+
+    It prints the cluster's address and the ids of the nodes' raylets, and ends the node whose raylet it reads.
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", THREE_NODES], **pipes) as process:
+        yield process
+
+
+def test_a_lost_node_is_replaced_and_the_run_ends_in_the_same_weights(finished_run, tiny, three_nodes, tmp_path):
+    url, config = tmp_path / "run", tmp_path / "run.yaml"
+    config.write_text(tiny.to_yaml())
+    address, *raylets = three_nodes.stdout.readline().split()
+    command = [sys.executable, "-m", "raylift", "train", str(config), "--output", str(url)]
+    environment = {**os.environ, "RAY_ADDRESS": address}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not Checkpoints(str(url)).published():
+            assert process.poll() is None, "the run ended before a node was lost"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        print(next(raylet for raylet in raylets if training_workers(int(raylet))), file=three_nodes.stdin, flush=True)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert re.search(r"worker \d was lost \(.+\): starting again from the newest checkpoint \(1 of 2\)\n", output)
+    assert same_weights(finished_run, url)
+
+
+def test_a_run_without_the_actor_of_its_messages_goes_on_without_lines(tiny, ray_cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "worker_messages", lost_messages)
+    url = str(tmp_path / "run")
+    metrics = runs.fit(runs.create(tiny, url), url)
+    assert "val_psnr_db" in metrics
+    assert Checkpoints(url).published()[-1][1]["step"] == tiny.train.steps
+
+
+@contextmanager
+def lost_messages(title: str) -> Iterator[Any]:
+    """The queue of messages, whose actor has ended."""
+    with worker_messages(title) as messages:
+        ray.kill(messages)
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(messages.last_step.remote())
+        yield messages
 
 
 def wait_for_a_worker(url: str, thread: threading.Thread, after_step: int) -> int:
