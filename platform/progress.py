@@ -104,7 +104,7 @@ def worker_messages(title: str) -> Iterator[Any]:
     The actor is on the driver's node, so that the loss of another node does not end it.
     """
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue: Any = ray.remote(num_cpus=0, scheduling_strategy=node)(MessageQueue).remote()
+    queue: Any = ray.remote(MessageQueue).options(num_cpus=0, scheduling_strategy=node).remote()
     stop = threading.Event()
     with progress_bar(title) as bar:
 

@@ -189,9 +189,7 @@ def fit(
                 at_step = f" at step {ray.get(messages.last_step.remote(), timeout=5)}"
             saved = [summary["step"] for _, summary in checkpoints.published()][-1:]
             newest = f"its newest checkpoint is of step {saved[0]}" if saved else "it has no checkpoint yet"
-            raise Interrupted(
-                f"{error}{at_step}; resume with raylift train --resume {run_url} ({newest})"
-            ) from None
+            raise Interrupted(f"{error}{at_step}; resume with raylift train --resume {run_url} ({newest})") from None
 
 
 def _fit(run: RunConfig, run_url: str, archives: dict[str, str], messages: Any, to_tune: bool) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import optuna
 import yaml
 from ray import cloudpickle, tune
-from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from raylift.datasets import digested_json
@@ -35,6 +34,7 @@ from raylift.platform.training.checkpoint import RUN_FILE
 from raylift.platform.training.driver import Interrupted, interruptible
 from raylift.platform.training.inputs import check, with_archive_views, with_generations
 from raylift.platform.training.resuming import changes
+from raylift.platform.tuning.halving import ResumableASHA
 from raylift.platform.tuning.trials import TABLE_FILE, Trial, describe, load_table, tabulate
 
 SEARCH_FILE, RAY_FOLDER = "search.json", "ray"
@@ -254,9 +254,8 @@ def _tuner(
             num_samples=search.trials,
             max_concurrent_trials=concurrent,
             search_alg=OptunaSearch(seed=search.seed),
-            # By the step, because Tune counts the reports of a resumed trial from the first again.
-            scheduler=ASHAScheduler(
-                time_attr="step",
+            scheduler=ResumableASHA(
+                url,
                 max_t=search.run.train.steps,
                 grace_period=min(search.run.train.validate_every, search.run.train.steps),
                 reduction_factor=search.reduction_factor,

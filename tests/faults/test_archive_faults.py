@@ -33,7 +33,6 @@ from raylift.datasets.ingest.ct import ingest_ct
 from raylift.datasets.scans.header_checks import ScanLimits
 
 
-
 def seeds_in(url: str) -> list[int]:
     """The seeds of the samples of an archive, after each was read and found to be what was written."""
     archive = Archive(url)

@@ -135,7 +135,9 @@ def test_a_trial_that_fails_is_reported_once_in_a_sentence_and_the_search_contin
     assert not (tmp_path / "search/trials.json").exists()
 
 
-def test_a_search_that_is_interrupted_and_then_killed_resumes_and_repeats_no_trial(tiny, tmp_path):
+def test_a_search_that_is_interrupted_and_then_killed_ends_as_an_unbroken_one_and_repeats_no_trial(
+    tiny, ray_cluster, tmp_path
+):
     url, space, run = tmp_path / "search", tmp_path / "space.yaml", tmp_path / "run.yaml"
     space.write_text(yaml.safe_dump(to_plain(SPACE), sort_keys=False))
     small = replace(
@@ -171,6 +173,12 @@ def test_a_search_that_is_interrupted_and_then_killed_resumes_and_repeats_no_tri
     metrics = [trial.best_psnr_db for trial in table]
     assert metrics == sorted(metrics, reverse=True)
     assert weights.load(table[0].checkpoint).description.grid.size == 32
+
+    unbroken = str(tmp_path / "unbroken")
+    search.create(Search(small, SPACE, trials=3, max_concurrent=1), unbroken)
+    expected = search.fit(unbroken)
+    results = [[(trial.settings, trial.best_psnr_db, trial.step) for trial in one] for one in (table, expected)]
+    assert results[0] == results[1]
 
 
 def wait_for_trials(url: Path, process: subprocess.Popen, count: int) -> None:
