@@ -153,7 +153,11 @@ def load(folder: str | Path) -> Model:
         network = description.system.reconstructor(description.grid, description.geometry)
     try:
         stored = safetensors.torch.load_file(path)
-        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
+        # A copy, whose alignment in memory no file decides: the last digits of a convolution depend on it.
+        state = {
+            name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+            for name, tensor in stored.items()
+        }
         network.load_state_dict(state, strict=True, assign=True)
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path} does not fit system {description.system.name}: {error}") from error

@@ -170,13 +170,14 @@ def ray_storage(url: str) -> tuple[str, Any]:
     return url.removeprefix("s3://"), filesystem
 
 
-def require_resources(cpus: float, gpus: float, consumer: str) -> None:
+def require_resources(cpus: float, gpus: float, consumer: str, remedy: str = "") -> None:
     """Check that the cluster has the resources, because Ray would wait for them without end.
 
     Args:
         cpus: required CPUs.
         gpus: required GPUs.
         consumer: what needs them, for the message.
+        remedy: the settings to lower; by default those of a run.
 
     Raises:
         ClusterTooSmallError: with required and available resources, and the settings to change.
@@ -186,7 +187,8 @@ def require_resources(cpus: float, gpus: float, consumer: str) -> None:
         if required > available.get(name, 0) + 1e-6:
             raise ClusterTooSmallError(
                 f"{consumer} needs {required:g} {name}s and this cluster has {available.get(name, 0):g}: "
-                f"lower --cluster.workers or --cluster.{setting}, or join a larger cluster with RAY_ADDRESS"
+                f"lower {remedy or f'--cluster.workers or --cluster.{setting}'}, or join a larger cluster with "
+                "RAY_ADDRESS"
             )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +14,39 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import SplitChoice
 from raylift.datasets.archive.store import local_path
 from raylift.datasets.errors import ConfigError
+from raylift.models.generative import SamplingFlags
 from raylift.models.weights import DESCRIPTION_FILE, Model
 from raylift.platform import model_store
 from raylift.platform.evaluation.protocols import ProtocolName
 from raylift.platform.progress import progress_bar
 
 
-@dataclass(frozen=True)
-class CompareOptions:
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What `raylift evaluate` and `raylift compare` share."""
+
+    archive: tuple[str, ...]
+    """Folders or URLs of one or several archives; results are also given by archive."""
+    split: SplitChoice = "test"
+    """Split that is evaluated, or all."""
+    include_training_scans: bool = False
+    """Evaluate subjects that a model was trained on too; otherwise they are named and left out."""
+    protocols: tuple[ProtocolName, ...] = ()
+    """How metrics are computed (see docs/explanation/protocols.md); by default all protocols that compare volumes or,
+    without CT, `reprojection`."""
+    consistency_steps: int = 0
+    """Steps of a consistency fit to the radiographs, after which models' volumes are evaluated a second time; 10 are
+    enough."""
+    sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
+    samples: int = 1
+    """Number of samples of a generative model, whose mean is evaluated; seeds are consecutive."""
+    workers: int = 1
+    """1 evaluates scan by scan in this process. More are Ray actors, each with all models and as many PyTorch threads
+    as this process has (OMP_NUM_THREADS), on this machine or the cluster of RAY_ADDRESS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(EvaluationOptions):
     """Compare models and volumes of other programs on the same held-out scans, beside the trivial baselines.
 
     A folder of NIfTI, NRRD or MetaImage files in HU is a candidate like a model. Its files have the names of the
@@ -29,43 +55,66 @@ class CompareOptions:
 
     models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL [MODEL ...]")]
     """Checkpoints, runs (their best checkpoint), exported models, models:NAME, or folders of volumes."""
-    archive: tuple[str, ...]
-    """Folders or URLs of one or several archives; results are also given by archive."""
-    split: SplitChoice = "test"
-    """Split that is evaluated, or all."""
-    include_training_scans: bool = False
-    """Evaluate subjects that a model was trained on too; otherwise they are named and left out."""
     reference: str = ""
     """The predictor to which differences are given, such as `mean volume`, the default, or the name of a model."""
     resample: bool = False
     """Resample volumes of folders to the archive's grid (linear); otherwise another grid is an error."""
-    protocols: tuple[ProtocolName, ...] = ()
-    """How metrics are computed (see docs/explanation/protocols.md); by default all protocols that compare volumes or,
-    without CT, `reprojection`."""
     output: Path = Path("comparison")
     """Folder for report.html, report.md, metrics.csv (a row for each scan and predictor), metrics.json and figures."""
 
 
 def compare(arguments: list[str]) -> int:
     """Compare models and folders of volumes: tables, CSV, JSON, Markdown, report."""
-    from raylift.platform.evaluation import compare as comparison
-    from raylift.platform.evaluation import report
-
     options = tyro.cli(CompareOptions, prog="raylift compare", args=arguments)
     local_path(options.output)
-    with progress_bar("compare") as bar:
+    command = shlex.join(["raylift", "compare", *arguments])
+    candidates = _candidates(options.models)
+    return run(
+        candidates, options, options.output, "compare", command, reference=options.reference, resample=options.resample
+    )
+
+
+def run(
+    candidates: Mapping[str, Model | Path],
+    options: EvaluationOptions,
+    output: Path,
+    title: str,
+    command: str,
+    history: list[dict[str, float]] | None = None,
+    reference: str = "",
+    resample: bool = False,
+) -> int:
+    """Compare candidates, write the report and print its summary.
+
+    The scans that are finished are kept in the output folder until the report is written, so that the same command
+    continues after an interruption.
+    """
+    from raylift.platform.evaluation import compare as comparison
+    from raylift.platform.evaluation import report
+    from raylift.platform.evaluation.kept_cases import KeptCases
+
+    kept = KeptCases(output / "finished-scans")
+    with progress_bar(title) as bar:
         result = comparison.compare(
-            _candidates(options.models),
+            candidates,
             [Archive(url) for url in options.archive],
             split=options.split,
             include_training_scans=options.include_training_scans,
             protocols=options.protocols,
-            reference=options.reference,
-            resample=options.resample,
-            command=shlex.join(["raylift", "compare", *arguments]),
+            command=command,
+            consistency_steps=options.consistency_steps,
+            sampling=options.sampling,
+            samples=options.samples,
+            workers=options.workers,
+            kept=kept,
             progress=bar.update,
+            reference=reference,
+            resample=resample,
         )
-    page = report.write(result, options.output)
+    if kept.loaded:
+        print(f"{kept.loaded} of {len(result.cases)} scans were finished by a run that was interrupted")
+    page = report.write(result, output, history)
+    kept.remove()
     report.print_summary(result, page)
     return 0
 

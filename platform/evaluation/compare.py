@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform as machine
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,24 +13,25 @@ import torch
 
 from raylift import __version__
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.archive.splits import SplitChoice
 from raylift.datasets.errors import ConfigError
 from raylift.models import consistency
-from raylift.models.generative import SamplingFlags
+from raylift.models.generative import GenerativeNetwork, SamplingFlags
 from raylift.models.weights import Model
+from raylift.platform.evaluation.cases import CaseEvaluator, Progress, Scan
+from raylift.platform.evaluation.cases import evaluate as evaluate_cases
+from raylift.platform.evaluation.kept_cases import KeptCases
 from raylift.platform.evaluation.predictors import (
     ArchiveConditions,
     BaselinePredictor,
     Conditions,
     FolderPredictor,
     ModelPredictor,
-    Outcome,
     matching_views,
     trivial_baselines,
 )
 from raylift.platform.evaluation.protocols import PROTOCOLS, ProtocolName, default_protocols
-from raylift.platform.evaluation.results import MODEL, Case, Evaluation, Images, thumbnails
+from raylift.platform.evaluation.results import MODEL, Evaluation
 
 MAX_CASES_PLOTTED = 4
 
@@ -48,7 +49,9 @@ def compare(
     consistency_steps: int = 0,
     sampling: SamplingFlags | None = None,
     samples: int = 1,
-    progress: Callable[[int, int, str], None] = lambda *_: None,
+    workers: int = 1,
+    kept: KeptCases | None = None,
+    progress: Progress = lambda *_: None,
 ) -> Evaluation:
     """Metrics of models and of other programs' volumes on the same scans, beside the models' trivial baselines.
 
@@ -63,15 +66,21 @@ def compare(
         command: the command line, for the provenance.
         consistency_steps: if not 0, the models' volumes are evaluated a second time after this number of steps of a
             fit to the radiographs (`raylift.models.consistency`).
-        sampling: settings of generative models.
+        sampling: settings of generative models; those without one are not sampled.
         samples: number of samples of a generative model, whose mean is evaluated; each is fitted by itself.
-        progress: called with the number of finished scans, the number of all, and the next scan's name.
+        workers: 1 to evaluate scan by scan in this process; more for as many Ray actors.
+        kept: finished scans of the same comparison are taken from it, and others are added to it.
+        progress: called with the number of finished scans, the number of all, and the name of one that is not finished.
 
     Raises:
         ConfigError: an archive's grid or geometry is not that of a model, a protocol needs CT and it has none, no scan
-            remains, the reference is no predictor, the steps are negative, or a model does not sample.
+            remains, the reference is no predictor, the steps are negative, no model samples, or there are no workers.
+        ClusterTooSmallError: the cluster has fewer CPUs than the workers have threads.
+        WorkersLostError: workers ended too often.
         FileError: a file of a folder is no volume in HU.
     """
+    if workers < 1:
+        raise ConfigError(f"{workers} workers: give 1 or more")
     models = {name: candidate for name, candidate in candidates.items() if isinstance(candidate, Model)}
     conditions = _conditions(models, archives)
     has_ct = _have_ct(archives)
@@ -80,10 +89,14 @@ def compare(
         if PROTOCOLS[protocol].needs_ct:
             for archive in archives:
                 archive.require_volumes(f"protocol {protocol}")
+    generative = any(isinstance(model.network, GenerativeNetwork) for model in models.values())
     predictors: list[ModelPredictor | FolderPredictor] = []
     for name, candidate in candidates.items():
         if isinstance(candidate, Model):
-            predictors.append(ModelPredictor(name, candidate, sampling, samples, consistency_steps))
+            # Where no model samples, the settings are an error.
+            sampled = isinstance(candidate.network, GenerativeNetwork) or not generative
+            flags = (sampling, samples) if sampled else (None, 1)
+            predictors.append(ModelPredictor(name, candidate, *flags, consistency_steps))
         else:
             predictors.append(FolderPredictor(name, candidate, conditions, resample))
     trained_on = frozenset[str]().union(
@@ -99,17 +112,10 @@ def compare(
     own = [name for baseline in trivial for name in baseline.networks]
     if (reference := reference or own[0]) not in (*candidates, *own):
         raise ConfigError(f"no predictor '{reference}' to compare with: use one of {', '.join((*candidates, *own))}")
-    plotted = set(np.linspace(0, len(scans) - 1, min(MAX_CASES_PLOTTED, len(scans))).astype(int).tolist())
-    cases = []
-    for done, (label, archive, entry) in enumerate(scans):
-        progress(done, len(scans), label)
-        ground_truth = archive.read_array(entry, "volumes").astype(np.float32) if has_ct else None
-        first = [predictor.predict(archive, entry, ground_truth) for predictor in predictors]
-        outcomes = [*first, *(predictor.predict(archive, entry, ground_truth) for predictor in trivial)]
-        notes += [note for outcome in outcomes for note in outcome.notes]
-        shown = [name for outcome in first for name in outcome.predictions]
-        cases.append(_case(label, archive, entry, outcomes, protocols, has_ct, shown, done in plotted))
-    progress(len(scans), len(scans), "")
+    plotted = np.linspace(0, len(scans) - 1, min(MAX_CASES_PLOTTED, len(scans))).astype(int).tolist()
+    evaluator = CaseEvaluator(scans, frozenset(plotted), predictors, trivial, protocols, has_ct)
+    cases = evaluate_cases(evaluator, workers, kept, progress)
+    notes += [note for case in cases for note in case.notes]
     provenance = _provenance(models, folders, archives, command)
     settings = {
         predictor.name: predictor.sampling
@@ -123,34 +129,6 @@ def compare(
         provenance["consistency"] = {"steps": consistency_steps, "strength": consistency.STRENGTH}
     return Evaluation(
         cases, tuple(candidates), protocols, split, has_ct, provenance, reference, tuple(dict.fromkeys(notes))
-    )
-
-
-def _case(
-    label: str,
-    archive: Archive,
-    entry: Entry,
-    outcomes: Sequence[Outcome],
-    protocols: Sequence[ProtocolName],
-    has_ct: bool,
-    shown: Sequence[str],
-    plotted: bool,
-) -> Case:
-    """The metrics of one scan, thumbnails of the predictors that are shown, and images; volumes are not kept."""
-    predictions = {name: prediction for outcome in outcomes for name, prediction in outcome.predictions.items()}
-    chosen = (*protocols, *(["segmentation"] if has_ct else []))
-    values = {
-        name: {key: PROTOCOLS[key].evaluate(prediction) for key in chosen} for name, prediction in predictions.items()
-    }
-    return Case(
-        label,
-        entry.subject,
-        archive.url,
-        values,
-        {name: residuals for outcome in outcomes for name, residuals in outcome.residuals.items()},
-        {name: seconds for outcome in outcomes for name, seconds in outcome.seconds.items()},
-        Images.of(predictions, shown) if plotted else None,
-        thumbnails(predictions, shown),
     )
 
 
@@ -175,12 +153,12 @@ def _baselines(
         predictors[name], note = trivial_baselines(model, model.description if model else conditions, held_out)
         notes += [note] if note else []
         for baseline in predictors[name].networks:
-            owners.setdefault(baseline, {}).setdefault(predictors[name].fingerprint(baseline, reprojected), name)
+            owners.setdefault(baseline, {}).setdefault(predictors[name].fingerprint_of(baseline, reprojected), name)
     for name, predictor in predictors.items():
         predictor.networks = {
             baseline if len(owners[baseline]) == 1 else f"{baseline} of {name}": network
             for baseline, network in predictor.networks.items()
-            if owners[baseline][predictor.fingerprint(baseline, reprojected)] == name
+            if owners[baseline][predictor.fingerprint_of(baseline, reprojected)] == name
         }
     return [predictor for predictor in predictors.values() if predictor.networks], notes
 
@@ -196,12 +174,12 @@ def _have_ct(archives: Sequence[Archive]) -> bool:
 
 def select(
     archives: Sequence[Archive], split: SplitChoice, trained_on: frozenset[str], include_training_scans: bool
-) -> tuple[list[tuple[str, Archive, Entry]], list[str]]:
+) -> tuple[list[Scan], list[str]]:
     """Label, archive and entry of every scan to evaluate, and sentences on subjects that a model was trained on."""
     names = [PurePosixPath(archive.url).name for archive in archives]
     if len(set(names)) < len(names):
         names = [archive.url for archive in archives]
-    selected: list[tuple[str, Archive, Entry]] = []
+    selected: list[Scan] = []
     notes = []
     for name, archive in zip(names, archives, strict=True):
         entries = archive.entries(None if split == "all" else split)
@@ -226,9 +204,7 @@ def select(
     return selected, notes
 
 
-def present(
-    scans: list[tuple[str, Archive, Entry]], folders: Sequence[FolderPredictor]
-) -> tuple[list[tuple[str, Archive, Entry]], list[str]]:
+def present(scans: list[Scan], folders: Sequence[FolderPredictor]) -> tuple[list[Scan], list[str]]:
     """The scans of which every folder has a volume, and sentences on the others.
 
     Raises:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import SimpleITK as sitk
@@ -72,11 +72,17 @@ class Outcome:
     """What was resampled or changed."""
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """Predicts the volume of a scan under one or several names."""
 
     def predict(self, archive: Archive, entry: Entry, ground_truth: GroundTruth) -> Outcome:
         """The predictions of one scan."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for predictors whose predictions are equal."""
         ...
 
 
@@ -125,6 +131,12 @@ class ModelPredictor:
             {self.name: result.prediction_time_s},
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """Equal for models of the same name, weights, description and settings."""
+        of = (self.name, self.model.sha256, self.model.description, self.sampling, self._samples, self._steps)
+        return repr(of)
+
 
 class FolderPredictor:
     """Volumes of another program, on the grid of the archive, by the names of the archive's scans.
@@ -161,6 +173,13 @@ class FolderPredictor:
         )
         return Outcome({self.name: result}, notes=tuple(f"{path}: {note}" for note in notes))
 
+    @property
+    def fingerprint(self) -> str:
+        """Equal as long as no file is written again."""
+        stats = [(str(path.absolute()), path.stat()) for path in self.files.values()]
+        written = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        return repr((self.name, written, self._conditions, self._resample))
+
 
 class BaselinePredictor:
     """Trivial baselines, for radiographs as a model has them."""
@@ -168,7 +187,12 @@ class BaselinePredictor:
     def __init__(self, networks: Mapping[str, nn.Module], description: Conditions) -> None:
         self.networks, self._description = networks, description
 
-    def fingerprint(self, baseline: str, reprojected: bool) -> str:
+    @property
+    def fingerprint(self) -> str:
+        """Equal for baselines of the same names whose predictions are equal."""
+        return repr({name: self.fingerprint_of(name, reprojected=True) for name in self.networks})
+
+    def fingerprint_of(self, baseline: str, reprojected: bool) -> str:
         """Equal for baselines of one name whose volumes and, if `reprojected`, radiographs are equal."""
         network, description = self.networks[baseline], self._description
         total = hashlib.sha256(repr(description.window).encode())

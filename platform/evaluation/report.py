@@ -21,7 +21,7 @@ from raylift.platform.evaluation.plots import (
     plot_volume_agreement,
 )
 from raylift.platform.evaluation.predictors import FITTED
-from raylift.platform.evaluation.results import DISPLAY_HU, MODEL, Evaluation
+from raylift.platform.evaluation.results import DISPLAY_HU, Evaluation
 from raylift.platform.evaluation.tables import TITLES, Section, cell
 from raylift.platform.progress import console
 
@@ -118,9 +118,10 @@ def _sections(evaluation: Evaluation) -> list[Section]:
     sections = [*evaluation.table.sections(), *evaluation.paired.sections()]
     for url, table in evaluation.by_archive.items():
         sections += table.sections(f", {url}")
-    if evaluation.residuals():
-        body = [[view, *(f"{value:.4f}" for value in pair)] for view, pair in evaluation.residuals().items()]
-        sections.append(Section("Reprojection residual", RESIDUAL, ["view", "model", MODEL + FITTED], body))
+    for name in evaluation.candidates:
+        if residuals := evaluation.residuals(name):
+            body = [[view, *(f"{value:.4f}" for value in pair)] for view, pair in residuals.items()]
+            sections.append(Section("Reprojection residual", RESIDUAL, ["view", name, name + FITTED], body))
     return sections
 
 

@@ -87,6 +87,8 @@ class Case:
     images: Images | None = None
     thumbnails: dict[str, UInt8[np.ndarray, "rows columns"]] = field(default_factory=dict)
     """Middle coronal planes of the CT and the candidates in gray."""
+    notes: tuple[str, ...] = ()
+    """What was resampled or changed."""
 
 
 @dataclass(frozen=True)
@@ -208,22 +210,26 @@ class Evaluation:
             )
         return sentence + after
 
-    def residuals(self) -> Residuals:
-        """Mean over the scans of the residuals before and after the consistency fit, by view."""
-        return consistency.mean_residuals([case.residuals.get(MODEL, {}) for case in self.cases])
+    def residuals(self, model: str = MODEL) -> Residuals:
+        """Mean over the scans of a model's residuals before and after the consistency fit, by view."""
+        return consistency.mean_residuals([case.residuals.get(model, {}) for case in self.cases])
 
     def to_json(self) -> dict[str, Any]:
         """All results and their provenance, without images, as plain data for JSON."""
+        residuals = {
+            name: {
+                "mean": self.residuals(name),
+                "cases": {case.name: case.residuals.get(name, {}) for case in self.cases},
+            }
+            for name in self.candidates
+        }
         return {
             "summary": self.summary(),
             "notes": list(self.notes),
             "split": self.split,
             **self.table.to_json(),
             "archives": {url: table.means_to_json() for url, table in self.by_archive.items()},
-            "projection_residuals": {
-                "mean": self.residuals(),
-                "cases": {case.name: case.residuals.get(MODEL, {}) for case in self.cases},
-            },
+            "projection_residuals": residuals[MODEL] if self.candidates == (MODEL,) else residuals,
             "differences": self.paired.to_json(),
             "seconds_per_volume": {
                 name: fmean(case.seconds[name] for case in self.cases) for name in self.cases[0].seconds
