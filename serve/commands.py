@@ -152,9 +152,11 @@ def serve(arguments: list[str]) -> int:
     from raylift.serve import deployment
 
     settings = tyro.cli(ServeSettings, prog="raylift serve", args=arguments)
+    deployment.require_free(settings.host, settings.port)
     cluster.connect()
+    deployed = deployment.application(settings)
     interrupted = deployment.interruption()
-    url = deployment.start(settings, interrupted)
+    url = deployment.start(settings, deployed, interrupted)
     if not interrupted.is_set():
         print(
             f"serving {model_store.resolve(settings.model)} on {url} (page /, API /docs); stop with Ctrl-C", flush=True

@@ -26,15 +26,19 @@ from raylift.serve import owned_folder
 from raylift.serve.api import credentials
 from raylift.serve.gate import Gate
 from raylift.serve.replica import ModelReplica
-from raylift.serve.settings import ServeSettings
+from raylift.serve.settings import ServeSettings, bracketed
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 APP = "raylift"
 MODEL_DEPLOYMENT = "model"
+INGRESS = "ingress"
 RESPONSE_TIMEOUT_S = 10.0
+POLL_TIMEOUT_S = 2.0
 START_TIMEOUT_S = 120.0
+HEALTH_CHECK_S = 2.0
+"""How often Ray Serve checks a replica of the model, and so when it restarts one that ended."""
 SHUTDOWN_S = 2.0
 """How long Ray Serve waits for requests after the grace."""
 
@@ -55,6 +59,7 @@ def application(settings: ServeSettings) -> serve.Application:
         max_queued_requests=max(settings.max_queued_requests, ongoing),
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=SHUTDOWN_S,
+        health_check_period_s=HEALTH_CHECK_S,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
     )(ModelReplica)
     loaded = model_store.load(settings.model)
@@ -62,7 +67,7 @@ def application(settings: ServeSettings) -> serve.Application:
     required = credentials.read(settings.auth_file, settings.token_file)
     # Every open page holds one request while it is open.
     ingress = serve.deployment(
-        name="ingress",
+        name=INGRESS,
         num_replicas=1,
         max_ongoing_requests=1000,
         graceful_shutdown_wait_loop_s=0.2,
@@ -94,25 +99,44 @@ class Ingress:
         return await self._gate.close(grace_s)
 
 
-def start(settings: ServeSettings, interrupted: threading.Event) -> str:
+def require_free(host: str, port: int) -> None:
+    """Raise a ConfigError if the address is not one of this machine, or the port is in use."""
+    try:
+        # As Ray Serve, which resolves names to IPv4.
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {bracketed(host)}:{port}: {error.strerror}; choose another --port"
+        ) from error
+
+
+def start(settings: ServeSettings, deployed: serve.Application, interrupted: threading.Event) -> str:
     """Start the service on the connected Ray cluster and return its URL once it responds or the event is set.
 
+    Args:
+        settings: address and port.
+        deployed: the application of these settings.
+        interrupted: ends the start when it is set.
+
     Raises:
-        ConfigError: Ray Serve already runs on this cluster, or the port is in use.
+        ConfigError: Ray Serve already runs on this cluster.
         ServiceNotReadyError: the deployment failed, or the service was deployed and does not respond.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if any(actor["name"] == "SERVE_CONTROLLER_ACTOR" for actor in list_named_actors(all_namespaces=True)):
         raise ConfigError("Ray Serve already runs on this cluster: run `serve shutdown` first")
-    _require_free(settings.host, settings.port)
-    deployed = application(settings)
+    if interrupted.is_set():
+        return settings.url
     serve.start(http_options={"host": settings.host, "port": settings.port})
     target = serve.RunTarget(deployed, name=APP, route_prefix="/", logging_config={"log_level": "WARNING"})
-    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    _wait_until_running(interrupted)
     if not interrupted.is_set():
-        _wait_until_ready("127.0.0.1" if settings.host == "0.0.0.0" else settings.host, settings.port)  # noqa: S104
-    return f"http://{settings.host}:{settings.port}"
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        _wait_until_running(interrupted)
+        _wait_until_ready(settings.reachable_host, settings.port, interrupted)
+    return settings.url
 
 
 def interruption() -> threading.Event:
@@ -152,22 +176,15 @@ def wait(interrupted: threading.Event, grace_s: float) -> None:
 def _close(grace_s: float) -> int:
     """Stop accepting requests; returns how many were cancelled."""
     application = serve.status().applications.get(APP)
-    if application is None or application.status != ApplicationStatus.RUNNING:
+    states = application.deployments[INGRESS].replica_states if application and application.deployments else {}
+    # A call would wait for a replica; the application also has another status while one of the model restarts.
+    if not any(state == "RUNNING" for state in states):
         return 0
     try:
         return int(serve.get_app_handle(APP).close.remote(grace_s).result(timeout_s=grace_s + RESPONSE_TIMEOUT_S))
     except (RayError, TimeoutError):
         # The replica ended, and its requests with it.
         return 0
-
-
-def _require_free(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
 
 
 def _wait_until_running(interrupted: threading.Event) -> None:
@@ -186,11 +203,11 @@ def _wait_until_running(interrupted: threading.Event) -> None:
                 print(f"raylift: waiting for {name}: {deployment.message}", file=sys.stderr, flush=True)
 
 
-def _wait_until_ready(host: str, port: int) -> None:
+def _wait_until_ready(host: str, port: int, interrupted: threading.Event) -> None:
     """Poll `/readyz`: Serve reports an application as running before its proxy has the routes."""
     until = time.monotonic() + START_TIMEOUT_S
-    while True:
-        connection = http.client.HTTPConnection(host, port, timeout=RESPONSE_TIMEOUT_S)
+    while not interrupted.wait(0.1):
+        connection = http.client.HTTPConnection(host, port, timeout=POLL_TIMEOUT_S)
         try:
             connection.request("GET", "/readyz")
             status = connection.getresponse().status
@@ -204,4 +221,3 @@ def _wait_until_ready(host: str, port: int) -> None:
         if time.monotonic() > until:
             serve.shutdown()  # type: ignore[no-untyped-call]
             raise ServiceNotReadyError(f"http://{host}:{port}/readyz {problem}; see the logs of Ray Serve")
-        time.sleep(0.2)

@@ -26,7 +26,7 @@ class ServeSettings:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = model_store.DEFAULT_MODEL
     """models:NAME (see `raylift models`), or the path or URL of an exported folder or checkpoint."""
     host: str = "127.0.0.1"
-    """Address to listen on. Others than 127.0.0.1 and localhost require --auth-file or --token-file."""
+    """Address to listen on. Others than 127.0.0.1, ::1 and localhost require --auth-file or --token-file."""
     port: int = 8000
     """Port to listen on."""
     auth_file: Path | None = None
@@ -131,16 +131,30 @@ class ServeSettings:
             return self.host == "localhost"
 
     @property
+    def url(self) -> str:
+        """Where the service listens."""
+        return f"http://{bracketed(self.host)}:{self.port}"
+
+    @property
+    def reachable_host(self) -> str:
+        """An address of this machine at which the service responds."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+
+    @property
     def hosts(self) -> set[str]:
         """Values of Host without a proxy, without a port."""
-        names = {"localhost", "127.0.0.1", "[::1]", self.host}
+        names = {"localhost", "127.0.0.1", "[::1]", bracketed(self.host)}
         if self._is_loopback:
             return names
         addresses = [entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries]
-        bracketed = {f"[{address}]" if ":" in address else address for address in addresses}
-        return names | bracketed | {socket.gethostname(), socket.getfqdn()}
+        return names | {bracketed(address) for address in addresses} | {socket.gethostname(), socket.getfqdn()}
 
     @property
     def decoding_limits(self) -> DecodingLimits:
         """What the decoding of one file may use."""
         return DecodingLimits(self.decoding_cpu_s, self.decoding_timeout_s, self.decoding_memory_mib * 2**20)
+
+
+def bracketed(host: str) -> str:
+    """A host as in a URL."""
+    return f"[{host}]" if ":" in host else host

@@ -49,22 +49,22 @@ class Service:
     process: subprocess.Popen[str]
     scratch: Path
     """Folder for temporary files."""
-    final_output: str = ""
+    host: str = "127.0.0.1"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
     @classmethod
-    def start(cls, model: Path, *options: str) -> "Service":
-        with socket.create_server(("127.0.0.1", 0)) as probe:
+    def start(cls, model: Path, *options: str, host: str = "127.0.0.1") -> "Service":
+        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             port = probe.getsockname()[1]
         # A short path, because Ray's sockets are in it.
         scratch = Path(tempfile.mkdtemp(prefix="rl-"))
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         with (scratch / "stderr").open("w") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-m", "raylift", "serve", str(model), "--port", str(port), *options],
+                [sys.executable, "-m", "raylift", "serve", str(model), "--host", host, "--port", str(port), *options],
                 cwd=REPOSITORY,
                 env=environment | {"TMPDIR": str(scratch), "RAY_SERVE_SLOW_STARTUP_WARNING_S": "600"},
                 stdout=subprocess.PIPE,
@@ -74,22 +74,27 @@ class Service:
             )
         assert process.stdout is not None
         line = process.stdout.readline()
-        if not line.startswith(f"serving {model} on http://127.0.0.1:{port} "):
+        service = cls(port, process, scratch, host)
+        if not line.startswith(f"serving {model} on {service.url} "):
             process.kill()
             pytest.fail(f"raylift serve did not start: {line}{(scratch / 'stderr').read_text()}")
-        return cls(port, process, scratch)
+        return service
 
-    def stop(self) -> list[psutil.Process]:
-        """Stop the service with SIGTERM; returns its child processes that are still running."""
+    def replica(self, deployment: str) -> psutil.Process:
+        """The process of the only replica of a deployment."""
+        processes = psutil.Process(self.process.pid).children(recursive=True)
+        (found,) = (one for one in processes if one.name() == f"ray::ServeReplica:raylift:{deployment}")
+        return found
+
+    def stop(self) -> None:
+        """Stop the service with SIGTERM, and by force what is left of it."""
         if self.process.poll() is not None:
-            return []
+            return
         children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGTERM)
-        self.final_output, _ = self.process.communicate(timeout=60)
-        remaining: list[psutil.Process] = psutil.wait_procs(children, timeout=15)[1]
-        for process in remaining:
+        self.process.communicate(timeout=60)
+        for process in psutil.wait_procs(children, timeout=15)[1]:
             process.kill()
-        return remaining
 
 
 @pytest.fixture(scope="session")
@@ -165,10 +170,11 @@ def service(services: list[Service], model_folder: Path) -> Service:
 
 @pytest.fixture
 def fitting_url(services: list[Service], model_folder: Path) -> Iterator[str]:
-    """URL of a service with a data-consistency fit, for one test."""
+    """URL of a service with a data-consistency fit, for one test, at an address of IPv6 if the machine has it."""
     for running in services:
         running.stop()
-    services.append(Service.start(model_folder, "--consistency-steps", "3"))
+    host = "::1" if "::1" in {one.address for one in psutil.net_if_addrs().get("lo", [])} else "127.0.0.1"
+    services.append(Service.start(model_folder, "--consistency-steps", "3", host=host))
     yield services[-1].url
     services[-1].stop()
 

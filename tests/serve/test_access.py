@@ -212,6 +212,15 @@ def test_another_address_than_this_machine_requires_credentials(tmp_path: Path) 
         assert ServeSettings(host=host).host == host
 
 
+def test_an_address_of_ipv6_has_brackets_in_urls_and_hosts(tmp_path: Path) -> None:
+    assert ServeSettings(host="::1").url == "http://[::1]:8000"
+    opened = ServeSettings(host="2001:db8::7", token_file=tmp_path / "tokens")
+    assert (opened.url, opened.reachable_host) == ("http://[2001:db8::7]:8000", "2001:db8::7")
+    assert "[2001:db8::7]" in opened.hosts
+    assert not [host for host in opened.hosts if ":" in host and not host.startswith("[")]
+    assert ServeSettings(host="::", token_file=tmp_path / "tokens").reachable_host == "::1"
+
+
 def test_an_open_service_is_served_by_the_addresses_of_its_machine(tmp_path: Path) -> None:
     opened = ServeSettings(host="0.0.0.0", token_file=tmp_path / "tokens").hosts
     addresses = {entry.address for entries in psutil.net_if_addrs().values() for entry in entries}

@@ -223,6 +223,11 @@ def test_health_readiness_and_model_are_reported(service_client: TestClient, rec
     assert "not for diagnosis" in model["notice"]
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/docs", "/openapi.json", "/v1/model"])
+def test_head_has_the_status_of_get(service_client: TestClient, path: str) -> None:
+    assert service_client.head(path).status_code == service_client.get(path).status_code == 200
+
+
 def test_an_unresponsive_model_is_not_ready_and_a_full_queue_gives_503_with_retry_after(
     description: Description, radiographs: dict[str, bytes]
 ) -> None:

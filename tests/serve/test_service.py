@@ -1,6 +1,7 @@
 import asyncio
 import signal
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +128,7 @@ def test_decoding_ends_when_the_client_leaves(service: Any, large: bytes, radiog
 
 def test_the_routes_of_the_api_take_precedence_over_the_page(http: httpx.Client, reconstructor: Reconstructor) -> None:
     assert http.get("/healthz").json() == {"status": "ok"}
+    assert [(one.status_code, one.content) for one in map(http.head, ("/healthz", "/readyz"))] == [(200, b"")] * 2
     assert http.get("/readyz").json() == {"status": "ready"}
     assert http.get("/v1/model").json()["sha256"] == reconstructor.sha256
     assert "raylift API" in http.get("/docs").text
@@ -210,38 +212,107 @@ def test_a_port_in_use_is_refused_by_its_number() -> None:
     with socket.create_server(("127.0.0.1", 0)) as used:
         port = used.getsockname()[1]
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
-            deployment._require_free("127.0.0.1", port)
+            deployment.require_free("127.0.0.1", port)
 
 
-def test_a_service_that_stops_completes_what_it_accepted_and_refuses_the_rest(
+def test_an_address_of_ipv6_is_tested_as_one() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as used:
+        port = used.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"cannot listen on \[::1\]:{port}: Address already in use"):
+            deployment.require_free("::1", port)
+    deployment.require_free("::1", port)
+
+
+def test_a_signal_ends_the_wait_for_a_service_that_does_not_respond() -> None:
+    interrupted = threading.Event()
+    threading.Timer(0.3, interrupted.set).start()
+    begun = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        deployment._wait_until_ready("127.0.0.1", silent.getsockname()[1], interrupted)
+    assert 0.3 <= time.monotonic() - begun < 1 + deployment.POLL_TIMEOUT_S
+
+
+def test_requests_during_the_restart_of_a_killed_replica_succeed_or_get_503(
     service: Any, radiographs: dict[str, bytes]
 ) -> None:
-    def post(_: int) -> httpx.Response:
-        return httpx.post(f"{service.url}/v1/reconstructions", files=radiographs, timeout=60, trust_env=False)
+    statuses, done = [], threading.Event()
+
+    def client(_: int) -> None:
+        while not done.is_set():
+            statuses.append(post(service, radiographs).status_code)
+            done.wait(0.2)
 
     with ThreadPoolExecutor(6) as pool:
-        accepted = [pool.submit(post, k) for k in range(5)]
+        clients = pool.map(client, range(6))
+        try:
+            while len(statuses) < 6:
+                time.sleep(0.05)
+            kill_replica(service)
+            wait_for_readiness(service, 200)
+        finally:
+            done.set()
+        list(clients)
+    assert set(statuses) <= {200, 503}
+    assert statuses.count(200) >= 12
+    assert post(service, radiographs).status_code == 200
+
+
+def test_a_service_that_stops_while_a_replica_restarts_completes_what_it_accepted(
+    service: Any, radiographs: dict[str, bytes]
+) -> None:
+    kill_replica(service)
+    with ThreadPoolExecutor(1) as pool:
+        accepted = pool.submit(post, service, radiographs)
+        time.sleep(BATCH_WAIT_S / 2)
+        service.process.send_signal(signal.SIGTERM)
+        while (refused := post(service, {})).status_code != 503:
+            assert not accepted.done()
+        assert refused.json()["detail"] == "the service is stopping"
+        assert accepted.result().status_code == 200
+    service.process.communicate(timeout=30)
+    assert service.process.returncode == 0
+
+
+def kill_replica(service: Any) -> None:
+    """Kill the model's replica and wait until Ray Serve has noticed it."""
+    service.replica("model").kill()
+    wait_for_readiness(service, 503)
+
+
+def wait_for_readiness(service: Any, status: int) -> None:
+    until = time.monotonic() + 60
+    while httpx.get(f"{service.url}/readyz", trust_env=False).status_code != status:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def post(service: Any, files: dict[str, bytes]) -> httpx.Response:
+    return httpx.post(f"{service.url}/v1/reconstructions", files=files, timeout=60, trust_env=False)
+
+
+def test_a_service_that_stops_completes_what_it_accepted_and_leaves_no_process_no_port_and_no_upload(
+    service: Any, radiographs: dict[str, bytes]
+) -> None:
+    httpx.post(f"{service.url}/gradio_api/upload", files={"files": ("a.dcm", b"radiograph")}, trust_env=False)
+    assert list(service.scratch.glob("raylift-page-*/*/a.dcm"))
+    assert list(service.scratch.glob("raylift-decoder-*/socket"))
+    children = psutil.Process(service.process.pid).children(recursive=True)
+    with ThreadPoolExecutor(6) as pool:
+        accepted = [pool.submit(post, service, radiographs) for _ in range(5)]
         time.sleep(BATCH_WAIT_S / 2)
         service.process.send_signal(signal.SIGTERM)
         while (ready := httpx.get(f"{service.url}/readyz", trust_env=False)).status_code == 200:
             assert not all(request.done() for request in accepted)
-        refused, alive = post(5), httpx.get(f"{service.url}/healthz", trust_env=False)
+        refused, alive = post(service, radiographs), httpx.get(f"{service.url}/healthz", trust_env=False)
         assert [request.result().status_code for request in accepted] == [200] * 5
     assert (ready.status_code, refused.status_code, alive.status_code) == (503, 503, 200)
     assert refused.json()["detail"] == "the service is stopping"
     begun = time.monotonic()
-    service.process.communicate(timeout=30)
+    output, _ = service.process.communicate(timeout=30)
     assert service.process.returncode == 0
     assert time.monotonic() - begun < 20
-
-
-def test_stopping_the_service_leaves_no_process_no_port_and_no_upload(service: Any) -> None:
-    httpx.post(f"{service.url}/gradio_api/upload", files={"files": ("a.dcm", b"radiograph")}, trust_env=False)
-    assert list(service.scratch.glob("raylift-page-*/*/a.dcm"))
-    assert list(service.scratch.glob("raylift-decoder-*/socket"))
-    assert service.stop() == []
-    assert service.process.returncode == 0
+    assert psutil.wait_procs(children, timeout=15)[1] == []
     assert not list(service.scratch.glob("raylift-*"))
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", service.port)) != 0
-    assert (service.final_output, (service.scratch / "stderr").read_text()) == ("", "")
+    assert (output, (service.scratch / "stderr").read_text()) == ("", "")
