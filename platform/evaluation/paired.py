@@ -62,6 +62,16 @@ def difference(differences: Float64[np.ndarray, " subjects"]) -> Difference:
     return Difference(mean, *interval, p)
 
 
+def between(
+    table: MetricTable, subjects: Mapping[str, str], predictors: tuple[str, str], protocol: str, name: str
+) -> Difference:
+    """The difference of a metric, the first predictor's minus the second's; `subjects` has the subject of each scan."""
+    _, groups = np.unique([subjects[scan] for scan in table.metrics], return_inverse=True)
+    first, second = (table.values(predictor, protocol, name) for predictor in predictors)
+    with np.errstate(invalid="ignore"):
+        return difference(np.bincount(groups, weights=first - second) / np.bincount(groups))
+
+
 @dataclass(frozen=True)
 class Paired:
     """Differences of every other predictor to a reference, by predictor, protocol and metric."""
@@ -73,17 +83,12 @@ class Paired:
     @classmethod
     def of(cls, table: MetricTable, subjects: Mapping[str, str], reference: str) -> Paired:
         """The differences in a table; `subjects` has the subject of each of its scans."""
-        names, groups = np.unique([subjects[scan] for scan in table.metrics], return_inverse=True)
-        counts = np.bincount(groups)
-
-        def between(predictor: str, protocol: str, name: str) -> Difference:
-            with np.errstate(invalid="ignore"):
-                scans = table.values(predictor, protocol, name) - table.values(reference, protocol, name)
-                return difference(np.bincount(groups, weights=scans) / counts)
-
         others = [predictor for predictor in table.predictors if predictor != reference]
-        differences = {p: {q: {n: between(p, q, n) for n in table.names(q)} for q in table.protocols} for p in others}
-        return cls(reference, len(names), differences)
+        differences = {
+            p: {q: {n: between(table, subjects, (p, reference), q, n) for n in table.names(q)} for q in table.protocols}
+            for p in others
+        }
+        return cls(reference, len({subjects[scan] for scan in table.metrics}), differences)
 
     def sections(self) -> list[Section]:
         """A table for each protocol."""

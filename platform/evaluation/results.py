@@ -17,7 +17,7 @@ from raylift.datasets.projector import normalized_drrs
 from raylift.models import consistency
 from raylift.models.metrics import Metrics
 from raylift.models.reconstruction import Residuals
-from raylift.platform.evaluation.paired import Paired
+from raylift.platform.evaluation.paired import CONFIDENCE, Difference, Paired, between
 from raylift.platform.evaluation.predictors import FITTED
 from raylift.platform.evaluation.protocols import PROTOCOLS, Prediction, ProtocolName
 from raylift.platform.evaluation.tables import MetricTable
@@ -175,6 +175,16 @@ class Evaluation:
         own, *others = (self.mean(p, protocol)[name] for p in (candidate, *self.baselines))
         return round(own, 2) > round(max(others), 2)
 
+    def is_convincing(self, candidate: str) -> bool:
+        """Whether a candidate beats the baselines, and the interval of the difference over subjects excludes zero."""
+        protocol, name = self.decisive
+        best = max(self.baselines, key=lambda baseline: self.mean(baseline, protocol)[name])
+        return self.beats_baselines(candidate) and not self._difference_to(best, candidate).low <= 0
+
+    def _difference_to(self, baseline: str, candidate: str) -> Difference:
+        subjects = {case.name: case.subject for case in self.cases}
+        return between(self.table, subjects, (candidate, baseline), *self.decisive)
+
     def summary(self) -> str:
         """Whether each candidate has a higher PSNR than all trivial baselines, in words."""
         return " ".join(self.verdict(name) for name in self.candidates)
@@ -197,8 +207,14 @@ class Evaluation:
         where = f"PSNR (protocol {protocol}) on {self.scans}"
         if self.beats_baselines(candidate):
             count = "both" if len(self.baselines) == 2 else "all"
-            beaten = f"{own:.2f} dB against {score:.2f} dB ({best})"
-            return f"{who} beats {count} trivial baselines in {where}: {beaten}.{after}"
+            beaten = f"{own:.2f} dB against {score:.2f} dB ({best})."
+            found = self._difference_to(best, candidate)
+            if found.low <= 0:
+                beaten += (
+                    f" It may be chance: the {CONFIDENCE:.0%} interval of the difference over subjects, "
+                    f"{found.low:+.2f} to {found.high:+.2f} dB, contains zero."
+                )
+            return f"{who} beats {count} trivial baselines in {where}: {beaten}{after}"
         sentence = f"{who} does NOT beat the {best} in {where}: {own:.2f} dB against {score:.2f} dB."
         models = self.provenance.get("models", {MODEL: self.provenance})
         config = models[candidate].get("training", {})

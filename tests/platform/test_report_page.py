@@ -149,3 +149,22 @@ def test_box_plots_have_a_panel_for_each_metric_with_its_unit_and_survive_an_inf
     assert svg.count(">theirs<") == 1
     for title in ("PSNR, dB", "MAE, HU"):
         assert svg.count(title) == 1
+
+
+def test_a_candidate_that_may_beat_the_baselines_by_chance_is_reported_so(home, archive32, tmp_path):
+    """One volume that is better than the mean training volume, and four that are worse."""
+    archive, folder = Archive(str(archive32)), tmp_path / "unsteady"
+    folder.mkdir()
+    mean = Window().to_hu(weights.load(home / "pair").training_data.baselines.mean)[0, 0].numpy()
+    for k, entry in enumerate(archive.entries()[7:]):
+        hu = archive.read_array(entry, "volumes").astype(np.float32)
+        shown = hu + 100 if k == 0 else mean + 80
+        sitk.WriteImage(archive_image(shown, archive.manifest.grid), str(folder / f"{entry.id}.nii.gz"))
+    words = ["--archive", str(archive32), "--split", "all", "--protocols", "volume", "--output", str(tmp_path / "out")]
+    assert cli.main(["compare", str(folder), str(home / "pair"), *words]) == 0
+    metrics, page = json.loads((tmp_path / "out/metrics.json").read_text()), (tmp_path / "out/report.html").read_text()
+    found = metrics["differences"]["by_predictor"]["unsteady"]["volume"]["psnr_db"]
+    assert found["low"] < 0 < found["mean"]
+    said = f"the 95% interval of the difference over subjects, {found['low']:+.2f} to {found['high']:+.2f} dB, contains"
+    assert said in metrics["summary"]
+    assert re.search(r'<p class="warning">unsteady beats both trivial baselines', page)
