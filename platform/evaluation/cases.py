@@ -116,12 +116,14 @@ def evaluate(evaluator: CaseEvaluator, workers: int, kept: KeptCases | None, pro
 class _Worker:
     """An actor, which loads every model once."""
 
-    def __init__(self, evaluator: list[ray.ObjectRef[CaseEvaluator]], threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         # The last digits of a result depend on the number of threads.
         torch.set_num_threads(threads)
-        self._evaluator = ray.get(evaluator[0])
+        self._evaluator: CaseEvaluator | None = None
 
-    def evaluate(self, index: int) -> tuple[int, Case]:
+    def evaluate(self, shared: list[ray.ObjectRef[CaseEvaluator]], index: int) -> tuple[int, Case]:
+        """Index and metrics of a scan; `shared` is in a list so that Ray does not load it for each of them."""
+        self._evaluator = self._evaluator or ray.get(shared[0])
         return index, self._evaluator.evaluate(index)
 
 
@@ -133,13 +135,12 @@ def _distributed(evaluator: CaseEvaluator, indices: list[int], workers: int) -> 
         count * threads, 0, f"a comparison by {count} workers of {threads} threads", "--workers or OMP_NUM_THREADS"
     )
     options = {"num_cpus": threads, "max_restarts": MAX_RESTARTS, "max_task_retries": MAX_RESTARTS}
-    # In a list, because Ray warns of actors that are restarted with an argument in its store.
     kind: Any = ray.remote(_Worker).options(**options)
     shared = [ray.put(evaluator)]
-    actors = [kind.remote(shared, threads) for _ in range(count)]
+    actors = [kind.remote(threads) for _ in range(count)]
     pool: Any = ActorPool(actors)
     try:
-        yield from pool.map_unordered(lambda actor, index: actor.evaluate.remote(index), indices)
+        yield from pool.map_unordered(lambda actor, index: actor.evaluate.remote(shared, index), indices)
     except RayTaskError as error:
         raise error.cause from error
     except RayActorError as error:

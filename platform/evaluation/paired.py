@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 from scipy import stats
 
-from raylift.platform.evaluation.tables import TITLES, MetricTable, Section, digits_of, finite
+from raylift.platform.evaluation.tables import MetricTable, Section, digits_of, finite, title_of
 
 CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
 BATCH = 500
@@ -100,7 +100,7 @@ class Paired:
             Section(
                 f"Difference to {self.reference} (protocol {protocol})",
                 definition,
-                ["predictor", *(TITLES.get(name, name) for name in values)],
+                ["predictor", *(title_of(name) for name in values)],
                 [
                     [p, *(_cell(name, difference) for name, difference in by[protocol].items())]
                     for p, by in self.differences.items()

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from raylift.platform.evaluation.results import CT, DISPLAY_HU, MODEL, Images
-from raylift.platform.evaluation.tables import TITLES, MetricTable
+from raylift.platform.evaluation.tables import MetricTable, title_of
 from raylift.platform.monitor import PROTOCOL_OF, monitored
 
 ERROR_HU = 600.0
@@ -80,7 +80,8 @@ def plot_boxes(table: MetricTable, protocol: str, path: Path) -> None:
         axes.boxplot(values, orientation="horizontal", manage_ticks=False, showfliers=False, widths=0.6)
         for row, each in enumerate(values, start=1):
             axes.plot(each, np.full(len(each), row), "o", color="tab:blue", markersize=3, alpha=0.5)
-        axes.set_xlabel(TITLES.get(name, name))
+        axes.set_xlabel(title_of(name))
+        axes.locator_params(axis="x", nbins=5)
         _open(axes)
     labels = [textwrap.fill(predictor, 28, break_long_words=False) for predictor in predictors]
     grid[0, 0].set_yticks(range(1, len(labels) + 1), labels)

@@ -102,7 +102,7 @@ class MetricTable:
             Section(
                 f"{'Segmentation' if protocol == 'segmentation' else f'Protocol {protocol}'}{where}",
                 definition,
-                ["predictor", *(TITLES.get(name, name) for name in self.names(protocol))],
+                ["predictor", *(title_of(name) for name in self.names(protocol))],
                 [[predictor, *self._cells(predictor, protocol)] for predictor in self.predictors],
             )
             for protocol, definition in self.definitions.items()
@@ -150,6 +150,11 @@ def cell(name: str, mean: float, std: float = 0.0, count: int = 1) -> str:
     """A metric with the digits that its unit needs and, over several subjects, its standard deviation."""
     digits = digits_of(name)
     return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if count > 1 else "")
+
+
+def title_of(name: str) -> str:
+    """A metric with its unit, for people."""
+    return TITLES.get(name, name.replace("_", " "))
 
 
 def digits_of(name: str) -> int:

@@ -116,6 +116,11 @@ def test_the_page_is_no_wider_than_the_screen(result, browser, width):
     page.set_viewport_size({"width": width, "height": 900})
     page.goto((result / "report.html").as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    heights = page.evaluate(
+        "[...document.querySelectorAll('.figure')].map(one => [one.scrollHeight, one.clientHeight])"
+    )
+    assert len(heights) > 5
+    assert all(whole == shown for whole, shown in heights)
 
 
 def table_of(values):
