@@ -61,7 +61,7 @@ def main() -> None:
         }
         rows = [[name, *measured(run, options.steps)] for name, run in cases.items()]
     title = f"{options.preset}, 64^3, batch {preset.train.batch_size}, one worker, {options.steps} steps after two"
-    table(title, ["samples", "s a step", "wait for data, s", "share of the step", "CPU s a step, all threads"], rows)
+    table(title, ["samples", "s/step", "wait for data, s", "share of the step", "CPU s/step, all threads"], rows)
     costs = sample_costs(base)
     table("one sample", ["part", "CPU s"], [[name, f"{seconds:.3f}"] for name, seconds in costs.items()])
 

@@ -251,7 +251,7 @@ def report(folder: Path, plots: Path, output: Path) -> str:
         *([verdict(ct, "CT by folds")] if fold else []),
         "",
     ]
-    columns = ["system", "parameters", "lr, betas", "steps", "CPU ms a step", "steps of each fold"]
+    columns = ["system", "parameters", "lr, betas", "steps", "CPU ms/step", "steps of each fold"]
     columns.append("dB in the last quarter of the time")
     lines += table_lines("Training", columns, training_rows(folder))
     lines += tables(phantoms, f"{len(phantoms[systems[0]])} held-out phantoms")

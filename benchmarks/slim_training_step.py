@@ -38,7 +38,7 @@ def main() -> None:
         rows.append([name, f"{size}^3", f"{cpu_seconds(name, options.steps):.2f}"])
     threads = f"{options.threads} CPU thread{'s' * (options.threads > 1)}"
     title = f"batch 1, fp32, {threads}, fastest of {options.steps} steps after one"
-    table(title, ["preset", "size", "CPU s a step"], rows)
+    table(title, ["preset", "size", "CPU s/step"], rows)
 
 
 def cpu_seconds(name: str, steps: int) -> float:

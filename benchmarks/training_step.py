@@ -69,7 +69,7 @@ def main() -> None:
             ]
             rows.append([f"{size}^3", kind, *cells])
     where = "GPU" if options.gpu else f"{options.threads} CPU threads"
-    columns = ["size", "precision", "wall s a step", "CPU s a step", "volumes a second", "peak GiB", "TFLOP/s"]
+    columns = ["size", "precision", "wall s/step", "CPU s/step", "volumes/s", "peak GiB", "TFLOP/s"]
     columns += ["share of peak"] if options.peak_tflops else []
     table(f"published X2CT-GAN, batch {options.batch}, {where}, mean of {options.steps} steps after one", columns, rows)
     if options.profile:

@@ -147,6 +147,11 @@ class BatchStream:
         self._threads = threads
         self._prefetch_batches = prefetch_batches
 
+    @property
+    def epochs_consumed(self) -> float:
+        """Epochs of all workers until now."""
+        return self.samples_consumed / self._order.count
+
     def __iter__(self) -> Iterator[list[Batch]]:
         start = self.samples_consumed
         queue: deque[list[list[Future[Batch]]]] = deque()

@@ -34,7 +34,7 @@ from raylift.platform.training.checkpoint import (
 from raylift.platform.training.divergence import DIVERGED, DivergedLossError, DivergenceMonitor, diverged_at
 from raylift.platform.training.engine import Engine
 from raylift.platform.training.inputs import describe, open_stream, require_archives, training_data
-from raylift.platform.training.tracking import Reporter, RunningMeans, TensorBoard
+from raylift.platform.training.tracking import Reporter, RunningMeans, TensorBoard, peak_memory_gib
 from raylift.platform.training.validation import Validation
 
 
@@ -114,7 +114,14 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
         done = step + 1
         stops = on_any_rank(reporter.stop_requested(), device)
         if done % run.train.log_every == 0 or done == run.train.steps:
-            entry = {"step": float(done), "lr": run.optimizer.lr_at(step, run.train.steps), **means.reduce()}
+            entry = {
+                "step": float(done),
+                "epoch": stream.epochs_consumed,
+                "lr": run.optimizer.lr_at(step, run.train.steps),
+                **means.reduce(),
+                "peak_memory_gib": peak_memory_gib(device),
+            }
+            entry["samples_per_s"] = run.train.batch_size / entry["step_time_s"]
             history.append(entry)
             reporter.log(done, entry)
             if writer:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import tempfile
 from collections import defaultdict
 from contextlib import suppress
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,13 @@ class RunningMeans:
         self._sums.clear()
         self._counts.clear()
         return means
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The largest memory of this process until now, on a GPU or else in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class TensorBoard:
@@ -95,9 +104,12 @@ class Reporter:
         self._pending: Any = None
 
     def log(self, step: int, entry: dict[str, float]) -> None:
-        """Send a log entry."""
+        """Send a log entry: epoch, losses, throughput, share of the time in which a step waits for data, time left."""
         losses = "  ".join(f"{name} {value:.4g}" for name, value in entry.items() if name.endswith("/loss"))
-        self._send(step, f"{losses}  {entry['step_time_s']:.2f} s a step")
+        waiting = entry["data_time_s"] / entry["step_time_s"]
+        left = timedelta(seconds=round((self._steps - step) * entry["step_time_s"]))
+        speed = f"{entry['samples_per_s']:.3g} samples/s, {waiting:.0%} waiting for data"
+        self._send(step, f"epoch {entry['epoch']:.1f}  {losses}  {speed}, {left} left")
 
     def validated(self, step: int, metrics: dict[str, float]) -> None:
         """Send a validation. Every rank must call it, because a report is a barrier in Ray."""

@@ -239,15 +239,15 @@ def test_a_run_ends_after_sigterm_with_a_checkpoint_and_the_command_that_resumes
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as process:
         try:
-            for line in process.stdout:
-                if "step 3:" in line:
-                    break
+            line = next(line for line in process.stdout if "step 3:" in line)
             process.send_signal(signal.SIGTERM)
             sent = time.monotonic()
             _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
     assert time.monotonic() - sent < 15
+    losses, speed = r"generator/loss \S+  discriminator/loss \S+", r"[\d.]+ samples/s, \d+% waiting for data"
+    assert re.search(rf"step 3: epoch [\d.]+  {losses}  {speed}, \d+:\d\d:\d\d left", line)
     assert process.returncode == 130
     last = errors.splitlines()[-1]
     interrupted = re.fullmatch(

@@ -44,7 +44,12 @@ def test_a_finished_run_has_checkpoints_curves_and_its_whole_configuration(finis
     assert [summary["step"] for _, summary in published] == [4, 8]
     state = json.loads((finished_run / "checkpoints/step-00000008/state.json").read_text())
     assert state["samples_consumed"] == 8 * tiny.train.batch_size
-    assert {"generator/loss", "discriminator/loss", "lr"} <= state["history"][0].keys()
+    first = state["history"][0]
+    assert {"generator/loss", "discriminator/loss", "generator/grad_norm", "lr"} <= first.keys()
+    training_samples = len(Archive(tiny.data.archive).entries("train"))
+    assert first["epoch"] == tiny.train.log_every * tiny.train.batch_size / training_samples
+    assert first["samples_per_s"] == pytest.approx(tiny.train.batch_size / first["step_time_s"])
+    assert 0.1 < first["peak_memory_gib"] < 8
     assert [entry["step"] for entry in state["history"] if "val_psnr_db" in entry] == [4, 8]
     assert list((finished_run / "tensorboard").glob("events*"))
     assert runs.load_run(str(finished_run)).system == tiny.system
