@@ -27,7 +27,7 @@ from torch import nn
 
 from raylift.datasets.batch import Batch
 from raylift.models import baselines, metrics
-from raylift.models.generative import GenerativeNetwork
+from raylift.models.diffusion.generative import GenerativeNetwork
 from raylift.models.literature import Training
 from raylift.models.losses import ssim_loss
 from raylift.models.reconstruction import reconstruct

@@ -21,9 +21,9 @@ import torch
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.streaming.stream import load_batch
-from raylift.models import generative
-from raylift.models.generative import RunningStatistics, SamplingConfig
+from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.metrics import VOLUME
+from raylift.models.reconstruction import RunningStatistics, predict
 from raylift.models.weights import Model
 from raylift.platform import model_store
 from raylift.platform.evaluation.predictors import matching_views
@@ -74,7 +74,7 @@ def measured(
         batch, ground_truth = load_batch(archive, [entry], window, views), archive.read(entry).volume.astype(np.float32)
         statistics, started = RunningStatistics(), time.perf_counter()
         for k in range(max(samples)):
-            statistics.add(generative.predict(model.network, batch.radiographs, settings, k))
+            statistics.add(predict(model.network, batch.radiographs, settings, k))
             if k + 1 in scans:
                 seconds, hu = time.perf_counter() - started, window.to_hu(statistics.mean)[0, 0].numpy()
                 values = VOLUME.evaluate(hu, ground_truth)

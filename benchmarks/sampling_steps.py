@@ -22,8 +22,8 @@ from torch import Tensor
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.streaming.stream import load_batch
 from raylift.models import baselines
+from raylift.models.diffusion.generative import GenerativeNetwork, SamplingConfig
 from raylift.models.diffusion.samplers import SAMPLERS
-from raylift.models.generative import GenerativeNetwork, SamplingConfig
 from raylift.models.metrics import VOLUME
 from raylift.platform import model_store
 from raylift.platform.evaluation.predictors import matching_views

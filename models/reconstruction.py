@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
-from raylift.models import consistency, generative
-from raylift.models.generative import RunningStatistics, SamplingConfig
+from raylift.models import consistency
+from raylift.models.diffusion.generative import GenerativeNetwork, SamplingConfig
 
 Residuals = dict[str, tuple[float, float]]
 """By view, the relative L2 distance of the reprojection from the radiograph before and after the consistency fit."""
@@ -38,6 +38,46 @@ class Reconstruction:
     def volume(self) -> Float[Tensor, "1 d h w"]:
         """The fitted volume if there is one, else the predicted one."""
         return self.predicted if self.fitted is None else self.fitted
+
+
+def predict(
+    network: nn.Module, radiographs: Float[Tensor, "n views rows columns"], sampling: SamplingConfig | None, k: int = 0
+) -> Float[Tensor, "n 1 d h w"]:
+    """The volumes that a network predicts from radiographs, in fp32: with sampling settings its k-th sample.
+
+    The k-th sample has the seed `sampling.seed + k` and is clipped to the window's [0, 1], so that the mean of several
+    samples is the mean of the volumes that each seed gives alone.
+    """
+    if sampling is None:
+        prediction: Tensor = network(radiographs)
+        return prediction.float()
+    assert isinstance(network, GenerativeNetwork)
+    return network.sample(radiographs, replace(sampling, seed=sampling.seed + k)).float().clip(0.0, 1.0)
+
+
+class RunningStatistics:
+    """Mean and standard deviation of volumes that are added one by one (Welford 1962)."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._mean = self._squares = torch.zeros(())
+
+    def add(self, volume: Float[Tensor, "*shape"]) -> None:
+        """Update the statistics with one volume."""
+        self._count += 1
+        delta = volume - self._mean
+        self._mean = self._mean + delta / self._count
+        self._squares = self._squares + delta * (volume - self._mean)
+
+    @property
+    def mean(self) -> Float[Tensor, "*shape"]:
+        """The mean of all volumes so far."""
+        return self._mean
+
+    @property
+    def std(self) -> Float[Tensor, "*shape"] | None:
+        """The square root of the unbiased variance over volumes, voxel by voxel; None for a single one."""
+        return (self._squares / (self._count - 1)).sqrt() if self._count > 1 else None
 
 
 @torch.no_grad()
@@ -71,7 +111,7 @@ def reconstruct(
     for k in range(max(counts)):
         items = [item for item, count in enumerate(counts) if count > k]
         started = time.perf_counter()
-        volumes = generative.predict(network, radiographs[items], sampling, k)
+        volumes = predict(network, radiographs[items], sampling, k)
         prediction_time_s += time.perf_counter() - started
         for item, volume in zip(items, volumes, strict=True):
             predicted[item].add(volume)

@@ -14,7 +14,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, View
 from raylift.datasets.intensity import Normalization
 from raylift.models import weights
-from raylift.models.generative import GenerativeNetwork
+from raylift.models.diffusion.generative import GenerativeNetwork
 from raylift.models.weights import Model
 from raylift.models.zoo import SYSTEMS
 from raylift.platform.evaluation.report import DISCLAIMER

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int16
 
-from raylift.models.generative import SamplingConfig
+from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.weights import Description
 from raylift.serve.reconstructor import HUVolume, nifti
 

@@ -17,7 +17,7 @@ from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.orientation import PatientFacingOption, expected_patient_facing
 from raylift.datasets.radiographs.preparation import load_radiograph
-from raylift.models.generative import SamplingFlags
+from raylift.models.diffusion.generative import SamplingFlags
 from raylift.platform import model_store
 from raylift.serve.settings import ServeSettings
 

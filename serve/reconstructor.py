@@ -16,7 +16,7 @@ from raylift.datasets.geometry import Grid
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.datasets.scans.resample import archive_image
 from raylift.models import consistency, reconstruction
-from raylift.models.generative import SamplingFlags
+from raylift.models.diffusion.generative import SamplingFlags
 from raylift.models.weights import Description, Model
 from raylift.platform import model_store
 from raylift.serve import owned_folder

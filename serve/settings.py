@@ -14,7 +14,7 @@ import tyro
 
 from raylift.datasets.errors import ConfigError
 from raylift.models.consistency import require_steps
-from raylift.models.generative import SamplingFlags
+from raylift.models.diffusion.generative import SamplingFlags
 from raylift.platform import model_store
 from raylift.serve.decoding_server import DecodingLimits
 

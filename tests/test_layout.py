@@ -18,6 +18,7 @@ SERVE_MAY_TAKE = {"raylift.platform.config", "raylift.platform.cluster", "raylif
 
 MODELS_MAY_TAKE = {
     "batch",
+    "choices",
     "digested_json",
     "errors",
     "geometry",

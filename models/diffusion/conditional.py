@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from raylift.models.diffusion.denoiser import Denoiser
+from raylift.models.diffusion.generative import GenerativeNetwork, SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseScheduler, NoiseSchedulerConfig
 from raylift.models.diffusion.samplers import SAMPLERS, Noise, initial_data, timestep_schedule
-from raylift.models.generative import GenerativeNetwork, SamplingConfig
 
 Condition = list[Float[Tensor, "n k _ _ _"]]
 Data = Float[Tensor, "n c s s s"]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raylift.models.generative import SamplerName
+from raylift.datasets.choices import KeyOf
 
 Data = Float[Tensor, "n c d h w"]
 PredictX0 = Callable[[Data, int], Data]
@@ -111,7 +111,8 @@ def dpm_solver(predict_x0: PredictX0, start: Data, schedule: Schedule, noise: No
 
 
 Sampler = Callable[[PredictX0, Data, Schedule, Noise], Data]
-SAMPLERS: dict[SamplerName, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver}
+SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver}
+SamplerName = KeyOf[str, SAMPLERS]
 
 
 def _half_log_snr(abar: float) -> float:

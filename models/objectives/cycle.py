@@ -23,7 +23,7 @@ from raylift.models.drr import Reprojection
 from raylift.models.losses import cross_entropy
 from raylift.models.objectives.objective import Objective, Outputs, Player, Turn
 from raylift.models.objectives.reprojection import ViewDiscriminatorPlayer
-from raylift.models.parts.discriminators import Discriminator, ViewDiscriminator
+from raylift.models.parts.discriminators import ViewDiscriminator
 from raylift.models.unpaired_prior import PhantomPrior
 from raylift.models.volume_network import VolumeNetwork
 
@@ -63,7 +63,7 @@ class CycleNetworks:
     projection: nn.Module | None
     """A volume to radiographs; None for the projector."""
     reprojection: Reprojection
-    volume_discriminator: Discriminator
+    volume_discriminator: nn.Module
     view_discriminator: ViewDiscriminator | None
     """Discriminator of a projection network's radiographs; None for the projector, which has no parameters."""
     prior: PhantomPrior
@@ -134,7 +134,7 @@ class ProjectionPlayer(Player):
 class VolumeDiscriminatorPlayer(Player):
     """The turn of the volume discriminator: unpaired volumes are real, the reconstruction is fake."""
 
-    def __init__(self, network: Discriminator, weights: CycleLoss) -> None:
+    def __init__(self, network: nn.Module, weights: CycleLoss) -> None:
         super().__init__(network)
         self.smoothing, self.every = weights.smoothing, weights.discriminators_every
 

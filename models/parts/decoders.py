@@ -6,34 +6,30 @@ the reconstruction, followed by auxiliary volumes of the same size where deep su
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raylift.datasets.choices import KeyOf
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import require_minimum
-from raylift.models.parts.blocks import Checkpointing, ConcatConvBlock, conv_norm_act_3d, run, upsample_3d
-from raylift.models.parts.fusion import FusionConfig
-from raylift.models.parts.heads import ActivationName, Head, Rendering
+from raylift.models.parts.blocks import (
+    Checkpointing,
+    ConcatConvBlock,
+    ResidualBlock,
+    conv_norm_act_3d,
+    run,
+    upsample_3d,
+)
+from raylift.models.parts.decoder_levels import DecoderLevels
+from raylift.models.parts.fusion import FusionConfig, MultiScaleFusion
+from raylift.models.parts.heads import ACTIVATIONS, ActivationName, Head, Rendering
 
-DECODERS = {
-    "upsampling": "decoders.UpsamplingDecoder",
-    "unet": "unet_3d.UNet",
-    "unet++": "unet_3d.UNetPlusPlus",
-    "none": "unet_3d.NoDecoder",
-}
-"""Classes of this folder, imported when one is built, because their files import this one."""
-if TYPE_CHECKING:
-    DecoderName = str
-else:
-    DecoderName = Literal[tuple(DECODERS)]
 HeadName = Literal["convolution", "rendering"]
 
 Lifted = list[list[Float[Tensor, "n _ _ _ _"]]]
@@ -79,9 +75,7 @@ class DecoderConfig:
 
     def build(self, fusion: FusionConfig, widths: Sequence[int], context: DecoderContext) -> nn.Module:
         """The decoder of lifted volumes of these widths, coarsest first, with initial weights."""
-        file, name = DECODERS[self.kind].split(".")
-        decoder: type[nn.Module] = getattr(import_module(f"raylift.models.parts.{file}"), name)
-        return decoder(self, fusion, widths, context)
+        return DECODERS[self.kind](self, fusion, widths, context)
 
 
 @dataclass(frozen=True)
@@ -100,52 +94,6 @@ class DecoderContext:
     def use_checkpoint(self, finest: bool) -> bool:
         """Whether the activations of a part of the decoder are recomputed in the backward pass."""
         return self.checkpointing == "all" or (finest and self.checkpointing == "finest")
-
-
-class DecoderLevel(nn.Module):
-    """One size of the upsampling decoder: the skip connection, convolution blocks, upsampling.
-
-    `merge` and `refine` are two steps because X2CT-GAN fuses the views between them.
-    """
-
-    def __init__(self, channels: int, merged: int, blocks: int, up_channels: int | None) -> None:
-        super().__init__()
-        self.concat_conv = ConcatConvBlock(merged, channels) if merged else None
-        self.blocks = nn.Sequential(*(conv_norm_act_3d(channels, channels) for _ in range(blocks)))
-        self.up = upsample_3d(channels, up_channels) if up_channels else nn.Identity()
-
-    def merge(self, *volumes: Float[Tensor, "n _ d h w"]) -> Float[Tensor, "n c d h w"]:
-        """The concatenation of the volumes, convolved to the level's width."""
-        if self.concat_conv is None:
-            (volume,) = volumes
-            return volume
-        merged: Tensor = self.concat_conv(*volumes)
-        return merged
-
-    def refine(self, features: Float[Tensor, "n c d h w"]) -> Float[Tensor, "n up d2 h2 w2"]:
-        """The output of the level's blocks, upsampled to twice the size except at the last level."""
-        refined: Tensor = self.up(self.blocks(features))
-        return refined
-
-
-class DecoderLevels(nn.ModuleList):
-    """A level for each width, coarsest first; the last has one block at most and no upsampling."""
-
-    def __init__(self, channels: Sequence[int], skips: Sequence[int], blocks: int, coarsest_blocks: int) -> None:
-        # The coarsest volume has no skip connection and is convolved only where its width differs.
-        first = DecoderLevel(channels[0], skips[0] if skips[0] != channels[0] else 0, coarsest_blocks, channels[1])
-        inner = [
-            DecoderLevel(width, width + skip, blocks, above)
-            for (width, above), skip in zip(pairwise(channels[1:]), skips[1:-1], strict=True)
-        ]
-        last = DecoderLevel(channels[-1], channels[-1] + skips[-1], min(blocks, 1), None)
-        super().__init__([first, *inner, last])
-
-    def level(self, index: int) -> DecoderLevel:
-        """One level; index 0 is the coarsest."""
-        level = self[index]
-        assert isinstance(level, DecoderLevel)
-        return level
 
 
 class ViewDecoder(nn.Module):
@@ -243,3 +191,137 @@ class UpsamplingDecoder(nn.Module):
                 return tuple(outputs)
         level = self.levels.level(index)
         return (*outputs, level.refine(level.merge(below, fused)))
+
+
+class NoDecoder(nn.Module):
+    """The only lifted volume of each view, fused, is the reconstruction."""
+
+    def __init__(
+        self, config: DecoderConfig, fusion: FusionConfig, widths: Sequence[int], context: DecoderContext
+    ) -> None:
+        super().__init__()
+        self.fusion = fusion.build(widths[-1], context.views, keep_width=True)
+        self.activation = config.output
+
+    def forward(self, lifted: Lifted, decoders: Sequence[nn.Module] = ()) -> list[Float[Tensor, "n 1 d h w"]]:  # noqa: ARG002
+        """A list with the volume; this decoder has no auxiliary ones."""
+        return [ACTIVATIONS[self.activation](self.fusion([volumes[-1] for volumes in lifted]))]
+
+
+class UNet(nn.Module):
+    """3DCNN's V-Net-like network: residual blocks at each size, max pooling, concatenated skip connections."""
+
+    def __init__(
+        self, config: DecoderConfig, fusion: FusionConfig, widths: Sequence[int], context: DecoderContext
+    ) -> None:
+        super().__init__()
+        self.context = context
+        self.fusion = MultiScaleFusion(fusion, widths, context.views)
+        channels = list(reversed(config.channels))
+        self.pool = nn.MaxPool3d(2)
+        self.down = nn.ModuleList(
+            _residual_blocks(in_channels, width, config.blocks)
+            for in_channels, width in zip(_input_widths(self.fusion, channels), channels, strict=True)
+        )
+        self.upsamplers = nn.ModuleList(upsample_3d(channels[k + 1], channels[k]) for k in range(len(channels) - 1))
+        self.up = nn.ModuleList(_residual_blocks(2 * width, width, config.blocks) for width in channels[:-1])
+        self.head = Head(channels[0], config.output, config.head_kernel)
+
+    def forward(self, lifted: Lifted, decoders: Sequence[nn.Module] = ()) -> list[Float[Tensor, "n 1 d h w"]]:  # noqa: ARG002
+        """A list with the volume; this decoder has no auxiliary ones."""
+        skips: list[Tensor] = []
+        fused = self.fusion(lifted)
+        for index, block in enumerate(self.down):
+            volumes = [*([self.pool(skips[-1])] if skips else []), *fused[index : index + 1]]
+            use_checkpoint = self.context.use_checkpoint(finest=not skips)
+            skips.append(run(partial(_concatenated, block), *volumes, use_checkpoint=use_checkpoint))
+        volume = skips.pop()
+        while skips:
+            index = len(skips) - 1
+            use_checkpoint = self.context.use_checkpoint(finest=index == 0)
+            volume = run(partial(self._up, index), volume, skips.pop(), use_checkpoint=use_checkpoint)
+        return [run(self.head, volume, use_checkpoint=self.context.use_checkpoint(finest=True))]
+
+    def _up(self, index: int, volume: Tensor, skip: Tensor) -> Tensor:
+        return _concatenated(self.up[index], self.upsamplers[index](volume), skip)
+
+
+class UNetPlusPlus(nn.Module):
+    """U-Net++ (Zhou et al. 2018): a U-Net whose skip connections are chains of convolution nodes.
+
+    Node (i, j) has size i, 0 the finest, after j upsamplings. Its input is the concatenation of all earlier nodes of
+    its size and the upsampled node (i + 1, j - 1). Every node of the finest size has a head: the last one's output is
+    the reconstruction, the others are for deep supervision.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, fusion: FusionConfig, widths: Sequence[int], context: DecoderContext
+    ) -> None:
+        super().__init__()
+        self.auxiliaries, self.context = context.auxiliaries, context
+        self.fusion = MultiScaleFusion(fusion, widths, context.views)
+        channels = list(reversed(config.channels))
+        self.depth = len(channels) - 1
+        self.pool = nn.MaxPool3d(2)
+        self.down = nn.ModuleList(
+            _conv_blocks(in_channels, width)
+            for in_channels, width in zip(_input_widths(self.fusion, channels), channels, strict=True)
+        )
+        self.upsamplers, self.nodes = nn.ModuleDict(), nn.ModuleDict()
+        for j in range(1, self.depth + 1):
+            for i in range(self.depth + 1 - j):
+                self.upsamplers[f"{i},{j}"] = upsample_3d(channels[i + 1], channels[i])
+                self.nodes[f"{i},{j}"] = _conv_blocks((j + 1) * channels[i], channels[i])
+        heads = self.depth if self.auxiliaries else 1
+        self.heads = nn.ModuleList(Head(channels[0], config.output, config.head_kernel) for _ in range(heads))
+
+    def forward(self, lifted: Lifted, decoders: Sequence[nn.Module] = ()) -> list[Float[Tensor, "n 1 d h w"]]:  # noqa: ARG002
+        """The reconstruction, then with auxiliaries those of the earlier finest nodes, last first."""
+        fused = self.fusion(lifted)
+        nodes: list[list[Tensor]] = []
+        for i in range(self.depth + 1):
+            volumes = [*([self.pool(nodes[-1][0])] if nodes else []), *fused[i : i + 1]]
+            use_checkpoint = self.context.use_checkpoint(finest=i == 0)
+            nodes.append([run(self.down[i], *volumes, use_checkpoint=use_checkpoint)])
+            # All nodes whose inputs are complete with this one.
+            for j in range(1, i + 1):
+                node = partial(self._node, f"{i - j},{j}")
+                use_checkpoint = self.context.use_checkpoint(finest=i == j)
+                nodes[i - j].append(run(node, nodes[i - j + 1][j - 1], *nodes[i - j], use_checkpoint=use_checkpoint))
+        finest = nodes[0][:0:-1]
+        use_checkpoint = self.context.use_checkpoint(finest=True)
+        return [
+            run(head, volume, use_checkpoint=use_checkpoint) for head, volume in zip(self.heads, finest, strict=False)
+        ]
+
+    def _node(self, name: str, below: Tensor, *earlier: Tensor) -> Tensor:
+        node: Tensor = self.nodes[name](*earlier, self.upsamplers[name](below))
+        return node
+
+
+DECODERS: dict[str, Callable[[DecoderConfig, FusionConfig, Sequence[int], DecoderContext], nn.Module]] = {
+    "upsampling": UpsamplingDecoder,
+    "unet": UNet,
+    "unet++": UNetPlusPlus,
+    "none": NoDecoder,
+}
+DecoderName = KeyOf[str, DECODERS]
+
+
+def _input_widths(fusion: MultiScaleFusion, channels: list[int]) -> list[int]:
+    """Input channels of the downsampling path at each size: the pooled volume and the fused one, where there are."""
+    fused = [*fusion.widths, *[0] * (len(channels) - len(fusion.widths))]
+    return [pooled + width for pooled, width in zip([0, *channels[:-1]], fused, strict=True)]
+
+
+def _concatenated(block: nn.Module, *volumes: Tensor) -> Tensor:
+    output: Tensor = block(torch.cat(volumes, dim=1))
+    return output
+
+
+def _residual_blocks(in_channels: int, channels: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels if k else in_channels, channels) for k in range(count)))
+
+
+def _conv_blocks(in_channels: int, channels: int) -> nn.Sequential:
+    return ConcatConvBlock(in_channels, channels, *conv_norm_act_3d(channels, channels))

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raylift.datasets.choices import KeyOf
 from raylift.datasets.serialization import require_minimum
 from raylift.models.parts.blocks import conv_norm_act_3d, initialize
 from raylift.models.parts.encoders import at_size
 from raylift.models.parts.rays import Rays, along_volume_axes
-
-DiscriminatorName = Literal["patch", "coordinate", "lifted", "cnn"]
 
 
 @dataclass(frozen=True)
@@ -39,22 +38,36 @@ class DiscriminatorConfig:
 
     def build(self, rays: Sequence[Rays]) -> nn.Module:
         """The discriminator for views with these rays, with initial weights."""
-        return Discriminator(self, rays)
+        return DISCRIMINATORS[self.kind](self, rays)
 
 
 class Discriminator(nn.Module):
     """Convolutions of 4 x 4 x 4 over the volume and its condition; all but the last halve the size.
 
     Inner convolutions have no bias: the instance norm after them would remove it.
+
+    Args:
+        config: the settings.
+        rays: of the views.
+        coordinates: whether the coordinates of every voxel are input channels.
+        condition_conv: whether each back-projected radiograph goes through a convolution block.
+        pooled: one score for the whole volume, or a score for each patch.
     """
 
-    def __init__(self, config: DiscriminatorConfig, rays: Sequence[Rays]) -> None:
+    def __init__(
+        self,
+        config: DiscriminatorConfig,
+        rays: Sequence[Rays],
+        coordinates: bool = False,
+        condition_conv: bool = False,
+        pooled: bool = False,
+    ) -> None:
         super().__init__()
         self.rays = list(rays) if config.conditional else []
-        self.has_coordinates = config.kind == "coordinate"
-        condition_channels = config.condition_channels if config.kind == "lifted" else 1
-        in_channels = 3 * self.has_coordinates + condition_channels * len(self.rays) + 1
-        if config.kind == "lifted":
+        self.has_coordinates = coordinates
+        condition_channels = config.condition_channels if condition_conv else 1
+        in_channels = 3 * coordinates + condition_channels * len(self.rays) + 1
+        if condition_conv:
             self.condition_conv = nn.ModuleList(conv_norm_act_3d(1, condition_channels) for _ in self.rays)
         widths = (in_channels, *config.channels)
         layers: list[nn.Module] = []
@@ -64,7 +77,7 @@ class Discriminator(nn.Module):
             if not first:
                 layers.append(nn.InstanceNorm3d(next_width))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
-        if config.kind == "cnn":
+        if pooled:
             layers += [nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(widths[-1], 1)]
         else:
             layers.append(nn.Conv3d(widths[-1], 1, 4, padding=2))
@@ -84,6 +97,15 @@ class Discriminator(nn.Module):
         coordinates = _coordinates(volume) if self.has_coordinates else []
         scores: Tensor = self.layers(torch.cat([*coordinates, *conditions, volume], dim=1))
         return scores
+
+
+DISCRIMINATORS: dict[str, Callable[[DiscriminatorConfig, Sequence[Rays]], nn.Module]] = {
+    "patch": Discriminator,
+    "coordinate": partial(Discriminator, coordinates=True),
+    "lifted": partial(Discriminator, condition_conv=True),
+    "cnn": partial(Discriminator, pooled=True),
+}
+DiscriminatorName = KeyOf[str, DISCRIMINATORS]
 
 
 @dataclass(frozen=True)

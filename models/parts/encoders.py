@@ -1,22 +1,23 @@
-"""Encoders: a radiograph to features at several sizes, each half the previous one."""
+"""Encoders: a radiograph to features at several sizes, each half the previous one, by their configuration names."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raylift.datasets.choices import KeyOf
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import require_minimum
 from raylift.models.parts.attention import positional_encoding, transformer_block
 from raylift.models.parts.blocks import DenseLayer, norm_act_conv_2d, run
 from raylift.models.parts.divisibility import require_divisible_channels
-from raylift.models.parts.unet_2d import ImageUNet
-
-EncoderName = Literal["dense", "transformer", "hourglass", "unet", "image"]
 
 
 @dataclass(frozen=True)
@@ -46,37 +47,23 @@ class EncoderConfig:
             raise ConfigError(f"encoder layers {self.layers}: give one or more stages of one or more layers")
         require_minimum(self, 1, "stem", "growth", "bottleneck", "heads")
         require_minimum(self, 0, "transformer_blocks")
-        if self.kind == "transformer":
-            if len(self.layers) < 2:
-                raise ConfigError(f"encoder layers {self.layers}: the transformer encoder needs two stages or more")
-            require_divisible_channels(self.channels()[-2:-1], self.heads, "set system.encoder.heads to a divisor")
+        self.channels()
 
     def channels(self) -> tuple[int, ...]:
-        """Channels at full size, then after each halving."""
-        if self.kind == "image":
-            return (1,)
-        if self.kind == "hourglass":
-            return (4 * self.stem,)
-        if self.kind == "unet":
-            return (self.stem,)
-        widths = [self.stem]
-        for count in self.layers[:-1]:
-            widths.append((widths[-1] + count * self.growth) // 2)
-        return (*widths, widths[-1] + self.layers[-1] * self.growth)
+        """Channels at full size, then after each halving.
+
+        Raises:
+            ConfigError: the settings do not fit this encoder.
+        """
+        return ENCODERS[self.kind].channels(self)
 
     def halvings(self) -> int:
         """How often the encoder halves the radiograph."""
-        return 0 if self.kind == "image" else len(self.layers)
+        return len(self.layers) if ENCODERS[self.kind].halves else 0
 
     def build(self, use_checkpoint: bool) -> nn.Module:
         """The encoder, with initial weights: an image to a list of features, from full size down."""
-        if self.kind == "image":
-            return ImageEncoder()
-        if self.kind == "hourglass":
-            return Hourglass(self, use_checkpoint)
-        if self.kind == "unet":
-            return ImageUNet(tuple(self.stem << k for k in range(len(self.layers) + 1)), use_checkpoint)
-        return DenseEncoder(self, use_checkpoint)
+        return ENCODERS[self.kind].build(self, use_checkpoint)
 
 
 def at_size(radiographs: Float[Tensor, "n views rows columns"], size: int) -> Float[Tensor, "n views s s"]:
@@ -89,7 +76,7 @@ def at_size(radiographs: Float[Tensor, "n views rows columns"], size: int) -> Fl
 class ImageEncoder(nn.Module):
     """The radiograph itself."""
 
-    def forward(self, radiograph: Float[Tensor, "n 1 rows columns"]) -> list[Float[Tensor, "n _ _ _"]]:
+    def forward(self, radiograph: Float[Tensor, "n 1 s s"]) -> list[Float[Tensor, "n _ _ _"]]:
         """One feature map: the radiograph, with one channel."""
         return [radiograph]
 
@@ -97,7 +84,7 @@ class ImageEncoder(nn.Module):
 class DenseEncoder(nn.Module):
     """A stem at full size, then stages that halve the image; transformer blocks, if any, precede the last stage."""
 
-    def __init__(self, config: EncoderConfig, use_checkpoint: bool = False) -> None:
+    def __init__(self, config: EncoderConfig, use_checkpoint: bool = False, transformer_blocks: int = 0) -> None:
         super().__init__()
         self.use_checkpoint = use_checkpoint
         widths = config.channels()
@@ -116,10 +103,9 @@ class DenseEncoder(nn.Module):
             if not last:
                 stage.append(norm_act_conv_2d(width, widths[index + 1], kernel=1))
             self.stages.append(stage)
-        blocks = config.transformer_blocks if config.kind == "transformer" else 0
-        self.transformer = nn.ModuleList(transformer_block(widths[-2], config.heads) for _ in range(blocks))
+        self.transformer = nn.ModuleList(transformer_block(widths[-2], config.heads) for _ in range(transformer_blocks))
 
-    def forward(self, radiograph: Float[Tensor, "n 1 rows columns"]) -> list[Float[Tensor, "n _ _ _"]]:
+    def forward(self, radiograph: Float[Tensor, "n 1 s s"]) -> list[Float[Tensor, "n _ _ _"]]:
         """Features from full size down, one more than there are stages."""
         features = [self.stem(radiograph)]
         for stage in self.stages:
@@ -202,3 +188,80 @@ class Hourglass(nn.Module):
         for upsampler, block in zip(self.upsamplers[1:], self.up, strict=True):
             features = upsampler(run(block, features + skips.pop(), use_checkpoint=self.use_checkpoint))
         return [features + skips.pop()]
+
+
+class ImageUNet(nn.Module):
+    """The U-Net (Ronneberger et al. 2015): double convolutions, max pooling, concatenated skip connections."""
+
+    def __init__(self, config: EncoderConfig, use_checkpoint: bool = False) -> None:
+        super().__init__()
+        self.use_checkpoint = use_checkpoint
+        widths = [config.stem << k for k in range(len(config.layers) + 1)]
+        self.pool = nn.MaxPool2d(2)
+        self.down = nn.ModuleList(_double_conv(width, next_width) for width, next_width in pairwise((1, *widths)))
+        self.upsamplers = nn.ModuleList(
+            nn.ConvTranspose2d(below, width, 2, stride=2) for width, below in pairwise(widths)
+        )
+        self.up = nn.ModuleList(_double_conv(2 * width, width) for width in widths[:-1])
+
+    def forward(self, radiograph: Float[Tensor, "n 1 s s"]) -> list[Float[Tensor, "n c s s"]]:
+        """One map as large as the radiograph."""
+        skips = [run(self.down[0], radiograph, use_checkpoint=self.use_checkpoint)]
+        for block in self.down[1:]:
+            skips.append(run(block, self.pool(skips[-1]), use_checkpoint=self.use_checkpoint))
+        features = skips.pop()
+        for index in reversed(range(len(self.up))):
+            concatenated = torch.cat([self.upsamplers[index](features), skips.pop()], dim=1)
+            features = run(self.up[index], concatenated, use_checkpoint=self.use_checkpoint)
+        return [features]
+
+
+def _double_conv(in_channels: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, padding=1),
+        nn.InstanceNorm2d(channels),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        nn.InstanceNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+class EncoderKind(NamedTuple):
+    """An encoder and the shapes of its features."""
+
+    build: Callable[[EncoderConfig, bool], nn.Module]
+    """From the settings and whether activations are recomputed in the backward pass."""
+    channels: Callable[[EncoderConfig], tuple[int, ...]]
+    """Channels at full size, then after each halving."""
+    halves: bool = True
+    """Whether the image is halved for each number in `layers`."""
+
+
+def dense_channels(config: EncoderConfig) -> tuple[int, ...]:
+    """Every stage adds the channels of its layers, and all but the last halve the sum."""
+    widths = [config.stem]
+    for count in config.layers[:-1]:
+        widths.append((widths[-1] + count * config.growth) // 2)
+    return (*widths, widths[-1] + config.layers[-1] * config.growth)
+
+
+def transformer_channels(config: EncoderConfig) -> tuple[int, ...]:
+    """Those of the dense encoder, if the transformer blocks fit."""
+    if len(config.layers) < 2:
+        raise ConfigError(f"encoder layers {config.layers}: the transformer encoder needs two stages or more")
+    widths = dense_channels(config)
+    require_divisible_channels(widths[-2:-1], config.heads, "set system.encoder.heads to a divisor")
+    return widths
+
+
+ENCODERS = {
+    "dense": EncoderKind(DenseEncoder, dense_channels),
+    "transformer": EncoderKind(
+        lambda c, recompute: DenseEncoder(c, recompute, c.transformer_blocks), transformer_channels
+    ),
+    "hourglass": EncoderKind(Hourglass, lambda config: (4 * config.stem,)),
+    "unet": EncoderKind(ImageUNet, lambda config: (config.stem,)),
+    "image": EncoderKind(lambda *_: ImageEncoder(), lambda _: (1,), halves=False),
+}
+EncoderName = KeyOf[str, ENCODERS]

@@ -7,13 +7,14 @@ size (`below`).
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raylift.datasets.choices import KeyOf
 from raylift.models.parts.blocks import DepthTapConvolution
 
 Volume = Float[Tensor, "n _ d h w"]
@@ -158,6 +159,21 @@ class ProjectedFusion(Fusion):
         return projected
 
 
+class MultiScaleFusion(nn.Module):
+    """A fusion for each size that was lifted, finest first."""
+
+    def __init__(self, fusion: FusionConfig, widths: Sequence[int], views: int) -> None:
+        super().__init__()
+        fusions = [fusion.build(width, views) for width in reversed(widths)]
+        self.fusions = nn.ModuleList(fusions)
+        self.widths: list[int] = [level.out_channels for level in fusions]
+
+    def forward(self, lifted: list[list[Float[Tensor, "n _ _ _ _"]]]) -> list[Float[Tensor, "n _ _ _ _"]]:
+        """The fused volumes, finest first."""
+        by_size = list(zip(*lifted, strict=True))
+        return [fusion(list(views)) for fusion, views in zip(self.fusions, reversed(by_size), strict=True)]
+
+
 FUSIONS: dict[str, type[Fusion]] = {
     "average": Average,
     "sum": Sum,
@@ -165,10 +181,7 @@ FUSIONS: dict[str, type[Fusion]] = {
     "attention": ViewAttention,
     "alignment": Alignment,
 }
-if TYPE_CHECKING:
-    FusionName = str
-else:
-    FusionName = Literal[tuple(FUSIONS)]
+FusionName = KeyOf[str, FUSIONS]
 
 
 def concatenate(volume: Volume, below: Volume | None) -> Volume:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raylift.datasets.choices import KeyOf
 from raylift.models.parts.blocks import DepthTapConvolution
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -18,10 +18,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda intensities: intensities,
     "sigmoid": torch.sigmoid,
 }
-if TYPE_CHECKING:
-    ActivationName = str
-else:
-    ActivationName = Literal[tuple(ACTIVATIONS)]
+ActivationName = KeyOf[str, ACTIVATIONS]
 
 
 class Head(nn.Module):

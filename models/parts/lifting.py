@@ -6,16 +6,18 @@ coarsest first. No weight belongs to a view: the same weights lift along any ray
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raylift.datasets.choices import KeyOf
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import require_fraction, require_minimum
 from raylift.models.parts.attention import positional_encoding
@@ -23,11 +25,11 @@ from raylift.models.parts.blocks import ResidualBlock, run
 from raylift.models.parts.divisibility import require_divisible_channels
 from raylift.models.parts.rays import Rays
 
-LiftingName = Literal["repeat", "plain", "duo", "attention", "channels"]
-
 Image = Float[Tensor, "n 1 s s"]
 Features = list[Float[Tensor, "n _ _ _"]]
 Volumes = list[Float[Tensor, "n _ _ _ _"]]
+Level = tuple[int, int, int]
+"""One size: channels of its features, channels of its volume, voxels per side."""
 
 
 @dataclass(frozen=True)
@@ -69,29 +71,13 @@ class LiftingConfig:
         Raises:
             ConfigError: the encoder and this lifting do not fit.
         """
-        if self.kind == "channels":
-            if len(features) != 1:
-                raise ConfigError(
-                    f"lifting 'channels' takes one feature map, not {len(features)}: use the hourglass or unet encoder"
-                )
-            return (1,)
-        if self.kind == "plain":
-            return tuple(reversed(features))
-        if len(decoder) < len(features):
-            raise ConfigError(
-                f"{len(decoder)} decoder channels for {len(features) - 1} encoder stages: give {len(features)} or more"
-            )
-        return decoder[len(decoder) - len(features) :]
+        return LIFTINGS[self.kind].widths(features, decoder)
 
     def build(self, features: tuple[int, ...], widths: tuple[int, ...], size: int, use_checkpoint: bool) -> nn.Module:
         """The lifting to a volume of `size` voxels per side, with initial weights."""
-        if self.kind == "channels":
-            return ChannelLifting(features[0], size, shared=self.along == "rays")
-        if self.kind == "plain":
-            return PlainLifting()
-        if self.kind == "duo":
-            return DuoLifting(self, features, widths, size, use_checkpoint)
-        return PyramidLifting(self, features, widths, size, use_checkpoint)
+        sizes = [size >> k for k in reversed(range(len(features)))]
+        levels = list(zip(reversed(features), widths, sizes, strict=True))
+        return LIFTINGS[self.kind].build(self, levels, use_checkpoint)
 
 
 class PlaneConvolution(nn.Conv3d):
@@ -200,32 +186,25 @@ class AttentionLift(nn.Module):
         return output
 
 
-MAX_ATTENTION_SIZE = 16
-"""The largest volume, in voxels per side, that has attention: 4,096 voxels to 256 pixels."""
-
-
 class PyramidLifting(nn.Module):
-    """A lift for each size."""
+    """A lift for each size, coarsest first; up to `max_attention_size` voxels per side with attention."""
 
     def __init__(
-        self, config: LiftingConfig, features: tuple[int, ...], widths: tuple[int, ...], size: int, use_checkpoint: bool
+        self, config: LiftingConfig, levels: Sequence[Level], use_checkpoint: bool, max_attention_size: int = 0
     ) -> None:
         super().__init__()
-        self.use_checkpoint = use_checkpoint
-        pairs = list(zip(reversed(features), widths, strict=True))
-        sizes = [size >> k for k in reversed(range(len(features)))]
+        self.use_checkpoint, self.max_attention_size = use_checkpoint, max_attention_size
+        first = VectorLift(*levels[0], config.dropout) if config.has_vector_lift else self._lift(config, *levels[0])
+        self.coarsest = first
+        self.finer = nn.ModuleList(self._lift(config, *level) for level in levels[1:])
 
-        def build_lift(index: int) -> nn.Module:
-            lift = (RayLift if config.along == "rays" else RepeatLift)(*pairs[index])
-            if config.kind != "attention" or sizes[index] > MAX_ATTENTION_SIZE:
-                return lift
-            remedy = "set system.lifting.heads to a divisor of the coarse widths of system.decoder.channels"
-            require_divisible_channels(pairs[index][1:], config.heads, remedy)
-            return AttentionLift(lift, *pairs[index], config.heads)
-
-        has_vector_lift = config.has_vector_lift
-        self.coarsest = VectorLift(*pairs[0], sizes[0], config.dropout) if has_vector_lift else build_lift(0)
-        self.finer = nn.ModuleList(build_lift(index) for index in range(1, len(pairs)))
+    def _lift(self, config: LiftingConfig, in_channels: int, out_channels: int, size: int) -> nn.Module:
+        lift = (RayLift if config.along == "rays" else RepeatLift)(in_channels, out_channels)
+        if size > self.max_attention_size:
+            return lift
+        remedy = "set system.lifting.heads to a divisor of the coarse widths of system.decoder.channels"
+        require_divisible_channels((out_channels,), config.heads, remedy)
+        return AttentionLift(lift, in_channels, out_channels, config.heads)
 
     def forward(self, radiograph: Image, features: Features, rays: Rays) -> Volumes:  # noqa: ARG002
         """Volumes, coarsest first."""
@@ -240,11 +219,10 @@ class DuoLifting(PyramidLifting):
     convolution merges both branches.
     """
 
-    def __init__(
-        self, config: LiftingConfig, features: tuple[int, ...], widths: tuple[int, ...], size: int, use_checkpoint: bool
-    ) -> None:
-        super().__init__(config, features, widths, size, use_checkpoint)
+    def __init__(self, config: LiftingConfig, levels: Sequence[Level], use_checkpoint: bool) -> None:
+        super().__init__(config, levels, use_checkpoint)
         self.has_depth_channel = config.along == "rays"
+        widths = [width for _, width, _ in levels]
         channels = [1 + self.has_depth_channel, *reversed(widths)]
         self.resnet = nn.ModuleList(
             ResidualBlock(width, next_width, stride=2 if index else 1)
@@ -282,11 +260,12 @@ class ChannelLifting(nn.Module):
     mean, so a shared one has instance norm.
     """
 
-    def __init__(self, in_channels: int, size: int, shared: bool = False) -> None:
+    def __init__(self, config: LiftingConfig, levels: Sequence[Level], use_checkpoint: bool) -> None:  # noqa: ARG002
         super().__init__()
+        ((in_channels, _, size),) = levels
         self.depths = nn.Sequential(
             nn.Conv2d(in_channels, in_channels, 1, bias=False),
-            nn.InstanceNorm2d(in_channels) if shared else nn.BatchNorm2d(in_channels),
+            nn.InstanceNorm2d(in_channels) if config.along == "rays" else nn.BatchNorm2d(in_channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(in_channels, size, 1, bias=False),
         )
@@ -295,6 +274,44 @@ class ChannelLifting(nn.Module):
         """One volume of one channel."""
         (image,) = features
         return [rays.depths_to_volume(self.depths(image))]
+
+
+class LiftingKind(NamedTuple):
+    """A lifting and the channels of its volumes."""
+
+    build: Callable[[LiftingConfig, Sequence[Level], bool], nn.Module]
+    """From the settings, the sizes, coarsest first, and whether activations are recomputed in the backward pass."""
+    widths: Callable[[tuple[int, ...], tuple[int, ...]], tuple[int, ...]]
+    """As `LiftingConfig.widths`."""
+
+
+def decoder_widths(features: tuple[int, ...], decoder: tuple[int, ...]) -> tuple[int, ...]:
+    """The decoder's channels at the sizes of the features."""
+    if len(decoder) < len(features):
+        raise ConfigError(
+            f"{len(decoder)} decoder channels for {len(features) - 1} encoder stages: give {len(features)} or more"
+        )
+    return decoder[len(decoder) - len(features) :]
+
+
+def single_width(features: tuple[int, ...], decoder: tuple[int, ...]) -> tuple[int, ...]:  # noqa: ARG001
+    """One channel, from a single feature map."""
+    if len(features) != 1:
+        raise ConfigError(
+            f"lifting 'channels' takes one feature map, not {len(features)}: use the hourglass or unet encoder"
+        )
+    return (1,)
+
+
+LIFTINGS = {
+    "repeat": LiftingKind(PyramidLifting, decoder_widths),
+    "plain": LiftingKind(lambda *_: PlainLifting(), lambda features, _: features[::-1]),
+    "duo": LiftingKind(DuoLifting, decoder_widths),
+    # 16 voxels per side: at most 4,096 voxels attend to 256 pixels.
+    "attention": LiftingKind(partial(PyramidLifting, max_attention_size=16), decoder_widths),
+    "channels": LiftingKind(ChannelLifting, single_width),
+}
+LiftingName = KeyOf[str, LIFTINGS]
 
 
 def _pointwise_conv(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -47,7 +47,7 @@ from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, Entry, Train
 from raylift.models.objectives.cycle import CycleLoss, CycleNetworks, cycle_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.blocks import ResidualBlock, initialize, upsample_3d
-from raylift.models.parts.discriminators import Discriminator, DiscriminatorConfig, ViewDiscriminatorConfig
+from raylift.models.parts.discriminators import DiscriminatorConfig, ViewDiscriminatorConfig
 from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.heads import Head
 from raylift.models.parts.radiograph_generator import RadiographGenerator
@@ -123,7 +123,7 @@ class CycleGan(SystemConfig):
             generator=self.reconstructor(grid, geometry),
             projection=RadiographGenerator(channels, grid, pixels, rays) if learned else None,
             reprojection=Reprojection(grid, geometry, window, self.views),
-            volume_discriminator=Discriminator(self.volume_discriminator, rays),
+            volume_discriminator=self.volume_discriminator.build(rays),
             view_discriminator=self.view_discriminator.build(len(self.views)) if learned else None,
             prior=PhantomPrior(grid, window, self.phantoms),
         )

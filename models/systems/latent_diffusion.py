@@ -24,8 +24,8 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.models.diffusion.autoencoder import Autoencoder, AutoencoderConfig
 from raylift.models.diffusion.conditional import Condition, Data
 from raylift.models.diffusion.denoiser import DenoiserConfig
+from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
-from raylift.models.generative import SamplingConfig
 from raylift.models.literature import Entry
 from raylift.models.objectives.denoising import DenoisingLoss
 from raylift.models.systems import diffux2ct

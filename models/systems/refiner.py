@@ -30,8 +30,8 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
 from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion, Data
 from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig, depth_to_space, space_to_depth
+from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
-from raylift.models.generative import SamplingConfig
 from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, Entry, Training
 from raylift.models.objectives.denoising import DenoisingLoss, denoising_objective
 from raylift.models.objectives.objective import Objective

@@ -14,7 +14,7 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import SplitChoice
 from raylift.datasets.archive.store import local_path
 from raylift.datasets.errors import ConfigError
-from raylift.models.generative import SamplingFlags
+from raylift.models.diffusion.generative import SamplingFlags
 from raylift.models.weights import DESCRIPTION_FILE, Model
 from raylift.platform import model_store
 from raylift.platform.evaluation.protocols import ProtocolName

@@ -16,7 +16,7 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import SplitChoice
 from raylift.datasets.errors import ConfigError
 from raylift.models import consistency
-from raylift.models.generative import GenerativeNetwork, SamplingFlags
+from raylift.models.diffusion.generative import GenerativeNetwork, SamplingFlags
 from raylift.models.weights import Model
 from raylift.platform.evaluation.cases import CaseEvaluator, Progress, Scan
 from raylift.platform.evaluation.cases import evaluate as evaluate_cases

@@ -25,7 +25,7 @@ from raylift.datasets.scans.resample import archive_image
 from raylift.datasets.streaming.stream import load_batch
 from raylift.models import baselines, consistency
 from raylift.models.baselines import BackProjection
-from raylift.models.generative import SamplingFlags
+from raylift.models.diffusion.generative import SamplingFlags
 from raylift.models.reconstruction import Residuals, reconstruct
 from raylift.models.weights import Description, Model
 from raylift.platform.evaluation.protocols import Prediction

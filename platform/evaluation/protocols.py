@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from raylift.datasets.choices import KeyOf
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Normalization, Window
 from raylift.models import consistency, metrics
@@ -104,12 +104,8 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
 """Protocols by name. `segmentation` is always computed where there is CT, beside the ones that are chosen."""
 VOLUME_PROTOCOLS = {name: protocol.volumes for name, protocol in PROTOCOLS.items() if protocol.volumes}
 """Those of `PROTOCOLS` that compare two volumes."""
-if TYPE_CHECKING:
-    ProtocolName = str
-    VolumeProtocolName = str
-else:
-    ProtocolName = Literal[tuple(name for name in PROTOCOLS if name != "segmentation")]
-    VolumeProtocolName = Literal[tuple(VOLUME_PROTOCOLS)]
+ProtocolName = KeyOf[str, [name for name in PROTOCOLS if name != "segmentation"]]
+VolumeProtocolName = KeyOf[str, VOLUME_PROTOCOLS]
 
 
 def default_protocols(has_ct: bool) -> tuple[ProtocolName, ...]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import optuna
 import yaml
@@ -23,6 +23,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder, absolute, join, require_reachable
+from raylift.datasets.choices import KeyOf
 from raylift.datasets.errors import AlteredFileError, ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster
@@ -50,10 +51,7 @@ DISTRIBUTIONS: dict[str, Callable[[list[Any]], Any]] = {
     "choice": tune.choice,
 }
 """Ray Tune's distributions by the names that they have in a search space."""
-if TYPE_CHECKING:
-    Distribution = str
-else:
-    Distribution = Literal[tuple(DISTRIBUTIONS)]
+Distribution = KeyOf[str, DISTRIBUTIONS]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
 from raylift import __version__
-from raylift.models.generative import SamplerName
+from raylift.models.diffusion.samplers import SamplerName
 from raylift.serve.api import reference
 from raylift.serve.api.errors import handle_errors
 from raylift.serve.api.form import MAX_FIELDS, MAX_FILES, ReconstructionForm, form_model, require_multipart

@@ -19,9 +19,9 @@ from raylift.models.diffusion.denoiser import (
     shifted_window_attention,
     space_to_depth,
 )
+from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.diffusion.triplane import ImplicitDecoder, TriPlaneConfig, project_to_plane, resize_plane
-from raylift.models.generative import SamplingConfig
 from raylift.models.objectives.denoising import DenoisingLoss
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.systems.diffux2ct import DiffuX2CT, VolumeDiffusion

@@ -133,7 +133,7 @@ def test_x2ct_gans_losses_and_all_gradients_equal_their_equations_written_out():
 def test_the_published_discriminators_equal_their_layers_written_out(kind):
     torch.manual_seed(0)
     rays = [Rays(GRID, chest(GRID), view, follow_geometry=False) for view in (FRONTAL, LATERAL)]
-    discriminator = Discriminator(DiscriminatorConfig(kind=kind, channels=(4, 6, 8, 8)), rays).double()
+    discriminator = DiscriminatorConfig(kind=kind, channels=(4, 6, 8, 8)).build(rays).double()
     for parameter in discriminator.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.2)
     volume, images = torch.rand(2, 1, 16, 16, 16).double(), torch.rand(2, 2, 16, 16).double()

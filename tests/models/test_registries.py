@@ -10,11 +10,14 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models.composition import Composition
+from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.diffusion.samplers import SAMPLERS
-from raylift.models.generative import SamplingConfig
 from raylift.models.parts.decoders import DECODERS, DecoderConfig
+from raylift.models.parts.discriminators import DISCRIMINATORS, DiscriminatorConfig
+from raylift.models.parts.encoders import ENCODERS, EncoderConfig
 from raylift.models.parts.fusion import FUSIONS, FusionConfig
 from raylift.models.parts.heads import ACTIVATIONS
+from raylift.models.parts.lifting import LIFTINGS, LiftingConfig
 from raylift.models.system_config import SystemConfig
 from raylift.models.systems.x2ct import X2CT_GAN
 from raylift.models.zoo import SYSTEMS
@@ -27,8 +30,11 @@ from raylift.models.zoo import SYSTEMS
         (DecoderConfig, "kind", DECODERS, "upsample", "upsampling"),
         (DecoderConfig, "output", ACTIVATIONS, "leakyrelu", "leaky_relu"),
         (SamplingConfig, "sampler", SAMPLERS, "ddmp", "ddpm"),
+        (EncoderConfig, "kind", ENCODERS, "densenet", "dense"),
+        (LiftingConfig, "kind", LIFTINGS, "channel", "channels"),
+        (DiscriminatorConfig, "kind", DISCRIMINATORS, "patches", "patch"),
     ],
-    ids=["fusions", "decoders", "activations", "samplers"],
+    ids=["fusions", "decoders", "activations", "samplers", "encoders", "liftings", "discriminators"],
 )
 def test_settings_take_every_part_of_the_dictionary_and_name_the_nearest_one(
     settings, field, parts, misspelled, nearest

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from raylift.datasets.errors import ConfigError
+from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseScheduler, NoiseSchedulerConfig
 from raylift.models.diffusion.samplers import SAMPLERS, Noise, initial_data, timestep_schedule
-from raylift.models.generative import SamplingConfig
 
 MEAN, STD = -0.6, 0.3
 """Mean and standard deviation of the data: most of a CT is air."""

@@ -8,7 +8,7 @@ import torch
 
 from raylift.datasets.archive.archive import Archive
 from raylift.models import weights
-from raylift.models.generative import GenerativeNetwork
+from raylift.models.diffusion.generative import GenerativeNetwork
 from raylift.platform.config import EngineConfig
 from raylift.platform.evaluation.evaluate import evaluate
 from raylift.platform.export import export

@@ -19,7 +19,7 @@ from PIL import Image
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
-from raylift.models.generative import SamplingFlags
+from raylift.models.diffusion.generative import SamplingFlags
 from raylift.models.weights import Description
 from raylift.platform.presets import PRESETS
 from raylift.serve.page import example

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.gray_image import RadiographLimits
-from raylift.models.generative import SamplingFlags
+from raylift.models.diffusion.generative import SamplingFlags
 from raylift.platform import cli
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend

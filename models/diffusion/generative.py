@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from raylift.datasets.errors import ConfigError
+from raylift.models.diffusion.samplers import SamplerName
 from raylift.models.volume_network import VolumeNetwork
-
-SamplerName = Literal["ddpm", "ddim", "dpm_solver"]
-"""The keys of `SAMPLERS`, written out because mypy cannot make a `Literal` from a dictionary."""
 
 
 @dataclass(frozen=True)
@@ -87,43 +83,3 @@ class SamplingFlags:
         if flags:
             raise ConfigError(f"this model is deterministic, so it has no use for {', '.join(flags)}: leave these out")
         return None
-
-
-def predict(
-    network: nn.Module, radiographs: Float[Tensor, "n views rows columns"], sampling: SamplingConfig | None, k: int = 0
-) -> Float[Tensor, "n 1 d h w"]:
-    """The volumes that a network predicts from radiographs, in fp32: with sampling settings its k-th sample.
-
-    The k-th sample has the seed `sampling.seed + k` and is clipped to the window's [0, 1], so that the mean of several
-    samples is the mean of the volumes that each seed gives alone.
-    """
-    if sampling is None:
-        prediction: Tensor = network(radiographs)
-        return prediction.float()
-    assert isinstance(network, GenerativeNetwork)
-    return network.sample(radiographs, replace(sampling, seed=sampling.seed + k)).float().clip(0.0, 1.0)
-
-
-class RunningStatistics:
-    """Mean and standard deviation of volumes that are added one by one (Welford 1962)."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._mean = self._squares = torch.zeros(())
-
-    def add(self, volume: Float[Tensor, "*shape"]) -> None:
-        """Update the statistics with one volume."""
-        self._count += 1
-        delta = volume - self._mean
-        self._mean = self._mean + delta / self._count
-        self._squares = self._squares + delta * (volume - self._mean)
-
-    @property
-    def mean(self) -> Float[Tensor, "*shape"]:
-        """The mean of all volumes so far."""
-        return self._mean
-
-    @property
-    def std(self) -> Float[Tensor, "*shape"] | None:
-        """The square root of the unbiased variance over volumes, voxel by voxel; None for a single one."""
-        return (self._squares / (self._count - 1)).sqrt() if self._count > 1 else None
