@@ -1,4 +1,4 @@
-"""All players' turns on a batch in plain torch, in the precisions and layouts that benchmarks compare."""
+"""All players' optimizer steps on a batch in plain torch, in the precisions and layouts that benchmarks compare."""
 
 from __future__ import annotations
 

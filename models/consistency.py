@@ -30,7 +30,7 @@ from raylift.datasets.projector import project, project_views
 
 STRENGTH = 1.0
 """Chosen on validation scans: at 1, a change of every voxel by 1 % of the window costs as much as a residual of 1 %."""
-MATCHES = 4
+MATCH_ITERATIONS = 4
 """Iterations of finding the saturated pixels, which stop changing after two or three."""
 
 Volume = Float[Tensor, "n 1 d h w"]
@@ -101,25 +101,25 @@ def fit(
         raise ConfigError(f"{radiographs.shape[1]} radiographs for a geometry of {len(geometry.views)} views")
     start, radiographs = volume.detach().float(), radiographs.detach().float()
     origin = hu_to_attenuation(window.to_hu(start), geometry.attenuation)
-    ends = start.new_tensor([window.low_hu, window.high_hu])
-    low, high = hu_to_attenuation(ends, geometry.attenuation).tolist()
+    window_hu = start.new_tensor([window.low_hu, window.high_hu])
+    low, high = hu_to_attenuation(window_hu, geometry.attenuation).tolist()
     air = origin <= low
     width = WATER_PER_MM * window.width_hu / 1000
     # The curvature of the second term, for a voxel and an attenuation in 1/mm.
     regularization = strength / (origin[0].numel() * width**2)
     weight = 1 / _squares(radiographs).clamp_min(1e-12)
 
-    state = first = _compare(origin, radiographs, grid, geometry)
+    state = initial = _compare(origin, radiographs, grid, geometry)
     active = torch.ones(len(start), dtype=torch.bool, device=start.device)
     gradient: Volume | None = None
     direction: Volume | None = None
     for _ in range(steps):
-        last = gradient
+        previous_gradient = gradient
         gradient = _half_gradient(state, weight, grid, geometry) + regularization * (state.attenuation - origin)
         # Voxels at a bound whose change would be clipped are excluded, and so is air.
         clipped = ((state.attenuation <= low) & (gradient > 0)) | ((state.attenuation >= high) & (gradient < 0))
         gradient = gradient.masked_fill(clipped | air, 0.0)
-        direction = _conjugate(gradient, last, direction)
+        direction = _conjugate(gradient, previous_gradient, direction)
         step = _step_length(state, direction, gradient, weight, regularization, grid, geometry)
         trial = _compare((state.attenuation + step * direction).clip(low, high), radiographs, grid, geometry)
         active = active & (trial.residual.square().sum(dim=1) < state.residual.square().sum(dim=1))
@@ -129,7 +129,7 @@ def fit(
     hu = 1000 * (state.attenuation / WATER_PER_MM - 1)
     # Unchanged voxels keep their HU, which for air may be below that of zero attenuation.
     fitted = torch.where(state.attenuation == origin, start, window.to_unit(hu))
-    return Fitted(fitted.to(volume.dtype) if steps else volume, first.residual, state.residual)
+    return Fitted(fitted.to(volume.dtype) if steps else volume, initial.residual, state.residual)
 
 
 def mean_residuals(residuals: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
@@ -177,7 +177,7 @@ def match(projections: Images, radiographs: Images) -> tuple[Tensor, Tensor, Ten
     correlated with its radiograph is matched by a constant, and the fit does not change it.
     """
     mask = torch.ones_like(radiographs)
-    for _ in range(MATCHES):
+    for _ in range(MATCH_ITERATIONS):
         count = mask.sum(dim=(2, 3), keepdim=True).clamp_min(1.0)
         projection_mean, radiograph_mean = (
             (mask * images).sum(dim=(2, 3), keepdim=True) / count for images in (projections, radiographs)
@@ -221,11 +221,12 @@ def _half_gradient(state: _State, weight: Float[Tensor, "n views 1 1"], grid: Gr
     return total
 
 
-def _conjugate(gradient: Volume, last: Volume | None, direction: Volume | None) -> Volume:
+def _conjugate(gradient: Volume, previous_gradient: Volume | None, direction: Volume | None) -> Volume:
     """The next direction by the Polak-Ribiere formula, or steepest descent where that is no descent direction."""
-    if last is None or direction is None:
+    if previous_gradient is None or direction is None:
         return -gradient
-    beta = (_dot(gradient, gradient - last) / _dot(last, last).clamp_min(1e-30)).clamp_min(0.0)
+    squared_norm = _dot(previous_gradient, previous_gradient).clamp_min(1e-30)
+    beta = (_dot(gradient, gradient - previous_gradient) / squared_norm).clamp_min(0.0)
     conjugate = torch.where(gradient == 0, gradient, beta * direction - gradient)
     return torch.where(_dot(conjugate, gradient) < 0, conjugate, -gradient)
 

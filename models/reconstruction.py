@@ -122,11 +122,11 @@ def reconstruct(
                 residuals[item].append(by_view)
     return [
         Reconstruction(
-            before.mean,
-            after.mean if consistency_steps else None,
-            (after if consistency_steps else before).std,
-            consistency.mean_residuals(each),
+            prediction.mean,
+            consistent.mean if consistency_steps else None,
+            (consistent if consistency_steps else prediction).std,
+            consistency.mean_residuals(by_sample),
             prediction_time_s,
         )
-        for before, after, each in zip(predicted, fitted, residuals, strict=True)
+        for prediction, consistent, by_sample in zip(predicted, fitted, residuals, strict=True)
     ]

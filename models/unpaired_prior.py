@@ -28,11 +28,11 @@ class PhantomPrior:
 
     def volumes(self, like: Float[Tensor, "n _ rows columns"]) -> Float[Tensor, "n 1 d h w"]:
         """One per radiograph, in the window's [0, 1], sampled with torch's global generator."""
-        chosen = torch.randint(self.count, (len(like),), device="cpu").tolist()
-        return torch.stack([self._person(number) for number in chosen]).to(like.device)
+        indices = torch.randint(self.count, (len(like),), device="cpu").tolist()
+        return torch.stack([self._phantom(index) for index in indices]).to(like.device)
 
-    def _person(self, number: int) -> Tensor:
-        if number not in self._cache:
-            hu, _ = thorax(FIRST_SEED + number, self.grid)
-            self._cache[number] = self.window.to_unit(torch.from_numpy(hu.astype(np.float32)))[None]
-        return self._cache[number]
+    def _phantom(self, index: int) -> Tensor:
+        if index not in self._cache:
+            hu, _ = thorax(FIRST_SEED + index, self.grid)
+            self._cache[index] = self.window.to_unit(torch.from_numpy(hu.astype(np.float32)))[None]
+        return self._cache[index]

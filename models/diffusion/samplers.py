@@ -38,8 +38,8 @@ class Noise:
 
     def __call__(self) -> Data:
         """The next noise."""
-        one = torch.randn(1, *self._like.shape[1:], generator=self._generator, device="cpu")
-        return one.to(self._like).expand(self._like.shape)
+        noise = torch.randn(1, *self._like.shape[1:], generator=self._generator, device="cpu")
+        return noise.to(self._like).expand(self._like.shape)
 
 
 def initial_data(predict_x0: PredictX0, noise: Data, alphas_cumprod: Sequence[float]) -> Data:
@@ -69,7 +69,7 @@ def timestep_schedule(alphas_cumprod: Sequence[float], count: int) -> Schedule:
         # The nearest timestep that is below the previous one and leaves enough timesteps for the rest.
         timesteps.append(int(np.abs(ratios - ratio).argmin().clip(count - 1 - k, timesteps[-1] - 1)))
     following = [*(alphas_cumprod[t] for t in timesteps[1:]), 1.0]
-    return [(t, alphas_cumprod[t], after) for t, after in zip(timesteps, following, strict=True)]
+    return [(t, alphas_cumprod[t], s) for t, s in zip(timesteps, following, strict=True)]
 
 
 def ddpm(predict_x0: PredictX0, start: Data, schedule: Schedule, noise: Noise) -> Data:

@@ -13,7 +13,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.segmentation import Label
 from raylift.models import losses
 from raylift.models.losses import least_squares
-from raylift.models.objectives.objective import Objective, Outputs, Player, Turn
+from raylift.models.objectives.objective import Objective, Outputs, Player, StepOutput
 from raylift.models.volume_network import VolumeNetwork
 
 
@@ -105,14 +105,14 @@ def lungs(batch: Batch) -> Bool[Tensor, "n 1 d h w"]:
 
 
 class GeneratorPlayer(Player):
-    """The turn of the generator: reconstruction terms and, with a discriminator, the adversarial term."""
+    """The loss of the generator: reconstruction terms and, with a discriminator, the adversarial term."""
 
     def __init__(self, network: VolumeNetwork, discriminator: nn.Module | None, weights: ReconstructionLoss) -> None:
         super().__init__(network)
         self.weights = weights
         self._others = (discriminator,)
 
-    def forward(self, batch: Batch, earlier: Outputs) -> Turn:  # noqa: ARG002
+    def forward(self, batch: Batch, earlier: Outputs) -> StepOutput:  # noqa: ARG002
         """The loss; the discriminator gets the volume too, so that the generator runs once for each batch."""
         assert isinstance(self.network, VolumeNetwork)
         volume, *auxiliaries = self.network.volumes(batch.radiographs)
@@ -128,13 +128,13 @@ class GeneratorPlayer(Player):
 
 
 class DiscriminatorPlayer(Player):
-    """The turn of the discriminator: the CT is real, the reconstruction is fake."""
+    """The loss of the discriminator: the CT is real, the reconstruction is fake."""
 
     def __init__(self, network: nn.Module, weights: ReconstructionLoss) -> None:
         super().__init__(network)
         self.weights = weights
 
-    def forward(self, batch: Batch, earlier: Outputs) -> Turn:
+    def forward(self, batch: Batch, earlier: Outputs) -> StepOutput:
         """The sum of both LSGAN losses, times the adversarial weight, as published."""
         real = least_squares(self.network(batch.volume, batch.radiographs), real=True)
         fake = least_squares(self.network(earlier["reconstruction"], batch.radiographs), real=False)

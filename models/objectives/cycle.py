@@ -21,7 +21,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.models.drr import Reprojection
 from raylift.models.losses import cross_entropy
-from raylift.models.objectives.objective import Objective, Outputs, Player, Turn
+from raylift.models.objectives.objective import Objective, Outputs, Player, StepOutput
 from raylift.models.objectives.reprojection import ViewDiscriminatorPlayer
 from raylift.models.parts.discriminators import ViewDiscriminator
 from raylift.models.unpaired_prior import PhantomPrior
@@ -39,7 +39,7 @@ class CycleLoss:
     smoothing: float = 0.1
     """One-sided label smoothing: the discriminators' target of real ones is 1 - smoothing; the generators' is 1."""
     discriminators_every: int = 2
-    """Interval of the discriminators' turns, in steps."""
+    """Interval of the discriminators' optimizer steps, in training steps."""
 
     def __post_init__(self) -> None:
         if (
@@ -83,15 +83,15 @@ class CycleNetworks:
 
 
 class VolumePlayer(Player):
-    """The turn of the volume generator."""
+    """The loss of the volume generator."""
 
     def __init__(self, networks: CycleNetworks, weights: CycleLoss) -> None:
         super().__init__(networks.generator)
         self.weights = weights
         self._others = (networks,)
 
-    def forward(self, batch: Batch, earlier: Outputs) -> Turn:  # noqa: ARG002
-        """The loss; its outputs are the reconstructions and the unpaired volumes, which later turns use."""
+    def forward(self, batch: Batch, earlier: Outputs) -> StepOutput:  # noqa: ARG002
+        """The loss; its outputs are the reconstructions and the unpaired volumes, which later players use."""
         (networks,) = self._others
         real, are_ct = networks.unpaired_volumes(batch)
         volume: Tensor = self.network(batch.radiographs)
@@ -109,14 +109,14 @@ class VolumePlayer(Player):
 
 
 class ProjectionPlayer(Player):
-    """The turn of the projection network."""
+    """The loss of the projection network."""
 
     def __init__(self, projection: nn.Module, networks: CycleNetworks, weights: CycleLoss) -> None:
         super().__init__(projection)
         self.weights = weights
         self._others = (networks,)
 
-    def forward(self, batch: Batch, earlier: Outputs) -> Turn:
+    def forward(self, batch: Batch, earlier: Outputs) -> StepOutput:
         """The loss; its radiographs are an output for their discriminator."""
         (networks,) = self._others
         assert networks.view_discriminator is not None
@@ -132,13 +132,13 @@ class ProjectionPlayer(Player):
 
 
 class VolumeDiscriminatorPlayer(Player):
-    """The turn of the volume discriminator: unpaired volumes are real, the reconstruction is fake."""
+    """The loss of the volume discriminator: unpaired volumes are real, the reconstruction is fake."""
 
     def __init__(self, network: nn.Module, weights: CycleLoss) -> None:
         super().__init__(network)
         self.smoothing, self.every = weights.smoothing, weights.discriminators_every
 
-    def forward(self, batch: Batch, earlier: Outputs) -> Turn:
+    def forward(self, batch: Batch, earlier: Outputs) -> StepOutput:
         """The mean of both cross-entropies."""
         real = cross_entropy(self.network(earlier["unpaired"], batch.radiographs), real=True, smoothing=self.smoothing)
         fake = cross_entropy(self.network(earlier["reconstruction"], batch.radiographs), real=False)

@@ -12,7 +12,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.models.diffusion.conditional import ConditionalDiffusion
 from raylift.models.losses import orthogonal_projection_l1
-from raylift.models.objectives.objective import Objective, Outputs, Player, Turn
+from raylift.models.objectives.objective import Objective, Outputs, Player, StepOutput
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class DenoisingLoss:
 
 
 class DenoisingPlayer(Player):
-    """The turn of a conditional diffusion model: add noise at a random timestep, predict, compare with the target."""
+    """The loss of a conditional diffusion model: add noise at a random timestep, predict, compare with the target."""
 
     def __init__(self, network: ConditionalDiffusion, weights: DenoisingLoss) -> None:
         super().__init__(network)
         self.weights = weights
 
-    def forward(self, batch: Batch, earlier: Outputs) -> Turn:  # noqa: ARG002
+    def forward(self, batch: Batch, earlier: Outputs) -> StepOutput:  # noqa: ARG002
         """The loss; timesteps and noise come from torch's global generator."""
         network = self.network
         assert isinstance(network, ConditionalDiffusion)

@@ -1,9 +1,9 @@
-"""Training objectives: a system is trained by players that take turns on each batch.
+"""Training objectives: a system is trained by players, each of which makes an optimizer step on each batch.
 
 As in a two-player game, a GAN has two players, the generator and the discriminator; a regression network is a single
-player. A player owns one network and is a module whose `forward` computes that network's whole loss for a batch. A turn
-is therefore one forward and one backward pass of one engine, on any ZeRO stage. A player may use the networks of other
-players, frozen and outside their engines; it holds them in a tuple, which keeps them out of its own parameters.
+player. A player owns one network and is a module whose `forward` computes that network's whole loss for a batch. Its
+step is therefore one forward and one backward pass of one engine, on any ZeRO stage. A player may use the networks of
+other players, frozen and outside their engines; it holds them in a tuple, which keeps them out of its own parameters.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from raylift.datasets.errors import ConfigError
 
 Logs = dict[str, Tensor]
 Outputs = dict[str, Tensor]
-Turn = tuple[Tensor, Logs, Outputs]
-"""The loss, detached values to log, and detached tensors that later turns on the same batch may use."""
+StepOutput = tuple[Tensor, Logs, Outputs]
+"""The loss, detached values to log, and detached tensors that later players may use on the same batch."""
 
 
 class Player(nn.Module):
     """One network and its loss.
 
     Attributes:
-        every: the interval of its turns, in steps.
+        every: the interval of its optimizer steps, in training steps.
     """
 
     every: int = 1
@@ -38,13 +38,13 @@ class Player(nn.Module):
         self.network = network
 
     @abstractmethod
-    def forward(self, batch: Batch, earlier: Outputs) -> Turn:
-        """The player's loss on a batch, given the outputs of `earlier` turns on it."""
+    def forward(self, batch: Batch, earlier: Outputs) -> StepOutput:
+        """The player's loss on a batch, given the outputs of the `earlier` players on it."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The players of a system by name, in the order of their turns; the first one's network is the reconstructor."""
+    """The players of a system by name, in the order of their steps; the first one's network is the reconstructor."""
 
     players: dict[str, Player]
     notes: tuple[str, ...] = ()

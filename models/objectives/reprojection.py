@@ -18,7 +18,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.models.drr import Reprojection
 from raylift.models.losses import cross_entropy, total_variation
-from raylift.models.objectives.objective import Objective, Outputs, Player, Turn
+from raylift.models.objectives.objective import Objective, Outputs, Player, StepOutput
 from raylift.models.parts.discriminators import ViewDiscriminator
 from raylift.models.volume_network import VolumeNetwork
 
@@ -95,7 +95,7 @@ class ReprojectionLoss:
 
 
 class ReprojectionPlayer(Player):
-    """The turn of the generator: agreement of re-projections with the radiographs, smoothness, adversarial term."""
+    """The loss of the generator: agreement of re-projections with the radiographs, smoothness, adversarial term."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class ReprojectionPlayer(Player):
         self.weights, self.reprojection = weights, reprojection
         self._others = (discriminator,)
 
-    def forward(self, batch: Batch, earlier: Outputs) -> Turn:  # noqa: ARG002
+    def forward(self, batch: Batch, earlier: Outputs) -> StepOutput:  # noqa: ARG002
         """The loss; the discriminator gets the re-projections too, so that the generator runs once for each batch."""
         volume: Tensor = self.network(batch.radiographs)
         reprojected = self.reprojection(volume)
@@ -129,13 +129,13 @@ class ReprojectionPlayer(Player):
 
 
 class ViewDiscriminatorPlayer(Player):
-    """The turn of the discriminator: given radiographs are real, the generator's re-projections are fake."""
+    """The loss of the discriminator: given radiographs are real, the generator's re-projections are fake."""
 
     def __init__(self, network: ViewDiscriminator, smoothing: float = 0.0, every: int = 1) -> None:
         super().__init__(network)
         self.smoothing, self.every = smoothing, every
 
-    def forward(self, batch: Batch, earlier: Outputs) -> Turn:
+    def forward(self, batch: Batch, earlier: Outputs) -> StepOutput:
         """The mean of both cross-entropies; the target of real ones is 1 - smoothing."""
         real = cross_entropy(self.network(batch.radiographs), real=True, smoothing=self.smoothing)
         fake = cross_entropy(self.network(batch.radiographs, earlier["reprojections"]), real=False)

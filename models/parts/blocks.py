@@ -36,13 +36,13 @@ def checkpointed(module: Callable[..., Any], *inputs: Tensor) -> Any:
 @contextmanager
 def _frozen_running_statistics(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
     # Not by switching tracking off: the recomputation must save as many tensors as the first pass.
-    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    momenta = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, momentum, batches_tracked in before:
+        for norm, momentum, batches_tracked in momenta:
             norm.momentum, norm.num_batches_tracked = momentum, batches_tracked
 
 

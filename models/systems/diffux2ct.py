@@ -7,7 +7,7 @@ noisy volume ------------------------------> 3-D U-Net with shifted windows <---
                                                      `-> epsilon
 ```
 
-A tri-plane decoupling generator turns the radiographs into three feature planes, an implicit neural decoder samples
+A tri-plane decoupling generator maps the radiographs to three feature planes, an implicit neural decoder samples
 them at every voxel, and a 3-D U-Net with shifted-window attention denoises the volume under that condition. It predicts
 epsilon; a geometry projection loss of weight 1/T compares mean projections of the predicted x0 along three axes.
 

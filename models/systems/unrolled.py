@@ -1,11 +1,11 @@
-"""Unrolled reconstruction, raylift's own system: back-projected features, data consistency and a 3-D U-Net in turn.
+"""Unrolled reconstruction, raylift's own system: back-projected features, data consistency and a 3-D U-Net.
 
 A 2-D residual U-Net, shared by all views and conditioned by each view's pose, extracts features at several sizes. They
 are back-projected along the true rays into volumes and averaged over the views. A 3-D residual U-Net predicts a first
 volume from them. Each further iteration projects the volume with raylift's differentiable projector, matches each
-projection to its radiograph by a gain and an offset in closed form (a radiograph's scale is unknown), turns the
-residual into features by a small 2-D network, back-projects them, and predicts a
-correction with the same 3-D U-Net, conditioned by the iteration.
+projection to its radiograph by a gain and an offset in closed form (a radiograph's scale is unknown), encodes the
+residual with a small 2-D network, back-projects these features, and predicts a correction with the same 3-D U-Net,
+conditioned by the iteration.
 
 Related work: learned primal-dual (Adler and Oktem 2018, arXiv 1707.06474), variational networks
 (Hammernik et al. 2018, arXiv 1704.00447). No weight belongs to a pose, so the same weights accept any
@@ -113,7 +113,8 @@ class UnrolledNetwork(VolumeNetwork):
         )
         self.image_unet = ResidualUNet(2, 3, system.image_channels, system.blocks, embedding)
         self.lift_proj = nn.ModuleList(
-            nn.Conv2d(wide, width, 1) for wide, width in zip(system.image_channels, system.lifted_channels, strict=True)
+            nn.Conv2d(in_channels, width, 1)
+            for in_channels, width in zip(system.image_channels, system.lifted_channels, strict=True)
         )
         width = system.image_channels[0]
         self.residual_net = nn.Sequential(

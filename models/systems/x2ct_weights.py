@@ -40,7 +40,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         converted |= _view(weights, 0, "branches.0.", "decoder.")
     else:
         for index, prefix in enumerate(VIEW_NAMES):
-            view = {name.removeprefix(prefix): one for name, one in weights.items() if name.startswith(prefix)}
+            view = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
             converted |= _view(view, index, f"branches.{index}.", f"branches.{index}.decoder.")
         fused = {name: tensor for name, tensor in weights.items() if not name.startswith(VIEW_NAMES)}
         for name, tensor in fused.items():
@@ -61,7 +61,7 @@ def system_of(state: Mapping[str, Tensor]) -> tuple[Composition, int]:
         encoder, stages = "branches.0.encoder", _count(state, r"decoder\.levels\.\d+\.up\.0\.weight")
         layers = [_count(state, rf"branches\.0\.encoder\.stages\.{k}\.\d+\.conv\.2\.weight") for k in range(stages)]
         ups = [state[f"decoder.levels.{level}.up.0.weight"].shape[:2] for level in range(stages)]
-        channels = (ups[0][0], *(after for _, after in ups))
+        channels = (ups[0][0], *(out_channels for _, out_channels in ups))
         edge = _edge(len(state["branches.0.lifting.coarsest.fc.weight"]), channels[0])
         dense = f"{encoder}.stages.0.1"
         system = replace(
