@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.augmentation.pair import Augmenter
+from raylift.datasets.augmentation.augmentation import Augmenter
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.datasets.phantom.thorax import thorax

@@ -30,7 +30,7 @@ from raylift.platform.export import export as export_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from gpu_training import GRID
-from training_data import WINDOW
+from training_batches import WINDOW
 
 
 def export(stages: list[Path], views: int, archive_url: str, folder: Path, result: str) -> None:

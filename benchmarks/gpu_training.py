@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_training.py --ct ct.npz --phantoms 4000 --job unrolled:2:300 --output OUT
 
-Volumes stay on the device; each sample is an augmented pair (`datasets.augmentation.pair`) of a CT, with
+Volumes stay on the device; each sample is an augmented pair (`datasets.augmentation.augmentation`) of a CT, with
 probability `--ct-share`, or else of a phantom. The learning rate falls along a cosine of the time given. Every minute
 the exponential moving average of the weights is written (half precision) with its metrics on held-out phantoms and CT,
 so that an interrupted training is not lost; `--from` starts from such weights.
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from raylift.datasets.augmentation.pair import augment
+from raylift.datasets.augmentation.augmentation import augment
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Geometry, Grid, chest
 from raylift.models.losses import ssim_loss
@@ -38,7 +38,7 @@ from raylift.models.systems.diffux2ct import TriPlaneSystem
 from raylift.models.zoo import SYSTEMS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from training_data import (
+from training_batches import (
     HELD_OUT_SEED,
     WINDOW,
     ParameterStream,

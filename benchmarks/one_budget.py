@@ -28,16 +28,16 @@ from torch import nn
 from raylift.datasets.batch import Batch
 from raylift.models import baselines, metrics
 from raylift.models.diffusion.generative import GenerativeNetwork
+from raylift.models.inference import reconstruct
 from raylift.models.literature import Training
 from raylift.models.losses import ssim_loss
-from raylift.models.reconstruction import reconstruct
 from raylift.models.system_config import SystemConfig
 from raylift.models.zoo import SYSTEMS, parameters
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import conditions
 from one_budget_data import GEOMETRY, GRID, folds, prepare
-from training_data import WINDOW, Pairs
+from training_batches import WINDOW, Pairs
 from training_loop import Log, Metrics, Settings, placed, train
 
 BATCH = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from training_data import HELD_OUT_SEED, Pairs, deformed, pack
+from training_batches import HELD_OUT_SEED, Pairs, deformed, pack
 
 from raylift.datasets import segmentation
 from raylift.datasets.geometry import Grid, chest

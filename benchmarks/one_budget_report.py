@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import table_lines
 from one_budget import BASELINES, BATCH, FIT_STEPS, NAMES, reconstructed
 from one_budget_data import GRID
-from training_data import WINDOW, Pairs
+from training_batches import WINDOW, Pairs
 
 MEASURES = {"MAE, HU": ("mae_hu", 0), "PSNR, dB": ("psnr_db", 2), "SSIM": ("ssim", 3), "lung Dice": ("lung_dice", 3)}
 STAGES = {"predicted": "network alone", "fitted": f"after {FIT_STEPS} steps of the consistency fit"}

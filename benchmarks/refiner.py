@@ -22,8 +22,8 @@ import torch
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.streaming.stream import load_batch
 from raylift.models.diffusion.generative import SamplingConfig
+from raylift.models.inference import RunningStatistics, predict
 from raylift.models.metrics import VOLUME
-from raylift.models.reconstruction import RunningStatistics, predict
 from raylift.models.weights import Model
 from raylift.platform import model_store
 from raylift.platform.evaluation.predictors import matching_views

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from raylift.datasets import projector
-from raylift.datasets.augmentation.pair import augment
+from raylift.datasets.augmentation.augmentation import augment
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Geometry, Grid, View, chest
 from raylift.datasets.intensity import Window
@@ -37,7 +37,7 @@ from raylift.models.zoo import SYSTEMS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from stepping import channels_last
-from training_data import augmentations
+from training_batches import augmentations
 from training_loop import placed
 
 SOURCE = Grid(96, 4.0)

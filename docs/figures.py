@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 
-from raylift.datasets.augmentation.pair import Augmentation, augment
+from raylift.datasets.augmentation.augmentation import Augmentation, augment
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import normalized_drrs

@@ -97,10 +97,7 @@ class Parts(SystemConfig):
 
     def rays(self, grid: Grid, geometry: Geometry) -> list[Rays]:
         """How the views' rays cross the volume, in the views' order."""
-        rays = [Rays(grid, geometry, geometry.view(name), self.lifting.along == "rays") for name in self.views]
-        for ray in rays:
-            ray.check()
-        return rays
+        return [Rays(grid, geometry, geometry.view(name), self.lifting.along == "rays") for name in self.views]
 
 
 @dataclass(frozen=True)

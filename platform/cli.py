@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 COMMANDS = {
-    "ingest": ("raylift.platform.commands.archiving:ingest", "CT files and folders to an archive"),
-    "ingest-xray": ("raylift.platform.commands.archiving:ingest_xray", "pairs of radiographs to an archive"),
-    "phantom": ("raylift.platform.commands.archiving:phantom", "synthetic thorax volumes to an archive"),
+    "ingest": ("raylift.platform.commands.ingest:ingest", "CT files and folders to an archive"),
+    "ingest-xray": ("raylift.platform.commands.ingest:ingest_xray", "pairs of radiographs to an archive"),
+    "phantom": ("raylift.platform.commands.ingest:phantom", "synthetic thorax volumes to an archive"),
     "train": ("raylift.platform.commands.train:train", "train a preset on Ray, or resume a run"),
     "tune": ("raylift.platform.commands.tune:tune", "search settings, or resume a search"),
     "runs": ("raylift.platform.commands.runs:runs", "runs and searches: state, best metric, size, next command"),

@@ -12,7 +12,7 @@ import tyro
 import yaml
 
 from raylift.datasets.archive.store import absolute
-from raylift.datasets.augmentation.pair import Augmentation
+from raylift.datasets.augmentation.augmentation import Augmentation
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import Normalization, Window
 from raylift.datasets.serialization import from_plain, require_minimum, to_plain

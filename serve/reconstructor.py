@@ -15,7 +15,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.datasets.scans.resample import archive_image
-from raylift.models import consistency, reconstruction
+from raylift.models import consistency, inference
 from raylift.models.diffusion.generative import SamplingFlags
 from raylift.models.weights import Description, Model
 from raylift.platform import model_store
@@ -121,7 +121,7 @@ class Reconstructor:
         for count in set(counts):
             SamplingFlags().resolve(self._network, count)
         model = self.description
-        results = reconstruction.reconstruct(
+        results = inference.reconstruct(
             self._network,
             torch.from_numpy(np.stack(radiographs)).to(self._device),
             model.window,
@@ -133,7 +133,7 @@ class Reconstructor:
         )
         return [self._in_hu(result) for result in results]
 
-    def _in_hu(self, result: reconstruction.Reconstruction) -> HUVolume:
+    def _in_hu(self, result: inference.Reconstruction) -> HUVolume:
         window, std = self.description.window, result.std
         return HUVolume(
             _int16(window.to_hu(result.volume)),

@@ -93,7 +93,7 @@ def test_the_pages_show_commands_of_every_kind_and_a_parser_that_refuses_is_noti
 
 def test_every_setting_and_option_that_a_page_names_exists(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "docs/generators"))
-    generator, tables = importlib.import_module("commands"), importlib.import_module("tables")
+    generator, tables = importlib.import_module("commands"), importlib.import_module("setting_tables")
     options = {"--help", "--version", "--preset"}
     for name in cli.COMMANDS:
         for group in tables.groups(*generator.options_of(name)):
@@ -116,7 +116,7 @@ def test_every_setting_and_option_that_a_page_names_exists(monkeypatch):
                 count += 1
                 assert name in settings | prefixes, f"{page} names {name}"
     assert count > 40
-    for module in ("commands", "tables"):
+    for module in ("commands", "setting_tables"):
         sys.modules.pop(module, None)
 
 

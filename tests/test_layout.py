@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -130,6 +131,25 @@ def test_no_module_is_named_like_a_standard_one():
     for folder in (*FLOW, "raylift"):
         for path in modules(folder):
             assert path.stem.startswith("__") or path.stem not in sys.stdlib_module_names, path
+
+
+SAME_NAME = {"compare", "runs", "score", "decoder"}
+"""Modules that implement and offer one command, and the decoders of networks beside the decoder of uploaded files."""
+
+
+def stem_without_endings(path: Path) -> str:
+    """Words of a module's name without plural and verbal endings: `pairing`, `paired` and `pairs` are equal."""
+    return "_".join(re.sub(r"(?<=\w{4})(?:(?:at)?ion|ing|er|e?d|e?s|e|y)+$", "", word) for word in path.stem.split("_"))
+
+
+def test_no_two_modules_have_one_name_or_names_that_differ_by_an_ending():
+    assert stem_without_endings(Path("pairings.py")) == stem_without_endings(Path("paired.py"))
+    named: dict[str, list[Path]] = {}
+    for path in (path for folder in FLOW for path in modules(folder)):
+        if not path.stem.startswith("__"):
+            named.setdefault(stem_without_endings(path), []).append(path)
+    repeated = {name: paths for name, paths in named.items() if len(paths) > 1}
+    assert repeated.keys() == {stem_without_endings(Path(name)) for name in SAME_NAME}, repeated
 
 
 def test_no_file_is_longer_than_the_limit():

@@ -20,13 +20,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raylift.datasets.archive.manifest import Entry
-from raylift.datasets.augmentation.pair import Augmenter
+from raylift.datasets.augmentation.augmentation import Augmenter
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import Normalization, Window
 from raylift.datasets.radiographs.histogram import Quantiles, match_histogram, normalize_and_match
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
-from raylift.datasets.streaming.phantoms import StreamedPhantoms
+from raylift.datasets.streaming.streamed_phantoms import StreamedPhantoms
 
 ReadArray = Callable[[str], np.ndarray]
 """One array of a sample by its name: volumes, radiographs or labels."""

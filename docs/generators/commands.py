@@ -8,7 +8,7 @@ import re
 from typing import Any
 from unittest import mock
 
-import tables
+import setting_tables
 import tyro
 
 from raylift.platform import cli
@@ -45,23 +45,23 @@ def page() -> str:
 
 def _command(name: str) -> list[str]:
     owner, default = options_of(name)
-    own, *nested = tables.groups(owner, default)
+    own, *nested = setting_tables.groups(owner, default)
     lines = [own.intro, "", "```text", usage_of(name), "```", ""]
     settings = [setting for setting in own.settings if "." not in setting.key]
     if name in EXAMPLES:
         lines += [RUN_SETTINGS, ""]
         nested = []
     if settings:
-        lines += [*tables.table(settings, flags=True), ""]
+        lines += [*setting_tables.table(settings, flags=True), ""]
     for group in nested:
-        lines += [group.intro, "", *tables.table(group.settings, flags=True), ""]
+        lines += [group.intro, "", *setting_tables.table(group.settings, flags=True), ""]
     return lines
 
 
 def options_of(name: str) -> tuple[type, Any]:
     """The dataclass that a command parses its options into, and its default where it has one."""
 
-    def capture(owner: type, *, default: Any = tables.MISSING, **_: Any) -> None:
+    def capture(owner: type, *, default: Any = setting_tables.MISSING, **_: Any) -> None:
         raise _CapturedError(owner, default)
 
     with mock.patch.object(tyro, "cli", capture):

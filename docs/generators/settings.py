@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, get_type_hints
 
-import tables
+import setting_tables
 
 from raylift.models.zoo import SYSTEMS
 from raylift.platform.config import RunConfig
@@ -74,7 +74,7 @@ def _first_preset(family: type) -> RunConfig:
 
 def _section(settings: Any, prefix: str, title: str = "") -> list[str]:
     lines: list[str] = []
-    for number, group in enumerate(tables.groups(type(settings), settings, f"{prefix}.")):
+    for number, group in enumerate(setting_tables.groups(type(settings), settings, f"{prefix}.")):
         if number == 0:
             lines += [f"## {title or prefix}", ""]
         else:
@@ -84,7 +84,7 @@ def _section(settings: Any, prefix: str, title: str = "") -> list[str]:
             names = [name for name, run in PRESETS.items() if type(run.system) is type(settings)]
             lines += [f"Presets: {', '.join(f'`{name}`' for name in names)}. Defaults are those of `{names[0]}`.", ""]
         if group.settings:
-            lines += [*tables.table(group.settings, flags=False), ""]
+            lines += [*setting_tables.table(group.settings, flags=False), ""]
     return lines
 
 

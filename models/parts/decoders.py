@@ -21,18 +21,20 @@ from raylift.datasets.serialization import require_minimum
 from raylift.models.parts.blocks import (
     Checkpointing,
     ConcatConvBlock,
+    DecoderLevels,
     ResidualBlock,
     conv_norm_act_3d,
     run,
     upsample_3d,
 )
-from raylift.models.parts.decoder_levels import DecoderLevels
 from raylift.models.parts.fusion import FusionConfig, MultiScaleFusion
 from raylift.models.parts.heads import ACTIVATIONS, ActivationName, Head, Rendering
 
 HeadName = Literal["convolution", "rendering"]
 
 Lifted = list[list[Float[Tensor, "n _ _ _ _"]]]
+Widths = Sequence[int]
+"""Channels of the lifted volumes, coarsest first."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ class DecoderConfig:
         """Whether the decoder itself has auxiliary volumes; those of an upsampling decoder depend on fusion too."""
         return self.kind == "unet++" or self.head == "rendering"
 
-    def build(self, fusion: FusionConfig, widths: Sequence[int], context: DecoderContext) -> nn.Module:
-        """The decoder of lifted volumes of these widths, coarsest first, with initial weights."""
+    def build(self, fusion: FusionConfig, widths: Widths, context: DecoderContext) -> nn.Module:
+        """The decoder, with initial weights."""
         return DECODERS[self.kind](self, fusion, widths, context)
 
 
@@ -127,9 +129,7 @@ class UpsamplingDecoder(nn.Module):
     volume.
     """
 
-    def __init__(
-        self, config: DecoderConfig, fusion: FusionConfig, widths: Sequence[int], context: DecoderContext
-    ) -> None:
+    def __init__(self, config: DecoderConfig, fusion: FusionConfig, widths: Widths, context: DecoderContext) -> None:
         super().__init__()
         self.auxiliaries, self.context = context.auxiliaries, context
         channels = config.channels
@@ -196,9 +196,7 @@ class UpsamplingDecoder(nn.Module):
 class NoDecoder(nn.Module):
     """The only lifted volume of each view, fused, is the reconstruction."""
 
-    def __init__(
-        self, config: DecoderConfig, fusion: FusionConfig, widths: Sequence[int], context: DecoderContext
-    ) -> None:
+    def __init__(self, config: DecoderConfig, fusion: FusionConfig, widths: Widths, context: DecoderContext) -> None:
         super().__init__()
         self.fusion = fusion.build(widths[-1], context.views, keep_width=True)
         self.activation = config.output
@@ -211,9 +209,7 @@ class NoDecoder(nn.Module):
 class UNet(nn.Module):
     """3DCNN's V-Net-like network: residual blocks at each size, max pooling, concatenated skip connections."""
 
-    def __init__(
-        self, config: DecoderConfig, fusion: FusionConfig, widths: Sequence[int], context: DecoderContext
-    ) -> None:
+    def __init__(self, config: DecoderConfig, fusion: FusionConfig, widths: Widths, context: DecoderContext) -> None:
         super().__init__()
         self.context = context
         self.fusion = MultiScaleFusion(fusion, widths, context.views)
@@ -254,9 +250,7 @@ class UNetPlusPlus(nn.Module):
     the reconstruction, the others are for deep supervision.
     """
 
-    def __init__(
-        self, config: DecoderConfig, fusion: FusionConfig, widths: Sequence[int], context: DecoderContext
-    ) -> None:
+    def __init__(self, config: DecoderConfig, fusion: FusionConfig, widths: Widths, context: DecoderContext) -> None:
         super().__init__()
         self.auxiliaries, self.context = context.auxiliaries, context
         self.fusion = MultiScaleFusion(fusion, widths, context.views)
@@ -299,7 +293,7 @@ class UNetPlusPlus(nn.Module):
         return node
 
 
-DECODERS: dict[str, Callable[[DecoderConfig, FusionConfig, Sequence[int], DecoderContext], nn.Module]] = {
+DECODERS: dict[str, Callable[[DecoderConfig, FusionConfig, Widths, DecoderContext], nn.Module]] = {
     "upsampling": UpsamplingDecoder,
     "unet": UNet,
     "unet++": UNetPlusPlus,

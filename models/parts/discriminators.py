@@ -44,14 +44,8 @@ class DiscriminatorConfig:
 class Discriminator(nn.Module):
     """Convolutions of 4 x 4 x 4 over the volume and its condition; all but the last halve the size.
 
-    Inner convolutions have no bias: the instance norm after them would remove it.
-
-    Args:
-        config: the settings.
-        rays: of the views.
-        coordinates: whether the coordinates of every voxel are input channels.
-        condition_conv: whether each back-projected radiograph goes through a convolution block.
-        pooled: one score for the whole volume, or a score for each patch.
+    Inner convolutions have no bias: the instance norm after them would remove it. The last three arguments give the
+    variants that `DiscriminatorConfig.kind` describes.
     """
 
     def __init__(

@@ -45,6 +45,10 @@ class Rays:
     follow_geometry: bool
     """Whether rays follow the geometry; otherwise they are parallel to an axis, and the view must be too."""
 
+    def __post_init__(self) -> None:
+        if not self.follow_geometry:
+            _ = self.axis
+
     @property
     def axis(self) -> int:
         """The axis of an N, C, D, H, W volume to which the rays are parallel.
@@ -59,11 +63,6 @@ class Rays:
             f"view '{self.view.name}' is neither frontal nor lateral, so features cannot be repeated along an axis: "
             "use system.lifting.along rays"
         )
-
-    def check(self) -> None:
-        """Raise a ConfigError if the view has no axis and needs one."""
-        if not self.follow_geometry:
-            _ = self.axis
 
     @property
     def is_mirrored(self) -> bool:

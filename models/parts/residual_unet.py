@@ -67,8 +67,7 @@ class ResidualUNet(nn.Module):
 
         self.conv_in = convolution(in_channels, channels[0], 3, padding=1)
         self.cond_proj = nn.ModuleList(
-            convolution(cond_channels, width, 1)
-            for cond_channels, width in zip(condition, channels, strict=bool(condition))
+            convolution(inputs, width, 1) for inputs, width in zip(condition, channels, strict=bool(condition))
         )
         self.down = nn.ModuleList(stack(width, width) for width in channels)
         self.downsample = nn.ModuleList(

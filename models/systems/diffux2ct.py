@@ -38,7 +38,7 @@ from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.diffusion.triplane import TriPlane, TriPlaneConfig
 from raylift.models.literature import Entry, Training
-from raylift.models.objectives.denoising import DenoisingLoss, denoising_objective
+from raylift.models.objectives.diffusion import DenoisingLoss, denoising_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig

@@ -27,7 +27,7 @@ from raylift.models.diffusion.denoiser import DenoiserConfig
 from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.literature import Entry
-from raylift.models.objectives.denoising import DenoisingLoss
+from raylift.models.objectives.diffusion import DenoisingLoss
 from raylift.models.systems import diffux2ct
 from raylift.models.systems.diffux2ct import TriPlaneDiffusion, TriPlaneSystem
 

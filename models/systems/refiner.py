@@ -33,7 +33,7 @@ from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig, depth_to
 from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, Entry, Training
-from raylift.models.objectives.denoising import DenoisingLoss, denoising_objective
+from raylift.models.objectives.diffusion import DenoisingLoss, denoising_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.encoders import at_size
 from raylift.models.parts.rays import Rays

@@ -113,8 +113,7 @@ class UnrolledNetwork(VolumeNetwork):
         )
         self.image_unet = ResidualUNet(2, 3, system.image_channels, system.blocks, embedding)
         self.lift_proj = nn.ModuleList(
-            nn.Conv2d(in_channels, width, 1)
-            for in_channels, width in zip(system.image_channels, system.lifted_channels, strict=True)
+            nn.Conv2d(*channels, 1) for channels in zip(system.image_channels, system.lifted_channels, strict=True)
         )
         width = system.image_channels[0]
         self.residual_net = nn.Sequential(

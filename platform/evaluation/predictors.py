@@ -26,7 +26,7 @@ from raylift.datasets.streaming.stream import load_batch
 from raylift.models import baselines, consistency
 from raylift.models.baselines import BackProjection
 from raylift.models.diffusion.generative import SamplingFlags
-from raylift.models.reconstruction import Residuals, reconstruct
+from raylift.models.inference import Residuals, reconstruct
 from raylift.models.weights import Description, Model
 from raylift.platform.evaluation.protocols import Prediction
 from raylift.platform.evaluation.score import VOLUME_ORDER, read_prediction, volumes_by_name

@@ -15,11 +15,11 @@ from raylift.datasets.archive.splits import SplitChoice
 from raylift.datasets.intensity import Window
 from raylift.datasets.projector import normalized_drrs
 from raylift.models import consistency
+from raylift.models.inference import Residuals
 from raylift.models.metrics import Metrics
-from raylift.models.reconstruction import Residuals
-from raylift.platform.evaluation.paired import CONFIDENCE, Difference, Paired, between
 from raylift.platform.evaluation.predictors import FITTED
 from raylift.platform.evaluation.protocols import PROTOCOLS, Prediction, ProtocolName
+from raylift.platform.evaluation.significance import CONFIDENCE, Difference, Paired, between
 from raylift.platform.evaluation.tables import MetricTable
 
 MODEL = "model"

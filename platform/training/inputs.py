@@ -13,14 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from raylift import __version__
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.augmentation.pair import Augmenter, require_cone_beam
+from raylift.datasets.augmentation.augmentation import Augmenter, require_cone_beam
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.intensity import normalize
 from raylift.datasets.radiographs.histogram import ReferenceHistograms, mean_quantiles
 from raylift.datasets.serialization import to_plain
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
-from raylift.datasets.streaming.phantoms import StreamedPhantoms
 from raylift.datasets.streaming.stream import BatchStream, CachedReader, UnpairedVolumes, load_batch
+from raylift.datasets.streaming.streamed_phantoms import StreamedPhantoms
 from raylift.models import baselines
 from raylift.models.baselines import Fit
 from raylift.models.training_data import TrainingData

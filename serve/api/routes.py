@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from raylift import __version__
 from raylift.models.diffusion.samplers import SamplerName
 from raylift.serve.api import reference
-from raylift.serve.api.errors import handle_errors
+from raylift.serve.api.exception_handlers import handle_errors
 from raylift.serve.api.form import MAX_FIELDS, MAX_FILES, ReconstructionForm, form_model, require_multipart
 from raylift.serve.api.problem import described
 from raylift.serve.api.request_limits import BodyLimit, KnownRoutes

@@ -22,7 +22,7 @@ from raylift.models.diffusion.denoiser import (
 from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.diffusion.triplane import ImplicitDecoder, TriPlaneConfig, project_to_plane, resize_plane
-from raylift.models.objectives.denoising import DenoisingLoss
+from raylift.models.objectives.diffusion import DenoisingLoss
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.systems.diffux2ct import DiffuX2CT, VolumeDiffusion
 from raylift.models.systems.latent_diffusion import LatentDiffusion

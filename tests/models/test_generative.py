@@ -6,7 +6,7 @@ import torch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
 from raylift.models.diffusion.generative import SamplingConfig, SamplingFlags
-from raylift.models.reconstruction import RunningStatistics
+from raylift.models.inference import RunningStatistics
 from raylift.models.systems.x2ct import X2CT_GAN
 
 GRID = Grid(32, 10.0)

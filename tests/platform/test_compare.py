@@ -18,7 +18,7 @@ from raylift.models import baselines, weights
 from raylift.models.training_data import TrainingData
 from raylift.models.weights import Description
 from raylift.platform import cli
-from raylift.platform.evaluation.paired import difference
+from raylift.platform.evaluation.significance import difference
 from raylift.platform.presets import PRESETS
 
 

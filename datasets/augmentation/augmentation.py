@@ -14,8 +14,12 @@ import torch
 from jaxtyping import Float, Int16, UInt8
 from torch import Tensor
 
-from raylift.datasets.augmentation.radiograph import AcquisitionParameters, RadiographAugmentation, simulate_acquisition
-from raylift.datasets.augmentation.volume import Deformation, VolumeAugmentation, deform, deform_labels
+from raylift.datasets.augmentation.acquisition import (
+    AcquisitionParameters,
+    RadiographAugmentation,
+    simulate_acquisition,
+)
+from raylift.datasets.augmentation.deformation import Deformation, VolumeAugmentation, deform, deform_labels
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Normalization, hu_to_attenuation

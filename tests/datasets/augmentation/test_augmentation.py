@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from raylift.datasets.augmentation.pair import Augmentation, GeometryJitter, augment, normalize_batch
-from raylift.datasets.augmentation.radiograph import AcquisitionParameters, RadiographAugmentation, simulate_acquisition
-from raylift.datasets.augmentation.volume import VolumeAugmentation, deform, deform_labels
+from raylift.datasets.augmentation.acquisition import (
+    AcquisitionParameters,
+    RadiographAugmentation,
+    simulate_acquisition,
+)
+from raylift.datasets.augmentation.augmentation import Augmentation, GeometryJitter, augment, normalize_batch
+from raylift.datasets.augmentation.deformation import VolumeAugmentation, deform, deform_labels
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest, parallel
 from raylift.datasets.intensity import HU_MIN, hu_to_attenuation, normalize

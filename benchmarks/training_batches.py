@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from raylift.datasets import segmentation
-from raylift.datasets.augmentation.pair import Augmentation, GeometryJitter, Parameters
-from raylift.datasets.augmentation.radiograph import RadiographAugmentation
-from raylift.datasets.augmentation.volume import VolumeAugmentation, deform
+from raylift.datasets.augmentation.acquisition import RadiographAugmentation
+from raylift.datasets.augmentation.augmentation import Augmentation, GeometryJitter, Parameters
+from raylift.datasets.augmentation.deformation import VolumeAugmentation, deform
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window, hu_to_attenuation, normalize
