@@ -34,8 +34,8 @@ LUNG_AND_TISSUE_HU = (-1000, 450)
 TISSUES = {
     "air": (-1024, -950),
     "lung": (-950, -500),
-    "between": (-500, -200),
-    "soft": (-200, 150),
+    "between lung and soft tissue": (-500, -200),
+    "soft tissue": (-200, 150),
     "bone": (150, 1477),
 }
 """HU of the ground truth, from and below."""
@@ -93,7 +93,7 @@ def tables(data: dict[str, Metrics], what: str) -> list[str]:
             for name, values in complete.items()
         ]
         heading = f"{what}, {words}: mean (difference to {title(NAMES[0])}; its 95 % interval)"
-        lines += ["", *table_lines(heading, ["predictor", *MEASURES], rows)]
+        lines += ["", *table_lines(heading, ["method", *MEASURES], rows)]
     return lines
 
 
@@ -248,15 +248,15 @@ def report(folder: Path, plots: Path, output: Path) -> str:
         "once, so they do not contain the spread over seeds",
         "* the learning rate falls to zero at the end, so a curve that is flat there does not show convergence",
         verdict(phantoms, "held-out phantoms"),
-        *([verdict(ct, "CT by folds")] if fold else []),
+        *([verdict(ct, "CT, three-fold cross-validation")] if fold else []),
         "",
     ]
     columns = ["system", "parameters", "lr, betas", "steps", "CPU ms/step", "steps of each fold"]
-    columns.append("dB in the last quarter of the time")
+    columns.append("PSNR gain in the last quarter of training, dB")
     lines += table_lines("Training", columns, training_rows(folder))
     lines += tables(phantoms, f"{len(phantoms[systems[0]])} held-out phantoms")
     if fold:
-        lines += tables(ct, f"{len(ct[systems[0]])} CT by folds")
+        lines += tables(ct, f"{len(ct[systems[0]])} CT scans, three-fold cross-validation")
         _, before = results(folder, "phantom weights")
         complete = {name: one for name, one in before.items() if set(one) == set(before[systems[0]])}
         lines += tables(complete, f"{len(ct[systems[0]])} CT with the phantom weights, without fine-tuning")

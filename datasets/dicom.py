@@ -21,7 +21,7 @@ MAX_ELEMENTS = 10_000
 """Limit for elements at the top level and for items in sequences. An image has a few hundred, and 8 bytes of a hostile
 file take a kilobyte of memory."""
 MIN_PADDING = 0.01
-"""Share of the image from which a connected region of a declared padding's value is padding wherever it lies."""
+"""Fraction of the image from which a connected region of a declared padding's value is padding wherever it lies."""
 VRS = {vr.value.encode() for vr in VR if len(vr.value) == 2}
 
 

@@ -59,7 +59,7 @@ REQUIRED = (
 )  # fmt: skip
 """Elements without which pixels cannot be decoded, and whose value the others do not determine."""
 WRAPPED = 0.25
-"""Share of the neighbors over which values wrap around that another interpretation of the bits makes more alike."""
+"""Fraction of the neighbors over which values wrap around that another interpretation of the bits makes more alike."""
 FULL_WRAPPED, FULL_LINES = 0.5, 0.2
 """The same share if BitsStored fills the container, where both interpretations are complete, and share of the rows in
 which such neighbors are. On 6 radiographs, 18 digitally reconstructed ones and a formula, as they are and framed,
@@ -68,7 +68,7 @@ the wrong PixelRepresentation if the values fill the range or half of it from ze
 the right one. With bright letters on dark images the first was up to 1, the second up to 0.094. Where few values exceed
 half of the range, few wrap: at 60 % of it 6 of 260 unsigned images stated as signed remain below the limits."""
 FLAT = 0.25
-"""Share of the upper or lower half of the range above which one value is a background or saturated, not the image."""
+"""Fraction of the upper or lower half of the range above which one value is background or saturated, not image."""
 MAX_PATTERNS = 4
 """Most patterns of unused bits, each in over 1 % of the pixels, that overlays make; parts of the values make more."""
 REPEATED = 0.95

@@ -41,7 +41,7 @@ def evaluation(title: str, report: Path) -> str:
     """One evaluation: summary, table, and provenance."""
     metrics = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
     head = [f"{TITLES[name]} ({protocol})" for protocol, names in COLUMNS.items() for name in names]
-    lines = [f"\n## {title}\n", metrics["summary"] + "\n", row(["predictor", *head]), row(["---"] * (1 + len(head)))]
+    lines = [f"\n## {title}\n", metrics["summary"] + "\n", row(["method", *head]), row(["---"] * (1 + len(head)))]
     for predictor, mean in metrics["mean"].items():
         spread = metrics["standard_deviation"][predictor]
         cells = [
@@ -64,7 +64,7 @@ def conditions(provenance: dict[str, Any], cases: list[str]) -> list[str]:
     training, versions = provenance["training"], provenance["versions"]
     return [
         f"* {provenance['date']}, {provenance['system']} with {provenance['parameters']:,} parameters, "
-        f"{provenance['grid']}, {training['steps']} steps of {training['batch_size']} on "
+        f"{provenance['grid']}, {training['steps']} steps with batch size {training['batch_size']} on "
         f"{training['volumes']} volumes, "
         f"seed {provenance['seed']}; evaluated on {', '.join(cases)}",
         f"* command: `{provenance['command']}`",

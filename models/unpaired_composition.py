@@ -1,4 +1,4 @@
-"""Systems supervised by radiographs alone: the parts of a composition, supervised by re-projection."""
+"""Systems supervised by radiographs alone: the parts of a composition, supervised by reprojection."""
 
 from __future__ import annotations
 

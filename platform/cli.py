@@ -13,7 +13,7 @@ COMMANDS = {
     "ingest-xray": ("raylift.platform.commands.ingest:ingest_xray", "pairs of radiographs to an archive"),
     "phantom": ("raylift.platform.commands.ingest:phantom", "synthetic thorax volumes to an archive"),
     "train": ("raylift.platform.commands.train:train", "train a preset on Ray, or resume a run"),
-    "tune": ("raylift.platform.commands.tune:tune", "search settings, or resume a search"),
+    "tune": ("raylift.platform.commands.tune:tune", "hyperparameter search with Optuna, or resume one"),
     "runs": ("raylift.platform.commands.runs:runs", "runs and searches: state, best metric, size, next command"),
     "evaluate": (
         "raylift.platform.commands.evaluation_export:evaluate",
@@ -23,10 +23,10 @@ COMMANDS = {
         "raylift.platform.commands.compare:compare",
         "metrics of models and of other programs' volumes on the same scans, with intervals",
     ),
-    "score": ("raylift.platform.commands.score:score", "metrics of volumes from anywhere beside their ground truth"),
+    "score": ("raylift.platform.commands.score:score", "metrics of predicted volumes against their ground truth"),
     "export": (
         "raylift.platform.commands.evaluation_export:export",
-        "a checkpoint as safetensors, config and model card",
+        "a checkpoint as safetensors with a model card",
     ),
     "import-x2ct": (
         "raylift.platform.commands.import_x2ct:import_x2ct",
@@ -34,8 +34,8 @@ COMMANDS = {
     ),
     "reconstruct": ("raylift.serve.commands:reconstruct", "radiographs to a CT volume as NIfTI"),
     "serve": ("raylift.serve.commands:serve", "HTTP API and web page for a model"),
-    "models": ("raylift.platform.commands.about:models", "trained models that commands take by name, models:NAME"),
-    "systems": ("raylift.platform.commands.about:systems", "systems of the literature: names, presets, sizes, papers"),
+    "models": ("raylift.platform.commands.about:models", "pretrained models, which commands take by name, models:NAME"),
+    "systems": ("raylift.platform.commands.about:systems", "published methods: names, presets, sizes, papers"),
     "doctor": ("raylift.platform.commands.about:doctor", "what is installed and reachable, and what is missing"),
 }
 """Function and line of help of each command. Only this table refers to folders to the right of its own."""

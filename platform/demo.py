@@ -82,7 +82,7 @@ def _search(options: DemoOptions, archive: str, search: str) -> list[str]:
     steps = ["--train.steps", str(options.trial_steps), "--train.validate-every", str(max(1, options.trial_steps // 4))]
     # One worker a trial, so that two trials run at once on two cores.
     flags = ["--trials", str(options.trials), *steps, "--cluster.workers", "1"]
-    return ["x2ct_gan", "--data.archive", archive, "--output", search, *flags]
+    return ["x2ct-gan", "--data.archive", archive, "--output", search, *flags]
 
 
 def _stage(title: str, arguments: list[str], result: str) -> None:

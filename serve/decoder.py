@@ -70,7 +70,7 @@ class Decoder:
     ) -> OrientedRadiograph:
         """`load_radiograph` in a child process; the image is the network's input.
 
-        The child has ended when this returns or raises, also if it is cancelled.
+        The child has ended when this returns or raises, also if it is canceled.
 
         Raises:
             FileError: not a readable radiograph, or its decoding exceeds the limits.

@@ -95,7 +95,7 @@ class Ingress:
         return self._app
 
     async def close(self, grace_s: float) -> int:
-        """Refuse requests from now on; returns how many did not complete within the grace and were cancelled."""
+        """Refuse requests from now on; returns how many did not complete within the grace and were canceled."""
         return await self._gate.close(grace_s)
 
 
@@ -162,9 +162,9 @@ def wait(interrupted: threading.Event, grace_s: float) -> None:
     `/readyz` has status 503 from then on, and new requests too.
     """
     interrupted.wait()
-    cancelled = _close(grace_s)
-    if cancelled:
-        print(f"raylift: {cancelled} requests did not complete in {grace_s:g} s", file=sys.stderr, flush=True)
+    canceled = _close(grace_s)
+    if canceled:
+        print(f"raylift: {canceled} requests did not complete in {grace_s:g} s", file=sys.stderr, flush=True)
     # Ray prints a message about the task that shuts Serve's controller down.
     with contextlib.redirect_stdout(io.StringIO()):
         serve.shutdown()  # type: ignore[no-untyped-call]
@@ -174,7 +174,7 @@ def wait(interrupted: threading.Event, grace_s: float) -> None:
 
 
 def _close(grace_s: float) -> int:
-    """Stop accepting requests; returns how many were cancelled."""
+    """Stop accepting requests; returns how many were canceled."""
     application = serve.status().applications.get(APP)
     states = application.deployments[INGRESS].replica_states if application and application.deployments else {}
     # A call would wait for a replica; the application also has another status while one of the model restarts.

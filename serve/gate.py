@@ -79,9 +79,9 @@ class Queue:
     async def complete(self, call: Coroutine[Any, Any, Result]) -> Result:
         """The result of a call of the model.
 
-        The model does not stop computing if the request is cancelled. The call then continues and keeps a place.
+        The model does not stop computing if the request is canceled. The call then continues and keeps a place.
         """
-        # Ray Serve cancels the calls that were made in the context of a cancelled request.
+        # Ray Serve cancels the calls that were made in the context of a canceled request.
         task = asyncio.create_task(call, context=Context())
         try:
             return await asyncio.shield(task)
@@ -93,7 +93,7 @@ class Queue:
 
     def _end_abandoned(self, task: asyncio.Task[Any]) -> None:
         self._abandoned.discard(task)
-        if not task.cancelled() and task.exception() is None:
+        if not task.canceled() and task.exception() is None:
             self._measure()
 
     def _measure(self) -> None:
@@ -104,7 +104,7 @@ class Queue:
 
     @property
     def _in_use(self) -> int:
-        """Places of requests, and of calls whose requests were cancelled."""
+        """Places of requests, and of calls whose requests were canceled."""
         return self._count + len(self._abandoned)
 
     def _expected_wait_s(self) -> float:
@@ -131,15 +131,15 @@ class Gate:
         A page may get the files of its result within the grace.
 
         Returns:
-            Number of cancelled requests.
+            Number of canceled requests.
         """
         self.is_open = False
         until = time.monotonic() + grace_s
         has_events = any(task.get_name() == EVENTS for task in self._work)
         if self._work:
             await asyncio.wait(self._work, timeout=grace_s)
-        cancelled = len(self._work)
-        if has_events and not cancelled:
+        canceled = len(self._work)
+        if has_events and not canceled:
             await asyncio.sleep(min(FILES_S, max(0.0, until - time.monotonic())))
             if files := [task for task in self._others if task.get_name().startswith(FILES)]:
                 await asyncio.wait(files, timeout=max(0.0, until - time.monotonic()))
@@ -148,7 +148,7 @@ class Gate:
             task.cancel()
         if remaining:
             await asyncio.wait(remaining, timeout=1.0)
-        return cancelled
+        return canceled
 
     async def run(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request with an application, or refuse it."""

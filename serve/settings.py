@@ -56,7 +56,7 @@ class ServeSettings:
     """Longest expected wait of a request, from the measured throughput; further requests receive status 503 with
     Retry-After."""
     grace_s: float = 30.0
-    """How long requests in progress may take after Ctrl-C or SIGTERM before they are cancelled."""
+    """How long requests in progress may take after Ctrl-C or SIGTERM before they are canceled."""
     body_timeout_s: float = 120.0
     """How long the body of a request may take to arrive."""
     max_upload_mib: int = 64

@@ -33,9 +33,9 @@ class RadiographAugmentation:
     """Ranges of the random changes; 0 leaves a part out. Strengths are uniform between 0 and the value."""
 
     probability: float = 0.7
-    """Share of samples whose radiographs are changed."""
+    """Fraction of samples whose radiographs are changed."""
     hardening: float = 0.6
-    """Share of a softer component in the beam: a two-material, two-energy model of beam hardening."""
+    """Fraction of a softer component in the beam: a two-material, two-energy model of beam hardening."""
     scatter: float = 0.3
     """Amplitude of a smooth gain of the transmitted intensity, relative."""
     photons: tuple[float, float] = (1e5, 1e7)
@@ -57,7 +57,7 @@ class RadiographAugmentation:
     markers: float = 0.3
     """Probability of up to three bright marks near the edges: side markers and bars."""
     clipping: float = 0.04
-    """Share of pixels that may be saturated at either end."""
+    """Fraction of pixels that may be saturated at either end."""
     quantization: float = 0.5
     """Probability of rounding to 8 bit."""
 
@@ -66,7 +66,7 @@ class RadiographAugmentation:
             raise ConfigError("augmentation photons and gamma: give two numbers above 0, the lower first")
         for name in ("probability", "hardening", "collimation", "markers", "quantization"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augmentation {name} is {getattr(self, name)}: give a share from 0 to 1")
+                raise ConfigError(f"augmentation {name} is {getattr(self, name)}: give a fraction from 0 to 1")
         for name in ("scatter", "electronic", "blur_px", "sigmoid", "sharpening", "gain", "clipping"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"augmentation {name} is {getattr(self, name)}: give 0 or more")

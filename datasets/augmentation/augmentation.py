@@ -34,7 +34,7 @@ class GeometryJitter:
     """Standard deviations of a radiograph's geometry about the archive's."""
 
     probability: float = 0.6
-    """Share of samples whose geometry is jittered."""
+    """Fraction of samples whose geometry is jittered."""
     angle_deg: float = 2.0
     """Standard deviation of azimuth, elevation and roll."""
     offset_mm: float = 5.0
@@ -46,7 +46,7 @@ class GeometryJitter:
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1 or min(self.angle_deg, self.offset_mm, self.distance, self.magnification) < 0:
-            raise ConfigError(f"{self}: give a share from 0 to 1 and deviations of 0 or more")
+            raise ConfigError(f"{self}: give a fraction from 0 to 1 and deviations of 0 or more")
 
     def sample(self, rng: np.random.Generator, geometry: Geometry) -> list[Geometry]:
         """For every view a geometry that has this view alone."""

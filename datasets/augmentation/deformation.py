@@ -27,7 +27,7 @@ class VolumeAugmentation:
     """Ranges of the random deformation; 0, and scales of 1, leave a part out."""
 
     probability: float = 0.9
-    """Share of samples that are deformed."""
+    """Fraction of samples that are deformed."""
     rotation_deg: float = 10.0
     """Each of three angles is uniform within this to either side."""
     scale: tuple[float, float] = (0.85, 1.15)
@@ -43,7 +43,7 @@ class VolumeAugmentation:
     bone: tuple[float, float] = (0.7, 1.3)
     """Factor of HU - 150 above 150 HU."""
     mirror: float = 0.0
-    """Share of samples that are mirrored left to right; the heart is then on the right."""
+    """Fraction of samples that are mirrored left to right; the heart is then on the right."""
 
     def __post_init__(self) -> None:
         ranges = {"scale": self.scale, "lung": self.lung, "bone": self.bone}
@@ -54,7 +54,7 @@ class VolumeAugmentation:
             if getattr(self, name) < 0:
                 raise ConfigError(f"augmentation {name} is {getattr(self, name)}: give 0 or more")
         if not (0 <= self.probability <= 1 and 0 <= self.mirror <= 1):
-            raise ConfigError("augmentation probability and mirror: give shares from 0 to 1")
+            raise ConfigError("augmentation probability and mirror: give fractions from 0 to 1")
 
     def sample(self, rng: np.random.Generator) -> Deformation:
         """The parameters of one sample."""

@@ -32,7 +32,7 @@ from raylift.datasets.radiographs.shutter import inside_shutter
 
 COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 MIN_WINDOW_SHARE = 0.1
-"""Share of the range of pixel values in which a display window or VOI LUT must keep different values apart."""
+"""Fraction of the range of pixel values in which a display window or VOI LUT must keep different values apart."""
 SAMPLED_VALUES = 256
 """Values at which that share is measured."""
 WINDOW_TAGS = (

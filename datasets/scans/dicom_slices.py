@@ -21,7 +21,7 @@ WRAPPED_STEP = 1 / 16
 JUMP_HU = 200
 """Median difference of soft tissue to the slice beside it from which a rescale is wrong, if another one fits."""
 MIN_TISSUE = 0.01
-"""Share of a slice from which its soft tissue is compared."""
+"""Fraction of a slice from which its soft tissue is compared."""
 LOWEST_HU = -1100
 """Below this a value that the bits above BitsStored change is no CT value."""
 

@@ -25,7 +25,7 @@ class ScanLimits:
     """Most voxels along an axis."""
     max_file_bytes: int = 8 * 2**30
     """Bytes of a file."""
-    min_slices: int = 8
+    min_side: int = 8
     """Fewest voxels along an axis."""
 
 
@@ -35,8 +35,8 @@ DEFAULT_LIMITS = ScanLimits()
 def check_size(name: str, size: Sequence[int], limits: ScanLimits) -> None:
     """Refuse an image that is not one volume of enough slices, or exceeds the limits."""
     shown = " x ".join(str(n) for n in size)
-    if len(size) < 3 or min(size[:3]) < limits.min_slices:
-        raise FileError(f"{name}: {shown} voxels is not a volume of {limits.min_slices} slices or more")
+    if len(size) < 3 or min(size[:3]) < limits.min_side:
+        raise FileError(f"{name}: {shown} voxels is not a volume of {limits.min_side} slices or more")
     if any(n != 1 for n in size[3:]):
         raise FileError(f"{name}: {shown} voxels is a series of volumes: extract one")
     if max(size) > limits.max_side:

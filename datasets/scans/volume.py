@@ -28,7 +28,7 @@ MAX_CT_HU = 31_743
 MAX_BORDER_HU = 3_071
 """Largest HU of 12 bits and an intercept of -1024. Only metal has more, and metal does not reach the border."""
 MIN_FILL = 0.01
-"""Share of a slice from which a region of exactly 0 HU at its border is not tissue; it is below 1e-4 in 20 CT."""
+"""Fraction of a slice from which a region of exactly 0 HU at its border is not tissue; it is below 1e-4 in 20 CT."""
 MAX_OUTLIERS = 1e-3
 """Largest fraction of voxels over `MAX_CT_HU` inside a volume; metal saturates fewer."""
 

@@ -20,7 +20,7 @@ This page is generated from the parsers of the commands; `raylift COMMAND --help
 exit status is 0 (done), 1 (nothing could be done), 2 (a mistake in the command or its files, with the remedy on
 standard error) or 130 (interrupted).
 """
-EXAMPLES = {"train": ["x2ct-gan-slim"], "tune": ["x2ct_gan"]}
+EXAMPLES = {"train": ["x2ct-gan-slim"], "tune": ["x2ct-gan"]}
 RUN_SETTINGS = (
     "Every [setting](settings.md) of the run is an option as well, by its dotted name: `--train.steps 500`, "
     "`--system.fusion.kind sum`."

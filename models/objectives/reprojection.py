@@ -1,4 +1,4 @@
-"""Training from radiographs alone: the re-projections of a volume must agree with them, and be
+"""Training from radiographs alone: the reprojections of a volume must agree with them, and be
 classified as real.
 
 Re-projections are digitally reconstructed radiographs (DRRs) of the reconstructed volume. `Batch.ground_truth` and
@@ -28,9 +28,9 @@ class ReprojectionLoss:
     """Weights of the terms; 0 leaves a term out. The defaults are u-X2CTGAN's."""
 
     projection_weight: float = 1.0
-    """Mean squared error between normalized re-projections and radiographs, averaged over the views."""
+    """Mean squared error between normalized reprojections and radiographs, averaged over the views."""
     calibration_weight: float = 1.0
-    """Weight of the squared error of the re-projections' range, relative to the expected range; part of the projection
+    """Weight of the squared error of the reprojections' range, relative to the expected range; part of the projection
     term. Normalized radiographs have neither scale nor offset: without this term the volume's scale is undetermined,
     and total variation shrinks it to zero."""
     min_thickness_mm: tuple[float, ...] = (30.0, 0.0)
@@ -41,9 +41,9 @@ class ReprojectionLoss:
     total_variation_weight: float = 0.1
     """Weight of the volume's total variation."""
     adversarial_weight: float = 1.0
-    """Cross-entropy of the discriminator's scores of re-projections."""
+    """Cross-entropy of the discriminator's scores of reprojections."""
     rotation_std_deg: float = 0.0
-    """Above 0, re-projections from views rotated about the patient's long axis by N(0, this) are further inputs of the
+    """Above 0, reprojections from views rotated about the patient's long axis by N(0, this) are further inputs of the
     discriminator: a volume must be plausible from other directions too. For an unconditional discriminator only."""
     balanced: bool = True
     """Whether the weights above are divided by the detached value of their term and normalized to a sum of one at every
@@ -95,7 +95,7 @@ class ReprojectionLoss:
 
 
 class ReprojectionPlayer(Player):
-    """The loss of the generator: agreement of re-projections with the radiographs, smoothness, adversarial term."""
+    """The loss of the generator: agreement of reprojections with the radiographs, smoothness, adversarial term."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class ReprojectionPlayer(Player):
         self._others = (discriminator,)
 
     def forward(self, batch: Batch, earlier: Outputs) -> StepOutput:  # noqa: ARG002
-        """The loss; the discriminator gets the re-projections too, so that the generator runs once for each batch."""
+        """The loss; the discriminator gets the reprojections too, so that the generator runs once for each batch."""
         volume: Tensor = self.network(batch.radiographs)
         reprojected = self.reprojection(volume)
         agreement = F.mse_loss(reprojected.images, batch.radiographs)
@@ -129,7 +129,7 @@ class ReprojectionPlayer(Player):
 
 
 class ViewDiscriminatorPlayer(Player):
-    """The loss of the discriminator: given radiographs are real, the generator's re-projections are fake."""
+    """The loss of the discriminator: given radiographs are real, the generator's reprojections are fake."""
 
     def __init__(self, network: ViewDiscriminator, smoothing: float = 0.0, every: int = 1) -> None:
         super().__init__(network)

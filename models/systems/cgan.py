@@ -19,7 +19,7 @@ Corrected here:
   classified by subtraction, so the input is both views of a patient, one of them re-projected and the other as given: a
   re-projected lateral must match this frontal.
 
-Squared errors are those of normalized re-projections, with the scale from the thickness of an adult, as in u-X2CTGAN.
+Squared errors are those of normalized reprojections, with the scale from the thickness of an adult, as in u-X2CTGAN.
 Not published; chosen here: widths of 32, 16 and 8 in 3-D, a sigmoid at the end. The published code trains it for one
 epoch, and its CycleGAN for 40; here it is trained for 40 too.
 """

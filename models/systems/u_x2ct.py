@@ -1,4 +1,4 @@
-"""u-X2CTGAN (Adwait et al. 2024, Boston University EC 523): volumes from radiographs alone, by re-projection.
+"""u-X2CTGAN (Adwait et al. 2024, Boston University EC 523): volumes from radiographs alone, by reprojection.
 
 ```
 a view:  dense encoder of growth 16, four layers a stage -> lift at every size -+
@@ -7,7 +7,7 @@ volume -> projector -> normalized -> squared error with the radiographs, 2-D dis
 ```
 
 As published: a dense encoder of growth 16 and four layers a block for each view, features lifted and concatenated,
-transposed convolutions up from 4 per side, no CT as ground truth; the loss is re-projection in both views, 0.1 total
+transposed convolutions up from 4 per side, no CT as ground truth; the loss is reprojection in both views, 0.1 total
 variation and an adversarial term on re-projected views, each divided by its own value and normalized to a sum of one;
 one 2-D discriminator for both views (64, 128, 256 channels, then the mean over the image); 1e-4 times the sum of
 squared parameters for both players (which is Adam's weight decay of 2e-4); Adam at 1e-4, betas 0.5 and 0.999, batch 16,
@@ -63,7 +63,7 @@ DECAY = 2e-4
 
 U_X2CTGAN = Entry(
     title="u-X2CTGAN",
-    summary="X2CT-GAN's kind of network, supervised by its re-projections and total variation",
+    summary="X2CT-GAN's kind of network, supervised by its reprojections and total variation",
     paper="Adwait et al. 2024, Boston University",
     year=2024,
     views="2",

@@ -72,8 +72,10 @@ def systems(arguments: list[str]) -> int:
         table.add_row(*cells)
     console.print(table)
     print("parameters: of the generator at the published settings, with all views")
-    flexible = ", ".join(name for name, entry in SYSTEMS.items() if entry.published.any_views)
-    print("one to eight views in any pose (--system.views all or NAMES, --system.lifting.along rays): " + flexible)
+    flexible = [name for name, entry in SYSTEMS.items() if entry.published.any_views]
+    lifted = [name for name in flexible if hasattr(SYSTEMS[name].published, "lifting")]
+    print("one to eight views in any pose: " + ", ".join(flexible))
+    print("  (--system.views all or NAMES; with --system.lifting.along rays: " + ", ".join(lifted) + ")")
     print(listing())
     return 0
 

@@ -56,11 +56,11 @@ class CompareOptions(EvaluationOptions):
     models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL [MODEL ...]")]
     """Checkpoints, runs (their best checkpoint), exported models, models:NAME, or folders of volumes."""
     reference: str = ""
-    """The predictor to which differences are given, such as `mean volume`, the default, or the name of a model."""
+    """The method to which differences are given, by its name in the tables; by default the mean volume."""
     resample: bool = False
     """Resample volumes of folders to the archive's grid (linear); otherwise another grid is an error."""
     output: Path = Path("comparison")
-    """Folder for report.html, report.md, metrics.csv (a row for each scan and predictor), metrics.json and figures."""
+    """Folder for report.html, report.md, metrics.csv (a row for each scan and method), metrics.json and figures."""
 
 
 def compare(arguments: list[str]) -> int:

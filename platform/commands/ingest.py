@@ -35,8 +35,8 @@ class GridOptions:
     spacing_mm: float | None = None
     """Voxel spacing; 2.5 for a new archive."""
     geometry: str | None = None
-    """Beam, distances, detector and views: chest (SAD 1650, SDD 1800 mm; the default of a new archive), x2ct, parallel,
-    or a YAML file."""
+    """Beam, distances, detector and views: chest (source to isocenter 1650 mm, source to detector 1800 mm; the default
+    of a new archive), x2ct, parallel, or a YAML file."""
     views: str | None = None
     """One to eight views instead of the geometry's own: frontal, lateral, NAME=AZIMUTHdeg or
     NAME=AZIMUTHdeg/ELEVATIONdeg, with commas between them, as in frontal,lateral,oblique30=30deg."""

@@ -28,7 +28,7 @@ class TuneOptions:
     reduction_factor: int = 3
     """ASHA: at each rung the best 1/n of the trials continue."""
     seed: int = 0
-    """Seed of the proposals; the seed of training is train.seed."""
+    """Seed of Optuna's sampler; the seed of training is train.seed."""
     output: str = ""
     """Folder or URL of the new search; runs/search-<space>-<time> by default."""
     resume: str = ""

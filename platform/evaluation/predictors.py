@@ -53,7 +53,7 @@ class ArchiveConditions:
 
 Conditions = Description | ArchiveConditions
 """How radiographs become input, and the grid and window of volumes."""
-FITTED = ", fitted"
+FITTED = " + data consistency"
 """Ends the name of a model's volumes after a consistency fit."""
 GroundTruth = Float32[np.ndarray, "d h w"] | None
 
@@ -229,13 +229,15 @@ def trivial_baselines(
     frame = (conditions.grid, conditions.geometry)
     if model and model.training_data and model.training_data.baselines:
         return BaselinePredictor(model.training_data.baselines.predictors(*frame), conditions), ""
-    reason = f"a model of {model.description.system.name} has no CT of its training with it" if model else "no model"
+    reason = (
+        f"the model of {model.description.system.name} has no baselines of its training data" if model else "no model"
+    )
     without = f"{reason}: the trivial baselines are"
     if any(archive.entries("train") for archive in held_out):
         fit = baselines.fit(_train_batches(held_out, conditions), *frame)
         urls = ", ".join(archive.url for archive in held_out)
         return BaselinePredictor(fit.predictors(*frame), conditions), f"{without} fitted to the train split of {urls}"
-    return BaselinePredictor(baselines.unfitted(*frame), conditions), f"{without} not fitted to any"
+    return BaselinePredictor(baselines.unfitted(*frame), conditions), f"{without} not fitted to any data"
 
 
 def radiographs(archive: Archive, entry: Entry, description: Conditions) -> Float[Tensor, "1 views rows columns"]:

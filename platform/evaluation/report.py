@@ -46,7 +46,7 @@ _templates = jinja2.Environment(
 def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] | None = None) -> Path:
     """Write the results to a folder; returns the path of the page.
 
-    `report.html` is self-contained, `report.md` has its tables, `metrics.csv` a row for each scan and predictor,
+    `report.html` is self-contained, `report.md` has its tables, `metrics.csv` a row for each scan and method,
     `metrics.json` everything, and `figures/*.png` the figures.
     """
     figures = folder / "figures"
@@ -73,7 +73,7 @@ def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] 
         plot_reprojections(case.images, reprojections)
         paths += [(f"{case.name}: slices", slices), (f"{case.name}: reprojections", reprojections)]
     (folder / "metrics.json").write_text(json.dumps(evaluation.to_json(), indent=1), encoding="utf-8")
-    evaluation.table.write_csv(folder / "metrics.csv")
+    evaluation.table.write_csv(folder / "metrics.csv", evaluation.subjects)
     (folder / "report.md").write_text(_markdown(evaluation), encoding="utf-8")
     page = folder / "report.html"
     page.write_text(_page(evaluation, paths), encoding="utf-8")

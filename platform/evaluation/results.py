@@ -142,7 +142,12 @@ class Evaluation:
     @cached_property
     def paired(self) -> Paired:
         """Differences of all predictors to the reference."""
-        return Paired.of(self.table, {case.name: case.subject for case in self.cases}, self.reference)
+        return Paired.of(self.table, self.subjects, self.reference)
+
+    @property
+    def subjects(self) -> dict[str, str]:
+        """The subject of each scan."""
+        return {case.name: case.subject for case in self.cases}
 
     @property
     def baselines(self) -> list[str]:
@@ -182,8 +187,7 @@ class Evaluation:
         return self.beats_baselines(candidate) and not self._difference_to(best, candidate).low <= 0
 
     def _difference_to(self, baseline: str, candidate: str) -> Difference:
-        subjects = {case.name: case.subject for case in self.cases}
-        return between(self.table, subjects, (candidate, baseline), *self.decisive)
+        return between(self.table, self.subjects, (candidate, baseline), *self.decisive)
 
     def summary(self) -> str:
         """Whether each candidate has a higher PSNR than all trivial baselines, in words."""
@@ -196,7 +200,7 @@ class Evaluation:
         scores = {predictor: self.mean(predictor, protocol)[name] for predictor in self.table.predictors}
         own, fitted = scores[candidate], scores.get(candidate + FITTED)
         best, score = max(((name, scores[name]) for name in self.baselines), key=lambda item: item[1])
-        after = f" Fitted to the radiographs it reaches {fitted:.2f} dB." if fitted is not None else ""
+        after = f" With data consistency it reaches {fitted:.2f} dB." if fitted is not None else ""
         if not self.has_ct:
             of = "" if candidate == MODEL else f" of {candidate}"
             return (
@@ -215,14 +219,14 @@ class Evaluation:
                     f"{found.low:+.2f} to {found.high:+.2f} dB, contains zero."
                 )
             return f"{who} beats {count} trivial baselines in {where}: {beaten}{after}"
-        sentence = f"{who} does NOT beat the {best} in {where}: {own:.2f} dB against {score:.2f} dB."
+        sentence = f"{who} does not beat the {best} in {where}: {own:.2f} dB against {score:.2f} dB."
         models = self.provenance.get("models", {MODEL: self.provenance})
         config = models[candidate].get("training", {})
         if config.get("steps", "?") != "?":
             sentence += (
-                f" It was trained for {config['steps']} steps of {config['batch_size']} on {config['volumes']} "
-                "volumes; the published X2CT-GAN took 22,900 steps of 4 on 916 volumes at 128 voxels per side, which "
-                "such a comparison needs."
+                f" It was trained for {config['steps']} steps with batch size {config['batch_size']} on "
+                f"{config['volumes']} volumes; the published X2CT-GAN was trained for 22,900 steps with batch size 4 "
+                "on 916 volumes of 128 voxels per side."
             )
         return sentence + after
 

@@ -100,7 +100,7 @@ class Paired:
             Section(
                 f"Difference to {self.reference} (protocol {protocol})",
                 definition,
-                ["predictor", *(title_of(name) for name in values)],
+                ["method", *(title_of(name) for name in values)],
                 [
                     [p, *(_cell(name, difference) for name, difference in by[protocol].items())]
                     for p, by in self.differences.items()

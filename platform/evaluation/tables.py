@@ -1,4 +1,4 @@
-"""Metrics by subject, predictor and protocol, as tables for a terminal, CSV, Markdown and JSON."""
+"""Metrics by scan, predictor and protocol, as tables for a terminal, CSV, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rich.table import Table
 from raylift.datasets.csv_file import write_rows
 from raylift.models.metrics import Metrics
 
-MetricsBySubject = Mapping[str, Mapping[str, Mapping[str, Metrics]]]
-"""Metrics by subject, predictor and protocol."""
+MetricsByScan = Mapping[str, Mapping[str, Mapping[str, Metrics]]]
+"""Metrics by scan, predictor and protocol."""
 
 TITLES = {
     "mae_hu": "MAE, HU",
@@ -60,9 +60,9 @@ class Section:
 
 @dataclass(frozen=True)
 class MetricTable:
-    """Metrics of every predictor on the same subjects, under the same protocols."""
+    """Metrics of every predictor on the same scans, under the same protocols."""
 
-    metrics: MetricsBySubject
+    metrics: MetricsByScan
     definitions: Mapping[str, str]
     """How each protocol computes its metrics, a sentence by name."""
 
@@ -80,16 +80,16 @@ class MetricTable:
         """Names of a protocol's metrics."""
         return list(next(iter(self.metrics.values()))[self.predictors[0]][protocol])
 
-    def values(self, predictor: str, protocol: str, name: str) -> Float64[np.ndarray, " subjects"]:
-        """One metric of one predictor by subject."""
+    def values(self, predictor: str, protocol: str, name: str) -> Float64[np.ndarray, " scans"]:
+        """One metric of one predictor by scan."""
         return np.array([by_predictor[predictor][protocol][name] for by_predictor in self.metrics.values()])
 
     def mean(self, predictor: str, protocol: str) -> Metrics:
-        """Mean over subjects; infinite where a subject's metric is."""
+        """Mean over scans; infinite where a scan's metric is."""
         return {name: float(self.values(predictor, protocol, name).mean()) for name in self.names(protocol)}
 
     def std(self, predictor: str, protocol: str) -> Metrics:
-        """Standard deviation over subjects (of the population); 0 for a single one, NaN where a metric is infinite."""
+        """Standard deviation over scans (of the population); 0 for a single one, NaN where a metric is infinite."""
         deviations = {}
         for name in self.names(protocol):
             values = self.values(predictor, protocol, name)
@@ -102,30 +102,41 @@ class MetricTable:
             Section(
                 f"{'Segmentation' if protocol == 'segmentation' else f'Protocol {protocol}'}{where}",
                 definition,
-                ["predictor", *(title_of(name) for name in self.names(protocol))],
+                ["method", *(title_of(name) for name in self.names(protocol))],
                 [[predictor, *self._cells(predictor, protocol)] for predictor in self.predictors],
             )
             for protocol, definition in self.definitions.items()
         ]
 
-    def write_csv(self, path: Path) -> None:
-        """A row for each subject and predictor, with a column `protocol.metric` for each metric."""
+    def write_csv(self, path: Path, subjects: Mapping[str, str] | None = None) -> None:
+        """A row for each scan and predictor, with a column `protocol.metric` for each metric.
+
+        Args:
+            path: the file.
+            subjects: the subject of each scan, for a column.
+        """
         columns = [(protocol, name) for protocol in self.protocols for name in self.names(protocol)]
         rows = (
-            [subject, predictor, *(values[protocol][name] for protocol, name in columns)]
-            for subject, by_predictor in self.metrics.items()
-            for predictor, values in by_predictor.items()
+            [
+                scan,
+                *([subjects[scan]] if subjects else []),
+                method,
+                *(values[protocol][name] for protocol, name in columns),
+            ]
+            for scan, by_predictor in self.metrics.items()
+            for method, values in by_predictor.items()
         )
-        write_rows(path, ["subject", "predictor", *(".".join(column) for column in columns)], rows)
+        labels = ["scan", "subject", "method"] if subjects else ["scan", "method"]
+        write_rows(path, [*labels, *(".".join(column) for column in columns)], rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Means and standard deviations by predictor and protocol, and the metrics of every subject."""
+        """Means and standard deviations by predictor and protocol, and the metrics of every scan."""
         return {
             "protocols": dict(self.definitions),
             **self.means_to_json(),
             "cases": {
-                subject: {p: {q: finite(values) for q, values in by.items()} for p, by in by_predictor.items()}
-                for subject, by_predictor in self.metrics.items()
+                scan: {p: {q: finite(values) for q, values in by.items()} for p, by in by_predictor.items()}
+                for scan, by_predictor in self.metrics.items()
             },
         }
 

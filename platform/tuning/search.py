@@ -89,7 +89,7 @@ def load_space(name: str) -> Space:
     if path.suffix not in (".yaml", ".yml"):
         path = spaces_folder() / f"{name.replace('-', '_')}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(path.stem for path in spaces_folder().glob("*.yaml")))
+        known = ", ".join(sorted(path.stem.replace("_", "-") for path in spaces_folder().glob("*.yaml")))
         raise ConfigError(f"no search space '{name}': give a YAML file or one of {known}")
     try:
         space = from_plain(Space, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))

@@ -18,7 +18,7 @@ from raylift.serve.page.std_map import EXPLANATION
 from raylift.serve.page.upload_guard import GuardedBlocks
 from raylift.serve.view_text import in_words, requirement, title
 
-NOTICE = "Radiographs do not determine a volume uniquely, and the page does not detect errors."
+NOTICE = "Radiographs do not determine a volume uniquely, and errors in a volume are not detected."
 TRAINED_ON_DRRS = (
     "The network was trained on digitally reconstructed radiographs (DRRs) of CT scans; real radiographs are outside "
     "its training distribution. "
@@ -71,7 +71,7 @@ def build(backend: Backend, decoder: Decoder, retention_s: float = 3600.0) -> gr
 
 def _radiographs(actions: Actions, views: Sequence[View], max_bytes: int) -> list[Any]:
     """Step 1, the uploads; returns file, inversion and flip of each view in turn."""
-    gr.Markdown(f"## 1. Radiographs\nDICOM, PNG, JPEG, TIFF or BMP, up to {max_bytes >> 20} MB each.")
+    gr.Markdown(f"## 1. Radiographs\nDICOM, PNG, JPEG, TIFF or BMP, up to {max_bytes >> 20} MiB each.")
     inputs: list[Any] = []
     with gr.Row(equal_height=False):
         for view in views:
@@ -252,7 +252,7 @@ def _about(backend: Backend) -> str:
     """The model, its geometry and sampler, and a link to the API reference."""
     description, geometry, sampling = backend.description, backend.description.geometry, backend.sampling
     window, steps = description.window, backend.consistency_steps
-    cone = f"source to axis {geometry.source_axis_mm:g} mm, source to detector {geometry.source_detector_mm:g} mm"
+    cone = f"source to isocenter {geometry.source_axis_mm:g} mm, source to detector {geometry.source_detector_mm:g} mm"
     lines = [
         f"Model: {description.system.name}, {description.grid.size}³ voxels of {description.grid.spacing_mm:g} mm, "
         f"{window.low_hu:g} to {window.high_hu:g} HU.",

@@ -214,7 +214,7 @@ def test_weight_decay_of_adam_is_the_published_penalty_on_squared_parameters():
 
 
 FALLS = {"cyclegan-b": 1.5, "cyclegan-f": 1.5, "cyclegan-b by the projector": 3.0}
-"""The factor by which the error of re-projections (or of the cycle of radiographs) falls, where it is not 10."""
+"""The factor by which the error of reprojections (or of the cycle of radiographs) falls, where it is not 10."""
 
 
 @pytest.mark.parametrize("name", [*NAMES, "cyclegan-b by the projector"])

@@ -67,6 +67,8 @@ def test_models_and_volumes_from_elsewhere_are_compared_on_the_same_subjects(res
     with (result / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5 * 5
+    subjects = {entry.id: entry.subject for entry in Archive(str(archive32)).entries()}
+    assert all(row["subject"] == subjects[row["scan"]] for row in rows)
     assert float(rows[2]["volume.psnr_db"]) == metrics["cases"]["phantom-1-0007"]["theirs"]["volume"]["psnr_db"]
 
 
@@ -87,7 +89,7 @@ def test_differences_to_the_mean_training_volume_have_intervals_and_p(result):
 def test_the_report_warns_in_words_of_every_model_that_does_not_beat_the_baselines(result):
     summary = json.loads((result / "metrics.json").read_text())["summary"]
     page, text = (result / "report.html").read_text(), (result / "report.md").read_text()
-    for said in ("a does NOT beat the mean volume", "b does NOT beat", "theirs beats both trivial baselines"):
+    for said in ("a does not beat the mean volume", "b does not beat", "theirs beats both trivial baselines"):
         assert said in summary
         assert said in page
         assert said in text

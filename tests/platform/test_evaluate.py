@@ -52,7 +52,7 @@ def test_the_report_states_where_its_numbers_come_from(report):
 def test_a_model_that_does_not_beat_the_mean_volume_states_it(report):
     summary = json.loads((report / "metrics.json").read_text())["summary"]
     # Eight steps of training cannot.
-    assert "does NOT beat the mean volume" in summary
+    assert "does not beat the mean volume" in summary
     assert "22,900 steps" in summary
     assert summary in (report / "report.html").read_text()
 
@@ -106,21 +106,21 @@ def test_a_fit_to_the_radiographs_is_measured_beside_the_model_and_its_effect_re
     options = ["--archive", str(archive32), "--output", str(tmp_path), "--consistency-steps", "4"]
     assert cli.main(["evaluate", str(finished_run), *options]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert list(metrics["mean"]) == ["model", "model, fitted", "mean volume", "back-projection"]
-    assert set(metrics["mean"]["model, fitted"]) == set(metrics["mean"]["model"])
-    assert metrics["mean"]["model, fitted"]["volume"] != metrics["mean"]["model"]["volume"]
+    assert list(metrics["mean"]) == ["model", "model + data consistency", "mean volume", "back-projection"]
+    assert set(metrics["mean"]["model + data consistency"]) == set(metrics["mean"]["model"])
+    assert metrics["mean"]["model + data consistency"]["volume"] != metrics["mean"]["model"]["volume"]
     residuals = metrics["projection_residuals"]["mean"]
     assert list(residuals) == ["frontal", "lateral"]
     assert all(after < before for before, after in residuals.values())
     assert metrics["projection_residuals"]["cases"].keys() == metrics["cases"].keys()
     assert metrics["provenance"]["consistency"] == {"steps": 4, "strength": 1.0}
     said, page = capsys.readouterr().out, (tmp_path / "report.html").read_text()
-    for text in ("model, fitted", f"{residuals['frontal'][0]:.4f}", f"{residuals['lateral'][1]:.4f}"):
+    for text in ("model + data consistency", f"{residuals['frontal'][0]:.4f}", f"{residuals['lateral'][1]:.4f}"):
         assert text in said
         assert text in page
-    fitted = metrics["mean"]["model, fitted"]["volume"]["psnr_db"]
-    assert metrics["summary"].endswith(f" Fitted to the radiographs it reaches {fitted:.2f} dB.")
-    assert "does NOT beat the mean volume" in metrics["summary"]
+    fitted = metrics["mean"]["model + data consistency"]["volume"]["psnr_db"]
+    assert metrics["summary"].endswith(f" With data consistency it reaches {fitted:.2f} dB.")
+    assert "does not beat the mean volume" in metrics["summary"]
 
 
 def test_without_a_fit_a_report_states_nothing_of_one(report):

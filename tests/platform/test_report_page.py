@@ -73,7 +73,7 @@ def test_the_mean_training_volume_of_another_program_does_not_beat_itself(result
     # In float32 files and by another path of rounding.
     ours, given = (metrics["mean"][name]["volume"]["psnr_db"] for name in ("mean volume", "average"))
     assert given == pytest.approx(ours, abs=1e-3)
-    sentence = "average does NOT beat the mean volume in PSNR"
+    sentence = "average does not beat the mean volume in PSNR"
     assert sentence in metrics["summary"]
     assert re.search(rf'<p class="warning">{sentence}', page)
     assert re.search(r'<p class="summary">theirs beats all trivial baselines', page)

@@ -55,7 +55,7 @@ def test_every_protocol_has_the_metrics_of_independent_code_in_table_csv_and_jso
     assert ours["ssim"] == pytest.approx(ssim, rel=1e-5)
     with (tmp_path / "out/scores.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["subject"] for row in rows] == ["scan-0", "scan-1", "scan-2"]
+    assert [row["scan"] for row in rows] == ["scan-0", "scan-1", "scan-2"]
     assert float(rows[1]["volume.psnr_db"]) == ours["psnr_db"]
     mean = content["mean"]["prediction"]["volume"]["psnr_db"]
     assert mean == pytest.approx(np.mean([float(row["volume.psnr_db"]) for row in rows]))

@@ -202,7 +202,7 @@ def test_a_scan_too_thin_to_smooth_is_refused_and_not_the_end(tmp_path: Path) ->
     folder = tmp_path / "scans"
     person(folder, "anna.nii.gz")
     write_image(thorax_image((60, 50, 3), (6.0, 6.0, 3.0)), folder / "thin.nii.gz")
-    outcome = run(folder, tmp_path / "archive", limits=ScanLimits(min_slices=2))
+    outcome = run(folder, tmp_path / "archive", limits=ScanLimits(min_side=2))
     assert [entry.source for entry in outcome.added] == ["anna.nii.gz"]
     assert "thin.nii.gz: " in str(outcome.refused[0])
 

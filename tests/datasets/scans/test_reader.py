@@ -511,7 +511,7 @@ def test_a_fourth_axis_of_one_is_a_volume(tmp_path: Path) -> None:
         ),
         (ScanLimits(max_side=79), r"80 x 60 x 80 voxels, over the limit of 79 per side \(--limits.max-side\)"),
         (ScanLimits(max_file_bytes=1000), r"\d+ bytes, over the limit of 1000 \(--limits.max-file-bytes\)"),
-        (ScanLimits(min_slices=70), r"80 x 60 x 80 voxels is not a volume of 70 slices"),
+        (ScanLimits(min_side=70), r"80 x 60 x 80 voxels is not a volume of 70 slices"),
     ],
 )
 @pytest.mark.parametrize("kind", ["file", "series"])
@@ -525,7 +525,7 @@ def test_limits_are_named_with_the_option_that_moves_them(
     source = only(tmp_path)
     with pytest.raises(FileError, match=message):
         reader.read(source, limits)
-    just_enough = replace(ScanLimits(), max_voxels=80 * 60 * 80, max_side=80, min_slices=60)
+    just_enough = replace(ScanLimits(), max_voxels=80 * 60 * 80, max_side=80, min_side=60)
     assert reader.read(source, just_enough).image.GetSize() == (80, 60, 80)
 
 
