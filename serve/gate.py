@@ -93,7 +93,7 @@ class Queue:
 
     def _end_abandoned(self, task: asyncio.Task[Any]) -> None:
         self._abandoned.discard(task)
-        if not task.canceled() and task.exception() is None:
+        if not task.cancelled() and task.exception() is None:
             self._measure()
 
     def _measure(self) -> None:
