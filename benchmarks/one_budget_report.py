@@ -259,7 +259,7 @@ def report(folder: Path, plots: Path, output: Path) -> str:
         lines += tables(ct, f"{len(ct[systems[0]])} CT scans, three-fold cross-validation")
         _, before = results(folder, "phantom weights")
         complete = {name: one for name, one in before.items() if set(one) == set(before[systems[0]])}
-        lines += tables(complete, f"{len(ct[systems[0]])} CT with the phantom weights, without fine-tuning")
+        lines += tables(complete, f"{len(ct[systems[0]])} CT scans with the phantom weights, without fine-tuning")
     count = 12
     heading = f"Mean error in HU and share of the squared error by tissue, {count} of the phantoms, network alone"
     lines += ["", *table_lines(heading, ["system", *TISSUES], tissue_rows(folder, count))]

@@ -48,10 +48,10 @@ class DataConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Random deformation of a CT, jitter of its geometry, and simulated acquisition of its radiographs."""
     phantoms_per_epoch: int = 0
-    """New phantoms in every epoch beside the archive's CT, made by the reader threads. Their seeds differ from those of
-    archives."""
-    ct_weight: int = 1
-    """Times that each CT of the archive occurs in an epoch: its weight beside phantoms."""
+    """New phantoms in every epoch in addition to the archive's CT scans, made by the reader threads. Their seeds differ
+    from those of archives."""
+    ct_repeats: int = 1
+    """Times that each CT scan of the archive occurs in an epoch."""
     threads: int = 2
     """Reader threads per worker."""
     prefetch_batches: int = 2
@@ -60,7 +60,7 @@ class DataConfig:
     """Memory of a worker's cache of samples, which later epochs need not read again."""
 
     def __post_init__(self) -> None:
-        require_minimum(self, 1, "size", "threads", "ct_weight")
+        require_minimum(self, 1, "size", "threads", "ct_repeats")
         require_minimum(self, 0, "prefetch_batches", "cache_gib", "phantoms_per_epoch")
         if self.match_histograms and self.normalization == "maximum":
             raise ConfigError(

@@ -98,7 +98,7 @@ class Decoder:
         if "signal" in fields:
             memory = self._limits.memory_bytes >> 20
             raise FileError(
-                f"{view.name}: the file cannot be decoded in {self._limits.cpu_s} s and {memory} MB: save it as PNG"
+                f"{view.name}: the file cannot be decoded in {self._limits.cpu_s} s and {memory} MiB: save it as PNG"
             )
         image = np.frombuffer(content, np.float32).reshape(size, size).copy()
         return OrientedRadiograph(image, **fields | {"notes": tuple(fields["notes"])})

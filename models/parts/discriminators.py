@@ -111,7 +111,7 @@ class ViewDiscriminatorConfig:
     pooled: bool = True
     """One score for each image, the mean over its patches (u-X2CTGAN), or a score for each patch."""
     conditional: bool = False
-    """True: the input is all views of a patient, one of them re-projected and the others as given (cGAN-128). False: a
+    """True: the input is all views of a patient, one of them reprojected and the others as given (cGAN-128). False: a
     single image, with the same weights for every view."""
 
     def __post_init__(self) -> None:

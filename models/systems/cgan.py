@@ -3,7 +3,7 @@
 ```
 a view:  2-D U-Net of 64 to 1,024 channels -> a channel for every depth of its rays -+
                                                                                      +-> 3-D U-Net -> volume
-re-projected frontal beside the given lateral, and the reverse -> 2-D discriminator
+reprojected frontal beside the given lateral, and the reverse -> 2-D discriminator
 ```
 
 As published: a 2-D U-Net of 64 to 1,024 channels, a 2-D patch discriminator of 64, 128 and 256 channels with the
@@ -16,8 +16,8 @@ Corrected here:
 * their lateral view is the frontal one under another name, because the name they replace does not occur. Here it
   is the lateral, and both views go through the same U-Net, each along its own rays;
 * the published discriminator has an image beside the one it was made from as its input. Here that pair could be
-  classified by subtraction, so the input is both views of a patient, one of them re-projected and the other as given: a
-  re-projected lateral must match this frontal.
+  classified by subtraction, so the input is both views of a patient, one of them reprojected and the other as given: a
+  reprojected lateral must match this frontal.
 
 Squared errors are those of normalized reprojections, with the scale from the thickness of an adult, as in u-X2CTGAN.
 Not published; chosen here: widths of 32, 16 and 8 in 3-D, a sigmoid at the end. The published code trains it for one

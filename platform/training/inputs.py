@@ -72,7 +72,7 @@ def open_stream(
     stream = BatchStream(
         CachedReader(archive, cache_bytes),
         entries,
-        SampleOrder(data.ct_weight * len(entries) + data.phantoms_per_epoch, seed),
+        SampleOrder(data.ct_repeats * len(entries) + data.phantoms_per_epoch, seed),
         share,
         run.data.window,
         views=view_indices(archive, run),

@@ -276,7 +276,7 @@ def needing_labels(run: RunConfig) -> RunConfig:
 def test_augmented_samples_and_phantoms_are_bit_equal_on_any_number_of_ranks_and_after_resuming(
     world: int, tiny: RunConfig, archive32: Path
 ) -> None:
-    run = needing_labels(with_data(tiny, phantoms_per_epoch=4, ct_weight=2))
+    run = needing_labels(with_data(tiny, phantoms_per_epoch=4, ct_repeats=2))
     whole = samples_of(run, 1, 0, 5)
     assert samples_of(run, world, 8, 3) == whole[2:]
     assert len({volume for batch in whole for _, volume, _, _ in batch}) == 20, "a new pair at every position"
@@ -287,7 +287,7 @@ def test_augmented_samples_and_phantoms_are_bit_equal_on_any_number_of_ranks_and
 def test_an_epoch_has_every_ct_by_its_weight_and_new_phantoms_whose_seeds_no_archive_has(
     tiny: RunConfig, archive32: Path
 ) -> None:
-    run = replace(tiny, data=replace(tiny.data, phantoms_per_epoch=5, ct_weight=3))
+    run = replace(tiny, data=replace(tiny.data, phantoms_per_epoch=5, ct_repeats=3))
     archive = check(run)
     entries = archive.entries("train")
     length = 3 * len(entries) + 5

@@ -66,7 +66,7 @@ def test_a_child_prepares_a_file_as_this_process_does(description: Description, 
 )
 def test_a_file_over_a_limit_is_refused(limits: DecodingLimits, description: Description, large: bytes) -> None:
     begun = time.monotonic()
-    with pytest.raises(FileError, match=r"^frontal: the file cannot be decoded in \d+ s and \d+ MB: save it as PNG$"):
+    with pytest.raises(FileError, match=r"^frontal: the file cannot be decoded in \d+ s and \d+ MiB: save it as PNG$"):
         asyncio.run(load(description, large, limits))
     assert time.monotonic() - begun < 10
 
