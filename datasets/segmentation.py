@@ -28,6 +28,7 @@ class Label(IntEnum):
     LUNG = 1
     VESSEL = 2
     BONE = 3
+    PNEUMOTHORAX = 4
 
 
 def body(

@@ -1,7 +1,7 @@
 """A procedural thorax phantom in Hounsfield units with ground-truth labels, free of patient data.
 
 `thorax(seed, grid)` samples one anatomy and rasterizes it from the outside in: skin, fat and muscle, abdominal organs,
-heart and vessels, lungs, bones. The same seed is the same anatomy at any voxel size. There is no noise and no disease.
+heart and vessels, lungs, bones. The same seed is the same anatomy at any voxel size. There is no noise, and no disease but a pneumothorax on request.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from raylift.datasets.geometry import Grid
 from raylift.datasets.intensity import HU_MAX, HU_MIN
 from raylift.datasets.phantom import bones, vessels
 from raylift.datasets.phantom.person import BODY_HALF_DEPTH_MM, BODY_HALF_WIDTH_MM, SIDES, Person
+from raylift.datasets.phantom.pneumothorax import Pneumothorax
 from raylift.datasets.phantom.shapes import (
     FAR_MM,
     Numbers,
@@ -32,6 +33,8 @@ from raylift.datasets.segmentation import Label
 
 Volume = Float32[np.ndarray, "d h w"]
 GAS_HU, BRONCHUS_WALL_HU, GASTRIC_HU, SKIN_HU = -990.0, 0.0, 22.0, 25.0
+PLEURA_HU, PLEURA_MM = 0.0, 1.0
+"""The visceral pleura, visible as a line where air lies outside it."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +77,17 @@ class Tissue:
         )
 
 
-def thorax(seed: int, grid: Grid) -> tuple[Int16[np.ndarray, "d h w"], UInt8[np.ndarray, "d h w"]]:
+def thorax(
+    seed: int, grid: Grid, pneumothorax: Pneumothorax | None = None
+) -> tuple[Int16[np.ndarray, "d h w"], UInt8[np.ndarray, "d h w"]]:
     """HU and labels (`segmentation.Label`) of the phantom of `seed`, in volume order.
 
     Args:
         seed: any integer from 0.
         grid: voxel grid; 64 voxels of 5 mm and 128 of 2.5 mm both extend from the neck to the upper abdomen.
+        pneumothorax: air in a pleural cavity; None for none.
     """
-    painter = Painter(Person.sample(seed), Tissue.sample(seed), Raster(grid))
+    painter = Painter(Person.sample(seed), Tissue.sample(seed), Raster(grid), pneumothorax)
     painter.trunk()
     painter.abdomen()
     painter.mediastinum()
@@ -93,8 +99,10 @@ def thorax(seed: int, grid: Grid) -> tuple[Int16[np.ndarray, "d h w"], UInt8[np.
 class Painter:
     """Rasterizes one phantom over air, each tissue over the previous ones."""
 
-    def __init__(self, person: Person, tissue: Tissue, raster: Raster) -> None:
-        self.person, self.tissue, self.raster = person, tissue, raster
+    def __init__(
+        self, person: Person, tissue: Tissue, raster: Raster, pneumothorax: Pneumothorax | None = None
+    ) -> None:
+        self.person, self.tissue, self.raster, self.pneumothorax = person, tissue, raster, pneumothorax
         self.hu: Volume = np.full(raster.grid.shape, HU_MIN, dtype=np.float32)
         self.labels = np.full(raster.grid.shape, Label.OTHER, dtype=np.uint8)
         self.wall: Volume = person.wall(raster.x, raster.y, raster.z)
@@ -252,13 +260,25 @@ class Painter:
         p, r, t = self.person, self.raster, self.tissue
         cupola = r.z - p.cupola(r.x, r.y).astype(np.float32)
         pleura = intersection(intersection(self.wall + 1.5, cupola, 10.0), -self.above, 4.0)
-        share = r.coverage(r.rescaled(intersection(pleura, -self.space, 8.0)))
+        cavity = r.rescaled(intersection(pleura, -self.space, 8.0))
+        share = r.coverage(cavity)
         rng = np.random.default_rng([p.seed, 4])
         # In supine position the posterior and basal lung is denser.
         density = t.lung + 10 * r.smooth_noise(rng, 70.0)
         density += 0.35 * (r.y - (p.spine_y - 60)) - 0.12 * (r.z - (p.carina_z - 60))
-        density += self._fissures(rng)
-        self.paint(share, density.clip(-930, -700))
+        density = (density + self._fissures(rng)).clip(-930, -700)
+        if self.pneumothorax:
+            lung = self.pneumothorax.lung(p, r, cavity)
+            self.labels[share > 0.5] = Label.PNEUMOTHORAX
+            # Blood leaves a collapsed lung too, so its density grows by less than its volume falls.
+            growth = (1 - self.pneumothorax.collapse) ** -0.7 - 1
+            density = density + self.pneumothorax.of_side(p, r) * growth * (density + 1000)
+            aerated = r.coverage(lung) / np.maximum(share, 1e-6)
+            self.paint(share, GAS_HU + aerated * (density - GAS_HU))
+            self.paint(share * np.clip((lung - cavity) / 2, 0, 1) * r.sheet(lung, PLEURA_MM), PLEURA_HU)
+            share = r.coverage(lung)
+        else:
+            self.paint(share, density)
         self.labels[share > 0.5] = Label.LUNG
         trees = [vessels.lung_trees(p, side) for side in SIDES]
         vessel = share * r.tubes(

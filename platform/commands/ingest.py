@@ -217,6 +217,8 @@ class PhantomOptions:
     seed: int = 0
     """Seed of the set of phantoms."""
     grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
+    pneumothorax_fraction: float = 0.0
+    """Fraction of phantoms with pneumothorax: air in one pleural cavity, up to 80 % of it. Labels have it."""
     split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Fractions of phantoms in the train, validation and test split."""
     samples_per_shard: int = 8
@@ -236,6 +238,7 @@ def phantom(arguments: list[str]) -> int:
             geometry,
             count=options.count,
             seed=options.seed,
+            pneumothorax_fraction=options.pneumothorax_fraction,
             split_fractions=options.split_fractions,
             samples_per_shard=options.samples_per_shard,
             progress=bar.update,
