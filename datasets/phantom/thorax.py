@@ -1,7 +1,8 @@
 """A procedural thorax phantom in Hounsfield units with ground-truth labels, free of patient data.
 
 `thorax(seed, grid)` samples one anatomy and rasterizes it from the outside in: skin, fat and muscle, abdominal organs,
-heart and vessels, lungs, bones. The same seed is the same anatomy at any voxel size. There is no noise, and no disease but a pneumothorax on request.
+heart and vessels, lungs, bones. The same seed is the same anatomy at any voxel size. There is no noise, and no disease
+but a pneumothorax on request.
 """
 
 from __future__ import annotations
