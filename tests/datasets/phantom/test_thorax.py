@@ -11,7 +11,8 @@ from raylift.datasets import segmentation
 from raylift.datasets.geometry import Grid
 from raylift.datasets.phantom import bones, vessels
 from raylift.datasets.phantom.person import SIDES, Person
-from raylift.datasets.phantom.thorax import Tissue, thorax
+from raylift.datasets.phantom.thorax import thorax
+from raylift.datasets.phantom.tissue import Tissue
 from raylift.datasets.segmentation import Label
 
 COARSE, FINE = Grid(64, 5.0), Grid(128, 2.5)
