@@ -75,6 +75,6 @@ def listing() -> str:
         lines.append(f"  {entry.title}: {entry.summary}")
         for name, (system, training) in entry.variants().items():
             where = "one GPU" if training.device == "GPU" else "two CPU cores"
-            size = f"{training.size}^3, {training.steps:,} steps of {training.batch_size} on {where}"
+            size = f"{training.size}^3, {training.steps:,} steps with batch size {training.batch_size} on {where}"
             lines.append(f"    {name:<{width}}  {' and '.join(system.views)}, {size}")
     return "\n".join(lines)
