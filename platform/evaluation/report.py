@@ -59,7 +59,7 @@ def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] 
     for protocol in table.protocols:
         boxes = figures / f"{protocol}-boxes.png"
         plot_boxes(table, protocol, boxes)
-        paths.append((f"Metrics of protocol {protocol} by predictor", boxes))
+        paths.append((f"Metrics of protocol {protocol} by method", boxes))
     if "segmentation" in table.protocols:
         agreement = figures / "lung-volumes.png"
         plot_volume_agreement(table, [p for p in table.predictors if p not in evaluation.baselines], agreement)

@@ -16,7 +16,7 @@ CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
 BATCH = 500
 """Number of resamples in memory at a time."""
 DEFINITION = (
-    "Predictor minus {reference} on the same {count} subjects: mean, percentile bootstrap interval of {confidence:.0%} "
+    "Method minus {reference} on the same {count} subjects: mean, percentile bootstrap interval of {confidence:.0%} "
     "over subjects ({resamples:,} resamples, seed {seed}), and p of Wilcoxon's two-sided signed-rank test. Several "
     "scans of a subject count as their mean. The p-values are not corrected for the number of comparisons."
 )
