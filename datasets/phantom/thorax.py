@@ -233,10 +233,10 @@ class Painter:
             # Blood leaves a collapsed lung too, so its density grows by less than its volume falls.
             growth = (1 - self.pneumothorax.collapse) ** -0.7 - 1
             density = density + self.pneumothorax.of_side(p, r) * growth * (density + 1000)
-            aerated = r.coverage(lung) / np.maximum(share, 1e-6)
-            self.paint(share, GAS_HU + aerated * (density - GAS_HU))
+            aerated = r.coverage(lung)
+            self.paint(share, GAS_HU + aerated / np.maximum(share, 1e-6) * (density - GAS_HU))
             self.paint(share * np.clip((lung - cavity) / 2, 0, 1) * r.sheet(lung, PLEURA_MM), PLEURA_HU)
-            share = r.coverage(lung)
+            share = aerated
         else:
             self.paint(share, density)
         self.labels[share > 0.5] = Label.LUNG
