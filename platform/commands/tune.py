@@ -75,7 +75,7 @@ def tune(arguments: list[str]) -> int:
     with lease.acquire(url, options.take_over):
         if options.resume:
             search.resume_search(new, url)
-        table = search.fit(url, report=lambda text: print(f"tune: {text}", flush=True), leased=True)
+        table = search.fit(url, leased=True)
     console.print(trials.as_table(table))
     if failed := sum(bool(trial.error) for trial in table):
         print(f"{failed} of {len(table)} trials failed: raylift tune --resume {url} repeats them")

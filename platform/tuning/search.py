@@ -183,12 +183,11 @@ def load_search(url: str) -> Search:
         raise ConfigError(f"{error}. Restore it, or start a new search") from error
 
 
-def fit(url: str, report: Callable[[str], None] = print, *, leased: bool = False) -> list[Trial]:
+def fit(url: str, *, leased: bool = False) -> list[Trial]:
     """Run a created search, or its remaining trials, and return its table, the best trial first.
 
     Args:
         url: the search's folder.
-        report: prints a line.
         leased: whether the caller holds the lease of the search.
 
     Raises:
@@ -207,9 +206,9 @@ def fit(url: str, report: Callable[[str], None] = print, *, leased: bool = False
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     concurrent = require_capacity(search)
     cpus, gpus = _trial_resources(search)
-    report(f"{search.trials} trials, {concurrent} at a time: each needs {cpus:g} CPUs and {gpus:g} GPUs")
+    _report(f"{search.trials} trials, {concurrent} at a time: each needs {cpus:g} CPUs and {gpus:g} GPUs")
     with nullcontext() if leased else lease.acquire(url):
-        tuner = _tuner(search, url, space, concurrent, metric, report)
+        tuner = _tuner(search, url, space, concurrent, metric)
         try:
             with interruptible():
                 results = tuner.fit()
@@ -231,9 +230,7 @@ def run_trial(settings: dict[str, Any], search: dict[str, Any], url: str) -> Non
     runs.fit(run, trial_url, to_tune=True)
 
 
-def _tuner(
-    search: Search, url: str, space: dict[str, Any], concurrent: int, metric: str, report: Callable[[str], None]
-) -> tune.Tuner:
+def _tuner(search: Search, url: str, space: dict[str, Any], concurrent: int, metric: str) -> tune.Tuner:
     path, filesystem = cluster.ray_storage(url)
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, search=to_plain(search), url=url), cluster.TRIAL_DRIVER
@@ -265,22 +262,26 @@ def _tuner(
             storage_filesystem=filesystem,
             # A trial repeats itself what a restart can cure (see `driver`).
             failure_config=tune.FailureConfig(max_failures=0),
-            callbacks=[_PrintReports(report)],
+            callbacks=[_PrintReports()],
             verbose=0,
         ),
     )
 
 
 class _PrintReports(tune.Callback):
-    """One line for each report of a trial."""
+    """One line for each report of a trial.
 
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
+    It holds no function, because Tune pickles it, and Ray replaces `builtins.print` in the driver's process.
+    """
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:  # type: ignore[override]
-        self._report(f"trial {trial.trial_id} step {result.get('step')}: {format_metrics(result)}")
+        _report(f"trial {trial.trial_id} step {result.get('step')}: {format_metrics(result)}")
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]
         # The trial's folder in the storage does not have the error yet.
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()) if trial.pickled_error_file else None
-        self._report(f"trial {trial.trial_id} failed: {describe(error)}")
+        _report(f"trial {trial.trial_id} failed: {describe(error)}")
+
+
+def _report(text: str) -> None:
+    print(f"tune: {text}", flush=True)

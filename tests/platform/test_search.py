@@ -1,5 +1,6 @@
 """Searches on real Ray Tune: spaces are checked first, trials are Ray Train runs, a killed search resumes."""
 
+import builtins
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray.experimental import tqdm_ray
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import to_plain
@@ -116,18 +118,23 @@ def test_resources_of_a_resumed_search_may_change_with_a_line(tiny, tmp_path, ca
     assert capsys.readouterr().out == ""
 
 
-def test_a_trial_that_fails_is_reported_once_in_a_sentence_and_the_search_continues(tiny, ray_cluster, tmp_path):
-    url, lines = str(tmp_path / "search"), []
+def test_a_trial_that_fails_is_reported_once_in_a_sentence_and_the_search_continues(
+    tiny, ray_cluster, tmp_path, monkeypatch, capsys
+):
+    # As Ray does in the driver's process; whatever holds the replaced function cannot be pickled.
+    monkeypatch.setattr(builtins, "print", tqdm_ray.safe_print)
+    url = str(tmp_path / "search")
     run = replace(
         tiny,
         cluster=replace(tiny.cluster, workers=1),
         train=replace(tiny.train, steps=2, validate_every=2, validation_samples=1),
     )
     search.create(Search(run, Space({"optimizer.lr": {"choice": [1e30, 2e-4]}}), trials=3), url)
-    table = search.fit(url, report=lines.append)
+    table = search.fit(url)
+    lines = capsys.readouterr().out.splitlines()
     failed = [trial for trial in table if trial.settings["optimizer.lr"] == 1e30]
     assert 0 < len(failed) < len(table) == 3
-    named = r"trial \w+ failed: the (generator|discriminator)'s loss at step 1 is nan on samples .+ is valid"
+    named = r"tune: trial \w+ failed: the (generator|discriminator)'s loss at step 1 is nan on samples .+ is valid"
     assert [bool(re.fullmatch(named, line)) for line in lines].count(True) == len(failed)
     assert all("'s loss at step 1 is" in trial.error and trial.best_psnr_db is None for trial in failed)
     assert all(trial.error == "" for trial in table if trial not in failed)
