@@ -192,8 +192,12 @@ class Checkpoints:
                 self._folder.remove(f"{name}/{INDEX_FILE}")
                 self._folder.remove(name)
 
-    def newest(self) -> tuple[str | None, list[str]]:
-        """URL of the newest checkpoint whose files all match, or None, and why newer ones were rejected."""
+    def newest(self, only: Sequence[str] = ()) -> tuple[str | None, list[str]]:
+        """URL of the newest checkpoint whose files match, or None, and why newer ones were rejected.
+
+        Args:
+            only: the files and folders to check; by default all.
+        """
         published, unread = self._summaries()
         rejected: list[str] = []
         for name in sorted([*(name for name, _ in published), *unread], reverse=True):
@@ -201,11 +205,24 @@ class Checkpoints:
             try:
                 if name in unread:
                     raise CheckpointError(unread[name])
-                with local_copy(url):
+                with local_copy(url, only):
                     return url, rejected
             except CheckpointError as error:
                 rejected.append(str(error))
         return None, rejected
+
+    def newest_state(self) -> TrainingState | None:
+        """The newest state that matches its digest, whatever the other files of its checkpoint are; None if none does.
+
+        One line is printed for each newer checkpoint that is passed over.
+        """
+        url, rejected = self.newest([STATE_FILE])
+        for reason in rejected:
+            print(f"raylift: {reason}: {url or 'no checkpoint'} is used instead", flush=True)
+        if url is None:
+            return None
+        with local_copy(url, [STATE_FILE]) as local:
+            return load_state(local)
 
 
 def best_checkpoint(run_url: str) -> tuple[str, dict[str, Any]]:

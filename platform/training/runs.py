@@ -69,8 +69,8 @@ def load_record(url: str) -> dict[str, Any]:
 
 
 def _newest_config(url: str) -> tuple[str | None, dict[str, Any] | None]:
-    """URL and configuration of a run's newest verified checkpoint; None if there is none."""
-    newest, _ = Checkpoints(url).newest()
+    """URL and configuration of a run's newest checkpoint whose state matches its digest; None if there is none."""
+    newest, _ = Checkpoints(url).newest([STATE_FILE])
     if newest is None:
         return None, None
     with local_copy(newest, [STATE_FILE]) as local:

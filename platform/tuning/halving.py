@@ -8,7 +8,6 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
 from raylift.datasets.archive.store import join
-from raylift.platform.training import runs
 from raylift.platform.training.checkpoint import Checkpoints
 
 
@@ -29,9 +28,8 @@ class ResumableASHA(ASHAScheduler):
         An unfinished trial reports its newest one itself, so that it stops if it would have stopped.
         """
         super().on_trial_add(tune_controller, trial)
-        newest, _ = Checkpoints(join(self._url, "trials", trial.trial_id)).newest()
-        history = runs.load_history(newest) if newest else []
-        validations = [entry for entry in history if self._metric in entry]
+        state = Checkpoints(join(self._url, "trials", trial.trial_id)).newest_state()
+        validations = [entry for entry in state.history if self._metric in entry] if state else []
         if trial.status != Trial.TERMINATED:
             validations = validations[:-1]
         for validation in validations:

@@ -117,6 +117,26 @@ class CheckpointSuite:
         assert newest.endswith("step-00000010")
         assert file in passed_over[0]
 
+    def test_the_newest_state_is_read_without_weights_and_moments(self, url, capsys):
+        self.save(url, 10)
+        _, state, *_ = self.save(url, 20)
+        for name in ("model/model.safetensors", "adam/discriminator.safetensors"):
+            Folder(url).remove(f"checkpoints/step-00000020/{name}")
+        assert Checkpoints(url).newest_state() == state
+        assert capsys.readouterr().out == ""
+
+    def test_a_damaged_state_is_named_and_the_state_before_is_read(self, url, capsys):
+        _, state, *_ = self.save(url, 10)
+        self.save(url, 20)
+        Folder(url).write("checkpoints/step-00000020/state.json", b"{}")
+        assert Checkpoints(url).newest_state() == state
+        (line,) = capsys.readouterr().out.splitlines()
+        assert "step-00000020/state.json has SHA-256" in line
+        assert line.endswith(f": {Checkpoints(url).url}/step-00000010 is used instead")
+        Folder(url).remove("checkpoints/step-00000010/state.json")
+        assert Checkpoints(url).newest_state() is None
+        assert capsys.readouterr().out.count("no checkpoint is used instead\n") == 2
+
     def test_the_same_step_can_be_written_again(self, url):
         self.save(url, 10)
         where, *_ = self.save(url, 10)
