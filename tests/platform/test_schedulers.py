@@ -1,4 +1,4 @@
-"""Schedulers of a resumed search know the validations of its earlier trials, read from small files alone."""
+"""Schedulers of a resumed search have the validations of its earlier trials, read from small files alone."""
 
 from pathlib import Path
 
