@@ -13,7 +13,8 @@ INTRODUCTION = """\
 
 `raylift tune SPACE` searches one of these, or a YAML file of your own. Keys are [settings](settings.md) of a run; each
 names how it is sampled: `uniform`, `log_uniform` and `integer` between two bounds, `choice` among values. Optuna
-proposes the trials, and successive halving stops the worse ones early.
+chooses the settings of each trial (`--sampler`), and successive halving or median stopping ends the worse ones early
+(`--scheduler`).
 """
 
 

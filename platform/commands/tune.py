@@ -14,6 +14,7 @@ from raylift.platform.commands.run_arguments import parse, pop_option, print_usa
 from raylift.platform.config import RunConfig
 from raylift.platform.presets import named_run
 from raylift.platform.progress import console
+from raylift.platform.tuning.algorithms import Sampler, Scheduler
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class TuneOptions:
     """Total number of trials."""
     max_concurrent: int = 0
     """Maximum number of trials at once; 0: as many as the cluster holds."""
+    sampler: Sampler = "tpe"
+    """How settings are chosen: by Optuna's tree-structured Parzen estimator (TPE), or at random."""
+    scheduler: Scheduler = "asha"
+    """What stops trials early: successive halving (ASHA), the median of the other trials' average validations, or
+    nothing."""
     reduction_factor: int = 3
     """ASHA: at each rung the best 1/n of the trials continue."""
     seed: int = 0
@@ -37,7 +43,7 @@ class TuneOptions:
     """Resume a search although another process, whose last heartbeat is old, may still run it."""
 
 
-SETTINGS = ("run", "trials", "max_concurrent", "reduction_factor", "seed")
+SETTINGS = ("run", "trials", "max_concurrent", "sampler", "scheduler", "reduction_factor", "seed")
 """Settings of a search that are options."""
 
 

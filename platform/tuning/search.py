@@ -1,4 +1,4 @@
-"""Search: trials that are each a Ray Train run, proposed by Optuna and stopped early by successive halving.
+"""Search: trials that are each a Ray Train run, proposed by Optuna and stopped early by a scheduler of Ray Tune.
 
 ```
 <search>/search.json          space, base run and settings of the search
@@ -35,7 +35,7 @@ from raylift.platform.training.checkpoint import RUN_FILE
 from raylift.platform.training.driver import Interrupted, interruptible
 from raylift.platform.training.inputs import check, with_archive_views, with_generations
 from raylift.platform.training.resuming import changes
-from raylift.platform.tuning.halving import ResumableASHA
+from raylift.platform.tuning.algorithms import SAMPLERS, SCHEDULERS, Sampler, Scheduler
 from raylift.platform.tuning.trials import TABLE_FILE, Trial, describe, load_table, tabulate
 
 SEARCH_FILE, RAY_FOLDER = "search.json", "ray"
@@ -74,6 +74,10 @@ class Search:
     """Total number of trials."""
     max_concurrent: int = 0
     """Maximum number of trials at once; 0: as many as the cluster holds."""
+    sampler: Sampler = "tpe"
+    """Optuna's sampler of settings."""
+    scheduler: Scheduler = "asha"
+    """What stops trials early: ASHA, median stopping or nothing."""
     reduction_factor: int = 3
     """ASHA's: at each rung the best 1/n of the trials continue."""
     seed: int = 0
@@ -248,13 +252,8 @@ def _tuner(search: Search, url: str, space: dict[str, Any], concurrent: int, met
             mode="max",
             num_samples=search.trials,
             max_concurrent_trials=concurrent,
-            search_alg=OptunaSearch(seed=search.seed),
-            scheduler=ResumableASHA(
-                url,
-                max_t=search.run.train.steps,
-                grace_period=min(search.run.train.validate_every, search.run.train.steps),
-                reduction_factor=search.reduction_factor,
-            ),
+            search_alg=OptunaSearch(sampler=SAMPLERS[search.sampler](search.seed)),
+            scheduler=SCHEDULERS[search.scheduler](url, search.run.train, search.reduction_factor),
         ),
         run_config=tune.RunConfig(
             name=RAY_FOLDER,

@@ -93,6 +93,8 @@ def test_a_search_that_cannot_fit_is_refused_before_its_file_is_written(tiny, ra
     ("words", "named"),
     [
         (["--trials", "9"], "keeps trials 8, not 9: start a new search"),
+        (["--scheduler", "median"], "keeps scheduler 'asha', not 'median': start a new search"),
+        (["--sampler", "random"], "keeps sampler 'tpe', not 'random': start a new search"),
         (["--seed", "1", "--optimizer.lr", "1"], "keeps run.optimizer.lr 0.0002, not 1.0; seed 0, not 1: start"),
         (["--preset", "x2ct-gan-tiny"], "keeps its space and preset: leave out --preset"),
     ],

@@ -1,0 +1,89 @@
+"""How a search chooses settings and stops trials early: Optuna's samplers, and Ray Tune's schedulers by step.
+
+Tune keeps no scheduler's state. Those of a resumed search read the validations of earlier trials from their
+checkpoints, and count steps, because Tune counts the reports of a resumed trial from the first again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+
+from raylift.datasets.archive.store import join
+from raylift.datasets.choices import KeyOf
+from raylift.platform.config import TrainConfig
+from raylift.platform.training.checkpoint import Checkpoints
+
+
+class ResumableASHA(ASHAScheduler):
+    """ASHA, whose rungs a resumed search has again."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        """ASHA of the search at a URL; options as of `ASHAScheduler`."""
+        super().__init__(time_attr="step", **options)
+        self._url = url
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Record the validations of a trial of a resumed search."""
+        super().on_trial_add(tune_controller, trial)
+        for validation in _validations(self._url, trial, self._metric):
+            self.on_trial_result(tune_controller, trial, validation)
+
+
+class ResumableMedianStopping(MedianStoppingRule):
+    """Median stopping, whose running averages a resumed search has again.
+
+    Each validation counts once, also if a trial that was interrupted reports it again.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        """Median stopping of the search at a URL; options as of `MedianStoppingRule`."""
+        # No trial pauses for others: it would have to start again.
+        super().__init__(time_attr="step", min_time_slice=float("inf"), **options)  # type: ignore[arg-type]
+        self._url = url
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Record the validations of a trial of a resumed search."""
+        super().on_trial_add(tune_controller, trial)
+        if validations := _validations(self._url, trial, self._metric):
+            self._results[trial] = validations
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """Whether the trial continues: its best validation is not below the median of the others' averages."""
+        self._results[trial] = [entry for entry in self._results[trial] if entry["step"] < result["step"]]
+        return super().on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        """Record nothing: the last validation was reported before."""
+
+
+def _validations(url: str, trial: Trial, metric: str) -> list[dict[str, float]]:
+    """The validations of a trial so far.
+
+    An unfinished trial reports its newest one itself, so that it stops if it would have stopped.
+    """
+    state = Checkpoints(join(url, "trials", trial.trial_id)).newest_state()
+    validations = [entry for entry in state.history if metric in entry] if state else []
+    return validations if trial.status == Trial.TERMINATED else validations[:-1]
+
+
+SCHEDULERS: dict[str, Callable[[str, TrainConfig, int], TrialScheduler]] = {
+    "asha": lambda url, train, reduction_factor: ResumableASHA(
+        url, max_t=train.steps, grace_period=min(train.validate_every, train.steps), reduction_factor=reduction_factor
+    ),
+    "median": lambda url, train, _: ResumableMedianStopping(url, grace_period=train.validate_every),
+    "none": lambda *_: FIFOScheduler(),
+}
+"""Ray Tune's schedulers, of a search's URL, its training and its reduction factor."""
+Scheduler = KeyOf[str, SCHEDULERS]
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: TPESampler(seed=seed),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+"""Optuna's samplers, of a seed."""
+Sampler = KeyOf[str, SAMPLERS]
