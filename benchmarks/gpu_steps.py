@@ -200,7 +200,7 @@ def parity(report: Report, small: bool) -> None:
                 first, all_of_them = apart[name][0], sum(apart[name]) / count
                 end = sum(curves[kind][name][-last:]) / last
                 cells = [kind, name, f"{first:.2e}", f"{all_of_them:.2e}", f"{max(apart[name]):.2e}", f"{end:.4f}"]
-                results = {"kind": kind, "player": name, "first": first, "mean": all_of_them, "end": end}
+                results = {"kind": kind, "network": name, "first": first, "mean": all_of_them, "end": end}
                 report.row(PARITY, PARITY_COLUMNS, cells, results)
 
 
@@ -215,7 +215,7 @@ def phantom_pairs(count: int, grid: Grid, system: Composition, device: torch.dev
 def curve(
     kind: str, system: Composition, grid: Grid, people: tuple[Tensor, Tensor], count: int
 ) -> dict[str, list[float]]:
-    """Each player's losses, step by step, of batches of half as many people as there are."""
+    """Each network's losses, step by step, of batches of half as many people as there are."""
     torch.manual_seed(0)
     step = stepper(system.objective(grid, chest(grid)), people[0].device, kind)
     order = torch.Generator().manual_seed(0)
@@ -229,8 +229,15 @@ def curve(
 
 
 SECONDS_A_SYSTEM = 7.0
-STEPS = "training steps (all players' optimizer steps) of the published systems"
+STEPS = "training steps (optimizer steps of all networks) of the published systems"
 COLUMNS = ["system", "size", "batch", "kind", "ms", "volumes/s", "peak GiB", "TFLOP a step", "TFLOP/s"]
 COLUMNS += ["share of the data sheet's dense peak", "share of the card's own convolution"]
 PARITY = "losses of the slim X2CT-GAN, relative distance from strict fp32"
-PARITY_COLUMNS = ["kind", "player", "first step", "mean of the steps", "greatest", "loss, mean of the last quarter"]
+PARITY_COLUMNS = [
+    "kind",
+    "network",
+    "first step",
+    "mean of the steps",
+    "greatest",
+    "loss, mean of the last quarter",
+]

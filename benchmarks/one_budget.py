@@ -159,7 +159,7 @@ def fit(
 
 
 def load_networks(file: Path, networks: dict[str, nn.Module]) -> None:
-    """Load every player's network."""
+    """Load every network's network."""
     state = safetensors.torch.load_file(file)
     for key, network in networks.items():
         prefix = f"{key}."
@@ -190,8 +190,8 @@ def evaluate_all(weights: Path, name: str, pairs: Pairs, volumes: Path | None = 
 def reconstructed(weights: Path, name: str, pairs: Pairs) -> dict[str, np.ndarray]:
     """`volumes_of` of trained weights."""
     network = system_of(name)[0].reconstructor(GRID, GEOMETRY).eval()
-    (player,) = {key.split(".")[0] for key in safetensors.torch.load_file(weights)} - {"discriminator"}
-    load_networks(weights, {player: network})
+    (name,) = {key.split(".")[0] for key in safetensors.torch.load_file(weights)} - {"discriminator"}
+    load_networks(weights, {name: network})
     return volumes_of(network, pairs)
 
 

@@ -78,7 +78,7 @@ def phantom_pairs(count: int, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
 def trained(
     kind: str, options: argparse.Namespace, grid: Grid, people: Sequence[torch.Tensor], device: torch.device
 ) -> dict[str, list[float]]:
-    """Each player's losses, step by step."""
+    """Each network's losses, step by step."""
     torch.manual_seed(0)
     small = X2CT_GAN.tiny if options.size < 64 else X2CT_GAN.slim
     system = small if options.slim else X2CT_GAN.published
@@ -95,15 +95,15 @@ def trained(
 
 
 def plot(curves: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """Plot the losses: a panel for each player, a line for each precision."""
+    """Plot the losses: a panel for each network, a line for each precision."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    players = list(next(iter(curves.values())))
-    figure, panels = pyplot.subplots(1, len(players), figsize=(5 * len(players), 3.5), layout="constrained")
-    for name, panel in zip(players, panels, strict=True):
+    loss_modules = list(next(iter(curves.values())))
+    figure, panels = pyplot.subplots(1, len(loss_modules), figsize=(5 * len(loss_modules), 3.5), layout="constrained")
+    for name, panel in zip(loss_modules, panels, strict=True):
         for kind, curve in curves.items():
             panel.plot(range(1, len(curve[name]) + 1), curve[name], label=kind, linewidth=1)
         panel.set(title=name, xlabel="step", ylabel="loss", yscale="log")

@@ -1,4 +1,4 @@
-"""CPU seconds of a training step of all players of every slim preset, at its own size, in fp32, batch 1.
+"""CPU seconds of a training step of all networks of every slim preset, at its own size, in fp32, batch 1.
 
 CPU seconds are user and system time, steadier than wall time on a shared machine; the fastest of the counted steps is
 given.

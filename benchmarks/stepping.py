@@ -1,4 +1,4 @@
-"""All players' optimizer steps on a batch in plain torch, in the precisions and layouts that benchmarks compare."""
+"""All networks' optimizer steps on a batch in plain torch, in the precisions and layouts that benchmarks compare."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def random_batch(system: SystemConfig, size: int, batch: int, device: torch.devi
 
 
 def stepper(objective: Objective, device: torch.device, kind: str) -> Callable[[Batch], dict[str, float]]:
-    """A function that takes one step on a batch and returns each player's loss.
+    """A function that takes one step on a batch and returns each network's loss.
 
     Args:
         objective: the objective, whose networks move to the device.
@@ -30,25 +30,26 @@ def stepper(objective: Objective, device: torch.device, kind: str) -> Callable[[
         kind: "fp32" or "bf16" (autocast), and any of "channels-last" and "compiled" after it.
     """
     options = kind.split()
-    players = {name: player.to(device) for name, player in objective.players.items()}
-    for player in players.values():
+    loss_modules = {name: loss_module.to(device) for name, loss_module in objective.loss_modules.items()}
+    for loss_module in loss_modules.values():
         if "channels-last" in options:
-            channels_last(player.network)
+            channels_last(loss_module.network)
         if "compiled" in options:
-            player.network.compile()
+            loss_module.network.compile()
     optimizers = {
-        name: torch.optim.Adam(player.parameters(), lr=2e-4, betas=(0.5, 0.99)) for name, player in players.items()
+        name: torch.optim.Adam(loss_module.parameters(), lr=2e-4, betas=(0.5, 0.99))
+        for name, loss_module in loss_modules.items()
     }
 
     def step(batch: Batch) -> dict[str, float]:
         earlier: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
-        for name, player in players.items():
+        for name, loss_module in loss_modules.items():
             others = [network for other, network in objective.networks().items() if other != name]
             optimizers[name].zero_grad()
             with frozen(others):
                 with torch.autocast(device.type, torch.bfloat16) if "bf16" in options else nullcontext():
-                    losses[name], _, outputs = player(batch, earlier)
+                    losses[name], _, outputs = loss_module(batch, earlier)
                 losses[name].backward()
             optimizers[name].step()
             earlier |= outputs

@@ -91,7 +91,7 @@ class ParameterStream(IterableDataset[list[Parameters]]):
         self.augmentation, self.geometry, self.seed, self.batch = augmentation, geometry, seed, batch
 
     def __iter__(self) -> Iterator[list[Parameters]]:
-        """Without end; workers take turns."""
+        """Without end; one worker after the other."""
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         index = worker

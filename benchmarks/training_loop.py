@@ -35,7 +35,7 @@ class Settings:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 1e-4
     gradient_clipping: float = 1.0
-    """Maximum L2 norm of a player's gradient; 0: no clipping."""
+    """Maximum L2 norm of a network's gradient; 0: no clipping."""
     warmup_steps: int = 200
     ema_decay: float = 0.999
     """Decay of the exponential moving average (EMA) of the reconstructor's weights."""
@@ -74,7 +74,7 @@ class Log:
 
 
 class Sums:
-    """Means of the players' losses since the last line of the log."""
+    """Means of the networks' losses since the last line of the log."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -103,20 +103,20 @@ def train(
     """Train until the time is over and return the EMA of the reconstructor.
 
     Args:
-        objective: its players are on the device of the batches.
+        objective: its networks are on the device of the batches.
         batches: without end.
         settings: of the optimizers and of the clock.
         log: takes a row of step, seconds and mean losses from time to time.
         measured: takes the EMA, and step and seconds, from time to time and at the end; its time does not count.
     """
-    players, network = objective.players, objective.reconstructor
+    loss_modules, network = objective.loss_modules, objective.reconstructor
     device = next(network.parameters()).device
     ema = copy.deepcopy(network).eval().requires_grad_(False)
     optimizers = {
         key: torch.optim.AdamW(
-            player.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+            loss_module.parameters(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
-        for key, player in players.items()
+        for key, loss_module in loss_modules.items()
     }
     sums = Sums()
     start, step, waited, skipped = settings.clock(), 0, 0.0, 0
@@ -127,15 +127,15 @@ def train(
         waited += settings.clock() - now
         earlier: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
-        for key, player in players.items():
+        for key, loss_module in loss_modules.items():
             for group in optimizers[key].param_groups:
                 group["lr"] = lr
             optimizers[key].zero_grad(set_to_none=True)
             with frozen([other for name, other in objective.networks().items() if name != key]):
                 with settings.autocast(device):
-                    loss, logs, outputs = player(batch, earlier)
+                    loss, logs, outputs = loss_module(batch, earlier)
                 loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(player.parameters(), settings.gradient_clipping or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(loss_module.parameters(), settings.gradient_clipping or math.inf)
             if torch.isfinite(norm):
                 optimizers[key].step()
             else:
@@ -172,10 +172,10 @@ def update_ema(ema: nn.Module, network: nn.Module, decay: float) -> None:
 
 def placed(objective: Objective, device: torch.device, layout: str = "") -> Objective:
     """The objective with its networks on a device, their convolutions in a layout."""
-    for player in objective.players.values():
-        player.to(device)
+    for loss_module in objective.loss_modules.values():
+        loss_module.to(device)
         if layout == "channels-last":
-            channels_last(player.network)
+            channels_last(loss_module.network)
     return objective
 
 

@@ -77,15 +77,15 @@ def stepper(kind: str, grid: Grid, batch: Batch, device: torch.device, name: str
         channels_last(network)
     if "compiled" in kind:
         network.volume_unet.compile(dynamic=False)
-    (player,) = objective.players.values()
-    optimizer = torch.optim.AdamW(player.parameters(), lr=1e-4)
+    (loss_module,) = objective.loss_modules.values()
+    optimizer = torch.optim.AdamW(loss_module.parameters(), lr=1e-4)
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16):
-            loss: Tensor = player(batch, {})[0]
+            loss: Tensor = loss_module(batch, {})[0]
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(player.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(loss_module.parameters(), 1.0)
         optimizer.step()
         return loss.detach()
 

@@ -27,7 +27,7 @@ class Training:
     normalization: Normalization = "percentiles"
     """How radiographs are scaled to the network's [0, 1]."""
     steps: int = 22_900
-    """Optimizer steps of each player: 100 epochs of 916 volumes in batches of 4."""
+    """Optimizer steps of each network: 100 epochs of 916 volumes in batches of 4."""
     batch_size: int = 4
     gradient_accumulation_steps: int = 1
     """Micro-batches per optimizer step."""
@@ -38,7 +38,7 @@ class Training:
     """Fraction of all steps after which the learning rate decays; 1: it stays constant."""
     weight_decay: float = 0.0
     gradient_clipping: float = 0.0
-    """Maximum L2 norm of a player's gradient; 0: no clipping."""
+    """Maximum L2 norm of a network's gradient; 0: no clipping."""
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["GPU", "CPU"] = "GPU"
     """One GPU, or two workers of one CPU core each."""

@@ -73,4 +73,4 @@ class SystemConfig(ABC):
 
     @abstractmethod
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:
-        """The players that train it, with initial weights, on volumes whose [0, 1] is `window` in HU."""
+        """The loss modules that train it, with initial weights, on volumes whose [0, 1] is `window` in HU."""

@@ -71,7 +71,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """`torch.optim.Adam` of every player: a constant learning rate, then linear decay to 0. Defaults: X2CT-GAN's."""
+    """`torch.optim.Adam` of every network: a constant learning rate, then linear decay to 0. Defaults: X2CT-GAN's."""
 
     lr: float = 2e-4
     """Learning rate before the decay."""
@@ -114,7 +114,7 @@ class EngineConfig:
     gradient_accumulation_steps: int = 1
     """Micro-batches per optimizer step."""
     gradient_clipping: float = 0.0
-    """Maximum L2 norm of a player's gradient; 0: no clipping."""
+    """Maximum L2 norm of a network's gradient; 0: no clipping."""
 
     def __post_init__(self) -> None:
         require_minimum(self, 1, "gradient_accumulation_steps")
@@ -150,7 +150,7 @@ class TrainConfig:
     """Number of steps, batch size, intervals of logs and validations, and checkpoints kept."""
 
     steps: int = 22_900
-    """Optimizer steps of each player."""
+    """Optimizer steps of each network."""
     batch_size: int = 4
     """Global batch size: samples per step over all workers and micro-batches. Independent of the number of workers."""
     seed: int = 0

@@ -87,7 +87,7 @@ def test_the_crossing_on_the_page_is_a_run(capsys):
 
 @cache
 def counts(name: str) -> set[int]:
-    """Parameters of every player of a system as published, at 128 and, where it has one, with a single view."""
+    """Parameters of every network of a system as published, at 128 and, where it has one, with a single view."""
     entry = SYSTEMS[name]
     systems = [entry.published]
     if entry.views == "1 or 2":

@@ -56,6 +56,7 @@ WORDS = {
     r"\bx-rays alone\b|\blearns? from (?:radiographs|volumes)\b": "unpaired, supervised by",
     r"\bcuts the body\b|\blungs are cut\b": "truncate (field-of-view truncation)",
     r"\bfeedback\b|\bcarried\b": "view decoders, outputs",
+    r"\bplayers?\b|\btake turns\b": "network, loss module, training step",
     r"^\s*\"\"\"Of ": "name the quantity: channels, weight, decay of",
 }
 ALLOWED = [

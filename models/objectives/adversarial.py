@@ -13,7 +13,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.segmentation import Label
 from raylift.models import losses
 from raylift.models.losses import least_squares
-from raylift.models.objectives.objective import Objective, Outputs, Player, StepOutput
+from raylift.models.objectives.objective import LossModule, Objective, Outputs, StepOutput
 from raylift.models.volume_network import VolumeNetwork
 
 
@@ -104,7 +104,7 @@ def lungs(batch: Batch) -> Bool[Tensor, "n 1 d h w"]:
     return (batch.labels == Label.LUNG) | (batch.labels == Label.VESSEL)
 
 
-class GeneratorPlayer(Player):
+class GeneratorLossModule(LossModule):
     """The loss of the generator: reconstruction terms and, with a discriminator, the adversarial term."""
 
     def __init__(self, network: VolumeNetwork, discriminator: nn.Module | None, weights: ReconstructionLoss) -> None:
@@ -127,7 +127,7 @@ class GeneratorPlayer(Player):
         return self.weights.weighted(terms), logs, {"reconstruction": volume.detach()}
 
 
-class DiscriminatorPlayer(Player):
+class DiscriminatorLossModule(LossModule):
     """The loss of the discriminator: the CT is real, the reconstruction is fake."""
 
     def __init__(self, network: nn.Module, weights: ReconstructionLoss) -> None:
@@ -147,10 +147,10 @@ def reconstruction_objective(
 ) -> Objective:
     """Generator, then discriminator, on the same batch; without an adversarial weight the generator alone."""
     if weights.adversarial_weight == 0 or discriminator is None:
-        return Objective({"generator": GeneratorPlayer(generator, None, weights)})
+        return Objective({"generator": GeneratorLossModule(generator, None, weights)})
     return Objective(
         {
-            "generator": GeneratorPlayer(generator, discriminator, weights),
-            "discriminator": DiscriminatorPlayer(discriminator, weights),
+            "generator": GeneratorLossModule(generator, discriminator, weights),
+            "discriminator": DiscriminatorLossModule(discriminator, weights),
         }
     )

@@ -21,8 +21,8 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.models.drr import Reprojection
 from raylift.models.losses import cross_entropy
-from raylift.models.objectives.objective import Objective, Outputs, Player, StepOutput
-from raylift.models.objectives.reprojection import ViewDiscriminatorPlayer
+from raylift.models.objectives.objective import LossModule, Objective, Outputs, StepOutput
+from raylift.models.objectives.reprojection import ViewDiscriminatorLossModule
 from raylift.models.parts.discriminators import ViewDiscriminator
 from raylift.models.unpaired_prior import PhantomPrior
 from raylift.models.volume_network import VolumeNetwork
@@ -82,7 +82,7 @@ class CycleNetworks:
         return self.prior.volumes(batch.radiographs), False
 
 
-class VolumePlayer(Player):
+class VolumeLossModule(LossModule):
     """The loss of the volume generator."""
 
     def __init__(self, networks: CycleNetworks, weights: CycleLoss) -> None:
@@ -91,7 +91,7 @@ class VolumePlayer(Player):
         self._others = (networks,)
 
     def forward(self, batch: Batch, earlier: Outputs) -> StepOutput:  # noqa: ARG002
-        """The loss; its outputs are the reconstructions and the unpaired volumes, which later players use."""
+        """The loss; its outputs are the reconstructions and the unpaired volumes, which later losses use."""
         (networks,) = self._others
         real, are_ct = networks.unpaired_volumes(batch)
         volume: Tensor = self.network(batch.radiographs)
@@ -108,7 +108,7 @@ class VolumePlayer(Player):
         return _weighted(terms, self.weights), logs, {"reconstruction": volume.detach(), "unpaired": real}
 
 
-class ProjectionPlayer(Player):
+class ProjectionLossModule(LossModule):
     """The loss of the projection network."""
 
     def __init__(self, projection: nn.Module, networks: CycleNetworks, weights: CycleLoss) -> None:
@@ -131,7 +131,7 @@ class ProjectionPlayer(Player):
         return _weighted(terms, self.weights), logs, {"reprojections": fake.detach()}
 
 
-class VolumeDiscriminatorPlayer(Player):
+class VolumeDiscriminatorLossModule(LossModule):
     """The loss of the volume discriminator: unpaired volumes are real, the reconstruction is fake."""
 
     def __init__(self, network: nn.Module, weights: CycleLoss) -> None:
@@ -147,20 +147,20 @@ class VolumeDiscriminatorPlayer(Player):
 
 def cycle_objective(networks: CycleNetworks, weights: CycleLoss) -> Objective:
     """Both generators, then both discriminators; with the projector one of each."""
-    players: dict[str, Player] = {"generator": VolumePlayer(networks, weights)}
+    loss_modules: dict[str, LossModule] = {"generator": VolumeLossModule(networks, weights)}
     if networks.projection is not None:
-        players["projection"] = ProjectionPlayer(networks.projection, networks, weights)
+        loss_modules["projection"] = ProjectionLossModule(networks.projection, networks, weights)
     if weights.adversarial_weight:
-        players["volume_discriminator"] = VolumeDiscriminatorPlayer(networks.volume_discriminator, weights)
+        loss_modules["volume_discriminator"] = VolumeDiscriminatorLossModule(networks.volume_discriminator, weights)
         if networks.view_discriminator is not None:
-            players["view_discriminator"] = ViewDiscriminatorPlayer(
+            loss_modules["view_discriminator"] = ViewDiscriminatorLossModule(
                 networks.view_discriminator, weights.smoothing, weights.discriminators_every
             )
     note = (
         "real samples of the volume discriminator are unpaired CT where batches have any, otherwise "
         f"{networks.prior.count} procedural phantoms of seeds that no archive uses"
     )
-    return Objective(players, notes=(note,))
+    return Objective(loss_modules, notes=(note,))
 
 
 def _weighted(terms: dict[str, Tensor], weights: CycleLoss) -> Tensor:

@@ -12,7 +12,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.models.diffusion.conditional import ConditionalDiffusion
 from raylift.models.losses import orthogonal_projection_l1
-from raylift.models.objectives.objective import Objective, Outputs, Player, StepOutput
+from raylift.models.objectives.objective import LossModule, Objective, Outputs, StepOutput
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DenoisingLoss:
             raise ConfigError(f"system.loss.projection_weight is {self.projection_weight}: give a weight of 0 or more")
 
 
-class DenoisingPlayer(Player):
+class DenoisingLossModule(LossModule):
     """The loss of a conditional diffusion model: add noise at a random timestep, predict, compare with the target."""
 
     def __init__(self, network: ConditionalDiffusion, weights: DenoisingLoss) -> None:
@@ -59,5 +59,5 @@ class DenoisingPlayer(Player):
 
 
 def denoising_objective(network: ConditionalDiffusion, weights: DenoisingLoss, ema_decay: float) -> Objective:
-    """A single player, the denoiser, with an EMA of its weights."""
-    return Objective({"denoiser": DenoisingPlayer(network, weights)}, ema_decay=ema_decay)
+    """A single network, the denoiser, with an EMA of its weights."""
+    return Objective({"denoiser": DenoisingLossModule(network, weights)}, ema_decay=ema_decay)

@@ -1,9 +1,9 @@
-"""Training objectives: a system is trained by players, each of which makes an optimizer step on each batch.
+"""Training objectives: one loss module for each trained network, each with an optimizer step on each batch.
 
-As in a two-player game, a GAN has two players, the generator and the discriminator; a regression network is a single
-player. A player owns one network and is a module whose `forward` computes that network's whole loss for a batch. Its
-step is therefore one forward and one backward pass of one engine, on any ZeRO stage. A player may use the networks of
-other players, frozen and outside their engines; it holds them in a tuple, which keeps them out of its own parameters.
+A regression has one loss module, a GAN has two, for the generator and the discriminator. A loss module owns one
+network, and its `forward` returns that network's whole loss on a batch (TorchRL's losses have the same form). A step is
+therefore one forward and one backward pass of one engine, on any ZeRO stage. A loss module may use the networks of
+others, frozen and outside their engines; it holds them in a tuple, which keeps them out of its own parameters.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from raylift.datasets.errors import ConfigError
 Logs = dict[str, Tensor]
 Outputs = dict[str, Tensor]
 StepOutput = tuple[Tensor, Logs, Outputs]
-"""The loss, detached values to log, and detached tensors that later players may use on the same batch."""
+"""The loss, detached values to log, and detached tensors for the loss modules after it on the same batch."""
 
 
-class Player(nn.Module):
+class LossModule(nn.Module):
     """One network and its loss.
 
     Attributes:
@@ -39,18 +39,18 @@ class Player(nn.Module):
 
     @abstractmethod
     def forward(self, batch: Batch, earlier: Outputs) -> StepOutput:
-        """The player's loss on a batch, given the outputs of the `earlier` players on it."""
+        """The network's loss on a batch, given the outputs of the `earlier` loss modules on it."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The players of a system by name, in the order of their steps; the first one's network is the reconstructor."""
+    """Loss modules by name, in the order of their steps; the network of the first one is the reconstructor."""
 
-    players: dict[str, Player]
+    loss_modules: dict[str, LossModule]
     notes: tuple[str, ...] = ()
     """Remarks for the log of a run."""
     ema_decay: float = 0.0
-    """Decay of the exponential moving average (EMA) of the first player's weights, which is validated and exported; 0
+    """Decay of the exponential moving average (EMA) of the first network's weights, which is validated and exported; 0
     for none."""
 
     def __post_init__(self) -> None:
@@ -60,11 +60,11 @@ class Objective:
     @property
     def reconstructor(self) -> nn.Module:
         """The network from radiographs (n, views, rows, columns) to volumes (n, 1, d, h, w)."""
-        return next(iter(self.players.values())).network
+        return next(iter(self.loss_modules.values())).network
 
     def networks(self) -> dict[str, nn.Module]:
-        """Every player's network by the player's name."""
-        return {name: player.network for name, player in self.players.items()}
+        """Every network by its name."""
+        return {name: loss_module.network for name, loss_module in self.loss_modules.items()}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.models.drr import Reprojection
 from raylift.models.losses import cross_entropy, total_variation
-from raylift.models.objectives.objective import Objective, Outputs, Player, StepOutput
+from raylift.models.objectives.objective import LossModule, Objective, Outputs, StepOutput
 from raylift.models.parts.discriminators import ViewDiscriminator
 from raylift.models.volume_network import VolumeNetwork
 
@@ -94,7 +94,7 @@ class ReprojectionLoss:
         return (weights * values).sum()
 
 
-class ReprojectionPlayer(Player):
+class ReprojectionLossModule(LossModule):
     """The loss of the generator: agreement of reprojections with the radiographs, smoothness, adversarial term."""
 
     def __init__(
@@ -128,7 +128,7 @@ class ReprojectionPlayer(Player):
         return self.weights.weighted(terms), logs, {"reprojections": fake.detach()}
 
 
-class ViewDiscriminatorPlayer(Player):
+class ViewDiscriminatorLossModule(LossModule):
     """The loss of the discriminator: given radiographs are real, the generator's reprojections are fake."""
 
     def __init__(self, network: ViewDiscriminator, smoothing: float = 0.0, every: int = 1) -> None:
@@ -149,9 +149,9 @@ def reprojection_objective(
     weights: ReprojectionLoss,
 ) -> Objective:
     """Generator, then discriminator, on the same batch; without a discriminator the generator alone."""
-    players: dict[str, Player] = {
-        "generator": ReprojectionPlayer(generator, discriminator, reprojection, weights),
+    loss_modules: dict[str, LossModule] = {
+        "generator": ReprojectionLossModule(generator, discriminator, reprojection, weights),
     }
     if discriminator is not None:
-        players["discriminator"] = ViewDiscriminatorPlayer(discriminator)
-    return Objective(players)
+        loss_modules["discriminator"] = ViewDiscriminatorLossModule(discriminator)
+    return Objective(loss_modules)

@@ -68,7 +68,7 @@ class TriPlaneSystem(SystemConfig):
         """Tri-planes and the denoiser."""
 
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:  # noqa: ARG002
-        """The denoising loss, minimized by one player."""
+        """The denoising loss, minimized by one network."""
         return denoising_objective(self.reconstructor(grid, geometry), self.loss, self.ema_decay)
 
 

@@ -6,10 +6,10 @@ volume -> autoencoder -> latents, 32^3 for 128^3 -> noised -> denoiser under Dif
 
 No paper of its own: the sizes (128^3 to 32^3 with eight channels), the cosine schedule and sample-prediction are
 DVG-Diffusion's (arXiv 2503.17804), whose autoencoder is another; the condition is DiffuX2CT's, at the latents' sizes.
-Autoencoder and denoiser are one player and train together from the first step. The denoiser's input are the latents of
-that step, and it passes no gradient to them. Latents change while the autoencoder learns, but there is one run, one
-checkpoint and no first stage to choose the length of, and the learning rate's decay lets both converge. The autoencoder
-has no discriminator and no perceptual loss, so its volumes are a little soft.
+Autoencoder and denoiser have one loss module and train together from the first step. The denoiser's input are the
+latents of that step, and it passes no gradient to them. Latents change while the autoencoder learns, but there is one
+run, one checkpoint and no first stage of a chosen length, and the learning rate's decay lets both converge. The
+autoencoder has no discriminator and no perceptual loss, so its volumes are a little soft.
 """
 
 from __future__ import annotations

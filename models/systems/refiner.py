@@ -108,7 +108,7 @@ class Refiner(SystemConfig):
         return ResidualDiffusion(self, grid, geometry)
 
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:  # noqa: ARG002
-        """One player, whose base is frozen."""
+        """One network, whose base is frozen."""
         return denoising_objective(self.reconstructor(grid, geometry), self.loss, self.ema_decay)
 
 

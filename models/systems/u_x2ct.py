@@ -10,8 +10,8 @@ As published: a dense encoder of growth 16 and four layers a block for each view
 transposed convolutions up from 4 per side, no CT as ground truth; the loss is reprojection in both views, 0.1 total
 variation and an adversarial term on reprojected views, each divided by its own value and normalized to a sum of one;
 one 2-D discriminator for both views (64, 128, 256 channels, then the mean over the image); 1e-4 times the sum of
-squared parameters for both players (which is Adam's weight decay of 2e-4); Adam at 1e-4, betas 0.5 and 0.999, batch 16,
-50 epochs of 3,388 pairs.
+squared parameters for both networks (which is Adam's weight decay of 2e-4); Adam at 1e-4, betas 0.5 and 0.999, batch
+16, 50 epochs of 3,388 pairs.
 
 Corrected here:
 

@@ -8,7 +8,7 @@ intensities combined from coarse to fine: ((coarsest / 2, doubled) + next) / 2, 
 Encoders, lifting and view decoders are X2CT-GAN's with lighter dense blocks of 4, 8, 16, 8 and 4 layers. Multi-scale
 fusion rendering replaces the head. The discriminator's first layer has coordinates as channels. The loss is 10 times
 squared error, 0.1 times L1 of three cone-beam projections, whose poses are all rotated by the same N(0, 10 degrees)
-about each axis and shifted by the same N(0, 8 voxels) at every step, and LSGAN with weight 1 for both players. Adam at
+about each axis and shifted by the same N(0, 8 voxels) at every step, and LSGAN with weight 1 for both networks. Adam at
 5e-5, betas 0.5 and 0.99, batch 1, 100 epochs constant and 100 decaying, 224^3 voxels of 1.6 mm. The generator has
 98,799,735 parameters at 224 and 37,517,943 at 128, the discriminator 11,067,457; the fused decoder's last size, which
 nothing reads, is among them and is not computed.

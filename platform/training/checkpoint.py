@@ -5,8 +5,8 @@
     model/model.safetensors, model.json, training_data.npz
                                            the reconstructor, in the format of `models.weights`: its EMA weights
                                            if an EMA is kept, else its weights
-    players/<name>.safetensors             weights of the other players, and of players that keep an EMA
-    adam/<name>.safetensors                Adam's moments of every player, by parameter name
+    networks/<name>.safetensors             weights of the other networks, and of networks that keep an EMA
+    adam/<name>.safetensors                Adam's moments of every network, by parameter name
     state.json                             step, samples consumed, metrics, history, config
     checkpoint.json                        step, metrics and SHA-256 of every file above; written last, which
                                            publishes the checkpoint
@@ -67,12 +67,12 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Tensors:
-    """All tensors of a run by player."""
+    """All tensors of a run by network."""
 
     networks: dict[str, NamedTensors]
     adam: dict[str, NamedTensors]
     ema: dict[str, NamedTensors] = field(default_factory=dict)
-    """EMA weights of the players that keep an EMA."""
+    """EMA weights of the networks that keep an EMA."""
 
 
 class Checkpoints:
@@ -89,7 +89,7 @@ class Checkpoints:
         description: Description,
         training_data: TrainingData | None = None,
     ) -> str:
-        """Publish a checkpoint and return its URL. One process calls it; the first player is the reconstructor."""
+        """Publish a checkpoint and return its URL. One process calls it; the first network is the reconstructor."""
         name = _name(state.step)
         # Left by a run that was interrupted while it published this step.
         self._folder.remove(name)
@@ -98,10 +98,10 @@ class Checkpoints:
             local = Path(temporary)
             reconstructing = {**tensors.networks, **tensors.ema}[reconstructor]
             weights.save(local / MODEL_FOLDER, reconstructing, description, training_data=training_data)
-            for player in [*others, *tensors.ema]:
-                _save_tensors(local / "players" / f"{player}.safetensors", tensors.networks[player])
-            for player, moments in tensors.adam.items():
-                _save_tensors(local / "adam" / f"{player}.safetensors", moments)
+            for network in [*others, *tensors.ema]:
+                _save_tensors(local / "networks" / f"{network}.safetensors", tensors.networks[network])
+            for network, moments in tensors.adam.items():
+                _save_tensors(local / "adam" / f"{network}.safetensors", moments)
             (local / STATE_FILE).write_bytes(digested_json.encode(to_plain(state)))
             files = sorted(path for path in local.rglob("*") if path.is_file())
             digests = {path.relative_to(local).as_posix(): file_sha256(path) for path in files}
@@ -291,9 +291,9 @@ def load_state(local: Path) -> TrainingState:
     return from_plain(TrainingState, digested_json.decode((local / STATE_FILE).read_bytes(), where), where)
 
 
-def load_network(local: Path, player: str, first: bool) -> NamedTensors:
-    """A player's weights from a local copy; those of the first player are in `model/` unless it keeps an EMA."""
-    path = local / "players" / f"{player}.safetensors"
+def load_network(local: Path, network: str, first: bool) -> NamedTensors:
+    """A network's weights from a local copy; those of the first network are in `model/` unless it keeps an EMA."""
+    path = local / "networks" / f"{network}.safetensors"
     return load_model_weights(local) if first and not path.exists() else safetensors.torch.load_file(path)
 
 
@@ -302,9 +302,9 @@ def load_model_weights(local: Path) -> NamedTensors:
     return safetensors.torch.load_file(local / MODEL_FOLDER / weights.WEIGHTS_FILE)
 
 
-def load_adam(local: Path, player: str) -> NamedTensors:
-    """A player's moments from a local copy."""
-    return safetensors.torch.load_file(local / "adam" / f"{player}.safetensors")
+def load_adam(local: Path, network: str) -> NamedTensors:
+    """A network's moments from a local copy."""
+    return safetensors.torch.load_file(local / "adam" / f"{network}.safetensors")
 
 
 def _save_tensors(path: Path, tensors: NamedTensors) -> None:

@@ -1,4 +1,4 @@
-"""DeepSpeed engines, one for each player of an objective, and Adam's state independent of engine and ZeRO stage.
+"""DeepSpeed engines, one for each network of an objective, and Adam's state independent of engine and ZeRO stage.
 
 DeepSpeed's own checkpoints can be read only by the ZeRO stage and world size that wrote them. Here weights and Adam's
 moments are gathered and restored by parameter name, so a run may resume with another stage, another number of workers,
@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from raylift.models.objectives.objective import Objective, Player
+from raylift.models.objectives.objective import LossModule, Objective
 from raylift.platform.config import RunConfig
 from raylift.platform.training.checkpoint import NamedTensors
 
@@ -27,13 +27,13 @@ STEP_KEY = "step"
 
 
 class Engine:
-    """A player under DeepSpeed, with an exponential moving average (EMA) of its weights if `ema_decay` is not 0."""
+    """A network under DeepSpeed, with an exponential moving average (EMA) of its weights if `ema_decay` is not 0."""
 
-    def __init__(self, player: Player, run: RunConfig, device: torch.device, ema_decay: float = 0.0) -> None:
+    def __init__(self, loss_module: LossModule, run: RunConfig, device: torch.device, ema_decay: float = 0.0) -> None:
         import deepspeed
 
-        self.player = player
-        self._trained = {name: p for name, p in player.network.named_parameters() if p.requires_grad}
+        self.loss_module = loss_module
+        self._trained = {name: p for name, p in loss_module.network.named_parameters() if p.requires_grad}
         optimizer = torch.optim.Adam(
             self._trained.values(),
             lr=run.optimizer.lr,
@@ -43,7 +43,7 @@ class Engine:
         )
         with _quiet():
             self.deepspeed, *_ = deepspeed.initialize(
-                model=player.to(device), optimizer=optimizer, config=_deepspeed_config(run)
+                model=loss_module.to(device), optimizer=optimizer, config=_deepspeed_config(run)
             )
         self._stage = run.engine.zero_stage
         self._ema = ExponentialMovingAverage(self._local_parameters, ema_decay) if ema_decay else None
@@ -78,7 +78,7 @@ class Engine:
         Ranks differ because each processes its own samples. The update of running statistics is linear, so averaging
         at additional steps does not change later means.
         """
-        for module in self.player.network.modules():
+        for module in self.loss_module.network.modules():
             if isinstance(module, nn.BatchNorm2d) and module.training:
                 for name in ("running_mean", "running_var"):
                     statistic = module.get_buffer(name)
@@ -130,12 +130,12 @@ class Engine:
         import deepspeed
 
         state: NamedTensors = {}
-        for name, parameter in self.player.network.named_parameters():
+        for name, parameter in self.loss_module.network.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3):
                 if _rank() == 0:
                     state[name] = parameter.detach().float().cpu().clone()
         if _rank() == 0:
-            state |= {name: buffer.detach().cpu().clone() for name, buffer in self.player.network.named_buffers()}
+            state |= {name: buffer.detach().cpu().clone() for name, buffer in self.loss_module.network.named_buffers()}
         return state
 
     def adam(self) -> NamedTensors:
@@ -252,11 +252,11 @@ def init_backend(gpu: bool) -> torch.device:
 
 
 def initialize(objective: Objective, run: RunConfig, device: torch.device) -> dict[str, Engine]:
-    """An engine for every player, in the order of their turns."""
-    decays = [objective.ema_decay, *[0.0] * (len(objective.players) - 1)]
+    """An engine for every network, in the order of their steps."""
+    decays = [objective.ema_decay, *[0.0] * (len(objective.loss_modules) - 1)]
     return {
-        name: Engine(player, run, device, decay)
-        for (name, player), decay in zip(objective.players.items(), decays, strict=True)
+        name: Engine(loss_module, run, device, decay)
+        for (name, loss_module), decay in zip(objective.loss_modules.items(), decays, strict=True)
     }
 
 

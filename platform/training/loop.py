@@ -102,7 +102,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
         micro_batches = next(batches)
         data_time = time.perf_counter() - started
         for batch in micro_batches:
-            values = take_turns(objective_engines, batch.to(device), step, means)
+            values = training_step(objective_engines, batch.to(device), step, means)
             if diverging := divergence.update(values):
                 history.append({"step": float(step), DIVERGED: 1.0})
                 handle_divergence(run, f"step {step}: {diverging}", checkpoints.newest_before(step), reporter)
@@ -156,20 +156,22 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
     return metrics
 
 
-def take_turns(objective_engines: dict[str, Engine], batch: Batch, step: int, means: RunningMeans) -> dict[str, float]:
-    """Each player's forward, backward and optimizer step on one micro-batch, with the other players frozen.
+def training_step(
+    objective_engines: dict[str, Engine], batch: Batch, step: int, means: RunningMeans
+) -> dict[str, float]:
+    """Each network's forward, backward and optimizer step on one micro-batch, with the other networks frozen.
 
-    A player is updated only every `Player.every` steps.
+    A network is updated only every `LossModule.every` steps.
 
     Returns:
-        The mean loss over all ranks and the gradient norm of each player that was updated, by name.
+        The mean loss over all ranks and the gradient norm of each network that was updated, by name.
     """
     earlier: dict[str, Tensor] = {}
     values: dict[str, float] = {}
     for name, engine in objective_engines.items():
-        if step % engine.player.every:
+        if step % engine.loss_module.every:
             continue
-        others = [other.player.network for other in objective_engines.values() if other is not engine]
+        others = [other.loss_module.network for other in objective_engines.values() if other is not engine]
         with frozen(others):
             loss, logs, outputs = engine.deepspeed(batch, earlier)
             values[f"{name}/loss"] = require_finite(loss, name, batch, step)
@@ -204,7 +206,7 @@ def handle_divergence(run: RunConfig, divergence: str, checkpoint: str | None, r
     reporter.note(text)
 
 
-def require_finite(loss: Tensor, player: str, batch: Batch, step: int) -> float:
+def require_finite(loss: Tensor, network: str, batch: Batch, step: int) -> float:
     """The mean loss over all ranks, before the optimizer steps.
 
     Raises:
@@ -220,7 +222,7 @@ def require_finite(loss: Tensor, player: str, batch: Batch, step: int) -> float:
     dist.all_gather_object(non_finite, None if finite else (float(loss.detach()), batch.ids))
     named = "; ".join(f"{value} on samples {', '.join(ids)}" for value, ids in filter(None, non_finite))
     raise NonFiniteLossError(
-        f"the {player}'s loss at step {step} is {named}: check these samples, or lower optimizer.lr. "
+        f"the {network}'s loss at step {step} is {named}: check these samples, or lower optimizer.lr. "
         "No worker was updated; the last checkpoint is valid"
     )
 
@@ -228,7 +230,7 @@ def require_finite(loss: Tensor, player: str, batch: Batch, step: int) -> float:
 def restore(
     url: str | None, objective: Objective, run: RunConfig, device: torch.device, reporter: Reporter
 ) -> tuple[TrainingState, dict[str, Engine]]:
-    """The engines of all players and the training state, restored from a checkpoint or newly initialized."""
+    """The engines of all networks and the training state, restored from a checkpoint or newly initialized."""
     if url is None:
         pretrained.load_weights(objective.reconstructor, run)
         return TrainingState(step=0, samples_consumed=0, metrics={}), engines.initialize(objective, run, device)
@@ -247,7 +249,7 @@ def restore(
 
 
 def gather_tensors(objective_engines: dict[str, Engine]) -> Tensors:
-    """Weights, Adam's moments and EMA weights of all players; every rank must call it, only rank 0 gets them."""
+    """Weights, Adam's moments and EMA weights of all networks; every rank must call it, only rank 0 gets them."""
     ema = {}
     for name, engine in objective_engines.items():
         if engine.has_ema:

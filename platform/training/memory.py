@@ -26,12 +26,12 @@ class MemoryEstimate:
     """Bytes of a worker: exact for parameters, gradients and Adam; activations are the tensors that autograd saves."""
 
     parameters: dict[str, int]
-    """Trainable parameters by player."""
+    """Trainable parameters by network."""
     weights: int
     gradients: int
     adam: int
     ema: int
-    """The exponential moving average (EMA) of the first player's weights."""
+    """The exponential moving average (EMA) of the first network's weights."""
     activations: int
 
     @property
@@ -71,8 +71,10 @@ def estimate(run: RunConfig, geometry: Geometry | None = None) -> MemoryEstimate
     # The projector's constants are real tensors.
     with FakeTensorMode(allow_non_fake_inputs=True):
         objective = run.system.objective(grid, geometry)
-        counts = {name: parameters(player.network) for name, player in objective.players.items()}
-        held = sum(p.numel() for player in objective.players.values() for p in player.network.parameters())
+        counts = {name: parameters(loss_module.network) for name, loss_module in objective.loss_modules.items()}
+        held = sum(
+            p.numel() for loss_module in objective.loss_modules.values() for p in loss_module.network.parameters()
+        )
         micro = run.train.batch_size // (run.cluster.workers * run.engine.gradient_accumulation_steps)
         size = run.data.size
         labels = torch.zeros(micro, 1, size, size, size, dtype=torch.uint8) if run.system.needs_labels else None
@@ -84,10 +86,10 @@ def estimate(run: RunConfig, geometry: Geometry | None = None) -> MemoryEstimate
         precision = torch.autocast("cpu", torch.bfloat16) if run.engine.precision == "bf16" else nullcontext()
         earlier: dict[str, Tensor] = {}
         activations = 0
-        for name, player in objective.players.items():
+        for name, loss_module in objective.loss_modules.items():
             others = [network for other, network in objective.networks().items() if other != name]
-            with frozen(others), _saved([*player.network.parameters()]) as saved, precision:
-                _, _, outputs = player(batch, earlier)
+            with frozen(others), _saved([*loss_module.network.parameters()]) as saved, precision:
+                _, _, outputs = loss_module(batch, earlier)
             earlier |= outputs
             activations = max(activations, saved())
         ema = next(iter(counts.values())) if objective.ema_decay else 0

@@ -41,7 +41,7 @@ FALLS = {
     "refiner-tiny": 0.9,
     "u-x2ctgan-tiny": 0.55,
 }
-"""The last loss of the first player is less than this times its first one."""
+"""The last loss of the first network is less than this times its first one."""
 
 
 def record(name: str) -> Path:
@@ -58,7 +58,7 @@ def two_phantoms() -> Batch:
 
 
 def curve(name: str) -> dict[str, list[float]]:
-    """Losses of all players over a few steps of Adam on two phantoms, on one thread, without dropout."""
+    """Losses of all networks over a few steps of Adam on two phantoms, on one thread, without dropout."""
     torch.set_num_threads(1)
     grid, batch = Grid(32, 10.0), two_phantoms()
     torch.manual_seed(0)
@@ -75,13 +75,13 @@ def curve(name: str) -> dict[str, list[float]]:
         )
         for key, network in networks.items()
     }
-    losses = {key: [] for key in objective.players}
+    losses = {key: [] for key in objective.loss_modules}
     for _ in range(STEPS):
         earlier = {}
-        for key, player in objective.players.items():
+        for key, loss_module in objective.loss_modules.items():
             optimizers[key].zero_grad()
             with frozen([network for other, network in networks.items() if other != key]):
-                loss, _, outputs = player(batch, earlier)
+                loss, _, outputs = loss_module(batch, earlier)
                 loss.backward()
             optimizers[key].step()
             earlier |= outputs
@@ -93,9 +93,9 @@ def curve(name: str) -> dict[str, list[float]]:
 def test_the_loss_curve_begins_as_on_record_and_falls(name):
     recorded, now = json.loads(record(name).read_text()), curve(name)
     assert now.keys() == recorded.keys()
-    for player, values in recorded.items():
+    for network, values in recorded.items():
         for step, (value, tolerance) in enumerate(zip(values, TOLERANCES, strict=False)):
-            assert now[player][step] == pytest.approx(value, rel=tolerance), f"{player}, step {step}"
+            assert now[network][step] == pytest.approx(value, rel=tolerance), f"{network}, step {step}"
     losses = next(iter(now.values()))
     assert losses[-1] < FALLS[name] * losses[0]
 

@@ -73,12 +73,12 @@ def test_every_parameter_gets_a_gradient_with_one_view_and_with_two(name, count)
     torch.manual_seed(0)
     system = replace(TINY[name], views=("frontal", "lateral")[:count])
     objective = system.objective(GRID, GEOMETRY)
-    assert list(objective.players) == ["denoiser"]
+    assert list(objective.loss_modules) == ["denoiser"]
     # The last convolution starts at zero and passes no gradient before its first step.
     with torch.no_grad():
         for parameter in objective.reconstructor.denoiser.conv_out.parameters():
             parameter.normal_(0, 0.02)
-    loss, logs, outputs = objective.players["denoiser"](batch(count), {})
+    loss, logs, outputs = objective.loss_modules["denoiser"](batch(count), {})
     loss.backward()
     assert torch.isfinite(loss)
     assert outputs == {}
@@ -94,7 +94,7 @@ def test_the_loss_is_the_noise_error_and_one_over_t_of_the_projections(timesteps
     system = replace(TINY["diffux2ct"], scheduler=replace(DiffuX2CT().scheduler, num_train_timesteps=timesteps))
     objective = system.objective(GRID, GEOMETRY)
     with torch.no_grad():
-        loss, logs, _ = objective.players["denoiser"](batch(), {})
+        loss, logs, _ = objective.loss_modules["denoiser"](batch(), {})
     assert float(loss) == pytest.approx(float(logs["epsilon_mse"] + logs["projection_l1"] / timesteps))
     # The error of a prediction of zero is the noise, whose variance is one.
     assert float(logs["epsilon_mse"]) == pytest.approx(1, abs=0.02)
@@ -106,7 +106,7 @@ def test_the_projection_loss_alone_reaches_the_denoiser():
     for weight in (0.0, 1000.0):
         torch.manual_seed(0)
         objective = replace(TINY["diffux2ct"], loss=DenoisingLoss(projection_weight=weight)).objective(GRID, GEOMETRY)
-        objective.players["denoiser"](batch(), {})[0].backward()
+        objective.loss_modules["denoiser"](batch(), {})[0].backward()
         gradients.append(objective.reconstructor.denoiser.conv_out[-1].weight.grad)
     assert float((gradients[1] - gradients[0]).norm()) > 0.01 * float(gradients[0].norm())
 
@@ -125,7 +125,7 @@ def trained(system, steps, lr=1.5e-3, seed=0):
     for step in range(steps):
         optimizer.zero_grad()
         optimizer.param_groups[0]["lr"] = rates.lr_at(step, steps)
-        loss, _, _ = objective.players["denoiser"](data, {})
+        loss, _, _ = objective.loss_modules["denoiser"](data, {})
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -227,7 +227,7 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
         with torch.no_grad():
             objective.reconstructor.denoiser.conv_out[-1].weight.normal_(0, 0.05)
         torch.manual_seed(1)
-        loss, _, _ = objective.players["denoiser"](batch(), {})
+        loss, _, _ = objective.loss_modules["denoiser"](batch(), {})
         loss.backward()
         named = objective.reconstructor.named_parameters()
         gradients.append({"loss": loss.detach(), **{key: p.grad for key, p in named}})
@@ -246,7 +246,7 @@ def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32(name):
             objective.reconstructor.denoiser.conv_out[-1].weight.normal_(0, 0.05)
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss, _, _ = objective.players["denoiser"](batch(), {})
+            loss, _, _ = objective.loss_modules["denoiser"](batch(), {})
         loss.backward()
         losses.append(float(loss.detach()))
     assert losses[0] != losses[1]

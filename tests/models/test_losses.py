@@ -174,7 +174,7 @@ def test_the_generators_loss_is_the_weighted_sum_of_its_terms():
     data = replace(batch(), labels=torch.full((2, 1, 32, 32, 32), Label.VESSEL, dtype=torch.uint8))
     objective = replace(X2CT_GAN.tiny, loss=weights).objective(GRID, chest(GRID))
     torch.manual_seed(0)
-    loss, logs, _ = objective.players["generator"](data, {})
+    loss, logs, _ = objective.loss_modules["generator"](data, {})
     expected = {
         "adversarial": 0.1,
         "voxel_mse": 10,
@@ -193,15 +193,15 @@ def test_the_generators_loss_is_the_weighted_sum_of_its_terms():
 def test_a_weight_of_zero_leaves_its_term_out_and_the_discriminator_too():
     system = replace(X2CT_GAN.tiny, loss=ReconstructionLoss(0.0, 0.0, 1.0, 0.0))
     objective = system.objective(GRID, chest(GRID))
-    assert list(objective.players) == ["generator"]
-    _, logs, _ = objective.players["generator"](batch(), {})
+    assert list(objective.loss_modules) == ["generator"]
+    _, logs, _ = objective.loss_modules["generator"](batch(), {})
     assert list(logs) == ["voxel_l1"]
 
 
 def test_a_lung_loss_without_labels_is_refused_with_the_remedy():
     objective = replace(X2CT_GAN.tiny, loss=ReconstructionLoss(lung_weight=1.0)).objective(GRID, chest(GRID))
     with pytest.raises(ConfigError, match=r"the batch has no labels: .* set system\.loss\.lung_weight to 0"):
-        objective.players["generator"](batch(), {})
+        objective.loss_modules["generator"](batch(), {})
 
 
 def test_vessels_are_lung_and_bone_is_not():
@@ -222,7 +222,7 @@ def test_a_negative_weight_is_refused(weights, message):
 
 def test_generator_and_discriminator_pass_no_gradient_to_each_other():
     objective = X2CT_GAN.tiny.objective(GRID, chest(GRID))
-    generator, discriminator = objective.players.values()
+    generator, discriminator = objective.loss_modules.values()
     data = batch()
     with frozen([discriminator.network]):
         loss, _, outputs = generator(data, {})

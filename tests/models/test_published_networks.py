@@ -106,7 +106,7 @@ def test_x2ct_gans_losses_and_all_gradients_equal_their_equations_written_out():
     discriminator_loss = 0.1 * ((scores(batch.volume) - 1).square().mean() + scores(fake).square().mean())
 
     with frozen([networks["discriminator"]]):
-        loss, _, outputs = objective.players["generator"](batch, {})
+        loss, _, outputs = objective.loss_modules["generator"](batch, {})
         loss.backward()
     assert float(loss.detach()) == pytest.approx(float(generator_loss.detach()), rel=1e-13)
     names = [name for name in weights if "running" not in name]
@@ -120,7 +120,7 @@ def test_x2ct_gans_losses_and_all_gradients_equal_their_equations_written_out():
         assert float((ours - one).abs().max()) < 1e-13 * max(1.0, scale), name
 
     with frozen([networks["generator"]]):
-        loss, _, _ = objective.players["discriminator"](batch, outputs)
+        loss, _, _ = objective.loss_modules["discriminator"](batch, outputs)
         loss.backward()
     assert float(loss.detach()) == pytest.approx(float(discriminator_loss.detach()), rel=1e-13)
     tensors = [tensor for pair in layers for tensor in pair if tensor is not None]

@@ -56,12 +56,12 @@ def calm(system):
 
 
 def turns(objective, data, seed=0):
-    """Every player's loss and logs after its backward pass, as in the training loop."""
+    """Every network's loss and logs after its backward pass, as in the training loop."""
     torch.manual_seed(seed)
     earlier, results = {}, {}
-    for name, player in objective.players.items():
+    for name, loss_module in objective.loss_modules.items():
         with frozen([net for other, net in objective.networks().items() if other != name]):
-            loss, logs, outputs = player(data, earlier)
+            loss, logs, outputs = loss_module(data, earlier)
             loss.backward()
         earlier |= outputs
         results[name] = loss.detach(), logs
@@ -73,21 +73,21 @@ def radiograph_generator(system: CycleGan) -> RadiographGenerator:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_player_gets_gradients_and_logs_numbers(name):
+def test_every_network_gets_gradients_and_logs_numbers(name):
     torch.manual_seed(0)
     objective = SYSTEMS[name].tiny.objective(GRID, GEOMETRY)
     results, earlier = turns(objective, batch(SYSTEMS[name].published))
-    for player_name, player in objective.players.items():
-        loss, logs = results[player_name]
+    for network_name, loss_module in objective.loss_modules.items():
+        loss, logs = results[network_name]
         assert torch.isfinite(loss)
         assert logs
         assert all(torch.isfinite(value) and not value.requires_grad for value in logs.values())
-        assert all(parameter.grad is not None for parameter in player.network.parameters())
+        assert all(parameter.grad is not None for parameter in loss_module.network.parameters())
     assert not any(tensor.requires_grad for tensor in earlier.values())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_player_uses_the_ground_truth_or_the_labels_of_a_batch(name):
+def test_no_network_uses_the_ground_truth_or_the_labels_of_a_batch(name):
     system = calm(SYSTEMS[name].tiny)
     data = batch(system)
     poisoned = replace(
@@ -99,7 +99,7 @@ def test_no_player_uses_the_ground_truth_or_the_labels_of_a_batch(name):
     for given in (data, poisoned, replace(data, ground_truth=None)):
         torch.manual_seed(0)
         results, _ = turns(system.objective(GRID, GEOMETRY), given)
-        losses.append({player: float(loss) for player, (loss, _) in results.items()})
+        losses.append({network: float(loss) for network, (loss, _) in results.items()})
     assert losses[0] == losses[1] == losses[2]
 
 
@@ -115,7 +115,7 @@ def test_slim_networks_are_small_and_published_ones_give_cubes(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "player", "count"),
+    ("name", "network", "count"),
     [
         # The published one has three equal input channels and batch norm.
         ("u-x2ctgan", "discriminator", 660_545),
@@ -126,23 +126,23 @@ def test_slim_networks_are_small_and_published_ones_give_cubes(name):
         ("cgan-128", "generator", 31_141_793),
     ],
 )
-def test_published_networks_have_their_layers(name, player, count):
+def test_published_networks_have_their_layers(name, network, count):
     grid = Grid(128)
     with torch.device("meta"):
         networks = SYSTEMS[name].published.objective(grid, chest(grid)).networks()
-    assert parameters(networks[player]) == count
+    assert parameters(networks[network]) == count
 
 
 def gradient(system, data) -> torch.Tensor:
     """Gradients of the generator's whole loss in all its parameters."""
     torch.manual_seed(0)
     objective = system.objective(GRID, GEOMETRY)
-    player = objective.players["generator"]
+    loss_module = objective.loss_modules["generator"]
     torch.manual_seed(1)
     with frozen([net for other, net in objective.networks().items() if other != "generator"]):
-        loss, _, _ = player(data, {})
+        loss, _, _ = loss_module(data, {})
     loss.backward()
-    return torch.cat([parameter.grad.flatten() for parameter in player.network.parameters()])
+    return torch.cat([parameter.grad.flatten() for parameter in loss_module.network.parameters()])
 
 
 @pytest.mark.parametrize("balanced", [True, False])
@@ -250,7 +250,7 @@ def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32(name):
         system = calm(SYSTEMS[name].tiny)
         objective = system.objective(GRID, GEOMETRY)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss, _, _ = objective.players["generator"](batch(system), {})
+            loss, _, _ = objective.loss_modules["generator"](batch(system), {})
         loss.backward()
         losses.append(float(loss.detach()))
     assert losses[0] != losses[1]
@@ -437,9 +437,9 @@ def test_cyclegans_features_fill_the_cube_with_a_depth_channel():
 
 def test_with_the_projector_only_volumes_have_a_discriminator():
     system = replace(SYSTEMS["cyclegan-b"].tiny, projection="projector")
-    assert list(system.objective(GRID, GEOMETRY).players) == ["generator", "volume_discriminator"]
+    assert list(system.objective(GRID, GEOMETRY).loss_modules) == ["generator", "volume_discriminator"]
     whole = ["generator", "projection", "volume_discriminator", "view_discriminator"]
-    assert list(SYSTEMS["cyclegan-b"].tiny.objective(GRID, GEOMETRY).players) == whole
+    assert list(SYSTEMS["cyclegan-b"].tiny.objective(GRID, GEOMETRY).loss_modules) == whole
 
 
 def test_only_discriminators_have_smoothed_targets():
@@ -449,10 +449,10 @@ def test_only_discriminators_have_smoothed_targets():
         torch.manual_seed(0)
         changed = replace(system, loss=replace(system.loss, smoothing=smoothing))
         results[smoothing], _ = turns(changed.objective(GRID, GEOMETRY), batch(system))
-    for player, (loss, logs) in results[0.1].items():
-        before, logs_before = results[0.0][player]
-        assert (loss != before) == player.endswith("discriminator")
-        if player.endswith("discriminator"):
+    for network, (loss, logs) in results[0.1].items():
+        before, logs_before = results[0.0][network]
+        assert (loss != before) == network.endswith("discriminator")
+        if network.endswith("discriminator"):
             assert logs["fake"] == logs_before["fake"]
             assert logs["real"] != logs_before["real"]
 

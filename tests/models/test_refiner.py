@@ -64,19 +64,19 @@ def test_a_base_with_an_unknown_name_or_key_is_refused():
 def test_the_denoiser_is_trained_and_the_base_is_not(system):
     torch.manual_seed(0)
     objective = system.objective(GRID, GEOMETRY)
-    (player,) = objective.players.values()
-    player.train()
-    assert not any(module.training for module in player.network.base.modules())
+    (loss_module,) = objective.loss_modules.values()
+    loss_module.train()
+    assert not any(module.training for module in loss_module.network.base.modules())
     data = two_boxes()
     data = replace(data, radiographs=data.radiographs[:, : len(system.views)])
-    torch.nn.init.normal_(player.network.denoiser.conv_out[-1].weight, std=0.1)
-    before = {name: tensor.clone() for name, tensor in player.network.base.state_dict().items()}
-    loss, _, _ = player(data, {})
+    torch.nn.init.normal_(loss_module.network.denoiser.conv_out[-1].weight, std=0.1)
+    before = {name: tensor.clone() for name, tensor in loss_module.network.base.state_dict().items()}
+    loss, _, _ = loss_module(data, {})
     loss.backward()
     assert torch.isfinite(loss)
-    without = {name for name, p in player.network.named_parameters() if p.grad is None or not p.grad.any()}
-    assert without == {f"base.{name}" for name, _ in player.network.base.named_parameters()}
-    assert all(torch.equal(before[name], tensor) for name, tensor in player.network.base.state_dict().items())
+    without = {name for name, p in loss_module.network.named_parameters() if p.grad is None or not p.grad.any()}
+    assert without == {f"base.{name}" for name, _ in loss_module.network.base.named_parameters()}
+    assert all(torch.equal(before[name], tensor) for name, tensor in loss_module.network.base.state_dict().items())
 
 
 @pytest.mark.parametrize("system", [SYSTEM, FINER], ids=["same size", "twice as fine"])
@@ -137,16 +137,16 @@ def test_each_view_is_in_the_condition_of_the_denoiser():
 
 def test_a_refiner_overfits_the_residual_of_its_base():
     torch.manual_seed(0)
-    (player,) = replace(SYSTEM, residual_scale=0.5).objective(GRID, GEOMETRY).players.values()
+    (loss_module,) = replace(SYSTEM, residual_scale=0.5).objective(GRID, GEOMETRY).loss_modules.values()
     data = two_boxes()
     with torch.no_grad():
-        lacks = (player.network.base(data.radiographs).clip(0.0, 1.0) - data.volume).square().mean()
-    optimizer = torch.optim.Adam(player.network.denoiser.parameters(), lr=3e-3)
+        lacks = (loss_module.network.base(data.radiographs).clip(0.0, 1.0) - data.volume).square().mean()
+    optimizer = torch.optim.Adam(loss_module.network.denoiser.parameters(), lr=3e-3)
     for _ in range(120):
         optimizer.zero_grad()
-        player(data, {})[0].backward()
+        loss_module(data, {})[0].backward()
         optimizer.step()
-    made = player.network.eval()(data.radiographs)
+    made = loss_module.network.eval()(data.radiographs)
     assert (made - data.volume).square().mean() < 0.5 * lacks
     assert (made[0] - made[1]).square().mean() > 0.25 * (data.volume[0] - data.volume[1]).square().mean()
 
@@ -155,10 +155,10 @@ def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32():
     losses = []
     for enabled in (False, True):
         torch.manual_seed(0)
-        (player,) = SYSTEM.objective(GRID, GEOMETRY).players.values()
+        (loss_module,) = SYSTEM.objective(GRID, GEOMETRY).loss_modules.values()
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss, _, _ = player(two_boxes(), {})
+            loss, _, _ = loss_module(two_boxes(), {})
         loss.backward()
         losses.append(float(loss.detach()))
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
@@ -168,11 +168,11 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient():
     gradients = []
     for checkpointing in ("none", "all"):
         torch.manual_seed(0)
-        (player,) = replace(SYSTEM, checkpointing=checkpointing).objective(GRID, GEOMETRY).players.values()
+        (loss_module,) = replace(SYSTEM, checkpointing=checkpointing).objective(GRID, GEOMETRY).loss_modules.values()
         torch.manual_seed(1)
-        loss, _, _ = player(two_boxes(), {})
+        loss, _, _ = loss_module(two_boxes(), {})
         loss.backward()
-        gradients.append([p.grad for p in player.parameters() if p.grad is not None])
+        gradients.append([p.grad for p in loss_module.parameters() if p.grad is not None])
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(checkpointed, plain, atol=1e-6, rtol=1e-4)
 

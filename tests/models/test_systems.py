@@ -102,19 +102,19 @@ def assert_cube(system: Composition, size: int) -> None:
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
 @pytest.mark.parametrize("count", [1, 2])
-def test_every_player_of_every_system_gets_gradients_from_one_view_and_from_two(name, count):
+def test_every_network_of_every_system_gets_gradients_from_one_view_and_from_two(name, count):
     torch.manual_seed(0)
     objective = replace(SYSTEMS[name].tiny, views=BIPLANAR[:count]).objective(GRID, GEOMETRY)
-    assert list(objective.players) == (["generator", "discriminator"] if objective_is_gan(name) else ["generator"])
+    assert list(objective.loss_modules) == (["generator", "discriminator"] if objective_is_gan(name) else ["generator"])
     data, earlier = batch(count), {}
-    for player_name, player in objective.players.items():
-        with frozen([net for other, net in objective.networks().items() if other != player_name]):
-            loss, logs, generated = player(data, earlier)
+    for network_name, loss_module in objective.loss_modules.items():
+        with frozen([net for other, net in objective.networks().items() if other != network_name]):
+            loss, logs, generated = loss_module(data, earlier)
             loss.backward()
         earlier |= generated
         assert torch.isfinite(loss)
         assert all(torch.isfinite(value) and not value.requires_grad for value in logs.values())
-        without = {key for key, p in player.network.named_parameters() if p.grad is None}
+        without = {key for key, p in loss_module.network.named_parameters() if p.grad is None}
         # The heads of view decoders are for deep supervision only; a rendering head does not use the finest level.
         known = {key for key in without if ".decoder.head." in key or ".levels.4." in key or "decoder.levels.4." in key}
         assert without == known
@@ -163,7 +163,7 @@ def test_a_system_overfits_two_volumes_and_does_not_predict_their_mean(name):
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        loss, _, _ = objective.players["generator"](data, {})
+        loss, _, _ = objective.loss_modules["generator"](data, {})
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -187,10 +187,10 @@ def test_a_gan_with_its_discriminator_and_published_weights_overfits_two_volumes
     losses = []
     for _ in range(80):
         earlier = {}
-        for key, player in objective.players.items():
+        for key, loss_module in objective.loss_modules.items():
             optimizers[key].zero_grad()
             with frozen([network for other, network in networks.items() if other != key]):
-                loss, logs, generated = player(data, earlier)
+                loss, logs, generated = loss_module(data, earlier)
                 loss.backward()
             earlier |= generated
             optimizers[key].step()
@@ -275,7 +275,7 @@ def test_options_can_be_combined(lifting, fusion, decoder, view_decoders, along)
         loss=ReconstructionLoss(deep_supervision_weight=float(decoder == "unet++" or view_decoders)),
     )
     objective = system.objective(GRID, GEOMETRY)
-    loss, logs, generated = objective.players["generator"](batch(), {})
+    loss, logs, generated = objective.loss_modules["generator"](batch(), {})
     loss.backward()
     assert generated["reconstruction"].shape == (2, 1, 32, 32, 32)
     assert ("auxiliary" in logs) == (decoder == "unet++" or view_decoders)
@@ -374,7 +374,7 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
         system = replace(without_dropout(SYSTEMS[name].tiny), checkpointing=checkpointing)
         objective = system.objective(GRID, GEOMETRY)
         torch.manual_seed(1)
-        loss, _, _ = objective.players["generator"](batch(len(system.views)), {})
+        loss, _, _ = objective.loss_modules["generator"](batch(len(system.views)), {})
         loss.backward()
         named = objective.reconstructor.named_parameters()
         statistics = {key: buffer for key, buffer in objective.reconstructor.named_buffers() if "running" in key}
@@ -396,7 +396,7 @@ def test_deep_supervision_uses_the_volumes_of_view_decoders_and_costs_nothing_wi
     assert len(X2CT_GAN.tiny.reconstructor(GRID, GEOMETRY).volumes(batch().radiographs)) == 1
     with torch.no_grad():
         assert len(network.volumes(batch().radiographs)) == 1
-    loss, _, _ = system.objective(GRID, GEOMETRY).players["generator"](batch(), {})
+    loss, _, _ = system.objective(GRID, GEOMETRY).loss_modules["generator"](batch(), {})
     assert torch.isfinite(loss)
 
 
@@ -506,7 +506,7 @@ def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32(name):
         objective = without_dropout(system).objective(GRID, GEOMETRY)
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss, _, _ = objective.players["generator"](batch(len(system.views)), {})
+            loss, _, _ = objective.loss_modules["generator"](batch(len(system.views)), {})
         loss.backward()
         losses.append(float(loss.detach()))
     assert losses[0] != losses[1]

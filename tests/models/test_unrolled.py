@@ -49,16 +49,18 @@ def test_every_parameter_gets_a_gradient_and_two_volumes_are_learned():
     torch.manual_seed(0)
     geometry, names = geometry_of(2)
     objective = replace(TINY, views=names).objective(GRID, geometry)
-    (player,) = objective.players.values()
+    (loss_module,) = objective.loss_modules.values()
     batch = batch_of(range(2), geometry)
-    optimizer = torch.optim.Adam(player.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(loss_module.parameters(), lr=3e-3)
     errors = []
     for step in range(90):
         optimizer.zero_grad()
-        loss, logs, _ = player(batch, {})
+        loss, logs, _ = loss_module(batch, {})
         loss.backward()
         if step == 20:
-            without = [name for name, value in player.named_parameters() if value.grad is None or not value.grad.any()]
+            without = [
+                name for name, value in loss_module.named_parameters() if value.grad is None or not value.grad.any()
+            ]
             assert not without
         errors.append(float(logs["voxel_mse"]))
         optimizer.step()

@@ -11,7 +11,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
-from raylift.models.objectives.objective import Objective, Player
+from raylift.models.objectives.objective import LossModule, Objective
 from raylift.models.volume_network import VolumeNetwork
 from raylift.models.weights import Description
 from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
@@ -25,7 +25,7 @@ from raylift.platform.training.checkpoint import (
     load_network,
     local_copy,
 )
-from raylift.platform.training.loop import gather_tensors, take_turns
+from raylift.platform.training.loop import gather_tensors, training_step
 from raylift.platform.training.tracking import RunningMeans
 
 WORLD, ACCUMULATION, STEPS, SIZE = 2, 2, 20, 4
@@ -48,7 +48,7 @@ class Smooth(VolumeNetwork):
         return [rows.reshape(-1, 1, SIZE, SIZE, SIZE)]
 
 
-class SquaredError(Player):
+class SquaredError(LossModule):
     def forward(self, batch, earlier):
         loss = (self.network(batch.radiographs) - batch.volume).square().mean()
         return loss, {}, {}
@@ -83,25 +83,25 @@ def train_steps(started, rank, world, begin, end):
             each = 4 // world // ACCUMULATION
             parts = [sample(step, micro * world * each + rank * each + k) for k in range(each)]
             batch = Batch(torch.cat([p.volume for p in parts]), torch.cat([p.radiographs for p in parts]), ("x",))
-            take_turns(started, batch, step, RunningMeans())
+            training_step(started, batch, step, RunningMeans())
         for engine in started.values():
             engine.update_ema(step)
 
 
 def reference(steps: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Weights and their EMA by torch's own Adam and the formula, in one process."""
-    player = fresh_objective().players["denoiser"]
-    optimizer = torch.optim.Adam(player.parameters(), lr=1e-2, betas=(0.5, 0.99))
-    average = {name: p.detach().clone() for name, p in player.network.named_parameters()}
+    loss_module = fresh_objective().loss_modules["denoiser"]
+    optimizer = torch.optim.Adam(loss_module.parameters(), lr=1e-2, betas=(0.5, 0.99))
+    average = {name: p.detach().clone() for name, p in loss_module.network.named_parameters()}
     for step in range(steps):
         optimizer.zero_grad()
         for index in range(4):
-            (player(sample(step, index), {})[0] / 4).backward()
+            (loss_module(sample(step, index), {})[0] / 4).backward()
         optimizer.step()
         decay = min(DECAY, (1 + step) / (10 + step))
-        for name, p in player.network.named_parameters():
+        for name, p in loss_module.network.named_parameters():
             average[name] = decay * average[name] + (1 - decay) * p.detach()
-    return {name: p.detach() for name, p in player.network.named_parameters()}, average
+    return {name: p.detach() for name, p in loss_module.network.named_parameters()}, average
 
 
 VIEWS = sample(999, 0).radiographs
@@ -133,10 +133,10 @@ def on_deepspeed(rank, wanted):
         train_steps(started, rank, WORLD, 0, STEPS // 2)
         half = gather_tensors(started)
         with torch.no_grad():
-            plain = engine.player.network(VIEWS).clone()
+            plain = engine.loss_module.network(VIEWS).clone()
             with engine.ema_weights():
-                averaged = engine.player.network(VIEWS).clone()
-            again = engine.player.network(VIEWS).clone()
+                averaged = engine.loss_module.network(VIEWS).clone()
+            again = engine.loss_module.network(VIEWS).clone()
         # What was swapped must be back for training to continue.
         train_steps(started, rank, WORLD, STEPS // 2, STEPS)
         results[stage, whole] = {
@@ -215,8 +215,8 @@ def test_a_checkpoint_holds_the_ema_as_its_model_and_the_weights_beside_it(tmp_p
         where = Checkpoints(str(tmp_path)).save(TrainingState(step, 4, {"val_psnr_db": 1.0}), tensors, description)
         name = next(iter(averaged["generator"]))
         with local_copy(where) as local:
-            players = {path.stem for path in (local / "players").iterdir()}
-            assert players == ({"discriminator"} if step == 1 else {"discriminator", "generator"})
+            networks = {path.stem for path in (local / "networks").iterdir()}
+            assert networks == ({"discriminator"} if step == 1 else {"discriminator", "generator"})
             assert torch.equal(load_network(local, "generator", first=True)[name], networks["generator"][name])
             served = networks if step == 1 else averaged
             assert torch.equal(load_model_weights(local)[name], served["generator"][name])
@@ -228,7 +228,7 @@ def test_without_a_decay_there_is_no_ema_and_nothing_more_to_store():
 
 
 def without(rank, run):
-    objective = Objective(fresh_objective().players)
+    objective = Objective(fresh_objective().loss_modules)
     started = engines.initialize(objective, run, engines.init_backend(gpu=False))
     train_steps(started, rank, 1, 0, 1)
     with started["denoiser"].ema_weights():

@@ -1,4 +1,4 @@
-"""Two players on DeepSpeed equal plain torch on every ZeRO stage, and resume from each other's checkpoints."""
+"""Two networks on DeepSpeed equal plain torch on every ZeRO stage, and resume from each other's checkpoints."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from raylift.models.volume_network import VolumeNetwork
 from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
-from raylift.platform.training.loop import gather_tensors, take_turns
+from raylift.platform.training.loop import gather_tensors, training_step
 from raylift.platform.training.tracking import RunningMeans
 
 WORLD, ACCUMULATION, STEPS, SIZE = 2, 2, 3, 8
@@ -78,16 +78,16 @@ def train_steps(objective_engines, run, rank, world, begin, end):
             first = micro * world * per_rank + rank * per_rank
             parts = [micro_batch(step, first + k) for k in range(per_rank)]
             batch = Batch(torch.cat([p.volume for p in parts]), torch.cat([p.radiographs for p in parts]), ("x",))
-            values = take_turns(objective_engines, batch, step, RunningMeans())
+            values = training_step(objective_engines, batch, step, RunningMeans())
     return values
 
 
 def reference(run: RunConfig, steps: int) -> dict[str, dict[str, torch.Tensor]]:
-    """One process, torch's own Adam, mean gradients over the global batch, players in turn after each micro-batch."""
+    """One process, torch's own Adam, mean gradients over the global batch, every network on each micro-batch."""
     objective = fresh_objective(run)
     optimizers = {
-        name: torch.optim.Adam(player.network.parameters(), lr=1e-2, betas=(0.5, 0.99))
-        for name, player in objective.players.items()
+        name: torch.optim.Adam(loss_module.network.parameters(), lr=1e-2, betas=(0.5, 0.99))
+        for name, loss_module in objective.loss_modules.items()
     }
     for step in range(steps):
         for optimizer in optimizers.values():
@@ -96,11 +96,11 @@ def reference(run: RunConfig, steps: int) -> dict[str, dict[str, torch.Tensor]]:
                 group["lr"] = run.optimizer.lr_at(step, 100)
         for micro in range(ACCUMULATION):
             earlier = [{} for _ in range(WORLD)]
-            for name, player in objective.players.items():
+            for name, loss_module in objective.loss_modules.items():
                 others = [net for other, net in objective.networks().items() if other != name]
                 for rank in range(WORLD):
                     with frozen(others):
-                        loss, _, outputs = player(micro_batch(step, micro * WORLD + rank), earlier[rank])
+                        loss, _, outputs = loss_module(micro_batch(step, micro * WORLD + rank), earlier[rank])
                         (loss / (WORLD * ACCUMULATION)).backward()
                     earlier[rank] |= outputs
                 if micro == ACCUMULATION - 1:
@@ -130,14 +130,14 @@ def on_deepspeed(rank, wanted):
 
 def largest_difference(tensors, expected):
     return max(
-        float((tensors.networks[player][name] - parameter.detach()).abs().max())
-        for player, parameters in expected.items()
+        float((tensors.networks[network][name] - parameter.detach()).abs().max())
+        for network, parameters in expected.items()
         for name, parameter in parameters.items()
     )
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_players_with_accumulation_match_plain_torch(trained, stage):
+def test_two_networks_with_accumulation_match_plain_torch(trained, stage):
     run = settings(stage)
     assert largest_difference(trained["fp32", stage], reference(run, STEPS)) < 1e-6
     # What one step more or less would be.
@@ -148,13 +148,13 @@ def test_two_players_with_accumulation_match_plain_torch(trained, stage):
 def test_bf16_follows_fp32_with_weights_kept_in_fp32(trained, stage):
     tensors = trained["bf16", stage]
     expected, begin = reference(settings(stage), STEPS), reference(settings(stage), 0)
-    for player, parameters in expected.items():
-        wanted = torch.cat([(p - begin[player][name]).detach().flatten() for name, p in parameters.items()])
-        taken = torch.cat([(tensors.networks[player][n] - begin[player][n]).detach().flatten() for n in parameters])
+    for network, parameters in expected.items():
+        wanted = torch.cat([(p - begin[network][name]).detach().flatten() for name, p in parameters.items()])
+        taken = torch.cat([(tensors.networks[network][n] - begin[network][n]).detach().flatten() for n in parameters])
         assert torch.cosine_similarity(wanted, taken, dim=0) > 0.95
         assert not torch.equal(wanted, taken)
         # Values that bf16 could not hold.
-        weight = next(iter(tensors.networks[player].values()))
+        weight = next(iter(tensors.networks[network].values()))
         assert not torch.equal(weight, weight.bfloat16().float())
 
 
@@ -173,8 +173,8 @@ def test_the_gradient_norm_is_of_the_global_batch_before_clipping_on_every_stage
     expected = 2 * float(torch.stack([moment.norm() for moment in moments]).norm())
     for clip in (0.0, 1e-3):
         assert trained["norms", "one step", clip]["generator/grad_norm"] == pytest.approx(expected, rel=1e-4)
-    for player in ("generator", "discriminator"):
-        norms = [trained["norms", "fp32", stage][f"{player}/grad_norm"] for stage in range(4)]
+    for network in ("generator", "discriminator"):
+        norms = [trained["norms", "fp32", stage][f"{network}/grad_norm"] for stage in range(4)]
         assert norms[0] > 0
         assert norms == pytest.approx(norms[:1] * 4, rel=1e-4)
 
@@ -228,7 +228,7 @@ def normed_steps(rank, shares):
             train_steps(started, run, rank, WORLD, step, step + 1)
             if step in after:
                 started["generator"].sync_batch_norm()
-        norm = started["generator"].player.network.norm
+        norm = started["generator"].loss_module.network.norm
         results.append((norm.running_mean.clone(), norm.running_var.clone(), gather_tensors(started)))
     return results
 

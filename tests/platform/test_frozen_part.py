@@ -12,7 +12,7 @@ from raylift.models.objectives.objective import Objective
 from raylift.platform.config import EngineConfig, RunConfig
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
-from raylift.platform.training.loop import gather_tensors, take_turns
+from raylift.platform.training.loop import gather_tensors, training_step
 from raylift.platform.training.tracking import RunningMeans
 
 WORLD, STEPS = 2, 3
@@ -49,7 +49,7 @@ def fresh(run: RunConfig) -> Objective:
 def train_steps(started, rank: int, begin: int, end: int) -> None:
     for step in range(begin, end):
         torch.manual_seed(100 * step + rank)
-        take_turns(started, sample(step, rank), step, RunningMeans())
+        training_step(started, sample(step, rank), step, RunningMeans())
         started["denoiser"].update_ema(step)
 
 
@@ -76,7 +76,9 @@ def on_deepspeed(rank, stages):
             started = engines.initialize(fresh(run), run, device)
             train_steps(started, rank, 0, steps)
             if stage == 3:
-                assert not any(p.numel() for p in started["denoiser"].player.parameters()), "nothing was taken apart"
+                assert not any(p.numel() for p in started["denoiser"].loss_module.parameters()), (
+                    "nothing was taken apart"
+                )
             results[stage, steps] = gather_tensors(started)
     return results
 
@@ -102,21 +104,21 @@ def resume(rank, halves):
 def reference(steps: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Weights and their EMA: one process, torch's own Adam on the mean gradient of both ranks' samples."""
     run = settings(0)
-    (player,) = fresh(run).players.values()
-    trained = [p for p in player.parameters() if p.requires_grad]
+    (loss_module,) = fresh(run).loss_modules.values()
+    trained = [p for p in loss_module.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=RATE, betas=run.optimizer.betas)
-    average = {name: tensor.clone() for name, tensor in player.network.state_dict().items()}
+    average = {name: tensor.clone() for name, tensor in loss_module.network.state_dict().items()}
     for step in range(steps):
         optimizer.zero_grad()
         for rank in range(WORLD):
             torch.manual_seed(100 * step + rank)
-            loss, _, _ = player(sample(step, rank), {})
+            loss, _, _ = loss_module(sample(step, rank), {})
             (loss / WORLD).backward()
         optimizer.step()
         decay = (1 + step) / (10 + step)
-        state = player.network.state_dict()
+        state = loss_module.network.state_dict()
         average = {name: decay * average[name] + (1 - decay) * tensor for name, tensor in state.items()}
-    return {name: tensor.clone() for name, tensor in player.network.state_dict().items()}, average
+    return {name: tensor.clone() for name, tensor in loss_module.network.state_dict().items()}, average
 
 
 @pytest.fixture(scope="module")

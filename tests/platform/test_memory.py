@@ -51,7 +51,7 @@ def test_activations_are_what_autograd_saves():
 
     batch = Batch(torch.rand(2, 1, 32, 32, 32), torch.rand(2, 2, 32, 32))
     with frozen([objective.networks()["discriminator"]]), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        objective.players["generator"](batch, {})
+        objective.loss_modules["generator"](batch, {})
     assert abs(estimate(run).activations - sum(saved.values())) < 0.02 * sum(saved.values())
 
 

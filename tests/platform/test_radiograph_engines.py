@@ -1,4 +1,4 @@
-"""Players of unpaired systems have the same losses on two workers under every ZeRO stage as under stage 0."""
+"""Networks of unpaired systems have the same losses on two workers under every ZeRO stage as under stage 0."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from raylift.models.zoo import SYSTEMS
 from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
-from raylift.platform.training.loop import take_turns
+from raylift.platform.training.loop import training_step
 from raylift.platform.training.tracking import RunningMeans
 
 GRID = Grid(16, 20.0)
@@ -51,7 +51,7 @@ def losses(rank, wanted):
         seen = []
         for step in range(STEPS):
             averages = RunningMeans()
-            take_turns(started, batch(rank, len(run.system.views)), step, averages)
+            training_step(started, batch(rank, len(run.system.views)), step, averages)
             seen.append(averages.reduce())
         results[key] = seen
     return results
@@ -78,10 +78,10 @@ def agree(some: list[dict[str, float]], others: list[dict[str, float]]) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_losses_of_four_players_are_those_of_stage_0(trained, stage):
+def test_losses_of_four_networks_are_those_of_stage_0(trained, stage):
     agree(trained["cyclegan-b", stage], trained["cyclegan-b", 0])
     first, last = trained["cyclegan-b", 0][0], trained["cyclegan-b", 0][-1]
-    assert all(first[f"{player}/loss"] != last[f"{player}/loss"] for player in ("generator", "projection"))
+    assert all(first[f"{network}/loss"] != last[f"{network}/loss"] for network in ("generator", "projection"))
 
 
 @pytest.mark.parametrize("name", ["u-x2ctgan", "cgan-128"])
@@ -92,6 +92,6 @@ def test_losses_of_a_reprojecting_system_are_those_of_stage_0(trained, name, sta
 
 
 def test_discriminators_are_updated_at_every_second_step(trained):
-    players = ["generator", "projection", "volume_discriminator", "view_discriminator"]
-    turns = [[player for player in players if f"{player}/loss" in step] for step in trained["cyclegan-b", 0]]
-    assert turns == [players, players[:2], players]
+    networks = ["generator", "projection", "volume_discriminator", "view_discriminator"]
+    updated = [[network for network in networks if f"{network}/loss" in step] for step in trained["cyclegan-b", 0]]
+    assert updated == [networks, networks[:2], networks]

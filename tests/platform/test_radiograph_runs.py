@@ -1,4 +1,4 @@
-"""An unpaired system of four players goes through the same loop and the same commands."""
+"""An unpaired system of four networks goes through the same loop and the same commands."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def test_a_cyclegan_cut_in_half_ends_in_exactly_the_weights_of_the_whole_one(cyc
     runs.fit(cycle, str(half))
     whole, again = (folder / "checkpoints/step-00000004" for folder in (cycle_run, half))
     files = sorted(path.relative_to(whole) for path in whole.rglob("*.safetensors"))
-    # The model, three other players, and Adam's moments of all four.
+    # The model, three other networks, and Adam's moments of all four.
     assert len(files) == 8
     for file in files:
         ours, theirs = (safetensors.torch.load_file(folder / file) for folder in (whole, again))

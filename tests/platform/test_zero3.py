@@ -17,7 +17,7 @@ from raylift.models.zoo import SYSTEMS
 from raylift.platform.config import EngineConfig, OptimizerConfig, RunConfig
 from raylift.platform.presets import PRESETS
 from raylift.platform.training import engine as engines
-from raylift.platform.training.loop import take_turns
+from raylift.platform.training.loop import training_step
 from raylift.platform.training.tracking import RunningMeans
 
 GRID = Grid(32, 10.0)
@@ -80,9 +80,9 @@ def losses(rank, wanted):
         for step in range(STEPS):
             averages = RunningMeans()
             torch.manual_seed(step)
-            take_turns(started, batch(len(run.system.views)), step, averages)
+            training_step(started, batch(len(run.system.views)), step, averages)
             seen.append(averages.reduce())
-        held = [p.numel() for engine in started.values() for p in engine.player.parameters()]
+        held = [p.numel() for engine in started.values() for p in engine.loss_module.parameters()]
         assert all(held) if run.engine.zero_stage == 0 else not any(held), f"{key}: the injection did not fire"
         results[key] = seen
     return results
