@@ -144,14 +144,14 @@ def _is_open_tuple(kind: Any) -> bool:
     return get_origin(kind) is tuple and kind.__args__[-1] is Ellipsis
 
 
-def _generation(value: Any, _: Any) -> int | str:
+def _snapshot(value: Any, _: Any) -> int | str:
     if value != "latest" and type(value) is not int:
         raise _WrongTypeError(f"expected a number or latest, not {value!r:.80}")
-    generation: int | str = value
-    return generation
+    snapshot: int | str = value
+    return snapshot
 
 
-_converter.register_structure_hook_func(lambda kind: kind == int | Literal["latest"], _generation)
+_converter.register_structure_hook_func(lambda kind: kind == int | Literal["latest"], _snapshot)
 _converter.register_structure_hook_func(_is_choice, _choice)
 _converter.register_structure_hook(int, _exactly(int))
 _converter.register_structure_hook(bool, _exactly(bool))

@@ -93,7 +93,7 @@ class Parts(SystemConfig):
 
     def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
         """An encoder and a lifting per view, the fusion and the decoder."""
-        return Reconstructor(self, grid, geometry)
+        return EncoderDecoder(self, grid, geometry)
 
     def rays(self, grid: Grid, geometry: Geometry) -> list[Rays]:
         """How the views' rays cross the volume, in the views' order."""
@@ -154,7 +154,7 @@ class ViewBranch(nn.Module):
         return lifted
 
 
-class Reconstructor(VolumeNetwork):
+class EncoderDecoder(VolumeNetwork):
     """Radiographs to a volume: one branch per view, fusion, decoder.
 
     Along true rays all views go through one branch, and with a fusion that takes any number of views (average, sum,

@@ -1,7 +1,7 @@
 """The entry of a system in its file of `models/systems/`: paper, published settings, variants and training.
 
-`models.zoo.SYSTEMS` holds one `Entry` a system. Presets, `raylift systems`, the table of systems in the documentation
-and the default preset of a search space are made from these entries.
+`models.zoo.SYSTEMS` holds a `PublishedSystem` for each system. Presets, `raylift systems`, the table of systems in the
+documentation and the default preset of a search space are made from them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class ParameterCount:
 
 
 @dataclass(frozen=True)
-class Entry:
+class PublishedSystem:
     """A system of the literature. Its name is that of its settings and its key in `models.zoo.SYSTEMS`."""
 
     title: str

@@ -7,7 +7,7 @@ from torch import nn
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import register_union
 from raylift.models.composition import Composition
-from raylift.models.literature import Entry
+from raylift.models.literature import PublishedSystem
 from raylift.models.system_config import SystemConfig
 from raylift.models.systems.cgan import CGAN_128
 from raylift.models.systems.cnn3d import CNN3D
@@ -24,7 +24,7 @@ from raylift.models.systems.unrolled import UNROLLED
 from raylift.models.systems.x2ct import X2CT_CNN, X2CT_GAN
 from raylift.models.systems.x_recon import X_RECON
 
-SYSTEMS: dict[str, Entry] = {
+SYSTEMS: dict[str, PublishedSystem] = {
     "psr": PSR,
     "3dcnn": CNN3D,
     "x2ct-gan": X2CT_GAN,

@@ -27,14 +27,14 @@ class DataConfig:
 
     archive: str = "archive"
     """Folder or URL of the archive."""
-    generation: int | Literal["latest"] = "latest"
-    """Generation of the archive. A run keeps the one that is the latest when it begins; `--resume RUN --data.generation
+    snapshot: int | Literal["latest"] = "latest"
+    """Snapshot of the archive. A run keeps the one that is the latest when it begins; `--resume RUN --data.snapshot
     latest` moves it to the newest."""
     unpaired: str = ""
     """Folder or URL of an archive of CT, whose train split an unpaired system uses as unpaired
     volumes; empty: none."""
-    unpaired_generation: int | Literal["latest"] = "latest"
-    """As `generation`, of the unpaired archive."""
+    unpaired_snapshot: int | Literal["latest"] = "latest"
+    """As `snapshot`, of the unpaired archive."""
     match_histograms: bool = False
     """Whether the histogram of every radiograph is matched to that of digitally reconstructed radiographs (DRRs) of the
     archive's CT, or else of the unpaired archive's, in training, evaluation and inference."""

@@ -43,7 +43,7 @@ class ReconstructOptions:
     """Mirror the frontal image left to right."""
     patient_facing: PatientFacingOption = "auto"
     """The edge that the patient faces in images of lateral views (azimuth 90 or 270 degrees); auto detects it. An image
-    is mirrored if the model's DRRs face the other edge. Other views are taken as given."""
+    is flipped if the model's DRRs face the other edge. Other views are taken as given."""
     consistency_steps: int = 0
     """Steps of the data-consistency fit after the network; 0 for none."""
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
@@ -129,7 +129,7 @@ def _files_by_view(options: ReconstructOptions) -> dict[str, Path]:
 def _load(
     path: Path, pose: View, invert: Inversion, flip: bool, patient_facing: PatientFacingOption
 ) -> Float32[np.ndarray, "_ _"]:
-    """The image in the orientation of the model's DRRs; prints whether it was mirrored or is ambiguous."""
+    """The image in the orientation of the model's DRRs; prints whether it was flipped or is ambiguous."""
     loaded = load_radiograph(path, pose, invert=invert, flip=flip, patient_facing=patient_facing)
     if loaded.notes:
         print(f"{pose.name}: {'; '.join(loaded.notes)}")
@@ -138,9 +138,9 @@ def _load(
             f"{pose.name}: cannot detect which edge the patient faces; assuming {expected_patient_facing(pose)}: "
             "pass --patient-facing"
         )
-    elif loaded.detected and loaded.mirrored:
+    elif loaded.detected and loaded.flipped:
         print(
-            f"{pose.name}: the patient faces {loaded.patient_facing}; the image is mirrored: "
+            f"{pose.name}: the patient faces {loaded.patient_facing}; the image is flipped: "
             "pass --patient-facing to override"
         )
     return loaded.image

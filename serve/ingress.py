@@ -28,9 +28,9 @@ from raylift.serve.api.access import AccessControl
 from raylift.serve.api.credentials import Credentials
 from raylift.serve.api.request_limits import BodyTimeout, RootPath
 from raylift.serve.backend import Backend
-from raylift.serve.decoder import Decoder
 from raylift.serve.failures import ServiceUnavailableError
 from raylift.serve.gate import Admission, Gate, Queue
+from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page import layout, theme
 from raylift.serve.page.upload_guard import KnownEvents
 from raylift.serve.page.upload_quota import UploadQuota
@@ -104,7 +104,7 @@ def build(
         return gate.is_open and await loaded.is_running()
 
     limits = RadiographLimits(max_bytes=settings.max_upload_mib * 2**20)
-    decoder = Decoder(description, limits, settings.decoding_limits)
+    decoder = ImageDecoder(description, limits, settings.decoding_limits)
     max_samples = settings.max_samples if sampling else 1
     steps = settings.consistency_steps
     backend = Backend(description, sha256, reconstruct, ready, steps, sampling, max_samples, queue.place)

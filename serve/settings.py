@@ -16,7 +16,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.models.consistency import require_steps
 from raylift.models.diffusion.generative import SamplingFlags
 from raylift.platform import model_store
-from raylift.serve.decoding_server import DecodingLimits
+from raylift.serve.image_decoder_server import DecodingLimits
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ REAL = [
 
 
 def chest(rows: int = 120, columns: int = 100, most: int = 200) -> np.ndarray:
-    """A bone-bright image with dark upper corners, unlike its mirror image; values 0 to `most`."""
+    """A bone-bright image with dark upper corners, unlike its flip image; values 0 to `most`."""
     y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : columns * 1j]
     body = np.clip(1.6 - 1.6 * (x**2 + 0.5 * (y - 0.5) ** 2), 0, 1)
     lungs = 0.5 * (np.hypot((abs(x) - 0.4) / 0.25, y / 0.6) < 1)

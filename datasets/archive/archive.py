@@ -75,17 +75,17 @@ class Sample(PairedSample):
 
 
 class Archive:
-    """A generation of a published archive, opened for reading. Thread-safe; other processes open their own."""
+    """A snapshot of a published archive, opened for reading. Thread-safe; other processes open their own."""
 
-    def __init__(self, url: str, generation: int | Literal["latest"] = "latest") -> None:
+    def __init__(self, url: str, snapshot: int | Literal["latest"] = "latest") -> None:
         require_reachable(url)
         self.url = absolute(url)
-        self.manifest: Manifest = manifest_at(Folder(self.url), generation)
+        self.manifest: Manifest = manifest_at(Folder(self.url), snapshot)
         self._arrays: dict[tuple[str, str], zarr.Array[Any]] = {}
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[Archive], tuple[str, int]]:
-        return Archive, (self.url, self.manifest.generation)
+        return Archive, (self.url, self.manifest.snapshot)
 
     def entries(self, split: Split | None = None) -> list[Entry]:
         """The samples of a split, or all samples, sorted by id."""

@@ -51,28 +51,28 @@ class Manifest:
     grid: Grid
     geometry: Geometry
     split_rule: SplitRule = field(default_factory=SplitRule)
-    generation: int = 0
+    snapshot: int = 0
     entries: tuple[Entry, ...] = ()
     contents: Contents = "volumes"
     """For radiographs without CT, grid and geometry describe the volumes and poses that they are intended for."""
     samples_at: tuple[int, ...] = ()
-    """Number of entries at each generation from 1 to this one; 0 where an older raylift did not record it."""
+    """Number of entries at each snapshot from 1 to this one; 0 where an older raylift did not record it."""
 
     def with_entries(self, new: list[Entry]) -> Manifest:
-        """The next generation, with new entries after the others."""
+        """The next snapshot, with new entries after the others."""
         entries = (*self.entries, *new)
-        unknown = (0,) * (self.generation - len(self.samples_at))
+        unknown = (0,) * (self.snapshot - len(self.samples_at))
         counts = (*self.samples_at, *unknown, len(entries))
-        return replace(self, generation=self.generation + 1, entries=entries, samples_at=counts)
+        return replace(self, snapshot=self.snapshot + 1, entries=entries, samples_at=counts)
 
-    def at(self, generation: int) -> Manifest | None:
-        """An earlier generation, whose entries are the first ones of this one; None if their number is unknown."""
-        if generation == self.generation:
+    def at(self, snapshot: int) -> Manifest | None:
+        """An earlier snapshot, whose entries are the first ones of this one; None if their number is unknown."""
+        if snapshot == self.snapshot:
             return self
-        counts = self.samples_at[:generation] if 0 < generation < self.generation else ()
-        if len(counts) < generation or not counts or not counts[-1]:
+        counts = self.samples_at[:snapshot] if 0 < snapshot < self.snapshot else ()
+        if len(counts) < snapshot or not counts or not counts[-1]:
             return None
-        return replace(self, generation=generation, entries=self.entries[: counts[-1]], samples_at=counts)
+        return replace(self, snapshot=snapshot, entries=self.entries[: counts[-1]], samples_at=counts)
 
     def sha256(self) -> str:
         """A digest of everything that samples and their order depend on; the same in a copy of the archive."""
@@ -130,31 +130,31 @@ def latest_manifest(folder: Folder) -> Manifest:
             pruned = names[-1]
 
 
-def manifest_at(folder: Folder, generation: int | Literal["latest"]) -> Manifest:
-    """The manifest of a generation of an archive, also if its file was pruned.
+def manifest_at(folder: Folder, snapshot: int | Literal["latest"]) -> Manifest:
+    """The manifest of a snapshot of an archive, also if its file was pruned.
 
     Raises:
         ArchiveNotFoundError: nothing was published.
-        ArchiveError: the archive has no such generation, or the samples of that one are unknown.
+        ArchiveError: the archive has no such snapshot, or the samples of that one are unknown.
     """
     newest = latest_manifest(folder)
-    if generation == "latest":
+    if snapshot == "latest":
         return newest
-    if manifest := newest.at(generation):
+    if manifest := newest.at(snapshot):
         return manifest
     try:
-        name = manifest_path(generation)
+        name = manifest_path(snapshot)
         return Manifest.from_json(folder.read(name), join(folder.url, name))
     except FileNotFoundError as error:
         raise ArchiveError(
-            f"{folder.url} has no generation {generation}, its newest is {newest.generation}: restore the archive, or "
-            "move to its newest generation with --data.generation latest"
+            f"{folder.url} has no snapshot {snapshot}, its newest is {newest.snapshot}: restore the archive, or "
+            "move to its newest snapshot with --data.snapshot latest"
         ) from error
 
 
-def manifest_path(generation: int) -> str:
+def manifest_path(snapshot: int) -> str:
     """Path of the manifest with that number inside the archive."""
-    return f"manifests/{generation:06d}.json"
+    return f"manifests/{snapshot:06d}.json"
 
 
 def published_manifests(folder: Folder) -> list[str]:

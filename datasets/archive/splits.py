@@ -34,14 +34,14 @@ PUBLISHED = {
 class SplitRule:
     """Fractions of the splits (train, val, test), the salt of the hash, and subjects assigned by hand."""
 
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     salt: int = 0
     assigned: Mapping[str, Split] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # In this form NaN fails too.
-        if not (min(self.shares) >= 0 and abs(sum(self.shares) - 1) <= 1e-6):
-            raise ConfigError(f"split fractions {self.shares} are not three positive numbers that sum to 1")
+        if not (min(self.fractions) >= 0 and abs(sum(self.fractions) - 1) <= 1e-6):
+            raise ConfigError(f"split fractions {self.fractions} are not three positive numbers that sum to 1")
 
     def split(self, subject: str) -> Split:
         """The split of a subject."""
@@ -51,12 +51,12 @@ class SplitRule:
         if self.assigned and (name := pseudonym(subject)) in self.assigned:
             return self.assigned[name]
         place = int.from_bytes(hashlib.sha256(f"{self.salt}/{subject}".encode()).digest()[:8], "big") / 2**64
-        train, val, _ = self.shares
+        train, val, _ = self.fractions
         return "train" if place < train else "val" if place < train + val else "test"
 
 
 def balanced_split_rule(
-    subjects: Iterable[str], shares: tuple[float, float, float], assigned: Mapping[str, Split]
+    subjects: Iterable[str], fractions: tuple[float, float, float], assigned: Mapping[str, Split]
 ) -> SplitRule:
     """The rule of a new archive: of 100 salts the first whose counts are closest to the fractions.
 
@@ -69,11 +69,11 @@ def balanced_split_rule(
         counts = dict.fromkeys(SPLITS, 0)
         for name in names:
             counts[rule.split(name)] += 1
-        fractions = dict(zip(SPLITS, shares, strict=True))
-        empty = sum(fractions[split] > 0 and counts[split] == 0 for split in SPLITS)
-        return empty, sum(abs(counts[split] - fractions[split] * len(names)) for split in SPLITS)
+        expected = dict(zip(SPLITS, fractions, strict=True))
+        empty = sum(expected[split] > 0 and counts[split] == 0 for split in SPLITS)
+        return empty, sum(abs(counts[split] - expected[split] * len(names)) for split in SPLITS)
 
-    return min((SplitRule(shares, salt, assigned) for salt in range(100)), key=distance)
+    return min((SplitRule(fractions, salt, assigned) for salt in range(100)), key=distance)
 
 
 @dataclass(frozen=True)

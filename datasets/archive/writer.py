@@ -96,7 +96,7 @@ class ArchiveWriter:
         while new := manifests.new_entries(self.manifest, written):
             manifest = self.manifest.with_entries(new)
             try:
-                self._folder.create(manifests.manifest_path(manifest.generation), manifest.to_json())
+                self._folder.create(manifests.manifest_path(manifest.snapshot), manifest.to_json())
                 self.manifest = manifest
                 break
             except FileExistsError:

@@ -42,8 +42,8 @@ class VolumeAugmentation:
     """Added to soft tissue, uniform within this to either side."""
     bone: tuple[float, float] = (0.7, 1.3)
     """Factor of HU - 150 above 150 HU."""
-    mirror: float = 0.0
-    """Fraction of samples that are mirrored left to right; the heart is then on the right."""
+    flip: float = 0.0
+    """Fraction of samples that are flipped left to right; the heart is then on the right."""
 
     def __post_init__(self) -> None:
         ranges = {"scale": self.scale, "lung": self.lung, "bone": self.bone}
@@ -53,8 +53,8 @@ class VolumeAugmentation:
         for name in ("rotation_deg", "shift_mm", "elastic_mm", "soft_tissue_hu"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"augmentation {name} is {getattr(self, name)}: give 0 or more")
-        if not (0 <= self.probability <= 1 and 0 <= self.mirror <= 1):
-            raise ConfigError("augmentation probability and mirror: give fractions from 0 to 1")
+        if not (0 <= self.probability <= 1 and 0 <= self.flip <= 1):
+            raise ConfigError("augmentation probability and flip: give fractions from 0 to 1")
 
     def sample(self, rng: np.random.Generator) -> Deformation:
         """The parameters of one sample."""
@@ -73,7 +73,7 @@ class VolumeAugmentation:
                     rng.uniform(*self.bone),
                 ]
             )
-        if rng.random() < self.mirror:
+        if rng.random() < self.flip:
             matrix = matrix @ np.diag([1.0, 1.0, -1.0])
         return Deformation(matrix, shift, elastic, tissue)
 

@@ -51,7 +51,7 @@ def ingest_radiographs(
         sources: files and folders; see `folder_search`.
         url: folder or object store of a new or existing archive.
         grid: voxel grid of the volumes that the radiographs are intended for.
-        geometry: poses; a lateral radiograph is mirrored if its patient faces the other edge than in its view.
+        geometry: poses; a lateral radiograph is flipped if its patient faces the other edge than in its view.
         limits: largest file and image accepted, checked from the header.
         pairs: CSV of pairs; see `pair_table`.
         skip_ambiguous: skip subjects with more than one radiograph of a view.

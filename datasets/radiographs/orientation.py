@@ -1,6 +1,6 @@
 """Patient orientation of radiographs: by PatientOrientation, or in laterals detected or given; matched to the view.
 
-PatientOrientation of a DICOM file determines how the image must be rotated and mirrored for a view of any pose. Without
+PatientOrientation of a DICOM file determines how the image must be rotated and flipped for a view of any pose. Without
 it an image must be upright, and the orientation of a lateral is detected.
 
 In the lower chest the heart lies anterior and lung posterior to it; higher up the retrosternal space is lung and the
@@ -54,10 +54,10 @@ class OrientedRadiograph:
     """Where the patient of the file faced; None if the view is not lateral or the orientation was not determined."""
     detected: bool = False
     """Whether `patient_facing` was detected in the image rather than given."""
-    mirrored: bool = False
-    """Whether the image was mirrored to match its view."""
+    flipped: bool = False
+    """Whether the image was flipped to match its view."""
     is_clear: bool = True
-    """False if detection was requested and the image does not show the orientation clearly; it is not mirrored then."""
+    """False if detection was requested and the image does not show the orientation clearly; it is not flipped then."""
     is_chest: bool = True
     """False if a frontal or lateral image does not look like a chest."""
     notes: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class OrientedRadiograph:
         return notes | {
             "patient_facing": self.patient_facing,
             "patient_facing_detected": self.detected,
-            "mirrored": self.mirrored,
+            "flipped": self.flipped,
         }
 
 
@@ -92,35 +92,35 @@ def orient(
     facing = detect_patient_facing(image) if patient_facing == "auto" else patient_facing
     if facing is None:
         return OrientedRadiograph(image, is_clear=False)
-    mirrored = facing != expected
-    oriented = np.ascontiguousarray(image[:, ::-1]) if mirrored else image
-    return OrientedRadiograph(oriented, facing, detected, mirrored)
+    flipped = facing != expected
+    oriented = np.ascontiguousarray(image[:, ::-1]) if flipped else image
+    return OrientedRadiograph(oriented, facing, detected, flipped)
 
 
 def orient_by_tag(
-    image: Float32[np.ndarray, "rows columns"], letters: tuple[str, str], view: View, name: str, *, mirror: bool = True
+    image: Float32[np.ndarray, "rows columns"], letters: tuple[str, str], view: View, name: str, *, flip: bool = True
 ) -> OrientedRadiograph:
-    """Rotate and mirror an image from its PatientOrientation to the axes of a view.
+    """Rotate and flip an image from its PatientOrientation to the axes of a view.
 
     Args:
         image: as stored in the file.
         letters: directions of the patient along rows and down columns, as ('L', 'F').
         view: the pose whose DRRs the image must match.
         name: name of the file in messages.
-        mirror: whether to mirror; otherwise the image is only rotated upright.
+        flip: whether to flip; otherwise the image is only rotated upright.
 
     Raises:
         FileError: the directions are not those of an image of the view.
     """
     row, column = map(_direction, letters)
     axes, tag = view.axes(), f"PatientOrientation {letters[0]}\\{letters[1]}"
-    best, turns, mirrored = -1.0, 0, False
+    best, turns, flipped = -1.0, 0, False
     for quarter in range(4):
         # A quarter turn to the left: what ran down the columns runs along the rows.
         for side in (1, -1):
             fit = min(side * float(row @ axes[0]), float(column @ axes[1]))
             if fit > best:
-                best, turns, mirrored = fit, quarter, side < 0
+                best, turns, flipped = fit, quarter, side < 0
         row, column = column, -row
     if best < MIN_ALIGNMENT:
         raise FileError(
@@ -128,13 +128,13 @@ def orient_by_tag(
         )
     expected = expected_patient_facing(view)
     other: PatientFacing = "right" if expected == "left" else "left"
-    mirrors = mirrored and mirror
-    notes = [f"rotated by {90 * turns} degrees ({tag})"] * (turns > 0) + [f"mirrored ({tag})"] * mirrors
+    flips = flipped and flip
+    notes = [f"rotated by {90 * turns} degrees ({tag})"] * (turns > 0) + [f"flipped ({tag})"] * flips
     turned = np.rot90(image, turns)
     return OrientedRadiograph(
-        np.ascontiguousarray(turned[:, ::-1] if mirrors else turned),
-        None if expected is None else other if mirrored else expected,
-        mirrored=mirrors,
+        np.ascontiguousarray(turned[:, ::-1] if flips else turned),
+        None if expected is None else other if flipped else expected,
+        flipped=flips,
         notes=tuple(notes),
     )
 
@@ -150,9 +150,9 @@ def patient_facing_score(image: Float32[np.ndarray, "rows columns"]) -> float:
     """Score of a bone-bright lateral image: positive if the patient faces left, negative if right, in [-2, 2]."""
     step = max(1, max(image.shape) // 512)
     body = resample_body(crop_uniform_margin(normalize(image[::step, ::step])))
-    mirrored = body[:, ::-1]
-    posterior, anterior = mirrored[RETROSTERNAL].mean(), body[RETROSTERNAL].mean()
-    return float(posterior - anterior + body[HEART].mean() - mirrored[HEART].mean())
+    flipped = body[:, ::-1]
+    posterior, anterior = flipped[RETROSTERNAL].mean(), body[RETROSTERNAL].mean()
+    return float(posterior - anterior + body[HEART].mean() - flipped[HEART].mean())
 
 
 def detect_patient_facing(image: Float32[np.ndarray, "rows columns"]) -> PatientFacing | None:

@@ -172,7 +172,7 @@ def _deep_gray(
 
 
 def _upright(values: Shaped[np.ndarray, "_ _"], orientation: int) -> Shaped[np.ndarray, "_ _"]:
-    """The values rotated and mirrored by an orientation tag."""
+    """The values rotated and flipped by an orientation tag."""
     if orientation in SIDEWAYS:
         values = values.T
     if orientation in (3, 4, 7, 8):

@@ -46,7 +46,7 @@ def load_radiograph(
         view: the pose that the image must match.
         limits: largest file and image accepted.
         invert: see `decoding.read`.
-        flip: mirror left and right, after PatientOrientation was applied.
+        flip: flip left and right, after PatientOrientation was applied.
         patient_facing: see `orientation.orient`; left or right are the edge in the file and override
             PatientOrientation, by which the image is then only rotated upright.
 
@@ -61,7 +61,7 @@ def load_radiograph(
         upright = OrientedRadiograph(decoded.pixels)
     else:
         is_given = patient_facing in ("left", "right") and view.is_lateral
-        upright = orient_by_tag(decoded.pixels, decoded.patient_orientation, view, name, mirror=not is_given)
+        upright = orient_by_tag(decoded.pixels, decoded.patient_orientation, view, name, flip=not is_given)
     image = np.ascontiguousarray(upright.image[:, ::-1]) if flip else upright.image
     is_oriented = decoded.patient_orientation is not None and patient_facing == "auto"
     oriented = replace(upright, image=image) if is_oriented else orient(image, view, patient_facing)

@@ -28,11 +28,11 @@ def repeat_along_axis(features: Float[Tensor, "n c rows columns"], axis: int) ->
 def along_volume_axes(
     images: Float[Tensor, "n views rows columns"], rays: Sequence[Rays]
 ) -> Float[Tensor, "n views rows columns"]:
-    """The images with those mirrored whose columns run against the volume's axis, which lifting along axes needs."""
-    if not any(ray.is_mirrored for ray in rays):
+    """The images with those flipped whose columns run against the volume's axis, which lifting along axes needs."""
+    if not any(ray.is_flipped for ray in rays):
         return images
     pairs = zip(images.unbind(1), rays, strict=True)
-    return torch.stack([image.flip(-1) if ray.is_mirrored else image for image, ray in pairs], dim=1)
+    return torch.stack([image.flip(-1) if ray.is_flipped else image for image, ray in pairs], dim=1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Rays:
         )
 
     @property
-    def is_mirrored(self) -> bool:
+    def is_flipped(self) -> bool:
         """Whether the image's columns run against the volume's axis: azimuth 180 or 270 degrees, along an axis."""
         return not self.follow_geometry and self.view.left_edge in ("left side", "posterior side")
 

@@ -26,7 +26,7 @@ epoch, and its CycleGAN for 40; here it is trained for 40 too.
 
 from __future__ import annotations
 
-from raylift.models.literature import Entry, Training
+from raylift.models.literature import PublishedSystem, Training
 from raylift.models.objectives.reprojection import ReprojectionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import ViewDiscriminatorConfig
@@ -55,7 +55,7 @@ PUBLISHED = UnpairedComposition(
     ),
 )
 
-CGAN_128 = Entry(
+CGAN_128 = PublishedSystem(
     title="cGAN-128",
     summary="a 2-D U-Net a view along its rays, a discriminator of pairs of views",
     paper="Adwait et al. 2024, Boston University",

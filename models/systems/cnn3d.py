@@ -17,7 +17,7 @@ and radiographs; for intensities it is mean squared error and X2CT-GAN's project
 from __future__ import annotations
 
 from raylift.models.composition import Composition
-from raylift.models.literature import Entry
+from raylift.models.literature import PublishedSystem
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.encoders import EncoderConfig
@@ -35,7 +35,7 @@ PUBLISHED = Composition(
     loss=ReconstructionLoss(adversarial_weight=0.0, mse_weight=10.0, projection_weight=10.0),
 )
 
-CNN3D = Entry(
+CNN3D = PublishedSystem(
     title="3DCNN",
     summary="repeated radiographs through a residual 3-D U-Net",
     paper="Kasten et al. 2020, arXiv 2004.00871",

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from raylift.datasets.intensity import Window
 from raylift.models.composition import Composition
-from raylift.models.literature import Entry, Training
+from raylift.models.literature import PublishedSystem, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -50,7 +50,7 @@ PUBLISHED = Composition(
     loss=ReconstructionLoss(adversarial_weight=0.1, mse_weight=10.0, projection_weight=10.0),
 )
 
-CVAA_GAN = Entry(
+CVAA_GAN = PublishedSystem(
     title="CVAA-GAN",
     summary="views weighted voxel by voxel, coarse features distilled to fine ones",
     paper="Qiao et al. 2024, arXiv 2408.09736",

@@ -43,7 +43,7 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
 from raylift.datasets.serialization import require_fraction, require_minimum
 from raylift.models.drr import Reprojection
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, Entry, Training, Views
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, PublishedSystem, Training, Views
 from raylift.models.objectives.cycle import CycleLoss, CycleNetworks, cycle_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.blocks import ResidualBlock, initialize, upsample_3d
@@ -214,9 +214,9 @@ def with_channels(system: CycleGan, channels: tuple[int, ...], blocks: int, disc
     )
 
 
-def entry(title: str, published: CycleGan, views: Views, epochs: int) -> Entry:
+def entry(title: str, published: CycleGan, views: Views, epochs: int) -> PublishedSystem:
     """One of the two systems; an epoch of 2,873 pairs in batches of 16 has 180 steps."""
-    return Entry(
+    return PublishedSystem(
         title=title,
         summary="radiographs to volumes and back, volumes of other patients to radiographs and back",
         paper="Adwait et al. 2024, Boston University",

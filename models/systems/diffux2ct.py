@@ -37,7 +37,7 @@ from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig
 from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.diffusion.triplane import TriPlane, TriPlaneConfig
-from raylift.models.literature import Entry, Training
+from raylift.models.literature import PublishedSystem, Training
 from raylift.models.objectives.diffusion import DenoisingLoss, denoising_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.encoders import EncoderConfig
@@ -165,7 +165,7 @@ TRAINING = Training(steps=100_000, lr=2e-4, betas=(0.9, 0.999), gradient_clippin
 SLIM_TRAINING = replace(literature.SLIM_TRAINING, betas=(0.9, 0.999))
 TINY_TRAINING = replace(literature.TINY_TRAINING, betas=(0.9, 0.999))
 
-DIFFUX2CT = Entry(
+DIFFUX2CT = PublishedSystem(
     title="DiffuX2CT",
     summary="a volume denoised under a condition of tri-planes",
     paper="Liu et al. 2024, arXiv 2407.13545",

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raylift.models.composition import Composition
-from raylift.models.literature import Entry
+from raylift.models.literature import PublishedSystem
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -50,7 +50,7 @@ CNN = replace(GAN, name="duolift-cnn", loss=replace(GAN.loss, adversarial_weight
 
 PAPER = "Zhang and Ying 2024, arXiv 2411.07941"
 
-DUOLIFT_GAN = Entry(
+DUOLIFT_GAN = PublishedSystem(
     title="DuoLift-GAN",
     summary="features and radiographs lifted side by side into a U-Net++, a loss inside the lungs",
     paper=PAPER,
@@ -62,7 +62,7 @@ DUOLIFT_GAN = Entry(
     tiny=tiny(GAN),
     frontal_alone=replace(GAN, views=("frontal",)),
 )
-DUOLIFT_CNN = Entry(
+DUOLIFT_CNN = PublishedSystem(
     title="DuoLift-CNN",
     summary="DuoLift-GAN's generator without the adversarial term",
     paper=PAPER,

@@ -26,7 +26,7 @@ from raylift.models.diffusion.conditional import Condition, Data
 from raylift.models.diffusion.denoiser import DenoiserConfig
 from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
-from raylift.models.literature import Entry
+from raylift.models.literature import PublishedSystem
 from raylift.models.objectives.diffusion import DenoisingLoss
 from raylift.models.systems import diffux2ct
 from raylift.models.systems.diffux2ct import TriPlaneDiffusion, TriPlaneSystem
@@ -97,7 +97,7 @@ SLIM = replace(
     checkpointing="none",
 )
 
-LATENT_DIFFUSION = Entry(
+LATENT_DIFFUSION = PublishedSystem(
     title="latent DiffuX2CT",
     summary="DiffuX2CT's condition on the latents of an autoencoder, trained together",
     paper="none: DiffuX2CT's condition on latents",

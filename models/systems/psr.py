@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raylift.models.composition import Composition
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, Entry, ParameterCount, Training
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, ParameterCount, PublishedSystem, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.encoders import EncoderConfig
@@ -38,7 +38,7 @@ PUBLISHED = Composition(
     loss=ReconstructionLoss(adversarial_weight=0.0, mse_weight=1.0, projection_weight=0.0),
 )
 
-PSR = Entry(
+PSR = PublishedSystem(
     title="PSR",
     summary="a 2-D encoder-decoder whose channels are depths",
     paper="Henzler et al. 2018, arXiv 1710.04867",

@@ -32,7 +32,7 @@ from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion
 from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig, depth_to_space, space_to_depth
 from raylift.models.diffusion.generative import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, Entry, Training
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, PublishedSystem, Training
 from raylift.models.objectives.diffusion import DenoisingLoss, denoising_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.encoders import at_size
@@ -182,7 +182,7 @@ TINY = replace(
     SLIM, base=X2CT_GAN.tiny, denoiser=DenoiserConfig(channels=(8, 16), blocks=1, levels_without_attention=2, patch=2)
 )
 
-REFINER = Entry(
+REFINER = PublishedSystem(
     title="diffusion refiner",
     summary="samples the residual of any trained model's volume (--system.base-model)",
     paper="Adwait et al. 2024, Boston University",

@@ -24,7 +24,7 @@ changes the voxels on its ray most.
 from __future__ import annotations
 
 from raylift.models.composition import Composition
-from raylift.models.literature import Entry
+from raylift.models.literature import PublishedSystem
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -60,7 +60,7 @@ PUBLISHED = Composition(
     loss=ReconstructionLoss(adversarial_weight=0.1, mse_weight=10.0, projection_weight=10.0),
 )
 
-TRCT_GAN = Entry(
+TRCT_GAN = PublishedSystem(
     title="TRCT-GAN",
     summary="transformers in the encoder, cross-attention from voxels to pixels",
     paper="Wang et al. 2023, DSP 140:104123",

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, Entry, Training
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, PublishedSystem, Training
 from raylift.models.objectives.reprojection import ReprojectionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import ViewDiscriminatorConfig
@@ -61,7 +61,7 @@ PUBLISHED = UnpairedComposition(
 # Adam's decay adds itself times a weight to the gradient: twice the factor of the sum of squares.
 DECAY = 2e-4
 
-U_X2CTGAN = Entry(
+U_X2CTGAN = PublishedSystem(
     title="u-X2CTGAN",
     summary="X2CT-GAN's kind of network, supervised by its reprojections and total variation",
     paper="Adwait et al. 2024, Boston University",

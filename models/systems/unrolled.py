@@ -26,7 +26,7 @@ from raylift.datasets.geometry import Geometry, Grid, View
 from raylift.datasets.intensity import Window, hu_to_attenuation
 from raylift.datasets.projector import backproject, project
 from raylift.models.consistency import match
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, Entry, Training
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, PublishedSystem, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.blocks import group_norm
@@ -230,7 +230,7 @@ SLIM = replace(
 )
 TINY = replace(SLIM, image_channels=(8, 16), lifted_channels=(8, 8), volume_channels=(8, 16))
 
-UNROLLED = Entry(
+UNROLLED = PublishedSystem(
     title="unrolled",
     summary="back-projected features, data consistency and a 3-D U-Net in turn",
     paper="none: raylift's own",

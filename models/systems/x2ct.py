@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raylift.models.composition import Composition
-from raylift.models.literature import TINY_TRAINING, Entry, ParameterCount, Training
+from raylift.models.literature import TINY_TRAINING, ParameterCount, PublishedSystem, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -68,7 +68,7 @@ TRAINING = Training(
 PAPER = "Ying et al., CVPR 2019, arXiv 1905.06902"
 GENERATOR = (ParameterCount(61_740_467), ParameterCount(29_384_481, views=FRONTAL))
 
-X2CT_GAN = Entry(
+X2CT_GAN = PublishedSystem(
     title="X2CT-GAN",
     summary="dense encoders, features lifted at every size, views averaged; patch discriminator",
     paper=PAPER,
@@ -88,7 +88,7 @@ X2CT_GAN = Entry(
     frontal_alone=replace(GAN, views=FRONTAL),
     frontal_alone_slim=replace(slim(GAN), views=FRONTAL),
 )
-X2CT_CNN = Entry(
+X2CT_CNN = PublishedSystem(
     title="X2CT-CNN",
     summary="X2CT-GAN's generator without the adversarial term",
     paper=PAPER,

@@ -25,7 +25,7 @@ VIEW_NAMES = ("view1Model.", "view2Model.")
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a generator's `state_dict` in X2CT-GAN's public code, by the names of `Reconstructor`.
+    """The weights of a generator's `state_dict` in X2CT-GAN's public code, by the names of `EncoderDecoder`.
 
     Args:
         state: of the generator of one view or of two.

@@ -22,7 +22,7 @@ activation checkpointing let 224^3 fit one GPU.
 from __future__ import annotations
 
 from raylift.models.composition import Composition
-from raylift.models.literature import Entry, ParameterCount, Training
+from raylift.models.literature import ParameterCount, PublishedSystem, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -57,7 +57,7 @@ PUBLISHED = Composition(
     checkpointing="all",
 )
 
-X_RECON = Entry(
+X_RECON = PublishedSystem(
     title="X-Recon",
     summary="X2CT-GAN's views, an intensity at every size, jittered cone-beam projections in the loss",
     paper="Wang et al. 2024, arXiv 2407.15356",

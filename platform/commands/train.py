@@ -82,7 +82,7 @@ def _dry_run(run: RunConfig) -> int:
     run, geometry = with_archive_views(pretrained.resolve(run)), None
     if not set(run.system.views) <= {"frontal", "lateral"}:
         # Only the archive has the poses of other views.
-        archive = Archive(run.data.archive, run.data.generation)
+        archive = Archive(run.data.archive, run.data.snapshot)
         view_indices(archive, run)
         geometry = archive.manifest.geometry
     print(run.to_yaml())

@@ -254,7 +254,7 @@ def _provenance(
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         **(each[MODEL] if list(each) == [MODEL] else {"models": each}),
         "archive": ", ".join(archive.url for archive in archives),
-        "archive_generation": ", ".join(str(archive.manifest.generation) for archive in archives),
+        "archive_snapshot": ", ".join(str(archive.manifest.snapshot) for archive in archives),
         "grid": f"{grid.size}^3 at {grid.spacing_mm:g} mm",
         "command": command,
         "versions": {"raylift": __version__, "torch": torch.__version__, "numpy": np.__version__},

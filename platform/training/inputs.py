@@ -59,7 +59,7 @@ def open_stream(
     if run.data.unpaired:
         # Two readers share the cache of a worker.
         cache_bytes //= 2
-        others = Archive(run.data.unpaired, run.data.unpaired_generation)
+        others = Archive(run.data.unpaired, run.data.unpaired_snapshot)
         entries = others.entries("train")
         seed = int(np.random.SeedSequence([run.train.seed, UNPAIRED]).generate_state(1)[0])
         unpaired = UnpairedVolumes(CachedReader(others, cache_bytes), entries, SampleOrder(len(entries), seed))
@@ -95,25 +95,25 @@ def with_archive_views(run: RunConfig) -> RunConfig:
     has_own_views = any(field.name == "views" for field in fields(run.system))
     if not has_own_views or run.system.views != (ALL_VIEWS,):
         return run
-    views = Archive(run.data.archive, run.data.generation).manifest.geometry.views
+    views = Archive(run.data.archive, run.data.snapshot).manifest.geometry.views
     selected: dict[str, Any] = {"views": tuple(view.name for view in views)}
     return replace(run, system=replace(run.system, **selected))
 
 
-def with_generations(run: RunConfig) -> RunConfig:
-    """The run with the numbers of the archives' newest generations where these are `latest`."""
+def with_snapshots(run: RunConfig) -> RunConfig:
+    """The run with the numbers of the archives' newest snapshots where these are `latest`."""
     data = run.data
-    selected: dict[str, Any] = {"generation": Archive(data.archive, data.generation).manifest.generation}
+    selected: dict[str, Any] = {"snapshot": Archive(data.archive, data.snapshot).manifest.snapshot}
     if data.unpaired:
-        selected["unpaired_generation"] = Archive(data.unpaired, data.unpaired_generation).manifest.generation
+        selected["unpaired_snapshot"] = Archive(data.unpaired, data.unpaired_snapshot).manifest.snapshot
     return replace(run, data=replace(data, **selected))
 
 
 def archive_digests(run: RunConfig) -> dict[str, str]:
     """The digest of the manifest of each archive of a run, by its setting."""
-    digests = {"data.archive": Archive(run.data.archive, run.data.generation).manifest.sha256()}
+    digests = {"data.archive": Archive(run.data.archive, run.data.snapshot).manifest.sha256()}
     if run.data.unpaired:
-        others = Archive(run.data.unpaired, run.data.unpaired_generation)
+        others = Archive(run.data.unpaired, run.data.unpaired_snapshot)
         digests["data.unpaired"] = others.manifest.sha256()
     return digests
 
@@ -128,8 +128,8 @@ def require_archives(run: RunConfig, expected: dict[str, str]) -> None:
     for setting, url in (("data.archive", run.data.archive), ("data.unpaired", run.data.unpaired)):
         if setting in expected and current.get(setting) != expected[setting]:
             raise ConfigError(
-                f"{url} does not hold the samples that this run began with (generation "
-                f"{run.data.generation if setting == 'data.archive' else run.data.unpaired_generation}, SHA-256 "
+                f"{url} does not hold the samples that this run began with (snapshot "
+                f"{run.data.snapshot if setting == 'data.archive' else run.data.unpaired_snapshot}, SHA-256 "
                 f"{expected[setting]}): restore the archive, or start a new run"
             )
 
@@ -161,7 +161,7 @@ def describe(run: RunConfig, archive: Archive, resume_from: str | None = None) -
     versions = {"raylift": __version__, "torch": torch.__version__, "ray": ray.__version__}
     provenance: dict[str, Any] = {
         "archive": archive.url,
-        "archive_generation": archive.manifest.generation,
+        "archive_snapshot": archive.manifest.snapshot,
         "archive_contents": archive.manifest.contents,
         "training_samples": [entry.id for entry in archive.entries("train")],
         "config": to_plain(run),
@@ -169,10 +169,10 @@ def describe(run: RunConfig, archive: Archive, resume_from: str | None = None) -
         "versions": {**versions, "deepspeed": deepspeed.__version__},
     }
     if run.data.unpaired:
-        others = Archive(run.data.unpaired, run.data.unpaired_generation)
+        others = Archive(run.data.unpaired, run.data.unpaired_snapshot)
         provenance["unpaired"] = {
             "archive": others.url,
-            "archive_generation": others.manifest.generation,
+            "archive_snapshot": others.manifest.snapshot,
             "samples": [entry.id for entry in others.entries("train")],
         }
     started_with = earlier.provenance.get("pretrained", {}) if earlier else pretrained.record(run)
@@ -202,7 +202,7 @@ def training_data(
     """
     sources = [archive]
     if run.data.unpaired:
-        sources.append(Archive(run.data.unpaired, run.data.unpaired_generation))
+        sources.append(Archive(run.data.unpaired, run.data.unpaired_snapshot))
     scans = frozenset(entry.source_sha256 for source in sources for entry in source.entries("train"))
     earlier = model_store.load(resume_from).training_data if resume_from else None
     if earlier and scans <= earlier.scans:
@@ -253,7 +253,7 @@ def histogram_source(archive: Archive, run: RunConfig) -> Archive:
     """
     if archive.manifest.contents == "volumes":
         return archive
-    others = Archive(run.data.unpaired, run.data.unpaired_generation) if run.data.unpaired else archive
+    others = Archive(run.data.unpaired, run.data.unpaired_snapshot) if run.data.unpaired else archive
     if others.manifest.contents != "volumes" or others.manifest.geometry != archive.manifest.geometry:
         raise ConfigError(
             f"data.match-histograms needs DRRs, and {archive.url} holds acquired radiographs: name an "
@@ -268,7 +268,7 @@ def check(run: RunConfig) -> Archive:
     Raises:
         ConfigError: an archive does not fit the run or the system, or has no training or validation samples.
     """
-    archive = Archive(run.data.archive, run.data.generation)
+    archive = Archive(run.data.archive, run.data.snapshot)
     check_size(archive, run)
     view_indices(archive, run)
     name = run.system.name
@@ -283,7 +283,7 @@ def check(run: RunConfig) -> Archive:
         if not archive.entries(split):
             raise ConfigError(f"{archive.url} has no sample in the {split} split: ingest more subjects")
     if run.data.unpaired:
-        others = Archive(run.data.unpaired, run.data.unpaired_generation)
+        others = Archive(run.data.unpaired, run.data.unpaired_snapshot)
         others.require_volumes("data.unpaired")
         check_size(others, run)
         if others.manifest.grid != archive.manifest.grid:

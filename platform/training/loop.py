@@ -70,7 +70,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
     rank, world = dist.get_rank(), dist.get_world_size()
     device = engines.init_backend(gpu=run.cluster.gpus_per_worker > 0)
     require_archives(run, archives or {})
-    archive = Archive(run.data.archive, run.data.generation)
+    archive = Archive(run.data.archive, run.data.snapshot)
     checkpoints = Checkpoints(run_url)
     resume_from = broadcast_checkpoint(checkpoints.newest() if rank == 0 else None, reporter)
     description = describe(run, archive, resume_from)

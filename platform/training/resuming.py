@@ -12,7 +12,7 @@ from raylift.datasets.serialization import to_plain
 from raylift.platform.config import RunConfig, flatten, with_absolute_paths
 from raylift.platform.training import runs
 from raylift.platform.training.checkpoint import RUN_FILE
-from raylift.platform.training.inputs import archive_digests, with_generations
+from raylift.platform.training.inputs import archive_digests, with_snapshots
 
 RESUMABLE_CHANGES = (
     "train.steps",
@@ -24,15 +24,15 @@ RESUMABLE_CHANGES = (
     "cluster.",
     "engine.",
     "optimizer.",
-    "data.generation",
-    "data.unpaired_generation",
+    "data.snapshot",
+    "data.unpaired_snapshot",
     "data.threads",
     "data.prefetch_batches",
     "data.cache_gib",
 )
 """Settings, or beginnings of settings, that a resumed run may change."""
-ARCHIVES = {"data.archive": "data.generation", "data.unpaired": "data.unpaired_generation"}
-"""Archives, whose place a resumed run may change if the samples are the same, and their generations."""
+ARCHIVES = {"data.archive": "data.snapshot", "data.unpaired": "data.unpaired_snapshot"}
+"""Archives, whose place a resumed run may change if the samples are the same, and their snapshots."""
 
 
 def resume_run(run: RunConfig, url: str) -> RunConfig:
@@ -49,14 +49,14 @@ def resume_run(run: RunConfig, url: str) -> RunConfig:
         ConfigError: settings differ that a resumed run keeps; names each with both values.
     """
     base, record = runs.load_run(url), runs.load_record(url)
-    run = with_generations(with_absolute_paths(run))
+    run = with_snapshots(with_absolute_paths(run))
     recorded, current = record.get("archives", {}), archive_digests(run)
     moved = tuple(key for key in ARCHIVES if recorded.get(key, "") == current.get(key))
     changed = changes(base, run, RESUMABLE_CHANGES + moved, url, "run")
     for key, (before, after) in changed.items():
         print(f"raylift: {key} changes from {before} to {after}{_samples(base, run, key)}", flush=True)
-    for key, generation in ARCHIVES.items():
-        if key in recorded and generation not in changed:
+    for key, snapshot in ARCHIVES.items():
+        if key in recorded and snapshot not in changed:
             current[key] = recorded[key]
     new = {**record, "config": to_plain(run), "config_sha256": run.sha256(), "archives": current}
     if new != record:
@@ -86,10 +86,10 @@ def changes(before: object, after: object, allowed: tuple[str, ...], url: str, k
 
 
 def _samples(base: RunConfig, run: RunConfig, key: str) -> str:
-    """How a new generation changes the training samples, for the line about it."""
-    if key != "data.generation":
+    """How a new snapshot changes the training samples, for the line about it."""
+    if key != "data.snapshot":
         return ""
     counts: list[Any] = [
-        len(Archive(config.data.archive, config.data.generation).entries("train")) for config in (base, run)
+        len(Archive(config.data.archive, config.data.snapshot).entries("train")) for config in (base, run)
     ]
     return f" ({counts[0]} and {counts[1]} samples in the train split)"

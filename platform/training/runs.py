@@ -29,7 +29,7 @@ from raylift.platform.training.inputs import (
     check_network,
     require_archives,
     with_archive_views,
-    with_generations,
+    with_snapshots,
 )
 
 
@@ -96,7 +96,7 @@ def create(run: RunConfig, run_url: str) -> RunConfig:
             failed before its first step; nothing is written.
     """
     require_reachable(run_url)
-    run = with_generations(with_archive_views(with_absolute_paths(pretrained.resolve(run))))
+    run = with_snapshots(with_archive_views(with_absolute_paths(pretrained.resolve(run))))
     archive = check(run)
     pretrained.check(run, archive)
     check_network(run, archive)

@@ -33,7 +33,7 @@ from raylift.platform.presets import PRESETS
 from raylift.platform.training import lease, pretrained, runs
 from raylift.platform.training.checkpoint import RUN_FILE
 from raylift.platform.training.driver import Interrupted, interruptible
-from raylift.platform.training.inputs import check, with_archive_views, with_generations
+from raylift.platform.training.inputs import check, with_archive_views, with_snapshots
 from raylift.platform.training.resuming import changes
 from raylift.platform.tuning.algorithms import SAMPLERS, SCHEDULERS, Sampler, Scheduler
 from raylift.platform.tuning.trials import TABLE_FILE, Trial, describe, load_table, tabulate
@@ -136,8 +136,8 @@ def create(search: Search, url: str) -> None:
 
 
 def prepare(search: Search) -> Search:
-    """The search with absolute paths, pretrained parts, and the views and generations of its archives."""
-    run = with_generations(with_archive_views(with_absolute_paths(pretrained.resolve(search.run))))
+    """The search with absolute paths, pretrained parts, and the views and snapshots of its archives."""
+    run = with_snapshots(with_archive_views(with_absolute_paths(pretrained.resolve(search.run))))
     return replace(search, run=run)
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from raylift.datasets.geometry import MAX_VIEWS, View
 from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption, expected_patient_facing
-from raylift.serve.decoder import Decoder
+from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.view_text import guidance
 
 MAX_FILES = MAX_VIEWS
@@ -45,7 +45,7 @@ class ReconstructionForm(BaseModel):
         """Whether the standard deviation over samples is returned too."""
         return bool(getattr(self, "return_std", "false") == "true")
 
-    async def radiographs(self, poses: Sequence[View], decoder: Decoder) -> dict[str, OrientedRadiograph]:
+    async def radiographs(self, poses: Sequence[View], decoder: ImageDecoder) -> dict[str, OrientedRadiograph]:
         """The network's input by view, in the orientation of the model's DRRs.
 
         Raises:
@@ -76,7 +76,7 @@ def form_model(poses: Sequence[View], max_samples: int) -> type[ReconstructionFo
     fields: dict[str, Any] = {}
     for k, pose in enumerate(poses):
         view = pose.name
-        flip, alias = f"mirror the {view} image left to right", f"flip_{view}"
+        flip, alias = f"flip the {view} image left to right", f"flip_{view}"
         fields[f"view_{k}"] = UploadFile, Field(alias=view, description=f"{view} radiograph, {guidance(pose)}")
         if expected_patient_facing(pose) is None:
             fields[f"flip_{k}"] = Literal["true", "false"], Field("false", alias=alias, description=flip)

@@ -21,7 +21,7 @@ from raylift.serve.api.form import MAX_FIELDS, MAX_FILES, ReconstructionForm, fo
 from raylift.serve.api.problem import described
 from raylift.serve.api.request_limits import BodyLimit, KnownRoutes
 from raylift.serve.backend import DISCLAIMER, Backend
-from raylift.serve.decoder import Decoder
+from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.reconstructor import HUVolume
 
 RESIDUALS = {"X-Raylift-Residual-Before": "before", "X-Raylift-Residual-After": "after"}
@@ -55,7 +55,7 @@ class ModelInfo(BaseModel):
     notice: str = DISCLAIMER
 
 
-def build(backend: Backend, decoder: Decoder) -> FastAPI:
+def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
     """The application with all routes of the API."""
     # FastAPI's own documentation pages load scripts from a public server; `reference` has none.
     app = FastAPI(

@@ -22,7 +22,7 @@ from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption
 from raylift.serve.backend import Backend
-from raylift.serve.decoder import Decoder
+from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page import example
 from raylift.serve.page.images import (
     Plane,
@@ -50,7 +50,7 @@ class ViewInput(NamedTuple):
 class Actions:
     """The event handlers for one model. They keep no state of a session, so sessions can run concurrently."""
 
-    def __init__(self, backend: Backend, decoder: Decoder) -> None:
+    def __init__(self, backend: Backend, decoder: ImageDecoder) -> None:
         self._backend, self._decoder = backend, decoder
 
     async def preview(self, view: str, path: str | None, invert: Inversion, flip: bool) -> list[Any]:
@@ -78,9 +78,9 @@ class Actions:
             return gr.Checkbox(value=False, info=requirement(pose) + ambiguous)
         if not loaded.detected:
             return gr.Checkbox(value=False, info=requirement(pose) + " Oriented by the file's PatientOrientation.")
-        flipped = "; the image was flipped" if loaded.mirrored else ""
+        flipped = "; the image was flipped" if loaded.flipped else ""
         detected = f" Detected: patient faces {loaded.patient_facing}{flipped}."
-        return gr.Checkbox(value=loaded.mirrored, info=requirement(pose) + detected)
+        return gr.Checkbox(value=loaded.flipped, info=requirement(pose) + detected)
 
     async def reconstruct(self, *values: Any) -> list[Any]:
         """All outputs of a reconstruction.

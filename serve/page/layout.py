@@ -11,7 +11,7 @@ import gradio as gr
 from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.orientation import expected_patient_facing
 from raylift.serve.backend import DISCLAIMER, Backend
-from raylift.serve.decoder import Decoder
+from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page.events import Actions
 from raylift.serve.page.images import PLANES, WINDOWS
 from raylift.serve.page.std_map import EXPLANATION
@@ -38,7 +38,7 @@ MAX_SESSIONS = 64
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 16}
 
 
-def build(backend: Backend, decoder: Decoder, retention_s: float = 3600.0) -> gr.Blocks:
+def build(backend: Backend, decoder: ImageDecoder, retention_s: float = 3600.0) -> gr.Blocks:
     """The page for one model; uploads, downloads and volumes are kept for `retention_s`."""
     retention = round(retention_s)
     actions = Actions(backend, decoder)

@@ -53,7 +53,7 @@ angles = st.floats(-360, 360)
 
 
 @given(angles, angles, angles)
-def test_axes_are_orthonormal_and_never_mirrored(azimuth: float, elevation: float, roll: float) -> None:
+def test_axes_are_orthonormal_and_never_flipped(azimuth: float, elevation: float, roll: float) -> None:
     axes = View("any", azimuth, elevation, roll).axes()
     assert axes @ axes.T == pytest.approx(np.eye(3), abs=1e-9)
     assert np.linalg.det(axes) == pytest.approx(np.linalg.det(FRONTAL.axes()))

@@ -41,7 +41,7 @@ def phantom() -> np.ndarray:
 
 
 def by_plastimatch(executable: str, algorithm: str, folder: Path) -> np.ndarray:
-    """The images of both views as X2CT-GAN's code keeps them: the frontal one mirrored, the lateral one as it is."""
+    """The images of both views as X2CT-GAN's code keeps them: the frontal one flipped, the lateral one as it is."""
     volume = sitk.GetImageFromArray(phantom()[::-1].astype(np.float32))
     volume.SetSpacing((GRID.spacing_mm,) * 3)
     volume.SetOrigin([-(n - 1) / 2 * GRID.spacing_mm for n in volume.GetSize()])

@@ -29,34 +29,34 @@ def own(tiny, archive32, tmp_path) -> RunConfig:
 
 
 def grow(run: RunConfig, times: int = 1) -> None:
-    """New generations of the archive, each with a sample."""
+    """New snapshots of the archive, each with a sample."""
     for seed in range(times):
         ingest_phantoms(run.data.archive, GRID, chest(GRID), count=1, seed=1000 + seed)
 
 
 def ids(run: RunConfig) -> list[tuple[str, ...]]:
     """The samples of a run's first batches."""
-    archive = Archive(run.data.archive, run.data.generation)
+    archive = Archive(run.data.archive, run.data.snapshot)
     stream = inputs.open_stream(archive, run, inputs.describe(run, archive), SHARE)
     return [batch.ids for batches in islice(iter(stream), 5) for batch in batches]
 
 
-def test_a_run_keeps_its_generation_while_the_archive_grows_beyond_the_manifests_that_are_kept(own, tmp_path, capsys):
+def test_a_run_keeps_its_snapshot_while_the_archive_grows_beyond_the_manifests_that_are_kept(own, tmp_path, capsys):
     url = str(tmp_path / "run")
     run = runs.create(own, url)
-    before, generation = ids(run), run.data.generation
+    before, snapshot = ids(run), run.data.snapshot
     grow(run, 6)
-    assert f"{generation:06d}.json" not in Folder(run.data.archive).names("manifests")
+    assert f"{snapshot:06d}.json" not in Folder(run.data.archive).names("manifests")
     assert ids(own) != before, "the archive did not grow"
     again = resuming.resume_run(runs.load_run(url), url)
     assert again == run
     assert ids(again) == before
-    assert inputs.describe(again, Archive(own.data.archive, generation)).provenance["archive_generation"] == generation
+    assert inputs.describe(again, Archive(own.data.archive, snapshot)).provenance["archive_snapshot"] == snapshot
     assert "raylift: " not in capsys.readouterr().out
 
-    moved = resuming.resume_run(replace(run, data=replace(run.data, generation="latest")), url)
-    assert moved.data.generation == generation + 6
-    assert f"data.generation changes from {generation} to {generation + 6}" in capsys.readouterr().out
+    moved = resuming.resume_run(replace(run, data=replace(run.data, snapshot="latest")), url)
+    assert moved.data.snapshot == snapshot + 6
+    assert f"data.snapshot changes from {snapshot} to {snapshot + 6}" in capsys.readouterr().out
     assert ids(moved) == ids(own)
     assert runs.load_run(url) == moved
     inputs.require_archives(moved, runs.load_record(url)["archives"])
@@ -66,13 +66,13 @@ def test_a_worker_whose_archive_holds_other_samples_stops(own, tmp_path):
     run = runs.create(own, str(tmp_path / "run"))
     shutil.rmtree(own.data.archive)
     ingest_phantoms(own.data.archive, GRID, chest(GRID), count=12, seed=2, samples_per_shard=5)
-    assert Archive(own.data.archive).manifest.generation == run.data.generation
-    with pytest.raises(ConfigError, match=r"does not hold the samples that this run began with \(generation 3"):
+    assert Archive(own.data.archive).manifest.snapshot == run.data.snapshot
+    with pytest.raises(ConfigError, match=r"does not hold the samples that this run began with \(snapshot 3"):
         runs.fit(run, str(tmp_path / "run"))
 
 
-def test_a_generation_that_an_archive_does_not_have_is_refused_with_its_newest(archive32):
-    with pytest.raises(ArchiveError, match=r"has no generation 9, its newest is 3.*--data\.generation latest"):
+def test_a_snapshot_that_an_archive_does_not_have_is_refused_with_its_newest(archive32):
+    with pytest.raises(ArchiveError, match=r"has no snapshot 9, its newest is 3.*--data\.snapshot latest"):
         Archive(str(archive32), 9)
 
 

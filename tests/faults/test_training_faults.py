@@ -77,8 +77,8 @@ def test_a_worker_killed_while_the_archive_grows_is_replaced_and_the_run_ends_in
         if Checkpoints(url).published():
             workers = training_workers()
             if workers:
-                # The replaced worker opens the archive when it has another generation.
-                if Archive(archive).manifest.generation == run.data.generation:
+                # The replaced worker opens the archive when it has another snapshot.
+                if Archive(archive).manifest.snapshot == run.data.snapshot:
                     ingest_phantoms(archive, GRID, chest(GRID), count=1, seed=1000)
                 killed = workers[-1]
                 os.kill(killed, signal.SIGKILL)
@@ -90,9 +90,9 @@ def test_a_worker_killed_while_the_archive_grows_is_replaced_and_the_run_ends_in
     assert re.search(
         r"train: worker \d was lost \(.+\): starting again from the newest checkpoint \(1 of 2\)\n", output
     )
-    assert Archive(archive).manifest.generation == run.data.generation + 1
+    assert Archive(archive).manifest.snapshot == run.data.snapshot + 1
     provenance = weights.load(tmp_path / "killed/checkpoints/step-00000008").description.provenance
-    assert provenance["archive_generation"] == run.data.generation
+    assert provenance["archive_snapshot"] == run.data.snapshot
     assert same_weights(finished_run, url)
 
 

@@ -96,12 +96,12 @@ def test_rays_of_a_parallel_geometry_are_parallel_to_the_axes(view):
 
 
 @pytest.mark.parametrize("azimuth", [0, 90, 180, 270, -90])
-def test_images_whose_columns_run_against_the_volumes_axis_are_mirrored(azimuth):
+def test_images_whose_columns_run_against_the_volumes_axis_are_flipped(azimuth):
     images, ray = torch.rand(2, 2, 16, 16), rays(View("around", azimuth_deg=azimuth))
     along = along_volume_axes(images, [rays(FRONTAL), ray])
-    assert ray.is_mirrored == (azimuth in (180, 270, -90))
+    assert ray.is_flipped == (azimuth in (180, 270, -90))
     torch.testing.assert_close(along[:, 0], images[:, 0])
-    # A parallel beam follows the geometry, which mirrors by itself.
+    # A parallel beam follows the geometry, which flips by itself.
     true = rays(ray.view, follow_geometry=True, geometry=parallel)
     torch.testing.assert_close(true.backproject(images[:, 1:]), ray.backproject(along[:, 1:]), atol=1e-5, rtol=0)
     assert along_volume_axes(images, [rays(FRONTAL), true]) is images

@@ -52,7 +52,7 @@ def test_x2ct_gans_generator_equals_its_layers_written_out(views):
     assert relative(volume, expected) < 1e-13
 
 
-def test_in_geometry_x2ct_the_lateral_is_mirrored_into_the_columns_of_x2ct_gan():
+def test_in_geometry_x2ct_the_lateral_is_flipped_into_the_columns_of_x2ct_gan():
     state, images = numbers(2), torch.rand(1, 2, 16, 16, dtype=torch.float64)
     network = small(X2CT_GAN.published).reconstructor(GRID, x2ct(GRID)).double().eval()
     network.load_state_dict(convert(state))

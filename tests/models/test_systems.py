@@ -247,8 +247,8 @@ def outputs(objective, views, volume):
         yield networks["discriminator"](volume, views)
     if "projection" in networks:
         images = networks["projection"](volume)
-        mirrored = networks["projection"].rays[1].is_mirrored
-        yield torch.stack([images[:, 0], images[:, 1].flip(-1) if mirrored else images[:, 1]], dim=1)
+        flipped = networks["projection"].rays[1].is_flipped
+        yield torch.stack([images[:, 0], images[:, 1].flip(-1) if flipped else images[:, 1]], dim=1)
 
 
 CROSSED = [

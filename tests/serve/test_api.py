@@ -20,8 +20,8 @@ from raylift.datasets.radiographs.preparation import prepare
 from raylift.models.weights import Description, Model
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend
-from raylift.serve.decoder import Decoder
 from raylift.serve.failures import ServiceUnavailableError
+from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.reconstructor import HUVolume, Reconstructor
 
 
@@ -35,7 +35,7 @@ def client(
         return True
 
     backend = Backend(description, sha256, reconstruct_in_thread, ready, steps)
-    return TestClient(routes.build(backend, Decoder(description, RadiographLimits())))
+    return TestClient(routes.build(backend, ImageDecoder(description, RadiographLimits())))
 
 
 @pytest.fixture(scope="session")
@@ -158,7 +158,7 @@ def test_flip_and_inversion_apply_to_the_named_image(description: Description, r
     np.testing.assert_allclose(inverted[0], 1 - plain[0], atol=0.02)
 
 
-def test_a_lateral_that_clearly_faces_right_is_mirrored_unless_flip_lateral_is_false(
+def test_a_lateral_that_clearly_faces_right_is_flipped_unless_flip_lateral_is_false(
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
     received: list[np.ndarray] = []
@@ -170,12 +170,12 @@ def test_a_lateral_that_clearly_faces_right_is_mirrored_unless_flip_lateral_is_f
     api = client(description, "0" * 64, keep)
     file = io.BytesIO()
     Image.open(io.BytesIO(radiographs["lateral"])).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file, "PNG")
-    mirrored = {**radiographs, "lateral": file.getvalue()}
-    for files, fields in ((radiographs, {}), (mirrored, {}), (mirrored, {"flip_lateral": "auto"})):
+    flipped = {**radiographs, "lateral": file.getvalue()}
+    for files, fields in ((radiographs, {}), (flipped, {}), (flipped, {"flip_lateral": "auto"})):
         assert api.post("/v1/reconstructions", files=files, data=fields).status_code == 200
     np.testing.assert_allclose(received[1], received[0], atol=1e-5)
     np.testing.assert_array_equal(received[2], received[1])
-    assert api.post("/v1/reconstructions", files=mirrored, data={"flip_lateral": "false"}).status_code == 200
+    assert api.post("/v1/reconstructions", files=flipped, data={"flip_lateral": "false"}).status_code == 200
     np.testing.assert_allclose(received[3][1], received[0][1][:, ::-1], atol=1e-5)
 
 
@@ -238,7 +238,7 @@ def test_an_unresponsive_model_is_not_ready_and_a_full_queue_gives_503_with_retr
         return False
 
     backend = Backend(description, "0" * 64, busy, ready)
-    api = TestClient(routes.build(backend, Decoder(description, RadiographLimits())))
+    api = TestClient(routes.build(backend, ImageDecoder(description, RadiographLimits())))
     assert api.get("/readyz").status_code == 503
     response = api.post("/v1/reconstructions", files=radiographs)
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
@@ -263,7 +263,7 @@ def test_failures_of_the_decoder_are_not_the_files(
     broken = TestClient(broken.app, raise_server_exceptions=False)
     response = broken.post("/v1/reconstructions", files=radiographs)
     assert (response.status_code, response.json()["detail"]) == (500, "the service failed; see its log")
-    Decoder.stop()
+    ImageDecoder.stop()
     monkeypatch.setattr(sys, "executable", "/bin/false")
     response = broken.post("/v1/reconstructions", files=radiographs)
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")

@@ -41,7 +41,7 @@ def test_real_radiographs_are_reconstructed_to_a_nifti_file(
     assert "not for diagnosis" in printed
 
 
-def test_flip_frontal_equals_a_mirrored_file(
+def test_flip_frontal_equals_a_flipped_file(
     model_folder: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def volume(name: str, *options: str) -> np.ndarray:
@@ -53,11 +53,11 @@ def test_flip_frontal_equals_a_mirrored_file(
     plain, flipped = volume("plain"), volume("flipped", "--flip-frontal")
     frontal = Path(pair[1])
     Image.fromarray(np.asarray(Image.open(frontal))[:, ::-1]).save(frontal)
-    assert np.abs(volume("mirrored") - flipped).max() <= 1
+    assert np.abs(volume("flipped") - flipped).max() <= 1
     assert np.abs(plain - flipped).mean() > 1
 
 
-def test_a_lateral_is_mirrored_if_the_patient_faces_right_as_detected_or_given(
+def test_a_lateral_is_flipped_if_the_patient_faces_right_as_detected_or_given(
     model_folder: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def volume(*options: str) -> tuple[np.ndarray, str]:
@@ -71,10 +71,10 @@ def test_a_lateral_is_mirrored_if_the_patient_faces_right_as_detected_or_given(
     lateral = Path(pair[3])
     picture = np.asarray(Image.open(lateral))
     Image.fromarray(np.ascontiguousarray(picture[:, ::-1])).save(lateral)
-    mirrored, printed = volume()
-    assert "lateral: the patient faces right; the image is mirrored: pass --patient-facing to override" in printed
-    assert np.abs(mirrored - plain).max() <= 1
-    assert np.array_equal(volume("--patient-facing", "right")[0], mirrored)
+    flipped, printed = volume()
+    assert "lateral: the patient faces right; the image is flipped: pass --patient-facing to override" in printed
+    assert np.abs(flipped - plain).max() <= 1
+    assert np.array_equal(volume("--patient-facing", "right")[0], flipped)
     assert np.abs(volume("--patient-facing", "left")[0] - plain).mean() > 1
     Image.fromarray(np.maximum(picture, picture[:, ::-1])).save(lateral)
     _, printed = volume()

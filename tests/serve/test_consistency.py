@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.serve.backend import Backend
-from raylift.serve.decoder import Decoder
+from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page import layout
 from raylift.serve.page.events import Actions
 from raylift.serve.reconstructor import HUVolume, Reconstructor
@@ -66,7 +66,7 @@ def test_the_page_shows_the_residuals_of_a_fitted_volume(
         values += [str(tmp_path / f"{view}.png"), "no", False]
 
     def facts(one: Reconstructor, steps: int) -> str:
-        decoder = Decoder(one.description, RadiographLimits())
+        decoder = ImageDecoder(one.description, RadiographLimits())
         outputs = asyncio.run(Actions(backend(one, steps), decoder).reconstruct(*values))
         return str(outputs[2])
 

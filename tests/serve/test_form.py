@@ -22,7 +22,7 @@ from raylift.models.weights import Description
 from raylift.serve.api import request_limits, routes
 from raylift.serve.api.request_limits import BodyLimit, BodyTimeout
 from raylift.serve.backend import Backend
-from raylift.serve.decoder import Decoder
+from raylift.serve.image_decoder import ImageDecoder
 
 MAX_BYTES = 200_000
 URL = "/v1/reconstructions"
@@ -40,7 +40,7 @@ def api(description: Description) -> TestClient:
 
     backend = Backend(description, "0" * 64, reconstruct, ready)
     limits = RadiographLimits(max_bytes=MAX_BYTES, max_pixels=10_000_000)
-    return TestClient(routes.build(backend, Decoder(description, limits)))
+    return TestClient(routes.build(backend, ImageDecoder(description, limits)))
 
 
 def refused(response: Any, status: int, *words: str) -> None:

@@ -24,7 +24,7 @@ from raylift.models.weights import Description
 from raylift.platform import cli
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend
-from raylift.serve.decoder import Decoder
+from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page.events import Actions, ViewInput
 from raylift.serve.reconstructor import HUVolume, Reconstructor
 
@@ -68,7 +68,7 @@ FILES: dict[str, Callable[[], dict[str, bytes]]] = {
         view: dicom((image[::2] // 2 + image[1::2] // 2).astype("<u2"), PixelSpacing=[0.8, 0.4])
         for view, image in pixels().items()
     },
-    "mirrored by tag": lambda: tagged({"frontal": ["R", "F"], "lateral": ["A", "F"]}, lambda one: one[:, ::-1]),
+    "flipped by tag": lambda: tagged({"frontal": ["R", "F"], "lateral": ["A", "F"]}, lambda one: one[:, ::-1]),
     "lying by tag": lambda: tagged({"frontal": ["F", "R"], "lateral": ["F", "A"]}, np.rot90),
 }
 
@@ -105,7 +105,7 @@ def test_one_file_is_one_network_input_wherever_it_is_read(
     for view, path in paths.items():
         path.write_bytes(files[view])
 
-    decoder = Decoder(backend.description, RadiographLimits())
+    decoder = ImageDecoder(backend.description, RadiographLimits())
     api = TestClient(routes.build(backend, decoder))
     response = api.post("/v1/reconstructions", files={view: (f"{view}{suffix}", data) for view, data in files.items()})
     assert response.status_code == 200, response.text
@@ -171,7 +171,7 @@ def test_a_file_that_is_refused_is_refused_everywhere_in_the_same_words(
     paths = {view: tmp_path / f"{view}.dcm" for view in files}
     for view, path in paths.items():
         path.write_bytes(files[view])
-    decoder = Decoder(recorded[0].description, RadiographLimits())
+    decoder = ImageDecoder(recorded[0].description, RadiographLimits())
     response = TestClient(routes.build(recorded[0], decoder)).post("/v1/reconstructions", files=files)
     assert response.status_code == 415
     words = response.json()["detail"].removeprefix("frontal: ")

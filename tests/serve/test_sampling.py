@@ -17,7 +17,7 @@ from raylift.models.diffusion.generative import SamplingFlags
 from raylift.platform import cli
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend
-from raylift.serve.decoder import Decoder
+from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page.std_map import StdMap
 from raylift.serve.reconstructor import HUVolume, Reconstructor
 
@@ -152,7 +152,7 @@ def client(generative: Reconstructor) -> TestClient:
     backend = Backend(
         generative.description, generative.sha256, reconstruct, ready, sampling=generative.sampling, max_samples=3
     )
-    return TestClient(routes.build(backend, Decoder(backend.description, RadiographLimits())))
+    return TestClient(routes.build(backend, ImageDecoder(backend.description, RadiographLimits())))
 
 
 def test_a_request_returns_the_mean_and_with_return_std_a_zip_of_both(

@@ -105,7 +105,7 @@ def test_decoding_ends_when_the_client_leaves(service: Any, large: bytes, radiog
         for process in psutil.Process(service.process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 if all(
-                    "raylift.serve.decoding_server" in one.cmdline()
+                    "raylift.serve.image_decoder_server" in one.cmdline()
                     for one in (process, psutil.Process(process.ppid()))
                 ):
                     children.append(process)

@@ -28,7 +28,7 @@ from raylift.platform import cli
 from raylift.serve import deployment
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend
-from raylift.serve.decoder import Decoder
+from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page import example
 from raylift.serve.page.events import Actions
 from raylift.serve.reconstructor import HUVolume, Reconstructor
@@ -171,8 +171,8 @@ def test_the_service_on_ray_serve_has_a_file_for_each_view(
     assert unknown.status_code == 422
     assert all(name in unknown.json()["detail"] for name in ("unknown field side", *names, f"flip_{names[0]}"))
 
-    mirrored = {f"flip_{names[0]}": "true"}
-    assert api.post("/v1/reconstructions", files=files, data=mirrored).content != response.content
+    flipped = {f"flip_{names[0]}": "true"}
+    assert api.post("/v1/reconstructions", files=files, data=flipped).content != response.content
 
 
 def test_the_page_has_an_upload_a_preview_and_a_comparison_for_each_view(
@@ -182,16 +182,16 @@ def test_the_page_has_an_upload_a_preview_and_a_comparison_for_each_view(
     ids = {component["props"].get("elem_id") for component in api.get("/config").json()["components"]}
     assert {f"{name}-{part}" for name in names for part in ("file", "preview", "flip", "comparison")} <= ids
     backend = Backend(Reconstructor.load(str(folder)).description, "0" * 64, never, ready)
-    pictures = Actions(backend, Decoder(backend.description, LIMITS))._comparisons(
+    pictures = Actions(backend, ImageDecoder(backend.description, LIMITS))._comparisons(
         np.zeros((len(names), 32, 32), np.float32), np.zeros((32, 32, 32), np.int16)
     )
     assert len(pictures) == len(names)
 
 
-def test_only_lateral_views_may_be_mirrored_automatically(exported: tuple[Path, list[str]]) -> None:
+def test_only_lateral_views_may_be_flipped_automatically(exported: tuple[Path, list[str]]) -> None:
     folder, names = exported
     description = Reconstructor.load(str(folder)).description
-    api = TestClient(routes.build(Backend(description, "0" * 64, never, ready), Decoder(description, LIMITS)))
+    api = TestClient(routes.build(Backend(description, "0" * 64, never, ready), ImageDecoder(description, LIMITS)))
     schemas = api.get("/openapi.json").json()["components"]["schemas"]
     (form,) = (schema for schema in schemas.values() if f"flip_{names[0]}" in schema.get("properties", {}))
     defaults = {name: form["properties"][f"flip_{name}"]["default"] for name in names}
@@ -199,7 +199,7 @@ def test_only_lateral_views_may_be_mirrored_automatically(exported: tuple[Path, 
     assert set(form["required"]) == set(names)
 
 
-def test_an_oblique_view_is_never_mirrored(radiographs: dict[str, bytes]) -> None:
+def test_an_oblique_view_is_never_flipped(radiographs: dict[str, bytes]) -> None:
     image = np.asarray(Image.open(io.BytesIO(radiographs["lateral"]))).astype(np.float32)
     for shown in (image, np.ascontiguousarray(image[:, ::-1])):
         assert np.array_equal(orient(shown, View("oblique", 60.0), "auto").image, shown)

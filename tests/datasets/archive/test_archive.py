@@ -424,4 +424,4 @@ def test_a_manifest_of_this_format_stays_readable() -> None:
 def test_the_newest_manifest_is_the_archive(tmp_path: Path) -> None:
     write_archive(str(tmp_path), [0])
     write_archive(str(tmp_path), [1])
-    assert latest_manifest(Folder(str(tmp_path))).generation == 2
+    assert latest_manifest(Folder(str(tmp_path))).snapshot == 2

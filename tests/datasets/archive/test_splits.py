@@ -32,9 +32,9 @@ def test_many_subjects_are_split_in_the_requested_fractions() -> None:
         assert counts[split] / 5000 == pytest.approx(share, abs=0.02)
 
 
-@pytest.mark.parametrize(("shares", "split"), [((1, 0, 0), "train"), ((0, 1, 0), "val"), ((0, 0, 1), "test")])
-def test_a_share_of_one_takes_everyone(shares: tuple[float, float, float], split: str) -> None:
-    assert {SplitRule(shares).split(f"s{k}") for k in range(300)} == {split}
+@pytest.mark.parametrize(("fractions", "split"), [((1, 0, 0), "train"), ((0, 1, 0), "val"), ((0, 0, 1), "test")])
+def test_a_fraction_of_one_takes_everyone(fractions: tuple[float, float, float], split: str) -> None:
+    assert {SplitRule(fractions).split(f"s{k}") for k in range(300)} == {split}
 
 
 def test_another_salt_shuffles_the_subjects() -> None:
@@ -48,11 +48,11 @@ def test_subjects_assigned_by_hand_stay_where_they_were_put() -> None:
 
 
 @pytest.mark.parametrize(
-    "shares", [(0.8, 0.1, 0.2), (1.1, -0.1, 0), (0, 0, 0), (float("nan"), 0.5, 0.5), (0.5, 0.5, float("nan"))]
+    "fractions", [(0.8, 0.1, 0.2), (1.1, -0.1, 0), (0, 0, 0), (float("nan"), 0.5, 0.5), (0.5, 0.5, float("nan"))]
 )
-def test_shares_that_are_none_are_refused(shares: tuple[float, float, float]) -> None:
+def test_fractions_that_are_none_are_refused(fractions: tuple[float, float, float]) -> None:
     with pytest.raises(ConfigError, match="not three positive numbers that sum to 1"):
-        SplitRule(shares)
+        SplitRule(fractions)
 
 
 @given(st.sets(st.text(min_size=1, max_size=8), min_size=8, max_size=12))

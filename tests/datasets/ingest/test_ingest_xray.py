@@ -93,14 +93,14 @@ def test_the_patient_orientation_is_detected_recorded_and_matched_to_the_view(fo
     right = replace(GEOMETRY, views=(FRONTAL, View("lateral", azimuth_deg=-90.0)))
     ingest([folder], tmp_path / "right", right)
     one, other = Archive(str(tmp_path / "left")), Archive(str(tmp_path / "right"))
-    for entry, mirrored in zip(one.entries(), other.entries(), strict=True):
+    for entry, flipped in zip(one.entries(), other.entries(), strict=True):
         orientation = "right" if entry.subject == "b" else "left"
         said = {"patient_facing": orientation, "patient_facing_detected": True}
-        assert entry.record["lateral"].items() >= {**said, "mirrored": orientation == "right"}.items()
-        assert mirrored.record["lateral"].items() >= {**said, "mirrored": orientation == "left"}.items()
+        assert entry.record["lateral"].items() >= {**said, "flipped": orientation == "right"}.items()
+        assert flipped.record["lateral"].items() >= {**said, "flipped": orientation == "left"}.items()
         assert entry.record["frontal"] == {"file": f"{entry.subject}_pa.png", "size": [96, 96]}
         np.testing.assert_allclose(
-            other.read_array(mirrored, "radiographs")[1], one.read_array(entry, "radiographs")[1][:, ::-1], atol=1e-6
+            other.read_array(flipped, "radiographs")[1], one.read_array(entry, "radiographs")[1][:, ::-1], atol=1e-6
         )
 
 
@@ -109,7 +109,7 @@ def test_a_given_patient_orientation_is_not_detected(folder: Path, tmp_path: Pat
     for entry in Archive(str(tmp_path / "given")).entries():
         assert (
             entry.record["lateral"].items()
-            >= {"patient_facing": "right", "patient_facing_detected": False, "mirrored": True}.items()
+            >= {"patient_facing": "right", "patient_facing_detected": False, "flipped": True}.items()
         )
     csv = tmp_path / "pairs.csv"
     csv.write_text("subject,frontal,lateral,patient_facing\na,a_pa.png,a_lat.png,left\nb,b_pa.png,b_lat.png,\n")
@@ -269,7 +269,7 @@ def test_the_real_pairs_become_an_archive_facing_left(real_data: Path, tmp_path:
     archive = Archive(str(tmp_path))
     assert {entry.subject for entry in archive.entries()} == {"cc0_normal", "eurorad_12325_d0", "rad_covid15"}
     for entry in archive.entries():
-        said = {"patient_facing": "left", "patient_facing_detected": True, "mirrored": False}
+        said = {"patient_facing": "left", "patient_facing_detected": True, "flipped": False}
         assert entry.record["lateral"].items() >= said.items()
         files = [real_data / "xray" / entry.record[view]["file"] for view in ("frontal", "lateral")]
         served = [

@@ -115,7 +115,7 @@ def test_a_dicom_file_is_inverted_by_hand_only() -> None:
     assert not is_bone_dark(read(dark, "image", invert="yes").pixels)
 
 
-def test_flipping_mirrors_left_and_right() -> None:
+def test_flipping_flips_left_and_right() -> None:
     data, _ = PICTURES["PNG"]
     flipped = load_radiograph(data, FRONTAL, flip=True).image
     assert np.array_equal(flipped, load_radiograph(data, FRONTAL).image[:, ::-1])

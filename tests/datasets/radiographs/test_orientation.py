@@ -91,7 +91,7 @@ def test_real_laterals_are_detected_through_borders_crops_and_tone_curves(name: 
     assert counts["right"] >= 0.9 * counts.total()
 
 
-def test_a_mirror_image_has_the_opposite_score() -> None:
+def test_a_flipped_image_has_the_opposite_score() -> None:
     image = laterals(thorax(3, GRID)[0])[0]
     assert patient_facing_score(np.ascontiguousarray(image[:, ::-1])) == pytest.approx(
         -patient_facing_score(image), abs=1e-6
@@ -130,13 +130,13 @@ LEFT_FACING = ("P", "F")
 OPPOSITE = {"L": "R", "R": "L", "A": "P", "P": "A", "H": "F", "F": "H"}
 
 
-def in_file(image: np.ndarray, turns: int, mirrored: bool, letters: tuple[str, str]) -> tuple[np.ndarray, list[str]]:
-    """An image as another device stores it, rotated and mirrored, with its PatientOrientation."""
+def in_file(image: np.ndarray, turns: int, flipped: bool, letters: tuple[str, str]) -> tuple[np.ndarray, list[str]]:
+    """An image as another device stores it, rotated and flipped, with its PatientOrientation."""
     row, column = letters
     for _ in range(turns):
         row, column = column, OPPOSITE[row]
     stored = np.rot90(image, turns)
-    return (stored[:, ::-1], [OPPOSITE[row], column]) if mirrored else (stored, [row, column])
+    return (stored[:, ::-1], [OPPOSITE[row], column]) if flipped else (stored, [row, column])
 
 
 def stored_pixels(view: View) -> np.ndarray:
@@ -151,16 +151,16 @@ TAGGED: list[tuple[View, tuple[str, str]]] = [
 
 
 @pytest.mark.parametrize("turns", range(4))
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize(("view", "letters"), TAGGED)
-def test_an_image_is_rotated_and_mirrored_by_its_patient_orientation(
-    view: View, letters: tuple[str, str], mirrored: bool, turns: int
+def test_an_image_is_rotated_and_flipped_by_its_patient_orientation(
+    view: View, letters: tuple[str, str], flipped: bool, turns: int
 ) -> None:
     expected = stored_pixels(view)
-    pixels, tag = in_file(expected, turns, mirrored, letters)
+    pixels, tag = in_file(expected, turns, flipped, letters)
     loaded = load_radiograph(dicom(np.ascontiguousarray(pixels), PatientOrientation=tag), view)
     assert np.array_equal(loaded.image, expected)
-    assert any("PatientOrientation" in note for note in loaded.notes) == bool(turns or mirrored)
+    assert any("PatientOrientation" in note for note in loaded.notes) == bool(turns or flipped)
     assert not loaded.detected
     assert loaded.is_clear
 

@@ -29,8 +29,8 @@ from raylift.datasets.radiographs.orientation import OrientedRadiograph, Patient
 from raylift.datasets.serialization import to_plain
 from raylift.models.weights import Description
 from raylift.serve import owned_folder
-from raylift.serve.decoding_server import BEGUN, HEADER, READY, DecodingLimits, DecodingRequest, packed
 from raylift.serve.failures import DecodingError, ServiceUnavailableError
+from raylift.serve.image_decoder_server import BEGUN, HEADER, READY, DecodingLimits, DecodingRequest, packed
 
 START_S = 120.0
 """How long the server may take to import its libraries."""
@@ -40,7 +40,7 @@ MAX_CONCURRENT = 4
 """Requests of the API and the page whose files are decoded at a time; the uploads of others wait on disk."""
 
 
-class Decoder:
+class ImageDecoder:
     """Decodes files to the input of one model's network.
 
     Attributes:
@@ -189,7 +189,7 @@ class _Server:
     def _start(self) -> None:
         self._stop()
         self._socket = str(self._folder.enter_context(owned_folder.make("decoder")) / "socket")
-        command = [sys.executable, "-m", "raylift.serve.decoding_server", self._socket]
+        command = [sys.executable, "-m", "raylift.serve.image_decoder_server", self._socket]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, process_group=0)
         assert self._process.stdout is not None
         started, _, _ = select.select([self._process.stdout], [], [], START_S)

@@ -22,16 +22,16 @@ from raylift.datasets.geometry import FRONTAL
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.preparation import load_radiograph
 from raylift.models.weights import Description
-from raylift.serve import decoder as decoder_module
-from raylift.serve.decoder import Decoder
-from raylift.serve.decoding_server import DecodingLimits
+from raylift.serve import image_decoder as decoder_module
 from raylift.serve.failures import DecodingError, ServiceUnavailableError
+from raylift.serve.image_decoder import ImageDecoder
+from raylift.serve.image_decoder_server import DecodingLimits
 from raylift.serve.reconstructor import prepare_radiograph
 
 
 @pytest.fixture(autouse=True)
 def _no_child_is_left() -> Iterator[None]:
-    asyncio.run(Decoder.start())
+    asyncio.run(ImageDecoder.start())
     yield
     assert psutil.wait_procs(children(), timeout=2)[1] == []
 
@@ -49,7 +49,7 @@ def server() -> psutil.Process:
 
 
 async def load(description: Description, data: bytes, limits: DecodingLimits) -> np.ndarray:
-    decoder = Decoder(description, RadiographLimits(), limits)
+    decoder = ImageDecoder(description, RadiographLimits(), limits)
     return (await decoder.load(data, FRONTAL, "auto", False, None)).image
 
 
