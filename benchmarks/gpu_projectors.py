@@ -1,4 +1,4 @@
-"""raylift's projector on a card beside nanodrr's and flashdrr's: time, and how far images and gradients agree.
+"""raylift's projector on a card compared with nanodrr's and flashdrr's: time, and how far images and gradients agree.
 
 All have the same volumes, pose, detector and step along the ray (a voxel), and are called by their public functions.
 Differences of their conventions are compensated in the frame and the affine that they receive:

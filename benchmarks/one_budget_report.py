@@ -103,7 +103,7 @@ def title(name: str) -> str:
 
 
 def verdict(data: dict[str, Metrics], what: str) -> str:
-    """By how much the last system is ahead of the first, beside what was wanted."""
+    """By how much the last system is ahead of the first, and the required difference."""
     first, last = data[NAMES[0]], data[NAMES[-1]]
     words = []
     for stage, where in STAGES.items():

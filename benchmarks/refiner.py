@@ -1,6 +1,6 @@
 """Metrics of a refiner and of its base on held-out scans, by the number of sampling steps and of averaged samples.
 
-The base is the one inside the refiner. The columns beside the metrics of protocol `volume` are: the correlation, over
+The base is the one inside the refiner. Columns next to the metrics of protocol `volume`: the correlation, over
 the voxels of a scan, of the standard deviation over samples and the absolute error of the mean; the ratio of their root
 mean squares; and sharpness, the mean absolute difference of adjacent voxels relative to that of the ground truth.
 

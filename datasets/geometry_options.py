@@ -82,7 +82,7 @@ def read_geometry(path: Path, grid: Grid) -> Geometry:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split()):.200}") from error
     if not isinstance(data, dict) or "views" not in data:
-        raise ConfigError(f"{path}: a geometry file has the key views, and beam, distances and detector beside it")
+        raise ConfigError(f"{path}: a geometry file has the keys views, beam, distances and detector")
     detector = _detector(data.pop("detector", "covering"), f"{path}: detector")
     stated = from_plain(_GeometryFile, data, str(path))
     source_axis_mm, source_detector_mm = stated.source_axis_mm, stated.source_detector_mm

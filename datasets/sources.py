@@ -48,7 +48,7 @@ def pseudonym(patient_id: str) -> str:
 
 
 def is_apple_double(path: Path) -> bool:
-    """Whether a file is one that macOS writes beside another of the same name, for its attributes."""
+    """Whether a file is one in which macOS keeps the attributes of another of the same name."""
     return path.name.startswith("._")
 
 

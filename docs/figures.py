@@ -1,7 +1,7 @@
 """Render the figures of the documentation: phantoms, and a pair of radiographs that is in the public domain.
 
 `python docs/figures.py` renders the sheet of phantoms; `--frontal` and `--lateral` with the CC0 pair render what the
-model in the package makes of it, beside a phantom that it was not trained on, and augmented pairs of a phantom beside
+model in the package makes of it, a phantom that it was not trained on, and augmented pairs of a phantom beside
 that pair; `--page http://127.0.0.1:8000` takes a picture of a running service's page, on the page's own example.
 """
 

@@ -83,7 +83,7 @@ class Parts(SystemConfig):
 
     @property
     def has_view_decoders(self) -> bool:
-        """Whether each view has a decoder beside the fused one."""
+        """Whether each view has a decoder in addition to the fused one."""
         return self.fusion.view_decoders and self.decoder.kind == "upsampling" and not self.has_single_view_decoder
 
     @property

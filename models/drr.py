@@ -2,7 +2,7 @@
 
 A batch's radiographs are normalized by their own percentiles, because the scale of a real one is unknown
 (`intensity.normalize`). A loss that compares DRRs with them must normalize the DRRs too, and then does not
-constrain their scale and offset: the line integrals at the percentiles are given beside them.
+constrain their scale and offset: the line integrals at the percentiles are given with them.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class TrainConfig:
     validation_samples: int = 16
     """Maximum number of samples of the val split in each validation."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept, beside the best one."""
+    """Newest checkpoints kept, in addition to the best one."""
     divergence_factor: float = 1000.0
     """A loss or gradient norm of more than this times its running median is a divergence. It is printed, and the newest
     checkpoint before it is kept."""

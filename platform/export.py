@@ -100,7 +100,7 @@ A network that reconstructs a CT volume of the chest from {_radiographs(geometry
 | --- | --- |
 {measured or "| none | |"}
 
-`raylift evaluate` computes metrics on held-out scans beside two trivial baselines{_baselines(model)}.
+`raylift evaluate` computes metrics on held-out scans, and those of two trivial baselines{_baselines(model)}.
 
 ## Limits
 

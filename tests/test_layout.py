@@ -89,7 +89,7 @@ def chain(imported: dict[str, set[str]], module: str, unwanted: set[str], visite
 
 
 def folder_of(module: str) -> str:
-    """The folder inside one of the five, such as datasets.archive, or the module that stands beside such folders."""
+    """The folder inside one of the five, such as datasets.archive, or the module next to such folders."""
     return ".".join(module.split(".")[1:3])
 
 
@@ -134,7 +134,7 @@ def test_no_module_is_named_like_a_standard_one():
 
 
 SAME_NAME = {"compare", "runs", "score", "decoder"}
-"""Modules that implement and offer one command, and the decoders of networks beside the decoder of uploaded files."""
+"""Modules that implement and offer one command, and the decoders of networks and of uploaded files."""
 
 
 def stem_without_endings(path: Path) -> str:

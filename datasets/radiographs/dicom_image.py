@@ -38,7 +38,7 @@ SAMPLED_VALUES = 256
 WINDOW_TAGS = (
     "PhotometricInterpretation", "BitsStored", "PixelRepresentation", "VOILUTFunction",
 )  # fmt: skip
-"""Elements by which a display window is applied beside its center and width, without the rescale, which came before."""
+"""Elements of a display window next to its center and width, without the rescale, which came before."""
 CONTRADICTIONS = (("MONOCHROME1", "IDENTITY"), ("MONOCHROME2", "INVERSE"))
 """Pairs of PhotometricInterpretation and PresentationLUTShape of which some viewers follow one and some the other."""
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")

@@ -26,7 +26,7 @@ OTHER_BODY_PARTS = (
 too; these are often free text, so all others are accepted."""
 OTHER_STEMS = {part.removesuffix("S") for part in OTHER_BODY_PARTS}
 CHEST_WORDS = ("CHEST", "THORAX", "TORAX", "LUNG", "LUNGS")
-"""Words beside which others exclude nothing, as in CHEST ABDOMEN."""
+"""Words that make others exclude nothing, as in CHEST ABDOMEN."""
 DESCRIPTIONS = ("SeriesDescription", "AcquisitionDeviceProcessingDescription", "ProtocolName", "StudyDescription")
 """Free texts that may name the body part and the view, by precedence."""
 WORDS: dict[str, ViewName] = {
@@ -75,7 +75,7 @@ def view_of(header: pydicom.Dataset) -> tuple[ViewName | None, str]:
     if _names_other_view(position):
         return None, f"ViewPosition {position} is neither frontal nor lateral"
     items = list(header.get("ViewCodeSequence") or ())
-    # A modifier is part of the item of its view; some devices write it beside the sequence.
+    # A modifier is part of the item of its view; some devices write it next to the sequence.
     for part in (header, *items):
         for modifier in part.get("ViewModifierCodeSequence") or ():
             meaning = str(modifier.get("CodeMeaning") or "")

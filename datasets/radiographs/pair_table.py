@@ -30,7 +30,7 @@ only uid 1. Some have a third group of digits."""
 
 
 def read_pairs(table: Path, paths: Sequence[Path], *, skip_ambiguous: bool = False) -> FoundPairs:
-    """The pairs of a table. Files are searched beside it, by relative path under `paths`, and there by file name.
+    """The pairs of a table. Files are searched in its folder, by relative path under `paths`, and there by file name.
 
     Raises:
         ConfigError: the table has other columns or an invalid value.

@@ -255,7 +255,7 @@ def _irregular(
         )
     where = int(np.argmax(beside))
     return FileError(
-        f"{name}: the slice at {along[where]:.2f} mm lies {beside[where]:.1f} mm beside the others: correct "
+        f"{name}: the slice at {along[where]:.2f} mm lies {beside[where]:.1f} mm off the axis of the others: correct "
         "ImagePositionPatient or split the series"
     )
 

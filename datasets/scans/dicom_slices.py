@@ -15,7 +15,7 @@ from raylift.datasets.intensity import HU_MIN
 from raylift.datasets.scans.volume import border_to_air
 
 NOT_HU = ("ED", "EDW", "HU_MOD", "MGML", "OD", "PCT", "Z_EFF")
-"""RescaleType of maps that dual-energy CT reconstructs beside HU."""
+"""RescaleType of maps that dual-energy CT reconstructs next to HU."""
 WRAPPED_STEP = 1 / 16
 """Median step, in the range of BitsStored, at the edges of values that wrap around; under overlays it is smaller."""
 JUMP_HU = 200

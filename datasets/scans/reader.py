@@ -55,7 +55,7 @@ class Listing:
     sources: list[Source] = field(default_factory=list)
     refused: list[FileError] = field(default_factory=list)
     skipped: int = 0
-    """Files in searched folders that are neither volumes nor DICOM, and those of macOS beside them."""
+    """Files in searched folders that are neither volumes nor DICOM, and those of macOS with their attributes."""
     shared_subjects: list[tuple[Source, Source]] = field(default_factory=list)
     """Two scans of each subject that has several: volume files of one name in different folders, or DICOM series of
     one patient in different studies, or in one and `_are_apart`."""
@@ -75,7 +75,7 @@ def find(paths: Iterable[Path]) -> Listing:
         try:
             if is_apple_double(path):
                 if not searched:
-                    raise FileError(f"{path}: attributes that macOS wrote beside a file: pass the file without ._")
+                    raise FileError(f"{path}: attributes that macOS wrote for a file: pass the file without ._")
                 others.append(path)
             elif suffix := volume_file.suffix(path):
                 files = (path, *volume_file.data_files(path))

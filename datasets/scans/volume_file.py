@@ -47,14 +47,16 @@ def data_files(path: Path) -> list[Path]:
     """The separate voxel file of a NRRD or MetaImage header; empty if the voxels follow the header.
 
     Raises:
-        FileError: no NRRD or MetaImage header, or the voxel file is not beside it.
+        FileError: no NRRD or MetaImage header, or the voxel file is not in its folder.
     """
     value = text_header.read_header(path).data_file if suffix(path) in IMAGE_IO else ""
     if not value:
         return []
     # A header that names a file in another folder could read any file of this machine as voxels.
     if Path(value).name != value or not path.with_name(value).is_file():
-        raise FileError(f"{path}: its voxels are in '{value}', which is not a file beside it: convert it to one file")
+        raise FileError(
+            f"{path}: its voxels are in '{value}', which is not a file in its folder: convert it to one file"
+        )
     return [path.with_name(value)]
 
 

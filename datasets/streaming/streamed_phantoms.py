@@ -1,4 +1,4 @@
-"""Phantoms made while a stream is read, beside the samples of an archive."""
+"""Phantoms made while a stream is read, in addition to the samples of an archive."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class AutoencoderConfig:
     blocks: int = 1
     """Residual blocks at each size, in the encoder and in the decoder."""
     kl_weight: float = 1e-4
-    """Weight of the mean KL divergence beside the mean absolute error, whose weight is 1."""
+    """Weight of the mean KL divergence, relative to the mean absolute error, whose weight is 1."""
 
     def __post_init__(self) -> None:
         require_minimum(self, 1, "channels", "latent_channels", "blocks")
@@ -77,7 +77,7 @@ class Autoencoder(nn.Module):
     def encode(
         self, volume: Float[Tensor, "n 1 d h w"]
     ) -> tuple[Float[Tensor, "n c s s s"], Float[Tensor, "n c s s s"]]:
-        """The normalized mean and the log-variance, which starts near -6: little noise beside a variance of 1."""
+        """The normalized mean and the log-variance, which starts near -6: little noise to a variance of 1."""
         moments = run(self.encoder, volume, use_checkpoint=self.use_checkpoint).float()
         mean, log_variance = moments.chunk(2, dim=1)
         return F.group_norm(mean, 1), (log_variance - 6).clip(-20, 5)

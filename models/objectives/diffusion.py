@@ -17,7 +17,7 @@ from raylift.models.objectives.objective import LossModule, Objective, Outputs, 
 
 @dataclass(frozen=True)
 class DenoisingLoss:
-    """Weights beside the mean squared error of the network's prediction, whose weight is 1."""
+    """Weights relative to the mean squared error of the network's prediction, whose weight is 1."""
 
     projection_weight: float = 1.0
     """Weight, divided by the number T of timesteps, of the mean absolute error between mean projections of the data

@@ -99,7 +99,7 @@ class DecoderContext:
 
 
 class ViewDecoder(nn.Module):
-    """The decoder of one view beside the fused decoder; X2CT-GAN's connection C replaces its volumes by the fused ones.
+    """A decoder of one view, next to the fused one; X2CT-GAN's connection C replaces its volumes by the fused ones.
 
     Its own reconstruction, whose loss has no weight in the published system, is computed for deep supervision only.
     """

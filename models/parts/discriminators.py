@@ -29,7 +29,7 @@ class DiscriminatorConfig:
     channels: tuple[int, ...] = (64, 128, 256, 512)
     """Output channels of its layers, from the input on."""
     conditional: bool = True
-    """Whether the radiographs, back-projected along their rays, are input channels beside the volume."""
+    """Whether the radiographs, back-projected along their rays, are input channels in addition to the volume."""
     condition_channels: int = 16
     """Channels of a radiograph after the convolution block of `lifted`."""
 

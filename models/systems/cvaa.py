@@ -7,7 +7,7 @@ at each size:  views and the volume from below -> 7^3 convolution -> softmax ove
 ```
 
 Two dense encoders; features repeated along the rays at every size, then a 3-D convolution. At the coarsest size the
-views are summed and refined. The discriminator classifies patches beside radiographs lifted by a learned 3-D block.
+views are summed and refined. The discriminator classifies patches, given radiographs lifted by a learned 3-D block.
 LSGAN, squared error, three orthogonal projections; Adam at 2e-4 with betas 0.5 and 0.99, batch 4, 200 epochs of 212
 volumes, HU in [-1000, 4096].
 

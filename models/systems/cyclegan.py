@@ -137,7 +137,7 @@ class CycleGan(SystemConfig):
 class VolumeGenerator(VolumeNetwork):
     """Radiographs downsampled in 2-D, repeated into 3-D at the smallest size, residual blocks, upsampled in 3-D.
 
-    The depth along each view's rays is a channel beside the features: repeated features are the same at all depths.
+    The depth along each view's rays is a further channel: repeated features are the same at all depths.
     """
 
     def __init__(self, system: CycleGan, grid: Grid, rays: list[Rays]) -> None:

@@ -12,7 +12,7 @@ dynamic attention module between 2-D and 3-D features. The rest is chosen here:
 * six transformer blocks of eight heads (the numbers of a public attempt) on the features before the encoder's last
   stage, 64 tokens at 128 voxels per side, with sinusoidal positions;
 * cross-attention for the dynamic module: voxels of the volumes up to 16 per side are queries, all pixels of their
-  view's features of the same size are keys and values, beside the features of their own ray;
+  view's features of the same size are keys and values, in addition to the features of their own ray;
 * views fused by a softmax at each voxel, from each view and the volume from below;
 * X2CT-GAN's dense encoder, decoder, head, discriminator, losses and schedule around it.
 

@@ -47,7 +47,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(EvaluationOptions):
-    """Compare models and volumes of other programs on the same held-out scans, beside the trivial baselines.
+    """Compare models and volumes of other programs on the same held-out scans, together with the trivial baselines.
 
     A folder of NIfTI, NRRD or MetaImage files in HU is a candidate like a model. Its files have the names of the
     archive's scans, and the grid of the volumes that `raylift reconstruct` writes.

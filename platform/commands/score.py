@@ -1,4 +1,4 @@
-"""`raylift score`: metrics of volumes from anywhere beside their ground truth."""
+"""`raylift score`: metrics of volumes of any program against their ground truth."""
 
 from __future__ import annotations
 

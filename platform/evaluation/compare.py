@@ -1,4 +1,4 @@
-"""Comparison of models and volumes on held-out scans, under named protocols, beside the trivial baselines."""
+"""Comparison of models and volumes on held-out scans, under named protocols, together with the trivial baselines."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def compare(
     kept: KeptCases | None = None,
     progress: Progress = lambda *_: None,
 ) -> Evaluation:
-    """Metrics of models and of other programs' volumes on the same scans, beside the models' trivial baselines.
+    """Metrics of models and of other programs' volumes on the same scans, and of the models' trivial baselines.
 
     Args:
         candidates: models, and folders of volumes whose names are those of the scans, by name.

@@ -101,7 +101,7 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
         _compare_lungs,
     ),
 }
-"""Protocols by name. `segmentation` is always computed where there is CT, beside the ones that are chosen."""
+"""Protocols by name. `segmentation` is always computed where there is CT, in addition to the ones that are chosen."""
 VOLUME_PROTOCOLS = {name: protocol.volumes for name, protocol in PROTOCOLS.items() if protocol.volumes}
 """Those of `PROTOCOLS` that compare two volumes."""
 ProtocolName = KeyOf[str, [name for name in PROTOCOLS if name != "segmentation"]]

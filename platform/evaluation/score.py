@@ -1,4 +1,4 @@
-"""Metrics of volumes from anywhere beside their ground truth, under every volume protocol; no model and no archive.
+"""Metrics of volumes of any program against their ground truth, under every volume protocol; no model and no archive.
 
 Both volumes of a pair are read by the readers of `raylift ingest` and put in one orientation, which moves no voxel.
 Nothing is resampled unless requested.
@@ -44,7 +44,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Score:
-    """The metrics of all pairs, and what a reader must consider beside them."""
+    """The metrics of all pairs, and what a reader must consider with them."""
 
     table: MetricTable
     missing: list[str]

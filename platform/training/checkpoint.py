@@ -53,7 +53,7 @@ class CheckpointError(RayliftError, ValueError):
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a run needs to resume, beside its tensors."""
+    """What a run needs to resume, in addition to its tensors."""
 
     step: int
     samples_consumed: int

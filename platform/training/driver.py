@@ -94,7 +94,7 @@ def fit_with_restarts(
     Args:
         run: the configuration.
         run_url: the run's folder.
-        settings: of `train_worker`, beside configuration and folder.
+        settings: of `train_worker`, in addition to configuration and folder.
         callbacks: for Ray Train.
         note: prints a line about each restart.
 

@@ -26,7 +26,7 @@ from raylift.platform.config import RunConfig, flatten
 from raylift.platform.training.checkpoint import resolve_checkpoint
 
 NETWORK = "network"
-"""Key of the whole network's model in a record, beside the names of parts."""
+"""Key of the whole network's model in a record, next to the names of parts."""
 
 
 def resolve(run: RunConfig) -> RunConfig:

@@ -51,7 +51,7 @@ class Validation:
 
         Returns:
             Means of the metrics over all ranks, of which the first is monitored, and a coronal slice of this rank's
-            first sample: ground truth, if the archive has CT, beside the reconstruction.
+            first sample: ground truth, if the archive has CT, next to the reconstruction.
         """
         training = network.training
         network.eval()

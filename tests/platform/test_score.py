@@ -1,4 +1,4 @@
-"""`raylift score`: volumes from anywhere beside their ground truth, with metrics that independent code gives."""
+"""`raylift score`: volumes of any program against their ground truth, with metrics that independent code gives."""
 
 import csv
 import json

@@ -199,7 +199,7 @@ def test_a_slice_beside_the_others_is_refused(tmp_path: Path) -> None:
         ds.ImagePositionPatient = [x + 30 * (k == 7), y, z]
         return ds
 
-    with pytest.raises(FileError, match=r"the slice at -22\.50 mm lies 2\d\.\d mm beside the others"):
+    with pytest.raises(FileError, match=r"the slice at -22\.50 mm lies 2\d\.\d mm off the axis of the others"):
         series(tmp_path, aside)
 
 

@@ -237,7 +237,7 @@ def test_files_of_macos_beside_others_are_skipped(tmp_path: Path) -> None:
     found = reader.find([tmp_path])
     assert ([source.name for source in found.sources], found.refused, found.skipped) == (["ct.nii"], [], 2)
     [refusal] = reader.find([double]).refused
-    assert str(refusal) == f"{double}: attributes that macOS wrote beside a file: pass the file without ._"
+    assert str(refusal) == f"{double}: attributes that macOS wrote for a file: pass the file without ._"
 
 
 # --- NRRD ---
