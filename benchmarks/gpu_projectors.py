@@ -53,7 +53,7 @@ def projectors(report: Report, small: bool) -> None:
 
 
 def beam(grid: Grid) -> Geometry:
-    """A chest stand whose detector is clear of the volume in every pose: SAD 1650 mm, SDD 2000 mm."""
+    """A wall stand whose detector is clear of the volume in every pose: SAD 1650 mm, SDD 2000 mm."""
     return fit_detector(grid, Geometry("cone", 1650.0, 2000.0, grid.size, 1.0))
 
 

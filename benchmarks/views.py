@@ -93,7 +93,7 @@ def main() -> int:
 
 
 def geometry_of(count: int) -> Geometry:
-    """A chest stand with that many views."""
+    """A wall stand with that many views."""
     angles = [k * 180 / count for k in range(count)]
     return replace(chest(GRID), views=tuple(View(f"azimuth{angle:g}".replace(".", "_"), angle) for angle in angles))
 

@@ -8,7 +8,8 @@ Two coordinate frames are used everywhere:
   DICOM, ITK and NIfTI readers. The isocenter is the center of the volume.
 
 Radiographs have the orientation in which they are read: rows from superior to inferior; columns of a frontal image from
-the patient's right to left, of a lateral one from anterior to posterior (the patient faces the left edge).
+the patient's right to left, of a lateral one at azimuth 90 degrees from anterior to posterior (the patient faces the
+left edge), at 270 degrees from posterior to anterior.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def check_view_names(names: Sequence[str]) -> None:
 
 
 def chest(grid: Grid) -> Geometry:
-    """A chest stand: SAD 1650 mm, SDD 1800 mm, a detector that covers the volume's central plane.
+    """A wall stand: SAD 1650 mm, SDD 1800 mm, a detector that covers the volume's central plane.
 
     Source: SDD of 1800 to 1830 mm in the headers of the Indiana collection; the axis is half a thorax and an air gap
     in front of the detector.

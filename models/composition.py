@@ -40,7 +40,7 @@ class Parts(SystemConfig):
     """The choices that make the network, whatever its loss; the defaults are X2CT-GAN's."""
 
     name: str = ""
-    """The system of the literature that these settings are based on; the choices below may differ from it."""
+    """The system that these settings are based on; the choices below may differ from it."""
     views: tuple[str, ...] = ("frontal", "lateral")
     """Names of views of the archive's geometry; `all`: every one of them when a run starts."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -164,8 +164,8 @@ class EncoderDecoder(VolumeNetwork):
     def __init__(self, system: Parts, grid: Grid, geometry: Geometry) -> None:
         super().__init__()
         levels = len(system.decoder.channels) - 1 if system.decoder.kind != "none" else 0
-        halvings = max(system.encoder.halvings(), levels)
-        require_divisible_size(grid.size, 2**halvings, "fewer encoder stages")
+        downsamplings = max(system.encoder.downsamplings(), levels)
+        require_divisible_size(grid.size, 2**downsamplings, "fewer encoder stages")
         self.size, self.rays = grid.size, system.rays(grid, geometry)
         count = 1 if system.shares_encoder else len(system.views)
         self.branches = nn.ModuleList(ViewBranch(system, grid.size) for _ in range(count))

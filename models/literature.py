@@ -108,9 +108,9 @@ class PublishedSystem:
     """Voxel spacing of the published volumes."""
     parameters: tuple[ParameterCount, ...] = ()
     """Published counts."""
-    frontal_alone: SystemConfig | None = None
+    single_view: SystemConfig | None = None
     """The published settings for the frontal view alone, where the paper has both; trained as the biplanar ones."""
-    frontal_alone_slim: SystemConfig | None = None
+    single_view_slim: SystemConfig | None = None
 
     @property
     def name(self) -> str:
@@ -121,9 +121,9 @@ class PublishedSystem:
         """Settings and training by the name of their preset."""
         presets = {
             self.name: (self.published, self.training),
-            f"{self.name}-single": (self.frontal_alone, self.training),
+            f"{self.name}-single": (self.single_view, self.training),
             f"{self.name}-slim": (self.slim, self.slim_training),
-            f"{self.name}-single-slim": (self.frontal_alone_slim, self.slim_training),
+            f"{self.name}-single-slim": (self.single_view_slim, self.slim_training),
             f"{self.name}-tiny": (self.tiny, self.tiny_training),
         }
         return {name: (system, training) for name, (system, training) in presets.items() if system is not None}

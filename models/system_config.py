@@ -25,7 +25,7 @@ class SystemConfig(ABC):
     """Settings of a system."""
 
     name: str
-    """The system of the literature that these settings are based on."""
+    """The system that these settings are based on."""
 
     @property
     @abstractmethod

@@ -50,8 +50,8 @@ class ServeSettings:
     batch_wait_timeout_s: float = 0.02
     """How long a request waits for others to form a batch."""
     max_queued_requests: int = 64
-    """Length of the queue, at least the four batches that a replica takes at once; further requests receive status
-    503."""
+    """Length of the queue, raised to four times --max-batch-size, which a replica accepts at once, where it is less;
+    further requests receive status 503."""
     queue_deadline_s: float = 10.0
     """Longest expected wait of a request, from the measured throughput; further requests receive status 503 with
     Retry-After."""

@@ -121,7 +121,7 @@ def test_an_archive_is_read_without_raylift_as_its_page_shows(commanded, monkeyp
     assert np.array_equal(names["volume_hu"], Archive("data/chest").read(same).volume)
 
 
-def test_the_table_of_verbs_has_every_verb_and_no_other():
+def test_the_table_of_commands_has_every_command_and_no_other():
     named = re.findall(r"^\| `raylift ([\w-]+)", README, re.MULTILINE)
     assert named == list(cli.COMMANDS)
 

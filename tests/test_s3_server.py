@@ -55,7 +55,7 @@ def test_an_object_comes_back_whole_and_in_ranges(fs: s3fs.S3FileSystem) -> None
     assert fs.cat_file(f"{BUCKET}/ranges", start=-300) == data[-300:]
 
 
-def test_a_listing_names_every_object_at_once_and_forgets_deleted_ones(fs: s3fs.S3FileSystem) -> None:
+def test_a_listing_names_every_object_at_once_and_leaves_out_deleted_ones(fs: s3fs.S3FileSystem) -> None:
     names = [f"{BUCKET}/list/{i:02d}/object" for i in range(20)]
     for name in names:
         fs.pipe_file(name, name.encode())

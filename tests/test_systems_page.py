@@ -155,7 +155,7 @@ def test_the_refiner_takes_the_fewest_steps_that_lose_next_to_nothing():
     assert SYSTEMS["refiner"].published.sampling.steps == PRESETS["refiner-slim"].system.sampling.steps == fewest
 
 
-def test_every_slim_system_went_through_every_verb():
+def test_every_slim_system_went_through_every_command():
     (path,) = (REPOSITORY / "benchmarks/results").glob("*-verbs.md")
     rows = {
         cells[0]: cells[2:]

@@ -53,6 +53,7 @@ class ArchiveWriter:
             self.manifest = Manifest(grid, geometry, split_rule or SplitRule(), contents=contents)
         if split_rule is not None and self.manifest.split_rule != split_rule:
             raise ConfigError(f"{self.url} was split by {self.manifest.split_rule}, which cannot change later")
+        self._digests = {entry.source_sha256 for entry in self.manifest.entries}
         self._require(grid, geometry, contents)
 
     def __enter__(self) -> ArchiveWriter:
@@ -64,8 +65,7 @@ class ArchiveWriter:
 
     def contains(self, source_sha256: str) -> bool:
         """Whether a source with that digest is published or pending."""
-        known = (*self.manifest.entries, *(entry for entry, _ in self._pending))
-        return any(entry.source_sha256 == source_sha256 for entry in known)
+        return source_sha256 in self._digests
 
     def add(self, entry: Entry, sample: Sample | RadiographSample) -> None:
         """Add a sample; it gets its split and a unique id when its part is published.
@@ -79,6 +79,7 @@ class ArchiveWriter:
             self.superseded += 1
             return
         self._pending.append((entry, sample))
+        self._digests.add(entry.source_sha256)
         if len(self._pending) >= self.samples_per_shard:
             self.publish()
 
@@ -102,6 +103,7 @@ class ArchiveWriter:
             except FileExistsError:
                 # Another writer published first: its samples are kept, and these follow under the next number.
                 own, self.manifest = self.manifest, latest_manifest(self._folder)
+                self._digests |= {entry.source_sha256 for entry in self.manifest.entries}
                 self._require(own.grid, own.geometry, own.contents)
                 if self.manifest.split_rule.assigned != own.split_rule.assigned:
                     raise ConfigError(

@@ -37,9 +37,10 @@ class RadiographAugmentation:
     hardening: float = 0.6
     """Fraction of a softer component in the beam: a two-material, two-energy model of beam hardening."""
     scatter: float = 0.3
-    """Amplitude of a smooth gain of the transmitted intensity, relative."""
+    """Largest scatter-to-primary ratio: a smooth field times the locally averaged primary intensity is added to it."""
     photons: tuple[float, float] = (1e5, 1e7)
-    """Photons a pixel before the patient, log-uniform: Poisson noise. A pixel of 2.5 mm averages hundreds."""
+    """Incident photons per image pixel, log-uniform, for Poisson noise. An image pixel of 2.5 mm averages hundreds of
+    detector pixels."""
     electronic: float = 0.01
     """Standard deviation of the noise added to the finished image."""
     blur_px: float = 0.9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raylift.datasets import segmentation
@@ -11,7 +11,7 @@ from raylift.datasets.archive.archive import Sample
 from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.archive.splits import Split, absent
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.ingest.pipeline import IngestReport, Progress, add_samples, open_writer, subject_of
+from raylift.datasets.ingest.pipeline import IngestReport, Progress, Workers, add_samples, open_writer, subject_of
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.scans import reader, resample
 from raylift.datasets.scans.header_checks import ScanLimits
@@ -34,6 +34,7 @@ def ingest_ct(
     keep_table: bool = False,
     beyond_field_of_view: resample.FieldOfView = "keep",
     samples_per_shard: int = 8,
+    workers: Workers | None = None,
     progress: Progress = lambda *_: None,
 ) -> IngestReport:
     """Add every CT under `sources` to the archive at `url`, skipping those whose bytes are already in it.
@@ -58,6 +59,7 @@ def ingest_ct(
         keep_table: keep the scanner table and everything else outside the body.
         beyond_field_of_view: whether air beyond a truncating field of view becomes tissue before projection.
         samples_per_shard: volumes in a shard; each full shard is published at once.
+        workers: processes or tasks that read the scans; by default this process reads one after the other.
         progress: callback before each scan and at the end.
 
     Raises:
@@ -81,24 +83,49 @@ def ingest_ct(
     if listing.shared_subjects and not subject_pattern:
         outcome.warnings.append(_shared(listing.shared_subjects))
 
-    def make(source: Source, sha256: str) -> tuple[Entry, Sample]:
-        scan = reader.read(source, limits, assume_spacing_mm)
-        if require_whole_thorax:
+    make = _MakeSample(
+        grid,
+        geometry,
+        limits,
+        source_license,
+        require_whole_thorax,
+        keep_table,
+        assume_spacing_mm,
+        beyond_field_of_view,
+    )
+    add_samples(writer, scans, make, outcome, progress, workers=workers, subjects_are_named=bool(subject_pattern))
+    return outcome
+
+
+@dataclass(frozen=True)
+class _MakeSample:
+    """Reads, resamples and projects a scan; its fields are arguments of `ingest_ct`."""
+
+    grid: Grid
+    geometry: Geometry
+    limits: ScanLimits
+    source_license: str
+    require_whole_thorax: bool
+    keep_table: bool
+    assume_spacing_mm: Sequence[float] | None
+    beyond_field_of_view: resample.FieldOfView
+
+    def __call__(self, source: Source, sha256: str) -> tuple[Entry, Sample]:
+        scan = reader.read(source, self.limits, self.assume_spacing_mm)
+        if self.require_whole_thorax:
             resample.check_whole_thorax(scan)
-        hu, record = resample.resample(scan, grid, keep_table, beyond_field_of_view)
+        hu, record = resample.resample(scan, self.grid, self.keep_table, self.beyond_field_of_view)
         entry = Entry(
             id=source.subject,
             subject=source.subject,
             source=source.name,
             source_sha256=sha256,
-            license=source_license,
+            license=self.source_license,
             label_method="threshold",
             record=record,
         )
-        return entry, Sample(hu, render_drrs(hu, grid, geometry), segmentation.labels(hu, grid.spacing_mm))
-
-    add_samples(writer, scans, make, outcome, progress, subjects_are_named=bool(subject_pattern))
-    return outcome
+        labels = segmentation.labels(hu, self.grid.spacing_mm)
+        return entry, Sample(hu, render_drrs(hu, self.grid, self.geometry), labels)
 
 
 def _shared(pairs: Sequence[tuple[Source, Source]]) -> str:

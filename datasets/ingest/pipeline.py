@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 from raylift.datasets.archive.archive import RadiographSample, Sample
 from raylift.datasets.archive.manifest import Contents, Entry, Manifest, latest_manifest
@@ -20,6 +21,34 @@ from raylift.datasets.sources import Source
 
 Progress = Callable[[int, int, str], None]
 """Called with the number of finished sources, their total, and the name of the next one."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Processes or tasks that make samples."""
+
+    count: int
+    submit: Callable[..., Future[Any]]
+    """Called with a function and its arguments; the future has the result."""
+
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def map_in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: Workers | None
+) -> Iterator[Result]:
+    """The results in the order of the items. At most two for each worker are in memory."""
+    if workers is None:
+        yield from map(function, items)
+        return
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(workers.submit(function, item))
+        if len(pending) > 2 * workers.count:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 @dataclass
@@ -82,41 +111,77 @@ class IngestReport:
 
 
 SourceType = TypeVar("SourceType", bound=Source)
+NewSample = tuple[Entry, Sample | RadiographSample]
+
+
+def _digest(source: SourceType) -> tuple[SourceType, str | FileError]:
+    try:
+        return source, source.digest()
+    except OSError as error:
+        return source, _unreadable(source, error)
+
+
+@dataclass(frozen=True)
+class _Make(Generic[SourceType]):
+    """Makes the sample of a source from its digest, in this process or in a worker, or returns why it is refused."""
+
+    make: Callable[[SourceType, str], NewSample]
+
+    def __call__(self, item: tuple[SourceType, str | FileError]) -> NewSample | FileError:
+        source, digest = item
+        if isinstance(digest, FileError):
+            return digest
+        try:
+            return self.make(source, digest)
+        except FileError as error:
+            return error
+        except (OSError, RuntimeError) as error:
+            return _unreadable(source, error)
+
+
+def _unreadable(source: Source, error: OSError | RuntimeError) -> FileError:
+    """The refusal for a file that was removed, a disk error, or an error of ITK."""
+    return error if isinstance(error, FileError) else FileError(f"{source.where}: cannot be read: {error}")
 
 
 def add_samples(
     writer: ArchiveWriter,
     sources: Sequence[SourceType],
-    make: Callable[[SourceType, str], tuple[Entry, Sample | RadiographSample]],
+    make: Callable[[SourceType, str], NewSample],
     outcome: IngestReport,
     progress: Progress,
     *,
+    workers: Workers | None = None,
     subjects_are_named: bool = False,
 ) -> None:
     """Add a sample of every source that is not in the archive; `make` gets the source and its digest.
 
-    Refused sources are added to the report, and unless the user has named the subjects also a warning of those that
-    the archive had from other sources.
+    Samples and refusals are in the order of the sources, whatever the number of workers; `make` must be picklable for
+    them. Refused sources are added to the report, and unless the user has named the subjects also a warning of those
+    that the archive had from other sources.
     """
     earlier = writer.manifest.entries
     digests = set()
-    with writer:
-        for done, source in enumerate(sources):
-            progress(done, len(sources), source.name)
-            try:
-                sha256 = source.digest()
-                digests.add(sha256)
-                if writer.contains(sha256):
-                    outcome.already_present += 1
-                    continue
-                entry, sample = make(source, sha256)
-            except FileError as error:
-                outcome.refused.append(error)
-            except (OSError, RuntimeError) as error:
-                # A file that was removed, a disk error, or an error of ITK.
-                outcome.refused.append(FileError(f"{source.where}: cannot be read: {error}"))
+    finished = 0
+
+    def new() -> Iterator[tuple[SourceType, str | FileError]]:
+        nonlocal finished
+        for source, digest in map_in_order(_digest, sources, workers):
+            progress(finished, len(sources), source.name)
+            digests.add(digest)
+            if isinstance(digest, str) and writer.contains(digest):
+                outcome.already_present += 1
+                finished += 1
             else:
-                writer.add(entry, sample)
+                yield source, digest
+
+    with writer:
+        for made in map_in_order(_Make(make), new(), workers):
+            if isinstance(made, FileError):
+                outcome.refused.append(made)
+            else:
+                writer.add(*made)
+            finished += 1
         progress(len(sources), len(sources), "")
     outcome.added = writer.published
     outcome.already_present += writer.superseded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from raylift.datasets.archive.archive import Sample
 from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.ingest.pipeline import IngestReport, Progress, open_writer
+from raylift.datasets.ingest.pipeline import IngestReport, Progress, Workers, map_in_order, open_writer
 from raylift.datasets.phantom.pneumothorax import Pneumothorax
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
@@ -27,6 +27,7 @@ def ingest_phantoms(
     pneumothorax_fraction: float = 0.0,
     split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     samples_per_shard: int = 8,
+    workers: Workers | None = None,
     progress: Progress = lambda *_: None,
 ) -> IngestReport:
     """Add `count` phantoms to the archive at `url`, skipping those already in it; see `ingest_ct`.
@@ -39,34 +40,56 @@ def ingest_phantoms(
     if count < 1 or seed < 0:
         raise ConfigError(f"{count} phantoms from seed {seed}: give 1 or more, and a seed of 0 or more")
     seeds = [int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) for number in range(count)]
-    phantoms = {f"phantom-{seed}-{number:04d}": phantom_seed for number, phantom_seed in enumerate(seeds)}
-    writer = open_writer(url, grid, geometry, set(phantoms), split_fractions, None, samples_per_shard)
-    outcome = IngestReport()
+    phantoms = [
+        _Phantom(f"phantom-{seed}-{number:04d}", phantom_seed, Pneumothorax.sample(phantom_seed, pneumothorax_fraction))
+        for number, phantom_seed in enumerate(seeds)
+    ]
+    subjects = {one.subject for one in phantoms}
+    writer = open_writer(url, grid, geometry, subjects, split_fractions, None, samples_per_shard)
+    new = [one for one in phantoms if not writer.contains(one.sha256(grid))]
+    outcome = IngestReport(already_present=count - len(new))
     with writer:
-        for done, (subject, phantom_seed) in enumerate(phantoms.items()):
-            progress(done, count, subject)
-            pneumothorax = Pneumothorax.sample(phantom_seed, pneumothorax_fraction)
-            name = f"{subject}-pneumothorax" if pneumothorax else subject
-            # A phantom has no file: the digest is of its name and grid.
-            sha256 = hashlib.sha256(f"{name} on {grid}".encode()).hexdigest()
-            if writer.contains(sha256):
-                outcome.already_present += 1
-                continue
-            hu, labels = thorax(phantom_seed, grid, pneumothorax)
-            entry = Entry(
-                id=name,
-                subject=subject,
-                source=f"phantom seed {phantom_seed}",
-                source_sha256=sha256,
-                license="CC0-1.0",
-                label_method="phantom",
-                record={
-                    "phantom_seed": phantom_seed,
-                    **({"pneumothorax": asdict(pneumothorax)} if pneumothorax else {}),
-                },
-            )
-            writer.add(entry, Sample(hu, render_drrs(hu, grid, geometry), labels))
+        for index, made in enumerate(map_in_order(_Make(grid, geometry), new, workers)):
+            progress(outcome.already_present + index, count, new[index].subject)
+            writer.add(*made)
         progress(count, count, "")
     outcome.added = writer.published
     outcome.already_present += writer.superseded
     return outcome
+
+
+@dataclass(frozen=True)
+class _Phantom:
+    subject: str
+    seed: int
+    pneumothorax: Pneumothorax | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.subject}-pneumothorax" if self.pneumothorax else self.subject
+
+    def sha256(self, grid: Grid) -> str:
+        """A phantom has no file: the digest is of its name and grid."""
+        return hashlib.sha256(f"{self.name} on {grid}".encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Make:
+    """Makes and projects a phantom."""
+
+    grid: Grid
+    geometry: Geometry
+
+    def __call__(self, phantom: _Phantom) -> tuple[Entry, Sample]:
+        hu, labels = thorax(phantom.seed, self.grid, phantom.pneumothorax)
+        pneumothorax = {"pneumothorax": asdict(phantom.pneumothorax)} if phantom.pneumothorax else {}
+        entry = Entry(
+            id=phantom.name,
+            subject=phantom.subject,
+            source=f"phantom seed {phantom.seed}",
+            source_sha256=phantom.sha256(self.grid),
+            license="CC0-1.0",
+            label_method="phantom",
+            record={"phantom_seed": phantom.seed, **pneumothorax},
+        )
+        return entry, Sample(hu, render_drrs(hu, self.grid, self.geometry), labels)

@@ -7,7 +7,7 @@ network input at inference bit for bit: both use `preparation.load_radiograph` a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.archive.splits import Split, absent
 from raylift.datasets.errors import ConfigError, FileError
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.ingest.pipeline import IngestReport, Progress, add_samples, open_writer, subject_of
+from raylift.datasets.ingest.pipeline import IngestReport, Progress, Workers, add_samples, open_writer, subject_of
 from raylift.datasets.radiographs import folder_search, pair_table
 from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.gray_image import RadiographLimits
@@ -43,6 +43,7 @@ def ingest_radiographs(
     split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
     assigned: Mapping[str, Split] | None = None,
     samples_per_shard: int = 64,
+    workers: Workers | None = None,
     progress: Progress = lambda *_: None,
 ) -> IngestReport:
     """Add every pair under `sources` to the archive at `url`, skipping those whose bytes are already in it.
@@ -62,6 +63,7 @@ def ingest_radiographs(
         split_fractions: of the train, validation and test split in a new archive; an existing one keeps its rule.
         assigned: splits of subjects assigned by hand; must equal those of an existing archive.
         samples_per_shard: pairs in a shard; each full shard is published at once.
+        workers: see `ingest_ct`.
         progress: callback before each pair and at the end.
 
     Raises:
@@ -96,14 +98,31 @@ def ingest_radiographs(
     if not subject_pattern and (warning := _shared(pairing.sources)):
         outcome.warnings.append(warning)
 
-    def make(pair: RadiographPair, sha256: str) -> tuple[Entry, RadiographSample]:
-        facing = patient_facing if pair.patient_facing == "auto" else pair.patient_facing
+    make = _MakeSample(geometry, limits, invert, patient_facing, source_license)
+    add_samples(
+        writer, sources_by_subject, make, outcome, progress, workers=workers, subjects_are_named=bool(subject_pattern)
+    )
+    return outcome
+
+
+@dataclass(frozen=True)
+class _MakeSample:
+    """Reads and orients a pair of radiographs; its fields are arguments of `ingest_radiographs`."""
+
+    geometry: Geometry
+    limits: RadiographLimits
+    invert: Inversion
+    patient_facing: PatientFacingOption
+    source_license: str
+
+    def __call__(self, pair: RadiographPair, sha256: str) -> tuple[Entry, RadiographSample]:
+        facing = self.patient_facing if pair.patient_facing == "auto" else pair.patient_facing
         paths = dict(zip(("frontal", "lateral"), pair.files, strict=True))
         record: dict[str, Any] = {}
         images = []
-        for view in geometry.views:
+        for view in self.geometry.views:
             path = paths[view.name]
-            loaded = load_radiograph(path, view, limits=limits, invert=invert, patient_facing=facing)
+            loaded = load_radiograph(path, view, limits=self.limits, invert=self.invert, patient_facing=facing)
             if not loaded.is_chest:
                 raise FileError(
                     f"{path}: it does not look like a {view.name} radiograph of a chest: leave it out, or correct its "
@@ -111,24 +130,21 @@ def ingest_radiographs(
                 )
             if not loaded.is_clear:
                 raise FileError(
-                    f"{path}: the patient orientation is not clear: "
+                    f"{path}: the edge that the patient faces is not clear: "
                     "pass --patient-facing left or right, or list it with --pairs and a column patient_facing"
                 )
             record[view.name] = {"file": path.name, "size": list(loaded.image.shape), **loaded.record()}
-            images.append(prepare(loaded.image, geometry.detector_px))
+            images.append(prepare(loaded.image, self.geometry.detector_px))
         entry = Entry(
             id=pair.subject,
             subject=pair.subject,
             source=pair.name,
             source_sha256=sha256,
-            license=source_license,
+            license=self.source_license,
             label_method="none",
             record=record,
         )
         return entry, RadiographSample(np.stack(images))
-
-    add_samples(writer, sources_by_subject, make, outcome, progress, subjects_are_named=bool(subject_pattern))
-    return outcome
 
 
 def _shared(pairs: Sequence[RadiographPair]) -> str:

@@ -41,7 +41,7 @@ def read(
         name: name of the file in messages.
         limits: largest file and image accepted.
         view: "frontal", "lateral", or None if unknown; used by `auto` and compared with the header of DICOM.
-        invert: whether to invert an image with dark bone; DICOM needs it only if its header is wrong.
+        invert: yes inverts, no does not, auto inverts if bone is dark; DICOM needs yes only if its header is wrong.
 
     Raises:
         FileError: not a supported image, too large or small, constant, a mask, or with contradicting tags.

@@ -1,4 +1,4 @@
-"""Generative networks that sample volumes from a diffusion model under a condition."""
+"""Generative networks that sample volumes from a conditional diffusion model."""
 
 from __future__ import annotations
 

@@ -81,5 +81,5 @@ class SamplingFlags:
             return replace(network.sampling, **given)
         flags = [f"--{name}" for name in (*given, *(["samples"] if samples > 1 else []))]
         if flags:
-            raise ConfigError(f"this model is deterministic, so it has no use for {', '.join(flags)}: leave these out")
+            raise ConfigError(f"this model is deterministic: leave out {', '.join(flags)}")
         return None

@@ -59,7 +59,7 @@ class NoiseSchedulerConfig:
     """epsilon: the noise; sample: the data x_0; v_prediction: v."""
     preconditioning: bool = False
     """With prediction type epsilon, whether it is computed from the network's output and x_t; sample and v_prediction
-    have no use for it."""
+    ignore it."""
 
     def __post_init__(self) -> None:
         if self.num_train_timesteps < 1 or not 0 < self.beta_start <= self.beta_end < 1:

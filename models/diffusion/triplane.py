@@ -62,7 +62,7 @@ class TriPlane(nn.Module):
         super().__init__()
         if not views or len(set(views)) != len(views):
             raise ConfigError(f"views {tuple(views)}: name one or more, each once")
-        step = 2 ** config.encoder.halvings()
+        step = 2 ** config.encoder.downsamplings()
         require_divisible_size(grid.size, step, "fewer stages of system.triplane.encoder.layers")
         self.size, self.use_checkpoint = grid.size, use_checkpoint
         self.rays = [Rays(grid, geometry, geometry.view(name), follow_geometry=False) for name in views]

@@ -1,7 +1,7 @@
 """Training from radiographs alone: the reprojections of a volume must agree with them, and be
 classified as real.
 
-Re-projections are digitally reconstructed radiographs (DRRs) of the reconstructed volume. `Batch.ground_truth` and
+Reprojections are digitally reconstructed radiographs (DRRs) of the reconstructed volume. `Batch.ground_truth` and
 `Batch.labels` are not used.
 """
 

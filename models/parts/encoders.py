@@ -29,14 +29,15 @@ class EncoderConfig:
     (TRCT-GAN). hourglass: PSR's residual encoder-decoder, whose output is one map of full size. unet: the U-Net, with
     the same output (cGAN-128). image: the radiograph itself (3DCNN)."""
     stem: int = 64
-    """Channels at full size; the hourglass has four times as many inside, the U-Net doubles them at each halving."""
+    """Channels at full size; the hourglass has four times as many inside, each downsampling of the
+    U-Net doubles them."""
     growth: int = 32
     """Channels that a dense layer adds."""
     bottleneck: int = 128
     """Channels between the two convolutions of a dense layer."""
     layers: tuple[int, ...] = (6, 12, 24, 16, 6)
     """Dense layers of each stage, or residual blocks of the hourglass at each size; every stage halves the image. The
-    U-Net has as many halvings as there are numbers here and two convolutions at each size, whatever the numbers."""
+    U-Net downsamples once for each number here and has two convolutions at each size, whatever the numbers."""
     transformer_blocks: int = 6
     """Transformer blocks before the last stage, of the transformer encoder."""
     heads: int = 8
@@ -50,14 +51,14 @@ class EncoderConfig:
         self.channels()
 
     def channels(self) -> tuple[int, ...]:
-        """Channels at full size, then after each halving.
+        """Channels at full size, then after each downsampling.
 
         Raises:
             ConfigError: the settings do not fit this encoder.
         """
         return ENCODERS[self.kind].channels(self)
 
-    def halvings(self) -> int:
+    def downsamplings(self) -> int:
         """How often the encoder halves the radiograph."""
         return len(self.layers) if ENCODERS[self.kind].halves else 0
 
@@ -233,7 +234,7 @@ class EncoderKind(NamedTuple):
     build: Callable[[EncoderConfig, bool], nn.Module]
     """From the settings and whether activations are recomputed in the backward pass."""
     channels: Callable[[EncoderConfig], tuple[int, ...]]
-    """Channels at full size, then after each halving."""
+    """Channels at full size, then after each downsampling."""
     halves: bool = True
     """Whether the image is halved for each number in `layers`."""
 

@@ -27,7 +27,7 @@ class FusionConfig:
     kind: FusionName = "average"
     """average, sum and attention take any number of views with the same weights. attention: a score for each view at
     each voxel, softmax over the views. alignment: CVAA-GAN's, scores computed from all views together; its output
-    holds the weighted sum, the same after a distillation mask, and the plain sum."""
+    holds the weighted sum, the same after a sigmoid mask (CVAA-GAN's fine distillation), and the plain sum."""
     view_decoders: bool = True
     """With the upsampling decoder: each view has a decoder of its own, in which the fused volume replaces the view's
     own one (X2CT-GAN's connection C)."""

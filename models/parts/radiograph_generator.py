@@ -23,7 +23,7 @@ class RadiographGenerator(nn.Module):
     made anew with random weights at every call.)
 
     Args:
-        channels: after each halving of the volume.
+        channels: after each downsampling of the volume.
         grid: of the volume.
         detector_px: pixels per side of the radiographs.
         rays: how each view's rays cross the volume.
@@ -34,8 +34,8 @@ class RadiographGenerator(nn.Module):
 
     def __init__(self, channels: tuple[int, ...], grid: Grid, detector_px: int, rays: list[Rays]) -> None:
         super().__init__()
-        halvings = len(channels)
-        require_divisible_size(grid.size, 2**halvings, "fewer channels")
+        downsamplings = len(channels)
+        require_divisible_size(grid.size, 2**downsamplings, "fewer channels")
         self.rays, self.pixels = rays, detector_px
         layers: list[nn.Module] = []
         for width, next_width in pairwise((1, *channels)):
@@ -45,9 +45,9 @@ class RadiographGenerator(nn.Module):
                 nn.ReLU(inplace=True),
             ]
         self.down = nn.Sequential(*layers)
-        depth_channels = channels[-1] * (grid.size >> halvings)
-        self.conv_out = nn.ModuleList(nn.Conv2d(depth_channels, 4**halvings, 1) for _ in rays)
-        self.pixel_shuffle = nn.PixelShuffle(2**halvings)
+        depth_channels = channels[-1] * (grid.size >> downsamplings)
+        self.conv_out = nn.ModuleList(nn.Conv2d(depth_channels, 4**downsamplings, 1) for _ in rays)
+        self.pixel_shuffle = nn.PixelShuffle(2**downsamplings)
         initialize(self)
 
     def forward(self, volume: Float[Tensor, "n 1 d h w"]) -> Float[Tensor, "n views rows columns"]:

@@ -39,7 +39,7 @@ from raylift.models.unpaired_composition import UnpairedComposition
 PUBLISHED = UnpairedComposition(
     name="cgan-128",
     views=("frontal", "lateral"),
-    # Four halvings, each doubling the channels.
+    # Four downsamplings, each doubling the channels.
     encoder=EncoderConfig(kind="unet", stem=64, layers=(2, 2, 2, 2)),
     lifting=LiftingConfig(kind="channels", along="rays"),
     fusion=FusionConfig(kind="concatenate", view_decoders=False),
@@ -57,7 +57,7 @@ PUBLISHED = UnpairedComposition(
 
 CGAN_128 = PublishedSystem(
     title="cGAN-128",
-    summary="a 2-D U-Net a view along its rays, a discriminator of pairs of views",
+    summary="a 2-D U-Net for each view, channels are depths along the rays; a discriminator of pairs of views",
     paper="Adwait et al. 2024, Boston University",
     year=2024,
     views="2",

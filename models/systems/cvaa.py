@@ -52,7 +52,7 @@ PUBLISHED = Composition(
 
 CVAA_GAN = PublishedSystem(
     title="CVAA-GAN",
-    summary="views weighted voxel by voxel, coarse features distilled to fine ones",
+    summary="views weighted voxel by voxel, fusion from coarse to fine features",
     paper="Qiao et al. 2024, arXiv 2408.09736",
     year=2024,
     views="2",

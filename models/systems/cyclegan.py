@@ -5,7 +5,7 @@ radiographs -> G_A -> volume -> G_B -> radiographs                  L1 x 15, vol
 volume of another patient -> G_B -> radiographs -> G_A -> volume     L1 x 15, radiograph discriminator
 ```
 
-As published: the generator of volumes (7 x 7 to 64 channels, two halvings to 256, a 1 x 1 x 1 convolution in 3-D,
+As published: the generator of volumes (7 x 7 to 64 channels, two downsamplings to 256, a 1 x 1 x 1 convolution in 3-D,
 six residual blocks, two transposed convolutions, 7 x 7 x 7, dropout 0.3), the generator of radiographs (64, 128, 256
 channels, then depth to channels), the patch discriminator of volumes (X2CT-GAN's widths); L1 cycles times 15,
 cross-entropy with a target of 0.9 for real, gradients clipped at 1, discriminators in every second step, Adam at 1e-5
@@ -65,7 +65,7 @@ class CycleGan(SystemConfig):
     views: tuple[str, ...] = ("frontal", "lateral")
     """Names of views of the archive's geometry."""
     channels: tuple[int, ...] = (64, 128, 256)
-    """Channels of the generator of volumes at full size and after each halving, in 2-D and in 3-D."""
+    """Channels of the generator of volumes at full size and after each downsampling, in 2-D and in 3-D."""
     blocks: int = 6
     """Its residual blocks in 3-D, at the smallest size."""
     dropout: float = 0.3

@@ -167,7 +167,7 @@ TINY_TRAINING = replace(literature.TINY_TRAINING, betas=(0.9, 0.999))
 
 DIFFUX2CT = PublishedSystem(
     title="DiffuX2CT",
-    summary="a volume denoised under a condition of tri-planes",
+    summary="a volume denoised conditionally on tri-plane features",
     paper="Liu et al. 2024, arXiv 2407.13545",
     year=2024,
     views="2",

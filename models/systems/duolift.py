@@ -60,7 +60,7 @@ DUOLIFT_GAN = PublishedSystem(
     published=GAN,
     slim=slim(GAN),
     tiny=tiny(GAN),
-    frontal_alone=replace(GAN, views=("frontal",)),
+    single_view=replace(GAN, views=("frontal",)),
 )
 DUOLIFT_CNN = PublishedSystem(
     title="DuoLift-CNN",

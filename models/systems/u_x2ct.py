@@ -63,7 +63,7 @@ DECAY = 2e-4
 
 U_X2CTGAN = PublishedSystem(
     title="u-X2CTGAN",
-    summary="X2CT-GAN's kind of network, supervised by its reprojections and total variation",
+    summary="a network like X2CT-GAN's, supervised by reprojection and total variation",
     paper="Adwait et al. 2024, Boston University",
     year=2024,
     views="2",

@@ -34,7 +34,7 @@ FRONTAL = ("frontal",)
 GAN = Composition(
     name="x2ct-gan",
     views=("frontal", "lateral"),
-    # A 7 x 7 stem of 64 channels at full size; five stages, each halving, of densely connected layers.
+    # A 7 x 7 stem of 64 channels at full size; five stages, each downsampling, of densely connected layers.
     encoder=EncoderConfig(kind="dense", stem=64, growth=32, bottleneck=128, layers=(6, 12, 24, 16, 6)),
     lifting=LiftingConfig(kind="repeat", along="axes", coarsest="vector", dropout=0.5),
     fusion=FusionConfig(kind="average", view_decoders=True),
@@ -85,8 +85,8 @@ X2CT_GAN = PublishedSystem(
         ParameterCount(11_055_169, "discriminator"),
         ParameterCount(11_051_073, "discriminator", FRONTAL),
     ),
-    frontal_alone=replace(GAN, views=FRONTAL),
-    frontal_alone_slim=replace(slim(GAN), views=FRONTAL),
+    single_view=replace(GAN, views=FRONTAL),
+    single_view_slim=replace(slim(GAN), views=FRONTAL),
 )
 X2CT_CNN = PublishedSystem(
     title="X2CT-CNN",

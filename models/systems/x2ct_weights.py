@@ -157,7 +157,7 @@ def _decoder_name(name: str, stages: int, compress: bool) -> str:
 
     Args:
         name: in that code, where decoder layer -1 is the finest.
-        stages: number of halvings.
+        stages: number of downsamplings.
         compress: whether the convolution after the concatenation has a module of its own.
     """
     module, _, kind = name.rpartition(".")

@@ -46,7 +46,7 @@ def models(arguments: list[str]) -> int:
 
 @dataclass(frozen=True)
 class SystemsOptions:
-    """Systems of the literature: names, sizes and papers."""
+    """Systems, the published methods and raylift's own: names, presets, parameters, papers."""
 
     memory: bool = False
     """Add an estimate of the memory that training takes at the published settings (half a minute)."""
@@ -55,7 +55,7 @@ class SystemsOptions:
 
 
 def systems(arguments: list[str]) -> int:
-    """Systems of the literature: names, sizes and papers."""
+    """Systems, the published methods and raylift's own: names, presets, parameters, papers."""
     options = tyro.cli(SystemsOptions, prog="raylift systems", args=arguments, description=systems.__doc__)
     from rich.table import Table
 

@@ -25,7 +25,7 @@ class EvaluateOptions(EvaluationOptions):
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A checkpoint, a run (its best checkpoint), an exported model, or models:NAME (see `raylift models`)."""
     output: Path = Path("evaluation")
-    """Folder for report.html, metrics.json and figures."""
+    """Folder for report.html, report.md, metrics.csv (a row for each scan and method), metrics.json and figures."""
 
 
 def evaluate(arguments: list[str]) -> int:

@@ -21,6 +21,7 @@ from raylift.datasets.radiographs.orientation import PatientFacingOption
 from raylift.datasets.scans.header_checks import ScanLimits
 from raylift.datasets.scans.resample import FieldOfView
 from raylift.platform.progress import progress_bar
+from raylift.platform.sample_workers import sample_workers
 
 if TYPE_CHECKING:
     from raylift.datasets.ingest.pipeline import IngestReport
@@ -93,6 +94,9 @@ class SourceOptions:
     subjects: Annotated[SubjectOptions, tyro.conf.arg(name="")] = field(default_factory=SubjectOptions)
     samples_per_shard: int = 8
     """Samples in a shard; each full shard is published at once."""
+    workers: int = 1
+    """Processes that read files and make samples; on the cluster of RAY_ADDRESS Ray tasks, whose nodes must have the
+    files at the same paths. The archive is the same for any number."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def ingest(arguments: list[str]) -> int:
 
     options = tyro.cli(IngestOptions, prog="raylift ingest", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)
-    with progress_bar("ingest") as bar:
+    with progress_bar("ingest") as bar, sample_workers(options.workers) as workers:
         outcome = run(
             options.sources,
             options.archive,
@@ -133,6 +137,7 @@ def ingest(arguments: list[str]) -> int:
             assume_spacing_mm=options.assume_spacing_mm,
             beyond_field_of_view=options.beyond_field_of_view,
             samples_per_shard=options.samples_per_shard,
+            workers=workers,
             progress=bar.update,
         )
     return _report(options.archive, outcome)
@@ -154,7 +159,7 @@ class IngestXrayOptions(SourceOptions):
     patient_facing: PatientFacingOption = "auto"
     """Edge that the patients of the lateral radiographs face; auto detects it and refuses images that are unclear."""
     invert: Inversion = "auto"
-    """Whether to invert images in which bone is dark."""
+    """Whether to invert the images; auto inverts those in which bone is dark."""
     verbose: bool = False
     """Print every file that is in no pair, with the reason."""
     left_out: Path | None = None
@@ -170,7 +175,7 @@ def ingest_xray(arguments: list[str]) -> int:
 
     options = tyro.cli(IngestXrayOptions, prog="raylift ingest-xray", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)
-    with progress_bar("ingest-xray") as bar:
+    with progress_bar("ingest-xray") as bar, sample_workers(options.workers) as workers:
         outcome = ingest_radiographs(
             options.sources,
             options.archive,
@@ -186,6 +191,7 @@ def ingest_xray(arguments: list[str]) -> int:
             split_fractions=options.subjects.split_fractions,
             assigned=options.subjects.assigned(),
             samples_per_shard=options.samples_per_shard,
+            workers=workers,
             progress=bar.update,
         )
     if options.verbose:
@@ -218,11 +224,13 @@ class PhantomOptions:
     """Seed of the set of phantoms."""
     grid: Annotated[GridOptions, tyro.conf.arg(name="")] = field(default_factory=GridOptions)
     pneumothorax_fraction: float = 0.0
-    """Fraction of phantoms with pneumothorax: air in one pleural cavity, up to 80 % of it. Labels have it."""
+    """Fraction of phantoms with pneumothorax: air in one pleural cavity, up to 80 % of it, with a label of its own."""
     split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Fractions of phantoms in the train, validation and test split."""
     samples_per_shard: int = 8
     """Volumes in a shard."""
+    workers: int = 1
+    """Processes that make phantoms, or Ray tasks on the cluster of RAY_ADDRESS."""
 
 
 def phantom(arguments: list[str]) -> int:
@@ -231,7 +239,7 @@ def phantom(arguments: list[str]) -> int:
 
     options = tyro.cli(PhantomOptions, prog="raylift phantom", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)
-    with progress_bar("phantom") as bar:
+    with progress_bar("phantom") as bar, sample_workers(options.workers) as workers:
         outcome = ingest_phantoms(
             options.archive,
             grid,
@@ -241,6 +249,7 @@ def phantom(arguments: list[str]) -> int:
             pneumothorax_fraction=options.pneumothorax_fraction,
             split_fractions=options.split_fractions,
             samples_per_shard=options.samples_per_shard,
+            workers=workers,
             progress=bar.update,
         )
     print(f"{absolute(options.archive)}: {outcome.summary()}")

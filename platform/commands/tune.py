@@ -19,7 +19,7 @@ from raylift.platform.tuning.algorithms import Sampler, Scheduler
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """Search settings over a space of `tune_spaces` or of a YAML file, or resume a search."""
+    """Search hyperparameters in a search space of `tune_spaces` or of a YAML file, or resume a search."""
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     trials: int = 8

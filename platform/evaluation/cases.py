@@ -16,7 +16,6 @@ from ray.util import ActorPool
 from raylift import __version__
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.manifest import Entry
-from raylift.datasets.errors import RayliftError
 from raylift.platform import cluster
 from raylift.platform.evaluation.kept_cases import KeptCases
 from raylift.platform.evaluation.predictors import Predictor
@@ -29,10 +28,6 @@ Progress = Callable[[int, int, str], None]
 """Called with the number of finished scans, the number of all, and the name of one that is not finished."""
 MAX_RESTARTS = 2
 """How often a lost actor is started again and repeats its scan."""
-
-
-class WorkersLostError(RayliftError, RuntimeError):
-    """Ray actors ended more often than they are restarted, or did not start."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +139,7 @@ def _distributed(evaluator: CaseEvaluator, indices: list[int], workers: int) -> 
     except RayTaskError as error:
         raise error.cause from error
     except RayActorError as error:
-        raise WorkersLostError(
+        raise cluster.WorkersLostError(
             f"workers were lost ({str(error).splitlines()[0]}): the same command continues with the scans that remain"
         ) from error
     finally:

@@ -111,7 +111,7 @@ def compare(
     notes += [*missing, *about, *(note for model in models.values() for note in _unlisted(model))]
     own = [name for baseline in trivial for name in baseline.networks]
     if (reference := reference or own[0]) not in (*candidates, *own):
-        raise ConfigError(f"no predictor '{reference}' to compare with: use one of {', '.join((*candidates, *own))}")
+        raise ConfigError(f"no method '{reference}' to compare with: use one of {', '.join((*candidates, *own))}")
     plotted = np.linspace(0, len(scans) - 1, min(MAX_CASES_PLOTTED, len(scans))).astype(int).tolist()
     evaluator = CaseEvaluator(scans, frozenset(plotted), predictors, trivial, protocols, has_ct)
     cases = evaluate_cases(evaluator, workers, kept, progress)

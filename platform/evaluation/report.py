@@ -89,7 +89,7 @@ def _page(evaluation: Evaluation, figures: list[tuple[str, Path]]) -> str:
     protocol, name = evaluation.decisive
     return _templates.get_template(TEMPLATE).render(
         title=evaluation.title,
-        verdicts=[(evaluation.verdict(name), evaluation.is_convincing(name)) for name in evaluation.candidates],
+        verdicts=[(evaluation.verdict(name), evaluation.is_significant(name)) for name in evaluation.candidates],
         notes=_sentences(evaluation),
         sections=_sections(evaluation),
         cases=_case_rows(evaluation),

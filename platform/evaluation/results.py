@@ -180,7 +180,7 @@ class Evaluation:
         own, *others = (self.mean(p, protocol)[name] for p in (candidate, *self.baselines))
         return round(own, 2) > round(max(others), 2)
 
-    def is_convincing(self, candidate: str) -> bool:
+    def is_significant(self, candidate: str) -> bool:
         """Whether a candidate beats the baselines, and the interval of the difference over subjects excludes zero."""
         protocol, name = self.decisive
         best = max(self.baselines, key=lambda baseline: self.mean(baseline, protocol)[name])

@@ -93,7 +93,7 @@ def test_a_geometry_file_states_beam_distances_detector_and_views(tmp_path: Path
     assert geometry_of(str(written(tmp_path, OWN)), GRID) == expected
 
 
-def test_a_detector_of_its_own_size_and_pitch(tmp_path: Path) -> None:
+def test_a_detector_has_the_size_and_pitch_of_the_file(tmp_path: Path) -> None:
     own = OWN.replace("covering", "{px: 24, pitch_mm: 17.5}")
     geometry = read_geometry(written(tmp_path, own), GRID)
     assert (geometry.detector_px, geometry.detector_pitch_mm) == (24, 17.5)

@@ -45,7 +45,7 @@ images = arrays.arrays(np.float64, (12, 9), elements=st.floats(0, 1000, width=32
 
 
 @given(images, st.floats(0.01, 100), st.floats(-1000, 1000))
-def test_normalizing_forgets_scale_and_offset(image: np.ndarray, scale: float, offset: float) -> None:
+def test_normalizing_removes_scale_and_offset(image: np.ndarray, scale: float, offset: float) -> None:
     # Where the percentiles all but coincide, rounding decides.
     low, high = np.percentile(image, 0.5, method="higher"), np.percentile(image, 99.5, method="lower")
     if 0 < high - low < 1e-3:
@@ -69,7 +69,7 @@ def test_normalizing_twice_is_normalizing_once(image: np.ndarray) -> None:
     np.testing.assert_array_equal(normalize(once), once)
 
 
-def test_one_hot_pixel_does_not_darken_the_rest() -> None:
+def test_a_single_saturated_pixel_does_not_darken_the_rest() -> None:
     image = np.tile(np.linspace(0, 1, 100), (100, 1))
     clean = normalize(image)
     image[3, 4] = 1e6

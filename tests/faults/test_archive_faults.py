@@ -368,7 +368,7 @@ def test_readers_continue_after_a_restart_of_the_server(running: S3Server, bucke
 
 
 @UNAWAITED
-def test_a_writer_rides_out_a_restart_of_the_server(running: S3Server, bucket: str) -> None:
+def test_a_writer_continues_after_a_restart_of_the_server(running: S3Server, bucket: str) -> None:
     write_archive(bucket, [0])
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(write_archive, bucket, range(1, 40), samples_per_shard=3)
@@ -381,7 +381,7 @@ def test_a_writer_rides_out_a_restart_of_the_server(running: S3Server, bucket: s
 
 
 @UNAWAITED
-def test_a_server_that_stays_away_is_named_and_what_was_published_is_there_when_it_is_back(
+def test_an_unavailable_server_is_named_and_what_was_published_is_there_when_it_is_back(
     running: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Fewer attempts than usual, which would ride out half a minute.

@@ -58,7 +58,7 @@ def wait_for_no_workers() -> None:
     assert not training_workers(), "workers run on"
 
 
-def test_a_worker_killed_while_the_archive_grows_is_replaced_and_the_run_ends_in_the_same_weights(
+def test_a_worker_killed_while_the_archive_grows_is_replaced_and_the_run_ends_with_the_same_weights(
     finished_run, tiny, archive32, ray_cluster, tmp_path, capsys
 ):
     url, archive = str(tmp_path / "killed"), str(shutil.copytree(archive32, tmp_path / "archive"))
@@ -164,7 +164,7 @@ def three_nodes() -> Iterator[subprocess.Popen]:
         yield process
 
 
-def test_a_lost_node_is_replaced_and_the_run_ends_in_the_same_weights(finished_run, tiny, three_nodes, tmp_path):
+def test_a_lost_node_is_replaced_and_the_run_ends_with_the_same_weights(finished_run, tiny, three_nodes, tmp_path):
     url, config = tmp_path / "run", tmp_path / "run.yaml"
     config.write_text(tiny.to_yaml())
     address, *raylets = three_nodes.stdout.readline().split()

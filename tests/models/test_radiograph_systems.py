@@ -325,7 +325,7 @@ def test_an_unconditional_discriminator_scores_each_image_alone_once_if_pooled()
     assert ViewDiscriminatorConfig(channels=(4, 8), pooled=False).build(2)(given).shape[:2] == (6, 1)
 
 
-def test_rotated_re_projections_are_scored_too_with_a_rotation_std():
+def test_rotated_reprojections_are_scored_too_with_a_rotation_std():
     system = SYSTEMS["u-x2ctgan"].tiny
     system = replace(system, loss=replace(system.loss, rotation_std_deg=20.0))
     _, earlier = turns(system.objective(GRID, GEOMETRY), batch(system))

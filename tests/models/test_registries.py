@@ -68,11 +68,11 @@ def test_the_defaults_of_a_composition_are_the_published_x2ct_gan():
     assert Composition() == X2CT_GAN.published
 
 
-@pytest.mark.parametrize("name", [name for name, entry in SYSTEMS.items() if entry.frontal_alone])
-def test_a_preset_for_the_frontal_alone_differs_in_its_views_alone(name):
+@pytest.mark.parametrize("name", [name for name, entry in SYSTEMS.items() if entry.single_view])
+def test_a_preset_for_the_single_view_differs_in_its_views_alone(name):
     entry = SYSTEMS[name]
-    assert replace(entry.published, views=("frontal",)) == entry.frontal_alone
+    assert replace(entry.published, views=("frontal",)) == entry.single_view
     grid = Grid(entry.training.size, entry.spacing_mm)
     with torch.device("meta"):
-        volume = entry.frontal_alone.reconstructor(grid, chest(grid))(torch.empty(1, 1, grid.size, grid.size))
+        volume = entry.single_view.reconstructor(grid, chest(grid))(torch.empty(1, 1, grid.size, grid.size))
     assert volume.shape == (1, 1, grid.size, grid.size, grid.size)

@@ -1,4 +1,4 @@
-"""Re-projections of volumes equal the radiographs of batches and are differentiable."""
+"""Reprojections of volumes equal the radiographs of batches and are differentiable."""
 
 from dataclasses import replace
 
@@ -45,7 +45,7 @@ def test_the_gradient_of_normalization_equals_finite_differences():
     assert torch.autograd.gradcheck(lambda x: normalized(x).range_mm, images)
 
 
-def test_re_projections_of_the_ground_truth_are_the_radiographs_of_its_batch():
+def test_reprojections_of_the_ground_truth_are_the_radiographs_of_its_batch():
     hu, _ = thorax(3, GRID)
     wanted = torch.stack([torch.from_numpy(normalize(image)) for image in render_drrs(hu, GRID, GEOMETRY)])
     window = Window()
@@ -58,7 +58,7 @@ def test_re_projections_of_the_ground_truth_are_the_radiographs_of_its_batch():
     assert (other.range_mm[0, :, 1] > 1.5 * seen.range_mm[0, :, 1]).all()
 
 
-def test_rotated_views_are_projections_from_the_rotated_poses():
+def test_rotated_views_areprojections_from_the_rotated_poses():
     hu, _ = thorax(3, GRID)
     volume = Window().to_unit(torch.from_numpy(hu.astype(np.float32)))[None, None]
     torch.manual_seed(7)

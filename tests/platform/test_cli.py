@@ -156,7 +156,7 @@ def test_doctor_names_a_store_that_does_not_respond(capsys, monkeypatch):
     assert "-> start it or correct the variable" in output
 
 
-def test_phantoms_and_a_second_run_of_the_same_command(capsys, tmp_path):
+def test_the_same_phantom_command_adds_nothing_the_second_time(capsys, tmp_path):
     arguments = ["phantom", "--archive", str(tmp_path / "a"), "--count", "4", "--size", "32", "--spacing-mm", "10"]
     assert cli.main(arguments) == 0
     assert "4 added" in capsys.readouterr().out

@@ -123,7 +123,7 @@ def test_volumes_alone_are_compared_and_missing_ones_are_named(home, archive32, 
 
 def test_other_grids_other_names_and_unknown_references_are_refused(home, archive32, tmp_path, capsys):
     assert compare(home, "a", archive32, tmp_path / "out", "--reference", "z") == 2
-    assert "no predictor 'z' to compare with: use one of a, mean volume, back-projection" in capsys.readouterr().err
+    assert "no method 'z' to compare with: use one of a, mean volume, back-projection" in capsys.readouterr().err
     other = tmp_path / "other"
     other.mkdir()
     grid = replace(Archive(str(archive32)).manifest.grid, spacing_mm=9.0)

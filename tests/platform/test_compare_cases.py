@@ -19,8 +19,9 @@ from raylift.datasets.scans.resample import archive_image
 from raylift.models import weights
 from raylift.models.weights import Description
 from raylift.platform import cli, cluster
+from raylift.platform.cluster import WorkersLostError
 from raylift.platform.evaluation import cases
-from raylift.platform.evaluation.cases import CaseEvaluator, WorkersLostError
+from raylift.platform.evaluation.cases import CaseEvaluator
 from raylift.platform.evaluation.kept_cases import KeptCases
 from raylift.platform.evaluation.predictors import ArchiveConditions, FolderPredictor
 from raylift.platform.presets import PRESETS
@@ -220,4 +221,4 @@ def test_settings_of_sampling_are_those_of_the_models_that_sample(home, archive3
         assert f"{name} + data consistency" in metrics["mean"]
     assert (tmp_path / "report.md").read_text().count("## Reprojection residual") == 2
     assert compare(home, archive32, tmp_path, "--steps", "2") == 2
-    assert "this model is deterministic, so it has no use for --steps" in capsys.readouterr().err
+    assert "this model is deterministic: leave out --steps" in capsys.readouterr().err

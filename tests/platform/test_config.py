@@ -302,7 +302,7 @@ def test_a_zero_where_one_is_the_least_is_refused(name):
 
 
 @pytest.mark.parametrize("name", ["x2ct-gan-tiny", "latent-diffusion-tiny", "cyclegan-b-slim"])
-def test_no_number_of_zero_or_below_ends_in_anything_but_a_network_or_a_sentence(name):
+def test_every_number_of_zero_or_below_gives_a_network_or_an_error_message(name):
     run = PRESETS[name]
     refused = 0
     for key, value in flatten(to_plain(run)).items():

@@ -284,7 +284,7 @@ def test_augmented_samples_and_phantoms_are_bit_equal_on_any_number_of_ranks_and
     assert not {sample[1] for sample in samples_of(other, 1, 0, 1)[0]} & {sample[1] for sample in whole[0]}
 
 
-def test_an_epoch_has_every_ct_by_its_weight_and_new_phantoms_whose_seeds_no_archive_has(
+def test_an_epoch_repeats_every_ct_and_has_new_phantoms_whose_seeds_no_archive_has(
     tiny: RunConfig, archive32: Path
 ) -> None:
     run = replace(tiny, data=replace(tiny.data, phantoms_per_epoch=5, ct_repeats=3))

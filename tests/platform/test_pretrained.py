@@ -88,7 +88,7 @@ def test_the_commands_accept_a_refiner_by_the_same_names(refined, archive32, tmp
 def test_a_deterministic_model_is_not_evaluated_with_samples(finished_run, archive32, capsys):
     arguments = ["evaluate", str(finished_run), "--archive", str(archive32), "--samples", "4", "--seed", "1"]
     assert cli.main(arguments) == 2
-    assert "has no use for --seed, --samples: leave these out" in capsys.readouterr().err
+    assert "this model is deterministic: leave out --seed, --samples" in capsys.readouterr().err
 
 
 def test_the_command_line_reads_the_bases_settings(finished_run, archive32, capsys):

@@ -119,7 +119,7 @@ def values_for(dtype: np.dtype) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_a_nifti_with_changed_fields(suffix: str, tmp_path: Path) -> None:
+def test_a_mutated_nifti_header_is_refused_or_changes_nothing_or_is_recorded(suffix: str, tmp_path: Path) -> None:
     opened: Any = gzip.open if suffix == ".nii.gz" else open
 
     def change(path: Path, data: st.DataObject) -> None:
@@ -159,7 +159,7 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
-def test_a_text_header_with_changed_fields(suffix: str, tmp_path: Path) -> None:
+def test_a_mutated_text_header_is_refused_or_changes_nothing_or_is_recorded(suffix: str, tmp_path: Path) -> None:
     def change(path: Path, data: st.DataObject) -> None:
         raw = path.read_bytes()
         end = raw.index(b"\n\n") if suffix == ".nrrd" else raw.index(b"ElementDataFile")
@@ -210,7 +210,7 @@ DICOM_VALUES: dict[str, list[Any]] = {
 """Other values of tags; None removes the tag."""
 
 
-def test_a_series_with_changed_tags(tmp_path: Path) -> None:
+def test_a_series_of_mutated_tags_is_refused_or_changes_nothing_or_is_recorded(tmp_path: Path) -> None:
     folder = tmp_path / "series"
 
     def written() -> Path:

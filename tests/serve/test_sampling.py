@@ -117,8 +117,8 @@ def test_every_sampler_can_be_chosen(generative_folder: Path, pair: list[str], t
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("model_folder", ["--steps", "4"], "has no use for --steps"),
-        ("model_folder", ["--samples", "2"], "has no use for --samples"),
+        ("model_folder", ["--steps", "4"], "leave out --steps"),
+        ("model_folder", ["--samples", "2"], "leave out --samples"),
         ("generative_folder", ["--samples", "0"], "0 samples: give 1 or more"),
         ("generative_folder", ["--steps", "0"], "0 sampling steps: use 1 or more"),
     ],

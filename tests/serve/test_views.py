@@ -222,7 +222,7 @@ def test_a_view_with_two_files_is_refused(
     assert "a view was given two files: frontal, frontal" in capsys.readouterr().err
 
 
-def test_views_in_words() -> None:
+def test_views_are_listed_in_words() -> None:
     oblique = View("oblique30", 30.0, 10.0)
     assert [in_words(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
     assert [edge_letters(view) for view in (FRONTAL, LATERAL, View("ap", 180.0), View("right", 270.0), oblique)] == [

@@ -138,7 +138,7 @@ def test_every_effect_changes_the_image_and_leaves_it_recognizable(changed):
     assert np.corrcoef(image.flatten(), plain.flatten())[0, 1] > 0.8
 
 
-def test_every_field_of_a_development_has_a_case_above():
+def test_every_acquisition_parameter_has_a_case_above():
     covered = {
         "hardening",
         "scatter",

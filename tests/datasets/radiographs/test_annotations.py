@@ -68,7 +68,7 @@ def test_bright_tissue_that_ends_at_a_side_stays() -> None:
     assert np.array_equal(remove_annotations(image), image)
 
 
-def test_a_pattern_of_countless_marks_is_left_alone_and_soon() -> None:
+def test_an_image_with_thousands_of_marks_is_unchanged_within_five_seconds() -> None:
     image = np.zeros((4000, 4000), np.float32)
     image[::16, ::16] = 1
     began = time.process_time()

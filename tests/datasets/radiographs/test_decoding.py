@@ -230,7 +230,7 @@ def test_a_prepared_image_is_square_in_0_to_1_and_keeps_its_proportions() -> Non
 
 
 @pytest.mark.parametrize("shape", [(96, 96), (300, 200), (61, 240)])
-def test_preparing_forgets_the_scale_of_the_image(shape: tuple[int, int]) -> None:
+def test_preparing_removes_the_scale_of_the_image(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(0).random(shape, dtype=np.float32)
     np.testing.assert_allclose(prepare(image * 4000 - 12, 64), prepare(image, 64), atol=1e-4)
 

@@ -78,13 +78,13 @@ def test_the_studies_of_a_patient_are_pairs_of_one_subject(tmp_path: Path) -> No
     assert all(len({path.parent for path in pair.files}) == 1 for pair in found.sources)
 
 
-def test_words_within_words_are_none_and_two_views_in_a_name_are_no_view(tmp_path: Path) -> None:
+def test_a_view_inside_a_longer_word_is_ignored_and_a_name_with_two_views_has_none(tmp_path: Path) -> None:
     touch(tmp_path, "papa.png", "lateralis.png", "flat.png", "pa_lateral.png", "lateral/anna_pa.png", "notes.txt")
     found = find_pairs([tmp_path])
     assert (found.sources, found.single_view, found.skipped, found.refused) == ([], 0, 6, [])
 
 
-def test_who_has_one_view_or_several_is_counted(tmp_path: Path) -> None:
+def test_subjects_with_one_view_or_several_images_of_a_view_are_counted(tmp_path: Path) -> None:
     touch(tmp_path, "a_pa.png", "b_lat.png", "c_pa.png", "c_ap.png", "c_lat.png", "d_pa.png", "d_lat.png")
     found = find_pairs([tmp_path])
     assert pairs(found, tmp_path) == {"c": ("c_ap.png", "c_lat.png"), "d": ("d_pa.png", "d_lat.png")}

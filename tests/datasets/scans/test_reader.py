@@ -86,7 +86,7 @@ def test_every_orientation_is_brought_to_one_frame(direction: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("direction", ["oblique", "coronal", "flipped"])
-def test_every_orientation_of_a_dicom_series_too(direction: str, tmp_path: Path) -> None:
+def test_every_orientation_of_a_dicom_series_is_brought_to_one_frame(direction: str, tmp_path: Path) -> None:
     write_series(tmp_path, thorax_image((84, 84, 84), direction=DIRECTIONS[direction]))
     assert_right_way_round(*on_grid(tmp_path, keep_table=True))
 

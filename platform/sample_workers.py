@@ -1,0 +1,75 @@
+"""Processes on this machine, or Ray tasks on a cluster, that make the samples of an archive."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from raylift.datasets.errors import ConfigError
+from raylift.datasets.ingest.pipeline import Workers
+from raylift.platform import cluster
+from raylift.platform.cluster import WorkersLostError
+
+LOST = (
+    "a worker was killed, as happens when memory runs out: lower --workers. Published samples are kept; the same "
+    "command adds the rest"
+)
+
+
+@contextmanager
+def sample_workers(count: int) -> Iterator[Workers | None]:
+    """Workers for a context: processes, or Ray tasks on the cluster of RAY_ADDRESS; None for a single one.
+
+    Raises:
+        ConfigError: the count is not positive.
+        ClusterTooSmallError: the cluster has fewer CPUs.
+        WorkersLostError: a worker was killed.
+    """
+    if count < 1:
+        raise ConfigError(f"{count} workers: give 1 or more")
+    if count == 1:
+        yield None
+    elif os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
+        cluster.connect()
+        cluster.require_resources(count, 0, f"an ingest by {count} workers", "--workers")
+        try:
+            yield Workers(count, _submit_task)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayError as error:
+            raise WorkersLostError(LOST) from error
+    else:
+        # Processes that are forked from one with threads may block.
+        context, threads = multiprocessing.get_context("spawn"), max(1, (os.cpu_count() or 1) // count)
+        with ProcessPoolExecutor(count, context, _start, (threads,)) as pool:
+            try:
+                yield Workers(count, pool.submit)
+            except BrokenProcessPool as error:
+                raise WorkersLostError(LOST) from error
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _start(threads: int) -> None:
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command itself ends its workers
+
+
+@ray.remote(num_cpus=1)
+def _task(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _submit_task(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    future: Future[Any] = _task.remote(function, *arguments).future()
+    return future
