@@ -65,11 +65,11 @@ def _start(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command itself ends its workers
 
 
-@ray.remote(num_cpus=1)
-def _task(function: Callable[..., Any], *arguments: Any) -> Any:
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
 def _submit_task(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    future: Future[Any] = _task.remote(function, *arguments).future()
+    task: Any = ray.remote(num_cpus=1)(_call)
+    future: Future[Any] = task.remote(function, *arguments).future()
     return future
