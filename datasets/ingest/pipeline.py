@@ -32,7 +32,8 @@ class Workers:
     """Called with a function and its arguments; the future has the result."""
 
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def map_in_order(
