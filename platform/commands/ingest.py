@@ -97,6 +97,9 @@ class SourceOptions:
     workers: int = 1
     """Processes that read files and make samples; on the cluster of RAY_ADDRESS Ray tasks, whose nodes must have the
     files at the same paths. The archive is the same for any number."""
+    left_out: Path | None = None
+    """CSV to write, with the columns file and reason: every file that was refused, and of radiographs every one that is
+    in no pair."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def ingest(arguments: list[str]) -> int:
             workers=workers,
             progress=bar.update,
         )
-    return _report(options.archive, outcome)
+    return _report(options, outcome)
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,6 @@ class IngestXrayOptions(SourceOptions):
     """Whether to invert the images; auto inverts those in which bone is dark."""
     verbose: bool = False
     """Print every file that is in no pair, with the reason."""
-    left_out: Path | None = None
-    """CSV to write, with the columns file and reason: every file that is in no pair or was refused."""
     limits: RadiographLimits = field(default_factory=RadiographLimits)
     samples_per_shard: int = 64
     """Pairs in a shard; each full shard is published at once."""
@@ -197,18 +198,18 @@ def ingest_xray(arguments: list[str]) -> int:
     if options.verbose:
         for path, reason in outcome.left_out:
             print(f"left out: {path}: {reason}")
+    return _report(options, outcome)
+
+
+def _report(options: SourceOptions, outcome: IngestReport) -> int:
+    """Print what was refused, changed or may be wrong, and a summary, and write the CSV; returns the exit status."""
     if options.left_out:
         # A refusal begins with its file.
         refused = [str(refusal).partition(": ")[::2] for refusal in outcome.refused]
         write_rows(options.left_out, ("file", "reason"), [*outcome.left_out, *refused])
-    return _report(options.archive, outcome)
-
-
-def _report(archive: str, outcome: IngestReport) -> int:
-    """Print what was refused, changed or may be wrong, and a summary; returns the exit status."""
     for line in outcome.lines():
         print(line)
-    print(f"{absolute(archive)}: {outcome.summary()}")
+    print(f"{absolute(options.archive)}: {outcome.summary()}")
     return 0 if outcome.added or outcome.already_present else 1
 
 

@@ -33,7 +33,7 @@ def test_a_single_volume_has_no_std():
     ("flags", "samples", "message"),
     [
         (SamplingFlags(steps=4), 1, "is deterministic: leave out --steps"),
-        (SamplingFlags(sampler="ddim", seed=0), 3, "--sampler, --seed, --samples: leave"),
+        (SamplingFlags(sampler="ddim", seed=0), 3, "--sampler, --seed, --samples"),
         (SamplingFlags(), 0, "0 samples: give 1 or more"),
     ],
 )

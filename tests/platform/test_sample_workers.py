@@ -31,6 +31,7 @@ def write_scans(folder, count=3):
 def ingest(folder, url, workers, capsys):
     """The printed lines without the archive's URL, and its entries and arrays."""
     arguments = ["ingest", str(folder), "--archive", str(url), "--size", "32", "--spacing-mm", "12"]
+    arguments += ["--left-out", str(folder.parent / "refused.csv")]
     assert cli.main([*arguments, "--samples-per-shard", "2", "--workers", str(workers)]) == 0
     lines = capsys.readouterr().out.splitlines()
     refusal, summary = lines[-2], lines[-1].removeprefix(f"{url}: ")
@@ -43,6 +44,9 @@ def test_an_archive_made_by_two_processes_is_that_of_one_bit_for_bit(tmp_path, c
     write_scans(tmp_path / "ct")
     one = ingest(tmp_path / "ct", tmp_path / "one", 1, capsys)
     assert "p1-torn.nii.gz" in one[0]
+    reasons = (tmp_path / "refused.csv").read_text().splitlines()
+    assert reasons[0] == "file,reason"
+    assert f"refused: {reasons[1].replace(',', ': ', 1)}" == one[0]
     assert one[1].startswith("3 added")
     assert "1 already present, 1 refused" in one[1]
     assert ingest(tmp_path / "ct", tmp_path / "two", 2, capsys) == one

@@ -124,7 +124,7 @@ def test_a_lateral_that_does_not_show_its_facing_is_refused_and_the_others_go_on
     Image.fromarray(np.maximum(lateral, lateral[:, ::-1])).save(tmp_path / "z_lat.png")
     outcome = ingest([folder, tmp_path], tmp_path / "archive")
     [refusal] = outcome.refused
-    assert str(refusal).startswith(f"{tmp_path / 'z_lat.png'}: the patient orientation is not clear: pass")
+    assert str(refusal).startswith(f"{tmp_path / 'z_lat.png'}: the edge that the patient faces is not clear: pass")
     assert len(outcome.added) == 4
     again = ingest([tmp_path], tmp_path / "archive", patient_facing="left")
     assert [entry.subject for entry in again.added] == ["z"]
