@@ -61,7 +61,7 @@ class ResumableMedianStopping(MedianStoppingRule):
         """Record nothing: the last validation was reported before."""
 
 
-def _validations(url: str, trial: Trial, metric: str) -> list[dict[str, float]]:
+def _validations(url: str, trial: Trial, metric: str | None) -> list[dict[str, float]]:
     """The validations of a trial so far.
 
     An unfinished trial reports its newest one itself, so that it stops if it would have stopped.
@@ -76,7 +76,7 @@ SCHEDULERS: dict[str, Callable[[str, TrainConfig, int], TrialScheduler]] = {
         url, max_t=train.steps, grace_period=min(train.validate_every, train.steps), reduction_factor=reduction_factor
     ),
     "median": lambda url, train, _: ResumableMedianStopping(url, grace_period=train.validate_every),
-    "none": lambda *_: FIFOScheduler(),
+    "none": lambda *_: FIFOScheduler(),  # type: ignore[no-untyped-call]
 }
 """Ray Tune's schedulers, of a search's URL, its training and its reduction factor."""
 Scheduler = KeyOf[str, SCHEDULERS]
