@@ -215,8 +215,8 @@ def test_a_checkpoint_holds_the_ema_as_its_model_and_the_weights_beside_it(tmp_p
         where = Checkpoints(str(tmp_path)).save(TrainingState(step, 4, {"val_psnr_db": 1.0}), tensors, description)
         name = next(iter(averaged["generator"]))
         with local_copy(where) as local:
-            networks = {path.stem for path in (local / "networks").iterdir()}
-            assert networks == ({"discriminator"} if step == 1 else {"discriminator", "generator"})
+            stored = {path.stem for path in (local / "networks").iterdir()}
+            assert stored == ({"discriminator"} if step == 1 else {"discriminator", "generator"})
             assert torch.equal(load_network(local, "generator", first=True)[name], networks["generator"][name])
             served = networks if step == 1 else averaged
             assert torch.equal(load_model_weights(local)[name], served["generator"][name])
