@@ -96,7 +96,7 @@ def fit(
     """
     require_steps(steps)
     if not strength >= 0:
-        raise ConfigError(f"a consistency fit of strength {strength}: give 0 or more")
+        raise ConfigError(f"a data-consistency fit of strength {strength}: give 0 or more")
     if radiographs.shape[1] != len(geometry.views):
         raise ConfigError(f"{radiographs.shape[1]} radiographs for a geometry of {len(geometry.views)} views")
     start, radiographs = volume.detach().float(), radiographs.detach().float()
@@ -166,7 +166,7 @@ def agreement(
 def require_steps(steps: int) -> None:
     """Raise a ConfigError where steps are negative."""
     if steps < 0:
-        raise ConfigError(f"a consistency fit of {steps} steps: give 0 for none, or more")
+        raise ConfigError(f"a data-consistency fit of {steps} steps: give 0 for none, or more")
 
 
 def match(projections: Images, radiographs: Images) -> tuple[Tensor, Tensor, Tensor]:

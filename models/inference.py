@@ -16,7 +16,7 @@ from raylift.models import consistency
 from raylift.models.diffusion.generative import GenerativeNetwork, SamplingConfig
 
 Residuals = dict[str, tuple[float, float]]
-"""By view, the relative L2 distance of the reprojection from the radiograph before and after the consistency fit."""
+"""By view, the relative L2 distance of reprojection and radiograph before and after the data-consistency fit."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Reconstruction:
     predicted: Float[Tensor, "1 d h w"]
     """Output of the network."""
     fitted: Float[Tensor, "1 d h w"] | None
-    """After a consistency fit of each sample; None without a fit."""
+    """After a data-consistency fit of each sample; None without a fit."""
     std: Float[Tensor, "1 d h w"] | None
     """Standard deviation over samples of the fitted volumes or, without a fit, of the predicted ones; None for one."""
     residuals: Residuals = field(default_factory=dict)

@@ -38,7 +38,7 @@ class DemoOptions:
     trial_steps: int = 32
     """Training steps of a trial."""
     serve: bool = True
-    """Serve the model of the package at the end, until Ctrl-C, and print the command for the best checkpoint."""
+    """Serve the pretrained model at the end, until Ctrl-C, and print the command for the best checkpoint."""
     port: int = 8000
 
 
@@ -62,7 +62,7 @@ def main() -> int:
     print(f"\ndemo: done in {time.monotonic() - started:.0f} s; the report is {report}/report.html")
     if options.serve:
         trained = ["raylift", "serve", str(home / "model"), "--port", str(options.port + 1)]
-        print(f"demo: the page has the model of the package; for the one just trained: {shlex.join(trained)}")
+        print(f"demo: the page has the pretrained model; for the one just trained: {shlex.join(trained)}")
         print(f"\n== service\n$ raylift serve --port {options.port}", flush=True)
         service = _command(["serve", "--port", str(options.port)])
         os.execv(service[0], service)  # noqa: S606

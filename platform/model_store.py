@@ -39,7 +39,7 @@ CACHE_VARIABLE = "RAYLIFT_CACHE"
 
 
 @dataclass(frozen=True)
-class NamedModel:
+class PretrainedModel:
     """A model that raylift offers by name; `models/pretrained/NAME` holds model.json and the card README.md."""
 
     title: str
@@ -49,9 +49,9 @@ class NamedModel:
     """Folder URL of the files whose SHA-256 are in model.json; empty: they are in `models/pretrained/NAME`."""
 
 
-MODELS: dict[str, NamedModel] = {
-    "chest-64": NamedModel("chest from a frontal and a lateral radiograph", "Apache-2.0; training data CC BY"),
-    "chest-64-frontal": NamedModel("chest from a frontal radiograph alone", "Apache-2.0; training data CC BY"),
+MODELS: dict[str, PretrainedModel] = {
+    "chest-64": PretrainedModel("chest from a frontal and a lateral radiograph", "Apache-2.0; training data CC BY"),
+    "chest-64-frontal": PretrainedModel("chest from a frontal radiograph alone", "Apache-2.0; training data CC BY"),
 }
 """The models that `raylift models` lists. A new one is a line here and a folder in `models/pretrained`."""
 

@@ -107,7 +107,7 @@ def reconstruct(arguments: list[str]) -> int:
 
 
 def _default_model(views: Iterable[str]) -> str:
-    """The shipped model for these views."""
+    """The pretrained model for these views."""
     return model_store.FRONTAL_MODEL if set(views) == {"frontal"} else model_store.DEFAULT_MODEL
 
 

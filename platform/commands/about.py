@@ -13,7 +13,7 @@ from raylift.platform.progress import console
 
 
 def models(arguments: list[str]) -> int:
-    """Trained models that commands take by name."""
+    """Pretrained models, which commands take by name."""
     tyro.cli(_NoOptions, prog="raylift models", args=arguments, description=models.__doc__)
     from raylift.models.weights import WEIGHTS_FILE
     from raylift.platform import model_store

@@ -35,7 +35,7 @@ class EvaluationOptions:
     """How metrics are computed (see docs/explanation/protocols.md); by default all protocols that compare volumes or,
     without CT, `reprojection`."""
     consistency_steps: int = 0
-    """Steps of a consistency fit to the radiographs, after which models' volumes are evaluated a second time; 10 are
+    """Steps of the data-consistency fit, after which models' volumes are evaluated a second time; 10 are usually
     enough."""
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     samples: int = 1

@@ -54,7 +54,7 @@ class ArchiveConditions:
 Conditions = Description | ArchiveConditions
 """How radiographs become input, and the grid and window of volumes."""
 FITTED = " + data consistency"
-"""Ends the name of a model's volumes after a consistency fit."""
+"""Ends the name of a model's volumes after a data-consistency fit."""
 GroundTruth = Float32[np.ndarray, "d h w"] | None
 
 
@@ -65,7 +65,7 @@ class Outcome:
     predictions: dict[str, Prediction]
     """By name."""
     residuals: dict[str, Residuals] = field(default_factory=dict)
-    """Residuals of consistency fits, by model; empty without any."""
+    """Residuals of data-consistency fits, by model; empty without any."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time of each network."""
     notes: tuple[str, ...] = ()

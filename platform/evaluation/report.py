@@ -114,7 +114,7 @@ def _sentences(evaluation: Evaluation) -> list[str]:
 
 
 def _sections(evaluation: Evaluation) -> list[Section]:
-    """A section for each protocol, its differences and each archive, and for the residuals of a consistency fit."""
+    """A section for each protocol, its differences and each archive, and the residuals of a data-consistency fit."""
     sections = [*evaluation.table.sections(), *evaluation.paired.sections()]
     for url, table in evaluation.by_archive.items():
         sections += table.sections(f", {url}")

@@ -81,7 +81,7 @@ class Case:
     metrics: dict[str, dict[str, Metrics]]
     """Metrics by predictor and protocol."""
     residuals: dict[str, Residuals] = field(default_factory=dict)
-    """Residuals of consistency fits by model; empty without any."""
+    """Residuals of data-consistency fits by model; empty without any."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time of each network."""
     images: Images | None = None
@@ -231,7 +231,7 @@ class Evaluation:
         return sentence + after
 
     def residuals(self, model: str = MODEL) -> Residuals:
-        """Mean over the scans of a model's residuals before and after the consistency fit, by view."""
+        """Mean over the scans of a model's residuals before and after the data-consistency fit, by view."""
         return consistency.mean_residuals([case.residuals.get(model, {}) for case in self.cases])
 
     def to_json(self) -> dict[str, Any]:

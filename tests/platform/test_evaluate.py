@@ -134,7 +134,7 @@ def test_without_a_fit_a_report_states_nothing_of_one(report):
 def test_a_fit_of_fewer_than_no_steps_is_refused(finished_run, archive32, capsys):
     options = ["--archive", str(archive32), "--consistency-steps", "-1"]
     assert cli.main(["evaluate", str(finished_run), *options]) == 2
-    assert "a consistency fit of -1 steps" in capsys.readouterr().err
+    assert "a data-consistency fit of -1 steps" in capsys.readouterr().err
 
 
 def test_an_archive_of_another_geometry_is_refused(finished_run, tmp_path):

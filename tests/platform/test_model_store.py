@@ -15,7 +15,7 @@ import torch
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
 from raylift.platform import cli, model_store
-from raylift.platform.model_store import MODELS, NamedModel, package_folder
+from raylift.platform.model_store import MODELS, PretrainedModel, package_folder
 from raylift.platform.training.checkpoint import resolve_checkpoint
 
 MODEL_NAMES = [f"models:{name}" for name in MODELS]
@@ -45,7 +45,7 @@ def remote(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYLIFT_CACHE", str(tmp_path / "cache"))
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Requests, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        far = NamedModel("far", "CC0", f"http://127.0.0.1:{server.server_port}")
+        far = PretrainedModel("far", "CC0", f"http://127.0.0.1:{server.server_port}")
         monkeypatch.setattr(model_store, "MODELS", {"far": far})
         yield folder
         server.shutdown()
@@ -113,6 +113,6 @@ def test_fetched_weights_with_another_digest_are_not_used_and_damaged_ones_are_f
 
 
 def test_a_copy_of_raylift_without_the_weights_names_the_remedy(remote, monkeypatch):
-    monkeypatch.setitem(model_store.MODELS, "far", NamedModel("far", "CC0"))
+    monkeypatch.setitem(model_store.MODELS, "far", PretrainedModel("far", "CC0"))
     with pytest.raises(weights.WeightsError, match="Install the wheel, or pass the URL of a copy of that folder"):
         model_store.load("models:far")

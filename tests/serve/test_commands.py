@@ -173,7 +173,7 @@ def test_an_error_is_one_line_with_exit_status_2(
         (["--port", "70000"], "port 70000 is outside 1 to 65535"),
         (["--max-batch-size", "0"], "--max-batch-size is 0: give 1 or more"),
         (["--batch-wait-timeout-s", "-1"], "must not be negative"),
-        (["--consistency-steps", "-1"], "a consistency fit of -1 steps"),
+        (["--consistency-steps", "-1"], "a data-consistency fit of -1 steps"),
     ],
 )
 def test_invalid_settings_are_refused_before_anything_starts(

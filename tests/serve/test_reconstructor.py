@@ -54,7 +54,7 @@ def test_without_a_fit_there_is_no_residual(reconstructor: Reconstructor) -> Non
 
 
 def test_negative_steps_of_the_fit_are_refused(model_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="a consistency fit of -2 steps"):
+    with pytest.raises(ConfigError, match="a data-consistency fit of -2 steps"):
         Reconstructor.load(str(model_folder), consistency_steps=-2)
 
 
