@@ -24,6 +24,7 @@ COMMANDS = {
         "metrics of models and of other programs' volumes on the same scans, with intervals",
     ),
     "score": ("raylift.platform.commands.score:score", "metrics of predicted volumes against their ground truth"),
+    "ptx": ("raylift.platform.commands.ptx:ptx", "lungs and pneumothorax of CT volumes: masks, volumes, figures"),
     "export": (
         "raylift.platform.commands.evaluation_export:export",
         "a checkpoint as safetensors with a model card",

@@ -133,7 +133,7 @@ def test_no_module_is_named_like_a_standard_one():
             assert path.stem.startswith("__") or path.stem not in sys.stdlib_module_names, path
 
 
-SAME_NAME = {"compare", "runs", "score", "decoder"}
+SAME_NAME = {"compare", "ptx", "runs", "score", "decoder"}
 """Modules that implement and offer one command, and the decoders of networks and of uploaded files."""
 
 

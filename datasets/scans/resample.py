@@ -73,6 +73,16 @@ def resample(
     return hu, record
 
 
+def whole_scan(image: sitk.Image, spacing_mm: float) -> sitk.Image:
+    """All of a scan in HU and volume order on isotropic voxels; clamped, and smoothed as in `resample`.
+
+    Raises:
+        RuntimeError: an error of ITK, such as an axis too short to smooth.
+    """
+    clamped = sitk.Clamp(image, sitk.sitkFloat32, HU_MIN, HU_MAX)
+    return _coarse(_smooth_for(clamped, spacing_mm), spacing_mm)
+
+
 def archive_image(hu: np.ndarray, grid: Grid) -> sitk.Image:
     """A volume in volume order as an image: spacing in mm, LPS axes, centered on the origin."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(hu[::-1]))
@@ -150,11 +160,11 @@ def _extent(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
     return corners.min(axis=0), corners.max(axis=0)
 
 
-def _coarse(image: sitk.Image) -> sitk.Image:
-    """The whole scan in volume order at `COARSE_MM`, for fast segmentation."""
+def _coarse(image: sitk.Image, spacing_mm: float = COARSE_MM) -> sitk.Image:
+    """The whole scan in volume order at `spacing_mm`, for fast segmentation."""
     low, high = _extent(image)
-    width, height, depth = (int(n) for n in np.ceil((high - low) / COARSE_MM) + 1)
-    return _on_axes(image, np.array([low[0], low[1], high[2]]), (depth, height, width), COARSE_MM)
+    width, height, depth = (int(n) for n in np.ceil((high - low) / spacing_mm) + 1)
+    return _on_axes(image, np.array([low[0], low[1], high[2]]), (depth, height, width), spacing_mm)
 
 
 def _center(

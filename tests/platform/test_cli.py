@@ -52,7 +52,7 @@ def test_every_command_has_help_with_its_defaults(command, capsys):
     assert f"raylift {command}" in output
     if command not in ("models", "systems", "doctor", "export", "import-x2ct"):
         assert "(default: " in output
-        assert "(required)" in output or command in ("serve", "runs")
+        assert "(required)" in output or command in ("serve", "runs", "ptx")
 
 
 def test_the_help_of_a_preset_shows_every_setting_with_its_default_and_unit(capsys):

@@ -1,0 +1,83 @@
+"""`raylift ptx`: pneumothorax of CT volumes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from raylift import __version__
+from raylift.datasets.scans.header_checks import ScanLimits
+from raylift.platform.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class PtxOptions:
+    """Segment lungs and pneumothorax of CT volumes (NIfTI, NRRD, MetaImage, DICOM), true or reconstructed.
+
+    Thresholds and shape alone decide; no weights are needed.
+    """
+
+    volumes: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="VOLUME [VOLUME ...]")]
+    """Files, or folders of them."""
+    ground_truth: Path | None = None
+    """Folder with the CT of the same names, for the agreement of reconstructions with it."""
+    output: Path = Path("ptx")
+    """Folder for ptx.csv, a mask (NIfTI) and a figure (PNG) of each volume, and agreement.json and agreement.png."""
+    assume_spacing_mm: tuple[float, float, float] | None = None
+    """Spacing along the axes of NRRD and MetaImage files that state none."""
+    limits: ScanLimits = field(default_factory=ScanLimits)
+
+
+def ptx(arguments: list[str]) -> int:
+    """Segment pneumothorax: masks, CSV, figures."""
+    import SimpleITK as sitk
+
+    from raylift.datasets.csv_file import write_rows
+    from raylift.datasets.scans import reader
+    from raylift.platform.evaluation import ptx as segmenting
+    from raylift.platform.evaluation.agreement import agreement
+    from raylift.platform.evaluation.plots_ptx import UNITS, plot_agreement, plot_regions
+
+    options = tyro.cli(PtxOptions, prog="raylift ptx", args=arguments)
+    sources, true_sources = segmenting.matched(options.volumes, options.ground_truth)
+    options.output.mkdir(parents=True, exist_ok=True)
+    rows, found, true = [], {}, {}
+    with progress_bar("ptx") as bar:
+        for done, source in enumerate(sources):
+            bar.update(done, len(sources), source.subject)
+            scan = reader.read(source, options.limits, options.assume_spacing_mm)
+            segmented = segmenting.segment_scan(scan)
+            sitk.WriteImage(segmented.mask(scan.image), str(options.output / f"{source.subject}-mask.nii.gz"))
+            plot_regions(source.subject, segmented, options.output / f"{source.subject}.png")
+            rows.append((source.subject, *segmented.row()))
+            found[source.subject] = segmented.sides
+            if true_source := true_sources.get(source.subject):
+                target = reader.read(true_source, options.limits, options.assume_spacing_mm)
+                true[source.subject] = segmenting.segment_scan(target).sides
+        bar.update(len(sources), len(sources), "")
+    write_rows(options.output / "ptx.csv", segmenting.COLUMNS, rows)
+    for name, sides in found.items():
+        for side, of_side in sides.items():
+            print(
+                f"{name}, {side}: pneumothorax {of_side.pneumothorax_ml:.0f} ml, "
+                f"{of_side.occupancy_percent:.1f} % of the pleural cavity"
+            )
+    if true:
+        pairs = segmenting.pairs(found, true)
+        agreements = {name: agreement(*pair) for name, pair in pairs.items()}
+        for name, agreed in agreements.items():
+            print(f"agreement of {name} in {UNITS[name]}, {agreed.count} subjects: {agreed.text()}")
+        content = {
+            **{name: agreed.to_json() for name, agreed in agreements.items()},
+            "command": shlex.join(["raylift", "ptx", *arguments]),
+            "version": __version__,
+        }
+        (options.output / "agreement.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        plot_agreement(pairs, options.output / "agreement.png")
+    print(f"{len(sources)} volumes: {options.output / 'ptx.csv'}")
+    return 0
