@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import Any
 
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.serialization import to_plain
 from raylift.models.literature import Training
 from raylift.models.system_config import SystemConfig
 from raylift.models.zoo import SYSTEMS
@@ -15,6 +18,7 @@ from raylift.platform.config import (
     OptimizerConfig,
     RunConfig,
     TrainConfig,
+    flatten,
     from_yaml,
 )
 
@@ -65,6 +69,33 @@ def named_run(name: str) -> RunConfig:
     if name.endswith((".yaml", ".yml")):
         return from_yaml(Path(name).read_text(encoding="utf-8"), name)
     raise ConfigError(f"unknown preset '{name}': use one of {', '.join(PRESETS)}, or a YAML file")
+
+
+def train_command(run: RunConfig) -> str:
+    """The `raylift train` command with exactly the settings of a run: the nearest preset, and what differs from it.
+
+    Raises:
+        ConfigError: no preset has the run's parts.
+    """
+    settings = flatten(to_plain(run))
+    differences = {}
+    for name, preset in PRESETS.items():
+        there = flatten(to_plain(preset))
+        if there.keys() == settings.keys():
+            differences[name] = {key: value for key, value in settings.items() if there[key] != value}
+    if not differences:
+        raise ConfigError("no preset has the parts of this run: write its settings to a YAML file")
+    nearest = min(differences, key=lambda name: len(differences[name]))
+    options = [word for key, value in differences[nearest].items() for word in _option(key, value)]
+    return shlex.join(["raylift", "train", nearest, *options])
+
+
+def _option(key: str, value: Any) -> list[str]:
+    """The words of a setting on the command line."""
+    *path, last = key.replace("_", "-").split(".")
+    if isinstance(value, bool):
+        return ["--" + ".".join([*path, last if value else f"no-{last}"])]
+    return ["--" + ".".join([*path, last]), *map(str, value if isinstance(value, list) else [value])]
 
 
 def listing() -> str:

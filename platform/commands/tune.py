@@ -39,6 +39,9 @@ class TuneOptions:
     """Folder or URL of the new search; runs/search-<space>-<time> by default."""
     resume: str = ""
     """Folder or URL of a search to resume."""
+    report: str = ""
+    """Folder or URL of a search whose report is written again, also while it runs: report.html, and optuna.log for
+    optuna-dashboard."""
     take_over: bool = False
     """Resume a search although another process, whose last heartbeat is old, may still run it."""
 
@@ -51,12 +54,24 @@ def tune(arguments: list[str]) -> int:
     """Search settings, or resume a search."""
     from raylift.platform import cluster
     from raylift.platform.training import lease, runs
-    from raylift.platform.tuning import search, trials
+    from raylift.platform.tuning import search, search_report, trials
 
     name, rest = split_name(arguments)
+    reported, others = pop_option(arguments, "--report")
+    if reported:
+        if others:
+            raise ConfigError(f"--report takes a search alone: leave out {' '.join(others)}")
+        options = parse("tune", arguments, TuneOptions(named_run("x2ct-gan-slim")))
+        cluster.session_folder()
+        print(f"report: {search_report.write(options.report)}")
+        return 0
     if not name and "--resume" not in rest:
         known = ", ".join(sorted(path.stem for path in search.spaces_folder().glob("*.yaml")))
-        usage = ("raylift tune SPACE [--preset NAME] [options]", "raylift tune --resume SEARCH")
+        usage = (
+            "raylift tune SPACE [--preset NAME] [options]",
+            "raylift tune --resume SEARCH",
+            "raylift tune --report SEARCH",
+        )
         return print_usage(usage, f"spaces: {known}", rest)
     preset, rest = pop_option(rest, "--preset")
     resumed, _ = pop_option(rest, "--resume")
@@ -83,6 +98,7 @@ def tune(arguments: list[str]) -> int:
             search.resume_search(new, url)
         table = search.fit(url, leased=True)
     console.print(trials.as_table(table))
+    print(f"report: {search_report.write(url)}")
     if failed := sum(bool(trial.error) for trial in table):
         print(f"{failed} of {len(table)} trials failed: raylift tune --resume {url} repeats them")
     best = table[0]

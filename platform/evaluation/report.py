@@ -34,7 +34,7 @@ TEMPLATE = "report.html.j2"
 MAX_THUMBNAILS = 60
 """Number of scans with thumbnails."""
 
-_templates = jinja2.Environment(
+templates = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
@@ -87,7 +87,7 @@ def terminal_tables(evaluation: Evaluation) -> list[Table]:
 
 def _page(evaluation: Evaluation, figures: list[tuple[str, Path]]) -> str:
     protocol, name = evaluation.decisive
-    return _templates.get_template(TEMPLATE).render(
+    return templates.get_template(TEMPLATE).render(
         title=evaluation.title,
         verdicts=[(evaluation.verdict(name), evaluation.is_significant(name)) for name in evaluation.candidates],
         notes=_sentences(evaluation),

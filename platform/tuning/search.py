@@ -4,6 +4,7 @@
 <search>/search.json          space, base run and settings of the search
 <search>/trials/<id>/         a run each, with its checkpoints
 <search>/trials.json          the table: settings, best metric and checkpoint of every trial
+<search>/report.html          the report, which `raylift tune --report` writes again; optuna.log: an Optuna storage
 <search>/ray/                 Ray Tune's state, from which --resume continues
 ```
 """

@@ -78,7 +78,7 @@ def describe(error: Exception | None) -> str:
 
 def as_table(trials: list[Trial]) -> Table:
     """The trials for a terminal."""
-    table = Table("trial", *_short(list(trials[0].settings)), "PSNR, dB", "step")
+    table = Table("trial", *short_names(list(trials[0].settings)), "PSNR, dB", "step")
     for trial in trials:
         settings = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.settings.values()]
         best = "none" if trial.best_psnr_db is None else f"{trial.best_psnr_db:.2f}"
@@ -86,7 +86,7 @@ def as_table(trials: list[Trial]) -> Table:
     return table
 
 
-def _short(keys: list[str]) -> list[str]:
+def short_names(keys: list[str]) -> list[str]:
     """The last part of each dotted key, and the part before it where several end alike: lifting.kind, fusion.kind."""
     last = [key.rsplit(".", 1)[-1] for key in keys]
     twice = {name for name in last if last.count(name) > 1}

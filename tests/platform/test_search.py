@@ -1,26 +1,41 @@
 """Searches on real Ray Tune: spaces are checked first, trials are Ray Train runs, a killed search resumes."""
 
 import builtins
+import contextlib
+import html
+import io
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import optuna
 import pytest
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 from ray.experimental import tqdm_ray
 
+from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import to_plain
 from raylift.models import weights
 from raylift.platform import cli, cluster
-from raylift.platform.presets import PRESETS
-from raylift.platform.tuning import search, trials
+from raylift.platform.commands.run_arguments import parse
+from raylift.platform.commands.train import TrainOptions
+from raylift.platform.config import override
+from raylift.platform.presets import PRESETS, train_command
+from raylift.platform.training import lease
+from raylift.platform.training.checkpoint import Checkpoints
+from raylift.platform.tuning import search, search_report, trials
 from raylift.platform.tuning.search import Search, Space
+from raylift.platform.tuning.study import TrialHistory, as_study
 
 SPACE = Space(
     {
@@ -120,28 +135,130 @@ def test_resources_of_a_resumed_search_may_change_with_a_line(tiny, tmp_path, ca
     assert capsys.readouterr().out == ""
 
 
-def test_a_trial_that_fails_is_reported_once_in_a_sentence_and_the_search_continues(
-    tiny, ray_cluster, tmp_path, monkeypatch, capsys
-):
-    # As Ray does in the driver's process; whatever holds the replaced function cannot be pickled.
-    monkeypatch.setattr(builtins, "print", tqdm_ray.safe_print)
-    url = str(tmp_path / "search")
+@dataclass(frozen=True)
+class Searched:
+    """A search of which some trials failed, with what it returned and printed."""
+
+    url: str
+    table: list[trials.Trial]
+    lines: list[str]
+
+
+@pytest.fixture(scope="module")
+def searched(tiny, ray_cluster, tmp_path_factory) -> Searched:
+    url, output = str(tmp_path_factory.mktemp("searches") / "search"), io.StringIO()
     run = replace(
         tiny,
         cluster=replace(tiny.cluster, workers=1),
-        train=replace(tiny.train, steps=2, validate_every=2, validation_samples=1),
+        train=replace(tiny.train, steps=2, validate_every=1, validation_samples=1),
     )
-    search.create(Search(run, Space({"optimizer.lr": {"choice": [1e30, 2e-4]}}), trials=3), url)
-    table = search.fit(url)
-    lines = capsys.readouterr().out.splitlines()
+    space = Space({"optimizer.lr": {"choice": [1e30, 2e-4]}, "system.loss.mse_weight": {"uniform": [1.0, 2.0]}})
+    search.create(Search(run, space, trials=4, sampler="random", scheduler="median"), url)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        # As Ray does in the driver's process; whatever holds the replaced function cannot be pickled.
+        patch.setattr(builtins, "print", tqdm_ray.safe_print)
+        table = search.fit(url)
+    return Searched(url, table, output.getvalue().splitlines())
+
+
+def test_a_trial_that_fails_is_reported_once_in_a_sentence_and_the_search_continues(searched):
+    table = searched.table
     failed = [trial for trial in table if trial.settings["optimizer.lr"] == 1e30]
-    assert 0 < len(failed) < len(table) == 3
-    named = r"tune: trial \w+ failed: the (generator|discriminator)'s loss at step 1 is nan on samples .+ is valid"
-    assert [bool(re.fullmatch(named, line)) for line in lines].count(True) == len(failed)
-    assert all("'s loss at step 1 is" in trial.error and trial.best_psnr_db is None for trial in failed)
+    assert 0 < len(failed) < len(table) == 4
+    named = r"tune: trial \w+ failed: the (generator|discriminator)'s loss at step [12] is nan on samples .+ is valid"
+    assert [bool(re.fullmatch(named, line)) for line in searched.lines].count(True) == len(failed)
+    assert all("'s loss at step" in trial.error for trial in failed)
     assert all(trial.error == "" for trial in table if trial not in failed)
     assert table[0].best_psnr_db is not None
-    assert not (tmp_path / "search/trials.json").exists()
+    assert not Path(searched.url, "trials.json").exists()
+
+
+def test_the_report_has_every_trial_and_each_of_its_commands_trains_the_trial_again(searched, tmp_path, capsys):
+    assert cli.main(["tune", "--report", searched.url]) == 0
+    assert capsys.readouterr().out == f"report: {searched.url}/report.html\n"
+    page = html.unescape(Path(searched.url, "report.html").read_text())
+    failed = [trial for trial in searched.table if trial.error]
+    assert f"{len(failed)} of 4 trials failed: raylift tune --resume {searched.url} repeats them." in page
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)|https?://|@import""", page)
+    figures = ["Optimization history", "Learning curves", "Importance of settings", "Parallel coordinates"]
+    assert re.findall(r'<img alt="(.+?)"', page) == figures
+    commands = dict(re.findall(r"<h3>(\w+)</h3>\n<pre>(raylift .+)</pre>", page))
+    assert commands.keys() == {trial.id for trial in searched.table}
+    for trial in searched.table:
+        row = re.search(rf"<tr><td>{trial.id}</td>(.+?)</tr>", page, re.DOTALL)[1]
+        assert f"failed: {trial.error}" in row if trial.error else f"<td>{trial.best_psnr_db:.2f}</td>" in row
+
+    best = searched.table[0]
+    again = str(tmp_path / "again")
+    assert cli.main([*shlex.split(commands[best.id])[1:], "--output", again]) == 0
+    digests = [
+        {
+            name: digest
+            for name, digest in Checkpoints(url).published()[-1][1]["sha256"].items()
+            if name.endswith(".safetensors")
+        }
+        for url in (again, f"{searched.url}/trials/{best.id}")
+    ]
+    assert len(digests[0]) > 2
+    assert digests[0] == digests[1]
+
+
+def test_the_report_has_a_storage_that_optuna_opens(searched):
+    search_report.write(searched.url)
+    storage = JournalStorage(JournalFileBackend(f"{searched.url}/optuna.log"))
+    by_id = {trial.user_attrs["id"]: trial for trial in optuna.load_study(study_name="search", storage=storage).trials}
+    assert by_id.keys() == {trial.id for trial in searched.table}
+    for trial in searched.table:
+        stored = by_id[trial.id]
+        assert stored.params == trial.settings
+        if trial.error:
+            assert stored.state == TrialState.FAIL
+        else:
+            assert stored.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            assert stored.value == trial.best_psnr_db == max(stored.intermediate_values.values())
+            assert stored.state == TrialState.PRUNED or list(stored.intermediate_values) == [1, 2]
+
+
+def test_a_report_states_whether_its_search_runs_or_was_interrupted(tiny, s3_bucket_url, tmp_path):
+    for url in (str(tmp_path / "search"), f"{s3_bucket_url}/reported-search"):
+        search.create(Search(tiny, SPACE), url)
+        with lease.acquire(url):
+            search_report.write(url)
+            assert "The search is running" in Folder(url).read("report.html").decode()
+        search_report.write(url)
+        page = Folder(url).read("report.html").decode()
+        assert "0 of 8 trials: none has started." in page
+        assert f"The search was interrupted: raylift tune --resume {url} resumes it." in page
+        assert "There are no figures" in page
+
+
+def test_a_trial_that_was_stopped_early_is_pruned_in_optuna(tiny):
+    space = Space({"optimizer.lr": {"log_uniform": [1e-4, 1e-2]}})
+    states = {"finished": {1: 20.0, 2: 21.0}, "stopped early": {1: 19.0}, "failed": {1: 18.0}, "unfinished": {}}
+    histories = [
+        TrialHistory(state, tiny, {"optimizer.lr": 1e-3}, state, validations) for state, validations in states.items()
+    ]
+    stored = as_study(Search(tiny, space), histories).trials
+    assert [trial.state.name for trial in stored] == ["COMPLETE", "PRUNED", "FAIL", "RUNNING"]
+    assert [trial.value for trial in stored] == [21.0, 19.0, None, None]
+    assert [trial.intermediate_values for trial in stored] == list(states.values())
+
+
+@pytest.mark.parametrize("path", sorted(search.spaces_folder().glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_command_of_a_trial_has_its_settings_for_every_space(path):
+    space = search.load_space(path.stem)
+    for end in (0, -1):
+        values = {key: next(iter(how.values()))[end] for key, how in space.space.items()}
+        run = override(PRESETS[space.preset], {**values, "data.archive": "a folder", "train.steps": 7})
+        _, _, preset, *options = shlex.split(train_command(run))
+        assert parse("train", options, TrainOptions(PRESETS[preset])).run == run
+
+
+def test_a_report_of_no_search_is_refused(tmp_path, capsys):
+    assert cli.main(["tune", "--report", str(tmp_path)]) == 2
+    assert "is not a search: it has no search.json" in capsys.readouterr().err
+    assert cli.main(["tune", "--report", str(tmp_path), "--trials", "3"]) == 2
+    assert "--report takes a search alone: leave out --trials 3" in capsys.readouterr().err
 
 
 def test_a_search_that_is_interrupted_and_then_killed_ends_as_an_unbroken_one_and_repeats_no_trial(

@@ -1,0 +1,189 @@
+"""The report of a search: one HTML page with its trials, Optuna's figures and the command that repeats each trial."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import optuna
+import ray
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from optuna.visualization import matplotlib as figures
+
+from raylift import __version__
+from raylift.datasets.archive.store import Folder, absolute, join
+from raylift.datasets.errors import ConfigError
+from raylift.platform.evaluation.report import DISCLAIMER, templates
+from raylift.platform.presets import train_command
+from raylift.platform.training import lease
+from raylift.platform.tuning.search import Search, load_search
+from raylift.platform.tuning.study import TrialHistory, as_study, load_trials, write_storage
+from raylift.platform.tuning.trials import TABLE_FILE, short_names
+
+PAGE_FILE = "report.html"
+TEMPLATE = "search.html.j2"
+MIN_TRIALS = 2
+"""Number of validated trials below which there are no figures."""
+CURVES_IN_A_COLUMN = 20
+"""Entries in a column of the legend of learning curves."""
+PSNR = "best validation PSNR, dB"
+
+
+def write(url: str) -> str:
+    """Write the report of a search and its Optuna storage to its folder; returns the URL of the page.
+
+    Raises:
+        ConfigError: it is no search.
+    """
+    url = absolute(url)
+    search = load_search(url)
+    trials = load_trials(url, search)
+    storage = write_storage(url, search, trials)
+    header, rows = _table(search, trials)
+    page = templates.get_template(TEMPLATE).render(
+        title=f"Search {url.rsplit('/', 1)[-1]}",
+        summary=_summary(search, trials),
+        unfinished=_unfinished(url, search, trials),
+        table=(header, rows),
+        figures=_figures(search, trials),
+        commands=[(trial.id, _command(trial)) for trial in trials],
+        storage=storage,
+        provenance=json.dumps(_provenance(url, search), indent=1),
+        disclaimer=DISCLAIMER,
+    )
+    Folder(url).write(PAGE_FILE, page.encode())
+    return join(url, PAGE_FILE)
+
+
+def _ranked(trials: Sequence[TrialHistory]) -> list[TrialHistory]:
+    """The trials, the best validation first."""
+    return sorted(trials, key=lambda trial: -np.inf if trial.best is None else trial.best[1], reverse=True)
+
+
+def _summary(search: Search, trials: Sequence[TrialHistory]) -> str:
+    counts = [
+        f"{count} {state}"
+        for state in dict.fromkeys(trial.state for trial in trials)
+        if (count := sum(trial.state == state for trial in trials))
+    ]
+    text = f"{len(trials)} of {search.trials} trials: {', '.join(counts) or 'none has started'}."
+    validations = sum(max(trial.validations, default=0) for trial in trials)
+    text += f" {validations:,} of {search.trials * search.run.train.steps:,} steps were trained."
+    if trials and (best := _ranked(trials)[0]).best:
+        text += f" The best trial is {best.id} with {best.best[1]:.2f} dB at step {best.best[0]}."
+    return text
+
+
+def _unfinished(url: str, search: Search, trials: Sequence[TrialHistory]) -> str:
+    """The state of a search that has not ended; empty if it has."""
+    folder = Folder(url)
+    if folder.exists(TABLE_FILE):
+        return ""
+    state = lease.describe(folder)
+    if state.startswith("running"):
+        return f"The search is {state}: this report is of its trials so far"
+    failed = sum(trial.state == "failed" for trial in trials)
+    if failed and len(trials) == search.trials and all(trial.state != "unfinished" for trial in trials):
+        return f"{failed} of {len(trials)} trials failed: raylift tune --resume {url} repeats them"
+    return f"The search was interrupted: raylift tune --resume {url} resumes it"
+
+
+def _table(search: Search, trials: Sequence[TrialHistory]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the trials, the best first."""
+    keys = list(search.space.space)
+    header = ["trial", "PSNR, dB", "best step", "last step", *short_names(keys), "state"]
+    rows = []
+    for trial in _ranked(trials):
+        step, psnr = trial.best or (0, None)
+        values = [trial.settings[key] for key in keys]
+        rows.append(
+            [
+                trial.id,
+                "none" if psnr is None else f"{psnr:.2f}",
+                str(step),
+                str(max(trial.validations, default=0)),
+                *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values),
+                f"{trial.state}: {trial.error}" if trial.error else trial.state,
+            ]
+        )
+    return header, rows
+
+
+def _command(trial: TrialHistory) -> str:
+    try:
+        return train_command(trial.run)
+    except ConfigError as error:
+        return f"# {error}"
+
+
+def _figures(search: Search, trials: Sequence[TrialHistory]) -> list[tuple[str, str, str]]:
+    """Title, caption and PNG of each figure."""
+    # Optuna leaves pruned trials out of its figures; here a trial that was stopped early has its best validation.
+    validated = [replace(trial, state="finished", error="") for trial in trials if trial.validations]
+    if len(validated) < MIN_TRIALS:
+        return []
+    study = as_study(
+        search, validated, dict(zip(search.space.space, short_names(list(search.space.space)), strict=True))
+    )
+    early = "Trials that were stopped early count with their best validation."
+    with warnings.catch_warnings(), mpl.rc_context():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # Matplotlib warns of an axis with one value.
+        warnings.simplefilter("ignore", UserWarning)
+        history = figures.plot_optimization_history(study, target_name=PSNR)
+        made = [("Optimization history", f"Trials in the order of their start. {early}", _png(history))]
+        curves = figures.plot_intermediate_values(study)
+        curves.set(xlabel="step", ylabel="validation PSNR, dB")
+        for line, trial in zip(curves.lines, validated, strict=True):
+            line.set_label(trial.id)
+        columns = -(-len(validated) // CURVES_IN_A_COLUMN)
+        curves.legend(fontsize=7, ncols=columns, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        made.append(("Learning curves", "Validations of each trial by step.", _png(curves)))
+        if len({trial.best[1] for trial in validated if trial.best}) > 1:
+            text = f"PED-ANOVA of {len(validated)} trials; of few trials it is uncertain. {early}"
+            importances = figures.plot_param_importances(study, target_name=PSNR)
+            made.append(("Importance of settings", text, _png(importances)))
+        lines = figures.plot_parallel_coordinate(study, target_name=PSNR)
+        text = f"A line for each trial, dark where the PSNR is high. {early}"
+        made.append(("Parallel coordinates", text, _png(lines)))
+    return made
+
+
+def _png(axes: Axes) -> str:
+    """A figure without its title as PNG in base64; it is closed."""
+    for place in ("left", "center"):
+        axes.set_title("", loc=place)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.set_size_inches(9.5, 4.0)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+    pyplot.close(figure)
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def _provenance(url: str, search: Search) -> dict[str, Any]:
+    return {
+        "search": url,
+        "settings": {
+            "sampler": search.sampler,
+            "scheduler": search.scheduler,
+            "seed": search.seed,
+            "trials": search.trials,
+            "reduction_factor": search.reduction_factor,
+        },
+        "space": search.space.space,
+        "base run SHA-256": search.run.sha256(),
+        "archive": f"{search.run.data.archive}, snapshot {search.run.data.snapshot}",
+        "versions": {"raylift": __version__, "ray": ray.__version__, "optuna": optuna.__version__},
+        "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+    }

@@ -1,0 +1,131 @@
+"""The trials of a search with their validations, read from its folder, and the same as a study of Optuna."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ray import tune
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.search.optuna import OptunaSearch
+
+from raylift.datasets.archive.store import Folder, join
+from raylift.platform import cluster
+from raylift.platform.config import RunConfig, override
+from raylift.platform.monitor import monitored
+from raylift.platform.training.checkpoint import Checkpoints
+from raylift.platform.tuning.search import RAY_FOLDER, Search, validate
+from raylift.platform.tuning.trials import describe
+
+STORAGE_FILE = "optuna.log"
+"""Journal file, which `optuna-dashboard` opens."""
+
+STATES = {
+    "finished": TrialState.COMPLETE,
+    "stopped early": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+    "unfinished": TrialState.RUNNING,
+}
+"""Optuna's state of a trial by its state."""
+
+
+@dataclass(frozen=True)
+class TrialHistory:
+    """A trial and its validations so far."""
+
+    id: str
+    run: RunConfig
+    settings: dict[str, Any]
+    state: str
+    """One of `STATES`."""
+    validations: dict[int, float]
+    """The monitored metric by step."""
+    error: str = ""
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """Step and metric of the best validation, of equal ones the first; None before the first one."""
+        return max(self.validations.items(), key=lambda item: item[1], default=None)
+
+
+def load_trials(url: str, search: Search) -> list[TrialHistory]:
+    """The trials of a search in the order of their start, also while it runs."""
+    return [_history(url, search, trial) for trial in _ray_trials(url)]
+
+
+def _ray_trials(url: str) -> list[RayTrial]:
+    path, filesystem = cluster.ray_storage(url)
+    try:
+        analysis = tune.ExperimentAnalysis(f"{path}/{RAY_FOLDER}", storage_filesystem=filesystem)
+    except ValueError:  # Ray Tune has not written its state yet
+        return []
+    return list(analysis.trials or [])
+
+
+def _history(url: str, search: Search, trial: RayTrial) -> TrialHistory:
+    state = Checkpoints(join(url, "trials", trial.trial_id)).newest_state()
+    history = state.history if state else []
+    metric = monitored(name for entry in history for name in entry)
+    validations = {int(entry["step"]): entry[metric] for entry in history if math.isfinite(entry.get(metric, math.nan))}
+    error = describe(trial.get_pickled_error()) if trial.status == RayTrial.ERROR else ""
+    if max(validations, default=0) >= search.run.train.steps:
+        progress = "finished"
+    elif trial.status == RayTrial.TERMINATED:
+        progress = "stopped early"
+    else:
+        progress = "failed" if trial.status == RayTrial.ERROR else "unfinished"
+    return TrialHistory(
+        trial.trial_id, override(search.run, trial.config), dict(trial.config), progress, validations, error
+    )
+
+
+def as_study(
+    search: Search,
+    trials: Sequence[TrialHistory],
+    names: Mapping[str, str] | None = None,
+    storage: BaseStorage | None = None,
+    study_name: str = "search",
+) -> optuna.Study:
+    """A study of Optuna with the trials; the value of each is its best validation.
+
+    Args:
+        search: the search.
+        trials: its trials.
+        names: names of the parameters by setting; by default the settings themselves.
+        storage: of the study; by default the memory.
+        study_name: its name in the storage.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    names = names or {key: key for key in search.space.space}
+    distributions = OptunaSearch.convert_search_space(validate(search))
+    study = optuna.create_study(storage=storage, study_name=study_name, direction="maximize")
+    for trial in trials:
+        state, best = STATES[trial.state], trial.best
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=best[1] if best and state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+                params={names[key]: value for key, value in trial.settings.items()},
+                distributions={names[key]: distribution for key, distribution in distributions.items()},
+                user_attrs={"id": trial.id, "error": trial.error},
+                intermediate_values=trial.validations,
+            )
+        )
+    return study
+
+
+def write_storage(url: str, search: Search, trials: Sequence[TrialHistory]) -> str:
+    """Write the trials to the search's folder as a storage of Optuna, and return its URL."""
+    with tempfile.TemporaryDirectory(prefix="raylift-study-") as temporary:
+        path = Path(temporary) / STORAGE_FILE
+        as_study(search, trials, None, JournalStorage(JournalFileBackend(str(path))), url.rsplit("/", 1)[-1])
+        Folder(url).put(path, STORAGE_FILE)
+    return join(url, STORAGE_FILE)
