@@ -41,7 +41,7 @@ def project(
     Raises:
         ConfigError: the source of a cone beam is inside the volume.
     """
-    _require_source_outside(attenuation.shape[2:], spacing_mm, geometry, view)
+    require_source_outside(attenuation.shape[2:], spacing_mm, geometry, view)
     if _axis_aligned(view):
         return _project_slices(attenuation, spacing_mm, geometry, view)
     return _project_frustum(attenuation, spacing_mm, geometry, view, _axes(view, attenuation))
@@ -84,7 +84,7 @@ def backproject(
     Raises:
         ConfigError: the source of a cone beam is inside the volume.
     """
-    _require_source_outside(shape, spacing_mm, geometry, view)
+    require_source_outside(shape, spacing_mm, geometry, view)
     if image.is_cuda and _axis_aligned(view):
         # The gradient of `grid_sample` adds atomically, many voxels to one pixel; that of a product does not.
         return _backproject_slices(image, shape, spacing_mm, geometry, view)
@@ -171,7 +171,8 @@ def project_batch(
     return sampled.sum(dim=2) * step_mm * path[:, None]
 
 
-def _require_source_outside(shape: Sequence[int], spacing_mm: float, geometry: Geometry, view: View) -> None:
+def require_source_outside(shape: Sequence[int], spacing_mm: float, geometry: Geometry, view: View) -> None:
+    """Raise a ConfigError if the source of a cone beam is inside a volume of this shape."""
     if geometry.beam == "parallel":
         return
     ray = view.axes()[2]

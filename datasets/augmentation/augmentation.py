@@ -153,17 +153,30 @@ def augment(
         normalization: how radiographs are scaled to [0, 1].
     """
     ground_truth = deform(hu, spacing_mm, grid, [sample.deformation for sample in parameters])
-    bone_hu = (ground_truth - BONE_HU).clamp_min(0)
-    # Bone's share is attenuation above that of soft tissue, so no threshold applies to it.
-    soft = hu_to_attenuation(ground_truth - bone_hu, parameters[0].poses[0].attenuation)
-    both = torch.cat([soft, hu_to_attenuation(bone_hu - 1000.0)], dim=1)
-    views = []
-    for view in range(len(parameters[0].poses)):
-        poses = poses_of([sample.poses[view] for sample in parameters], ground_truth.device)
-        views.append(project_batch(both, grid.spacing_mm, poses))
-    images = torch.stack(views, dim=1)
-    radiographs = simulate_acquisition(images[:, :, 0], images[:, :, 1], [sample.acquisition for sample in parameters])
+    soft, bone = line_integrals(ground_truth, grid, [sample.poses for sample in parameters])
+    radiographs = simulate_acquisition(soft, bone, [sample.acquisition for sample in parameters])
     return ground_truth, normalize_batch(radiographs, normalization)
+
+
+def line_integrals(
+    hu: Float[Tensor, "n 1 d h w"], grid: Grid, poses: Sequence[Sequence[Geometry]]
+) -> tuple[Float[Tensor, "n views s s"], Float[Tensor, "n views s s"]]:
+    """Line integrals of soft tissue, and of the attenuation that bone adds to it, without unit.
+
+    Args:
+        hu: volumes in HU.
+        grid: their voxels.
+        poses: of each volume, a geometry of a single view for each view.
+    """
+    bone_hu = (hu - BONE_HU).clamp_min(0)
+    # Bone's share is attenuation above that of soft tissue, so no threshold applies to it.
+    soft = hu_to_attenuation(hu - bone_hu, poses[0][0].attenuation)
+    both = torch.cat([soft, hu_to_attenuation(bone_hu - 1000.0)], dim=1)
+    projected = [
+        project_batch(both, grid.spacing_mm, poses_of(geometries, hu.device)) for geometries in zip(*poses, strict=True)
+    ]
+    images = torch.stack(projected, dim=1)
+    return images[:, :, 0], images[:, :, 1]
 
 
 def require_cone_beam(geometry: Geometry) -> None:

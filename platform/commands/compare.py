@@ -40,6 +40,9 @@ class EvaluationOptions:
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     samples: int = 1
     """Number of samples of a generative model, whose mean is evaluated; seeds are consecutive."""
+    robustness: bool = False
+    """Evaluate models under errors of the radiographs too (pose, distances, centering, noise, scatter, tone,
+    collimation, flip, missing lateral), which are projected again from the CT; takes about 25 times as long."""
     workers: int = 1
     """1 evaluates scan by scan in this process. More are Ray actors, each with all models and as many PyTorch threads
     as this process has (OMP_NUM_THREADS), on this machine or the cluster of RAY_ADDRESS."""
@@ -60,7 +63,8 @@ class CompareOptions(EvaluationOptions):
     resample: bool = False
     """Resample volumes of folders to the archive's grid (linear); otherwise another grid is an error."""
     output: Path = Path("comparison")
-    """Folder for report.html, report.md, metrics.csv (a row for each scan and method), metrics.json and figures."""
+    """Folder for report.html, report.md, metrics.csv (a row for each scan and method), metrics.json, figures and, with
+    --robustness, robustness.csv."""
 
 
 def compare(arguments: list[str]) -> int:
@@ -105,6 +109,7 @@ def run(
             consistency_steps=options.consistency_steps,
             sampling=options.sampling,
             samples=options.samples,
+            robustness=options.robustness,
             workers=options.workers,
             kept=kept,
             progress=bar.update,

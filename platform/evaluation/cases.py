@@ -16,11 +16,13 @@ from ray.util import ActorPool
 from raylift import __version__
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.augmentation.perturbation import PERTURBATIONS
 from raylift.platform import cluster
 from raylift.platform.evaluation.kept_cases import KeptCases
 from raylift.platform.evaluation.predictors import Predictor
 from raylift.platform.evaluation.protocols import PROTOCOLS, ProtocolName
 from raylift.platform.evaluation.results import Case, Images, thumbnails
+from raylift.platform.evaluation.robustness import SEED, RobustnessEvaluator
 
 Scan = tuple[str, Archive, Entry]
 """Label, archive and entry."""
@@ -42,6 +44,8 @@ class CaseEvaluator:
     baselines: Sequence[Predictor]
     protocols: Sequence[ProtocolName]
     has_ct: bool
+    robustness: RobustnessEvaluator | None = None
+    """If given, metrics under perturbations of the radiographs too."""
 
     def evaluate(self, index: int) -> Case:
         """The metrics of one scan, its thumbnails and, if it is plotted, images; volumes are not kept."""
@@ -62,13 +66,17 @@ class CaseEvaluator:
             Images.of(predictions, shown) if index in self.plotted else None,
             thumbnails(predictions, shown),
             tuple(note for outcome in outcomes for note in outcome.notes),
+            self.robustness.evaluate(archive, entry, ground_truth)
+            if self.robustness and ground_truth is not None
+            else {},
         )
 
     def keys(self) -> list[str]:
         """A digest for each scan of everything that its result depends on."""
         predictors = [predictor.fingerprint for predictor in (*self.candidates, *self.baselines)]
         versions = (__version__, torch.__version__, np.__version__, torch.get_num_threads())
-        shared = hashlib.sha256(repr((predictors, *self.protocols, versions)).encode())
+        perturbed = (SEED, PERTURBATIONS) if self.robustness else ()
+        shared = hashlib.sha256(repr((predictors, *self.protocols, versions, perturbed)).encode())
         keys = []
         for index, (label, archive, entry) in enumerate(self.scans):
             total = shared.copy()

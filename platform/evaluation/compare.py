@@ -32,6 +32,7 @@ from raylift.platform.evaluation.predictors import (
 )
 from raylift.platform.evaluation.protocols import PROTOCOLS, ProtocolName, default_protocols
 from raylift.platform.evaluation.results import MODEL, Evaluation
+from raylift.platform.evaluation.robustness import require_perturbable, robustness_of
 
 MAX_CASES_PLOTTED = 4
 
@@ -49,6 +50,7 @@ def compare(
     consistency_steps: int = 0,
     sampling: SamplingFlags | None = None,
     samples: int = 1,
+    robustness: bool = False,
     workers: int = 1,
     kept: KeptCases | None = None,
     progress: Progress = lambda *_: None,
@@ -68,13 +70,15 @@ def compare(
             fit to the radiographs (`raylift.models.consistency`).
         sampling: settings of generative models; those without one are not sampled.
         samples: number of samples of a generative model, whose mean is evaluated; each is fitted by itself.
+        robustness: evaluate models under perturbations of the radiographs too (`robustness`).
         workers: 1 to evaluate scan by scan in this process; more for as many Ray actors.
         kept: finished scans of the same comparison are taken from it, and others are added to it.
         progress: called with the number of finished scans, the number of all, and the name of one that is not finished.
 
     Raises:
         ConfigError: an archive's grid or geometry is not that of a model, a protocol needs CT and it has none, no scan
-            remains, the reference is no predictor, the steps are negative, no model samples, or there are no workers.
+            remains, the reference is no predictor, the steps are negative, no model samples, there are no workers, or
+            radiographs are to be perturbed and there is no CT or the beam is parallel.
         ClusterTooSmallError: the cluster has fewer CPUs than the workers have threads.
         WorkersLostError: workers ended too often.
         FileError: a file of a folder is no volume in HU.
@@ -84,6 +88,8 @@ def compare(
     models = {name: candidate for name, candidate in candidates.items() if isinstance(candidate, Model)}
     conditions = _conditions(models, archives)
     has_ct = _have_ct(archives)
+    if robustness:
+        require_perturbable(archives)
     protocols = tuple(protocols) or default_protocols(has_ct)
     for protocol in protocols:
         if PROTOCOLS[protocol].needs_ct:
@@ -112,8 +118,13 @@ def compare(
     own = [name for baseline in trivial for name in baseline.networks]
     if (reference := reference or own[0]) not in (*candidates, *own):
         raise ConfigError(f"no method '{reference}' to compare with: use one of {', '.join((*candidates, *own))}")
+    perturbed = None
+    if robustness:
+        own_models = [predictor for predictor in predictors if isinstance(predictor, ModelPredictor)]
+        perturbed, impossible = robustness_of(own_models, trivial, protocols)
+        notes += impossible
     plotted = np.linspace(0, len(scans) - 1, min(MAX_CASES_PLOTTED, len(scans))).astype(int).tolist()
-    evaluator = CaseEvaluator(scans, frozenset(plotted), predictors, trivial, protocols, has_ct)
+    evaluator = CaseEvaluator(scans, frozenset(plotted), predictors, trivial, protocols, has_ct, perturbed)
     cases = evaluate_cases(evaluator, workers, kept, progress)
     notes += [note for case in cases for note in case.notes]
     provenance = _provenance(models, folders, archives, command)

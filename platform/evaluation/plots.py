@@ -11,7 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from raylift.datasets.augmentation.perturbation import KINDS, UNPERTURBED, Perturbation
 from raylift.platform.evaluation.results import CT, DISPLAY_HU, MODEL, Images
+from raylift.platform.evaluation.robustness import label_of
+from raylift.platform.evaluation.robustness_table import RobustnessTable
 from raylift.platform.evaluation.tables import MetricTable, title_of
 from raylift.platform.monitor import PROTOCOL_OF, monitored
 
@@ -115,6 +118,44 @@ def plot_volume_agreement(table: MetricTable, predictors: Sequence[str], path: P
     figure.supylabel("prediction - ground truth, ml", fontsize="medium")
     for axes in grid.flat[len(predictors) :]:
         axes.remove()
+    figure.savefig(path)
+
+
+def plot_robustness(robustness: RobustnessTable, protocol: str, name: str, path: Path) -> None:
+    """Mean of a metric over scans against the strength of each kind of perturbation, a line for each method.
+
+    Perturbations that a method cannot be used under are left out.
+    """
+    kinds = [
+        kind for kind in KINDS if any(Perturbation(kind, s).label in robustness.tables for s in KINDS[kind].strengths)
+    ]
+    rows = -(-len(kinds) // PANELS)
+    figure = Figure(figsize=(9.6, 2.3 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, PANELS, sharey=True, squeeze=False)
+    for axes, kind in zip(grid.flat, kinds, strict=False):
+        strengths = KINDS[kind].strengths
+        labels = [
+            label_of(UNPERTURBED if strength == KINDS[kind].neutral else Perturbation(kind, strength))
+            for strength in strengths
+        ]
+        for predictor in robustness.predictors:
+            points = [
+                (k, robustness.tables[label].mean(predictor, protocol)[name])
+                for k, label in enumerate(labels)
+                if robustness.has(label, predictor)
+            ]
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=predictor)
+        axes.set_xticks(range(len(labels)), [KINDS[kind].tick(strength) for strength in strengths])
+        axes.set_xlabel(KINDS[kind].title)
+        axes.margins(x=0.1)
+        _open(axes)
+    for axes in grid.flat[len(kinds) :]:
+        axes.remove()
+    for axes in grid[:, 0]:
+        axes.set_ylabel(title_of(name))
+    handles, names = grid[0, 0].get_legend_handles_labels()
+    names = [textwrap.fill(label, 28, break_long_words=False) for label in names]
+    figure.legend(handles, names, loc="outside lower center", ncols=PANELS, frameon=False)
     figure.savefig(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +16,14 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.manifest import Entry, Manifest
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import HU_MAX, HU_MIN, Normalization, Window
 from raylift.datasets.radiographs.histogram import Quantiles
 from raylift.datasets.scans.resample import archive_image
-from raylift.datasets.streaming.stream import load_batch
+from raylift.datasets.streaming.stream import SampleReader, load_batch
 from raylift.models import baselines, consistency
 from raylift.models.baselines import BackProjection
 from raylift.models.diffusion.generative import SamplingFlags
@@ -58,6 +59,21 @@ FITTED = " + data consistency"
 GroundTruth = Float32[np.ndarray, "d h w"] | None
 
 
+@runtime_checkable
+class ScanReader(SampleReader, Protocol):
+    """Reads scans of an archive: the archive, or a wrapper around it."""
+
+    @property
+    def url(self) -> str:
+        """Folder or URL of the archive."""
+        ...
+
+    @property
+    def manifest(self) -> Manifest:
+        """Grid, geometry and samples of the archive."""
+        ...
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The predictions of one scan."""
@@ -76,7 +92,7 @@ class Outcome:
 class Predictor(Protocol):
     """Predicts the volume of a scan under one or several names."""
 
-    def predict(self, archive: Archive, entry: Entry, ground_truth: GroundTruth) -> Outcome:
+    def predict(self, archive: ScanReader, entry: Entry, ground_truth: GroundTruth) -> Outcome:
         """The predictions of one scan."""
         ...
 
@@ -108,7 +124,7 @@ class ModelPredictor:
         self.sampling = (sampling or SamplingFlags()).resolve(model.network, samples)
         self._samples, self._steps = samples, consistency_steps
 
-    def predict(self, archive: Archive, entry: Entry, ground_truth: GroundTruth) -> Outcome:
+    def predict(self, archive: ScanReader, entry: Entry, ground_truth: GroundTruth) -> Outcome:
         """The model's volume and, with consistency steps, the fitted one."""
         description = self.model.description
         views = radiographs(archive, entry, description)
@@ -130,6 +146,12 @@ class ModelPredictor:
             {self.name: result.residuals} if result.residuals else {},
             {self.name: result.prediction_time_s},
         )
+
+    def of(self, model: Model) -> ModelPredictor:
+        """The same settings for another model."""
+        other = copy.copy(self)
+        other.model = model
+        return other
 
     @property
     def fingerprint(self) -> str:
@@ -156,7 +178,7 @@ class FolderPredictor:
         self.files = volumes_by_name(folder)
         self._conditions, self._resample = conditions, resample
 
-    def predict(self, archive: Archive, entry: Entry, ground_truth: GroundTruth) -> Outcome:
+    def predict(self, archive: ScanReader, entry: Entry, ground_truth: GroundTruth) -> Outcome:
         """The volume of the file with the scan's name, as it is; HU outside of CT's range are clipped."""
         views, grid = radiographs(archive, entry, self._conditions), archive.manifest.grid
         target = sitk.DICOMOrient(archive_image(np.zeros(grid.shape, np.float32), grid), VOLUME_ORDER)
@@ -185,7 +207,7 @@ class BaselinePredictor:
     """Trivial baselines, for radiographs as a model has them."""
 
     def __init__(self, networks: Mapping[str, nn.Module], description: Conditions) -> None:
-        self.networks, self._description = networks, description
+        self.networks, self.description = networks, description
 
     @property
     def fingerprint(self) -> str:
@@ -194,7 +216,7 @@ class BaselinePredictor:
 
     def fingerprint_of(self, baseline: str, reprojected: bool) -> str:
         """Equal for baselines of one name whose volumes and, if `reprojected`, radiographs are equal."""
-        network, description = self.networks[baseline], self._description
+        network, description = self.networks[baseline], self.description
         total = hashlib.sha256(repr(description.window).encode())
         if isinstance(network, BackProjection):
             total.update(repr((network.scale, network.offset)).encode())
@@ -205,13 +227,13 @@ class BaselinePredictor:
             total.update(buffer.numpy().tobytes())
         return total.hexdigest()
 
-    def predict(self, archive: Archive, entry: Entry, ground_truth: GroundTruth) -> Outcome:
+    def predict(self, archive: ScanReader, entry: Entry, ground_truth: GroundTruth) -> Outcome:
         """The volume of each baseline."""
-        views = radiographs(archive, entry, self._description)
+        views = radiographs(archive, entry, self.description)
         with torch.no_grad():
             volumes = {name: network(views).float() for name, network in self.networks.items()}
         return Outcome(
-            {name: prediction(volume, views, self._description, ground_truth) for name, volume in volumes.items()}
+            {name: prediction(volume, views, self.description, ground_truth) for name, volume in volumes.items()}
         )
 
 
@@ -240,7 +262,7 @@ def trivial_baselines(
     return BaselinePredictor(baselines.unfitted(*frame), conditions), f"{without} not fitted to any data"
 
 
-def radiographs(archive: Archive, entry: Entry, description: Conditions) -> Float[Tensor, "1 views rows columns"]:
+def radiographs(archive: ScanReader, entry: Entry, description: Conditions) -> Float[Tensor, "1 views rows columns"]:
     """The radiographs of a scan as the model has them as input."""
     return _load(archive, entry, description, volumes=False).radiographs
 
@@ -263,7 +285,7 @@ def prediction(
     )
 
 
-def matching_views(description: Conditions, archive: Archive) -> list[int]:
+def matching_views(description: Conditions, archive: ScanReader) -> list[int]:
     """Indices of a model's views among the archive's, if both have the same geometry.
 
     Raises:
@@ -292,7 +314,7 @@ def _train_batches(archives: Sequence[Archive], description: Conditions) -> Iter
             yield _load(archive, entry, description, volumes=True)
 
 
-def _load(archive: Archive, entry: Entry, description: Conditions, volumes: bool) -> Batch:
+def _load(archive: ScanReader, entry: Entry, description: Conditions, volumes: bool) -> Batch:
     return load_batch(
         archive,
         [entry],

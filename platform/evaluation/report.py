@@ -17,6 +17,7 @@ from raylift.platform.evaluation.plots import (
     plot_boxes,
     plot_history,
     plot_reprojections,
+    plot_robustness,
     plot_slices,
     plot_volume_agreement,
 )
@@ -47,7 +48,8 @@ def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] 
     """Write the results to a folder; returns the path of the page.
 
     `report.html` is self-contained, `report.md` has its tables, `metrics.csv` a row for each scan and method,
-    `metrics.json` everything, and `figures/*.png` the figures.
+    `metrics.json` everything, and `figures/*.png` the figures. `robustness.csv` has a row for each scan, perturbation
+    and method.
     """
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -64,6 +66,11 @@ def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] 
         agreement = figures / "lung-volumes.png"
         plot_volume_agreement(table, [p for p in table.predictors if p not in evaluation.baselines], agreement)
         paths.append(("Lung volumes: agreement with the ground truth (Bland-Altman)", agreement))
+    if evaluation.robustness:
+        curves = figures / "robustness.png"
+        plot_robustness(evaluation.robustness, *evaluation.decisive, curves)
+        paths.append((f"Robustness, protocol {evaluation.decisive[0]}", curves))
+        evaluation.robustness.write_csv(folder / "robustness.csv", evaluation.subjects)
     for case in evaluation.cases:
         if case.images is None:
             continue
@@ -114,10 +121,12 @@ def _sentences(evaluation: Evaluation) -> list[str]:
 
 
 def _sections(evaluation: Evaluation) -> list[Section]:
-    """A section for each protocol, its differences and each archive, and the residuals of a data-consistency fit."""
+    """A section for each protocol, its differences and each archive, for perturbed radiographs and for residuals."""
     sections = [*evaluation.table.sections(), *evaluation.paired.sections()]
     for url, table in evaluation.by_archive.items():
         sections += table.sections(f", {url}")
+    if evaluation.robustness:
+        sections += evaluation.robustness.sections(evaluation.decisive[0])
     for name in evaluation.candidates:
         if residuals := evaluation.residuals(name):
             body = [[view, *(f"{value:.4f}" for value in pair)] for view, pair in residuals.items()]

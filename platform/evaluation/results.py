@@ -19,6 +19,8 @@ from raylift.models.inference import Residuals
 from raylift.models.metrics import Metrics
 from raylift.platform.evaluation.predictors import FITTED
 from raylift.platform.evaluation.protocols import PROTOCOLS, Prediction, ProtocolName
+from raylift.platform.evaluation.robustness import MetricsByPerturbation
+from raylift.platform.evaluation.robustness_table import RobustnessTable
 from raylift.platform.evaluation.significance import CONFIDENCE, Difference, Paired, between
 from raylift.platform.evaluation.tables import MetricTable
 
@@ -89,6 +91,8 @@ class Case:
     """Middle coronal planes of the CT and the candidates in gray."""
     notes: tuple[str, ...] = ()
     """What was resampled or changed."""
+    robustness: MetricsByPerturbation = field(default_factory=dict)
+    """Metrics under perturbations of the radiographs; empty unless they are evaluated."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,13 @@ class Evaluation:
     def table(self) -> MetricTable:
         """The metrics of all scans."""
         return self._table(self.cases)
+
+    @cached_property
+    def robustness(self) -> RobustnessTable | None:
+        """The metrics under perturbations of the radiographs, if they were evaluated."""
+        scans = {case.name: case.robustness for case in self.cases}
+        definitions = {name: protocol.definition for name, protocol in PROTOCOLS.items()}
+        return RobustnessTable.of(scans, definitions) if all(scans.values()) else None
 
     @property
     def by_archive(self) -> dict[str, MetricTable]:
@@ -251,6 +262,7 @@ class Evaluation:
             "archives": {url: table.means_to_json() for url, table in self.by_archive.items()},
             "projection_residuals": residuals[MODEL] if self.candidates == (MODEL,) else residuals,
             "differences": self.paired.to_json(),
+            **({"robustness": self.robustness.to_json()} if self.robustness else {}),
             "seconds_per_volume": {
                 name: fmean(case.seconds[name] for case in self.cases) for name in self.cases[0].seconds
             },
