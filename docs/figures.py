@@ -30,6 +30,7 @@ from matplotlib import pyplot as plt
 IMAGES = Path(__file__).parent / "images"
 COLUMNS = ("axial", "coronal", "sagittal", "frontal X-ray", "lateral X-ray")
 LUNG_AND_TISSUE_HU = (-1000, 450)
+SOFTWARE_WEBGL = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 AUGMENTATION_CAPTION = (
     "One phantom at 128 voxels of 2.5 mm: its stored DRRs, six augmented pairs with a coronal slice of each deformed "
     "volume, and a pair of films (CC0)."
@@ -145,13 +146,15 @@ def page(url: str, path: Path, width_px: int = 1080) -> None:
 
     with sync_playwright() as playwright:
         # The sandbox needs rights that the root of a container does not have; the page is our own.
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", *SOFTWARE_WEBGL]
+        )
         shown = browser.new_page(viewport={"width": width_px, "height": 900})
         shown.goto(url)
         shown.locator("#example").click()
         expect(shown.locator("#lateral-preview img")).to_be_visible()
         shown.locator("#reconstruct").click()
-        expect(shown.locator("#sagittal-slice img")).to_be_visible(timeout=60_000)
+        expect(shown.locator("raylift-viewer")).to_have_attribute("data-state", "ready", timeout=60_000)
         expect(shown.locator("#reconstruct")).to_have_text("Reconstruct")
         shown.wait_for_timeout(1000)  # pictures fade in
         shown.screenshot(path=path, full_page=True)

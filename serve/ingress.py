@@ -31,7 +31,7 @@ from raylift.serve.backend import Backend
 from raylift.serve.failures import ServiceUnavailableError
 from raylift.serve.gate import Admission, Gate, Queue
 from raylift.serve.image_decoder import ImageDecoder
-from raylift.serve.page import layout, theme
+from raylift.serve.page import layout, theme, viewer
 from raylift.serve.page.upload_guard import KnownEvents
 from raylift.serve.page.upload_quota import UploadQuota
 from raylift.serve.reconstructor import HUVolume
@@ -109,6 +109,7 @@ def build(
     steps = settings.consistency_steps
     backend = Backend(description, sha256, reconstruct, ready, steps, sampling, max_samples, queue.place)
     app = routes.build(backend, decoder)
+    viewer.add_routes(app)
     page = layout.build(backend, decoder, settings.retention_s)
     app.add_middleware(
         UploadQuota,
@@ -134,6 +135,7 @@ def build(
         ssr_mode=False,
         footer_links=[],
         css=theme.CSS,
+        head=viewer.head(settings.root_path),
         theme=theme.THEME,
     )
     running = app.router.lifespan_context

@@ -19,7 +19,6 @@ ABSENT_ANYWHERE = ("no real data", "no GPU")
 BUCKET = "raylift-tests"
 CHROMIUM_FLAGS = [
     "--no-sandbox",
-    "--disable-gpu",
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
@@ -93,19 +92,31 @@ def s3_bucket_url(s3_server: S3Server) -> str:
     return f"s3://{BUCKET}"
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[BrowserContext]:
+def chromium(profile: Path, *flags: str) -> Iterator[BrowserContext]:
     """Chromium with an empty profile."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
         pytest.skip("no Chromium: apt install chromium")
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            tmp_path / "profile",
-            executable_path=chromium,
-            args=CHROMIUM_FLAGS,
+            profile,
+            executable_path=executable,
+            args=[*CHROMIUM_FLAGS, *flags],
             viewport={"width": 1280, "height": 900},
             accept_downloads=True,
         )
         yield context
         context.close()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[BrowserContext]:
+    """Chromium without WebGL."""
+    yield from chromium(tmp_path / "profile", "--disable-gpu", "--disable-3d-apis")
+
+
+@pytest.fixture(scope="module")
+def webgl_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrowserContext]:
+    """Chromium with WebGL 2 in software, for the tests of a module without another browser."""
+    flags = "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"
+    yield from chromium(tmp_path_factory.mktemp("profile"), *flags)

@@ -127,12 +127,18 @@ class Actions:
         return outputs + (await asyncio.to_thread(self._std, result.std) if self._backend.multiple_samples else [])
 
     def _std(self, std: Volume | None) -> list[Any]:
-        """State of the standard-deviation map, its switch set back to the volume, its color bar and its file."""
+        """File and brightest HU of the standard deviation, its map, the switch set to the volume, and the color bar."""
         if std is None:
-            return [None, gr.Radio(value="volume", visible=False), "", gr.DownloadButton(visible=False)]
+            return [
+                gr.DownloadButton(value=None, visible=False),
+                None,
+                None,
+                gr.Radio(value="volume", visible=False),
+                "",
+            ]
         std_map = StdMap.of(std)
         download = self._download(std, "reconstruction-std.nii.gz")
-        return [std_map, gr.Radio(value="volume", visible=True), std_map.colorbar(), download]
+        return [download, std_map.max_hu, std_map, gr.Radio(value="volume", visible=True), std_map.colorbar()]
 
     @staticmethod
     def show_slice(

@@ -25,6 +25,12 @@ WINDOWS = {
 SIDE_PX = 448
 GAP_PX = 8
 
+DIRECTIONS = {
+    "axial": "superior to inferior",
+    "coronal": "anterior to posterior",
+    "sagittal": "right to left",
+}
+"""Direction of the slices of a plane with increasing index."""
 ORIENTATION_LETTERS = {
     "axial": "RLAP",
     "coronal": "RLSI",

@@ -1,4 +1,4 @@
-"""Layout of the web page: uploads, slice viewers, reprojections and the NIfTI download."""
+"""Layout of the web page: uploads, the viewer of the volume, reprojections and the NIfTI download."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.orientation import expected_patient_facing
 from raylift.serve.backend import DISCLAIMER, Backend
 from raylift.serve.image_decoder import ImageDecoder
+from raylift.serve.page import viewer
 from raylift.serve.page.events import Actions
-from raylift.serve.page.images import PLANES, WINDOWS
+from raylift.serve.page.images import DIRECTIONS, PLANES, WINDOWS
 from raylift.serve.page.std_map import EXPLANATION
 from raylift.serve.page.upload_guard import GuardedBlocks
 from raylift.serve.view_text import in_words, requirement, title
@@ -26,11 +27,6 @@ TRAINED_ON_DRRS = (
 TRAINED_ON_RADIOGRAPHS = (
     "The network was trained on radiographs alone; its volumes were never compared with CT scans of the same patients. "
 )
-DIRECTIONS = {
-    "axial": "superior to inferior",
-    "coronal": "anterior to posterior",
-    "sagittal": "right to left",
-}
 DEFAULT_SAMPLES = 4
 """Initial value of the slider."""
 MAX_SESSIONS = 64
@@ -53,8 +49,8 @@ def build(backend: Backend, decoder: ImageDecoder, retention_s: float = 3600.0) 
             example = gr.Button("Use a synthetic example", elem_id="example", scale=1)
         example.click(actions.example, None, inputs, **PRIVATE)
         inputs = [*inputs, *samples]
-        outputs, results = _results(actions, backend, retention)
-        _on_reconstruct(go, actions, inputs, outputs)
+        outputs, results, shown = _results(actions, backend, retention)
+        _on_reconstruct(go, actions, inputs, outputs, shown)
         # The results are hidden as soon as an input no longer matches them.
         gr.on(
             [component.change for component in inputs],
@@ -139,27 +135,35 @@ def _samples_slider(max_samples: int) -> Any:
     )
 
 
-def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list[Any], Any]:
-    """Steps 2 and 3, hidden until there is a volume; returns the outputs of a reconstruction and their column."""
+def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list[Any], Any, list[Any]]:
+    """Steps 2 and 3, hidden until there is a volume.
+
+    Returns:
+        The outputs of a reconstruction, their column, and the components with what the viewer shows.
+    """
     with gr.Column(visible=False, elem_id="results") as results:
         gr.Markdown("## 2. Volume")
         facts = gr.Markdown(elem_id="facts")
         volume = gr.State(time_to_live=retention_s)
-        with gr.Row(equal_height=True):
+        with gr.Row():
+            download = gr.DownloadButton(
+                "Download NIfTI", elem_id="download", variant="primary", scale=0, min_width=240
+            )
+            std_files = _std_files() if backend.multiple_samples else []
+        gr.HTML(viewer.markup(), elem_id="viewer")
+        with gr.Column(elem_id="slices"):
             window = gr.Radio(
                 [(f"{name} {w.width_hu:g} / {(w.low_hu + w.high_hu) / 2:g}", name) for name, w in WINDOWS.items()],
                 value="wide",
                 label="Window: width / level in HU",
                 elem_id="window",
-                scale=3,
             )
-            download = gr.DownloadButton("Download NIfTI", elem_id="download", variant="primary", scale=1)
-        std, choices = _std_controls(retention_s) if backend.multiple_samples else ([], [])
-        with gr.Row():
-            for plane in PLANES:
-                with gr.Column(min_width=280), gr.Group():
-                    show = partial(actions.show_slice, plane)
-                    _slice_viewer(plane, backend.description.grid.size, show, volume, [window, *choices])
+            std, choices = _std_controls(retention_s) if backend.multiple_samples else ([], [])
+            with gr.Row():
+                for plane in PLANES:
+                    with gr.Column(min_width=280), gr.Group():
+                        show = partial(actions.show_slice, plane)
+                        _slice_viewer(plane, backend.description.grid.size, show, volume, [window, *choices])
         gr.Markdown(
             "## 3. Consistency with the radiographs\n"
             "Each radiograph and the reprojection of the volume (its DRR in the same geometry)."
@@ -178,27 +182,32 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
                 )
                 for pose in backend.description.geometry.views
             ]
-    return [volume, results, facts, *comparisons, download, *std], results
+    return [volume, results, facts, *comparisons, download, *std_files, *std], results, [download, *std_files]
+
+
+def _std_files() -> list[Any]:
+    """The download of the standard deviation and the HU of its brightest color."""
+    download = gr.DownloadButton(
+        "Download standard deviation", visible=False, elem_id="download-std", scale=0, min_width=240
+    )
+    return [download, gr.Number(visible=False)]
 
 
 def _std_controls(retention_s: int) -> tuple[list[Any], list[Any]]:
     """The switch to the standard deviation; returns the outputs of a reconstruction and the inputs of the slices."""
     std_map = gr.State(time_to_live=retention_s)
-    with gr.Row(equal_height=True):
-        content = gr.Radio(
-            [("Volume", "volume"), ("Standard deviation over samples", "std")],
-            value="volume",
-            label="Slice content",
-            visible=False,
-            elem_id="slice-content",
-            scale=3,
-        )
-        download = gr.DownloadButton("Download standard deviation", visible=False, elem_id="download-std", scale=1)
+    content = gr.Radio(
+        [("Volume", "volume"), ("Standard deviation over samples", "std")],
+        value="volume",
+        label="Slice content",
+        visible=False,
+        elem_id="slice-content",
+    )
     with gr.Column(visible=False, elem_id="std") as legend:
         colorbar = gr.HTML(elem_id="colorbar")
         gr.Markdown(EXPLANATION, elem_id="explanation")
     content.change(lambda name: gr.Column(visible=name == "std"), content, legend, queue=False, **PRIVATE)
-    return [std_map, content, colorbar, download], [std_map, content]
+    return [std_map, content, colorbar], [std_map, content]
 
 
 def _slice_viewer(plane: str, size: int, show: Callable[..., Any], volume: Any, choices: list[Any]) -> None:
@@ -232,14 +241,15 @@ def _slice_viewer(plane: str, size: int, show: Callable[..., Any], volume: Any, 
     )
 
 
-def _on_reconstruct(go: Any, actions: Actions, inputs: list[Any], outputs: list[Any]) -> None:
-    """Disable the button during a reconstruction, then scroll to the results."""
+def _on_reconstruct(go: Any, actions: Actions, inputs: list[Any], outputs: list[Any], shown: list[Any]) -> None:
+    """Disable the button during a reconstruction, then show the volume and scroll to the results."""
     immediate: dict[str, Any] = {"inputs": None, "outputs": go, "queue": False, "show_progress": "hidden", **PRIVATE}
     busy = go.click(lambda: gr.Button("Reconstructing …", interactive=False), **immediate)
     done = busy.then(actions.reconstruct, inputs, outputs, show_progress="hidden", **PRIVATE)
     # Not `then`, which Gradio 6 skips after a failure.
     for ended in (done.success, done.failure):
         ended(lambda: gr.Button("Reconstruct", interactive=True), **immediate)
+    done.success(None, shown, js=viewer.SHOW)
     done.success(None, js="() => document.getElementById('results').scrollIntoView({behavior: 'smooth'})")
 
 

@@ -1,81 +1,22 @@
-import io
+"""The page in a browser without WebGL, where the volume is shown as slices."""
+
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from page_visit import Visit
 from PIL import Image
-from playwright.sync_api import BrowserContext, Locator, Page, expect
-
-# The default of five seconds is too short on a loaded machine.
-expect.set_options(timeout=30_000)
-
-
-class Visit:
-    """A page that records its requests and errors."""
-
-    def __init__(self, browser: BrowserContext, url: str) -> None:
-        self.page: Page = browser.new_page()
-        self.page.set_default_timeout(20_000)
-        self.requests: list[str] = []
-        self.problems: list[str] = []
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("response", lambda response: response.status >= 400 and self.problems.append(response.url))
-        self.page.on("console", lambda message: message.type == "error" and self.problems.append(message.text))
-        self.page.goto(url)
-        expect(self.page.locator("#reconstruct")).to_be_visible()
-
-    def at(self, name: str) -> Locator:
-        return self.page.locator(f"#{name}")
-
-    def colors(self, name: str) -> np.ndarray:
-        """Pixels of an image as RGB."""
-        self.at(name).locator("img").scroll_into_view_if_needed()
-        source = self.at(name).locator("img").get_attribute("src")
-        return np.asarray(Image.open(io.BytesIO(self.page.request.get(source).body())).convert("RGB"), dtype=np.int32)
-
-    def picture(self, name: str) -> np.ndarray:
-        """Pixels of an image as gray values."""
-        return np.asarray(Image.fromarray(self.colors(name).astype(np.uint8)).convert("L"), dtype=np.int32)
-
-    def becomes(self, name: str, *, gray: bool) -> None:
-        """Wait until an image is gray or colored: each slice is updated by its own event, in any order."""
-        for _ in range(300):
-            distance = np.ptp(self.colors(name), axis=2).max()
-            if distance == 0 if gray else distance > 50:
-                return
-            self.page.wait_for_timeout(100)
-        pytest.fail(f"{name} is not {'gray' if gray else 'colored'} after 30 s: channels differ by up to {distance}")
-
-    def changed(self, name: str, act: Callable[[], object]) -> np.ndarray:
-        """Run an action and return the pixels of an image after it changed."""
-        before = self.at(name).locator("img").get_attribute("src") or ""
-        act()
-        expect(self.at(name).locator("img")).not_to_have_attribute("src", before)
-        return self.picture(name)
-
-    def choose(self, name: str, value: str) -> None:
-        self.at(name).locator(f"input[value='{value}']").check()
-
-    def reconstruct(self) -> None:
-        self.at("reconstruct").click()
-        expect(self.at("sagittal-slice").locator("img")).to_be_visible()
-        expect(self.at("reconstruct")).to_have_text("Reconstruct")
+from playwright.sync_api import BrowserContext, expect
 
 
 @pytest.fixture
 def visit(browser: BrowserContext, url: str) -> Iterator[Visit]:
     visit = Visit(browser, url)
     yield visit
-    external = {
-        one for one in visit.requests if urlsplit(one).scheme not in ("data", "blob") and not one.startswith(url)
-    }
-    assert external == set(), "the page loads from another host"
-    assert visit.problems == []
+    visit.check()
 
 
 @pytest.fixture
@@ -99,6 +40,9 @@ def test_a_reconstruction_gives_slices_reprojections_and_a_file(
         expect(visit.at(f"{view}-preview").locator("img")).to_be_visible()
     expect(visit.at("results")).to_be_hidden()
     visit.reconstruct()
+    expect(visit.page.get_by_text("The browser has no WebGL 2, so the volume is shown as slices.")).to_be_visible()
+    expect(visit.page.locator("raylift-viewer canvas")).to_be_hidden()
+    assert not any(request.endswith("niivue.umd.js") for request in visit.requests)
 
     for plane in ("axial", "coronal", "sagittal"):
         middle = visit.picture(f"{plane}-slice")
@@ -252,7 +196,7 @@ def test_the_page_of_a_deterministic_model_has_no_sampling_controls(visit: Visit
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_on_a_phone_nothing_exceeds_the_screen_width(browser: BrowserContext, url: str, theme: str) -> None:
-    visit = Visit(browser, f"{url}/?__theme={theme}")
+    visit = Visit(browser, url, f"?__theme={theme}")
     visit.page.set_viewport_size({"width": 390, "height": 844})
     visit.at("example").click()
     expect(visit.at("lateral-preview").locator("img")).to_be_visible()

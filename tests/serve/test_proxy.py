@@ -110,6 +110,7 @@ def test_the_page_works_below_the_path_behind_both_proxies(proxies: list[str], b
         page.on("response", lambda one, problems=problems: one.status >= 400 and problems.append(one.url))
         page.on("request", lambda one, url=url, problems=problems: is_below(one.url, url) or problems.append(one.url))
         page.goto(f"{url}/")
+        page.wait_for_function("Boolean(customElements.get('raylift-viewer'))", timeout=30_000)
         page.locator("#example").click(timeout=30_000)
         for view in ("frontal", "lateral"):
             expect(page.locator(f"#{view}-preview img")).to_be_visible(timeout=30_000)
