@@ -207,7 +207,7 @@ def test_the_keyboard_reaches_the_controls_and_moves_slices(viewed: Viewed) -> N
         assert control.evaluate("one => one.labels?.length || one.textContent"), "a control without a name"
     viewed.control("full-screen").click()
     viewed.page.wait_for_function("document.fullscreenElement?.localName === 'raylift-viewer'")
-    viewed.control("full-screen").click()
+    viewed.control("full-screen").press("Enter")
     viewed.page.wait_for_function("document.fullscreenElement === null")
 
 
