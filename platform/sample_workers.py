@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.ingest.pipeline import Workers
@@ -42,12 +46,17 @@ def sample_workers(count: int) -> Iterator[Workers | None]:
     elif os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
         cluster.connect()
         cluster.require_resources(count, 0, f"an ingest by {count} workers", "--workers")
+        # The bundles bound the number of tasks that run at the same time.
+        group = placement_group([{"CPU": 1}] * count)
+        task: Any = ray.remote(num_cpus=1, scheduling_strategy=PlacementGroupSchedulingStrategy(group))(_call)
         try:
-            yield Workers(count, _submit_task)
+            yield Workers(count, lambda function, *arguments: task.remote(function, *arguments).future())
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
             raise WorkersLostError(LOST) from error
+        finally:
+            remove_placement_group(group)
     else:
         # Processes that are forked from one with threads may block.
         context, threads = multiprocessing.get_context("spawn"), max(1, (os.cpu_count() or 1) // count)
@@ -63,13 +72,16 @@ def sample_workers(count: int) -> Iterator[Workers | None]:
 def _start(threads: int) -> None:
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command itself ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the command was killed, which closes no pipe that a worker waits for."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
-
-
-def _submit_task(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    task: Any = ray.remote(num_cpus=1)(_call)
-    future: Future[Any] = task.remote(function, *arguments).future()
-    return future

@@ -39,15 +39,15 @@ Result = TypeVar("Result")
 def map_in_order(
     function: Callable[[Item], Result], items: Iterable[Item], workers: Workers | None
 ) -> Iterator[Result]:
-    """The results in the order of the items. At most two for each worker are in memory."""
+    """The results in the order of the items. At most two for each worker are unfinished or not yet taken."""
     if workers is None:
         yield from map(function, items)
         return
     pending: deque[Future[Result]] = deque()
     for item in items:
-        pending.append(workers.submit(function, item))
-        if len(pending) > 2 * workers.count:
+        if len(pending) == 2 * workers.count:
             yield pending.popleft().result()
+        pending.append(workers.submit(function, item))
     while pending:
         yield pending.popleft().result()
 
@@ -123,7 +123,7 @@ def _digest(source: SourceType) -> tuple[SourceType, str | FileError]:
 
 
 @dataclass(frozen=True)
-class _Make(Generic[SourceType]):
+class _MakeOrRefuse(Generic[SourceType]):
     """Makes the sample of a source from its digest, in this process or in a worker, or returns why it is refused."""
 
     make: Callable[[SourceType, str], NewSample]
@@ -177,7 +177,7 @@ def add_samples(
                 yield source, digest
 
     with writer:
-        for made in map_in_order(_Make(make), new(), workers):
+        for made in map_in_order(_MakeOrRefuse(make), new(), workers):
             if isinstance(made, FileError):
                 outcome.refused.append(made)
             else:

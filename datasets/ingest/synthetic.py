@@ -49,10 +49,13 @@ def ingest_phantoms(
     new = [one for one in phantoms if not writer.contains(one.sha256(grid))]
     outcome = IngestReport(already_present=count - len(new))
     with writer:
-        for index, made in enumerate(map_in_order(_Make(grid, geometry), new, workers)):
-            progress(outcome.already_present + index, count, new[index].subject)
+        names = iter([*(one.subject for one in new), ""])
+        progress(outcome.already_present, count, next(names))
+        for done, made in enumerate(
+            map_in_order(_MakeSample(grid, geometry), new, workers), outcome.already_present + 1
+        ):
             writer.add(*made)
-        progress(count, count, "")
+            progress(done, count, next(names))
     outcome.added = writer.published
     outcome.already_present += writer.superseded
     return outcome
@@ -74,7 +77,7 @@ class _Phantom:
 
 
 @dataclass(frozen=True)
-class _Make:
+class _MakeSample:
     """Makes and projects a phantom."""
 
     grid: Grid

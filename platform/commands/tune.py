@@ -41,7 +41,7 @@ class TuneOptions:
     """Folder or URL of a search to resume."""
     report: str = ""
     """Folder or URL of a search whose report is written again, also while it runs: report.html, and optuna.log for
-    optuna-dashboard."""
+    optuna-dashboard. Ray Tune's state in the folder is unpickled: write reports of your own searches only."""
     take_over: bool = False
     """Resume a search although another process, whose last heartbeat is old, may still run it."""
 

@@ -5,7 +5,7 @@
     model/model.safetensors, model.json, training_data.npz
                                            the reconstructor, in the format of `models.weights`: its EMA weights
                                            if an EMA is kept, else its weights
-    networks/<name>.safetensors             weights of the other networks, and of networks that keep an EMA
+    networks/<name>.safetensors            weights of the other networks, and of networks that keep an EMA
     adam/<name>.safetensors                Adam's moments of every network, by parameter name
     state.json                             step, samples consumed, metrics, history, config
     checkpoint.json                        step, metrics and SHA-256 of every file above; written last, which

@@ -2,10 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from samples import thorax_hu, thorax_image, write_image
@@ -80,6 +84,20 @@ def test_a_killed_worker_ends_the_command_in_a_sentence():
         list(map_in_order(end_this_process, [1, 2], workers))
 
 
+def test_workers_end_when_the_command_is_killed(tmp_path):
+    command = [sys.executable, "-m", "raylift", "phantom", "--archive", str(tmp_path / "a"), "--count", "500"]
+    with subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.DEVNULL) as killed:
+        parent, workers, deadline = psutil.Process(killed.pid), [], time.monotonic() + 120
+        while len(workers) < 2 and time.monotonic() < deadline:
+            time.sleep(0.5)
+            workers = [one for one in parent.children() if "spawn_main" in " ".join(one.cmdline())]
+        time.sleep(3)
+        killed.kill()
+    assert len(workers) == 2
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert alive == []
+
+
 def test_no_worker_is_an_error(tmp_path, capsys):
     assert cli.main(["phantom", "--archive", str(tmp_path / "a"), "--workers", "0"]) == 2
     assert "0 workers: give 1 or more" in capsys.readouterr().err
@@ -99,5 +117,5 @@ def test_results_are_in_order_and_at_most_two_for_each_worker_wait(tmp_path):
         first = threading.Timer(0.5, release.set)
         first.start()
         assert next(results) == 0
-        assert max(started) <= 4
+        assert len(started) <= 4
         assert [0, *results] == [number**2 for number in range(30)]
