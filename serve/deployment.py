@@ -130,7 +130,15 @@ def start(settings: ServeSettings, deployed: serve.Application, interrupted: thr
         raise ConfigError("Ray Serve already runs on this cluster: run `serve shutdown` first")
     if interrupted.is_set():
         return settings.url
-    serve.start(http_options={"host": settings.host, "port": settings.port})
+    try:
+        serve.start(http_options={"host": settings.host, "port": settings.port})
+    except RuntimeError as error:
+        if "Failed to bind" not in str(error):
+            raise
+        raise ConfigError(
+            f"cannot listen on {bracketed(settings.host)}:{settings.port}, which another program has just taken: "
+            "choose another --port"
+        ) from error
     target = serve.RunTarget(deployed, name=APP, route_prefix="/", logging_config={"log_level": "WARNING"})
     if not interrupted.is_set():
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)

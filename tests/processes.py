@@ -1,7 +1,6 @@
 """A group of real processes on this machine joined by gloo, for what needs several ranks but no Ray."""
 
 import os
-import socket
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -11,12 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from s3_server import free_ports
 
 
 def run_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `function(rank, *arguments)` returns on each of `world` ranks; the first error of any rank is raised."""
     with tempfile.TemporaryDirectory() as folder:
-        context = mp.spawn(_entry, (world, _free_port(), folder, function, arguments), nprocs=world, join=False)
+        context = mp.spawn(_entry, (world, free_ports(1)[0], folder, function, arguments), nprocs=world, join=False)
         while not context.join(timeout=180):
             pass
         results = [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(world)]
@@ -41,9 +41,3 @@ def _entry(
     torch.save(result, Path(folder) / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -97,7 +97,7 @@ class S3Server:
     ) -> None:
         self.folder = folder.resolve()
         self.start_timeout_s = start_timeout_s
-        self.ports = dict(zip(DAEMONS, _free_ports(len(DAEMONS)), strict=True))
+        self.ports = dict(zip(DAEMONS, free_ports(len(DAEMONS)), strict=True))
         if port is not None:
             self.ports["proxy"] = port
         self.endpoint = f"http://{HOST}:{self.ports['proxy']}"
@@ -231,24 +231,24 @@ def _last_lines(text: str, count: int) -> str:
     return "\n".join(text.strip().splitlines()[-count:])
 
 
-def _free_ports(count: int) -> list[int]:
-    """Choose ports on which nothing listens, outside the range from which the kernel picks clients' ports.
+def free_ports(count: int, host: str = HOST) -> list[int]:
+    """Choose ports on which nothing listens, above those of Ray's workers and outside the range of clients' ports.
 
-    Inside that range a client that retries a killed server can be given the server's own port, connect to itself and
-    keep the port taken.
+    The kernel can give a port of that range to a client before the server listens on it. A client that retries a killed
+    server can even be given the server's own port, connect to itself and keep the port taken.
     """
     first_of_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    candidates = range(10_000, first_of_clients) if first_of_clients > 12_000 else range(10_000, 65_536)
+    candidates = range(20_000, first_of_clients if first_of_clients > 22_000 else 65_536)
     with contextlib.ExitStack() as held:
         ports: list[int] = []
         for port in random.SystemRandom().sample(candidates, len(candidates)):
-            probe = held.enter_context(socket.socket())
+            probe = held.enter_context(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
             with contextlib.suppress(OSError):
-                probe.bind((HOST, port))
+                probe.bind((host, port))
                 ports.append(port)
             if len(ports) == count:
                 return ports
-    raise S3ServerError(f"no {count} free ports on {HOST} between {candidates[0]} and {candidates[-1]}")
+    raise S3ServerError(f"no {count} free ports on {host} between {candidates[0]} and {candidates[-1]}")
 
 
 def _require_user_xattrs(folder: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -17,20 +16,11 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 import yaml
+from s3_server import free_ports
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 UPLOAD_LIMIT = 512 * 2**20
 RAY = str(Path(sys.executable).with_name("ray"))
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@ import io
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ import psutil
 import pytest
 import torch
 from PIL import Image
+from s3_server import free_ports
 
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
@@ -57,8 +57,7 @@ class Service:
 
     @classmethod
     def start(cls, model: Path, *options: str, host: str = "127.0.0.1") -> "Service":
-        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            port = probe.getsockname()[1]
+        (port,) = free_ports(1, host)
         # A short path, because Ray's sockets are in it.
         scratch = Path(tempfile.mkdtemp(prefix="rl-"))
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
