@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from page_visit import Visit
 from PIL import Image
-from playwright.sync_api import BrowserContext, Locator, expect
+from playwright.sync_api import BrowserContext, Locator, Route, expect
 
 from raylift.serve.api.access import AccessControl
 from raylift.serve.api.credentials import Credentials
@@ -223,13 +223,72 @@ def test_on_a_phone_the_viewer_is_not_wider_than_the_screen(viewed: Viewed) -> N
         viewed.page.set_viewport_size({"width": 1280, "height": 900})
 
 
-def test_a_new_volume_replaces_the_former_one(viewed: Viewed) -> None:
-    before = viewed.pixels()
-    viewed.at("frontal-flip").locator("input").check()
+def reconstruct_flipped(viewed: Viewed) -> None:
+    viewed.at("frontal-flip").locator("input").click()
     expect(viewed.at("results")).to_be_hidden()
     viewed.at("reconstruct").click()
+    expect(viewed.at("reconstruct")).to_have_text("Reconstruct")
+
+
+def only_volume_is(viewed: Viewed, image: sitk.Image, other: sitk.Image) -> None:
+    """Fail unless the viewer has one volume, and its value is the file's where another file differs most."""
     expect(viewed.viewer).to_have_attribute("data-state", "ready")
+    hu, different = sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(other)
+    z, y, x = np.unravel_index(np.abs(hu.astype(int) - different).argmax(), hu.shape)
+    assert hu[z, y, x] != different[z, y, x]
+    for plane, index in (("axial", hu.shape[0] - 1 - z), ("coronal", y), ("sagittal", x)):
+        viewed.control(plane).fill(str(index))
+    assert viewed.reading("crosshair")[:2] == (hu[z, y, x], None)
+    assert viewed.viewer.evaluate("one => one.nv.volumes.length") == 1
+
+
+def test_a_new_volume_replaces_the_former_one(viewed: Viewed, tmp_path: Path) -> None:
+    former = viewed.volume(tmp_path / "former.nii.gz")
+    before, requests = viewed.pixels(), len(viewed.requests)
+    reconstruct_flipped(viewed)
+    expect(viewed.viewer).to_have_attribute("data-state", "ready")
+    assert len([one for one in viewed.requests[requests:] if one.endswith(".nii.gz")]) == 1
     assert np.abs(viewed.pixels() - before).mean() > 1
+    only_volume_is(viewed, viewed.volume(tmp_path / "new.nii.gz"), former)
+
+
+def test_a_volume_that_arrives_during_the_load_of_another_replaces_it(viewed: Viewed, tmp_path: Path) -> None:
+    last = viewed.volume(tmp_path / "last.nii.gz")
+    url = next(one for one in reversed(viewed.requests) if one.endswith(".nii.gz"))
+    delayed: list[Route] = []
+
+    def delay(route: Route) -> None:
+        delayed.append(route)
+
+    viewed.page.route("**/*.nii.gz", delay, times=1)
+    with viewed.page.expect_request("**/*.nii.gz"):
+        reconstruct_flipped(viewed)
+    viewed.page.evaluate("url => rayliftShow({ url })", url)
+    viewed.page.wait_for_timeout(1000)
+    expect(viewed.viewer).to_have_attribute("data-state", "loading")
+    assert viewed.text("crosshair") == ""
+    (route,) = delayed
+    assert route.request.url != url
+    route.continue_()
+    only_volume_is(viewed, last, viewed.volume(tmp_path / "delayed.nii.gz"))
+
+
+def test_a_viewer_that_is_removed_while_it_opens_frees_its_context(viewed: Viewed) -> None:
+    url = next(one for one in reversed(viewed.requests) if one.endswith(".nii.gz"))
+    assert viewed.viewer.evaluate(
+        """async (viewer, url) => {
+            const copy = viewer.cloneNode(true);
+            document.body.append(copy);
+            rayliftShow({ url });
+            while (!copy.niivue) await null;
+            copy.remove();
+            await copy.loading;
+            rayliftShow({ url });
+            return !copy.nv && copy.canvas.getContext("webgl2").isContextLost();
+        }""",
+        url,
+    )
+    expect(viewed.viewer).to_have_attribute("data-state", "ready")
 
 
 def test_a_lost_context_of_the_graphics_processor_leaves_the_slices(viewed: Viewed) -> None:

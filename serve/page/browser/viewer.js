@@ -32,6 +32,8 @@ function loadNiiVue() {
 }
 
 class Viewer extends HTMLElement {
+  loading = Promise.resolve();
+
   connectedCallback() {
     this.abort = new AbortController();
     this.canvas = this.querySelector("canvas");
@@ -50,6 +52,8 @@ class Viewer extends HTMLElement {
   disconnectedCallback() {
     this.abort.abort();
     this.close();
+    // Gradio removes the element of a former result and creates one for the next before it is known.
+    shown = null;
   }
 
   listen(target, type, listener) {
@@ -72,29 +76,39 @@ class Viewer extends HTMLElement {
     document.documentElement.classList.remove(WITH_WEBGL);
   }
 
-  async show() {
-    const { volume, std, stdMaxHU } = shown;
+  /** Show the last files, after those that are being loaded: NiiVue would mix the volumes of loads that overlap. */
+  show() {
+    this.loading = this.loading.then(() => this.load());
+  }
+
+  async load() {
+    const files = shown;
+    if (!files || this.abort.signal.aborted) return;
+    const { volume, std, stdMaxHU } = files;
     this.dataset.state = "loading";
+    for (const output of this.querySelectorAll("output")) output.textContent = "";
     try {
       const niivue = await loadNiiVue();
       if (this.abort.signal.aborted) return;
-      const nv = this.nv ?? (await this.open(niivue));
+      if (!this.nv) await this.open(niivue);
+      if (this.abort.signal.aborted) return this.close();
       const [low, high] = this.preset();
-      const files = [{ url: volume, colormap: "gray", cal_min: low, cal_max: high, colorbarVisible: false }];
-      if (std) files.push({ url: std, colormap: "inferno", cal_min: 0, cal_max: stdMaxHU, opacity: 0 });
-      await nv.loadVolumes(files);
-      if (this.abort.signal.aborted || shown.volume !== volume) return;
+      const images = [{ url: volume, colormap: "gray", cal_min: low, cal_max: high, colorbarVisible: false }];
+      if (std) images.push({ url: std, colormap: "inferno", cal_min: 0, cal_max: stdMaxHU, opacity: 0 });
+      const { nv } = this;
+      await nv.loadVolumes(images);
+      if (shown !== files) return;
       this.querySelector(".overlay").hidden = !std;
       this.querySelector("[name=std]").checked = false;
       nv.opts.isColorbar = false;
       nv.clearAllMeasurements();
-      this.write("distance", "");
       for (const [axis, plane] of PLANES.entries()) {
         this.querySelector(`[name=${plane}]`).max = this.size[axis] - 1;
       }
       this.dataset.state = "ready";
       this.moveTo(this.size.map((count) => Math.floor(count / 2)));
     } catch (error) {
+      if (shown !== files) return;
       console.warn(`raylift: the volume is shown as slices: ${error.message}`);
       this.fallBack();
     }
@@ -138,7 +152,6 @@ class Viewer extends HTMLElement {
     this.nv = nv;
     this.setDrag(this.querySelector("[name=drag]:checked").value);
     this.setLayout(this.querySelector("[name=layout]").value);
-    return nv;
   }
 
   /** Voxels along right, anterior and superior. */
@@ -264,7 +277,7 @@ class Viewer extends HTMLElement {
 
   onDistance(length) {
     const measures = this.querySelector("[name=drag]:checked").value === "distance";
-    if (measures && length > 0) this.write("distance", `Distance ${length.toFixed(1)} mm`);
+    if (this.ready && measures && length > 0) this.write("distance", `Distance ${length.toFixed(1)} mm`);
   }
 
   /** Position in mm by patient direction, and the values of its voxel. */
