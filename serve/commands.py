@@ -40,7 +40,7 @@ class ReconstructOptions:
     invert: Inversion = "auto"
     """Whether to invert the images; auto inverts those in which bone is dark."""
     flip_frontal: bool = False
-    """Mirror the frontal image left to right."""
+    """Flip the frontal image left to right."""
     patient_facing: PatientFacingOption = "auto"
     """The edge that the patient faces in images of lateral views (azimuth 90 or 270 degrees); auto detects it. An image
     is flipped if the model's DRRs face the other edge. Other views are taken as given."""

@@ -159,7 +159,7 @@ class AcquisitionParameters:
 def simulate_acquisition(
     soft: Float[Tensor, "n views s s"], bone: Float[Tensor, "n views s s"], parameters: list[AcquisitionParameters]
 ) -> Float[Tensor, "n views s s"]:
-    """Bone-bright images in [0, 1], not yet normalized.
+    """Bone-bright images in [0, 1], not yet normalized; without any effect, line integrals divided by their maximum.
 
     Args:
         soft: line integrals of everything as if it were soft tissue, without unit.
@@ -207,6 +207,9 @@ def simulate_acquisition(
     image = image.clamp(min=0.0).maximum(cut[:, 0]).minimum(1 - cut[:, 1])
     bits = column("bits")
     image = torch.where(bits > 0, (image * bits).round() / bits.clamp_min(1), image)
+    # Normalization by the maximum keeps the offset of rays that all cross the patient.
+    offset = total.amin(dim=(2, 3), keepdim=True) / total.amax(dim=(2, 3), keepdim=True).clamp_min(1e-6)
+    image = offset + image * (1 - offset)
     overlay = stacked("overlay")
     return torch.where(overlay.isnan(), image, overlay)
 

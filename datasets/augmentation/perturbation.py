@@ -27,8 +27,8 @@ class Exposure:
     poses: tuple[Geometry, ...]
     """A geometry of a single view for each view."""
     acquisition: AcquisitionParameters
-    mirrored: bool = False
-    """Whether views from the front or back are mirrored left to right."""
+    flipped: bool = False
+    """Whether views from the front or back are flipped left to right."""
 
     @classmethod
     def nominal(cls, geometry: Geometry) -> Exposure:
@@ -98,8 +98,8 @@ def _collimate(exposure: Exposure, percent: float, rng: np.random.Generator) -> 
     return exposure.with_acquisition(overlay=overlay)
 
 
-def _mirror(exposure: Exposure, strength: float, rng: np.random.Generator) -> Exposure:  # noqa: ARG001
-    return replace(exposure, mirrored=bool(strength))
+def _flip(exposure: Exposure, strength: float, rng: np.random.Generator) -> Exposure:  # noqa: ARG001
+    return replace(exposure, flipped=bool(strength))
 
 
 def _none(exposure: Exposure, strength: float, rng: np.random.Generator) -> Exposure:  # noqa: ARG001
@@ -132,19 +132,21 @@ KINDS: dict[str, PerturbationKind] = {
     "distance": PerturbationKind("source distance, %", "source distance {:+g} %", (-10, -5, 0, 5, 10), _move_source),
     "centering": PerturbationKind("off-center, mm", "off-center {:g} mm", (0, 5, 10), _move_patient),
     "noise": PerturbationKind(
-        "photons a pixel",
-        "{:,.0f} photons a pixel",
+        "photons per pixel",
+        "{:,.0f} photons per pixel",
         (np.inf, 1e6, 1e5, 1e4),
         _add_noise,
         np.inf,
         ("no noise", "10⁶", "10⁵", "10⁴"),
     ),
-    "scatter": PerturbationKind("scatter-like gain", "scatter-like gain {:g}", (0, 0.15, 0.3, 0.6), _add_scatter),
+    "scatter": PerturbationKind(
+        "scatter-to-primary ratio", "scatter-to-primary ratio {:g}", (0, 0.15, 0.3, 0.6), _add_scatter
+    ),
     "gamma": PerturbationKind("gamma", "gamma {:g}", (0.7, 0.85, 1, 1.2, 1.4), _change_tone, 1.0),
     "collimation": PerturbationKind(
         "collimation, % of each side", "collimation {:g} % of each side", (0, 5, 10, 15), _collimate
     ),
-    "flip": PerturbationKind("left-right flip", "left-right flip", (0, 1), _mirror, ticks=("no", "yes")),
+    "flip": PerturbationKind("left-right flip", "left-right flip", (0, 1), _flip, ticks=("no", "yes")),
     "missing": PerturbationKind("missing lateral", "missing lateral", (0, 1), _none, ticks=("no", "yes")),
 }
 """Kinds by name. `missing` changes no radiograph: lateral ones are not given to the model."""
@@ -203,9 +205,9 @@ class RadiographSimulator:
         same = exposure.poses == self._nominal.poses
         soft, bone = self._projected if same else self._project(exposure.poses)
         images: np.ndarray = simulate_acquisition(soft, bone, [exposure.acquisition])[0].numpy()
-        if exposure.mirrored:
-            mirrored = [shows_both_sides(pose.views[0]) for pose in exposure.poses]
-            images[mirrored] = images[mirrored][..., ::-1]
+        if exposure.flipped:
+            flipped = [shows_both_sides(pose.views[0]) for pose in exposure.poses]
+            images[flipped] = images[flipped][..., ::-1]
         return images
 
     def _project(self, poses: tuple[Geometry, ...]) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,7 @@ class OrientedRadiograph:
 def orient(
     image: Float32[np.ndarray, "rows columns"], view: View, patient_facing: PatientFacingOption | None
 ) -> OrientedRadiograph:
-    """Mirror a lateral image whose patient faces the other edge than in DRRs of the view.
+    """Flip a lateral image whose patient faces the other edge than in DRRs of the view.
 
     Args:
         image: bone bright, of any size.

@@ -68,8 +68,9 @@ def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] 
         paths.append(("Lung volumes: agreement with the ground truth (Bland-Altman)", agreement))
     if evaluation.robustness:
         curves = figures / "robustness.png"
-        plot_robustness(evaluation.robustness, *evaluation.decisive, curves)
-        paths.append((f"Robustness, protocol {evaluation.decisive[0]}", curves))
+        decisive = evaluation.robustness.unperturbed.decisive
+        plot_robustness(evaluation.robustness, *decisive, curves)
+        paths.append((f"Robustness, protocol {decisive[0]}", curves))
         evaluation.robustness.write_csv(folder / "robustness.csv", evaluation.subjects)
     for case in evaluation.cases:
         if case.images is None:
@@ -126,7 +127,7 @@ def _sections(evaluation: Evaluation) -> list[Section]:
     for url, table in evaluation.by_archive.items():
         sections += table.sections(f", {url}")
     if evaluation.robustness:
-        sections += evaluation.robustness.sections(evaluation.decisive[0])
+        sections += evaluation.robustness.sections(evaluation.robustness.unperturbed.decisive[0])
     for name in evaluation.candidates:
         if residuals := evaluation.residuals(name):
             body = [[view, *(f"{value:.4f}" for value in pair)] for view, pair in residuals.items()]

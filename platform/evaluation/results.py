@@ -176,8 +176,7 @@ class Evaluation:
     @cached_property
     def decisive(self) -> tuple[str, str]:
         """Protocol and name of the PSNR that verdicts and the order of scans depend on."""
-        protocol = "volume" if "volume" in self.protocols else self.protocols[0]
-        return protocol, next(name for name in self.table.names(protocol) if name.startswith("psnr"))
+        return self.table.decisive
 
     @property
     def ranked(self) -> list[Case]:

@@ -129,26 +129,36 @@ def robustness_of(
     notes = []
     fewer: list[ModelPredictor | BaselinePredictor] = []
     for predictor in models:
-        description = predictor.model.description
-        if reduced := without_lateral(predictor.model):
+        geometry = predictor.model.description.geometry
+        if not has_lateral(geometry):
+            fewer.append(predictor)
+        elif reduced := without_lateral(predictor.model):
             fewer.append(predictor.of(reduced))
-        elif any(view.is_lateral for view in description.geometry.views):
-            views = ", ".join(view.name for view in description.geometry.views)
+        else:
+            views = ", ".join(view.name for view in geometry.views)
             notes.append(
                 f"a missing lateral is not possible for {predictor.name}, whose weights need the views {views}"
             )
     given = []
     for baseline in baselines:
         projected = {name: net for name, net in baseline.networks.items() if isinstance(net, BackProjection)}
-        if projected:
-            given.append(BaselinePredictor(projected, baseline.description))
-        if projected and (geometry := other_views(baseline.description.geometry)):
+        if not projected:
+            continue
+        given.append(BaselinePredictor(projected, baseline.description))
+        if not has_lateral(baseline.description.geometry):
+            fewer.append(given[-1])
+        elif others := other_views(baseline.description.geometry):
             networks = {
-                name: BackProjection(net.grid, geometry, net.scale, net.offset) for name, net in projected.items()
+                name: BackProjection(net.grid, others, net.scale, net.offset) for name, net in projected.items()
             }
-            fewer.append(BaselinePredictor(networks, replace(baseline.description, geometry=geometry)))
+            fewer.append(BaselinePredictor(networks, replace(baseline.description, geometry=others)))
     compared = tuple(name for name in protocols if PROTOCOLS[name].needs_ct) or ("volume",)
     return RobustnessEvaluator([*models, *given], fewer, (*compared, "segmentation")), notes
+
+
+def has_lateral(geometry: Geometry) -> bool:
+    """Whether a view is lateral."""
+    return any(view.is_lateral for view in geometry.views)
 
 
 def other_views(geometry: Geometry) -> Geometry | None:

@@ -76,6 +76,12 @@ class MetricTable:
         """The protocols, in order."""
         return list(self.definitions)
 
+    @property
+    def decisive(self) -> tuple[str, str]:
+        """`volume`, or else the first protocol, and the name of its PSNR."""
+        protocol = "volume" if "volume" in self.definitions else self.protocols[0]
+        return protocol, next(name for name in self.names(protocol) if name.startswith("psnr"))
+
     def names(self, protocol: str) -> list[str]:
         """Names of a protocol's metrics."""
         return list(next(iter(self.metrics.values()))[self.predictors[0]][protocol])

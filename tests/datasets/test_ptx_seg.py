@@ -55,7 +55,7 @@ def test_gas_before_the_lung_is_measured_up_to_the_pleural_line_on_its_side(fron
     assert left == pytest.approx(60 * front * 30 * VOXEL_ML, rel=0.05)
 
 
-def test_a_mirrored_chest_has_the_volumes_of_the_other_side():
+def test_a_flipped_chest_has_the_volumes_of_the_other_side():
     hu = with_gas(12)
     assert volumes(hu[:, :, ::-1].copy()) == volumes(hu)[::-1]
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,8 +54,8 @@ def home(archive, tmp_path_factory):
     return home
 
 
-def compare(home, archive, output, *options):
-    words = ["--archive", str(archive), "--split", "all", "--protocols", "volume", "--output", str(output)]
+def compare(home, archive, output, *options, protocols=("volume",)):
+    words = ["--archive", str(archive), "--split", "all", "--protocols", *protocols, "--output", str(output)]
     return cli.main(["compare", *(str(home / name) for name in ("unrolled", "x2ct-gan")), *words, *options])
 
 
@@ -112,6 +113,42 @@ def test_a_system_whose_weights_need_both_views_is_stated_not_to_take_one(found,
     assert section.startswith("x2ct-gan (protocol volume)")
     (row,) = (line for line in section.splitlines() if line.startswith("| missing lateral"))
     assert set(row.split(" | ")[1:]) <= {"not possible", "not possible |"}
+
+
+def test_a_frontal_model_and_its_baseline_are_unchanged_without_the_lateral(archive, tmp_path):
+    opened = Archive(str(archive))
+    grid, geometry = opened.manifest.grid, opened.manifest.geometry
+    frontal = replace(geometry, views=geometry.views[:1])
+    system = replace(PRESETS["unrolled-tiny"].system, views=("frontal",))
+    torch.manual_seed(1)
+    state = system.reconstructor(grid, frontal).state_dict()
+    weights.save(tmp_path / "m", state, Description(system, grid, frontal, Window()))
+    model, output = weights.load(tmp_path / "m"), tmp_path / "out"
+    words = ["--archive", str(archive), "--split", "all", "--protocols", "volume", "--output", str(output)]
+    assert cli.main(["evaluate", str(tmp_path / "m"), *words, "--robustness"]) == 0
+    found = json.loads((output / "metrics.json").read_text())
+    rows = found["robustness"]["by_perturbation"]
+    assert list(rows["missing lateral"]["mean"]) == ["model", "back-projection"]
+    assert rows["missing lateral"]["mean"] == rows["unperturbed"]["mean"]
+    expected = direct(model, archive, UNPERTURBED, views=(0,))
+    assert rows["missing lateral"]["mean"]["model"]["volume"]["psnr_db"] == pytest.approx(expected, abs=1e-4)
+    assert not any("missing lateral" in note for note in found["notes"])
+    assert "not possible" not in (output / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("protocols", "shown"), [(["reprojection"], "volume"), (["reprojection", "x2ct"], "x2ct")], ids=["alone", "first"]
+)
+def test_robustness_is_shown_under_a_protocol_that_needs_ct(found, home, archive, tmp_path, protocols, shown):
+    assert compare(home, archive, tmp_path, "--robustness", protocols=protocols) == 0
+    rows = json.loads((tmp_path / "metrics.json").read_text())["robustness"]["by_perturbation"]
+    assert set(rows["unperturbed"]["mean"]["unrolled"]) == {shown, "segmentation"}
+    if shown == "volume":
+        assert rows == found["robustness"]["by_perturbation"]
+    text, page = (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+    assert f"Robustness of unrolled (protocol {shown})" in text
+    assert f"Robustness, protocol {shown}" in page
+    assert "Scan by scan, PSNR, dB (protocol reprojection)" in page
 
 
 def test_rows_columns_and_files_of_a_report(result, found):
