@@ -25,8 +25,8 @@ Side = Literal["right", "left"]
 SIDES: tuple[Side, Side] = ("right", "left")
 CAVITY_HU, CORE_HU, GAS_HU, LUNG_HU = -400, -960, -990, -450
 """Upper limits of air in the chest and of a core, gas without noise, and the upper limit for the median of a lung."""
-LEAST_CONTRAST_HU, PLEURA_CONTRAST_HU = 80, 140
-"""How far a lung is above a core at least, and its pleura above the lung's median."""
+PLEURA_CONTRAST_HU = 140
+"""How far a lung's pleura is above its median."""
 LARGEST_TRACHEA_CM2, TRACHEA_OFF_CENTER_MM = 9.0, 30.0
 SMALLEST_CAVITY_ML, SMALLEST_CORE_ML = 50.0, 2.0
 WALL_MM, LEAST_CONTACT, LEAST_SOLIDITY = 5.0, 0.3, 0.8
@@ -95,7 +95,7 @@ def measure(regions: UInt8[np.ndarray, "d h w"], voxel_ml: float) -> dict[Side, 
 
 
 def _lung_field(hu: Int16[np.ndarray, "d h w"], body: Mask, spacing_mm: float) -> Mask:
-    """Air inside the body in components that reach above the middle of the largest one, closed and filled."""
+    """Air inside the body in components that reach above the middle of the largest, closed, filled in axial slices."""
     components, count = ndimage.label((hu < CAVITY_HU) & body)
     if count == 0:
         return np.zeros_like(body)

@@ -25,9 +25,11 @@ class PtxOptions:
     volumes: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="VOLUME [VOLUME ...]")]
     """Files, or folders of them."""
     ground_truth: Path | None = None
-    """Folder with the CT of the same names, for the agreement of reconstructions with it."""
+    """Folder with the CT of the same names, for the agreement of reconstructions with it, which then need not be
+    plausible as a CT."""
     output: Path = Path("ptx")
-    """Folder for ptx.csv, a mask (NIfTI) and a figure (PNG) of each volume, and agreement.json and agreement.png."""
+    """Folder for ptx.csv, a mask (NAME-mask.nii.gz) and a figure (NAME-regions.png) of each volume, and agreement.json
+    and agreement.png."""
     assume_spacing_mm: tuple[float, float, float] | None = None
     """Spacing along the axes of NRRD and MetaImage files that state none."""
     limits: ScanLimits = field(default_factory=ScanLimits)
@@ -38,28 +40,41 @@ def ptx(arguments: list[str]) -> int:
     import SimpleITK as sitk
 
     from raylift.datasets.csv_file import write_rows
+    from raylift.datasets.errors import FileError
+    from raylift.datasets.ingest.pipeline import IngestReport
     from raylift.datasets.scans import reader
     from raylift.platform.evaluation import ptx as segmenting
     from raylift.platform.evaluation.agreement import agreement
     from raylift.platform.evaluation.plots_ptx import UNITS, plot_agreement, plot_regions
 
     options = tyro.cli(PtxOptions, prog="raylift ptx", args=arguments)
-    sources, true_sources = segmenting.matched(options.volumes, options.ground_truth)
+    volumes = segmenting.matched(options.volumes, options.ground_truth)
+    sources, refused = volumes.sources, volumes.refused
+    read = reader.read_values if options.ground_truth else reader.read
     options.output.mkdir(parents=True, exist_ok=True)
     rows, found, true = [], {}, {}
     with progress_bar("ptx") as bar:
-        for done, source in enumerate(sources):
-            bar.update(done, len(sources), source.subject)
-            scan = reader.read(source, options.limits, options.assume_spacing_mm)
-            segmented = segmenting.segment_scan(scan)
-            sitk.WriteImage(segmented.mask(scan.image), str(options.output / f"{source.subject}-mask.nii.gz"))
-            plot_regions(source.subject, segmented, options.output / f"{source.subject}.png")
-            rows.append((source.subject, *segmented.row()))
-            found[source.subject] = segmented.sides
-            if true_source := true_sources.get(source.subject):
-                target = reader.read(true_source, options.limits, options.assume_spacing_mm)
-                true[source.subject] = segmenting.segment_scan(target).sides
+        for done, (name, source) in enumerate(sources.items()):
+            bar.update(done, len(sources), name)
+            try:
+                scan = read(source, options.limits, options.assume_spacing_mm)
+                segmented = segmenting.segment_scan(scan)
+                mask = options.output / f"{name}-mask.nii.gz"
+                mask.parent.mkdir(parents=True, exist_ok=True)
+                sitk.WriteImage(segmented.mask(scan.image), str(mask))
+                plot_regions(name, segmented, options.output / f"{name}-regions.png")
+                rows.append((name, *segmented.row()))
+                found[name] = segmented.sides
+                if true_source := volumes.ground_truth.get(name):
+                    target = reader.read(true_source, options.limits, options.assume_spacing_mm)
+                    true[name] = segmenting.segment_scan(target).sides
+            except FileError as error:
+                refused.append(error)
         bar.update(len(sources), len(sources), "")
+    for line in IngestReport(refused=refused).lines():
+        print(line)
+    if not rows:
+        return 1
     write_rows(options.output / "ptx.csv", segmenting.COLUMNS, rows)
     for name, sides in found.items():
         for side, of_side in sides.items():
@@ -79,5 +94,5 @@ def ptx(arguments: list[str]) -> int:
         }
         (options.output / "agreement.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         plot_agreement(pairs, options.output / "agreement.png")
-    print(f"{len(sources)} volumes: {options.output / 'ptx.csv'}")
+    print(f"{len(rows)} volumes: {options.output / 'ptx.csv'}")
     return 0

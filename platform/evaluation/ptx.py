@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from raylift.datasets.errors import ConfigError, FileError
 from raylift.datasets.ptx_seg import SIDES, Hemithorax, Side
 from raylift.datasets.scans import reader, resample
 from raylift.datasets.scans.reader import Scan
-from raylift.datasets.sources import Source
+from raylift.datasets.sources import Source, refuse_together
 
 COARSEST_MM = 5.0
 """Largest spacing of a file: a pneumothorax of 10 % is about this thick."""
@@ -31,7 +32,7 @@ class Segmented:
 
     hu: Int16[np.ndarray, "d h w"]
     regions: UInt8[np.ndarray, "d h w"]
-    grid: sitk.Image
+    region_image: sitk.Image
     """The same regions in the patient frame."""
 
     @property
@@ -41,7 +42,7 @@ class Segmented:
 
     def mask(self, image: sitk.Image) -> sitk.Image:
         """Regions on the grid of `image`, by the nearest voxel."""
-        return sitk.Resample(self.grid, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0.0, sitk.sitkUInt8)
+        return sitk.Resample(self.region_image, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0.0, sitk.sitkUInt8)
 
     def row(self) -> tuple[float, ...]:
         """Values of `COLUMNS` after the name."""
@@ -71,25 +72,38 @@ def segment_scan(scan: Scan) -> Segmented:
         raise FileError(f"{scan.source.where}: {error}") from error
     except RuntimeError as error:
         raise FileError(f"{scan.source.where}: cannot be resampled to {ptx_seg.SPACING_MM:g} mm: {error}") from error
-    grid = sitk.GetImageFromArray(regions)
-    grid.CopyInformation(image)
-    return Segmented(hu, regions, grid)
+    region_image = sitk.GetImageFromArray(regions)
+    region_image.CopyInformation(image)
+    return Segmented(hu, regions, region_image)
 
 
-def matched(volumes: Sequence[Path], ground_truth: Path | None = None) -> tuple[list[Source], dict[str, Source]]:
-    """The volumes under files and folders, and by name the ground truth of each.
+@dataclass(frozen=True)
+class Volumes:
+    """Volumes of files and folders, and their ground truth, by name."""
+
+    sources: dict[str, Source]
+    ground_truth: dict[str, Source]
+    refused: list[FileError]
+    """Files that cannot be read, and volumes without ground truth where there is some."""
+
+
+def matched(volumes: Sequence[Path], ground_truth: Path | None = None) -> Volumes:
+    """The volumes under files and folders, and the ground truth of each.
+
+    A name is the path inside the folder without suffix, and that of a DICOM series alone in a folder is this folder's.
 
     Raises:
-        FileError: a path holds no volume that can be read.
-        ConfigError: two volumes have one name, or one has no ground truth.
+        FileError: a path holds no volume.
+        ConfigError: two volumes have one name.
     """
-    sources = list(_by_name(volumes).values())
+    sources, refused = _by_name(volumes)
     if ground_truth is None:
-        return sources, {}
-    true = _by_name([ground_truth])
-    if alone := sorted({source.subject for source in sources} - true.keys()):
-        raise ConfigError(f"{alone[0]} has no ground truth of that name in {ground_truth}: rename it")
-    return sources, true
+        return Volumes(sources, {}, refused)
+    true, refused_true = _by_name([ground_truth])
+    refused += refused_true
+    alone = [sources.pop(name).files[0] for name in sources.keys() - true.keys()]
+    refuse_together(refused, sorted(alone), f"no ground truth of that name in {ground_truth}: rename it")
+    return Volumes(sources, true, refused)
 
 
 def pairs(
@@ -108,16 +122,28 @@ def pairs(
     }
 
 
-def _by_name(paths: Sequence[Path]) -> dict[str, Source]:
-    listing = reader.find(paths)
-    if listing.refused:
-        raise listing.refused[0]
+def _by_name(paths: Sequence[Path]) -> tuple[dict[str, Source], list[FileError]]:
+    roots = [Path(os.path.abspath(path)) for path in paths]
+    listing = reader.find(roots)
     named: dict[str, Source] = {}
     for source in listing.sources:
-        if source.subject in named:
-            raise ConfigError(f"{source.where} and {named[source.subject].where} have one name: rename one")
-        named[source.subject] = source
-    if not named:
+        name = _name(source, roots)
+        if name in named:
+            raise ConfigError(f"{source.where} and {named[name].where} have one name: rename one")
+        named[name] = source
+    if not named and not listing.refused:
         where = f" in {', '.join(map(str, paths))}" if paths else ""
         raise FileError(f"no volume{where}: give NIfTI, NRRD, MetaImage or DICOM files")
-    return named
+    return named, listing.refused
+
+
+def _name(source: Source, roots: Sequence[Path]) -> str:
+    path = source.files[0]
+    if not source.is_dicom:
+        path = path.with_name(source.subject)
+    elif "/" not in source.name:
+        path = path.parent
+    elif path.suffix.lower() in reader.DICOM_SUFFIXES:
+        path = path.with_suffix("")
+    root = next((root for root in roots if root in path.parents), path.parent)
+    return path.relative_to(root).as_posix()
