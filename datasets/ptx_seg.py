@@ -104,8 +104,7 @@ def _lung_field(hu: Int16[np.ndarray, "d h w"], body: Mask, spacing_mm: float) -
     largest = heights[int(np.argmax(sizes))]
     reaches = np.array([height.start < (largest.start + largest.stop) / 2 for height in heights])
     kept = np.concatenate([[False], (sizes >= SMALLEST_CAVITY_ML) & reaches])[components]
-    closed = ndimage.binary_closing(np.pad(kept, 1))[1:-1, 1:-1, 1:-1]
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in closed])
+    return np.stack([ndimage.binary_fill_holes(plane) for plane in _closed(kept, 1)])
 
 
 def _trachea(field: Mask, body: Mask, spacing_mm: float) -> Mask:
