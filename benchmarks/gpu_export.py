@@ -59,7 +59,7 @@ def export(stages: list[Path], views: int, archive_url: str, folder: Path, resul
     collections = "LIDC-IDRI, QIN LUNG CT, Lung-PET-CT-Dx; CC BY"
     phantoms = settings[-1]["phantoms"]
     provenance = {
-        "archive": f"{phantoms} phantoms and {len(scans)} CT ({collections}), augmented",
+        "archive": f"{phantoms} phantoms and {len(scans)} CT scans ({collections}), augmented",
         "training_samples": [*scans, *(f"phantom {seed}" for seed in range(phantoms))],
         "step": sum(stage["steps"] for stage in settings),
         "seconds": sum(stage["seconds"] for stage in settings),
@@ -71,7 +71,7 @@ def export(stages: list[Path], views: int, archive_url: str, folder: Path, resul
     network = system.reconstructor(GRID, geometry)
     network.load_state_dict({name: value.float() for name, value in safetensors.torch.load_file(file).items()})
     prefix = "frontal_" if views == 1 else ""
-    kept = {f"{prefix}phantom": "phantom", f"{prefix}val_ct": "val", f"{prefix}test_ct": "test_ct"}
+    kept = {f"{prefix}phantom": "phantom", f"{prefix}val_ct": "val_ct", f"{prefix}test_ct": "test_ct"}
     metrics = {
         f"{name}_{metric}": values[f"{key}_{metric}"] for key, name in kept.items() for metric in ("psnr_db", "ssim")
     }
@@ -92,19 +92,17 @@ def write_card(folder: Path, settings: list[dict[str, Any]], steps: int) -> None
     """Put the settings of this script's stages in the card that `raylift.platform.export` wrote."""
     card = folder / "README.md"
     text, _, _ = card.read_text().partition("## Settings")
-    own = "of `benchmarks/gpu_training.py`, not of `raylift train`: see Settings"
-    text = re.sub(r"\| config \| .* \|", f"| config | {own} |", text)
+    own = "`benchmarks/gpu_training.py`, not `raylift train`: see Settings"
+    text = re.sub(r"\| config \| .* \|", f"| trained with | {own} |", text)
     measured = """## Metrics of this checkpoint (protocol `volume`)
 
-Means over 16 held-out phantoms (`phantom`), two validation CT (`val`) and three test CT (`test_ct`), without the
-consistency fit."""
+Means over 16 held-out phantoms (`phantom`), two validation CT scans (`val_ct`) and three test CT scans (`test_ct`),
+without the data-consistency fit."""
     text = re.sub(r"## Metrics of this checkpoint.*", measured, text)
     described = json.loads((folder / "model.json").read_text())["model"]
     stages = [{key: value for key, value in stage.items() if key not in ("scans", "versions")} for stage in settings]
     shown = json.dumps({"steps": steps, "stages": stages, "system": described["system"]}, indent=1)
-    about = (
-        """Each stage began from the weights of the one before. Its steps are those of the weights that were kept."""
-    )
+    about = "Each stage started with the weights of the previous one. Its steps are those of the weights kept."
     card.write_text(f"{text}## Settings\n\n{about}\n\n```json\n{shown}\n```\n")
 
 

@@ -135,7 +135,7 @@ def exact(attenuation: Tensor, spacing_mm: float, geometry: Geometry, view: View
     reach = math.sqrt(3) * half_mm + spacing_mm
     count = math.ceil(2 * reach / spacing_mm) * fineness
     depth = ((torch.arange(count, device=attenuation.device).double() + 0.5) / count * 2 - 1) * reach
-    shrink = (geometry.source_axis_mm + depth) / geometry.source_detector_mm
+    shrink = (geometry.source_isocenter_mm + depth) / geometry.source_detector_mm
     flip = torch.tensor([1.0, 1.0, -1.0], device=attenuation.device, dtype=torch.float64)
     finely = attenuation.double()
     rows = []
@@ -234,7 +234,7 @@ def flashdrr(grid: Grid, geometry: Geometry, view: View, attenuation: Tensor) ->
 def frame(geometry: Geometry, view: View) -> tuple[Tensor, Tensor]:
     """Unit vectors of a view (rows: column, row and ray direction) and its source, in the patient frame."""
     axes = torch.from_numpy(view.axes())
-    return axes, -geometry.source_axis_mm * axes[2]
+    return axes, -geometry.source_isocenter_mm * axes[2]
 
 
 def world_to_index(grid: Grid) -> Tensor:

@@ -3,9 +3,9 @@
     python benchmarks/gpu_training.py --ct ct.npz --phantoms 4000 --job unrolled:2:300 --output OUT
 
 Volumes stay on the device; each sample is an augmented pair (`datasets.augmentation.augmentation`) of a CT, with
-probability `--ct-share`, or else of a phantom. The learning rate falls along a cosine of the time given. Every minute
-the exponential moving average of the weights is written (half precision) with its metrics on held-out phantoms and CT,
-so that an interrupted training is not lost; `--from` starts from such weights.
+probability `--ct-share`, or else of a phantom. The learning rate decays along a cosine over the job's time limit. Every
+minute the exponential moving average of the weights is written (half precision) with its metrics on held-out phantoms
+and CT, so that an interrupted training is not lost; `--from` starts from such weights.
 
 The CT file is written by `python benchmarks/gpu_training.py --pack FOLDER... --ct ct.npz`: `source:NAME` on 96 voxels
 of 4 mm, `ground_truth:NAME` on 64 of 5 mm as `raylift ingest` stores it.
@@ -181,7 +181,7 @@ def run_job(
                 "betas": settings.betas,
                 "weight_decay": settings.weight_decay,
                 "warmup_steps": settings.warmup_steps,
-                "schedule": "cosine of the time given",
+                "schedule": "cosine decay over the job's time limit",
                 "gradient_norm_max": settings.gradient_clipping,
             },
             "ema_decay": settings.ema_decay,

@@ -173,7 +173,12 @@ def diffdrr(attenuation: np.ndarray, python: str, renderer: str, folder: Path) -
     image.SetSpacing((GRID.spacing_mm,) * 3)
     image.SetOrigin([-(n - 1) / 2 * GRID.spacing_mm for n in image.GetSize()])
     sitk.WriteImage(image, str(folder / "mu.nii.gz"))
-    words = [GEOMETRY.source_axis_mm, GEOMETRY.source_detector_mm, GEOMETRY.detector_px, GEOMETRY.detector_pitch_mm]
+    words = [
+        GEOMETRY.source_isocenter_mm,
+        GEOMETRY.source_detector_mm,
+        GEOMETRY.detector_px,
+        GEOMETRY.detector_pitch_mm,
+    ]
     command = [python, "-c", DIFFDRR, str(folder), renderer, *map(str, words)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return np.load(folder / "diffdrr.npy"), float(said[-2]), float(said[-1])

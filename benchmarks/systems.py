@@ -80,7 +80,7 @@ def differences(presets: list[str]) -> list[str]:
     systems = {name: PRESETS[name].system for name in presets}
     alone = [name for name, system in systems.items() if system.supervision == "radiographs"]
     unpaired = [name for name in alone if isinstance(systems[name], CycleGan)]
-    refiners = [name for name, system in systems.items() if system.pretrained]
+    refiners = [name for name, system in systems.items() if system.base_models]
     notes = [
         f"supervised by DRRs alone, without the CT of the same subjects: {', '.join(alone)}" if alone else "",
         f"of these, with the train split's CT as unpaired volumes: {', '.join(unpaired)}" if unpaired else "",
@@ -94,7 +94,7 @@ def beside(name: str, ct: str, runs: Path) -> list[str]:
     """Further options of a preset: CT of other patients for a CycleGAN, the run of a base for a refiner."""
     system = PRESETS[name].system
     unpaired = ["--data.unpaired", ct] if isinstance(system, CycleGan) else []
-    return unpaired + (["--system.base-model", str(runs / BASE)] if system.pretrained else [])
+    return unpaired + (["--system.base-model", str(runs / BASE)] if system.base_models else [])
 
 
 def trivial(presets: list[str], reports: dict[str, dict]) -> list[list[str]]:

@@ -31,7 +31,7 @@ class Settings:
     """Time by the clock, without measurements."""
     clock: Callable[[], float] = time.monotonic
     lr: float = 1e-3
-    """After the warm-up; it falls along a cosine of the time given."""
+    """After the warm-up; it decays along a cosine over the time limit."""
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 1e-4
     gradient_clipping: float = 1.0

@@ -118,12 +118,12 @@ LATERAL = View("lateral", azimuth_deg=90.0)
 class Geometry:
     """The X-ray geometry of a set of radiographs: beam, distances, detector, views, and how HU attenuate in DRRs.
 
-    `source_axis_mm` (SAD) is the distance from the focal spot to the isocenter, `source_detector_mm` (SDD) to the
+    `source_isocenter_mm` (SAD) is the distance from the focal spot to the isocenter, `source_detector_mm` (SDD) to the
     detector. Both are ignored for a parallel beam, where `detector_pitch_mm` is the pitch at the isocenter.
     """
 
     beam: Literal["cone", "parallel"]
-    source_axis_mm: float
+    source_isocenter_mm: float
     source_detector_mm: float
     detector_px: int
     detector_pitch_mm: float
@@ -132,9 +132,9 @@ class Geometry:
     """HU to attenuation in digitally reconstructed radiographs (DRRs) of CT."""
 
     def __post_init__(self) -> None:
-        if self.beam == "cone" and not 0 < self.source_axis_mm <= self.source_detector_mm:
+        if self.beam == "cone" and not 0 < self.source_isocenter_mm <= self.source_detector_mm:
             raise ConfigError(
-                f"source-axis distance {self.source_axis_mm} mm must lie in (0, {self.source_detector_mm}], "
+                f"source-isocenter distance {self.source_isocenter_mm} mm must lie in (0, {self.source_detector_mm}], "
                 "the source-detector distance"
             )
         if self.detector_px < 1 or not self.detector_pitch_mm > 0:
@@ -144,7 +144,7 @@ class Geometry:
     @property
     def magnification(self) -> float:
         """Detector size over object size at the isocenter."""
-        return self.source_detector_mm / self.source_axis_mm if self.beam == "cone" else 1.0
+        return self.source_detector_mm / self.source_isocenter_mm if self.beam == "cone" else 1.0
 
     def view(self, name: str) -> View:
         """The view with that name, or a ConfigError that lists the names."""

@@ -44,7 +44,7 @@ class _GeometryFile:
 
     views: tuple[View, ...]
     beam: Literal["cone", "parallel"] = "cone"
-    source_axis_mm: float | None = None
+    source_isocenter_mm: float | None = None
     source_detector_mm: float | None = None
     attenuation: Attenuation = "linear"
 
@@ -63,7 +63,7 @@ def geometry_of(text: str, grid: Grid) -> Geometry:
 
 
 def read_geometry(path: Path, grid: Grid) -> Geometry:
-    """The geometry of a YAML file: keys beam, source_axis_mm, source_detector_mm, detector, attenuation and views.
+    """The geometry of a YAML file: keys beam, source_isocenter_mm, source_detector_mm, detector, attenuation and views.
 
     `detector` is `covering` (the default: as many pixels as the grid has voxels per side, covering the volume's central
     plane) or has the keys px and pitch_mm, each of which may be left out. `views` is a list of mappings with the keys
@@ -85,15 +85,15 @@ def read_geometry(path: Path, grid: Grid) -> Geometry:
         raise ConfigError(f"{path}: a geometry file has the keys views, beam, distances and detector")
     detector = _detector(data.pop("detector", "covering"), f"{path}: detector")
     stated = from_plain(_GeometryFile, data, str(path))
-    source_axis_mm, source_detector_mm = stated.source_axis_mm, stated.source_detector_mm
+    source_isocenter_mm, source_detector_mm = stated.source_isocenter_mm, stated.source_detector_mm
     if stated.beam == "parallel":
-        source_axis_mm = source_detector_mm = 1.0
-    if source_axis_mm is None or source_detector_mm is None:
-        raise ConfigError(f"{path}: a cone beam needs source_axis_mm and source_detector_mm")
+        source_isocenter_mm = source_detector_mm = 1.0
+    if source_isocenter_mm is None or source_detector_mm is None:
+        raise ConfigError(f"{path}: a cone beam needs source_isocenter_mm and source_detector_mm")
     try:
         geometry = Geometry(
             stated.beam,
-            source_axis_mm,
+            source_isocenter_mm,
             source_detector_mm,
             grid.size if detector.px is None else detector.px,
             1.0 if detector.pitch_mm is None else detector.pitch_mm,

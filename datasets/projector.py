@@ -91,7 +91,7 @@ def backproject(
     column, row, depth = view_coordinates(shape, spacing_mm, view, image)
     magnification = torch.ones_like(depth)
     if geometry.beam == "cone":
-        magnification = geometry.source_detector_mm / (depth + geometry.source_axis_mm)
+        magnification = geometry.source_detector_mm / (depth + geometry.source_isocenter_mm)
     half = geometry.detector_px * geometry.detector_pitch_mm / 2
     grid = torch.stack([column * magnification, row * magnification], dim=-1) / half
     grid = grid.reshape(1, shape[0] * shape[1], shape[2], 2).expand(image.shape[0], -1, -1, -1)
@@ -138,7 +138,7 @@ class Poses:
     """Unit vectors (rows: column, row and ray direction) in the patient frame."""
     offset_mm: Float[Tensor, "n 3"]
     """The point imaged at the detector's center."""
-    source_axis_mm: Float[Tensor, " n"]
+    source_isocenter_mm: Float[Tensor, " n"]
     source_detector_mm: Float[Tensor, " n"]
     detector_pitch_mm: Float[Tensor, " n"]
     detector_px: int
@@ -159,7 +159,7 @@ def project_batch(
     index = torch.arange(poses.detector_px, dtype=attenuation.dtype, device=attenuation.device)
     offsets = (index - (poses.detector_px - 1) / 2) * poses.detector_pitch_mm[:, None]
     depth = (torch.arange(planes, dtype=offsets.dtype, device=offsets.device) - (planes - 1) / 2) * step_mm
-    shrink = (poses.source_axis_mm[:, None] + depth) / poses.source_detector_mm[:, None]
+    shrink = (poses.source_isocenter_mm[:, None] + depth) / poses.source_detector_mm[:, None]
     along = offsets[:, None, :] * shrink[:, :, None]
     column, row, ray = (poses.axes[:, k, None, None, None, :] for k in range(3))
     points = along[:, :, None, :, None] * column + along[:, :, :, None, None] * row
@@ -178,10 +178,10 @@ def require_source_outside(shape: Sequence[int], spacing_mm: float, geometry: Ge
     ray = view.axes()[2]
     half_mm = np.array([shape[2], shape[1], shape[0]]) * spacing_mm / 2
     reach_mm = float(np.abs(ray) @ half_mm + ray @ np.array(view.offset_mm))
-    if reach_mm >= geometry.source_axis_mm:
+    if reach_mm >= geometry.source_isocenter_mm:
         raise ConfigError(
             f"view '{view.name}': the volume reaches {reach_mm:.0f} mm towards the source, which is "
-            f"{geometry.source_axis_mm:.0f} mm from the isocenter: use a larger source-axis distance"
+            f"{geometry.source_isocenter_mm:.0f} mm from the isocenter: use a larger source-isocenter distance"
         )
 
 
@@ -241,7 +241,7 @@ def _backproject_slices(
     )
     magnification = torch.ones_like(ray)
     if geometry.beam == "cone":
-        magnification = geometry.source_detector_mm / (ray + geometry.source_axis_mm)
+        magnification = geometry.source_detector_mm / (ray + geometry.source_isocenter_mm)
     side_mm = geometry.detector_px * geometry.detector_pitch_mm
 
     def weights(along: Tensor, pixels: int) -> Float[Tensor, "planes voxels pixels"]:
@@ -268,7 +268,7 @@ def _project_slices(
     scale = torch.ones_like(depth)
     if geometry.beam == "cone":
         # The plane at this depth is magnified onto the detector by SDD / (SAD + depth).
-        scale = (geometry.source_axis_mm + depth) / geometry.source_detector_mm
+        scale = (geometry.source_isocenter_mm + depth) / geometry.source_detector_mm
     along = offsets[None, :] * scale[:, None]
     grid = torch.stack(
         [
@@ -321,7 +321,7 @@ def _sample_frustum(
 
     scale = torch.ones_like(depth)
     if geometry.beam == "cone":
-        scale = (geometry.source_axis_mm + depth) / geometry.source_detector_mm
+        scale = (geometry.source_isocenter_mm + depth) / geometry.source_detector_mm
     along = offsets[None, :] * scale[:, None]
     points = (
         along[:, None, :, None] * column + along[:, :, None, None] * row + depth[:, None, None, None] * ray

@@ -52,7 +52,7 @@ class SystemConfig(ABC):
         return False
 
     @property
-    def pretrained(self) -> dict[str, str]:
+    def base_models(self) -> dict[str, str]:
         """Frozen parts that are initialized from a trained model: the model's URL by the part's attribute name.
 
         A URL may be empty until a run is started.

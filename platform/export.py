@@ -58,7 +58,8 @@ def card(model: Model, sha256: str, metrics: dict[str, float], dtype: torch.dtyp
     paper = SYSTEMS[description.system.name].paper
     count = sum(parameter.numel() for parameter in model.network.parameters())
     beam = (
-        f"cone beam, source-axis {geometry.source_axis_mm:g} mm, source-detector {geometry.source_detector_mm:g} mm"
+        f"cone beam, source-isocenter {geometry.source_isocenter_mm:g} mm, "
+        f"source-detector {geometry.source_detector_mm:g} mm"
         if geometry.beam == "cone"
         else "parallel beam"
     )
@@ -134,7 +135,7 @@ def _started_with(provenance: dict[str, Any]) -> str:
     """Rows of the models that the training started with."""
     return "".join(
         f"| initial weights ({part}) | {model['model']}, SHA-256 `{model['sha256']}` |\n"
-        for part, model in provenance.get("pretrained", {}).items()
+        for part, model in provenance.get("initial_weights", {}).items()
     )
 
 

@@ -34,14 +34,14 @@ class RadiographAugmentation:
 
     probability: float = 0.7
     """Fraction of samples whose radiographs are changed."""
-    hardening: float = 0.6
+    beam_hardening: float = 0.6
     """Fraction of a softer component in the beam: a two-material, two-energy model of beam hardening."""
     scatter: float = 0.3
     """Largest scatter-to-primary ratio: a smooth field times the locally averaged primary intensity is added to it."""
     photons: tuple[float, float] = (1e5, 1e7)
     """Incident photons per image pixel, log-uniform, for Poisson noise. An image pixel of 2.5 mm averages hundreds of
     detector pixels."""
-    electronic: float = 0.01
+    electronic_noise: float = 0.01
     """Standard deviation of the noise added to the finished image."""
     blur_px: float = 0.9
     """Standard deviation of the Gaussian blur."""
@@ -65,10 +65,10 @@ class RadiographAugmentation:
     def __post_init__(self) -> None:
         if not (0 < self.photons[0] <= self.photons[1] and 0 < self.gamma[0] <= self.gamma[1]):
             raise ConfigError("augmentation photons and gamma: give two numbers above 0, the lower first")
-        for name in ("probability", "hardening", "collimation", "markers", "quantization"):
+        for name in ("probability", "beam_hardening", "collimation", "markers", "quantization"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"augmentation {name} is {getattr(self, name)}: give a fraction from 0 to 1")
-        for name in ("scatter", "electronic", "blur_px", "sigmoid", "sharpening", "gain", "clipping"):
+        for name in ("scatter", "electronic_noise", "blur_px", "sigmoid", "sharpening", "gain", "clipping"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"augmentation {name} is {getattr(self, name)}: give 0 or more")
 
@@ -87,11 +87,11 @@ class RadiographAugmentation:
         for view in range(views):
             self._marks(rng, overlay[view])
         return AcquisitionParameters(
-            hardening=upto(self.hardening),
+            beam_hardening=upto(self.beam_hardening),
             scatter=upto(self.scatter)[:, None, None] * rng.uniform(0, 1, (views, FIELD_POINTS, FIELD_POINTS)),
             photons=between(*self.photons),
             noise=rng.standard_normal((2, views, size, size)).astype(np.float32),
-            electronic=upto(self.electronic),
+            electronic_noise=upto(self.electronic_noise),
             blur_px=upto(self.blur_px),
             gamma=between(*self.gamma),
             sigmoid=upto(self.sigmoid),
@@ -130,11 +130,11 @@ class RadiographAugmentation:
 class AcquisitionParameters:
     """Parameters of the radiographs of one sample, by view."""
 
-    hardening: np.ndarray
+    beam_hardening: np.ndarray
     scatter: np.ndarray
     photons: np.ndarray
     noise: np.ndarray
-    electronic: np.ndarray
+    electronic_noise: np.ndarray
     blur_px: np.ndarray
     gamma: np.ndarray
     sigmoid: np.ndarray
@@ -149,10 +149,10 @@ class AcquisitionParameters:
         """Parameters that leave the line integrals as they are."""
         zeros, field = np.zeros(views), np.zeros((views, FIELD_POINTS, FIELD_POINTS))
         return cls(
-            hardening=zeros, scatter=field, photons=np.full(views, np.inf),
-            noise=np.zeros((2, views, size, size), np.float32), electronic=zeros, blur_px=zeros, gamma=np.ones(views),
-            sigmoid=zeros, sharpening=zeros, gain=field, clipping=np.zeros((2, views)), bits=zeros,
-            overlay=np.full((views, size, size), np.nan, np.float32),
+            beam_hardening=zeros, scatter=field, photons=np.full(views, np.inf),
+            noise=np.zeros((2, views, size, size), np.float32), electronic_noise=zeros, blur_px=zeros,
+            gamma=np.ones(views), sigmoid=zeros, sharpening=zeros, gain=field, clipping=np.zeros((2, views)),
+            bits=zeros, overlay=np.full((views, size, size), np.nan, np.float32),
         )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def simulate_acquisition(
 
     total = soft + bone
     # Two energies: the softer one is attenuated more, bone more than soft tissue.
-    share = column("hardening")
+    share = column("beam_hardening")
     softer = torch.exp(-(1.35 * soft + 2.1 * bone))
     transmitted = (1 - share) * torch.exp(-total) + share * softer
     # Scatter is what arrives in the neighborhood, smoothed.
@@ -202,7 +202,7 @@ def simulate_acquisition(
     smooth = F.adaptive_avg_pool2d(image, min(SHARPENING_CELLS, size))
     smooth = F.interpolate(smooth, size=(size, size), mode="bicubic", align_corners=False)
     image = image + column("sharpening") * (image - smooth)
-    image = image * (1 + field("gain")) + column("electronic") * noise[:, 1]
+    image = image * (1 + field("gain")) + column("electronic_noise") * noise[:, 1]
     cut = stacked("clipping")[..., None, None]
     image = image.clamp(min=0.0).maximum(cut[:, 0]).minimum(1 - cut[:, 1])
     bits = column("bits")

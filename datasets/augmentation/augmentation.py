@@ -40,12 +40,15 @@ class GeometryJitter:
     offset_mm: float = 5.0
     """Standard deviation of the point imaged at the detector's center, along each axis."""
     distance: float = 0.04
-    """Relative standard deviation of source-axis and source-detector distance."""
-    magnification: float = 0.04
-    """Relative standard deviation of the detector's pitch: framing and unknown pixel size."""
+    """Relative standard deviation of source-isocenter and source-detector distance."""
+    detector_pitch: float = 0.04
+    """Relative standard deviation of the detector pitch, because the pixel size of a radiograph is often unknown."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1 or min(self.angle_deg, self.offset_mm, self.distance, self.magnification) < 0:
+        if (
+            not 0 <= self.probability <= 1
+            or min(self.angle_deg, self.offset_mm, self.distance, self.detector_pitch) < 0
+        ):
             raise ConfigError(f"{self}: give a fraction from 0 to 1 and deviations of 0 or more")
 
     def sample(self, rng: np.random.Generator, geometry: Geometry) -> list[Geometry]:
@@ -59,7 +62,7 @@ class GeometryJitter:
             azimuth, elevation, roll = rng.normal(0, self.angle_deg, 3)
             x, y, z = rng.normal(0, self.offset_mm, 3)
             stretch = np.exp(rng.normal(0, self.distance))
-            scale = np.exp(rng.normal(0, self.magnification))
+            scale = np.exp(rng.normal(0, self.detector_pitch))
             moved = replace(
                 view,
                 azimuth_deg=view.azimuth_deg + azimuth,
@@ -70,7 +73,7 @@ class GeometryJitter:
             results.append(
                 replace(
                     geometry,
-                    source_axis_mm=geometry.source_axis_mm * stretch,
+                    source_isocenter_mm=geometry.source_isocenter_mm * stretch,
                     source_detector_mm=geometry.source_detector_mm * stretch,
                     detector_pitch_mm=geometry.detector_pitch_mm * scale,
                     views=(moved,),
@@ -203,7 +206,7 @@ def poses_of(geometries: Sequence[Geometry], device: torch.device) -> Poses:
     return Poses(
         axes=stacked([geometry.views[0].axes() for geometry in geometries]),
         offset_mm=stacked([geometry.views[0].offset_mm for geometry in geometries]),
-        source_axis_mm=stacked([geometry.source_axis_mm for geometry in geometries]),
+        source_isocenter_mm=stacked([geometry.source_isocenter_mm for geometry in geometries]),
         source_detector_mm=stacked([geometry.source_detector_mm for geometry in geometries]),
         detector_pitch_mm=stacked([geometry.detector_pitch_mm for geometry in geometries]),
         detector_px=geometries[0].detector_px,

@@ -36,17 +36,17 @@ class VolumeAugmentation:
     """Along each axis, uniform within this to either side."""
     elastic_mm: float = 8.0
     """Standard deviation of the displacement at the control points, a quarter of the volume apart."""
-    lung: tuple[float, float] = (0.7, 1.5)
+    lung_density: tuple[float, float] = (0.7, 1.5)
     """Factor of lung density, HU + 1000 below -500 HU, which simulates the depth of inspiration."""
     soft_tissue_hu: float = 25.0
     """Added to soft tissue, uniform within this to either side."""
-    bone: tuple[float, float] = (0.7, 1.3)
+    bone_contrast: tuple[float, float] = (0.7, 1.3)
     """Factor of HU - 150 above 150 HU."""
     flip: float = 0.0
     """Fraction of samples that are flipped left to right; the heart is then on the right."""
 
     def __post_init__(self) -> None:
-        ranges = {"scale": self.scale, "lung": self.lung, "bone": self.bone}
+        ranges = {"scale": self.scale, "lung_density": self.lung_density, "bone_contrast": self.bone_contrast}
         for name, (low, high) in ranges.items():
             if not 0 < low <= high:
                 raise ConfigError(f"augmentation {name} is {(low, high)}: give two factors above 0, the lower first")
@@ -68,9 +68,9 @@ class VolumeAugmentation:
             elastic = rng.normal(0.0, self.elastic_mm, elastic.shape) if self.elastic_mm else elastic
             tissue = np.array(
                 [
-                    rng.uniform(*self.lung),
+                    rng.uniform(*self.lung_density),
                     rng.uniform(-self.soft_tissue_hu, self.soft_tissue_hu),
-                    rng.uniform(*self.bone),
+                    rng.uniform(*self.bone_contrast),
                 ]
             )
         if rng.random() < self.flip:

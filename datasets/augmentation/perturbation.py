@@ -59,7 +59,9 @@ def _move_source(exposure: Exposure, percent: float, rng: np.random.Generator) -
     def moved(pose: Geometry) -> Geometry:
         further = percent / 100 * pose.source_detector_mm
         return replace(
-            pose, source_axis_mm=pose.source_axis_mm + further, source_detector_mm=pose.source_detector_mm + further
+            pose,
+            source_isocenter_mm=pose.source_isocenter_mm + further,
+            source_detector_mm=pose.source_detector_mm + further,
         )
 
     return replace(exposure, poses=tuple(moved(pose) for pose in exposure.poses))

@@ -54,7 +54,7 @@ def inner(measured: Bool[np.ndarray, "d h w"]) -> Bool[np.ndarray, "d h w"]:
     return ndimage.binary_erosion(measured, CROSS, border_value=1)
 
 
-def cut_sides(body: Bool[np.ndarray, "d h w"]) -> dict[str, float]:
+def truncated_sides(body: Bool[np.ndarray, "d h w"]) -> dict[str, float]:
     """By side, the share of a scan's slices in which the body reaches the outermost voxels but one."""
     faces = {"right": body[:, :, 1], "left": body[:, :, -2], "anterior": body[:, 1], "posterior": body[:, -2]}
     return {side: round(float(face.any(axis=1).mean()), 3) for side, face in faces.items()}

@@ -67,7 +67,7 @@ def resample(
         "center_lps_mm": [round(float(value), 2) for value in center],
         "centered_on": "lungs" if lungs_found else "scan",
         "table_removed": not keep_table,
-        "field_of_view_cuts": field_of_view.cut_sides(body),
+        "field_of_view_truncation": field_of_view.truncated_sides(body),
         "beyond_field_of_view": beyond_field_of_view,
     }
     return hu, record

@@ -97,7 +97,7 @@ class Rays:
             column, row, depth = view_coordinates((size,) * 3, self._spacing_mm(size), self.view, maps.float())
             scale = torch.ones_like(depth)
             if self.geometry.beam == "cone":
-                scale = self.geometry.source_detector_mm / (depth + self.geometry.source_axis_mm)
+                scale = self.geometry.source_detector_mm / (depth + self.geometry.source_isocenter_mm)
             detector_mm = self.geometry.detector_px * self.geometry.detector_pitch_mm / 2
             points = torch.stack(
                 [column * scale / detector_mm, row * scale / detector_mm, depth / (self.grid.extent_mm / 2)], dim=-1

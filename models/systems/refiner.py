@@ -85,7 +85,7 @@ class Refiner(SystemConfig):
         return self.base.any_views
 
     @property
-    def pretrained(self) -> dict[str, str]:
+    def base_models(self) -> dict[str, str]:
         """The base."""
         return {"base": self.base_model}
 

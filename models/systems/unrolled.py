@@ -206,7 +206,7 @@ class UnrolledNetwork(VolumeNetwork):
 def _pose(view: View, geometry: Geometry, grid: Grid) -> list[float]:
     """The pose of a view as 11 values of about 1 or less: axes, offset, inverse source distance and pixel size."""
     column, _, ray = view.axes()
-    source = grid.extent_mm / geometry.source_axis_mm if geometry.beam == "cone" else 0.0
+    source = grid.extent_mm / geometry.source_isocenter_mm if geometry.beam == "cone" else 0.0
     offset = [2 * value / grid.extent_mm for value in view.offset_mm]
     pitch = grid.extent_mm * geometry.magnification / (geometry.detector_px * geometry.detector_pitch_mm)
     return [*column.tolist(), *ray.tolist(), *offset, source, pitch]

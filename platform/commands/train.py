@@ -75,11 +75,11 @@ def train(arguments: list[str]) -> int:
 
 
 def _dry_run(run: RunConfig) -> int:
-    from raylift.platform.training import pretrained
+    from raylift.platform.training import initial_weights
     from raylift.platform.training.inputs import view_indices, with_archive_views
     from raylift.platform.training.memory import estimate
 
-    run, geometry = with_archive_views(pretrained.resolve(run)), None
+    run, geometry = with_archive_views(initial_weights.resolve(run)), None
     if not set(run.system.views) <= {"frontal", "lateral"}:
         # Only the archive has the poses of other views.
         archive = Archive(run.data.archive, run.data.snapshot)

@@ -24,8 +24,8 @@ class TuneOptions:
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     trials: int = 8
     """Total number of trials."""
-    max_concurrent: int = 0
-    """Maximum number of trials at once; 0: as many as the cluster holds."""
+    max_concurrent_trials: int = 0
+    """Maximum number of trials at once; 0: as many as the cluster has resources for."""
     sampler: Sampler = "tpe"
     """How settings are chosen: by Optuna's tree-structured Parzen estimator (TPE), or at random."""
     scheduler: Scheduler = "asha"
@@ -46,7 +46,7 @@ class TuneOptions:
     """Resume a search although another process, whose last heartbeat is old, may still run it."""
 
 
-SETTINGS = ("run", "trials", "max_concurrent", "sampler", "scheduler", "reduction_factor", "seed")
+SETTINGS = ("run", "trials", "max_concurrent_trials", "sampler", "scheduler", "reduction_factor", "seed")
 """Settings of a search that are options."""
 
 
@@ -66,13 +66,12 @@ def tune(arguments: list[str]) -> int:
         print(f"report: {search_report.write(options.report)}")
         return 0
     if not name and "--resume" not in rest:
-        known = ", ".join(sorted(path.stem for path in search.spaces_folder().glob("*.yaml")))
         usage = (
             "raylift tune SPACE [--preset NAME] [options]",
             "raylift tune --resume SEARCH",
             "raylift tune --report SEARCH",
         )
-        return print_usage(usage, f"spaces: {known}", rest)
+        return print_usage(usage, f"spaces: {', '.join(search.space_names())}", rest)
     preset, rest = pop_option(rest, "--preset")
     resumed, _ = pop_option(rest, "--resume")
     if resumed:

@@ -295,7 +295,7 @@ def matching_views(description: Conditions, archive: ScanReader) -> list[int]:
     if description.grid != manifest.grid:
         raise ConfigError(f"the model was trained on {description.grid}, {archive.url} holds {manifest.grid}")
     missing = [view for view in description.geometry.views if view not in manifest.geometry.views]
-    compared = {"source_axis_mm", "source_detector_mm", "detector_px", "detector_pitch_mm", "beam", "attenuation"}
+    compared = {"source_isocenter_mm", "source_detector_mm", "detector_px", "detector_pitch_mm", "beam", "attenuation"}
     differ = [
         name for name in sorted(compared) if getattr(description.geometry, name) != getattr(manifest.geometry, name)
     ]

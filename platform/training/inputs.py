@@ -27,7 +27,7 @@ from raylift.models.training_data import TrainingData
 from raylift.models.weights import Description
 from raylift.platform import model_store
 from raylift.platform.config import RunConfig
-from raylift.platform.training import pretrained
+from raylift.platform.training import initial_weights
 
 MAX_REFERENCE_SAMPLES = 256
 """Number of samples whose digitally reconstructed radiographs (DRRs) give the reference of histogram matching; the mean
@@ -175,9 +175,9 @@ def describe(run: RunConfig, archive: Archive, resume_from: str | None = None) -
             "archive_snapshot": others.manifest.snapshot,
             "samples": [entry.id for entry in others.entries("train")],
         }
-    started_with = earlier.provenance.get("pretrained", {}) if earlier else pretrained.record(run)
+    started_with = earlier.provenance.get("initial_weights", {}) if earlier else initial_weights.record(run)
     if started_with:
-        provenance["pretrained"] = started_with
+        provenance["initial_weights"] = started_with
     histograms: ReferenceHistograms = {}
     if run.data.match_histograms:
         histograms = earlier.histograms if earlier else reference_histograms(archive, run, indices)
@@ -207,7 +207,7 @@ def training_data(
     earlier = model_store.load(resume_from).training_data if resume_from else None
     if earlier and scans <= earlier.scans:
         return earlier
-    started_with = [earlier] if resume_from else pretrained.training_data(run)
+    started_with = [earlier] if resume_from else initial_weights.training_data(run)
     known = [data for data in started_with if data]
     with_ct = (source for source in sources if source.manifest.contents == "volumes")
     source = next(

@@ -20,7 +20,7 @@ from raylift.datasets.streaming.order import BatchPartition
 from raylift.models.objectives.objective import Objective, frozen
 from raylift.platform.config import RunConfig
 from raylift.platform.training import engine as engines
-from raylift.platform.training import pretrained
+from raylift.platform.training import initial_weights
 from raylift.platform.training.checkpoint import (
     Checkpoints,
     Tensors,
@@ -232,7 +232,7 @@ def restore(
 ) -> tuple[TrainingState, dict[str, Engine]]:
     """The engines of all networks and the training state, restored from a checkpoint or newly initialized."""
     if url is None:
-        pretrained.load_weights(objective.reconstructor, run)
+        initial_weights.load_weights(objective.reconstructor, run)
         return TrainingState(step=0, samples_consumed=0, metrics={}), engines.initialize(objective, run, device)
     with local_copy(url) as local:
         state = load_state(local)

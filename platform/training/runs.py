@@ -20,7 +20,7 @@ from raylift.datasets.serialization import from_plain, to_plain
 from raylift.platform import cluster, model_store
 from raylift.platform.config import RunConfig, flatten, with_absolute_paths
 from raylift.platform.progress import worker_messages
-from raylift.platform.training import lease, pretrained
+from raylift.platform.training import initial_weights, lease
 from raylift.platform.training.checkpoint import RUN_FILE, STATE_FILE, Checkpoints, load_state, local_copy
 from raylift.platform.training.driver import Interrupted, fit_with_restarts
 from raylift.platform.training.inputs import (
@@ -89,16 +89,16 @@ def _altered_settings(url: str) -> str:
 
 
 def create(run: RunConfig, run_url: str) -> RunConfig:
-    """Create a run: write its configuration with absolute paths and pretrained parts, its digest and versions.
+    """Create a run: write its configuration with absolute paths and base models, its digest and versions.
 
     Raises:
-        ConfigError: archive, pretrained weights and settings do not fit together, or the run exists and is not one that
+        ConfigError: archive, initial weights and settings do not fit together, or the run exists and is not one that
             failed before its first step; nothing is written.
     """
     require_reachable(run_url)
-    run = with_snapshots(with_archive_views(with_absolute_paths(pretrained.resolve(run))))
+    run = with_snapshots(with_archive_views(with_absolute_paths(initial_weights.resolve(run))))
     archive = check(run)
-    pretrained.check(run, archive)
+    initial_weights.check(run, archive)
     check_network(run, archive)
     versions = {"raylift": __version__, "ray": ray.__version__, "python": machine.python_version()}
     record = {
@@ -107,7 +107,7 @@ def create(run: RunConfig, run_url: str) -> RunConfig:
         "archives": archive_digests(run),
         "versions": versions,
         "machine": machine.machine(),
-        "pretrained": pretrained.record(run),
+        "initial_weights": initial_weights.record(run),
         "process": lease.this_process(),
     }
     write_record(run_url, RUN_FILE, record, "run")
@@ -169,7 +169,7 @@ def fit(
     checkpoints = Checkpoints(run_url)
     published = checkpoints.published()
     if not published:
-        pretrained.check(run, archive)
+        initial_weights.check(run, archive)
     # All files are verified before the run counts as finished.
     last = published[-1] if published and published[-1][1]["step"] >= run.train.steps else None
     if last and checkpoints.newest()[0] == join(checkpoints.url, last[0]):

@@ -31,7 +31,7 @@ from raylift.platform import cluster
 from raylift.platform.config import RunConfig, override, with_absolute_paths
 from raylift.platform.monitor import MONITORED, format_metrics
 from raylift.platform.presets import PRESETS
-from raylift.platform.training import lease, pretrained, runs
+from raylift.platform.training import initial_weights, lease, runs
 from raylift.platform.training.checkpoint import RUN_FILE
 from raylift.platform.training.driver import Interrupted, interruptible
 from raylift.platform.training.inputs import check, with_archive_views, with_snapshots
@@ -73,8 +73,8 @@ class Search:
     space: Space
     trials: int = 8
     """Total number of trials."""
-    max_concurrent: int = 0
-    """Maximum number of trials at once; 0: as many as the cluster holds."""
+    max_concurrent_trials: int = 0
+    """Maximum number of trials at once; 0: as many as the cluster has resources for."""
     sampler: Sampler = "tpe"
     """Optuna's sampler of settings."""
     scheduler: Scheduler = "asha"
@@ -94,8 +94,7 @@ def load_space(name: str) -> Space:
     if path.suffix not in (".yaml", ".yml"):
         path = spaces_folder() / f"{name.replace('-', '_')}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(path.stem.replace("_", "-") for path in spaces_folder().glob("*.yaml")))
-        raise ConfigError(f"no search space '{name}': give a YAML file or one of {known}")
+        raise ConfigError(f"no search space '{name}': give a YAML file or one of {', '.join(space_names())}")
     try:
         space = from_plain(Space, yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     except yaml.YAMLError as error:
@@ -109,6 +108,11 @@ def spaces_folder() -> Path:
     import raylift.tune_spaces
 
     return Path(next(iter(raylift.tune_spaces.__path__)))
+
+
+def space_names() -> list[str]:
+    """The names of raylift's own search spaces, which are those of their systems."""
+    return sorted(path.stem.replace("_", "-") for path in spaces_folder().glob("*.yaml"))
 
 
 def validate(search: Search) -> dict[str, Any]:
@@ -137,8 +141,8 @@ def create(search: Search, url: str) -> None:
 
 
 def prepare(search: Search) -> Search:
-    """The search with absolute paths, pretrained parts, and the views and snapshots of its archives."""
-    run = with_snapshots(with_archive_views(with_absolute_paths(pretrained.resolve(search.run))))
+    """The search with absolute paths, base models, and the views and snapshots of its archives."""
+    run = with_snapshots(with_archive_views(with_absolute_paths(initial_weights.resolve(search.run))))
     return replace(search, run=run)
 
 
@@ -168,7 +172,7 @@ def require_capacity(search: Search) -> int:
     """
     cpus, gpus = _trial_resources(search)
     cluster.require_resources(cpus, gpus, "a trial")
-    return min(filter(None, (cluster.capacity(cpus, gpus), search.max_concurrent, search.trials)))
+    return min(filter(None, (cluster.capacity(cpus, gpus), search.max_concurrent_trials, search.trials)))
 
 
 def _trial_resources(search: Search) -> tuple[float, float]:
@@ -206,7 +210,7 @@ def fit(url: str, *, leased: bool = False) -> list[Trial]:
         return load_table(url)
     space = validate(search)
     archive = check(search.run)
-    pretrained.check(search.run, archive)
+    initial_weights.check(search.run, archive)
     metric = MONITORED[archive.manifest.contents]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     concurrent = require_capacity(search)

@@ -262,7 +262,10 @@ def _about(backend: Backend) -> str:
     """The model, its geometry and sampler, and a link to the API reference."""
     description, geometry, sampling = backend.description, backend.description.geometry, backend.sampling
     window, steps = description.window, backend.consistency_steps
-    cone = f"source to isocenter {geometry.source_axis_mm:g} mm, source to detector {geometry.source_detector_mm:g} mm"
+    cone = (
+        f"source to isocenter {geometry.source_isocenter_mm:g} mm, "
+        f"source to detector {geometry.source_detector_mm:g} mm"
+    )
     lines = [
         f"Model: {description.system.name}, {description.grid.size}³ voxels of {description.grid.spacing_mm:g} mm, "
         f"{window.low_hu:g} to {window.high_hu:g} HU.",

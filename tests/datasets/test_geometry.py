@@ -70,8 +70,8 @@ def test_quarter_turns_are_exact(azimuth: float, elevation: float, roll: float) 
 def test_the_named_geometries_have_the_distances_of_their_sources() -> None:
     grid = Grid(128, 2.5)
     stand, published, flat = chest(grid), x2ct(grid), parallel(grid)
-    assert (stand.source_axis_mm, stand.source_detector_mm) == (1650, 1800)
-    assert (published.source_axis_mm, published.source_detector_mm) == (541, 949)
+    assert (stand.source_isocenter_mm, stand.source_detector_mm) == (1650, 1800)
+    assert (published.source_isocenter_mm, published.source_detector_mm) == (541, 949)
     assert published.detector_px * published.detector_pitch_mm == 500
     seen_mm = 500 / published.magnification
     assert seen_mm == pytest.approx(285, abs=0.5)
@@ -103,9 +103,9 @@ def test_a_view_is_found_by_name_or_the_names_there_are_are_listed() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source_axis_mm": 0.0}, "source-axis distance 0"),
-        ({"source_axis_mm": 1900.0}, "source-axis distance 1900"),
-        ({"source_axis_mm": float("nan")}, "source-axis distance nan"),
+        ({"source_isocenter_mm": 0.0}, "source-isocenter distance 0"),
+        ({"source_isocenter_mm": 1900.0}, "source-isocenter distance 1900"),
+        ({"source_isocenter_mm": float("nan")}, "source-isocenter distance nan"),
         ({"detector_px": 0}, "detector of 0 px"),
         ({"detector_pitch_mm": 0.0}, "at 0.0 mm"),
         ({"detector_pitch_mm": float("nan")}, "at nan mm"),
@@ -114,7 +114,7 @@ def test_a_view_is_found_by_name_or_the_names_there_are_are_listed() -> None:
     ],
 )
 def test_a_geometry_that_cannot_be_is_refused(change: dict[str, object], message: str) -> None:
-    sound = {"beam": "cone", "source_axis_mm": 1650.0, "source_detector_mm": 1800.0, "detector_px": 8}
+    sound = {"beam": "cone", "source_isocenter_mm": 1650.0, "source_detector_mm": 1800.0, "detector_px": 8}
     with pytest.raises(ConfigError, match=message):
         Geometry(**{**sound, "detector_pitch_mm": 1.0, **change})
 
@@ -129,4 +129,4 @@ def test_covering_keeps_everything_but_the_pitch() -> None:
     geometry = Geometry("cone", 1000, 1500, 200, 1.0, (LATERAL,))
     covered = fit_detector(Grid(100, 2.0), geometry)
     assert covered.detector_pitch_mm == pytest.approx(1.5)
-    assert (covered.source_axis_mm, covered.detector_px, covered.views) == (1000, 200, (LATERAL,))
+    assert (covered.source_isocenter_mm, covered.detector_px, covered.views) == (1000, 200, (LATERAL,))

@@ -15,7 +15,7 @@ EIGHT = tuple(f"v{k}={k * 20}deg" for k in range(MAX_VIEWS))
 
 OWN = """
 beam: cone
-source_axis_mm: 1000
+source_isocenter_mm: 1000
 source_detector_mm: 1500
 detector: covering
 views:
@@ -109,8 +109,12 @@ def test_a_parallel_beam_needs_no_distances(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("source_axis_mm: 1000\n", "", "a cone beam needs source_axis_mm and source_detector_mm"),
-        ("source_axis_mm: 1000", "source_axis_mm: 2000", "source-axis distance 2000.0 mm must lie in (0, 1500.0]"),
+        ("source_isocenter_mm: 1000\n", "", "a cone beam needs source_isocenter_mm and source_detector_mm"),
+        (
+            "source_isocenter_mm: 1000",
+            "source_isocenter_mm: 2000",
+            "source-isocenter distance 2000.0 mm must lie in (0, 1500.0]",
+        ),
         ("detector: covering", "detector: wide", "detector is 'wide': write covering, or the keys px and pitch_mm"),
         ("detector: covering", "detector: {px: 0}", "a detector of 0 px"),
         ("detector: covering", "detector: {pixels: 3}", "extra fields found (pixels)"),
@@ -167,7 +171,7 @@ def test_phantoms_are_projected_in_the_geometry_of_a_file(tmp_path: Path) -> Non
     assert cli.main([*made, "--geometry", str(path), "--views", "lateral"]) == 0
     geometry = Archive(url).manifest.geometry
     assert geometry.views == (LATERAL,)
-    assert (geometry.source_axis_mm, geometry.detector_pitch_mm) == (1000.0, 30.0)
+    assert (geometry.source_isocenter_mm, geometry.detector_pitch_mm) == (1000.0, 30.0)
     assert geometry.magnification > chest(GRID).magnification
 
 

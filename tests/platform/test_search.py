@@ -273,7 +273,7 @@ def test_a_search_that_is_interrupted_and_then_killed_ends_as_an_unbroken_one_an
     )
     run.write_text(small.to_yaml())
     command = [sys.executable, "-m", "raylift", "tune"]
-    fresh = [str(space), "--preset", str(run), "--trials", "3", "--max-concurrent", "1", "--output", str(url)]
+    fresh = [str(space), "--preset", str(run), "--trials", "3", "--max-concurrent-trials", "1", "--output", str(url)]
     # A cluster of its own, which ends with the search that is killed.
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     pipes = {"env": environment, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
@@ -301,7 +301,7 @@ def test_a_search_that_is_interrupted_and_then_killed_ends_as_an_unbroken_one_an
     assert weights.load(table[0].checkpoint).description.grid.size == 32
 
     unbroken = str(tmp_path / "unbroken")
-    search.create(Search(small, SPACE, trials=3, max_concurrent=1), unbroken)
+    search.create(Search(small, SPACE, trials=3, max_concurrent_trials=1), unbroken)
     expected = search.fit(unbroken)
     results = [[(trial.settings, trial.best_psnr_db, trial.step) for trial in one] for one in (table, expected)]
     assert results[0] == results[1]

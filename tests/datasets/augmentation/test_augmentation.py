@@ -110,10 +110,10 @@ def test_beyond_the_source_its_outermost_voxels_continue():
 @pytest.mark.parametrize(
     "changed",
     [
-        {"hardening": np.full(2, 0.5)},
+        {"beam_hardening": np.full(2, 0.5)},
         {"scatter": np.full((2, 4, 4), 0.3)},
         {"photons": np.full(2, 1e4)},
-        {"electronic": np.full(2, 0.01)},
+        {"electronic_noise": np.full(2, 0.01)},
         {"blur_px": np.full(2, 1.0)},
         {"gamma": np.full(2, 0.6)},
         {"sigmoid": np.full(2, 5.0)},
@@ -140,10 +140,10 @@ def test_every_effect_changes_the_image_and_leaves_it_recognizable(changed):
 
 def test_every_acquisition_parameter_has_a_case_above():
     covered = {
-        "hardening",
+        "beam_hardening",
         "scatter",
         "photons",
-        "electronic",
+        "electronic_noise",
         "blur_px",
         "gamma",
         "sigmoid",

@@ -185,7 +185,7 @@ def test_signs_and_noise_depend_on_the_seed_and_not_on_the_strength():
 def test_a_source_that_an_error_moves_into_the_patient_and_parallel_beams_are_refused(hu):
     close = fit_detector(GRID, Geometry("cone", 200.0, 900.0, 32, 1.0))
     simulator = RadiographSimulator(hu, GRID, close)
-    with pytest.raises(ConfigError, match="use a larger source-axis distance"):
+    with pytest.raises(ConfigError, match="use a larger source-isocenter distance"):
         exposed(simulator, "distance", -10, geometry=close)
     with pytest.raises(ConfigError, match="cone beams only"):
         RadiographSimulator(hu, GRID, parallel(GRID))

@@ -36,7 +36,7 @@ def stored(image: sitk.Image, folder: Path, beyond: FieldOfView) -> tuple[np.nda
     (source,) = reader.find([write_image(image, folder / "scan.nii.gz")]).sources
     hu, record = resample(reader.read(source), CUBE, beyond_field_of_view=beyond)
     assert record["beyond_field_of_view"] == beyond
-    return hu, record["field_of_view_cuts"]
+    return hu, record["field_of_view_truncation"]
 
 
 def rectangular() -> sitk.Image:
@@ -91,7 +91,7 @@ def scan_of(path: Path) -> Scan:
 
 
 def test_cuts_of_a_real_scan_are_found(real_data: Path) -> None:
-    cuts = resample(scan_of(real_data / "ct_more/lidc_idri_0306_2mm.nii.gz"), CUBE)[1]["field_of_view_cuts"]
+    cuts = resample(scan_of(real_data / "ct_more/lidc_idri_0306_2mm.nii.gz"), CUBE)[1]["field_of_view_truncation"]
     assert min(cuts["right"], cuts["left"]) > 0.9
     assert 0.2 < cuts["anterior"] < 0.5
     assert cuts["posterior"] == 0.0
@@ -100,10 +100,10 @@ def test_cuts_of_a_real_scan_are_found(real_data: Path) -> None:
 def test_a_real_scan_that_is_made_narrower_is_extended_towards_what_it_was(real_data: Path) -> None:
     scan = scan_of(real_data / "ct/lidc_idri_0007_2mm.nii.gz")
     whole, record = resample(scan, CUBE)
-    assert max(record["field_of_view_cuts"].values()) < 0.25
+    assert max(record["field_of_view_truncation"].values()) < 0.25
     narrow = replace(scan, image=scan.image[28:-28])
     kept, record = resample(narrow, CUBE)
-    assert min(record["field_of_view_cuts"][side] for side in ("right", "left")) > 0.9
+    assert min(record["field_of_view_truncation"][side] for side in ("right", "left")) > 0.9
     extended, _ = resample(narrow, CUBE, beyond_field_of_view="extend")
     window = Window()
     errors = [

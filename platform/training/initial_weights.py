@@ -34,7 +34,7 @@ def resolve(run: RunConfig) -> RunConfig:
     if run.train.initial_model:
         run = replace(run, train=replace(run.train, initial_model=resolve_checkpoint(run.train.initial_model)))
     resolved: dict[str, Any] = {}
-    for part, url in run.system.pretrained.items():
+    for part, url in run.system.base_models.items():
         if url:
             exact = resolve_checkpoint(url)
             resolved |= {f"{part}_model": exact, part: model_store.description_of(exact).system}
@@ -54,7 +54,7 @@ def check(run: RunConfig, archive: Archive) -> None:
             model is of another system, or has other views, tensors or another window.
     """
     views = tuple(archive.manifest.geometry.view(name) for name in run.system.views)
-    for part, url in run.system.pretrained.items():
+    for part, url in run.system.base_models.items():
         if not url:
             raise ConfigError(
                 f"{run.system.name} needs a trained model as its {part}: pass --system.{part}-model with a run, "
@@ -79,7 +79,7 @@ def check(run: RunConfig, archive: Archive) -> None:
 
 
 def load_weights(network: nn.Module, run: RunConfig) -> None:
-    """Load the weights of the initial model and of the pretrained parts into a newly initialized network."""
+    """Load the weights of the initial model and of the base models into a newly initialized network."""
     for part, url in _models(run):
         target = network if part == NETWORK else network.get_submodule(part)
         target.load_state_dict(model_store.load(url).network.state_dict())
@@ -94,7 +94,7 @@ def _models(run: RunConfig) -> Iterator[tuple[str, str]]:
     """Part and URL of each model, the whole network first, so that a part's own model prevails."""
     if run.train.initial_model:
         yield NETWORK, run.train.initial_model
-    yield from run.system.pretrained.items()
+    yield from run.system.base_models.items()
 
 
 def _check_network(url: str, run: RunConfig, grid: Grid, geometry: Geometry) -> None:
@@ -155,5 +155,5 @@ def _check_window(url: str, trained: Description, run: RunConfig) -> None:
 def _same(a: Geometry, b: Geometry) -> bool:
     """Whether two geometries are equal up to rounding."""
     exact = all(getattr(a, name) == getattr(b, name) for name in ("beam", "detector_px", "views"))
-    distances = ("source_axis_mm", "source_detector_mm", "detector_pitch_mm")
+    distances = ("source_isocenter_mm", "source_detector_mm", "detector_pitch_mm")
     return exact and all(math.isclose(getattr(a, name), getattr(b, name), rel_tol=1e-9) for name in distances)

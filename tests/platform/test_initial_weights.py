@@ -18,7 +18,7 @@ from raylift.platform.config import RunConfig
 from raylift.platform.export import export
 from raylift.platform.model_store import package_folder
 from raylift.platform.presets import PRESETS
-from raylift.platform.training import pretrained, runs
+from raylift.platform.training import initial_weights, runs
 from raylift.platform.training.checkpoint import Checkpoints, resolve_checkpoint
 
 
@@ -35,7 +35,7 @@ def config(archive32) -> RunConfig:
 
 
 def based_on(run: RunConfig, url: object) -> RunConfig:
-    return pretrained.resolve(replace(run, system=replace(run.system, base_model=str(url))))
+    return initial_weights.resolve(replace(run, system=replace(run.system, base_model=str(url))))
 
 
 @pytest.fixture(scope="module")
@@ -107,21 +107,21 @@ def test_a_base_that_is_missing_or_does_not_fit_is_refused_before_anything_start
     config, finished_run, archive32, tmp_path
 ):
     archive, good = Archive(str(archive32)), based_on(config, finished_run)
-    pretrained.check(good, archive)
+    initial_weights.check(good, archive)
     with pytest.raises(ConfigError, match=r"pass --system.base-model with a run"):
-        pretrained.check(config, archive)
+        initial_weights.check(config, archive)
     with pytest.raises(ConfigError, match=r"window from -1024 to 1476 HU.*--data.window.high-hu 1476"):
-        pretrained.check(
+        initial_weights.check(
             replace(good, data=replace(good.data, window=replace(good.data.window, high_hu=400.0))), archive
         )
     with pytest.raises(ConfigError, match=r"size=32, .* would have to be Grid.size=16"):
-        pretrained.check(replace(good, system=replace(good.system, upsampling=2)), archive)
+        initial_weights.check(replace(good, system=replace(good.system, upsampling=2)), archive)
     with pytest.raises(ConfigError, match=r"the settings of system.base are not those of"):
-        pretrained.check(replace(good, system=replace(good.system, base=PRESETS["refiner-tiny"].system)), archive)
+        initial_weights.check(replace(good, system=replace(good.system, base=PRESETS["refiner-tiny"].system)), archive)
     grid = Grid(32, 10.0)
-    ingest_phantoms(str(tmp_path), grid, replace(chest(grid), source_axis_mm=1000.0), count=1, seed=1)
-    with pytest.raises(ConfigError, match=r"source_axis_mm=1650.*would have to be.*source_axis_mm=1000"):
-        pretrained.check(good, Archive(str(tmp_path)))
+    ingest_phantoms(str(tmp_path), grid, replace(chest(grid), source_isocenter_mm=1000.0), count=1, seed=1)
+    with pytest.raises(ConfigError, match=r"source_isocenter_mm=1650.*would have to be.*source_isocenter_mm=1000"):
+        initial_weights.check(good, Archive(str(tmp_path)))
     with pytest.raises(weights.WeightsError, match="is not a model"):
         based_on(config, tmp_path)
 
@@ -130,7 +130,7 @@ def test_a_base_of_half_the_resolution_fits_an_archive_of_the_same_field_of_view
     grid = Grid(64, 5.0)
     ingest_phantoms(str(tmp_path), grid, chest(grid), count=1, seed=1)
     run = based_on(config, finished_run)
-    pretrained.check(replace(run, system=replace(run.system, upsampling=2)), Archive(str(tmp_path)))
+    initial_weights.check(replace(run, system=replace(run.system, upsampling=2)), Archive(str(tmp_path)))
 
 
 def test_a_fine_tuned_run_starts_with_exactly_the_models_weights_and_its_provenance_names_them(
@@ -144,12 +144,12 @@ def test_a_fine_tuned_run_starts_with_exactly_the_models_weights_and_its_provena
     command = ["train", "x2ct-gan-tiny", "--from", str(tmp_path / "base"), *words, *steps, "1"]
     assert cli.main(command) == 0
     started_with = {"network": {"model": str(tmp_path / "base"), "sha256": base.sha256}}
-    assert json.loads((run / "run.json").read_text())["pretrained"] == started_with
+    assert json.loads((run / "run.json").read_text())["initial_weights"] == started_with
     shutil.rmtree(tmp_path / "base")
     assert cli.main(["train", "--resume", str(run), *steps, "2", "--optimizer.lr", "1e-4"]) == 0
     first, last = (weights.load(run / f"checkpoints/step-0000000{step}") for step in (1, 2))
     for end in (first, last):
-        assert end.description.provenance["pretrained"] == started_with
+        assert end.description.provenance["initial_weights"] == started_with
     for name, tensor in base.network.state_dict().items():
         torch.testing.assert_close(first.network.state_dict()[name], tensor, rtol=0, atol=1e-25)
     moved = last.network.state_dict()
@@ -168,7 +168,9 @@ def test_an_initial_model_that_does_not_fit_is_refused_with_names(tiny, finished
     archive = Archive(str(archive32))
 
     def check(run: RunConfig, url: object = finished_run) -> None:
-        pretrained.check(pretrained.resolve(replace(run, train=replace(run.train, initial_model=str(url)))), archive)
+        initial_weights.check(
+            initial_weights.resolve(replace(run, train=replace(run.train, initial_model=str(url)))), archive
+        )
 
     check(tiny)
     with pytest.raises(ConfigError, match=r"of system x2ct-gan, this run trains psr: use a preset of x2ct-gan"):
@@ -193,14 +195,14 @@ def test_the_models_of_the_package_fit_the_preset_that_the_guide_names(tmp_path)
     ingest_phantoms(str(tmp_path), grid, chest(grid), count=1, seed=1)
     for preset, fits in (("unrolled", True), ("unrolled-slim", False)):
         run = PRESETS[preset]
-        run = pretrained.resolve(replace(run, train=replace(run.train, initial_model="models:chest-64")))
+        run = initial_weights.resolve(replace(run, train=replace(run.train, initial_model="models:chest-64")))
         assert run.train.initial_model == "models:chest-64"
         if fits:
-            pretrained.check(run, Archive(str(tmp_path)))
+            initial_weights.check(run, Archive(str(tmp_path)))
             network = run.system.reconstructor(grid, chest(grid))
-            pretrained.load_weights(network, run)
+            initial_weights.load_weights(network, run)
             shipped = weights.load(package_folder("chest-64")).network.state_dict()
             assert all(torch.equal(tensor, shipped[name]) for name, tensor in network.state_dict().items())
         else:
             with pytest.raises(ConfigError, match=r"system\.iterations 2, not 3.*system\.volume_channels"):
-                pretrained.check(run, Archive(str(tmp_path)))
+                initial_weights.check(run, Archive(str(tmp_path)))
