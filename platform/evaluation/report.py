@@ -66,6 +66,8 @@ def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] 
         agreement = figures / "lung-volumes.png"
         plot_volume_agreement(table, [p for p in table.predictors if p not in evaluation.baselines], agreement)
         paths.append(("Lung volumes: agreement with the ground truth (Bland-Altman)", agreement))
+    # Of an earlier comparison in the same folder.
+    (folder / "robustness.csv").unlink(missing_ok=True)
     if evaluation.robustness:
         curves = figures / "robustness.png"
         decisive = evaluation.robustness.unperturbed.decisive

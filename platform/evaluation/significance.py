@@ -13,6 +13,8 @@ from scipy import stats
 from raylift.platform.evaluation.tables import MetricTable, Section, digits_of, finite, title_of
 
 CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
+DESCRIPTIVE = {"lung_volume_ml"}
+"""Metrics of a prediction alone: their differences are those of their errors."""
 BATCH = 500
 """Number of resamples in memory at a time."""
 DEFINITION = (
@@ -84,8 +86,9 @@ class Paired:
     def of(cls, table: MetricTable, subjects: Mapping[str, str], reference: str) -> Paired:
         """The differences in a table; `subjects` has the subject of each of its scans."""
         others = [predictor for predictor in table.predictors if predictor != reference]
+        names = {q: [name for name in table.names(q) if name not in DESCRIPTIVE] for q in table.protocols}
         differences = {
-            p: {q: {n: between(table, subjects, (p, reference), q, n) for n in table.names(q)} for q in table.protocols}
+            p: {q: {name: between(table, subjects, (p, reference), q, name) for name in names[q]} for q in names}
             for p in others
         }
         return cls(reference, len({subjects[scan] for scan in table.metrics}), differences)

@@ -95,15 +95,16 @@ class MetricTable:
         return {name: float(self.values(predictor, protocol, name).mean()) for name in self.names(protocol)}
 
     def std(self, predictor: str, protocol: str) -> Metrics:
-        """Standard deviation over scans (of the population); 0 for a single one, NaN where a metric is infinite."""
+        """Sample standard deviation over scans (n - 1); NaN for a single one and where a metric is infinite."""
         deviations = {}
         for name in self.names(protocol):
             values = self.values(predictor, protocol, name)
-            deviations[name] = float(values.std()) if np.isfinite(values).all() else math.nan
+            defined = len(values) > 1 and np.isfinite(values).all()
+            deviations[name] = float(values.std(ddof=1)) if defined else math.nan
         return deviations
 
     def sections(self, where: str = "") -> list[Section]:
-        """For each protocol, mean and standard deviation of every predictor; `where` ends the titles."""
+        """For each protocol, mean and sample standard deviation of every predictor; `where` ends the titles."""
         return [
             Section(
                 f"{'Segmentation' if protocol == 'segmentation' else f'Protocol {protocol}'}{where}",
@@ -147,7 +148,7 @@ class MetricTable:
         }
 
     def means_to_json(self) -> dict[str, Any]:
-        """Means and standard deviations by predictor and protocol."""
+        """Means and sample standard deviations by predictor and protocol; null where undefined."""
         return {
             "mean": {p: {q: finite(self.mean(p, q)) for q in self.protocols} for p in self.predictors},
             "standard_deviation": {p: {q: finite(self.std(p, q)) for q in self.protocols} for p in self.predictors},
@@ -164,7 +165,7 @@ def finite(values: Metrics) -> dict[str, float | None]:
 
 
 def cell(name: str, mean: float, std: float = 0.0, count: int = 1) -> str:
-    """A metric with the digits that its unit needs and, over several subjects, its standard deviation."""
+    """A metric with the digits that its unit needs and, over several subjects, its sample standard deviation."""
     digits = digits_of(name)
     return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if count > 1 else "")
 

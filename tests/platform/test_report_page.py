@@ -148,6 +148,29 @@ def test_the_limits_of_agreement_are_the_mean_error_and_1_96_sample_deviations(t
     assert "SD" not in alone
 
 
+def test_deviations_over_scans_are_of_a_sample_and_absent_for_one_scan():
+    table = table_of([{"psnr_db": 20.0}, {"psnr_db": 23.0}])
+    assert table.std("theirs", "segmentation") == {"psnr_db": pytest.approx(3 / np.sqrt(2))}
+    assert table.sections()[0].body == [["theirs", "21.50 ± 2.12"]]
+    alone = table_of([{"psnr_db": 20.0}])
+    assert alone.means_to_json()["standard_deviation"] == {"theirs": {"segmentation": {"psnr_db": None}}}
+    assert alone.sections()[0].body == [["theirs", "20.00"]]
+
+
+def test_differences_have_the_error_of_the_lung_volume_once(result):
+    metrics = json.loads((result / "metrics.json").read_text())
+    assert metrics["mean"]["theirs"]["segmentation"]["lung_volume_ml"] > 0
+    assert "lung_volume_error_ml" in (names := metrics["differences"]["by_predictor"]["theirs"]["segmentation"])
+    assert "lung_volume_ml" not in names
+
+
+def test_robustness_of_an_earlier_comparison_does_not_stay(home, archive32, tmp_path):
+    (tmp_path / "robustness.csv").write_text("scan,subject,radiographs,method\n")
+    words = ["--archive", str(archive32), "--split", "all", "--protocols", "volume", "--output", str(tmp_path)]
+    assert cli.main(["compare", str(home / "average"), *words]) == 0
+    assert not (tmp_path / "robustness.csv").exists()
+
+
 def test_box_plots_have_a_panel_for_each_metric_with_its_unit_and_survive_an_infinite_one(tmp_path):
     values = [{"psnr_db": 20.0, "mae_hu": 50.0}, {"psnr_db": np.inf, "mae_hu": 0.0}]
     svg = svg_of(plot_boxes, table_of(values), "segmentation", path=tmp_path / "boxes.svg")
