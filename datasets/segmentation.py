@@ -29,6 +29,7 @@ class Label(IntEnum):
     VESSEL = 2
     BONE = 3
     PNEUMOTHORAX = 4
+    OUTSIDE_FIELD_OF_VIEW = 5
 
 
 def body(

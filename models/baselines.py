@@ -70,19 +70,25 @@ class Fit:
 
 
 def fit(batches: Iterable[Batch], grid: Grid, geometry: Geometry) -> Fit:
-    """Fit both baselines in one pass over training batches whose views are those of `geometry`, in its order."""
+    """Fit both baselines in one pass over training batches whose views are those of `geometry`, in its order.
+
+    Voxels outside the field of view of CT with a mask are left out; those that every CT lacks are air.
+    """
     unscaled = BackProjection(grid, geometry)
-    total, count = torch.zeros(1, 1, *grid.shape, dtype=torch.float64), 0
+    total, inside = torch.zeros(2, 1, 1, *grid.shape, dtype=torch.float64)
+    count = 0
     # The five sums of the normal equations of volume = scale * back-projection + offset.
     sums = torch.zeros(5, dtype=torch.float64)
     for batch in batches:
-        y, x = batch.volume.double(), unscaled.backproject(batch.radiographs).double()
+        mask = batch.inside.double()
+        y, x = batch.volume.double() * mask, unscaled.backproject(batch.radiographs).double() * mask
         total += y.sum(dim=0, keepdim=True)
+        inside += mask.sum(dim=0, keepdim=True)
         count += len(y)
-        sums += torch.stack([x.sum(), y.sum(), (x * x).sum(), (x * y).sum(), x.new_tensor(x.numel())])
+        sums += torch.stack([x.sum(), y.sum(), (x * x).sum(), (x * y).sum(), mask.sum()])
     x_sum, y_sum, xx, xy, n = sums.tolist()
     scale = (n * xy - x_sum * y_sum) / max(n * xx - x_sum * x_sum, 1e-12)
-    return Fit((total / count).float(), scale, (y_sum - scale * x_sum) / n, count)
+    return Fit((total / inside.clamp_min(1)).float(), scale, (y_sum - scale * x_sum) / n, count)
 
 
 def unfitted(grid: Grid, geometry: Geometry) -> dict[str, nn.Module]:

@@ -9,6 +9,9 @@ protocol: the HU window, the maximum of PSNR, and whether a metric is computed o
 | `x2ct` | [-1024, 1476] | volume and mean of slices, maximum **4095** on a scale of 2500 | mean of slices, 7 x 7 |
 | `cvaa` | [-1000, 4096] | whole volume, maximum = window | 3-D, Gaussian of 1.5 voxels |
 
+Voxels that are NaN in the ground truth, outside its field of view, are left out: errors, PSNR and cosine are of the
+others, SSIM is the mean over windows centered on the others, with air in both volumes outside.
+
 `x2ct` is the arithmetic of X2CT-GAN's published evaluation; its PSNR is 4.29 dB above that of the same error with the
 window as maximum. `cvaa` has CVAA-GAN's window and scale; its paper does not define SSIM; it is chosen here.
 """
@@ -17,9 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from skimage.metrics import structural_similarity
 
 from raylift.datasets import segmentation
@@ -27,8 +31,10 @@ from raylift.datasets.intensity import HU_MAX, HU_MIN, Window
 
 Metrics = dict[str, float]
 Unit = Float[np.ndarray, "d h w"]
+Inside = Bool[np.ndarray, "d h w"]
 ZERO_ERROR_DB = 100.0
 """PSNR of a slice without error."""
+_GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class VolumeProtocol:
     window: Window
     scores: str
     """Definition of PSNR and SSIM, for a report."""
-    compute: Callable[[Unit, Unit], Metrics]
+    compute: Callable[[Unit, Unit, Inside], Metrics]
 
     @property
     def definition(self) -> str:
@@ -48,12 +54,12 @@ class VolumeProtocol:
     def evaluate(
         self, prediction_hu: Float[np.ndarray, "d h w"], ground_truth_hu: Float[np.ndarray, "d h w"]
     ) -> Metrics:
-        """The protocol's metrics for one volume; both are clipped to the window first."""
-        prediction = self.window.to_unit(prediction_hu.astype(np.float64))
-        ground_truth = self.window.to_unit(ground_truth_hu.astype(np.float64))
+        """The protocol's metrics for one volume, where the ground truth is not NaN; both are clipped to the window."""
+        inside, *volumes = _inside(prediction_hu, ground_truth_hu)
+        prediction, ground_truth = (self.window.to_unit(hu.astype(np.float64)) for hu in volumes)
         return {
-            "mae_hu": _mae(prediction, ground_truth) * self.window.width_hu,
-            **self.compute(prediction, ground_truth),
+            "mae_hu": _mean(np.abs(prediction - ground_truth), inside) * self.window.width_hu,
+            **self.compute(prediction, ground_truth, inside),
         }
 
 
@@ -76,12 +82,10 @@ def compare_lungs(
 
     `lung_dice` is 0 where only one volume has lungs, `lung_volume_ml` is the prediction's, and `lung_volume_error_ml`
     the prediction's minus that of the ground truth. Where voxels are not cubes, `spacing_mm` is the edge of a cube of
-    their volume.
+    their volume. Where the ground truth is NaN, both are air.
     """
-    masks = [
-        segmentation.lungs(np.rint(hu.clip(HU_MIN, HU_MAX)).astype(np.int16), spacing_mm)
-        for hu in (prediction_hu, ground_truth_hu)
-    ]
+    _, *volumes = _inside(prediction_hu, ground_truth_hu)
+    masks = [segmentation.lungs(np.rint(hu.clip(HU_MIN, HU_MAX)).astype(np.int16), spacing_mm) for hu in volumes]
     predicted_ml, ground_truth_ml = (float(mask.sum()) * spacing_mm**3 / 1000 for mask in masks)
     total = int(masks[0].sum()) + int(masks[1].sum())
     return {
@@ -91,36 +95,52 @@ def compare_lungs(
     }
 
 
-def _mae(prediction: Unit, ground_truth: Unit) -> float:
-    return float(np.abs(prediction - ground_truth).mean())
+def _inside(
+    prediction_hu: Float[np.ndarray, "d h w"], ground_truth_hu: Float[np.ndarray, "d h w"]
+) -> tuple[Inside, Float[np.ndarray, "d h w"], Float[np.ndarray, "d h w"]]:
+    """The voxels with ground truth, and both volumes with air in the others."""
+    inside = ~np.isnan(ground_truth_hu)
+    if inside.all():
+        return inside, prediction_hu, ground_truth_hu
+    return inside, np.where(inside, prediction_hu, HU_MIN), np.where(inside, ground_truth_hu, HU_MIN)
 
 
-def _volume_metrics(prediction: Unit, ground_truth: Unit) -> Metrics:
-    mean_squared_error = float(np.square(prediction - ground_truth).mean())
+def _mean(values: Float[np.ndarray, "*shape"], inside: Bool[np.ndarray, "*shape"]) -> float:
+    return float(values.mean() if inside.all() else values[inside].mean())
+
+
+def _ssim(prediction: Unit, ground_truth: Unit, inside: Inside, margin: tuple[int, int, int], **settings: Any) -> float:
+    """Mean SSIM over windows centered inside; `margin` is half a window along each axis, 0 along channels."""
+    mean, windows = structural_similarity(ground_truth, prediction, data_range=1.0, full=True, **settings)
+    if inside.all():
+        return float(mean)
+    whole = tuple(slice(m, n - m) for m, n in zip(margin, inside.shape, strict=True))
+    return _mean(windows[whole], inside[whole])
+
+
+def _volume_metrics(prediction: Unit, ground_truth: Unit, inside: Inside) -> Metrics:
+    mean_squared_error = _mean(np.square(prediction - ground_truth), inside)
     return {
         "mse": mean_squared_error,
         "psnr_db": psnr_db(mean_squared_error, 1.0),
-        "ssim": float(
-            structural_similarity(
-                ground_truth, prediction, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-            )
-        ),
+        "ssim": _ssim(prediction, ground_truth, inside, (5, 5, 5), **_GAUSSIAN),
         "cosine": cosine(prediction, ground_truth),
     }
 
 
-def _x2ct_metrics(prediction: Unit, ground_truth: Unit) -> Metrics:
+def _x2ct_metrics(prediction: Unit, ground_truth: Unit, inside: Inside) -> Metrics:
     scaled = [np.asarray(volume * 2500).astype(np.int32).astype(np.float64) for volume in (prediction, ground_truth)]
     squared = np.square(scaled[0] - scaled[1])
     slices, similarities = [], []
     for axis in range(3):
-        errors = np.moveaxis(squared, axis, 0).reshape(squared.shape[axis], -1).mean(axis=1)
+        planes = zip(np.moveaxis(squared, axis, 0), np.moveaxis(inside, axis, 0), strict=True)
+        errors = [_mean(plane, visible) for plane, visible in planes if visible.any()]
         slices.append(np.mean([ZERO_ERROR_DB if error == 0 else psnr_db(error, 4095.0) for error in errors]))
-        planes = [np.moveaxis(volume, axis, -1) for volume in (ground_truth, prediction)]
-        similarities.append(structural_similarity(planes[0], planes[1], data_range=1.0, channel_axis=-1))
+        moved, reference, mask = (np.moveaxis(volume, axis, -1) for volume in (prediction, ground_truth, inside))
+        similarities.append(_ssim(moved, reference, mask, (3, 3, 0), channel_axis=-1))
     return {
-        "mse": float(np.square(prediction - ground_truth).mean()),
-        "psnr_3d_db": psnr_db(float(squared.mean()), 4095.0),
+        "mse": _mean(np.square(prediction - ground_truth), inside),
+        "psnr_3d_db": psnr_db(_mean(squared, inside), 4095.0),
         "psnr_slices_db": float(np.mean(slices)),
         "ssim_slices": float(np.mean(similarities)),
         "cosine": cosine(prediction, ground_truth),

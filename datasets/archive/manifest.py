@@ -19,7 +19,8 @@ from raylift.datasets.errors import ArchiveError, ArchiveNotFoundError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.serialization import from_plain, to_plain
 
-FORMAT, FORMAT_VERSION = "raylift-archive", 1
+FORMAT, FORMAT_VERSION, MASKED_FORMAT_VERSION = "raylift-archive", 1, 2
+"""A manifest has the second version if labels of an entry mask its field of view, which a reader must not ignore."""
 
 Contents = Literal["volumes", "radiographs"]
 """CT with digitally reconstructed radiographs (DRRs) and labels, or acquired radiographs without CT."""
@@ -42,6 +43,11 @@ class Entry:
     part: str = ""
     index: int = -1
     sha256: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_field_of_view_mask(self) -> bool:
+        """Whether its labels have `Label.OUTSIDE_FIELD_OF_VIEW`, voxels that losses, metrics and figures leave out."""
+        return self.record.get("beyond_field_of_view") == "mask"
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,9 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The manifest file."""
-        head = {"format": FORMAT, "version": FORMAT_VERSION, "written_by": f"raylift {__version__}"}
+        masked = any(entry.has_field_of_view_mask for entry in self.entries)
+        version = MASKED_FORMAT_VERSION if masked else FORMAT_VERSION
+        head = {"format": FORMAT, "version": version, "written_by": f"raylift {__version__}"}
         plain = to_plain(self)
         if self.contents == "volumes":
             # The default is left out.
@@ -100,11 +108,13 @@ class Manifest:
         try:
             data = json.loads(raw)
             written = (data["format"], data["version"])
-            if written == (FORMAT, FORMAT_VERSION):
+            if written in ((FORMAT, FORMAT_VERSION), (FORMAT, MASKED_FORMAT_VERSION)):
                 return from_plain(cls, data["archive"], where)
         except (KeyError, TypeError, ValueError) as error:
             raise ArchiveError(f"{where} is not a raylift manifest: {error!r}") from error
-        raise ArchiveError(f"{where} is {written}; this raylift reads {(FORMAT, FORMAT_VERSION)}")
+        raise ArchiveError(
+            f"{where} is {written}; this raylift reads {FORMAT} {FORMAT_VERSION} and {MASKED_FORMAT_VERSION}"
+        )
 
 
 def latest_manifest(folder: Folder) -> Manifest:

@@ -57,7 +57,8 @@ def ingest_ct(
         require_whole_thorax: refuse scans without two whole lungs.
         assume_spacing_mm: spacing along the axes of NRRD and MetaImage files that state none.
         keep_table: keep the scanner table and everything else outside the body.
-        beyond_field_of_view: whether air beyond a truncating field of view becomes tissue before projection.
+        beyond_field_of_view: whether air beyond a truncating field of view is kept, becomes tissue before projection,
+            or is marked in the labels and left out of losses, metrics and figures.
         samples_per_shard: volumes in a shard; each full shard is published at once.
         workers: processes or tasks that read the scans; by default this process reads one after the other.
         progress: callback before each scan and at the end.
@@ -114,7 +115,7 @@ class _MakeSample:
         scan = reader.read(source, self.limits, self.assume_spacing_mm)
         if self.require_whole_thorax:
             resample.check_whole_thorax(scan)
-        hu, record = resample.resample(scan, self.grid, self.keep_table, self.beyond_field_of_view)
+        hu, record, unmeasured = resample.resample(scan, self.grid, self.keep_table, self.beyond_field_of_view)
         entry = Entry(
             id=source.subject,
             subject=source.subject,
@@ -125,6 +126,8 @@ class _MakeSample:
             record=record,
         )
         labels = segmentation.labels(hu, self.grid.spacing_mm)
+        if self.beyond_field_of_view == "mask":
+            labels[unmeasured] = segmentation.Label.OUTSIDE_FIELD_OF_VIEW
         return entry, Sample(hu, render_drrs(hu, self.grid, self.geometry), labels)
 
 

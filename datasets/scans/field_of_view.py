@@ -54,6 +54,21 @@ def inner(measured: Bool[np.ndarray, "d h w"]) -> Bool[np.ndarray, "d h w"]:
     return ndimage.binary_erosion(measured, CROSS, border_value=1)
 
 
+def unmeasured(body: Bool[np.ndarray, "d h w"], measured: Bool[np.ndarray, "d h w"]) -> Bool[np.ndarray, "d h w"]:
+    """The voxels that may hold tissue and are not in the scan.
+
+    They are slices beyond its ends and, in axial slices in which the body reaches the edge of the field of view, all
+    voxels outside. In other slices there is air outside.
+
+    Args:
+        body: mask of the body.
+        measured: the voxels inside the field of view, without those that interpolation mixed with the air beyond.
+    """
+    unknown = (body & edge(measured)).any(axis=(1, 2)) | ~measured.any(axis=(1, 2))
+    outside: Bool[np.ndarray, "d h w"] = ~measured & unknown[:, None, None]
+    return outside
+
+
 def truncated_sides(body: Bool[np.ndarray, "d h w"]) -> dict[str, float]:
     """By side, the share of a scan's slices in which the body reaches the outermost voxels but one."""
     faces = {"right": body[:, :, 1], "left": body[:, :, -2], "anterior": body[:, 1], "posterior": body[:, -2]}

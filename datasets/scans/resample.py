@@ -19,20 +19,22 @@ from raylift.datasets.scans.reader import Scan
 COARSE_MM = 4.0
 """Voxel spacing at which a whole scan is segmented."""
 
-FieldOfView = Literal["keep", "extend"]
-"""Whether what lies beyond the field of view is air as in the file, or tissue by `field_of_view.extend_body`."""
+FieldOfView = Literal["keep", "extend", "mask"]
+"""Beyond a field of view that truncates the body: air as in the file, tissue by `field_of_view.extend_body`, or air
+that losses, metrics and figures leave out."""
 
 
 def resample(
     scan: Scan, grid: Grid, keep_table: bool = False, beyond_field_of_view: FieldOfView = "keep"
-) -> tuple[Int16[np.ndarray, "d h w"], dict[str, Any]]:
-    """The scan on `grid`, in HU and volume order, centered on the body, with a record of its provenance.
+) -> tuple[Int16[np.ndarray, "d h w"], dict[str, Any], Bool[np.ndarray, "d h w"]]:
+    """The scan on `grid`, in HU and volume order, centered on the body, a record of its provenance, and a mask.
 
     HU is clamped to [-1024, 3071]. Axes that become coarser are smoothed first, with a Gaussian whose sigma is half the
     downsampling factor minus one, in voxels, as in scikit-image. The outside of the scan is air. Left to right and
     anterior to posterior the cube is centered on the body. Along the body it is centered on the lungs and moved to
     stay inside the scan. Unless `keep_table`, everything outside the body becomes air. The record has the
-    share of slices in which the field of view truncates the body at each side.
+    share of slices in which the field of view truncates the body at each side. The mask has the voxels of
+    `field_of_view.unmeasured`.
 
     Raises:
         FileError: no body inside the cube.
@@ -70,7 +72,7 @@ def resample(
         "field_of_view_truncation": field_of_view.truncated_sides(body),
         "beyond_field_of_view": beyond_field_of_view,
     }
-    return hu, record
+    return hu, record, field_of_view.unmeasured(inside, measured_cube)
 
 
 def whole_scan(image: sitk.Image, spacing_mm: float) -> sitk.Image:

@@ -101,7 +101,7 @@ class BatchStream:
         window: the HU range that maps to [0, 1].
         views: indices of the radiographs in the archive's geometry.
         volumes: whether batches have ground-truth CT.
-        labels: whether batches have labels.
+        labels: whether batches have labels; with volumes they have them too where one masks its field of view.
         reference_quantiles: quantiles for histogram matching, one per view; empty to leave it out.
         normalization: how radiographs are scaled to [0, 1].
         unpaired: CT of other subjects, one per sample.
@@ -138,7 +138,7 @@ class BatchStream:
         self._window = window
         self._views = views
         self._volumes = volumes
-        self._labels = labels
+        self._labels = _need_labels(entries, volumes, labels)
         self._reference_quantiles = reference_quantiles
         self._normalization = normalization
         self._unpaired = unpaired
@@ -223,6 +223,7 @@ def load_batch(
     normalization: Normalization = "percentiles",
 ) -> Batch:
     """A batch of the given samples; see `BatchStream` for the arguments."""
+    labels = _need_labels(entries, volumes, labels)
     return _collate(
         [
             _single(
@@ -238,6 +239,11 @@ def load_batch(
             for entry in entries
         ]
     )
+
+
+def _need_labels(entries: Sequence[Entry], volumes: bool, labels: bool) -> bool:
+    """Whether samples are read with labels, which all samples of a batch have or none."""
+    return labels or (volumes and any(entry.has_field_of_view_mask for entry in entries))
 
 
 def _single(

@@ -105,7 +105,10 @@ def lungs(batch: Batch) -> Bool[Tensor, "n 1 d h w"]:
 
 
 class GeneratorLossModule(LossModule):
-    """The loss of the generator: reconstruction terms and, with a discriminator, the adversarial term."""
+    """The loss of the generator: reconstruction terms and, with a discriminator, the adversarial term.
+
+    Outside the field of view of CT that were ingested with a mask, every term has the ground truth as prediction.
+    """
 
     def __init__(self, network: VolumeNetwork, discriminator: nn.Module | None, weights: ReconstructionLoss) -> None:
         super().__init__(network)
@@ -115,7 +118,7 @@ class GeneratorLossModule(LossModule):
     def forward(self, batch: Batch, earlier: Outputs) -> StepOutput:  # noqa: ARG002
         """The loss; the discriminator gets the volume too, so that the generator runs once for each batch."""
         assert isinstance(self.network, VolumeNetwork)
-        volume, *auxiliaries = self.network.volumes(batch.radiographs)
+        volume, *auxiliaries = (batch.fill_outside(each) for each in self.network.volumes(batch.radiographs))
         terms = {**self.weights.reconstruction_terms(volume, batch), **self.weights.cone_terms(volume, batch)}
         (discriminator,) = self._others
         if discriminator is not None:

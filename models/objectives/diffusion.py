@@ -30,7 +30,11 @@ class DenoisingLoss:
 
 
 class DenoisingLossModule(LossModule):
-    """The loss of a conditional diffusion model: add noise at a random timestep, predict, compare with the target."""
+    """The loss of a conditional diffusion model: add noise at a random timestep, predict, compare with the target.
+
+    Fields of view are not masked: voxels outside are part of the network's noisy input at every step of sampling, so
+    it must learn them too.
+    """
 
     def __init__(self, network: ConditionalDiffusion, weights: DenoisingLoss) -> None:
         super().__init__(network)

@@ -115,7 +115,8 @@ class IngestOptions(SourceOptions):
     """Spacing along the axes of NRRD and MetaImage files that state none; the axes are taken to the left, posterior
     and superior."""
     beyond_field_of_view: FieldOfView = "keep"
-    """Beyond a field of view that truncates the body: keep the air of the file, or extend the body by soft tissue."""
+    """Beyond a field of view that truncates the body: keep the air of the file, extend the body by soft tissue, or
+    mask it, so that losses, metrics and figures leave it out."""
 
 
 def ingest(arguments: list[str]) -> int:

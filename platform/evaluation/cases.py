@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from jaxtyping import Float32
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util import ActorPool
 
@@ -17,6 +18,7 @@ from raylift import __version__
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.augmentation.perturbation import PERTURBATIONS
+from raylift.datasets.segmentation import Label
 from raylift.platform import cluster
 from raylift.platform.evaluation.kept_cases import KeptCases
 from raylift.platform.evaluation.predictors import Predictor
@@ -50,7 +52,7 @@ class CaseEvaluator:
     def evaluate(self, index: int) -> Case:
         """The metrics of one scan, its thumbnails and, if it is plotted, images; volumes are not kept."""
         label, archive, entry = self.scans[index]
-        ground_truth = archive.read_array(entry, "volumes").astype(np.float32) if self.has_ct else None
+        ground_truth = read_ground_truth(archive, entry) if self.has_ct else None
         first = [predictor.predict(archive, entry, ground_truth) for predictor in self.candidates]
         outcomes = [*first, *(predictor.predict(archive, entry, ground_truth) for predictor in self.baselines)]
         predictions = {name: prediction for outcome in outcomes for name, prediction in outcome.predictions.items()}
@@ -65,7 +67,7 @@ class CaseEvaluator:
             {name: seconds for outcome in outcomes for name, seconds in outcome.seconds.items()},
             Images.of(predictions, shown) if index in self.plotted else None,
             thumbnails(predictions, shown),
-            tuple(note for outcome in outcomes for note in outcome.notes),
+            (*(note for outcome in outcomes for note in outcome.notes), *_about_mask(label, ground_truth)),
             self.robustness.evaluate(archive, entry, ground_truth)
             if self.robustness and ground_truth is not None
             else {},
@@ -83,6 +85,21 @@ class CaseEvaluator:
             total.update(repr((label, archive.url, archive.manifest.geometry, entry, index in self.plotted)).encode())
             keys.append(total.hexdigest()[:32])
         return keys
+
+
+def read_ground_truth(archive: Archive, entry: Entry) -> Float32[np.ndarray, "d h w"]:
+    """The CT in HU; NaN outside its field of view if the archive has a mask of it."""
+    hu: Float32[np.ndarray, "d h w"] = archive.read_array(entry, "volumes").astype(np.float32)
+    if entry.has_field_of_view_mask:
+        hu[archive.read_array(entry, "labels") == Label.OUTSIDE_FIELD_OF_VIEW] = np.nan
+    return hu
+
+
+def _about_mask(label: str, ground_truth: Float32[np.ndarray, "d h w"] | None) -> list[str]:
+    """A sentence on voxels that metrics and figures leave out."""
+    outside = 0.0 if ground_truth is None else float(np.isnan(ground_truth).mean())
+    masked = f"{label}: the {outside:.1%} of voxels outside the field of view are in no metric and blank in figures"
+    return [masked] if outside else []
 
 
 def evaluate(evaluator: CaseEvaluator, workers: int, kept: KeptCases | None, progress: Progress) -> list[Case]:

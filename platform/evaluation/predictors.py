@@ -57,6 +57,7 @@ Conditions = Description | ArchiveConditions
 FITTED = " + data consistency"
 """Ends the name of a model's volumes after a data-consistency fit."""
 GroundTruth = Float32[np.ndarray, "d h w"] | None
+"""The CT in HU, NaN outside the field of view of a CT with a mask."""
 
 
 @runtime_checkable

@@ -25,7 +25,7 @@ class Prediction:
     volume: Float[Tensor, "1 1 d h w"]
     """In the window's [0, 1]."""
     ground_truth_hu: Float32[np.ndarray, "d h w"] | None
-    """The CT, if there is one."""
+    """The CT, if there is one; NaN outside the field of view of a CT with a mask."""
     radiographs: Float[Tensor, "1 views rows columns"]
     """Input of the model, in [0, 1]."""
     window: Window

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
@@ -50,8 +50,7 @@ class Images:
     def of(cls, predictions: Mapping[str, Prediction], reprojected: Collection[str]) -> Images:
         """The images of one scan; `reprojected` names the predictors whose DRRs are shown."""
         first = next(iter(predictions.values()))
-        volumes = {CT: first.ground_truth_hu} if first.ground_truth_hu is not None else {}
-        volumes |= {name: prediction.hu for name, prediction in predictions.items()}
+        volumes = _shown(predictions, predictions)
         reprojections = {
             name: normalized_drrs(predictions[name].hu, first.grid, first.geometry, first.normalization)
             for name in reprojected
@@ -65,12 +64,20 @@ def thumbnails(
     predictions: Mapping[str, Prediction], shown: Collection[str]
 ) -> dict[str, UInt8[np.ndarray, "rows columns"]]:
     """The middle coronal plane of the CT, if there is one, and of the named predictors, from `DISPLAY_HU` to gray."""
-    ground_truth_hu = next(iter(predictions.values())).ground_truth_hu
-    volumes = {} if ground_truth_hu is None else {CT: ground_truth_hu}
-    volumes |= {name: predictions[name].hu for name in shown}
+    volumes = _shown(predictions, shown)
     step = -(-max(next(iter(volumes.values())).shape) // LARGEST_THUMBNAIL)
     planes = {name: _middle(hu)[1][::step, ::step] for name, hu in volumes.items()}
-    return {name: (Window(*DISPLAY_HU).to_unit(plane) * 255).round().astype(np.uint8) for name, plane in planes.items()}
+    grays = {name: np.nan_to_num(Window(*DISPLAY_HU).to_unit(plane), nan=1.0) for name, plane in planes.items()}
+    return {name: (gray * 255).round().astype(np.uint8) for name, gray in grays.items()}
+
+
+def _shown(predictions: Mapping[str, Prediction], names: Iterable[str]) -> dict[str, Float32[np.ndarray, "d h w"]]:
+    """The CT, if there is one, and the named volumes, NaN outside the field of view of a CT with a mask."""
+    ground_truth_hu = next(iter(predictions.values())).ground_truth_hu
+    if ground_truth_hu is None:
+        return {name: predictions[name].hu for name in names}
+    outside = np.isnan(ground_truth_hu)
+    return {CT: ground_truth_hu} | {name: np.where(outside, np.nan, predictions[name].hu) for name in names}
 
 
 @dataclass(frozen=True)

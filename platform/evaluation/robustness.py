@@ -72,7 +72,8 @@ class RobustnessEvaluator:
     ) -> MetricsByPerturbation:
         """The metrics of one scan under each perturbation that its geometry allows."""
         geometry = archive.manifest.geometry
-        simulator = RadiographSimulator(ground_truth, archive.manifest.grid, geometry)
+        stored = archive.read_array(entry, "volumes").astype(np.float32)
+        simulator = RadiographSimulator(stored, archive.manifest.grid, geometry)
         seed = seed_of(entry)
         metrics: MetricsByPerturbation = {}
         for perturbation in (UNPERTURBED, *PERTURBATIONS):

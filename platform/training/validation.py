@@ -79,7 +79,8 @@ class Validation:
                 )
                 sums += torch.stack([*values, prediction.new_ones(())]).double()
             if picture is None:
-                picture = _coronal(batch.ground_truth, self._in_protocol_window(prediction))
+                shown = self._in_protocol_window(prediction)
+                picture = _coronal(batch.ground_truth, batch.fill_outside(shown))
         network.train(training)
         dist.all_reduce(sums)
         *totals, count = sums.tolist()
@@ -87,6 +88,8 @@ class Validation:
 
     def _volume_metrics(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         error = self._in_protocol_window(prediction) - batch.volume
+        if batch.labels is not None:
+            error = error[batch.inside]
         psnr = -10 * error.square().mean().clamp_min(1e-12).log10()
         return psnr, error.abs().mean() * DEFAULT_WINDOW.width_hu
 

@@ -57,7 +57,7 @@ WRONG_MANIFESTS: list[tuple[bytes | Callable[[Any], Any], str]] = [
     (b"", "is not a raylift manifest"),
     (b"[1, 2]", "is not a raylift manifest"),
     (b'{"format": "other"}', "is not a raylift manifest: KeyError"),
-    (lambda m: {**m, "version": 2}, r"is \('raylift-archive', 2\); this raylift reads"),
+    (lambda m: {**m, "version": 3}, r"is \('raylift-archive', 3\); this raylift reads raylift-archive 1 and 2"),
     (lambda m: {**m, "format": "x"}, r"is \('x', 1\); this raylift reads"),
     (lambda m: {**m, "archive": 5}, "is not a raylift manifest.*expected keys and values"),
     (lambda m: {key: value for key, value in m.items() if key != "archive"}, "KeyError"),
@@ -406,7 +406,7 @@ def test_digests_are_kept_across_versions() -> None:
         digest(np.arange(6, dtype=np.int16).reshape(2, 3))
         == "c6440f77bbd3715f782313f0b6933b4cbee6f2726bbfa6f692df6a774454d18d"
     )
-    assert (module.FORMAT, module.FORMAT_VERSION) == ("raylift-archive", 1)
+    assert (module.FORMAT, module.FORMAT_VERSION, module.MASKED_FORMAT_VERSION) == ("raylift-archive", 1, 2)
 
 
 def test_a_manifest_of_this_format_stays_readable() -> None:

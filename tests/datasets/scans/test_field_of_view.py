@@ -34,7 +34,7 @@ def chest_hu(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 def stored(image: sitk.Image, folder: Path, beyond: FieldOfView) -> tuple[np.ndarray, dict[str, float]]:
     (source,) = reader.find([write_image(image, folder / "scan.nii.gz")]).sources
-    hu, record = resample(reader.read(source), CUBE, beyond_field_of_view=beyond)
+    hu, record, _ = resample(reader.read(source), CUBE, beyond_field_of_view=beyond)
     assert record["beyond_field_of_view"] == beyond
     return hu, record["field_of_view_truncation"]
 
@@ -99,12 +99,12 @@ def test_cuts_of_a_real_scan_are_found(real_data: Path) -> None:
 
 def test_a_real_scan_that_is_made_narrower_is_extended_towards_what_it_was(real_data: Path) -> None:
     scan = scan_of(real_data / "ct/lidc_idri_0007_2mm.nii.gz")
-    whole, record = resample(scan, CUBE)
+    whole, record, _ = resample(scan, CUBE)
     assert max(record["field_of_view_truncation"].values()) < 0.25
     narrow = replace(scan, image=scan.image[28:-28])
-    kept, record = resample(narrow, CUBE)
+    kept, record, _ = resample(narrow, CUBE)
     assert min(record["field_of_view_truncation"][side] for side in ("right", "left")) > 0.9
-    extended, _ = resample(narrow, CUBE, beyond_field_of_view="extend")
+    extended = resample(narrow, CUBE, beyond_field_of_view="extend")[0]
     window = Window()
     errors = [
         np.square(window.to_unit(hu.astype(float)) - window.to_unit(whole.astype(float))).mean()

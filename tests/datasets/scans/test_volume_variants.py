@@ -108,7 +108,7 @@ def test_a_sheared_sform_places_every_slice_whatever_the_qform(
     assert f"the axes are {degrees} degrees from perpendicular" in scan.changes[0]
     apart = any("sform and qform put a corner" in change for change in scan.changes)
     assert apart == (qform and abs(y_per_slice_mm) > 0.1)
-    resampled, record = resample(scan, Grid(48, 6.0), keep_table=True)
+    resampled, record, _ = resample(scan, Grid(48, 6.0), keep_table=True)
     along = (np.arange(48) - 23.5) * 6.0
     x, y, z = record["center_lps_mm"]
     truly = thorax_hu(along[None, None] + x, along[None, :, None] + y, z - along[:, None, None])
