@@ -1,11 +1,12 @@
-"""Systems at one budget: the same CPU time on one thread, on held-out phantoms and by folds on real CT.
+"""Systems at one budget: the same wall time on one GPU, on held-out phantoms and by folds on CT.
 
-Each system trains on phantoms, then, from these weights, once a fold on the deformed CT of the other folds' subjects.
-All get the same pairs in the same order, with DRRs as an archive holds them, and their preset's optimizer. Everything
-is at 32^3 and 10 mm. What is done already is skipped, so that a run can be interrupted:
+Each system trains on deformed phantoms, then, from these weights, once a fold, on deformed phantoms and the deformed
+CT of the other folds' subjects. All get the same samples in the same order, with DRRs as an archive holds them, and
+their slim preset's optimizer. All train at once, each in a process of its own. With torch alone:
 
-    python benchmarks/one_budget.py --prepare --ct ct ct_more --output runs/one_budget
-    python benchmarks/one_budget.py --seconds 300 --fold-seconds 40 --output runs/one_budget
+    python benchmarks/gpu_training.py --pack ct ct_more --ct ct.npz
+    python benchmarks/one_budget.py --prepare --ct ct.npz --output runs/one_budget
+    python benchmarks/one_budget.py --seconds 380 --fold-seconds 40 --output runs/one_budget
     python benchmarks/one_budget_report.py runs/one_budget --output benchmarks/results --plots docs/images
 """
 
@@ -13,10 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,152 +31,149 @@ import torch
 from torch import nn
 
 from raylift.datasets.batch import Batch
+from raylift.datasets.geometry import Geometry, Grid, chest
 from raylift.models import baselines, metrics
 from raylift.models.diffusion.generative import GenerativeNetwork
 from raylift.models.inference import reconstruct
-from raylift.models.literature import Training
 from raylift.models.losses import ssim_loss
-from raylift.models.system_config import SystemConfig
+from raylift.models.systems.diffux2ct import TriPlaneSystem
 from raylift.models.zoo import SYSTEMS, parameters
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import conditions
-from one_budget_data import GEOMETRY, GRID, folds, prepare
+from one_budget_data import GRIDS, batches, folds, load, prepare
 from training_batches import WINDOW, Pairs
 from training_loop import Log, Metrics, Settings, placed, train
 
-BATCH = 4
-VALIDATED = 8
-"""Held-out phantoms of the curves."""
 FIT_STEPS = 10
 """Steps of the consistency fit."""
 BASELINES = "baselines"
-NAMES = ("x2ct-gan", "x-recon", "duolift-gan", "diffux2ct", "unrolled")
-SLIM = ("diffux2ct", "unrolled")
-"""The others' slim networks halve too often for 32 voxels per side: theirs are the tiny ones."""
+BASELINE_BATCHES = 50
+"""Batches of 8 to which the trivial baselines are fitted."""
+PUBLISHED_SCHEDULE = "diffux2ct-published-schedule"
+"""The slim DiffuX2CT with the published noise schedule and epsilon-prediction."""
+NAMES = ("x2ct-gan", "x-recon", "duolift-gan", "diffux2ct", PUBLISHED_SCHEDULE, "unrolled")
+TISSUES = {
+    "air": (-1024, -950),
+    "lung": (-950, -500),
+    "between lung and soft tissue": (-500, -200),
+    "soft tissue": (-200, 150),
+    "bone": (150, 1477),
+}
+"""HU of the ground truth, from and below."""
 
 
-@dataclass(frozen=True)
 class Run:
     """Data, settings and the folder of results."""
 
-    data: Path
-    output: Path
-    seconds: float
-    fold_seconds: float
-    folds: int
-    seed: int
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.output, self.data = options.output, options.output / "data"
+        self.device = torch.device(options.device)
+        self.grid: Grid = GRIDS[options.size][0]
+        self.geometry: Geometry = chest(self.grid)
 
-    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> None:
-        """Write a result, unless it exists."""
-        file = self.output / f"{name}.json"
-        if not file.exists():
-            result = json.dumps(make(), indent=1)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(result, encoding="utf-8")
-
-    def pairs(self, pattern: str) -> Pairs:
-        """Pairs of the files of that name."""
-        return Pairs.load(*sorted(self.data.glob(pattern)))
+    def pairs(self, name: str) -> Pairs:
+        """The pairs of a file of the data."""
+        return Pairs.load(self.data / f"{name}.npz")
 
     def test_subjects(self) -> list[list[str]]:
         """The subjects of each fold; none without CT."""
         file = self.data / "ct.npz"
-        return folds(Pairs.load(file).names.tolist(), self.folds) if file.exists() else []
+        return folds(np.load(file)["names"].tolist(), self.options.folds) if file.exists() else []
 
 
-def system_of(name: str) -> tuple[SystemConfig, Training]:
-    """Settings of a system for 32 voxels per side, and the slim preset's optimizer."""
-    entry = SYSTEMS[name]
-    return entry.slim if name in SLIM else entry.tiny, entry.slim_training
+def system_of(name: str, size: int) -> Any:
+    """A system's slim preset, or the tiny one for a trial at 32 voxels per side."""
+    if name != PUBLISHED_SCHEDULE:
+        return SYSTEMS[name].slim if size >= 64 else SYSTEMS[name].tiny
+    published, slim = SYSTEMS["diffux2ct"].published, SYSTEMS["diffux2ct"].slim
+    assert isinstance(published, TriPlaneSystem)
+    assert isinstance(slim, TriPlaneSystem)
+    return replace(slim, scheduler=published.scheduler, sampling=published.sampling)
 
 
-def run_phantoms(name: str, run: Run) -> None:
-    """Train on phantoms and evaluate on held-out ones."""
-    folder = run.output / name
-
-    def result() -> dict[str, Any]:
-        settings = {"seconds": run.seconds, "warmup_steps": 30, "measure_every_s": run.seconds / 8}
-        trained = fit(name, run.pairs("phantoms-*.npz"), run, folder, "phantoms", None, settings)
-        return {**trained, "test": evaluate_all(folder / "phantoms.safetensors", name, run.pairs("test.npz"))}
-
-    run.once(f"{name}/phantoms", result)
-
-
-def run_fold(name: str, run: Run, k: int, held_out: list[str]) -> None:
-    """Fine-tune on the deformed CT of the other folds' subjects and evaluate on this fold's CT."""
-    folder = run.output / name
-
-    def result() -> dict[str, Any]:
-        pairs, begin = run.pairs("deformed.npz"), folder / "phantoms.safetensors"
-        others = sorted(set(pairs.names.tolist()) - set(held_out))
-        settings = {"seconds": run.fold_seconds, "warmup_steps": 10, "measure_every_s": run.fold_seconds}
-        trained = fit(name, pairs.of_subjects(others), run, folder, f"fold-{k}", begin, settings)
-        scans = run.pairs("ct.npz").of_subjects(held_out)
+def run_system(name: str, run: Run) -> None:
+    """Train one system on phantoms and on every fold; write weights, volumes, logs and settings."""
+    options, folder = run.options, run.output / name
+    torch.set_num_threads(1)
+    torch.backends.cudnn.benchmark = True
+    phantoms, test = load(run.data, "phantoms", run.device), run.pairs("test")
+    begin = folder / "phantoms.safetensors"
+    plan = {"seconds": options.seconds, "warmup_steps": 100, "ema_decay": 0.999}
+    fit(name, [phantoms], run, "phantoms", None, {**plan, "measure_every_s": options.seconds / 8})
+    predict(name, begin, test, run, folder / "phantoms.npz")
+    subjects = run.test_subjects()
+    if not subjects:
+        return
+    scans, (hu, labels) = run.pairs("ct"), load(run.data, "ct-source", run.device)
+    predict(name, begin, scans, run, folder / "ct-phantom-weights.npz")
+    plan |= {"seconds": options.fold_seconds, "warmup_steps": 20, "ema_decay": 0.99}
+    for k, held_out in enumerate(subjects):
+        others = torch.from_numpy(~np.isin(scans.names, held_out)).to(run.device)
+        ct = hu[others], labels[others]
+        fit(name, [phantoms, ct], run, f"fold-{k}", begin, {**plan, "measure_every_s": options.fold_seconds})
         weights = folder / f"fold-{k}.safetensors"
-        return {
-            **trained,
-            "test": evaluate_all(weights, name, scans, folder / f"fold-{k}.npz"),
-            "phantom weights": evaluate_all(begin, name, scans),
-        }
-
-    run.once(f"{name}/fold-{k}", result)
+        predict(name, weights, scans.of_subjects(held_out), run, folder / f"fold-{k}.npz")
 
 
-def fit(
-    name: str, pairs: Pairs, run: Run, folder: Path, stage: str, begin: Path | None, settings: dict[str, Any]
-) -> dict[str, Any]:
-    """Train one stage; write weights and the log of loss and validation."""
-    torch.manual_seed(run.seed)
-    system, training = system_of(name)
-    objective = placed(system.objective(GRID, GEOMETRY, WINDOW), torch.device("cpu"), "channels-last")
+def fit(name: str, kinds: list[Any], run: Run, stage: str, begin: Path | None, plan: dict[str, Any]) -> None:
+    """Train one stage; write weights, the log of loss and validation, and the settings."""
+    options, folder = run.options, run.output / name
+    torch.manual_seed(options.seed)
+    objective = placed(system_of(name, run.grid.size).objective(run.grid, run.geometry, WINDOW), run.device)
     if begin:
         load_networks(begin, objective.networks())
     log = Log(folder / f"{stage}.jsonl", f"{name} {stage}")
     log.file.unlink(missing_ok=True)
-    validation = run.pairs("validation.npz").batch(range(VALIDATED))
+    validation = run.pairs("validation")
+    batch = validation.batch(range(len(validation.names))).to(run.device)
     last: Metrics = {}
+    training = SYSTEMS[name if name in SYSTEMS else "diffux2ct"].slim_training
+    settings = Settings.of(training, precision=options.precision, **plan)
+    settings = replace(settings, lr=(0.5 if begin else 1.0) * settings.lr)
 
     def measured(network: nn.Module, position: Metrics) -> None:
-        last.update({**position, **({} if begin else measure(network, validation))})
+        last.update({**position, **measure(network, batch, settings)})
         log({"measured": dict(last)})
 
-    started = time.monotonic(), time.process_time()
-    slower = 0.5 if begin else 1.0
-    plan = Settings.of(training, clock=time.process_time, ema_decay=0.99, **settings)
-    plan = replace(plan, lr=slower * plan.lr)
-    ema = train(objective, pairs.batches(BATCH, run.seed), plan, log, measured)
+    stream = batches(kinds, run.grid, run.geometry, options.batch, options.seed + bool(begin))
+    ema = train(objective, stream, settings, log, measured)
     networks = {**objective.networks(), next(iter(objective.networks())): ema}
-    state = {f"{key}.{k}": v.contiguous() for key, net in networks.items() for k, v in net.state_dict().items()}
+    state = {f"{key}.{k}": v.half().contiguous() for key, net in networks.items() for k, v in net.state_dict().items()}
     safetensors.torch.save_file(state, folder / f"{stage}.safetensors")
-    wall, cpu = time.monotonic() - started[0], time.process_time() - started[1]
-    return {
+    described = {
         "system": name,
         "parameters": parameters(objective.reconstructor),
-        "pairs": len(pairs.names),
-        "subjects": sorted(set(pairs.names.tolist())) if begin else [],
-        "settings": {**vars(plan), "clock": "process_time", "batch": BATCH, "seed": run.seed},
-        "wall_s": round(wall, 1),
-        "cpu_s_with_validation": round(cpu, 1),
-        "conditions": conditions("one_budget", ("torch", "numpy"))[1:],
+        "volumes": [len(hu) for hu, _ in kinds],
+        "settings": {**vars(settings), "clock": "monotonic", "batch": options.batch, "seed": options.seed},
+        "grid": vars(run.grid),
+        "conditions": [*conditions("one_budget", ("torch", "numpy"))[1:], card(run.device)],
         "last": last,
     }
+    (folder / f"{stage}.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+
+
+def card(device: torch.device) -> str:
+    """The line of conditions that names the device."""
+    return f"* device: {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}"
 
 
 def load_networks(file: Path, networks: dict[str, nn.Module]) -> None:
-    """Load every network's network."""
+    """Load the weights of every network that the file has."""
     state = safetensors.torch.load_file(file)
     for key, network in networks.items():
         prefix = f"{key}."
-        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        own = {k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)}
         if own:
             network.load_state_dict(own)
 
 
 @torch.no_grad()
-def measure(network: nn.Module, batch: Batch) -> Metrics:
+def measure(network: nn.Module, batch: Batch, settings: Settings) -> Metrics:
     """Mean PSNR (dB) and SSIM of protocol `volume` over a batch, for the curves."""
-    volume = network(batch.radiographs).float().clip(0, 1)
+    with settings.autocast(batch.radiographs.device):
+        volume = network(batch.radiographs).float().clip(0, 1)
     squared = (volume - batch.volume).square().flatten(1).mean(dim=1)
     return {
         "val_psnr_db": float(-10 * squared.log10().mean()),
@@ -179,90 +181,119 @@ def measure(network: nn.Module, batch: Batch) -> Metrics:
     }
 
 
-def evaluate_all(weights: Path, name: str, pairs: Pairs, volumes: Path | None = None) -> dict[str, Any]:
-    """`evaluate` of trained weights; the volumes in HU go to a file."""
-    made = reconstructed(weights, name, pairs)
-    if volumes:
-        np.savez_compressed(volumes, **made)
-    return metrics_of(made, pairs)
+def predict(name: str, weights: Path, pairs: Pairs, run: Run, file: Path) -> None:
+    """Write `volumes_of` of trained weights in fp32."""
+    network = system_of(name, run.grid.size).reconstructor(run.grid, run.geometry).eval()
+    (key,) = {key.split(".")[0] for key in safetensors.torch.load_file(weights)} - {"discriminator"}
+    load_networks(weights, {key: network})
+    np.savez(file, **volumes_of(network.to(run.device), pairs, run))
 
 
-def reconstructed(weights: Path, name: str, pairs: Pairs) -> dict[str, np.ndarray]:
-    """`volumes_of` of trained weights."""
-    network = system_of(name)[0].reconstructor(GRID, GEOMETRY).eval()
-    (name,) = {key.split(".")[0] for key in safetensors.torch.load_file(weights)} - {"discriminator"}
-    load_networks(weights, {name: network})
-    return volumes_of(network, pairs)
-
-
-def volumes_of(network: nn.Module, pairs: Pairs) -> dict[str, np.ndarray]:
+def volumes_of(network: nn.Module, pairs: Pairs, run: Run) -> dict[str, np.ndarray]:
     """By `SUBJECT predicted` and `SUBJECT fitted`, the volumes in HU before and after the consistency fit, int16."""
     sampling = network.sampling if isinstance(network, GenerativeNetwork) else None
     volumes = {}
     for k, name in enumerate(pairs.names.tolist()):
-        radiographs = pairs.batch([k]).radiographs
+        radiographs = pairs.batch([k]).radiographs.to(run.device)
         (made,) = reconstruct(
-            network, radiographs, WINDOW, GRID, GEOMETRY, sampling=sampling, consistency_steps=FIT_STEPS
+            network, radiographs, WINDOW, run.grid, run.geometry, sampling=sampling, consistency_steps=FIT_STEPS
         )
         assert made.fitted is not None
         for stage, unit in (("predicted", made.predicted), ("fitted", made.fitted)):
-            volumes[f"{name} {stage}"] = WINDOW.to_hu(unit)[0].numpy().round().astype(np.int16)
+            volumes[f"{name} {stage}"] = WINDOW.to_hu(unit)[0].cpu().numpy().round().astype(np.int16)
     return volumes
 
 
-def metrics_of(volumes: dict[str, np.ndarray], pairs: Pairs) -> dict[str, dict[str, Metrics]]:
-    """By subject and stage, the metrics of protocol `volume` and the lung Dice."""
-    values: dict[str, dict[str, Metrics]] = {}
-    for name, ground_truth in zip(pairs.names.tolist(), pairs.hu.astype(np.float32), strict=True):
-        for stage in ("predicted", "fitted"):
-            hu = volumes[f"{name} {stage}"].astype(np.float32)
-            values.setdefault(name, {})[stage] = {
-                **metrics.VOLUME.evaluate(hu, ground_truth),
-                "lung_dice": metrics.compare_lungs(hu, ground_truth, GRID.spacing_mm)["lung_dice"],
-            }
-    return values
+def predict_baselines(run: Run) -> None:
+    """Mean training volume and back-projection, fitted to deformed training phantoms, or to CT of other folds."""
 
+    def fitted(training: Iterable[Batch], test: Pairs, file: str) -> None:
+        networks = baselines.fit(training, run.grid, run.geometry).predictors(run.grid, run.geometry)
+        for key, network in networks.items():
+            folder = run.output / f"{BASELINES}-{key.replace(' ', '-')}"
+            folder.mkdir(parents=True, exist_ok=True)
+            np.savez(folder / file, **volumes_of(network.to(run.device), test, run))
 
-def run_baselines(run: Run) -> None:
-    """Mean training volume and back-projection, fitted to the training pairs as they are."""
-
-    def fitted(training: Iterable[Pairs], test: Pairs) -> dict[str, Any]:
-        batches = (pairs.batch([k]) for pairs in training for k in range(len(pairs.names)))
-        networks = baselines.fit(batches, GRID, GEOMETRY).predictors(GRID, GEOMETRY)
-        return {"test": {key: metrics_of(volumes_of(network, test), test) for key, network in networks.items()}}
-
-    run.once(f"{BASELINES}/phantoms", lambda: fitted([run.pairs("phantoms-*.npz")], run.pairs("test.npz")))
+    samples = batches([load(run.data, "phantoms", run.device)], run.grid, run.geometry, 8, run.options.seed)
+    training = (batch.to(torch.device("cpu")) for batch in islice(samples, BASELINE_BATCHES))
+    fitted(training, run.pairs("test"), "phantoms.npz")
     for k, held_out in enumerate(run.test_subjects()):
-        scans = run.pairs("ct.npz")
-        others = scans.of_subjects(sorted(set(scans.names.tolist()) - set(held_out)))
-        test = scans.of_subjects(held_out)
-        run.once(f"{BASELINES}/fold-{k}", lambda others=others, test=test: fitted([others], test))
+        scans = run.pairs("ct")
+        others = [k for k, name in enumerate(scans.names.tolist()) if name not in held_out]
+        fitted([scans.batch([k]) for k in others], scans.of_subjects(held_out), f"fold-{k}.npz")
+    (run.output / "baselines.done").touch()
+
+
+def evaluate(file: Path, data: Path, spacing_mm: float) -> None:
+    """Write the metrics of protocol `volume`, the lung Dice and errors by tissue of a file of volumes as JSON."""
+    volumes = np.load(file)
+    truth = {}
+    for name in ("test", "ct"):
+        if (data / f"{name}.npz").exists():
+            pairs = Pairs.load(data / f"{name}.npz")
+            truth |= dict(zip(pairs.names.tolist(), pairs.hu, strict=True))
+    values: dict[str, dict[str, Metrics]] = {}
+    for key in volumes.files:
+        subject, stage = key.rsplit(" ", 1)
+        hu, ground_truth = volumes[key].astype(np.float32), truth[subject].astype(np.float32)
+        values.setdefault(subject, {})[stage] = {
+            **metrics.VOLUME.evaluate(hu, ground_truth),
+            "lung_dice": metrics.compare_lungs(hu, ground_truth, spacing_mm)["lung_dice"],
+            **errors_by_tissue(hu, ground_truth),
+        }
+    (file.parent / f"{file.stem}-metrics.json").write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def errors_by_tissue(hu: np.ndarray, ground_truth: np.ndarray) -> Metrics:
+    """For each tissue of the ground truth, sum and sum of squares of the error in HU, and the number of voxels."""
+    ground_truth = WINDOW.to_hu(WINDOW.to_unit(ground_truth.astype(np.float64)))
+    error, sums = hu - ground_truth, {}
+    for name, (low, high) in TISSUES.items():
+        inside = error[(ground_truth >= low) & (ground_truth < high)]
+        sums |= {f"{name} sum": float(inside.sum()), f"{name} squares": float(np.square(inside).sum())}
+        sums |= {f"{name} voxels": float(inside.size)}
+    return sums
+
+
+def evaluate_all(run: Run, workers: int) -> None:
+    """`evaluate` of every file of volumes that has no metrics, in processes."""
+    files = [file for file in run.output.glob("*/*.npz") if file.parent != run.data]
+    todo = [file for file in files if not (file.parent / f"{file.stem}-metrics.json").exists()]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        pool.map(partial(evaluate, data=run.data, spacing_mm=run.grid.spacing_mm), todo, chunksize=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prepare", action="store_true", help="make the data in OUTPUT/data and stop")
-    parser.add_argument("--ct", nargs="*", type=Path, default=[], help="folders of CT, each file another subject")
-    parser.add_argument("--phantoms", type=int, default=2000)
+    parser.add_argument("--ct", default="", help="file of packed scans")
+    parser.add_argument("--phantoms", type=int, default=1600)
+    parser.add_argument("--size", type=int, default=64, choices=GRIDS, help="voxels per side")
     parser.add_argument("--systems", nargs="+", default=[*NAMES], choices=NAMES)
-    parser.add_argument("--seconds", type=float, default=300.0, help="CPU time on phantoms")
-    parser.add_argument("--fold-seconds", type=float, default=40.0, help="CPU time on each fold")
+    parser.add_argument("--seconds", type=float, default=380.0, help="wall time on phantoms")
+    parser.add_argument("--fold-seconds", type=float, default=40.0, help="wall time on each fold")
     parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--workers", type=int, default=14, help="processes that make data and evaluate")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--system", choices=[*NAMES, BASELINES], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    data = options.output / "data"
+    run = Run(options)
     if options.prepare:
-        prepare(data, options.ct, options.phantoms)
-        return
-    run = Run(data, options.output, options.seconds, options.fold_seconds, options.folds, options.seed)
-    run_baselines(run)
-    for name in options.systems:
-        run_phantoms(name, run)
-    for k, held_out in enumerate(run.test_subjects()):
-        for name in options.systems:
-            run_fold(name, run, k, held_out)
+        prepare(run.data, options.ct, options.phantoms, options.size, options.workers)
+    elif options.system == BASELINES:
+        predict_baselines(run)
+    elif options.system:
+        run_system(options.system, run)
+    else:
+        started = time.monotonic()
+        each = [[sys.executable, *sys.argv, "--system", name] for name in (*options.systems, BASELINES)]
+        codes = [process.wait() for process in [subprocess.Popen(command) for command in each]]
+        evaluate_all(run, options.workers)
+        print(f"exit statuses {codes}; {time.monotonic() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

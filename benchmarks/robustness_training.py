@@ -22,18 +22,23 @@ import torch
 
 from raylift.datasets.augmentation.augmentation import Augmentation, augment
 from raylift.datasets.batch import Batch
-from raylift.datasets.geometry import Grid
+from raylift.datasets.geometry import Grid, chest
 from raylift.models import baselines, weights
 from raylift.models.training_data import TrainingData
+from raylift.models.zoo import SYSTEMS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import conditions
-from one_budget import BATCH, measure, system_of
-from one_budget_data import GEOMETRY, GRID, VALIDATION
-from training_batches import WINDOW, augmentations, clean_views, phantoms
+from one_budget import measure
+from training_batches import HELD_OUT_SEED, WINDOW, augmentations, clean_views, phantoms
 from training_loop import Log, Settings, placed, train
 
+GRID = Grid(32, 10.0)
+GEOMETRY = chest(GRID)
 SOURCE = Grid(GRID.size + 8, GRID.spacing_mm)
+BATCH = 4
+SLIM = "unrolled"
+"""The others' slim networks halve too often for 32 voxels per side: theirs are the tiny ones."""
 VALIDATED = 8
 """Held-out phantoms of the curves."""
 
@@ -71,12 +76,12 @@ def run(job: str, hu: torch.Tensor, validation: Batch, options: argparse.Namespa
     if (folder / weights.WEIGHTS_FILE).exists():
         return
     torch.manual_seed(options.seed)
-    system, training = system_of(name)
+    system = SYSTEMS[name].slim if name == SLIM else SYSTEMS[name].tiny
     objective = placed(system.objective(GRID, GEOMETRY, WINDOW), torch.device("cpu"), "channels-last")
     clock, started = Steps(), time.process_time()
     log = Log(options.output / f"{name}-{kind}.jsonl", job)
     plan = Settings.of(
-        training,
+        SYSTEMS[name].slim_training,
         clock=clock,
         seconds=options.steps,
         warmup_steps=30,
@@ -87,7 +92,7 @@ def run(job: str, hu: torch.Tensor, validation: Batch, options: argparse.Namespa
     last: dict[str, Any] = {}
 
     def measured(network: torch.nn.Module, position: dict[str, float]) -> None:
-        last.update({**position, **measure(network, validation)})
+        last.update({**position, **measure(network, validation, plan)})
         log({"measured": dict(last)})
 
     ema = train(objective, batches(hu, augmentations()[kind], options.seed, clock), plan, log, measured)
@@ -124,7 +129,7 @@ def main() -> None:
     if not made.exists():
         np.save(made, phantoms(SOURCE, range(options.phantoms), options.workers))
     hu = torch.from_numpy(np.load(made))
-    held_out = torch.from_numpy(phantoms(GRID, VALIDATION[:VALIDATED], 1)).float()[:, None]
+    held_out = torch.from_numpy(phantoms(GRID, range(HELD_OUT_SEED, HELD_OUT_SEED + VALIDATED), 1)).float()[:, None]
     validation = Batch(WINDOW.to_unit(held_out), clean_views(held_out, GRID, GEOMETRY))
     for job in options.jobs:
         run(job, hu, validation, options)

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from raylift.datasets import segmentation
 from raylift.datasets.augmentation.acquisition import RadiographAugmentation
 from raylift.datasets.augmentation.augmentation import Augmentation, GeometryJitter, Parameters
-from raylift.datasets.augmentation.deformation import VolumeAugmentation, deform
+from raylift.datasets.augmentation.deformation import VolumeAugmentation
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window, hu_to_attenuation, normalize
@@ -115,19 +114,6 @@ def clean_views(hu: Tensor, grid: Grid, geometry: Geometry) -> Tensor:
     return torch.from_numpy(standard).to(hu.device)
 
 
-def deformed(names: Sequence[str], hu: np.ndarray, source: Grid, grid: Grid, count: int, seed: int) -> Iterator[tuple]:
-    """`count` random deformations of each volume on `source`: name, HU on `grid`, labels."""
-    augmentation = VolumeAugmentation()
-    for position, (name, volume) in enumerate(zip(names, hu, strict=True)):
-        rng = np.random.default_rng([seed, position])
-        for _ in range(count):
-            moved = deform(
-                torch.from_numpy(volume)[None, None].float(), source.spacing_mm, grid, [augmentation.sample(rng)]
-            )
-            result = moved[0, 0].round().numpy().astype(np.int16)
-            yield name, result, segmentation.labels(result, grid.spacing_mm)
-
-
 def pack(folders: list[Path], file: Path, grid: Grid, source: Grid) -> None:
     """Resample scans as ingest does and write them to one file.
 
@@ -138,9 +124,9 @@ def pack(folders: list[Path], file: Path, grid: Grid, source: Grid) -> None:
     from raylift.datasets.scans.resample import resample
 
     arrays = {}
-    for source in reader.find(folders).sources:
-        name = Path(str(source.where)).name.split(".")[0]
-        scan = reader.read(source)
+    for found in reader.find(folders).sources:
+        name = Path(str(found.where)).name.split(".")[0]
+        scan = reader.read(found)
         for kind, field_of_view in (("", "keep"), ("extended-", "extend")):
             arrays[f"{kind}source:{name}"] = resample(scan, source, beyond_field_of_view=field_of_view)[0]
             arrays[f"{kind}ground_truth:{name}"] = resample(scan, grid, beyond_field_of_view=field_of_view)[0]
