@@ -227,15 +227,15 @@ def predict_baselines(run: Run) -> None:
 def evaluate(file: Path, data: Path, spacing_mm: float) -> None:
     """Write the metrics of protocol `volume`, the lung Dice and errors by tissue of a file of volumes as JSON."""
     volumes = np.load(file)
-    truth = {}
+    ground_truths = {}
     for name in ("test", "ct"):
         if (data / f"{name}.npz").exists():
             pairs = Pairs.load(data / f"{name}.npz")
-            truth |= dict(zip(pairs.names.tolist(), pairs.hu, strict=True))
+            ground_truths |= dict(zip(pairs.names.tolist(), pairs.hu, strict=True))
     values: dict[str, dict[str, Metrics]] = {}
     for key in volumes.files:
         subject, stage = key.rsplit(" ", 1)
-        hu, ground_truth = volumes[key].astype(np.float32), truth[subject].astype(np.float32)
+        hu, ground_truth = volumes[key].astype(np.float32), ground_truths[subject].astype(np.float32)
         values.setdefault(subject, {})[stage] = {
             **metrics.VOLUME.evaluate(hu, ground_truth),
             "lung_dice": metrics.compare_lungs(hu, ground_truth, spacing_mm)["lung_dice"],
