@@ -3,7 +3,7 @@
     python benchmarks/gpu_export.py models/pretrained/chest-64 --archive data/ct --views 2 \
         --stages 1/unrolled-2.settings.json 2/unrolled-2.settings.json --result benchmarks/results/FILE.md
 
-The archive is of the same CT: `raylift ingest FOLDER... --archive data/ct --size 64 --spacing-mm 5`.
+The archive is of the same CT scans: `raylift ingest FOLDER... --archive data/ct --size 64 --spacing-mm 5`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """raylift's projector on a card compared with nanodrr's and flashdrr's: time, and how far images and gradients agree.
 
 All have the same volumes, pose, detector and step along the ray (a voxel), and are called by their public functions.
-Differences of their conventions are compensated in the frame and the affine that they receive:
+Differences of their conventions are compensated in the axes and the affine that they receive:
 
 * nanodrr renders one volume a call, so a batch takes as many calls. It places a given number of samples on the part of
   a ray that lies inside the volume; the number makes a step one voxel long on the central ray.
@@ -160,7 +160,7 @@ def nanodrr(grid: Grid, geometry: Geometry, view: View, attenuation: Tensor) -> 
     from nanodrr.data import Subject
     from nanodrr.drr import DRR
 
-    axes, source = frame(geometry, view)
+    axes, source = axes_and_source(geometry, view)
     camera = torch.eye(4, dtype=torch.float64)
     camera[:3, :3], camera[:3, 3] = axes.T, source
     inverse = camera.float()[None].to(attenuation.device)
@@ -204,7 +204,7 @@ def flashdrr(grid: Grid, geometry: Geometry, view: View, attenuation: Tensor) ->
     """flashdrr's, with its kernel in Triton on a card and its sampling in torch elsewhere."""
     from flashdrr.rendering import VolumeRaycaster
 
-    axes, source = frame(geometry, view)
+    axes, source = axes_and_source(geometry, view)
     camera = torch.eye(4, dtype=torch.float64)
     # Right, up and forward: rows run down.
     camera[:3, :3], camera[:3, 3] = torch.stack([axes[0], -axes[1], axes[2]], dim=1), source
@@ -231,14 +231,14 @@ def flashdrr(grid: Grid, geometry: Geometry, view: View, attenuation: Tensor) ->
     return project
 
 
-def frame(geometry: Geometry, view: View) -> tuple[Tensor, Tensor]:
-    """Unit vectors of a view (rows: column, row and ray direction) and its source, in the patient frame."""
+def axes_and_source(geometry: Geometry, view: View) -> tuple[Tensor, Tensor]:
+    """Unit vectors of a view (rows: column, row and ray direction) and its source, in patient coordinates."""
     axes = torch.from_numpy(view.axes())
     return axes, -geometry.source_isocenter_mm * axes[2]
 
 
 def world_to_index(grid: Grid) -> Tensor:
-    """From mm in the patient frame to indices d, h, w, as a matrix of homogeneous coordinates."""
+    """From mm in patient coordinates to indices d, h, w, as a matrix of homogeneous coordinates."""
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, :3] = torch.from_numpy(INDEX_TO_PATIENT) / grid.spacing_mm
     matrix[:3, 3] = (grid.size - 1) / 2

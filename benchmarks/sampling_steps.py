@@ -63,8 +63,8 @@ def main() -> int:
         return fmean(f["psnr_db"] for f in values), fmean(f["ssim"] for f in values), seconds
 
     train = (load_batch(archive, [entry], window, views) for entry in archive.entries("train"))
-    frame = (model.description.grid, model.description.geometry)
-    mean = baselines.fit(train, *frame).predictors(*frame)["mean volume"]
+    grid, geometry = model.description.grid, model.description.geometry
+    mean = baselines.fit(train, grid, geometry).predictors(grid, geometry)["mean volume"]
     header("sampling_steps")
     best: dict[int, float] = {}
     rows = [["mean training volume", "", *cells(measured(mean))]]

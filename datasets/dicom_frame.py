@@ -62,11 +62,11 @@ WRAPPED = 0.25
 """Fraction of the neighbors over which values wrap around that another interpretation of the bits makes more alike."""
 FULL_WRAPPED, FULL_LINES = 0.5, 0.2
 """The same share if BitsStored fills the container, where both interpretations are complete, and share of the rows in
-which such neighbors are. On 6 radiographs, 18 digitally reconstructed ones and a formula, as they are and framed,
-cropped, rotated or with another gamma (260 images in 8 and in 16 bits), the shares were 0.925 to 1 and 0.41 to 1 under
-the wrong PixelRepresentation if the values fill the range or half of it from zero, and the first was 0 to 0.075 under
-the right one. With bright letters on dark images the first was up to 1, the second up to 0.094. Where few values exceed
-half of the range, few wrap: at 60 % of it 6 of 260 unsigned images stated as signed remain below the limits."""
+which such neighbors are. On 6 radiographs, 18 digitally reconstructed ones and a formula, unchanged, with a border,
+cropped, rotated or with another gamma (260 images in 8 and in 16 bits), the shares were 0.925 to 1 and 0.41 to 1
+under the wrong PixelRepresentation if the values fill the range or half of it from zero, and the first was 0 to 0.075
+under the right one. With bright letters on dark images the first was up to 1, the second up to 0.094. Where few values
+exceed half of the range, few wrap: at 60 % of it 6 of 260 unsigned images stated as signed remain below the limits."""
 FLAT = 0.25
 """Fraction of the upper or lower half of the range above which one value is background or saturated, not image."""
 MAX_PATTERNS = 4
@@ -75,8 +75,8 @@ REPEATED = 0.95
 """Correlation of parts of an image from which they are the same image."""
 TORN = 6.0
 """Ratio of the roughness along columns and rows at which consecutive rows do not belong together. On 241 images of 4
-radiographs and 3 phantoms, as they are and framed, cropped, rotated by 7 degrees or with another gamma, the correlation
-was at most 0.55 and the ratio 0.94 to 3.24."""
+radiographs and 3 phantoms, unchanged, with a border, cropped, rotated by 7 degrees or with another gamma, the
+correlation was at most 0.55 and the ratio 0.94 to 3.24."""
 
 Stored = Integer[np.ndarray, "rows columns *samples"]
 

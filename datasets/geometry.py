@@ -1,11 +1,11 @@
 """The voxel grid, views and X-ray geometry, in millimeters.
 
-Two coordinate frames are used everywhere:
+Two coordinate systems are used everywhere:
 
 * **Volume order**: tensors are N, C, D, H, W with D from superior to inferior, H from anterior to posterior and
-  W from the patient's right to left.
-* **Patient frame**: LPS coordinates in mm about the isocenter (x to the left, y posterior, z superior), the frame of
-  DICOM, ITK and NIfTI readers. The isocenter is the center of the volume.
+  W from the patient's right to left (orientation code IPL: the directions in which the axes increase).
+* **Patient coordinates**: LPS coordinates in mm about the isocenter (x to the left, y posterior, z superior), as
+  DICOM and ITK have them. The isocenter is the center of the volume.
 
 Radiographs have the orientation in which they are read: rows from superior to inferior; columns of a frontal image from
 the patient's right to left, of a lateral one at azimuth 90 degrees from anterior to posterior (the patient faces the
@@ -61,7 +61,7 @@ class View:
 
     Angles rotate source and detector together: `azimuth_deg` about the patient's long axis (0 is a PA frontal, 90 a
     left lateral), `elevation_deg` tilts the source towards the head, `roll_deg` rotates the detector in its plane.
-    `offset_mm` translates the point that is imaged at the detector's center, in the patient frame.
+    `offset_mm` translates the point that is imaged at the detector's center, in patient coordinates.
     """
 
     name: str
@@ -95,7 +95,7 @@ class View:
         return ", ".join(f"{name} {angle:g}°" for name, angle in angles.items() if angle or name == "azimuth")
 
     def axes(self) -> Float[np.ndarray, "3 3"]:
-        """Unit vectors (rows: column direction, row direction, ray direction) in the patient frame."""
+        """Unit vectors (rows: column direction, row direction, ray direction) in patient coordinates."""
         azimuth, elevation, roll = np.deg2rad([self.azimuth_deg, self.elevation_deg, self.roll_deg])
         # PA frontal: columns run to the patient's left, rows to the feet, rays from posterior to anterior.
         column, row, ray = np.array([1.0, 0, 0]), np.array([0, 0, -1.0]), np.array([0, -1.0, 0])

@@ -23,7 +23,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid, View
 from raylift.datasets.intensity import Normalization, hu_to_attenuation, normalize
 
-# Rows: the directions of the volume indices d, h and w (inferior, posterior, left) in the patient frame.
+# Rows: the directions of the volume indices d, h and w (inferior, posterior, left) in patient coordinates.
 INDEX_TO_PATIENT = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 
 
@@ -121,7 +121,7 @@ def project_pose(
         attenuation: in 1/mm per voxel, in volume order, of any size.
         spacing_mm: voxel spacing.
         geometry: beam, distances and detector; its views are ignored.
-        axes: unit vectors (rows: column, row and ray direction) in the patient frame.
+        axes: unit vectors (rows: column, row and ray direction) in patient coordinates.
         offset_mm: the point imaged at the detector's center. The sampled planes cover the volume's circumscribed
             sphere about this point, so parts that an offset moves outside of it are cropped.
     """
@@ -135,7 +135,7 @@ class Poses:
     """Cone-beam poses, one a volume of a batch, as tensors on the volumes' device."""
 
     axes: Float[Tensor, "n 3 3"]
-    """Unit vectors (rows: column, row and ray direction) in the patient frame."""
+    """Unit vectors (rows: column, row and ray direction) in patient coordinates."""
     offset_mm: Float[Tensor, "n 3"]
     """The point imaged at the detector's center."""
     source_isocenter_mm: Float[Tensor, " n"]

@@ -32,8 +32,8 @@ class Backend:
     """Sampler settings of a generative model; None for a deterministic one."""
     max_samples: int = 1
     """Largest number of samples of a request."""
-    place: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
-    """A place in the queue while the files of a request are decoded and used; raises ServiceUnavailableError."""
+    slot: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+    """A slot in the queue while the files of a request are decoded and used; raises ServiceUnavailableError."""
 
     @property
     def multiple_samples(self) -> bool:

@@ -26,7 +26,7 @@ WORK = ("/v1/reconstructions", "/gradio_api/upload", EVENTS)
 """Paths whose requests are completed before the service stops."""
 HEARTBEAT = "/gradio_api/heartbeat/"
 MAX_REQUESTS = 512
-"""Requests in progress; more get 503, so that probes always find a free place in the process."""
+"""Requests in progress; more get 503, so that probes always find a free slot in the process."""
 MAX_HEARTBEATS = 256
 """Open pages."""
 DECAY = 0.9
@@ -36,30 +36,30 @@ DECAY = 0.9
 class Queue:
     """Reconstructions in progress and waiting, and their measured throughput."""
 
-    def __init__(self, deadline_s: float, min_places: int, max_places: int) -> None:
+    def __init__(self, deadline_s: float, min_slots: int, max_slots: int) -> None:
         """A queue.
 
         Args:
             deadline_s: longest expected wait.
-            min_places: reconstructions that are admitted in any case, those that begin at once.
-            max_places: reconstructions that are admitted at most.
+            min_slots: reconstructions that are admitted in any case, those that begin at once.
+            max_slots: reconstructions that are admitted at most.
         """
-        self._deadline_s, self._min_places, self._max_places = deadline_s, min_places, max_places
+        self._deadline_s, self._min_slots, self._max_slots = deadline_s, min_slots, max_slots
         self._count = 0
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._busy_since = 0.0
         self._completed = self._busy_s = 0.0
 
     def check(self) -> None:
-        """Raise ServiceUnavailableError if there is no place."""
+        """Raise ServiceUnavailableError if there is no slot."""
         wait_s = self._expected_wait_s()
-        if self._in_use >= self._min_places and (self._in_use >= self._max_places or wait_s > self._deadline_s):
+        if self._in_use >= self._min_slots and (self._in_use >= self._max_slots or wait_s > self._deadline_s):
             retry_after_s = max(1, math.ceil(wait_s - self._deadline_s))
             raise ServiceUnavailableError(f"the queue is full: try again in {retry_after_s} s", retry_after_s)
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """A place for one reconstruction.
+    async def slot(self) -> AsyncIterator[None]:
+        """A slot for one reconstruction.
 
         Raises:
             ServiceUnavailableError: the expected wait is longer than the deadline.
@@ -79,7 +79,7 @@ class Queue:
     async def complete(self, call: Coroutine[Any, Any, Result]) -> Result:
         """The result of a call of the model.
 
-        The model does not stop computing if the request is canceled. The call then continues and keeps a place.
+        The model does not stop computing if the request is canceled. The call then continues and keeps its slot.
         """
         # Ray Serve cancels the calls that were made in the context of a canceled request.
         task = asyncio.create_task(call, context=Context())
@@ -193,8 +193,8 @@ class Gate:
 class Admission:
     """ASGI middleware with a gate for all requests.
 
-    A reconstruction that the queue has no place for is refused before its body is read. It takes its place when the
-    body is complete, so that a slow client holds none.
+    A reconstruction for which the queue has no slot is refused before its body is read. It takes a slot when the body
+    is complete, so that a slow client holds none.
     """
 
     def __init__(self, app: ASGIApp, gate: Gate, queue: Queue) -> None:

@@ -60,7 +60,7 @@ def _one_torch_thread() -> None:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Real CTs and radiographs, which are never in the repository."""
+    """Real CT scans and radiographs, which are never in the repository."""
     folder = Path(os.environ.get("RAYLIFT_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not (folder / "MANIFEST.csv").exists():
         pytest.skip(f"no real data in {folder}: set RAYLIFT_TEST_DATA")

@@ -29,9 +29,9 @@ def chest(rows: int = 120, columns: int = 100, most: int = 200) -> np.ndarray:
     return np.rint(np.clip(body - lungs + marker, 0, 1) * 200) * (most // 200)
 
 
-def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -61,12 +61,12 @@ def dicom(pixels: np.ndarray | None = None, *, syntax: str = ExplicitVRLittleEnd
 
 
 def disturbed(image: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """The image as others may have taken, cut, framed or processed it; values 0 to 1."""
+    """The image as others may have taken, cropped, bordered or processed it; values 0 to 1."""
     image = normalize(image)
     rows, columns = image.shape
     for value in (0, 1):
         yield (
-            f"frame of {value}",
+            f"border of {value}",
             np.pad(image, ((rows // 10, rows // 20), (columns // 10,) * 2), constant_values=value),
         )
         yield f"bands of {value}", np.pad(image, ((0, 0), (columns // 6,) * 2), constant_values=value)

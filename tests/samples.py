@@ -25,7 +25,7 @@ GEOMETRY = fit_detector(GRID, Geometry("cone", 1650.0, 1800.0, 8, 1.0))
 
 
 def thorax_hu(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """HU at points of the patient frame (LPS, mm): no two of its six sides look alike, and its edges are soft."""
+    """HU at points in patient coordinates (LPS, mm): no two of its six sides look alike, and its edges are soft."""
 
     def blob(cx: float, cy: float, cz: float, rx: float, ry: float, rz: float) -> np.ndarray:
         radius = np.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 + ((z - cz) / rz) ** 2)

@@ -30,7 +30,7 @@ MODELS_MAY_TAKE = {
     "segmentation",
     "serialization",
 }
-"""Modules and folders of datasets/ that models/ needs: tensors and settings, and no archive, scan or picture file."""
+"""Modules and folders of datasets/ that models/ needs: tensors and settings, and no archive, scan or image file."""
 
 
 def imports(path: Path) -> set[str]:

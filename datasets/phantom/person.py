@@ -1,7 +1,7 @@
 """The anatomy of one phantom: build, spine, rib cage and diaphragm, sampled from a seed.
 
-Positions are in the patient frame in mm (x to the left, y posterior, z superior; the isocenter is the center of the
-lungs). Proportions were chosen by visual comparison with CTs; no number is a measurement of a patient.
+Positions are in patient coordinates in mm (x to the left, y posterior, z superior; the isocenter is the center of the
+lungs). Proportions were chosen by visual comparison with CT scans; no number is a measurement of a patient.
 """
 
 from __future__ import annotations

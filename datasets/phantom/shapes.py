@@ -26,13 +26,13 @@ Real = float | int
 
 
 def mm(x: Real, y: Real, z: Real) -> Float[np.ndarray, " 3"]:
-    """A point or a step in the patient frame."""
+    """A point or a step in patient coordinates."""
     return np.array([x, y, z], dtype=float)
 
 
 @dataclass(frozen=True)
 class Tubes:
-    """Segments in the patient frame with radius `radius[:, 0]` along the normal and `radius[:, 1]` across it."""
+    """Segments in patient coordinates with radius `radius[:, 0]` along the normal and `radius[:, 1]` across it."""
 
     start: Float[np.ndarray, "n 3"]
     end: Float[np.ndarray, "n 3"]
@@ -105,7 +105,7 @@ class Tubes:
 
 
 class Raster:
-    """Voxel centers of a grid in the patient frame, in mm, as three arrays that broadcast to (d, h, w)."""
+    """Voxel centers of a grid in patient coordinates, in mm, as three arrays that broadcast to (d, h, w)."""
 
     def __init__(self, grid: Grid) -> None:
         offset = (np.arange(grid.size, dtype=np.float32) - (grid.size - 1) / 2) * np.float32(grid.spacing_mm)

@@ -4,9 +4,9 @@ In a frontal image spine and mediastinum are denser than the lungs. In a lateral
 than the air anterior and posterior to the patient, in either orientation. In both the abdomen is denser than the chest
 above it.
 
-The limits of `is_chest` lie below every one of 156 images of 3 radiographs and 6 phantoms in two geometries, as they
-are and framed, cropped, shifted, rotated by 7 degrees or with another gamma. The smallest values there were 0.075 and
-0.472 for the contrasts, 0.088 for the abdomen and 0.75 for the correlation of neighbors.
+The limits of `is_chest` lie below every one of 156 images of 3 radiographs and 6 phantoms in two geometries,
+unchanged, with a border, cropped, shifted, rotated by 7 degrees or with another gamma. The smallest values there were
+0.075 and 0.472 for the contrasts, 0.088 for the abdomen and 0.75 for the correlation of neighbors.
 """
 
 from __future__ import annotations

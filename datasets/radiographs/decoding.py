@@ -14,7 +14,7 @@ from raylift.datasets.errors import FileError
 from raylift.datasets.radiographs.chest import is_bone_dark
 from raylift.datasets.radiographs.dicom_image import read_dicom
 from raylift.datasets.radiographs.gray_image import GrayImage, RadiographLimits, check_levels
-from raylift.datasets.radiographs.picture_file import read_picture
+from raylift.datasets.radiographs.image_file import read_image
 
 MAX_RANGE = 1e30
 """Larger ranges of values overflow in float32 arithmetic."""
@@ -48,7 +48,7 @@ def read(
     """
     if len(data) > limits.max_bytes:
         raise FileError(f"{name}: {len(data)} bytes, over the limit of {limits.max_bytes}")
-    image = read_dicom(data, name, limits, view) if dicom.is_dicom(data) else read_picture(data, name, limits)
+    image = read_dicom(data, name, limits, view) if dicom.is_dicom(data) else read_image(data, name, limits)
     low, high = float(image.pixels.min()), float(image.pixels.max())
     if not 0 < high - low < MAX_RANGE:
         raise FileError(

@@ -62,8 +62,8 @@ def find_pairs(paths: Sequence[Path], *, skip_ambiguous: bool = False) -> FoundP
             left_out.append(LeftOut(path, "an AppleDouble file of macOS"))
             continue
         try:
-            is_picture = _is_picture(path)
-            header = None if is_picture else _header(path)
+            is_image = _is_image(path)
+            header = None if is_image else _header(path)
         except FileError as error:
             refused.append(error)
             continue
@@ -71,7 +71,7 @@ def find_pairs(paths: Sequence[Path], *, skip_ambiguous: bool = False) -> FoundP
             # One unreadable file must not end the search, and on a damaged one pydicom raises any exception.
             refused.append(FileError(f"{path}: cannot be read: {error!r}"))
             continue
-        view, rest, reason = _view(path, paths, header, is_picture)
+        view, rest, reason = _view(path, paths, header, is_image)
         if view is None:
             if searched:
                 left_out.append(LeftOut(path, reason))
@@ -85,7 +85,7 @@ def find_pairs(paths: Sequence[Path], *, skip_ambiguous: bool = False) -> FoundP
 
 
 def _view(
-    path: Path, roots: Sequence[Path], header: pydicom.Dataset | None, is_picture: bool
+    path: Path, roots: Sequence[Path], header: pydicom.Dataset | None, is_image: bool
 ) -> tuple[ViewName | None, tuple[str, ...], str]:
     """The view of a file, its path without words of views, and the reason where it has none."""
     view, rest = view_from_path(path, roots)
@@ -98,7 +98,7 @@ def _view(
         if tagged or reason:
             return tagged, rest, reason
         view = view or described_view(header)
-    elif not is_picture and path.suffix.lower() not in SUFFIXES:
+    elif not is_image and path.suffix.lower() not in SUFFIXES:
         return None, rest, "not DICOM, PNG, JPEG, TIFF or BMP"
     elif MASK.search("/".join(rest[1:])):
         return None, rest, "a segmentation by its name"
@@ -110,7 +110,7 @@ def _view(
     return view, rest, f"no view in its path, or several: {remedy}"
 
 
-def _is_picture(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(8).startswith(SIGNATURES)
 

@@ -7,9 +7,9 @@ In the lower chest the heart lies anterior and lung posterior to it; higher up t
 spine lies posterior. So anterior to the middle an image is darker above and brighter below than posterior to it. The
 two differences are added, row by row between the edges of the body.
 
-The regions and `MIN_SCORE` were chosen on lateral digitally reconstructed radiographs (DRRs) of 24 phantoms and 9 CTs
-in three geometries and on three radiographs, each as it is and framed, cropped, shifted, rotated by 7 degrees or with
-another gamma, where the sign was right each of 1,548 times. That is few patients;
+The regions and `MIN_SCORE` were chosen on lateral digitally reconstructed radiographs (DRRs) of 24 phantoms and 9 CT
+scans in three geometries and on three radiographs, each unchanged, with a border, cropped, shifted, rotated by 7
+degrees or with another gamma, where the sign was right each of 1,548 times. That is few patients;
 `tests/datasets/radiographs/test_orientation.py` measures the error on others.
 """
 
@@ -40,7 +40,7 @@ RETROSTERNAL = slice(8, 19), slice(4, 11)
 HEART = slice(17, 25), slice(9, 15)
 """Rows from the top and columns from the anterior edge of the body, of 32."""
 DIRECTIONS = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
-"""DICOM's letters of PatientOrientation in the patient frame."""
+"""DICOM's letters of PatientOrientation in patient coordinates."""
 MIN_ALIGNMENT = 0.6
 """Smallest cosine of a direction in PatientOrientation and the axis of the view that it belongs to."""
 
@@ -167,7 +167,7 @@ def expected_patient_facing(view: View) -> PatientFacing | None:
     """The edge that the patient faces in DRRs of a view; None if it is not lateral (azimuth 90 or 270 degrees)."""
     if not view.is_lateral:
         return None
-    # In the patient frame y increases posteriorly.
+    # In patient coordinates y increases posteriorly.
     return "left" if view.axes()[0, 1] > 0 else "right"
 
 

@@ -62,10 +62,10 @@ def _circle(dataset: pydicom.Dataset, kind: str, shape: tuple[int, int]) -> Regi
 
 def _polygon(dataset: pydicom.Dataset, kind: str, shape: tuple[int, int]) -> Region:
     numbers = [int(value) - 1 for value in dataset[f"VerticesOfThePolygonal{kind}"].value]
-    picture = Image.new("1", shape[::-1])
+    image = Image.new("1", shape[::-1])
     # Vertices are pairs of row and column.
-    ImageDraw.Draw(picture).polygon([(x, y) for y, x in zip(numbers[::2], numbers[1::2], strict=True)], fill=1)
-    return np.asarray(picture, dtype=bool)
+    ImageDraw.Draw(image).polygon([(x, y) for y, x in zip(numbers[::2], numbers[1::2], strict=True)], fill=1)
+    return np.asarray(image, dtype=bool)
 
 
 _FORMS = {"RECTANGULAR": _rectangle, "CIRCULAR": _circle, "POLYGONAL": _polygon}

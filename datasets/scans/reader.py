@@ -26,7 +26,7 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 MAX_LABELS = 128
 """Most distinct values of a segmentation mask."""
 MIN_SOFT = 0.4
-"""Least share of soft tissue in a body. It is 0.87 to 0.94 in 21 CT, and at most 0.08 with 1.5 times their slope."""
+"""Least share of soft tissue in a body. It is 0.87 to 0.94 in 21 scans, and at most 0.08 with 1.5 times their slope."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def read(source: Source, limits: ScanLimits = DEFAULT_LIMITS, assume_spacing_mm:
     Args:
         source: the files.
         limits: largest scan accepted.
-        assume_spacing_mm: spacing of a NRRD or MetaImage that states none; see `text_header.frame`.
+        assume_spacing_mm: spacing of a NRRD or MetaImage that states none; see `text_header.header_geometry`.
 
     Raises:
         SegmentationMaskError: a volume of labels.

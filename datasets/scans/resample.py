@@ -141,7 +141,7 @@ def _on_axes(
     interpolator: int = sitk.sitkLinear,
     outside: float = HU_MIN,
 ) -> sitk.Image:
-    """Resample to `shape` voxels in volume order; `origin` is the first voxel center in the patient frame."""
+    """Resample to `shape` voxels in volume order; `origin` is the first voxel center in patient coordinates."""
     return sitk.Resample(
         image, shape[::-1], sitk.Transform(), interpolator, [float(value) for value in origin], [spacing_mm] * 3,
         [1, 0, 0, 0, 1, 0, 0, 0, -1], outside, sitk.sitkFloat32,
@@ -154,7 +154,7 @@ def _voxels(image: sitk.Image) -> Int16[np.ndarray, "d h w"]:
 
 
 def _extent(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper corner of the bounding box of the scan's voxel centers in the patient frame."""
+    """Lower and upper corner of the bounding box of the scan's voxel centers in patient coordinates."""
     ends = [(0, n - 1) for n in image.GetSize()]
     corners = np.array(
         [image.TransformIndexToPhysicalPoint((i, j, k)) for i in ends[0] for j in ends[1] for k in ends[2]]
@@ -172,7 +172,7 @@ def _coarse(image: sitk.Image, spacing_mm: float = COARSE_MM) -> sitk.Image:
 def _center(
     image: sitk.Image, body: Bool[np.ndarray, "d h w"], lung: Bool[np.ndarray, "d h w"], grid: Grid
 ) -> tuple[np.ndarray, bool]:
-    """The cube's center in the patient frame, and whether its height is that of the lungs."""
+    """The cube's center in patient coordinates, and whether its height is that of the lungs."""
     low, high = _extent(image)
     center = (low + high) / 2
     for axis, plane in ((0, (0, 1)), (1, (0, 2))):

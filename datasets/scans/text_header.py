@@ -70,8 +70,8 @@ class TextHeader:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """What a header states about the place and scale of its voxels, beyond what ITK reads."""
+class HeaderGeometry:
+    """Spacing, unit and rescale that a header states, beyond what ITK reads."""
 
     unit_mm: float = 1.0
     """Millimeters in its unit of length."""
@@ -131,7 +131,7 @@ def check_shape(header: TextHeader) -> None:
             )
 
 
-def frame(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> Frame:
+def header_geometry(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> HeaderGeometry:
     """Check that a header states spacing and orientation.
 
     Args:
@@ -145,8 +145,8 @@ def frame(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> Fram
     return (_nrrd if header.kind == "NRRD" else _meta_image)(header, assume_spacing_mm)
 
 
-def _assumed(header: TextHeader, spacing_mm: Sequence[float] | None, lacks: str, stated: str = "") -> Frame:
-    """A frame with the spacing that is stated without a unit, or else with the one given."""
+def _assumed(header: TextHeader, spacing_mm: Sequence[float] | None, lacks: str, stated: str = "") -> HeaderGeometry:
+    """The geometry with the spacing that is stated without a unit, or else with the one given."""
     if spacing_mm is None:
         raise FileError(
             f"{header.path}: the {header.kind} states no {lacks}, so the size of the body is unknown: add it, or pass "
@@ -158,10 +158,10 @@ def _assumed(header: TextHeader, spacing_mm: Sequence[float] | None, lacks: str,
     shown = " x ".join(f"{value:g}" for value in spacing_mm)
     spacing = f"its {stated} {shown} in mm" if is_stated else f"{shown} mm"
     change = f"no {lacks}: {spacing} and axes to the left, posterior and superior are assumed"
-    return Frame(spacing_mm=tuple(spacing_mm), changes=(change,))
+    return HeaderGeometry(spacing_mm=tuple(spacing_mm), changes=(change,))
 
 
-def _nrrd(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> Frame:
+def _nrrd(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> HeaderGeometry:
     fields = header.fields
     space = fields.get("space", "").lower()
     if not space and "space directions" not in fields:
@@ -179,7 +179,7 @@ def _nrrd(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> Fram
     return _in_units(header, re.findall(r'"([^"]*)"', fields.get("space units", "")) or ["mm"])
 
 
-def _meta_image(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> Frame:
+def _meta_image(header: TextHeader, assume_spacing_mm: Sequence[float] | None) -> HeaderGeometry:
     fields = header.fields
     modality = fields.get("Modality", "MET_MOD_CT")
     if modality in ("MET_MOD_MR", "MET_MOD_NM", "MET_MOD_US"):
@@ -232,10 +232,10 @@ def _numbers(header: TextHeader, key: str) -> Float[np.ndarray, " n"]:
         raise FileError(f"{header.path}: {key} '{header.fields[key]}' is not a list of numbers: correct it") from error
 
 
-def _in_units(header: TextHeader, units: Sequence[str]) -> Frame:
+def _in_units(header: TextHeader, units: Sequence[str]) -> HeaderGeometry:
     """The factor to millimeters, reported unless it is 1."""
     if len(set(units)) != 1 or units[0].lower() not in MILLIMETERS:
         raise FileError(f"{header.path}: units of length {', '.join(units)} are not supported: convert it to mm")
     factor = MILLIMETERS[units[0].lower()]
     changes = (f"lengths in {units[0]} were converted to mm",) if factor != 1 else ()
-    return Frame(factor, changes=changes)
+    return HeaderGeometry(factor, changes=changes)

@@ -28,23 +28,23 @@ MAX_CT_HU = 31_743
 MAX_BORDER_HU = 3_071
 """Largest HU of 12 bits and an intercept of -1024. Only metal has more, and metal does not reach the border."""
 MIN_FILL = 0.01
-"""Fraction of a slice from which a region of exactly 0 HU at its border is not tissue; it is below 1e-4 in 20 CT."""
+"""Fraction of a slice from which a region of exactly 0 HU at its border is not tissue; it is below 1e-4 in 20 scans."""
 MAX_OUTLIERS = 1e-3
 """Largest fraction of voxels over `MAX_CT_HU` inside a volume; metal saturates fewer."""
 
 TORN = 3.0
-"""Ratio of the roughness under the stated and another order of the sizes from which the stated one is wrong. On 21 CT,
-as they are, cut to thick slices, or as coronal and sagittal slices, it was at most 1.56, and 2.6 to 57 with exchanged
-sizes that differ."""
+"""Ratio of the roughness under the stated and another order of the sizes from which the stated one is wrong. On 21
+scans, unchanged, with thick slices, or as coronal and sagittal slices, it was at most 1.56, and 2.6 to 57 with
+exchanged sizes that differ."""
 FEWEST_COMPARED = 16
 """Smallest size that is exchanged with another one; smaller ones are those of thick slices."""
 THICK = 2.0
 """Ratio of the roughness along voxels and along slices of fewer than `FEWEST_COMPARED` from which it is the other way
-round. On 20 CT of 8 to 15 slices in every order, of 0.67 and 2 mm pixels, the ratios of right sizes were at most 0.29
-for this one and 0.39 for `TORN`, where an axis of few voxels is not the last; those of wrong sizes were over 2.5."""
+round. On 20 scans of 8 to 15 slices in every order, of 0.67 and 2 mm pixels, the ratios of right sizes were at most
+0.29 for this one and 0.39 for `TORN`, where an axis of few voxels is not the last; those of wrong sizes over 2.5."""
 
 Affine = Float[np.ndarray, "4 4"]
-"""Indices (column, row, slice) to millimeters in the patient frame (LPS)."""
+"""Indices (column, row, slice) to millimeters in patient coordinates (LPS)."""
 
 
 @dataclass(frozen=True)

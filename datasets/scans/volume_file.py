@@ -92,14 +92,14 @@ def _read_with_itk(source: Source, limits: ScanLimits, assume_spacing_mm: Sequen
     if reader.GetNumberOfComponents() != 1 or reader.GetPixelID() not in VOXEL_BYTES:
         kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
         raise FileError(f"{name}: {kind} voxels, a CT has one number each")
-    frame = text_header.frame(header, assume_spacing_mm)
+    stated = text_header.header_geometry(header, assume_spacing_mm)
     axes = len(size)
     affine = np.eye(4)
     directions = np.array(reader.GetDirection()).reshape(axes, axes)[:3, :3]
-    affine[:3, :3] = directions * (frame.spacing_mm or np.array(reader.GetSpacing()[:3]) * frame.unit_mm)
-    affine[:3, 3] = np.array(reader.GetOrigin()[:3]) * frame.unit_mm
+    affine[:3, :3] = directions * (stated.spacing_mm or np.array(reader.GetSpacing()[:3]) * stated.unit_mm)
+    affine[:3, 3] = np.array(reader.GetOrigin()[:3]) * stated.unit_mm
     check_extent(name, size, spacing_mm(affine))
-    changes = (*frame.changes, *check_affine(name, affine, size))
+    changes = (*stated.changes, *check_affine(name, affine, size))
     check_bytes(source, size, VOXEL_BYTES[reader.GetPixelID()])
     changes += _check_length(header, source.files[-1], math.prod(size), VOXEL_BYTES[reader.GetPixelID()])
     # A fourth dimension of size 1 is dropped.
@@ -110,11 +110,11 @@ def _read_with_itk(source: Source, limits: ScanLimits, assume_spacing_mm: Sequen
         raise FileError(
             f"{name}: the voxels cannot be read, the file may be truncated: {itk_message(error)}"
         ) from error
-    slope, intercept = frame.rescale
-    if frame.rescale != (1.0, 0.0):
+    slope, intercept = stated.rescale
+    if stated.rescale != (1.0, 0.0):
         with np.errstate(all="ignore"):  # what overflows is refused as infinite
             voxels = voxels * np.float32(slope) + np.float32(intercept)
-    return Volume(voxels, affine, changes, frame.rescale)
+    return Volume(voxels, affine, changes, stated.rescale)
 
 
 def _check_length(header: text_header.TextHeader, path: Path, count: int, voxel_bytes: int) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ class ReprojectionLoss:
     max_thickness_mm: tuple[float, ...] = (270.0, 345.0)
     """The expected range of each view: millimeters of water at the percentiles of normalization. Radiographs do not
     contain it; these are rounded means of adults in a cube of 320 mm (48 to 272 and 0 to 347 over 38 phantoms, 14 to
-    271 and 0 to 342 over six CTs)."""
+    271 and 0 to 342 over six CT scans)."""
     total_variation_weight: float = 0.1
     """Weight of the volume's total variation."""
     adversarial_weight: float = 1.0

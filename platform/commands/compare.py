@@ -95,9 +95,9 @@ def run(
     """
     from raylift.platform.evaluation import compare as comparison
     from raylift.platform.evaluation import report
-    from raylift.platform.evaluation.kept_cases import KeptCases
+    from raylift.platform.evaluation.case_cache import CaseCache
 
-    kept = KeptCases(output / "finished-scans")
+    cache = CaseCache(output / "finished-scans")
     with progress_bar(title) as bar:
         result = comparison.compare(
             candidates,
@@ -111,15 +111,15 @@ def run(
             samples=options.samples,
             robustness=options.robustness,
             workers=options.workers,
-            kept=kept,
+            cache=cache,
             progress=bar.update,
             reference=reference,
             resample=resample,
         )
-    if kept.loaded:
-        print(f"{kept.loaded} of {len(result.cases)} scans were finished by a run that was interrupted")
+    if cache.loaded:
+        print(f"{cache.loaded} of {len(result.cases)} scans were finished by a run that was interrupted")
     page = report.write(result, output, history)
-    kept.remove()
+    cache.remove()
     report.print_summary(result, page)
     return 0
 

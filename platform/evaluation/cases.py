@@ -20,7 +20,7 @@ from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.augmentation.perturbation import PERTURBATIONS
 from raylift.datasets.segmentation import Label
 from raylift.platform import cluster
-from raylift.platform.evaluation.kept_cases import KeptCases
+from raylift.platform.evaluation.case_cache import CaseCache
 from raylift.platform.evaluation.predictors import Predictor
 from raylift.platform.evaluation.protocols import PROTOCOLS, ProtocolName
 from raylift.platform.evaluation.results import Case, Images, thumbnails
@@ -102,21 +102,21 @@ def _about_mask(label: str, ground_truth: Float32[np.ndarray, "d h w"] | None) -
     return [masked] if outside else []
 
 
-def evaluate(evaluator: CaseEvaluator, workers: int, kept: KeptCases | None, progress: Progress) -> list[Case]:
+def evaluate(evaluator: CaseEvaluator, workers: int, cache: CaseCache | None, progress: Progress) -> list[Case]:
     """The metrics of every scan, in order.
 
     Args:
         evaluator: the scans and what they are evaluated by.
         workers: 1 for this process; more for as many Ray actors, with as many PyTorch threads as this process has.
-        kept: scans that are finished are taken from it, others are added to it.
+        cache: scans that are finished are taken from it, others are added to it.
         progress: called after each scan.
 
     Raises:
         ClusterTooSmallError: the cluster has fewer CPUs than the actors have threads.
         WorkersLostError: actors ended too often.
     """
-    keys = evaluator.keys() if kept else []
-    cases = {index: case for index, key in enumerate(keys) if kept and (case := kept.load(key))}
+    keys = evaluator.keys() if cache else []
+    cases = {index: case for index, key in enumerate(keys) if cache and (case := cache.load(key))}
     remaining = [index for index in range(len(evaluator.scans)) if index not in cases]
 
     def show() -> None:
@@ -127,8 +127,8 @@ def evaluate(evaluator: CaseEvaluator, workers: int, kept: KeptCases | None, pro
     results = ((index, evaluator.evaluate(index)) for index in remaining)
     for index, case in results if workers == 1 or not remaining else _distributed(evaluator, remaining, workers):
         cases[index] = case
-        if kept:
-            kept.save(keys[index], case)
+        if cache:
+            cache.save(keys[index], case)
         show()
     return [cases[index] for index in range(len(evaluator.scans))]
 

@@ -18,14 +18,14 @@ from raylift.datasets.errors import ConfigError
 from raylift.models import consistency
 from raylift.models.diffusion.generative import GenerativeNetwork, SamplingFlags
 from raylift.models.weights import Model
+from raylift.platform.evaluation.case_cache import CaseCache
 from raylift.platform.evaluation.cases import CaseEvaluator, Progress, Scan
 from raylift.platform.evaluation.cases import evaluate as evaluate_cases
-from raylift.platform.evaluation.kept_cases import KeptCases
 from raylift.platform.evaluation.predictors import (
-    ArchiveConditions,
+    ArchiveDescription,
     BaselinePredictor,
-    Conditions,
     FolderPredictor,
+    InputDescription,
     ModelPredictor,
     matching_views,
     trivial_baselines,
@@ -52,7 +52,7 @@ def compare(
     samples: int = 1,
     robustness: bool = False,
     workers: int = 1,
-    kept: KeptCases | None = None,
+    cache: CaseCache | None = None,
     progress: Progress = lambda *_: None,
 ) -> Evaluation:
     """Metrics of models and of other programs' volumes on the same scans, and of the models' trivial baselines.
@@ -72,7 +72,7 @@ def compare(
         samples: number of samples of a generative model, whose mean is evaluated; each is fitted by itself.
         robustness: evaluate models under perturbations of the radiographs too (`robustness`).
         workers: 1 to evaluate scan by scan in this process; more for as many Ray actors.
-        kept: finished scans of the same comparison are taken from it, and others are added to it.
+        cache: finished scans of the same comparison are taken from it, and others are added to it.
         progress: called with the number of finished scans, the number of all, and the name of one that is not finished.
 
     Raises:
@@ -86,7 +86,7 @@ def compare(
     if workers < 1:
         raise ConfigError(f"{workers} workers: give 1 or more")
     models = {name: candidate for name, candidate in candidates.items() if isinstance(candidate, Model)}
-    conditions = _conditions(models, archives)
+    description = _input_description(models, archives)
     has_ct = _have_ct(archives)
     if robustness:
         require_perturbable(archives)
@@ -104,7 +104,7 @@ def compare(
             flags = (sampling, samples) if sampled else (None, 1)
             predictors.append(ModelPredictor(name, candidate, *flags, consistency_steps))
         else:
-            predictors.append(FolderPredictor(name, candidate, conditions, resample))
+            predictors.append(FolderPredictor(name, candidate, description, resample))
     trained_on = frozenset[str]().union(
         *(model.training_data.scans for model in models.values() if model.training_data)
     )
@@ -113,7 +113,7 @@ def compare(
     scans, missing = present(scans, folders)
     held_out = archives if has_ct and split in ("val", "test") else ()
     reprojected = not all(PROTOCOLS[protocol].needs_ct for protocol in protocols)
-    trivial, about = _baselines(models, conditions, held_out, reprojected)
+    trivial, about = _baselines(models, description, held_out, reprojected)
     notes += [*missing, *about, *(note for model in models.values() for note in _unlisted(model))]
     own = [name for baseline in trivial for name in baseline.networks]
     if (reference := reference or own[0]) not in (*candidates, *own):
@@ -125,7 +125,7 @@ def compare(
         notes += impossible
     plotted = np.linspace(0, len(scans) - 1, min(MAX_CASES_PLOTTED, len(scans))).astype(int).tolist()
     evaluator = CaseEvaluator(scans, frozenset(plotted), predictors, trivial, protocols, has_ct, perturbed)
-    cases = evaluate_cases(evaluator, workers, kept, progress)
+    cases = evaluate_cases(evaluator, workers, cache, progress)
     notes += [note for case in cases for note in case.notes]
     provenance = _provenance(models, folders, archives, command)
     settings = {
@@ -143,17 +143,18 @@ def compare(
     )
 
 
-def _conditions(models: Mapping[str, Model], archives: Sequence[Archive]) -> Conditions:
-    """The conditions of the first model or of the first archive, after a check of all archives against all models."""
-    every: list[Conditions] = [model.description for model in models.values()] or [ArchiveConditions.of(archives[0])]
-    for conditions in every:
+def _input_description(models: Mapping[str, Model], archives: Sequence[Archive]) -> InputDescription:
+    """The description of the first model or of the first archive, after a check of all archives against all models."""
+    descriptions: list[InputDescription] = [model.description for model in models.values()]
+    descriptions = descriptions or [ArchiveDescription.of(archives[0])]
+    for description in descriptions:
         for archive in archives:
-            matching_views(conditions, archive)
-    return every[0]
+            matching_views(description, archive)
+    return descriptions[0]
 
 
 def _baselines(
-    models: Mapping[str, Model], conditions: Conditions, held_out: Sequence[Archive], reprojected: bool
+    models: Mapping[str, Model], description: InputDescription, held_out: Sequence[Archive], reprojected: bool
 ) -> tuple[list[BaselinePredictor], list[str]]:
     """The baselines of every model, equal ones once, and sentences on what they are fitted to."""
     predictors: dict[str, BaselinePredictor] = {}
@@ -161,7 +162,7 @@ def _baselines(
     """By baseline and fingerprint, the first model that has it."""
     notes = []
     for name, model in models.items() or [("", None)]:
-        predictors[name], note = trivial_baselines(model, model.description if model else conditions, held_out)
+        predictors[name], note = trivial_baselines(model, model.description if model else description, held_out)
         notes += [note] if note else []
         for baseline in predictors[name].networks:
             owners.setdefault(baseline, {}).setdefault(predictors[name].fingerprint_of(baseline, reprojected), name)

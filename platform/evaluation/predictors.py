@@ -37,7 +37,7 @@ STORED = Window(HU_MIN, HU_MAX)
 
 
 @dataclass(frozen=True)
-class ArchiveConditions:
+class ArchiveDescription:
     """Window, grid and geometry where there is no model: those of an archive, all of its views."""
 
     grid: Grid
@@ -47,12 +47,12 @@ class ArchiveConditions:
     reference_quantiles: tuple[Quantiles, ...] = ()
 
     @classmethod
-    def of(cls, archive: Archive) -> ArchiveConditions:
-        """The conditions of an archive."""
+    def of(cls, archive: Archive) -> ArchiveDescription:
+        """The description of an archive."""
         return cls(archive.manifest.grid, archive.manifest.geometry)
 
 
-Conditions = Description | ArchiveConditions
+InputDescription = Description | ArchiveDescription
 """How radiographs become input, and the grid and window of volumes."""
 FITTED = " + data consistency"
 """Ends the name of a model's volumes after a data-consistency fit."""
@@ -167,21 +167,21 @@ class FolderPredictor:
     Args:
         name: of its volumes.
         folder: of NIfTI, NRRD or MetaImage files in HU.
-        conditions: of the radiographs that reprojections are compared with.
+        description: of the radiographs that reprojections are compared with.
         resample: resample volumes on another grid than the archive's, which are an error otherwise.
 
     Raises:
         ConfigError: the folder holds no volume, or two of one name.
     """
 
-    def __init__(self, name: str, folder: Path, conditions: Conditions, resample: bool) -> None:
+    def __init__(self, name: str, folder: Path, description: InputDescription, resample: bool) -> None:
         self.name, self.folder = name, folder
         self.files = volumes_by_name(folder)
-        self._conditions, self._resample = conditions, resample
+        self._description, self._resample = description, resample
 
     def predict(self, archive: ScanReader, entry: Entry, ground_truth: GroundTruth) -> Outcome:
         """The volume of the file with the scan's name, as it is; HU outside of CT's range are clipped."""
-        views, grid = radiographs(archive, entry, self._conditions), archive.manifest.grid
+        views, grid = radiographs(archive, entry, self._description), archive.manifest.grid
         target = sitk.DICOMOrient(archive_image(np.zeros(grid.shape, np.float32), grid), VOLUME_ORDER)
         path = self.files[entry.id]
         hu, notes = read_prediction(path, target, f"{entry.id} of {archive.url}", self._resample)
@@ -191,8 +191,8 @@ class FolderPredictor:
             views,
             STORED,
             grid,
-            self._conditions.geometry,
-            self._conditions.normalization,
+            self._description.geometry,
+            self._description.normalization,
         )
         return Outcome({self.name: result}, notes=tuple(f"{path}: {note}" for note in notes))
 
@@ -201,13 +201,13 @@ class FolderPredictor:
         """Equal as long as no file is written again."""
         stats = [(str(path.absolute()), path.stat()) for path in self.files.values()]
         written = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
-        return repr((self.name, written, self._conditions, self._resample))
+        return repr((self.name, written, self._description, self._resample))
 
 
 class BaselinePredictor:
     """Trivial baselines, for radiographs as a model has them."""
 
-    def __init__(self, networks: Mapping[str, nn.Module], description: Conditions) -> None:
+    def __init__(self, networks: Mapping[str, nn.Module], description: InputDescription) -> None:
         self.networks, self.description = networks, description
 
     @property
@@ -239,31 +239,35 @@ class BaselinePredictor:
 
 
 def trivial_baselines(
-    model: Model | None, conditions: Conditions, held_out: Sequence[Archive]
+    model: Model | None, description: InputDescription, held_out: Sequence[Archive]
 ) -> tuple[BaselinePredictor, str]:
     """The baselines of a model's own training data, and a sentence on what they are fitted to if it has none.
 
     Args:
         model: the model; None if only volumes of other programs are compared.
-        conditions: the description of the model, or those of the archives.
+        description: the description of the model, or that of the archives.
         held_out: archives with CT whose train split is not evaluated; baselines without training data are fitted to
             these splits or, where they are empty, to nothing.
     """
-    frame = (conditions.grid, conditions.geometry)
+    grid, geometry = description.grid, description.geometry
     if model and model.training_data and model.training_data.baselines:
-        return BaselinePredictor(model.training_data.baselines.predictors(*frame), conditions), ""
+        return BaselinePredictor(model.training_data.baselines.predictors(grid, geometry), description), ""
     reason = (
         f"the model of {model.description.system.name} has no baselines of its training data" if model else "no model"
     )
     without = f"{reason}: the trivial baselines are"
     if any(archive.entries("train") for archive in held_out):
-        fit = baselines.fit(_train_batches(held_out, conditions), *frame)
+        fit = baselines.fit(_train_batches(held_out, description), grid, geometry)
         urls = ", ".join(archive.url for archive in held_out)
-        return BaselinePredictor(fit.predictors(*frame), conditions), f"{without} fitted to the train split of {urls}"
-    return BaselinePredictor(baselines.unfitted(*frame), conditions), f"{without} not fitted to any data"
+        return BaselinePredictor(
+            fit.predictors(grid, geometry), description
+        ), f"{without} fitted to the train split of {urls}"
+    return BaselinePredictor(baselines.unfitted(grid, geometry), description), f"{without} not fitted to any data"
 
 
-def radiographs(archive: ScanReader, entry: Entry, description: Conditions) -> Float[Tensor, "1 views rows columns"]:
+def radiographs(
+    archive: ScanReader, entry: Entry, description: InputDescription
+) -> Float[Tensor, "1 views rows columns"]:
     """The radiographs of a scan as the model has them as input."""
     return _load(archive, entry, description, volumes=False).radiographs
 
@@ -271,7 +275,7 @@ def radiographs(archive: ScanReader, entry: Entry, description: Conditions) -> F
 def prediction(
     volume: Float[Tensor, "1 1 d h w"],
     images: Float[Tensor, "1 views rows columns"],
-    description: Conditions,
+    description: InputDescription,
     ground_truth: GroundTruth,
 ) -> Prediction:
     """A volume in the window's [0, 1] with what it is compared with."""
@@ -286,7 +290,7 @@ def prediction(
     )
 
 
-def matching_views(description: Conditions, archive: ScanReader) -> list[int]:
+def matching_views(description: InputDescription, archive: ScanReader) -> list[int]:
     """Indices of a model's views among the archive's, if both have the same geometry.
 
     Raises:
@@ -309,13 +313,13 @@ def matching_views(description: Conditions, archive: ScanReader) -> list[int]:
     return [manifest.geometry.views.index(view) for view in description.geometry.views]
 
 
-def _train_batches(archives: Sequence[Archive], description: Conditions) -> Iterator[Batch]:
+def _train_batches(archives: Sequence[Archive], description: InputDescription) -> Iterator[Batch]:
     for archive in archives:
         for entry in archive.entries("train"):
             yield _load(archive, entry, description, volumes=True)
 
 
-def _load(archive: ScanReader, entry: Entry, description: Conditions, volumes: bool) -> Batch:
+def _load(archive: ScanReader, entry: Entry, description: InputDescription, volumes: bool) -> Batch:
     return load_batch(
         archive,
         [entry],

@@ -33,7 +33,7 @@ class Segmented:
     hu: Int16[np.ndarray, "d h w"]
     regions: UInt8[np.ndarray, "d h w"]
     region_image: sitk.Image
-    """The same regions in the patient frame."""
+    """The same regions in patient coordinates."""
 
     @property
     def sides(self) -> dict[Side, Hemithorax]:

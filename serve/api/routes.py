@@ -137,7 +137,7 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
     ) -> Response:
         """Reconstruct a volume from one radiograph of each view (DICOM, PNG, JPEG, TIFF or BMP)."""
         form: ReconstructionForm = fields
-        async with backend.place():
+        async with backend.slot():
             async with decoder.slots:
                 loaded = await form.radiographs(poses, decoder)
             prepared = np.stack([radiograph.image for radiograph in loaded.values()])

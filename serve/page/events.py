@@ -95,7 +95,7 @@ class Actions:
         samples = int(values[3 * views]) if len(values) > 3 * views else 1
         samples = max(1, min(samples, self._backend.max_samples))
         try:
-            async with self._backend.place():
+            async with self._backend.slot():
                 loaded = [
                     await self._load(view, upload) for view, upload in zip(self._backend.views, inputs, strict=True)
                 ]

@@ -24,7 +24,7 @@ ALGORITHMS = ("uniform", "exact")
 """uniform: samples at equal distances, interpolated linearly, as raylift's are. exact: the default and X2CT-GAN's, in
 which voxels are boxes of constant attenuation."""
 NORMALS = {"frontal": (0, 1, 0), "lateral": (1, 0, 0)}
-"""From the isocenter to the source, in the patient frame."""
+"""From the isocenter to the source, in patient coordinates."""
 
 
 def phantom() -> np.ndarray:
@@ -76,7 +76,7 @@ def by_hand(name: str, samples: int = 1000) -> np.ndarray:
     pixels = source - 949.0 * normal + offset[:, None, None] * down + offset[None, :, None] * column
     along = (np.arange(samples) + 0.5) / samples
     points = source + along[:, None, None, None] * (pixels - source)
-    # Patient frame (left, posterior, superior) to indices (down, back, left).
+    # Patient coordinates (left, posterior, superior) to indices (down, back, left).
     center = (GRID.size - 1) / 2
     indices = [-points[..., 2], points[..., 1], points[..., 0]]
     values = map_coordinates(attenuation, [i / GRID.spacing_mm + center for i in indices], order=1, cval=0.0)

@@ -185,7 +185,7 @@ def test_air_and_padding_contribute_nothing(hu: int, view: View) -> None:
 def test_an_offset_moves_what_is_imaged_at_the_center() -> None:
     volume = torch.zeros(1, 1, 24, 24, 24, dtype=torch.float64)
     volume[0, 0, 4, 12, 17] = 1.0
-    # Index (4, 12, 17) in the patient frame: 5.5 voxels to the left, 0.5 to the back, 7.5 up.
+    # Index (4, 12, 17) in patient coordinates: 5.5 voxels to the left, 0.5 to the back, 7.5 up.
     view = View("on it", 30, 10, offset_mm=(22.0, 2.0, 30.0))
     assert centroid(project(volume, 4.0, CONE, view)[0, 0]) == pytest.approx((19.5, 19.5), abs=0.1)
 

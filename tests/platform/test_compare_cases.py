@@ -21,9 +21,9 @@ from raylift.models.weights import Description
 from raylift.platform import cli, cluster
 from raylift.platform.cluster import WorkersLostError
 from raylift.platform.evaluation import cases
+from raylift.platform.evaluation.case_cache import CaseCache
 from raylift.platform.evaluation.cases import CaseEvaluator
-from raylift.platform.evaluation.kept_cases import KeptCases
-from raylift.platform.evaluation.predictors import ArchiveConditions, FolderPredictor
+from raylift.platform.evaluation.predictors import ArchiveDescription, FolderPredictor
 from raylift.platform.presets import PRESETS
 
 KILLED = """
@@ -32,13 +32,13 @@ from pathlib import Path
 from raylift.datasets.archive.archive import Archive
 from raylift.models import weights
 from raylift.platform.evaluation.compare import compare
-from raylift.platform.evaluation.kept_cases import KeptCases
+from raylift.platform.evaluation.case_cache import CaseCache
 
 home, archive, output = sys.argv[1:]
 candidates = {"a": weights.load(Path(home) / "a"), "theirs": Path(home) / "theirs"}
 kill = lambda done, total, text: os.kill(os.getpid(), signal.SIGKILL) if done == 2 else None
-kept = KeptCases(Path(output) / "finished-scans")
-compare(candidates, [Archive(archive)], split="all", protocols=["volume"], kept=kept, progress=kill)
+cache = CaseCache(Path(output) / "finished-scans")
+compare(candidates, [Archive(archive)], split="all", protocols=["volume"], cache=cache, progress=kill)
 """
 
 
@@ -106,18 +106,18 @@ def evaluator(home, archive32, protocols=("volume",)):
     """The scans of the folder `theirs`, two of them plotted."""
     archive = Archive(str(archive32))
     scans = [(entry.id, archive, entry) for entry in archive.entries()[7:]]
-    own = FolderPredictor("theirs", home / "theirs", ArchiveConditions.of(archive), False)
+    own = FolderPredictor("theirs", home / "theirs", ArchiveDescription.of(archive), False)
     return CaseEvaluator(scans, frozenset({0, 4}), [own], [], protocols, True)
 
 
 def test_kept_scans_are_equal_to_the_evaluated_ones_and_of_the_same_settings_only(home, archive32, tmp_path):
     first = evaluator(home, archive32)
-    made = cases.evaluate(first, 1, KeptCases(tmp_path), lambda *_: None)
-    kept = KeptCases(tmp_path)
+    made = cases.evaluate(first, 1, CaseCache(tmp_path), lambda *_: None)
+    cache = CaseCache(tmp_path)
     counts = []
-    loaded = cases.evaluate(first, 1, kept, lambda done, total, text: counts.append((done, total)))
+    loaded = cases.evaluate(first, 1, cache, lambda done, total, text: counts.append((done, total)))
     assert counts == [(5, 5)]
-    assert kept.loaded == 5
+    assert cache.loaded == 5
     for one, other in zip(made, loaded, strict=True):
         assert replace(one, images=None, thumbnails={}) == replace(other, images=None, thumbnails={})
         assert all(np.array_equal(one.thumbnails[name], other.thumbnails[name]) for name in ("CT", "theirs"))
@@ -134,11 +134,11 @@ def test_kept_scans_are_equal_to_the_evaluated_ones_and_of_the_same_settings_onl
 
 def test_a_kept_scan_that_is_damaged_is_an_error_with_a_remedy(home, archive32, tmp_path):
     of = evaluator(home, archive32)
-    cases.evaluate(of, 1, KeptCases(tmp_path), lambda *_: None)
+    cases.evaluate(of, 1, CaseCache(tmp_path), lambda *_: None)
     path = tmp_path / f"{of.keys()[1]}.npz"
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(AlteredFileError, match=r"is damaged .*: remove it, and its scan is evaluated again"):
-        cases.evaluate(of, 1, KeptCases(tmp_path), lambda *_: None)
+        cases.evaluate(of, 1, CaseCache(tmp_path), lambda *_: None)
 
 
 def test_two_ray_actors_give_every_metric_and_figure_bit_for_bit(

@@ -119,7 +119,7 @@ TAGS = {
 ADDED = {"FillOrder": 0x10A, "Orientation": 0x112, "ResolutionUnit": 0x128, "Predictor": 0x13D, "SampleFormat": 0x153}
 
 
-def check_picture(original: bytes, changed: bytes) -> None:
+def check_image(original: bytes, changed: bytes) -> None:
     expected, found = outcome(original), outcome(changed)
     assert expected is not None
     if found is not None and not is_same(found, expected):
@@ -134,7 +134,7 @@ def test_a_mutated_png_header_is_refused_or_changes_nothing_or_is_recorded(chang
         at, form = IHDR[name]
         struct.pack_into(form, data, at, min(value, 255) if form == ">B" else value)
     struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
-    check_picture(PNG, bytes(data))
+    check_image(PNG, bytes(data))
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -149,7 +149,7 @@ def test_a_png_with_other_chunks_is_refused_or_changes_nothing_or_is_recorded(
     chunks = chunk(b"pHYs", struct.pack(">IIB", *density, unit))
     if transparent is not None:
         chunks += chunk(b"tRNS", struct.pack(">H", transparent))
-    check_picture(PNG, PNG[:33] + chunks + PNG[33:])
+    check_image(PNG, PNG[:33] + chunks + PNG[33:])
 
 
 @MUTATIONS
@@ -166,7 +166,7 @@ def test_a_mutated_tiff_header_is_refused_or_changes_nothing_or_is_recorded(chan
         entries[tag] = struct.pack("<HHII", tag, 4, 1, value)
     directory = struct.pack("<H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4)
     struct.pack_into("<I", data, 4, len(data))
-    check_picture(TIFF, bytes(data) + directory)
+    check_image(TIFF, bytes(data) + directory)
 
 
 @settings(MUTATIONS, max_examples=15)
@@ -183,7 +183,7 @@ def test_a_mutated_jpeg_header_is_refused_or_changes_nothing_or_is_recorded(
     exif[0x0112] = orientation
     block = exif.tobytes()
     marker = b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block
-    check_picture(JPEG, bytes(data[:20]) + marker + bytes(data[20:]))
+    check_image(JPEG, bytes(data[:20]) + marker + bytes(data[20:]))
 
 
 def test_the_unmutated_files_are_read() -> None:

@@ -46,7 +46,7 @@ def application(
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == RECONSTRUCTION:
-            async with queue.place(), slots:
+            async with queue.slot(), slots:
                 await asyncio.sleep(seconds)
         elif scope["path"].startswith("/gradio_api/heartbeat/"):
             await asyncio.sleep(60)
@@ -89,11 +89,11 @@ def test_under_overload_the_accepted_wait_for_the_deadline_at_most_and_others_ar
 def test_retry_after_follows_the_measured_throughput() -> None:
     async def fill(compute_s: float) -> int:
         queue = Queue(0.0, 1, 1000)
-        async with queue.place():
+        async with queue.slot():
             await asyncio.sleep(compute_s)
-        async with queue.place():
+        async with queue.slot():
             with pytest.raises(ServiceUnavailableError, match="the queue is full: try again in") as caught:
-                async with queue.place():
+                async with queue.slot():
                     pass
         return caught.value.retry_after_s
 
@@ -101,19 +101,19 @@ def test_retry_after_follows_the_measured_throughput() -> None:
     assert asyncio.run(fill(1.2)) == 2
 
 
-def test_failed_reconstructions_free_their_place_and_are_no_measure_of_the_throughput() -> None:
+def test_failed_reconstructions_free_their_slot_and_are_no_measure_of_the_throughput() -> None:
     async def run() -> None:
         queue = Queue(0.0, 1, 1)
         for _ in range(3):
             with pytest.raises(ValueError, match="no radiograph"):
-                async with queue.place():
+                async with queue.slot():
                     raise ValueError("no radiograph")
         assert (queue._count, queue._completed) == (0, 0)
 
     asyncio.run(run())
 
 
-def test_probes_find_a_place_where_pages_and_requests_take_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probes_find_a_slot_where_pages_and_requests_take_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_module, "MAX_HEARTBEATS", 5)
     monkeypatch.setattr(gate_module, "MAX_REQUESTS", 5)
 
@@ -160,7 +160,7 @@ def test_a_gate_that_closes_completes_requests_within_the_grace_and_cancels_the_
     asyncio.run(run())
 
 
-def test_a_call_of_the_model_keeps_its_place_when_its_client_leaves() -> None:
+def test_a_call_of_the_model_keeps_its_slot_when_its_client_leaves() -> None:
     request_context: ContextVar[str] = ContextVar("request_context", default="")
     contexts = []
 
@@ -174,7 +174,7 @@ def test_a_call_of_the_model_keeps_its_place_when_its_client_leaves() -> None:
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             request_context.set("of a request")
-            async with queue.place():
+            async with queue.slot():
                 result = await queue.complete(call())
             await PlainTextResponse(result)(scope, receive, send)
 

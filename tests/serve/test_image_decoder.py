@@ -71,7 +71,7 @@ def test_a_file_over_a_limit_is_refused(limits: DecodingLimits, description: Des
     assert time.monotonic() - begun < 10
 
 
-def test_the_child_ends_before_the_place_of_a_client_that_left_is_free(description: Description, large: bytes) -> None:
+def test_the_child_ends_before_the_slot_of_a_client_that_left_is_free(description: Description, large: bytes) -> None:
     async def leave() -> float:
         decoding = asyncio.create_task(load(description, large, DecodingLimits()))
         while not children():

@@ -84,7 +84,7 @@ def pair(radiographs: dict[str, bytes], tmp_path: Path) -> list[str]:
     return options
 
 
-def test_the_command_writes_mean_and_standard_deviation_in_the_same_frame(
+def test_the_command_writes_mean_and_standard_deviation_in_the_same_geometry(
     generative_folder: Path,
     generative: Reconstructor,
     radiographs: dict[str, bytes],
@@ -96,8 +96,8 @@ def test_the_command_writes_mean_and_standard_deviation_in_the_same_frame(
     output = tmp_path / "ct.nii.gz"
     assert cli.main(["reconstruct", str(generative_folder), "-o", str(output), *pair, *options]) == 0
     mean, deviation = (sitk.ReadImage(str(tmp_path / name)) for name in ("ct.nii.gz", "ct-std.nii.gz"))
-    for frame in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
-        assert getattr(mean, frame)() == getattr(deviation, frame)()
+    for quantity in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert getattr(mean, quantity)() == getattr(deviation, quantity)()
     given = generative.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})
     alone = singles(generative_folder, given, 2, first=7)
     assert np.abs(sitk.GetArrayFromImage(mean)[::-1] - alone.mean(axis=0)).max() <= 1

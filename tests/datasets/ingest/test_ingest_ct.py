@@ -40,7 +40,7 @@ def run(sources: list[Path] | Path, url: Path, **options: Any) -> IngestReport:
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> Path:
-    """A folder of three CTs that can be used and four files that cannot."""
+    """A folder of three CT scans that can be used and four files that cannot."""
     folder = tmp_path / "scans"
     person(folder, "anna.nii.gz")
     person(folder, "bert.nrrd", 5)

@@ -24,7 +24,7 @@ def phantom(seed: int, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 def at(grid: Grid, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Index of the voxel nearest to each point (x, y, z) of the patient frame."""
+    """Index of the voxel nearest to each point (x, y, z) in patient coordinates."""
     x, y, z = np.rint(np.atleast_2d(points).T * [[1], [1], [-1]] / grid.spacing_mm + (grid.size - 1) / 2).astype(int)
     return z, y, x
 

@@ -20,10 +20,10 @@ Y, X = np.mgrid[0:1:200j, 0:1:200j]
 
 
 def text() -> np.ndarray:
-    picture = Image.new("L", (200, 200))
+    image = Image.new("L", (200, 200))
     for line in range(10):
-        ImageDraw.Draw(picture).text((5, 20 * line), "Dear Sir or Madam, Dear Sir or Madam", fill=255)
-    return np.asarray(picture)
+        ImageDraw.Draw(image).text((5, 20 * line), "Dear Sir or Madam, Dear Sir or Madam", fill=255)
+    return np.asarray(image)
 
 
 OTHERS = {

@@ -99,7 +99,7 @@ def test_an_inverted_dicom_is_inverted_once_though_its_presentation_states_it_ag
 
 
 @pytest.mark.parametrize("kind", ["PNG", "PNG of 16 bits"])
-def test_a_picture_with_dark_bone_is_inverted_unless_the_caller_decides(kind: str) -> None:
+def test_an_image_with_dark_bone_is_inverted_unless_the_caller_decides(kind: str) -> None:
     bright, _ = PICTURES[kind]
     most = np.asarray(Image.open(io.BytesIO(bright))).max()
     pixels = np.asarray(Image.open(io.BytesIO(bright)))
@@ -128,12 +128,12 @@ def test_a_photograph_is_turned_as_its_camera_was_held(orientation: int) -> None
         4: [Image.Transpose.FLIP_TOP_BOTTOM], 5: [Image.Transpose.TRANSPOSE], 6: [Image.Transpose.ROTATE_90],
         7: [Image.Transpose.TRANSVERSE], 8: [Image.Transpose.ROTATE_270],
     }  # fmt: skip
-    picture = GRAY
+    stored = GRAY
     for turn in turns[orientation]:
-        picture = picture.transpose(turn)
+        stored = stored.transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image = read(encoded(picture, "PNG", exif=exif), "image", invert="no").pixels
+    image = read(encoded(stored, "PNG", exif=exif), "image", invert="no").pixels
     assert np.array_equal(image, chest())
 
 
@@ -145,7 +145,7 @@ def test_what_is_transparent_is_black_whatever_color_it_hides() -> None:
     assert np.array_equal(image[20:], chest()[20:])
 
 
-def test_a_picture_within_its_own_limits_is_read_and_one_beyond_is_refused() -> None:
+def test_an_image_within_its_own_limits_is_read_and_one_beyond_is_refused() -> None:
     data, _ = PICTURES["PNG"]
     exact = RadiographLimits(max_bytes=len(data), max_pixels=12_000, min_side=100, max_aspect=1.2)
     assert read(data, "image", exact).pixels.shape == (120, 100)
@@ -240,7 +240,7 @@ def chest_with_grain() -> np.ndarray:
 
 
 @pytest.mark.parametrize("sides", [((20, 20), (20, 20)), ((0, 0), (9, 30)), ((7, 0), (0, 0))])
-def test_a_frame_as_bright_as_bone_is_cut(sides: tuple[tuple[int, int], tuple[int, int]]) -> None:
+def test_a_border_as_bright_as_bone_is_cropped(sides: tuple[tuple[int, int], tuple[int, int]]) -> None:
     inside = chest_with_grain()
     (top, bottom), (left, right) = sides
     framed = 240 + np.random.default_rng(1).random((96 + top + bottom, 96 + left + right), dtype=np.float32) * 4
@@ -256,7 +256,7 @@ def test_a_dark_margin_is_kept_for_it_may_be_air() -> None:
     assert np.corrcoef(result[8:40, 8:40].ravel(), prepare(inside, 32).ravel())[0, 1] > 0.99
 
 
-def test_a_bright_frame_that_leaves_under_half_of_the_image_is_none() -> None:
+def test_a_bright_border_that_leaves_under_half_of_the_image_is_not_cropped() -> None:
     image = np.pad(chest_with_grain(), 100, constant_values=240)
     assert prepare(image, 48)[:10].min() > 0.99
 
@@ -311,8 +311,8 @@ def test_a_projection_is_prepared_for_serving_as_it_is_for_training(views: str, 
     for name, view, image in request.getfixturevalue(views):
         trained_on = normalize(image)
         assert np.abs(prepare(image, len(image)) - trained_on).max() < 1e-6, (name, view)
-        picture = Image.fromarray((trained_on * 65535).round().astype(np.uint16))
-        served = prepare(read(encoded(picture, "PNG"), name, view=view).pixels, len(image))
+        stored = Image.fromarray((trained_on * 65535).round().astype(np.uint16))
+        served = prepare(read(encoded(stored, "PNG"), name, view=view).pixels, len(image))
         assert np.abs(served - trained_on).max() < 2e-5, (name, view)
 
 
@@ -327,7 +327,7 @@ def test_no_projection_is_taken_for_its_negative_nor_its_negative_for_it(
 
 
 @pytest.mark.parametrize("views", ["phantom_views", "ct_views"])
-def test_bone_is_detected_as_bright_or_dark_through_frames_cuts_and_tone_curves(
+def test_bone_is_detected_as_bright_or_dark_with_borders_crops_and_tone_curves(
     views: str, request: pytest.FixtureRequest
 ) -> None:
     for name, view, image in request.getfixturevalue(views)[::3]:

@@ -62,7 +62,7 @@ def test_files_are_paired_by_what_their_names_have_in_common(
     assert pairs(find_pairs([folder]), folder) == {subject: (frontal, lateral)}
 
 
-def test_pictures_are_known_by_their_content(tmp_path: Path) -> None:
+def test_images_are_recognized_by_their_content(tmp_path: Path) -> None:
     for name, kind in (("anna_pa.dcm", "PNG"), ("anna_lat", "TIFF"), ("bert_pa.img", "JPEG"), ("bert_lat.dcm", "PNG")):
         (tmp_path / name).write_bytes(encoded(Image.new("L", (96, 96)), kind))
     found = find_pairs([tmp_path])

@@ -80,13 +80,13 @@ DIRECTIONS = {
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_every_orientation_is_brought_to_one_frame(direction: str, tmp_path: Path) -> None:
+def test_every_orientation_is_brought_to_volume_order(direction: str, tmp_path: Path) -> None:
     image = thorax_image((84, 84, 84), direction=DIRECTIONS[direction])
     assert_right_way_round(*on_grid(write_image(image, tmp_path / "person.nii.gz"), keep_table=True))
 
 
 @pytest.mark.parametrize("direction", ["oblique", "coronal", "flipped"])
-def test_every_orientation_of_a_dicom_series_is_brought_to_one_frame(direction: str, tmp_path: Path) -> None:
+def test_every_orientation_of_a_dicom_series_is_brought_to_volume_order(direction: str, tmp_path: Path) -> None:
     write_series(tmp_path, thorax_image((84, 84, 84), direction=DIRECTIONS[direction]))
     assert_right_way_round(*on_grid(tmp_path, keep_table=True))
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from raylift.datasets import jpeg
 from raylift.datasets.errors import FileError
 from raylift.datasets.radiographs.gray_image import GrayImage, RadiographLimits, one_line, square_pixels
-from raylift.datasets.radiographs.picture_header import BITS_PER_SAMPLE, JPEGS, PLANAR_CONFIGURATION, select_page
+from raylift.datasets.radiographs.image_header import BITS_PER_SAMPLE, JPEGS, PLANAR_CONFIGURATION, select_page
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 SIGNATURES = {
@@ -42,7 +42,7 @@ TIFF_DEFAULTS = {0x010A: ("FillOrder", 1), 0x013D: ("Predictor", 1), 0x0153: ("S
 """Tags that change how the values of a TIFF are read, with their usual value."""
 
 
-def read_picture(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
+def read_image(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
     """The image of a PNG, JPEG, TIFF or BMP file, as bright or dark as it is stored.
 
     Of a file with several pages the largest is read.
@@ -51,18 +51,18 @@ def read_picture(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
         FileError: another format, damaged, over the limits, in color, or several pages of one size.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             notes: list[str] = []
-            page = select_page(picture, data, name, limits, notes)
-            notes += _unusual_tags(picture)
-            ratio, attribute = _pixel_ratio(picture)
-            if picture.format in JPEGS:
-                _check_end(picture, data, name)
-            channels = _deep_channels(picture, page, data, name)
+            page = select_page(image, data, name, limits, notes)
+            notes += _unusual_tags(image)
+            ratio, attribute = _pixel_ratio(image)
+            if image.format in JPEGS:
+                _check_end(image, data, name)
+            channels = _deep_channels(image, page, data, name)
             if channels is None:
-                pixels, is_clear = _gray(picture, name, notes)
+                pixels, is_clear = _gray(image, name, notes)
             else:
-                orientation = picture.getexif().get(ORIENTATION, 1)
+                orientation = image.getexif().get(ORIENTATION, 1)
                 pixels, is_clear = (_upright(one, orientation) for one in _deep_gray(channels, name, notes))
             pixels = square_pixels(pixels, ratio, attribute, name, limits, notes)
             background = None
@@ -93,21 +93,21 @@ def _why_unidentified(data: bytes) -> str:
     return f"not an image raylift reads: give DICOM, {', '.join(FORMATS)}"
 
 
-def _check_end(picture: Image.Image, data: bytes, name: str) -> None:
+def _check_end(image: Image.Image, data: bytes, name: str) -> None:
     """Decode a JPEG and refuse it if its last scan ends before its last pixel."""
 
     def decode(stream: bytes) -> Any:
         with Image.open(io.BytesIO(stream), formats=("JPEG",)) as other:
             return np.asarray(other)
 
-    if jpeg.is_cut(data, jpeg.layout(data).end, np.asarray(picture), decode):
+    if jpeg.is_cut(data, jpeg.layout(data).end, np.asarray(image), decode):
         raise FileError(f"{name}: the image is damaged: its compressed data end before its last pixel")
 
 
-def _unusual_tags(picture: Image.Image) -> list[str]:
+def _unusual_tags(image: Image.Image) -> list[str]:
     """Notes on tags that change how an image is read."""
-    tags: Any = getattr(picture, "tag_v2", {})
-    orientation = picture.getexif().get(ORIENTATION, 1)
+    tags: Any = getattr(image, "tag_v2", {})
+    orientation = image.getexif().get(ORIENTATION, 1)
     notes = [] if orientation == 1 else [f"turned upright (orientation {orientation})"]
     for tag, (keyword, usual) in TIFF_DEFAULTS.items():
         value = tags.get(tag, usual)
@@ -117,33 +117,33 @@ def _unusual_tags(picture: Image.Image) -> list[str]:
     return notes
 
 
-def _pixel_ratio(picture: Image.Image) -> tuple[float, str]:
+def _pixel_ratio(image: Image.Image) -> tuple[float, str]:
     """Height of a pixel over its width from the resolution of the upright image, and the words for it."""
-    info = picture.info
+    info = image.info
     density = info.get("dpi") or info.get("resolution") or info.get("aspect") or info.get("jfif_density") or (1, 1)
     across, down = map(float, density)
     if not (0 < across < np.inf and 0 < down < np.inf):
         return 1.0, ""
     # The density is that of pixels along an axis: more of them are smaller ones.
-    sideways = picture.getexif().get(ORIENTATION) in SIDEWAYS
+    sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
     return (down / across if sideways else across / down), f"a resolution of {across:g} x {down:g}"
 
 
 def _deep_channels(
-    picture: Image.Image, page: int, data: bytes, name: str
+    image: Image.Image, page: int, data: bytes, name: str
 ) -> Shaped[np.ndarray, "rows columns samples"] | None:
     """The channels of a PNG or TIFF whose samples Pillow cuts to 8 bits, the last may be alpha; None for other images.
 
     Raises:
         FileError: a TIFF of over 8 bits in other colors than RGB.
     """
-    if picture.format == "PNG":
+    if image.format == "PNG":
         bits, color = data[PNG_DEPTH : PNG_DEPTH + 2]
-        if bits != 16 or (color == 0 and "transparency" not in picture.info):
+        if bits != 16 or (color == 0 and "transparency" not in image.info):
             return None
         # A transparent color becomes a channel too.
         return np.asarray(imagecodecs.png_decode(data))
-    tags: Any = getattr(picture, "tag_v2", {})
+    tags: Any = getattr(image, "tag_v2", {})
     bits = tags.get(BITS_PER_SAMPLE, (1,))
     if len(bits) < 2 or max(bits) <= 8:
         return None
@@ -181,13 +181,13 @@ def _upright(values: Shaped[np.ndarray, "_ _"], orientation: int) -> Shaped[np.n
 
 
 def _gray(
-    picture: Image.Image, name: str, notes: list[str]
+    image: Image.Image, name: str, notes: list[str]
 ) -> tuple[Float32[np.ndarray, "rows columns"], Bool[np.ndarray, "rows columns"]]:
     """The gray values that Pillow decodes, upright, and the mask of the pixels without opacity."""
-    tags: Any = getattr(picture, "tag_v2", {})
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(("I", "F")):
-        values = np.asarray(picture)
+    tags: Any = getattr(image, "tag_v2", {})
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
         # Pillow reads unsigned values of 32 bits as signed ones.
         is_unsigned = (
             values.dtype == np.int32 and tags.get(BITS_PER_SAMPLE) == (32,) and tags.get(0x0153, (1,))[:1] == (1,)
@@ -196,19 +196,19 @@ def _gray(
         # Pillow follows this in images of up to 8 bits alone.
         is_white_zero = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
         return values.min() + values.max() - values if is_white_zero else values, np.zeros(values.shape, dtype=bool)
-    is_clear = np.zeros((picture.height, picture.width), dtype=bool)
-    if picture.mode == "L" and tags.get(BITS_PER_SAMPLE) == (8,) and tags.get(0x0153, (1,))[:1] == (2,):
+    is_clear = np.zeros((image.height, image.width), dtype=bool)
+    if image.mode == "L" and tags.get(BITS_PER_SAMPLE) == (8,) and tags.get(0x0153, (1,))[:1] == (2,):
         # Pillow reads signed values of 8 bits as unsigned ones, and refuses them where zero is white.
-        return np.asarray(picture).view(np.int8).astype(np.float32), is_clear
-    if picture.has_transparency_data:
+        return np.asarray(image).view(np.int8).astype(np.float32), is_clear
+    if image.has_transparency_data:
         # Transparent pixels have arbitrary colors.
-        rgba = picture.convert("RGBA")
+        rgba = image.convert("RGBA")
         is_clear = np.asarray(rgba.getchannel("A")) == 0
         if rgba.getchannel("A").getextrema() != (255, 255):
             notes.append(TRANSPARENT)
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
-    color = picture.convert("RGB")
-    if picture.mode not in ("1", "L"):
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
+    color = image.convert("RGB")
+    if image.mode not in ("1", "L"):
         _check_tint(np.asarray(color), name, notes)
     return np.asarray(color.convert("L"), dtype=np.float32), is_clear
 

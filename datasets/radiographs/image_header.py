@@ -14,7 +14,7 @@ from raylift.datasets.radiographs.gray_image import RadiographLimits, check_size
 
 MAX_PAGES = 64
 JPEGS = ("JPEG", "MPO")
-"""Pillow's names of a JPEG, and of one of a phone with further images, of which the first is the picture."""
+"""Pillow's names of a JPEG, and of one of a phone with further images, of which the first is read."""
 PIXEL_BYTES = 4
 """Bytes of a decoded pixel for which `RadiographLimits.max_pixels` holds; wider pixels count as several."""
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -28,11 +28,11 @@ SAMPLES_PER_PIXEL, ROWS_PER_STRIP, STRIP_BYTE_COUNTS, PLANAR_CONFIGURATION = 0x0
 TILE_WIDTH, TILE_LENGTH = 0x0142, 0x0143
 
 
-def select_page(picture: Image.Image, data: bytes, name: str, limits: RadiographLimits, notes: list[str]) -> int:
+def select_page(image: Image.Image, data: bytes, name: str, limits: RadiographLimits, notes: list[str]) -> int:
     """Go to the page with the radiograph, which is the largest, and check it.
 
     Args:
-        picture: the opened file.
+        image: the opened file.
         data: its bytes.
         name: name of the file in messages.
         limits: limits on the page that is read.
@@ -45,29 +45,29 @@ def select_page(picture: Image.Image, data: bytes, name: str, limits: Radiograph
         FileError: over the limits, truncated, or several pages of one size.
     """
     page = 0
-    if picture.format == "TIFF":
-        page = _select_largest(picture, name, notes)
-    elif picture.format == "MPO":
-        notes.append(f"the first of {picture.n_frames} images read")  # type: ignore[attr-defined]
-    elif getattr(picture, "n_frames", 1) > 1:
-        raise FileError(f"{name}: an animation of {picture.n_frames} frames: save one as a file of its own")  # type: ignore[attr-defined]
-    check_size(name, picture.height, picture.width, limits)
-    if picture.format == "PNG":
+    if image.format == "TIFF":
+        page = _select_largest(image, name, notes)
+    elif image.format == "MPO":
+        notes.append(f"the first of {image.n_frames} images read")  # type: ignore[attr-defined]
+    elif getattr(image, "n_frames", 1) > 1:
+        raise FileError(f"{name}: an animation of {image.n_frames} frames: save one as a file of its own")  # type: ignore[attr-defined]
+    check_size(name, image.height, image.width, limits)
+    if image.format == "PNG":
         _check_png(data, name, limits)
-    elif picture.format in JPEGS:
+    elif image.format in JPEGS:
         jpeg.layout(data)
-    elif picture.format == "TIFF":
-        _check_tiff(picture, name, limits)
+    elif image.format == "TIFF":
+        _check_tiff(image, name, limits)
     return page
 
 
-def _select_largest(picture: Image.Image, name: str, notes: list[str]) -> int:
+def _select_largest(image: Image.Image, name: str, notes: list[str]) -> int:
     """Go to the largest page of a TIFF; the others are its thumbnails and reduced copies."""
     sizes: list[int] = []
     try:
         while len(sizes) <= MAX_PAGES:
-            picture.seek(len(sizes))
-            sizes.append(picture.width * picture.height)
+            image.seek(len(sizes))
+            sizes.append(image.width * image.height)
     except EOFError:
         pass
     if len(sizes) > MAX_PAGES:
@@ -78,7 +78,7 @@ def _select_largest(picture: Image.Image, name: str, notes: list[str]) -> int:
             "file of its own"
         )
     largest = sizes.index(max(sizes))
-    picture.seek(largest)
+    image.seek(largest)
     if len(sizes) > 1:
         notes.append(f"page {largest + 1} of {len(sizes)} read, the largest")
     return largest
@@ -115,12 +115,12 @@ def _check_png(data: bytes, name: str, limits: RadiographLimits) -> None:
         )
 
 
-def _check_tiff(picture: Image.Image, name: str, limits: RadiographLimits) -> None:
+def _check_tiff(image: Image.Image, name: str, limits: RadiographLimits) -> None:
     """Refuse a TIFF with pixels or tiles over the limits, or uncompressed strips of another length than its header's.
 
     A decoder allocates whole tiles, which may be larger than the image.
     """
-    tags: Any = picture.tag_v2  # type: ignore[attr-defined]
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
     columns, rows = tags[IMAGE_WIDTH], tags[IMAGE_LENGTH]
     bits, samples = tags.get(BITS_PER_SAMPLE, (1,)), tags.get(SAMPLES_PER_PIXEL, 1)
     width, length = max(columns, tags.get(TILE_WIDTH, 0)), max(rows, tags.get(TILE_LENGTH, 0))

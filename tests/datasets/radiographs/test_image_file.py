@@ -175,7 +175,7 @@ def test_transparent_pixels_are_dark_after_an_inversion_too() -> None:
         assert image.notes[0] == "transparent pixels set to black"
 
 
-def test_the_first_picture_of_a_jpeg_of_a_phone_is_read() -> None:
+def test_the_first_image_of_a_jpeg_of_a_phone_is_read() -> None:
     file = io.BytesIO()
     Image.fromarray(GRAY).save(file, "MPO", save_all=True, append_images=[Image.fromarray(GRAY[::2, ::2])], quality=98)
     assert difference(file.getvalue(), GRAY) < 0.03

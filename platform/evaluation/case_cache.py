@@ -19,7 +19,7 @@ from raylift.datasets.errors import AlteredFileError
 from raylift.platform.evaluation.results import Case, Images
 
 
-class KeptCases:
+class CaseCache:
     """A folder of finished scans, from which a comparison that was interrupted continues.
 
     Attributes:
