@@ -1,7 +1,8 @@
 """A trained network in a local folder: safetensors weights and a self-contained description.
 
 ```
-model.safetensors    weights, in fp32 or half precision; always loaded in fp32
+model.safetensors    weights, in fp32 or half precision; always loaded in fp32; absent where model.json names a folder
+                     beside this one whose weights are the same (`weights_of`)
 training_data.npz    the scans and baselines of its training data (`models.training_data`); absent for a model whose
                      training data are unknown
 model.json           system and its settings, grid, geometry, window, provenance, SHA-256 of itself and of the others
@@ -13,6 +14,7 @@ No file is a pickle, and all digests are always checked. `platform.model_store` 
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,7 +110,7 @@ def describe(folder: Path) -> tuple[Description, dict[str, str]]:
     """
     path = folder / DESCRIPTION_FILE
     try:
-        data = digested_json.decode(path.read_bytes(), str(path))
+        data = _head(folder)
         written = (data["format"], data["version"])
         if written != (FORMAT, FORMAT_VERSION):
             raise WeightsError(f"{path} is {written}; this raylift reads {(FORMAT, FORMAT_VERSION)}")
@@ -126,6 +128,23 @@ def describe(folder: Path) -> tuple[Description, dict[str, str]]:
         raise WeightsError(f"{path} is not a model description: {error}") from error
 
 
+def weights_file(folder: Path) -> Path:
+    """The weights of a model folder: its own or, without any, those of the folder that its description names.
+
+    Raises:
+        WeightsError: the description names a folder that is not beside this one.
+    """
+    other = "" if (folder / WEIGHTS_FILE).is_file() else _head(folder).get("weights_of", "")
+    if other and not re.fullmatch(r"[\w-]+", str(other)):
+        raise WeightsError(f"{folder / DESCRIPTION_FILE} has weights_of '{other}': it must be a folder beside it")
+    return folder.parent / other / WEIGHTS_FILE if other else folder / WEIGHTS_FILE
+
+
+def _head(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION_FILE
+    return digested_json.decode(path.read_bytes(), str(path))
+
+
 def model_folder(folder: str | Path) -> Path:
     """The folder of the files: the given one, or the folder `model` inside it, as in a checkpoint."""
     inside = Path(folder) / "model"
@@ -140,15 +159,15 @@ def load(folder: str | Path) -> Model:
     """
     folder = model_folder(folder)
     description, digests = describe(folder)
+    path = weights_file(folder)
     for name, expected in digests.items():
-        if not (folder / name).is_file():
-            raise WeightsError(f"{folder} has no {name}")
-        if (computed := file_sha256(folder / name)) != expected:
+        file = path if name == WEIGHTS_FILE else folder / name
+        if not file.is_file():
+            raise WeightsError(f"{file.parent} has no {name}")
+        if (computed := file_sha256(file)) != expected:
             raise WeightsError(
-                f"{folder / name} has SHA-256 {computed}, its description states {expected}: "
-                "the file was altered or cut"
+                f"{file} has SHA-256 {computed}, its description states {expected}: the file was altered or cut"
             )
-    path = folder / WEIGHTS_FILE
     with torch.device("meta"):
         network = description.system.reconstructor(description.grid, description.geometry)
     try:

@@ -86,11 +86,11 @@ def location(url: str | Path) -> str:
         require_reachable(url)
         return absolute(url)
     folder = package_folder(name)
-    if (folder / WEIGHTS_FILE).is_file():
+    if (path := weights.weights_file(folder)).is_file():
         return str(folder)
     if not MODELS[name].url:
         raise WeightsError(
-            f"{PREFIX}{name}: this copy of raylift has no {folder / WEIGHTS_FILE}. Install the wheel, or pass the URL "
+            f"{PREFIX}{name}: this copy of raylift has no {path}. Install the wheel, or pass the URL "
             "of a copy of that folder"
         )
     return str(_fetched(name))

@@ -1,6 +1,7 @@
 """The house: who may import whom, names that would break Python, and what a wheel holds."""
 
 import ast
+import hashlib
 import os
 import re
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from raylift.platform.model_store import MODELS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOW = ["datasets", "models", "platform", "serve"]
@@ -202,14 +205,23 @@ def test_a_wheel_holds_exactly_the_tracked_files_of_the_six_folders(wheel):
     assert held == expected
 
 
-def test_the_built_wheel_reconstructs_from_two_images_without_a_model_of_the_user(wheel, tmp_path):
+def test_a_wheel_holds_the_same_weights_once(wheel):
+    with zipfile.ZipFile(wheel) as opened:
+        names = [name for name in opened.namelist() if name.endswith(".safetensors")]
+        digests = {hashlib.sha256(opened.read(name)).hexdigest() for name in names}
+    assert len(names) == len(digests) >= 1
+    assert len(names) < len(MODELS)
+
+
+@pytest.mark.parametrize("views", [("frontal", "lateral"), ("frontal",)], ids=["two views", "frontal"])
+def test_the_built_wheel_reconstructs_without_a_model_of_the_user(views, wheel, tmp_path):
     with zipfile.ZipFile(wheel) as opened:
         opened.extractall(tmp_path / "installed")
     rows = np.linspace(0, 255, 96, dtype=np.uint8)
-    for name in ("pa", "lateral"):
+    for name in views:
         Image.fromarray(np.minimum.outer(rows, rows[::-1])).save(tmp_path / f"{name}.png")
     code = "import raylift; print(raylift.__file__); from raylift.platform import cli; raise SystemExit(cli.main())"
-    words = ["reconstruct", "--frontal", "pa.png", "--lateral", "lateral.png", "-o", "ct.nii.gz"]
+    words = ["reconstruct", *(word for view in views for word in (f"--{view}", f"{view}.png")), "-o", "ct.nii.gz"]
     completed = subprocess.run(
         [sys.executable, "-c", code, *words],
         cwd=tmp_path,

@@ -15,7 +15,7 @@ from raylift.platform.progress import console
 def models(arguments: list[str]) -> int:
     """Pretrained models, which commands take by name."""
     tyro.cli(_NoOptions, prog="raylift models", args=arguments, description=models.__doc__)
-    from raylift.models.weights import WEIGHTS_FILE
+    from raylift.models.weights import weights_file
     from raylift.platform import model_store
     from raylift.platform.export import CARD_FILE, card_metrics
 
@@ -24,8 +24,8 @@ def models(arguments: list[str]) -> int:
         description = model_store.description_of(url)
         views, grid = description.geometry.views, description.grid
         metrics = card_metrics((folder / CARD_FILE).read_text(encoding="utf-8"))
-        weights = folder / WEIGHTS_FILE
-        size = f"{weights.stat().st_size / 2**20:.1f} MiB" if weights.is_file() else "not in the package"
+        path = weights_file(folder)
+        size = f"{path.stat().st_size / 2**20:.1f} MiB" if path.is_file() else "not in the package"
         rows = {
             "title": entry.title,
             "system": description.system.name,

@@ -52,6 +52,31 @@ def test_the_weights_of_a_loaded_model_are_aligned_whatever_the_file(saved):
     assert {tensor.data_ptr() % 64 for tensor in loaded.values()} == {0}
 
 
+def test_a_model_may_name_the_weights_of_the_folder_beside_it(saved):
+    folder, network, *_ = saved
+    alike = folder.parent / "alike"
+    alike.mkdir()
+    head = digested_json.decode((folder / "model.json").read_bytes(), "model.json")
+
+    def name(other: str) -> None:
+        (alike / "model.json").write_bytes(digested_json.encode({**head, "weights_of": other}))
+
+    name("model")
+    views = torch.rand(1, 2, 32, 32)
+    torch.testing.assert_close(weights.load(alike).network(views), network(views), atol=1e-4, rtol=0)
+    for other in ("../model", "..", ".", "/model", "a/b"):
+        name(other)
+        with pytest.raises(weights.WeightsError, match="it must be a folder beside it"):
+            weights.load(alike)
+    name("absent")
+    with pytest.raises(weights.WeightsError, match=r"absent has no model\.safetensors"):
+        weights.load(alike)
+    name("model")
+    (folder / "model.safetensors").write_bytes(b"altered")
+    with pytest.raises(weights.WeightsError, match=r"model/model\.safetensors has SHA-256 .*: the file was altered"):
+        weights.load(alike)
+
+
 def test_a_checkpoint_folder_is_a_model_too(saved):
     folder, *_ = saved
     assert weights.load(folder.rename(folder.parent / "checkpoint").parent / "checkpoint").sha256

@@ -70,6 +70,18 @@ def test_a_name_is_its_folder_in_every_use():
     assert all(torch.equal(one, two) for one, two in zip(by_name.parameters(), by_path.parameters(), strict=True))
 
 
+def test_the_frontal_model_has_the_weights_of_the_other_and_an_export_of_it_has_its_own(tmp_path):
+    assert not (package_folder("chest-64-frontal") / "model.safetensors").exists()
+    both, frontal = (model_store.load(f"models:{name}") for name in ("chest-64", "chest-64-frontal"))
+    assert frontal.sha256 == both.sha256
+    assert cli.main(["export", "models:chest-64-frontal", str(tmp_path / "own")]) == 0
+    assert (tmp_path / "own/model.safetensors").is_file()
+    exported = weights.load(tmp_path / "own")
+    assert exported.description.system.views == ("frontal",)
+    image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(exported.network(image), frontal.network(image))
+
+
 @pytest.mark.parametrize(
     "name", ["models:chest-65", "models:", "model:chest-64", "models://chest-64", "Models:chest-64"]
 )
