@@ -17,8 +17,8 @@ from raylift.models import weights
 from raylift.models.diffusion.generative import GenerativeNetwork
 from raylift.models.weights import Model
 from raylift.models.zoo import SYSTEMS
-from raylift.platform.evaluation.report import DISCLAIMER
 from raylift.platform.monitor import PROTOCOL_OF, monitored
+from raylift.platform.reports.page import DISCLAIMER
 
 CARD_FILE = "README.md"
 PRECISIONS = {torch.float32: "fp32", torch.float16: "half precision"}

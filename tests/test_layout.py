@@ -126,6 +126,17 @@ def test_folders_do_not_import_one_another_in_circles():
     assert not folders, {folder: sorted(names & folders.keys()) for folder, names in folders.items()}
 
 
+def test_reports_of_evaluation_and_search_share_their_templates_and_nothing_of_each_other():
+    imported = graph()
+    for room, other in (("tuning", "evaluation"), ("evaluation", "tuning")):
+        names = {
+            name for module in imported if module.startswith(f"raylift.platform.{room}.") for name in imported[module]
+        }
+        assert "raylift.platform.reports.page" in names
+        assert not {name for name in names if name.startswith(f"raylift.platform.{other}.")}
+    assert not chain(imported, "raylift.platform.reports.page", {"matplotlib", "torch", "ray"}, set())
+
+
 def test_search_spaces_are_pure_data():
     assert {path.suffix for path in (REPOSITORY / "tune_spaces").iterdir() if path.name != "__pycache__"} == {".yaml"}
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import re
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from PIL import Image
 from rich.table import Table
@@ -25,8 +23,8 @@ from raylift.platform.evaluation.predictors import FITTED
 from raylift.platform.evaluation.results import DISPLAY_HU, Evaluation
 from raylift.platform.evaluation.tables import TITLES, Section, cell
 from raylift.platform.progress import console
+from raylift.platform.reports.page import DISCLAIMER, base64_text, render
 
-DISCLAIMER = "raylift is research software. It is not a medical device and must not be used for diagnosis."
 RESIDUAL = (
     "Relative L2 distance of each reprojection, after the gain and offset that fit it best, from the radiograph. The "
     "consistency fit minimizes it, so it is no measure of the volume."
@@ -34,14 +32,6 @@ RESIDUAL = (
 TEMPLATE = "report.html.j2"
 MAX_THUMBNAILS = 60
 """Number of scans with thumbnails."""
-
-templates = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 
 
 def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] | None = None) -> Path:
@@ -97,7 +87,8 @@ def terminal_tables(evaluation: Evaluation) -> list[Table]:
 
 def _page(evaluation: Evaluation, figures: list[tuple[str, Path]]) -> str:
     protocol, name = evaluation.decisive
-    return templates.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         title=evaluation.title,
         verdicts=[(evaluation.verdict(name), evaluation.is_significant(name)) for name in evaluation.candidates],
         notes=_sentences(evaluation),
@@ -106,9 +97,8 @@ def _page(evaluation: Evaluation, figures: list[tuple[str, Path]]) -> str:
         thumbnails=_thumbnails(evaluation),
         order=_order(evaluation),
         decisive=f"{TITLES[name]} (protocol {protocol})",
-        figures=[(title, _base64(path.read_bytes())) for title, path in figures],
+        figures=[(title, base64_text(path.read_bytes())) for title, path in figures],
         provenance=json.dumps(evaluation.provenance, indent=1),
-        disclaimer=DISCLAIMER,
     )
 
 
@@ -158,7 +148,7 @@ def _thumbnails(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, str, 
             png = io.BytesIO()
             Image.fromarray(gray).save(png, "PNG")
             psnr = f"{cell(name, case.metrics[predictor][protocol][name])} dB" if predictor in case.metrics else ""
-            pictures.append((predictor, psnr, _base64(png.getvalue())))
+            pictures.append((predictor, psnr, base64_text(png.getvalue())))
         shown.append((case.name, pictures))
     return shown
 
@@ -172,10 +162,6 @@ def _order(evaluation: Evaluation) -> str:
         f"Coronal planes through the middle, {DISPLAY_HU[0]:g} to {DISPLAY_HU[1]:g} HU, from the lowest to the highest "
         f"{TITLES[name].removesuffix(', dB')} of {evaluation.candidates[0]} (protocol {protocol}).{some}"
     )
-
-
-def _base64(png: bytes) -> str:
-    return base64.b64encode(png).decode()
 
 
 def print_summary(evaluation: Evaluation, page: Path) -> None:

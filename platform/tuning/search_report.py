@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import warnings
@@ -22,8 +21,8 @@ from optuna.visualization import matplotlib as figures
 from raylift import __version__
 from raylift.datasets.archive.store import Folder, absolute, join
 from raylift.datasets.errors import ConfigError
-from raylift.platform.evaluation.report import DISCLAIMER, templates
 from raylift.platform.presets import train_command
+from raylift.platform.reports.page import base64_text, render
 from raylift.platform.training import lease
 from raylift.platform.tuning.search import Search, load_search
 from raylift.platform.tuning.study import TrialHistory, as_study, load_trials, write_storage
@@ -49,7 +48,8 @@ def write(url: str) -> str:
     trials = load_trials(url, search)
     storage = write_storage(url, search, trials)
     header, rows = _table(search, trials)
-    page = templates.get_template(TEMPLATE).render(
+    page = render(
+        TEMPLATE,
         title=f"Search {url.rsplit('/', 1)[-1]}",
         summary=_summary(search, trials),
         unfinished=_unfinished(url, search, trials),
@@ -58,7 +58,6 @@ def write(url: str) -> str:
         commands=[(trial.id, _command(trial)) for trial in trials],
         storage=storage,
         provenance=json.dumps(_provenance(url, search), indent=1),
-        disclaimer=DISCLAIMER,
     )
     Folder(url).write(PAGE_FILE, page.encode())
     return join(url, PAGE_FILE)
@@ -168,7 +167,7 @@ def _png(axes: Axes) -> str:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110, bbox_inches="tight", facecolor="white")
     pyplot.close(figure)
-    return base64.b64encode(content.getvalue()).decode()
+    return base64_text(content.getvalue())
 
 
 def _provenance(url: str, search: Search) -> dict[str, Any]:
