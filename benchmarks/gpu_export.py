@@ -37,8 +37,8 @@ def export(stages: list[Path], views: int, archive_url: str, folder: Path, resul
     """The last weights of a training in stages as a model that raylift loads, in half precision, with its card.
 
     Args:
-        stages: files `NAME.settings.json` that `gpu_training.py` wrote, each begun from the weights of the one before;
-            beside the last one are its log and weights.
+        stages: files `NAME.settings.json` that `gpu_training.py` wrote, each started with the weights of the previous
+            one; the folder of the last one has its log and weights.
         views: the first views of the geometry that the model takes.
         archive_url: an archive of the CT, for the digests of the training scans and the fit of the trivial baselines.
         folder: a new folder.

@@ -49,7 +49,7 @@ def main() -> int:
         run, report = options.output / name, options.output / f"{name}-report"
         new = [name, "--data.archive", options.archive, "--output", str(run), "--train.steps", str(options.steps)]
         new += ["--train.batch-size", str(options.batch), "--train.validate-every", str(max(1, options.steps // 4))]
-        new += beside(name, options.archive, options.output)
+        new += required_options(name, options.archive, options.output)
         begun = ["--resume", str(run)] if (run / RUN_FILE).exists() else new
         evaluate = ["evaluate", str(run), "--archive", options.archive, "--output", str(report)]
         with contextlib.redirect_stdout(sys.stderr):
@@ -63,7 +63,8 @@ def main() -> int:
     first = reports[options.presets[0]]
     header("systems")
     groups = ", ".join(f"{len(cases)} {group}" for group, cases in grouped(first).items())
-    title = f"{options.steps} steps of {options.batch} each; protocol volume, means over the test scans ({groups})"
+    trained = f"{options.steps} steps with batch size {options.batch}"
+    title = f"{trained}; protocol `volume`, means over the test scans ({groups})"
     measured = [f"{name}, {group}" for group in grouped(first) for name in (*COLUMNS, "lung Dice")]
     table(title, ["preset", "parameters", *measured], rows)
     for group in grouped(first):
@@ -76,7 +77,7 @@ def main() -> int:
 
 
 def differences(presets: list[str]) -> list[str]:
-    """Differences between the systems of the table beside their networks."""
+    """Differences between the systems of the table, apart from their networks."""
     systems = {name: PRESETS[name].system for name in presets}
     alone = [name for name, system in systems.items() if system.supervision == "radiographs"]
     unpaired = [name for name in alone if isinstance(systems[name], CycleGan)]
@@ -90,7 +91,7 @@ def differences(presets: list[str]) -> list[str]:
     return [note for note in notes if note]
 
 
-def beside(name: str, ct: str, runs: Path) -> list[str]:
+def required_options(name: str, ct: str, runs: Path) -> list[str]:
     """Further options of a preset: CT of other patients for a CycleGAN, the run of a base for a refiner."""
     system = PRESETS[name].system
     unpaired = ["--data.unpaired", ct] if isinstance(system, CycleGan) else []

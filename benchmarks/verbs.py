@@ -27,7 +27,7 @@ from raylift.platform.presets import PRESETS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
-from systems import SLIM, beside
+from systems import SLIM, required_options
 
 COMMANDS = ("train", "resume", "evaluate", "export", "reconstruct", "serve")
 
@@ -67,7 +67,7 @@ def runs(name: str, options: argparse.Namespace) -> dict[str, Callable[[int], bo
     archive = options.ct if system.supervision == "volumes" else options.pairs
     train = [name, "--data.archive", archive, "--output", str(run), "--train.steps", str(options.steps)]
     train += ["--train.validate-every", str(options.steps), "--train.validation-samples", "1"]
-    train += beside(name, options.ct, options.output)
+    train += required_options(name, options.ct, options.output)
     radiographs = [word for view in system.views for word in (f"--{view}", getattr(options, view))]
     words = {
         "train": ["train", *train],

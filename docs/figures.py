@@ -1,8 +1,8 @@
 """Render the figures of the documentation: phantoms, and a pair of radiographs that is in the public domain.
 
 `python docs/figures.py` renders the sheet of phantoms; `--frontal` and `--lateral` with the CC0 pair render what the
-model in the package makes of it, a phantom that it was not trained on, and augmented pairs of a phantom beside
-that pair; `--page http://127.0.0.1:8000` takes a picture of a running service's page, on the page's own example.
+model in the package makes of it, a phantom that it was not trained on, and augmented pairs of a phantom next
+to that pair; `--page http://127.0.0.1:8000` takes a screenshot of a running service's page, on the page's own example.
 """
 
 from __future__ import annotations
@@ -156,14 +156,14 @@ def page(url: str, path: Path, width_px: int = 1080) -> None:
         shown.locator("#reconstruct").click()
         expect(shown.locator("raylift-viewer")).to_have_attribute("data-state", "ready", timeout=60_000)
         expect(shown.locator("#reconstruct")).to_have_text("Reconstruct")
-        shown.wait_for_timeout(1000)  # pictures fade in
+        shown.wait_for_timeout(1000)  # images fade in
         shown.screenshot(path=path, full_page=True)
         browser.close()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Render the figures of the documentation.")
-    parser.add_argument("--page", metavar="URL", help="a running service, for a picture of its page")
+    parser.add_argument("--page", metavar="URL", help="a running service, for a screenshot of its page")
     parser.add_argument("--frontal", type=Path, help="of the CC0 pair")
     parser.add_argument("--lateral", type=Path, help="of the CC0 pair")
     options = parser.parse_args()

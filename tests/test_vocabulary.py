@@ -56,6 +56,10 @@ WORDS = {
     r"\bx-rays alone\b|\blearns? from (?:radiographs|volumes)\b": "unpaired, supervised by",
     r"\bcuts the body\b|\blungs are cut\b": "truncate (field-of-view truncation)",
     r"\bfeedback\b|\bcarried\b": "view decoders, outputs",
+    r"\bbeside\b": "next to, with, compared with",
+    r"\bpatient frame\b|\bsource[- ]axis\b": "patient coordinates, source to isocenter",
+    r"\bCTs\b": "CT scans",
+    r"\bpicture (?:file|header)\b|\b(?:min|max) places\b": "image, slot",
     r"\bplayers?\b|\btake turns\b": "network, loss module, training step",
     r"^\s*\"\"\"Of ": "name the quantity: channels, weight, decay of",
 }
@@ -63,6 +67,7 @@ ALLOWED = [
     r"ground[_ -]truths?",
     r"exponential moving average",
     r"drawn[_ ]people",
+    r"\bbeside[_ ](?:spine|heart)\b",
     r"ImageDraw\.Draw|\bdraw\.text|\bdraw, font|docs/figures.py` draws|Draw the figures of the documentation",
     r"\bdraw\(st\.|\bdata\.draw\(|\bdraw: st\.DrawFn",
 ]

@@ -75,11 +75,11 @@ def ingest_ct(
         refused=list(listing.refused), skipped=listing.skipped, absent_subjects=absent(assigned or {}, subjects)
     )
     if listing.split_series:
-        one, other = listing.split_series[0]
+        first, second = listing.split_series[0]
         outcome.warnings.append(
             f"{len(listing.split_series)} SeriesInstanceUIDs belong to several patients or studies, such as that of "
-            f"{one.where} and {other.where}: they were read as different scans. If they are one, correct PatientID and "
-            "StudyInstanceUID"
+            f"{first.where} and {second.where}: they were read as different scans. If they are one, correct "
+            "PatientID and StudyInstanceUID"
         )
     if listing.shared_subjects and not subject_pattern:
         outcome.warnings.append(_shared(listing.shared_subjects))
@@ -133,9 +133,9 @@ class _MakeSample:
 
 def _shared(pairs: Sequence[tuple[Source, Source]]) -> str:
     """The warning about subjects that have scans in several folders or studies."""
-    one, other = pairs[0]
+    first, second = pairs[0]
     return (
-        f"{len(pairs)} subjects have several scans in different folders or studies, such as {one.files[0]} and "
-        f"{other.files[0]}: each subject is kept in one split. If they are different patients, pass --subject-pattern "
+        f"{len(pairs)} subjects have several scans in different folders or studies, such as {first.files[0]} and "
+        f"{second.files[0]}: each subject is kept in one split. If they are different patients, pass --subject-pattern "
         "with a group that matches the patient in the path"
     )

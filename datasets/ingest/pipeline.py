@@ -177,11 +177,11 @@ def add_samples(
                 yield source, digest
 
     with writer:
-        for made in map_in_order(_MakeOrRefuse(make), new(), workers):
-            if isinstance(made, FileError):
-                outcome.refused.append(made)
+        for result in map_in_order(_MakeOrRefuse(make), new(), workers):
+            if isinstance(result, FileError):
+                outcome.refused.append(result)
             else:
-                writer.add(*made)
+                writer.add(*result)
             finished += 1
         progress(len(sources), len(sources), "")
     outcome.added = writer.published

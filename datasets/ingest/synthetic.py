@@ -44,17 +44,17 @@ def ingest_phantoms(
         _Phantom(f"phantom-{seed}-{number:04d}", phantom_seed, Pneumothorax.sample(phantom_seed, pneumothorax_fraction))
         for number, phantom_seed in enumerate(seeds)
     ]
-    subjects = {one.subject for one in phantoms}
+    subjects = {phantom.subject for phantom in phantoms}
     writer = open_writer(url, grid, geometry, subjects, split_fractions, None, samples_per_shard)
-    new = [one for one in phantoms if not writer.contains(one.sha256(grid))]
+    new = [phantom for phantom in phantoms if not writer.contains(phantom.sha256(grid))]
     outcome = IngestReport(already_present=count - len(new))
     with writer:
-        names = iter([*(one.subject for one in new), ""])
+        names = iter([*(phantom.subject for phantom in new), ""])
         progress(outcome.already_present, count, next(names))
-        for done, made in enumerate(
+        for done, sample in enumerate(
             map_in_order(_MakeSample(grid, geometry), new, workers), outcome.already_present + 1
         ):
-            writer.add(*made)
+            writer.add(*sample)
             progress(done, count, next(names))
     outcome.added = writer.published
     outcome.already_present += writer.superseded

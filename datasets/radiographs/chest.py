@@ -23,7 +23,7 @@ from raylift.datasets.radiographs.orientation import resample_body
 MIN_FRONTAL, MIN_LATERAL, MIN_ABDOMEN = 0.04, 0.35, 0.05
 """Smallest contrasts of a chest, as fractions of the image's range."""
 MAX_WIDTH = 1.5
-"""Largest ratio of width to height without margins. Detectors have up to 1.25, two radiographs beside each other more
+"""Largest ratio of width to height without margins. Detectors have up to 1.25, two radiographs side by side more
 than this."""
 MIN_CORRELATION = 0.5
 """Smallest correlation of diagonal neighbors; noise and text are below."""
@@ -65,7 +65,7 @@ def is_bone_dark(image: Float32[np.ndarray, "rows columns"], view: str | None = 
 def is_chest(image: Float32[np.ndarray, "rows columns"], view: str) -> bool:
     """Whether a bone-bright, upright image may be a chest radiograph of that view; True for views of other names.
 
-    The check excludes noise, text, uniform gradients, two radiographs beside each other and most other body parts and
+    The check excludes noise, text, uniform gradients, two radiographs side by side and most other body parts and
     views, not every other image.
     """
     if view not in ("frontal", "lateral"):

@@ -63,7 +63,7 @@ def read_image(data: bytes, name: str, limits: RadiographLimits) -> GrayImage:
                 pixels, is_clear = _gray(image, name, notes)
             else:
                 orientation = image.getexif().get(ORIENTATION, 1)
-                pixels, is_clear = (_upright(one, orientation) for one in _deep_gray(channels, name, notes))
+                pixels, is_clear = (_upright(part, orientation) for part in _deep_gray(channels, name, notes))
             pixels = square_pixels(pixels, ratio, attribute, name, limits, notes)
             background = None
             if is_clear.any():

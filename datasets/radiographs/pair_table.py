@@ -105,7 +105,12 @@ def _by_row(
     groups = []
     for row in rows:
         patient_facing: PatientFacingOption | None = next(
-            (one for one in get_args(PatientFacingOption) if one == (row.get("patient_facing") or "auto").lower()), None
+            (
+                choice
+                for choice in get_args(PatientFacingOption)
+                if choice == (row.get("patient_facing") or "auto").lower()
+            ),
+            None,
         )
         if patient_facing is None or not row["subject"]:
             raise ConfigError(

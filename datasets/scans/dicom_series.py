@@ -187,11 +187,11 @@ def _check_numbers(name: str, headers: Mapping[Path, pydicom.Dataset]) -> None:
     first: dict[str, Path] = {}
     numbers = {path: str(header.get("InstanceNumber") or "") for path, header in headers.items()}
     pairs = [(first.setdefault(number, path), path) for path, number in numbers.items() if number]
-    again = [(one, other) for one, other in pairs if one.parent != other.parent]
+    again = [(path, other) for path, other in pairs if path.parent != other.parent]
     if len(again) > len(headers) // 4:
-        one, other = again[0]
+        path, other = again[0]
         raise FileError(
-            f"{name}: {one} and {other} have one SeriesInstanceUID and InstanceNumber, as slices of several scans: "
+            f"{name}: {path} and {other} have one SeriesInstanceUID and InstanceNumber, as slices of several scans: "
             "correct the UIDs"
         )
 
@@ -247,15 +247,15 @@ def _irregular(
     steps = np.diff(along)
     step = float(np.median(steps))
     where = int(np.argmax(np.abs(steps - step)))
-    beside = np.linalg.norm(residual - np.outer(residual @ normal, normal), axis=1)
+    off_axis = np.linalg.norm(residual - np.outer(residual @ normal, normal), axis=1)
     if abs(steps[where] - step) > 0.05 * step:
         return FileError(
             f"{name}: {steps[where]:.2f} mm between the slices at {along[where]:.2f} and {along[where + 1]:.2f} mm "
             f"where the others lie {step:.2f} mm apart: slices are missing"
         )
-    where = int(np.argmax(beside))
+    where = int(np.argmax(off_axis))
     return FileError(
-        f"{name}: the slice at {along[where]:.2f} mm lies {beside[where]:.1f} mm off the axis of the others: correct "
+        f"{name}: the slice at {along[where]:.2f} mm lies {off_axis[where]:.1f} mm off the axis of the others: correct "
         "ImagePositionPatient or split the series"
     )
 

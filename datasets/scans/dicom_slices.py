@@ -19,7 +19,7 @@ NOT_HU = ("ED", "EDW", "HU_MOD", "MGML", "OD", "PCT", "Z_EFF")
 WRAPPED_STEP = 1 / 16
 """Median step, in the range of BitsStored, at the edges of values that wrap around; under overlays it is smaller."""
 JUMP_HU = 200
-"""Median difference of soft tissue to the slice beside it from which a rescale is wrong, if another one fits."""
+"""Median difference of soft tissue to the adjacent slice from which a rescale is wrong, if another one fits."""
 MIN_TISSUE = 0.01
 """Fraction of a slice from which its soft tissue is compared."""
 LOWEST_HU = -1100
@@ -159,7 +159,8 @@ def _padding_above_bits_stored(
 def _wrap_around(pixels: dicom.StoredPixels, exceeding: Bool[np.ndarray, "rows columns"]) -> bool:
     """Whether the exceeding pixels differ from their neighbors without the bits above BitsStored, too.
 
-    Values that lie under an overlay continue those beside it. Values that need these bits, as metal does, wrap around.
+    Values that lie under an overlay continue those adjacent to it. Values that need these bits, as metal does, wrap
+    around.
     """
     above = pixels.allocated >> pixels.bits
     steps = []

@@ -106,7 +106,7 @@ def check_whole_thorax(scan: Scan) -> None:
         raise FileError(f"{scan.source.where}: no lungs inside the field of view: {remedy}")
     body = segmentation.body(hu, COARSE_MM)
     for side, face in (("right", body[:, :, 0]), ("left", body[:, :, -1])):
-        # Air with body anterior and posterior to it, which a flank truncated beside the lung does not have.
+        # Air with body anterior and posterior to it, which a flank truncated next to the lung does not have.
         between = ndimage.binary_fill_holes(face, structure=[[0, 0, 0], [1, 1, 1], [0, 0, 0]]) & ~face
         if between.sum() * COARSE_MM**2 > 500:
             raise FileError(f"{scan.source.where}: the lungs are truncated by the {side} side: {remedy}")

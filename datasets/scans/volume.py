@@ -214,8 +214,8 @@ def fill_to_air(
     if len(between):
         k = int(between[0])
         raise FileError(
-            f"{name}: all voxels of slice {k} of {len(voxels)} are {voxels[k].flat[0]:g}, those beside it are not: "
-            "it was damaged or not copied: copy the file again"
+            f"{name}: all voxels of slice {k} of {len(voxels)} are {voxels[k].flat[0]:g}, those of adjacent slices "
+            "are not: it was damaged or not copied: copy the file again"
         )
     count, changed = 0, voxels
     for k, plane in enumerate(voxels):

@@ -3,7 +3,7 @@
 ```
 a view:  2-D U-Net of 64 to 1,024 channels -> a channel for every depth of its rays -+
                                                                                      +-> 3-D U-Net -> volume
-reprojected frontal beside the given lateral, and the reverse -> 2-D discriminator
+reprojected frontal with the given lateral, and the reverse -> 2-D discriminator
 ```
 
 As published: a 2-D U-Net of 64 to 1,024 channels, a 2-D patch discriminator of 64, 128 and 256 channels with the
@@ -15,7 +15,7 @@ Corrected here:
   rays and becomes a volume (as in PSR), and a small residual 3-D U-Net makes one volume of the views';
 * their lateral view is the frontal one under another name, because the name they replace does not occur. Here it
   is the lateral, and both views go through the same U-Net, each along its own rays;
-* the published discriminator has an image beside the one it was made from as its input. Here that pair could be
+* the published discriminator has an image and the one it was made from as its input. Here that pair could be
   classified by subtraction, so the input is both views of a patient, one of them reprojected and the other as given: a
   reprojected lateral must match this frontal.
 

@@ -56,7 +56,7 @@ def plot_slices(title: str, images: Images, path: Path) -> None:
 
 
 def plot_reprojections(images: Images, path: Path) -> None:
-    """Each input radiograph beside the reprojection (DRR) of every model's volume in the same view."""
+    """Each input radiograph next to the reprojection (DRR) of every model's volume in the same view."""
     columns = {"input": images.radiographs} | {
         "reprojection" if name == MODEL else f"reprojection, {name}": drrs
         for name, drrs in images.reprojections.items()

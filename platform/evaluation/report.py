@@ -27,7 +27,7 @@ from raylift.platform.reports.page import DISCLAIMER, base64_text, render
 
 RESIDUAL = (
     "Relative L2 distance of each reprojection, after the gain and offset that fit it best, from the radiograph. The "
-    "consistency fit minimizes it, so it is no measure of the volume."
+    "data-consistency fit minimizes it, so it is no measure of the volume."
 )
 TEMPLATE = "report.html.j2"
 MAX_THUMBNAILS = 60

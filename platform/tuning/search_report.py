@@ -139,22 +139,22 @@ def _figures(search: Search, trials: Sequence[TrialHistory]) -> list[tuple[str, 
         # Matplotlib warns of an axis with one value.
         warnings.simplefilter("ignore", UserWarning)
         history = figures.plot_optimization_history(study, target_name=PSNR)
-        made = [("Optimization history", f"Trials in the order of their start. {early}", _png(history))]
+        shown = [("Optimization history", f"Trials in the order of their start. {early}", _png(history))]
         curves = figures.plot_intermediate_values(study)
         curves.set(xlabel="step", ylabel="validation PSNR, dB")
         for line, trial in zip(curves.lines, validated, strict=True):
             line.set_label(trial.id)
         columns = -(-len(validated) // CURVES_IN_A_COLUMN)
         curves.legend(fontsize=7, ncols=columns, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        made.append(("Learning curves", "Validations of each trial by step.", _png(curves)))
+        shown.append(("Learning curves", "Validations of each trial by step.", _png(curves)))
         if len({trial.best[1] for trial in validated if trial.best}) > 1:
             text = f"PED-ANOVA of {len(validated)} trials; of few trials it is uncertain. {early}"
             importances = figures.plot_param_importances(study, target_name=PSNR)
-            made.append(("Importance of settings", text, _png(importances)))
+            shown.append(("Importance of settings", text, _png(importances)))
         lines = figures.plot_parallel_coordinate(study, target_name=PSNR)
         text = f"A line for each trial, dark where the PSNR is high. {early}"
-        made.append(("Parallel coordinates", text, _png(lines)))
-    return made
+        shown.append(("Parallel coordinates", text, _png(lines)))
+    return shown
 
 
 def _png(axes: Axes) -> str:

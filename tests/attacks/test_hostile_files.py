@@ -302,7 +302,7 @@ def dicom(**tags: object) -> bytes:
         pytest.param(dicom()[:700], id="cut in its header"),
     ],
 )
-def test_hostile_dicom_beside_good_scans_is_refused_and_the_scans_are_found(data: bytes, tmp_path: Path) -> None:
+def test_hostile_dicom_next_to_good_scans_is_refused_and_the_scans_are_found(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "hostile.dcm").write_bytes(data)
     write_image(thorax_image((20, 20, 12)), tmp_path / "scan.nii.gz")
     begun = time.monotonic()

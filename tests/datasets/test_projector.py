@@ -118,7 +118,7 @@ def test_a_bright_voxel_projects_to_the_pixel_where_backprojection_reads(geometr
 
 
 @BEAMS
-def test_backprojection_is_zero_for_voxels_beside_the_detector(geometry: Geometry) -> None:
+def test_backprojection_is_zero_for_voxels_outside_the_detector(geometry: Geometry) -> None:
     narrow = replace(geometry, detector_px=4)
     seen = backproject(torch.ones(1, 1, 4, 4), (20, 20, 20), 4.0, narrow, FRONTAL)[0, 0]
     assert seen[10, 10, 10] == 1

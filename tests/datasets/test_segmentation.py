@@ -71,7 +71,7 @@ SIDES = {
     "above": np.s_[25:], "below": np.s_[:50], "front": np.s_[:, 15:], "back": np.s_[:, :55],
     "right": np.s_[:, :, 13:], "left": np.s_[:, :, :75],
 }  # fmt: skip
-"""Cuts through the body, those beside a lung two or three voxels from it."""
+"""Cuts through the body, those next to a lung two or three voxels from it."""
 
 
 @pytest.mark.parametrize("side", SIDES)

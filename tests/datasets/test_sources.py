@@ -68,7 +68,7 @@ def test_names_in_any_script_are_read(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "./"])
-def test_a_voxel_file_beside_its_header_may_be_named_with_its_folder(prefix: str, tmp_path: Path) -> None:
+def test_a_voxel_file_next_to_its_header_may_be_named_with_its_folder(prefix: str, tmp_path: Path) -> None:
     path = write_image(IMAGE, tmp_path / "person.mhd")
     path.write_text(path.read_text().replace("= person.raw", f"= {prefix}person.raw"))
     [source] = reader.find([tmp_path]).sources

@@ -306,7 +306,7 @@ def test_a_pixel_of_either_view_changes_the_voxels_of_its_own_ray_most(name):
             assert (moved == moved.max()).nonzero()[0].sub(torch.tensor([10, 20])).abs().max() <= 4
 
 
-def test_a_conditional_discriminator_scores_one_reprojected_view_beside_the_given_others():
+def test_a_conditional_discriminator_scores_one_reprojected_view_with_the_given_others():
     discriminator = ViewDiscriminatorConfig(channels=(4,), pooled=False, conditional=True).build(2)
     discriminator.layers = nn.Identity()
     given, made = torch.rand(3, 2, 8, 8), torch.rand(3, 2, 8, 8)

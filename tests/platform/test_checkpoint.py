@@ -73,7 +73,7 @@ class CheckpointSuite:
         assert [summary["step"] for _, summary in Checkpoints(url).published()] == [10, 30, 40]
         assert Folder(join(url, "checkpoints")).names() == [f"step-{step:08d}" for step in (10, 30, 40)]
 
-    def test_pruning_keeps_the_best_beside_checkpoints_without_a_validation(self, url):
+    def test_pruning_keeps_the_best_among_checkpoints_without_a_validation(self, url):
         for step, psnr in ((10, 25.0), (20, 20.0), (30, None), (40, None)):
             self.save(url, step, psnr, "val_reprojection_psnr_db")
         Checkpoints(url).prune(1)

@@ -30,7 +30,7 @@ class ClusterState:
         return [actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])]
 
 
-def test_workers_find_their_own_cluster_beside_another(ray_cluster, neighbor):
+def test_workers_find_their_own_cluster_next_to_another(ray_cluster, neighbor):
     """Ray detects a stopped trial through this query and frees its resources."""
     actor = ClusterState.remote()
     assert "ClusterState" in ray.get(actor.actors.remote(), timeout=60)

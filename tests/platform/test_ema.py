@@ -205,7 +205,7 @@ def resume(rank, halves, world):
     return results
 
 
-def test_a_checkpoint_holds_the_ema_as_its_model_and_the_weights_beside_it(tmp_path):
+def test_a_checkpoint_holds_the_ema_as_its_model_and_the_weights_next_to_it(tmp_path):
     system, grid = PRESETS["x2ct-gan-tiny"].system, Grid(32, 10.0)
     networks = {name: dict(net.state_dict()) for name, net in system.objective(grid, chest(grid)).networks().items()}
     averaged = {"generator": {name: value + 1 for name, value in networks["generator"].items()}}

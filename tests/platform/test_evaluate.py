@@ -100,7 +100,7 @@ def test_the_models_figures_are_those_of_its_own_reconstruction(finished_run, ar
     assert case.metrics[MODEL]["volume"] == VOLUME.evaluate(prediction, ground_truth)
 
 
-def test_a_fit_to_the_radiographs_is_measured_beside_the_model_and_its_effect_reported(
+def test_a_fit_to_the_radiographs_is_measured_with_the_model_and_its_effect_reported(
     finished_run, archive32, tmp_path, capsys
 ):
     options = ["--archive", str(archive32), "--output", str(tmp_path), "--consistency-steps", "4"]
@@ -174,7 +174,7 @@ def test_a_checkpoint_and_its_export_have_the_mean_and_the_digests_of_their_trai
         assert (data.baselines.scale, data.baselines.offset) == pytest.approx((fitted.scale, fitted.offset))
 
 
-def test_an_archive_of_test_scans_alone_is_evaluated_beside_the_mean_of_the_training_volumes(model, held_out):
+def test_an_archive_of_test_scans_alone_is_compared_with_the_mean_of_the_training_volumes(model, held_out):
     result = evaluate(model, held_out, protocols=["volume"])
     mean = Window().to_hu(model.training_data.baselines.mean[0, 0]).numpy()
     for case, entry in zip(result.cases, held_out.entries(), strict=True):

@@ -72,7 +72,7 @@ def test_a_protocol_that_needs_ct_is_refused_where_there_is_none(finished_run, p
     assert f"{pairs} holds radiographs without CT, and protocol volume needs CT: give an archive made by" in said
 
 
-def test_with_ct_reprojections_can_be_compared_beside_volumes(finished_run, archive32, tmp_path):
+def test_with_ct_reprojections_can_be_compared_in_addition_to_volumes(finished_run, archive32, tmp_path):
     words = ["--archive", str(archive32), "--output", str(tmp_path), "--protocols", "volume", "reprojection"]
     assert cli.main(["evaluate", str(finished_run), *words]) == 0
     mean = json.loads((tmp_path / "metrics.json").read_text())["mean"]

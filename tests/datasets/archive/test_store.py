@@ -84,7 +84,7 @@ class StoreSuite:
             with pytest.raises(FileExistsError):
                 again.create("once", b"second")
         assert folder.read("once") == b"first"
-        assert folder.names() == ["once"], "nothing is left beside it"
+        assert folder.names() == ["once"], "nothing else is left"
 
     def test_an_object_can_be_created_after_it_was_removed(self, folder: Folder) -> None:
         folder.create("once", b"first")
@@ -92,7 +92,7 @@ class StoreSuite:
         folder.create("once", b"second")
         assert folder.read("once") == b"second"
 
-    def test_removing_takes_an_object_or_a_whole_folder_and_nothing_beside_it(self, folder: Folder) -> None:
+    def test_removing_takes_an_object_or_a_whole_folder_and_nothing_else(self, folder: Folder) -> None:
         for name in ("a/1", "a/deep/2", "ab/3", "b"):
             folder.write(name, b"x")
         folder.remove("a")

@@ -53,7 +53,7 @@ def mixed(tmp_path: Path) -> Path:
     )
     (folder / "torn.nii.gz").write_bytes((folder / "anna.nii.gz").read_bytes()[:-500])
     (folder / "text.mha").write_text("no image at all")
-    (folder / "notes.txt").write_text("beside them")
+    (folder / "notes.txt").write_text("next to them")
     return folder
 
 
@@ -207,7 +207,7 @@ def test_a_scan_too_thin_to_smooth_is_refused_and_not_the_end(tmp_path: Path) ->
     assert "thin.nii.gz: " in str(outcome.refused[0])
 
 
-def test_masks_beside_scans_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_masks_next_to_scans_are_refused_in_one_line(tmp_path: Path) -> None:
     folder = tmp_path / "s0001"
     person(folder, "ct.nii.gz")
     (folder / "segmentations").mkdir()

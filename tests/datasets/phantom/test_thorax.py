@@ -136,9 +136,9 @@ def test_heart_and_aorta_lie_to_the_left_and_the_liver_to_the_right(seed: int) -
     descending = (courses.start[:, 2] < person.carina_z - 20) & (courses.start[:, 2] > person.dome_z[0] + 10)
     course = courses.start[descending & (courses.start[:, 1] > person.spine_y - 40)]
     assert len(course) > 5
-    beside = course * [-1, 1, 1] + [2 * person.spine(course[:, 2])[0].mean(), 0, 0]
+    mirrored = course * [-1, 1, 1] + [2 * person.spine(course[:, 2])[0].mean(), 0, 0]
     assert np.median(hu[at(COARSE, course)]) > 0
-    assert hu[at(COARSE, beside)].mean() < hu[at(COARSE, course)].mean() - 100
+    assert hu[at(COARSE, mirrored)].mean() < hu[at(COARSE, course)].mean() - 100
 
     low = min(person.dome_z) - 45
     right = np.array([[x, person.spine_y - 50, low] for x in range(-90, -40, 5)])

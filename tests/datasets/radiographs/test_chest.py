@@ -70,7 +70,7 @@ def test_exchanged_views_and_negatives_are_no_chests_of_the_view() -> None:
 
 
 @pytest.mark.parametrize("case", ["cc0_normal", "eurorad_12325_d0", "rad_covid15"])
-def test_radiographs_beside_each_other_are_no_chest(case: str, real_data: Path) -> None:
+def test_radiographs_side_by_side_are_not_one_chest(case: str, real_data: Path) -> None:
     frontal, lateral = (
         np.asarray(Image.open(real_data / "xray" / f"{case}_{view}.jpg").convert("L").resize((side, 400)), np.float32)
         for view, side in (("frontal", 380), ("lateral", 300))

@@ -340,7 +340,7 @@ def table(folder: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def test_a_table_finds_files_beside_it_by_their_place_and_by_their_name(tmp_path: Path) -> None:
+def test_a_table_finds_files_next_to_it_by_their_path_and_by_their_name(tmp_path: Path) -> None:
     home, images = tmp_path / "home", tmp_path / "images"
     touch(home, "here 1.png", "here 2.png")
     touch(images, "deep/f.png", "deep/l.png", "x/only.png", "x/twice.png", "y/twice.png")
@@ -455,7 +455,7 @@ def test_names_of_one_image_are_the_same_and_others_are_not() -> None:
     assert len({one, *map(image_key, different)}) == 5
 
 
-def test_files_that_macos_writes_beside_images_are_left_out(tmp_path: Path) -> None:
+def test_files_that_macos_writes_next_to_images_are_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "frontal.png", "lateral.png", "._frontal.png", "._lateral.png")
     found = find_pairs([tmp_path])
     assert [path.name for pair in found.sources for path in pair.files] == ["frontal.png", "lateral.png"]

@@ -97,7 +97,7 @@ def test_a_wrong_slope_of_all_slices_is_refused(slope: float, tmp_path: Path) ->
 
 @pytest.mark.parametrize("wrong", [{7}, {0}, {19}, {0, 1, 2, 3, 4, 5, 6}])
 @pytest.mark.parametrize(("tag", "value"), [("RescaleIntercept", 0), ("RescaleSlope", 0.5)])
-def test_a_rescale_by_which_a_slice_does_not_continue_the_one_beside_it_is_refused(
+def test_a_rescale_by_which_a_slice_does_not_continue_the_adjacent_one_is_refused(
     tag: str, value: float, wrong: set[int], tmp_path: Path
 ) -> None:
     def change(k: int, ds: Dataset) -> Dataset:

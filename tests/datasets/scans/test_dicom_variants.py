@@ -193,7 +193,7 @@ def test_the_same_pixel_spacing_in_fewer_digits_is_the_same(tmp_path: Path) -> N
     assert series(tmp_path, change).spacing_mm == pytest.approx((9, 9, 9), abs=2e-3)
 
 
-def test_a_slice_beside_the_others_is_refused(tmp_path: Path) -> None:
+def test_a_slice_off_the_axis_of_the_others_is_refused(tmp_path: Path) -> None:
     def aside(k: int, ds: Dataset) -> Dataset:
         x, y, z = ds.ImagePositionPatient
         ds.ImagePositionPatient = [x + 30 * (k == 7), y, z]

@@ -115,7 +115,7 @@ def test_hu_are_clamped_before_anything_is_averaged(tmp_path: Path) -> None:
     assert hu.dtype == np.int16
     assert hu.min() == -1024
     assert 500 < hu.max() <= 3071
-    # Padding of -3024 that was averaged with the air beside it would leave values below what air can have.
+    # Padding of -3024 that was averaged with the adjacent air would leave values below what air can have.
     air = hu[hu < -900]
     assert set(np.unique(air)) <= set(range(-1024, -899))
 
@@ -402,7 +402,7 @@ def with_nan() -> sitk.Image:
 
 
 def padded_and_not_in_hu() -> sitk.Image:
-    """As scanners store it before the intercept is added: air 24, water 1024, and -2000 beside the field of view."""
+    """As scanners store it before the intercept is added: air 24, water 1024, and -2000 outside the field of view."""
     return thorax_image(hu=lambda x, y, z: np.where(np.hypot(x, y) > 160, -2000, thorax_hu(x, y, z) + 1024))
 
 

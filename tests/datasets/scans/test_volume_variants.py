@@ -141,7 +141,7 @@ def test_forms_of_different_origins_are_reported(tmp_path: Path) -> None:
     assert_read(path, HU, AFFINE, r"put a corner 25\.0 mm apart: the sform is used")
 
 
-def test_a_voxel_size_beside_the_sform_is_reported(tmp_path: Path) -> None:
+def test_a_voxel_size_that_contradicts_the_sform_is_reported(tmp_path: Path) -> None:
     path = nifti(tmp_path / "ct.nii", qform=None, pixdim=[1, 1, 1, 1, 0, 0, 0, 0])
     assert_read(path, HU, AFFINE, "sform and pixdim disagree, voxels of 6 x 6 x 8 and 1 x 1 x 1 mm: the sform is used")
 
@@ -229,7 +229,7 @@ def test_a_nifti_pair_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "ct.nii")
 
 
-def test_files_of_macos_beside_others_are_skipped(tmp_path: Path) -> None:
+def test_files_of_macos_next_to_others_are_skipped(tmp_path: Path) -> None:
     nifti(tmp_path / "ct.nii")
     double = tmp_path / "._ct.nii"
     double.write_bytes(b"\0\5\26\7" + bytes(300))

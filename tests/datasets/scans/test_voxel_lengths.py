@@ -77,7 +77,7 @@ def test_more_voxels_than_the_header_states_are_refused_with_both_lengths(
 
 @pytest.mark.parametrize("suffix", [*INLINE, *DETACHED])
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_bytes_beside_the_voxels_that_the_header_does_not_state_are_refused(
+def test_bytes_in_addition_to_the_voxels_that_the_header_does_not_state_are_refused(
     suffix: str, place: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path, suffix)

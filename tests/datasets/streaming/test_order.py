@@ -26,7 +26,7 @@ def test_the_order_of_a_million_samples_is_there_at_once() -> None:
     assert np.mean(first) == pytest.approx(500_000, rel=0.3)
 
 
-def test_a_worker_takes_whole_micro_batches_beside_those_of_the_others() -> None:
+def test_a_worker_takes_whole_micro_batches_separate_from_those_of_the_others() -> None:
     shares = [BatchPartition(rank, 2, global_batch=8, accumulation=2) for rank in range(2)]
     assert [share.micro_batch for share in shares] == [2, 2]
     assert shares[0].positions(16) == [[16, 17], [20, 21]]
