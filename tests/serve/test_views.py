@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from fastapi.testclient import TestClient
+from page_visit import Visit
 from PIL import Image
+from playwright.sync_api import BrowserContext, expect
 from ray import serve
 from samples import thorax_image, write_image
 
@@ -24,7 +26,7 @@ from raylift.datasets.geometry import FRONTAL, LATERAL, View
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import orient
 from raylift.models.zoo import SYSTEMS
-from raylift.platform import cli
+from raylift.platform import cli, model_store
 from raylift.serve import deployment
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend
@@ -89,6 +91,30 @@ def exported(
     values = json.loads((folder / "report" / "metrics.json").read_text())["mean"]["model"]["reprojection"]
     assert {f"residual_{name}" for name in names} <= set(values)
     return folder / "model", names
+
+
+@pytest.mark.parametrize("count", SELECTIONS)
+def test_an_archive_of_phantoms_has_a_radiograph_for_each_named_view(count: int, tmp_path: Path) -> None:
+    url, views = str(tmp_path / "archive"), ",".join(VIEWS.split(",")[:count])
+    words = ["--archive", url, "--count", "1", "--size", "16", "--spacing-mm", "20", "--views", views]
+    assert cli.main(["phantom", *words]) == 0
+    archive = Archive(url)
+    images = archive.read_array(archive.entries()[0], "radiographs")
+    assert images.shape == (count, 16, 16)
+    assert len({image.tobytes() for image in images}) == count
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_preset_is_trained_on_the_selected_views(
+    count: int, archive_of_six_views: str, ray_cluster: None, tmp_path: Path
+) -> None:
+    run, selected = str(tmp_path / "run"), SELECTIONS[count]
+    options = "--cluster.workers 1 --train.steps 1 --train.batch-size 1 --train.validate-every 1"
+    words = ["--data.archive", archive_of_six_views, "--output", run, "--system.views", *selected, *options.split()]
+    assert cli.main(["train", "unrolled-tiny", *words, "--train.validation-samples", "1"]) == 0
+    (checkpoint,) = (tmp_path / "run/checkpoints").iterdir()
+    views = model_store.description_of(checkpoint).geometry.views
+    assert [view.name for view in views] == (list(NAMES) if selected == ["all"] else selected)
 
 
 def test_a_model_card_names_every_view(exported: tuple[Path, list[str]]) -> None:
@@ -186,6 +212,24 @@ def test_the_page_has_an_upload_a_preview_and_a_comparison_for_each_view(
         np.zeros((len(names), 32, 32), np.float32), np.zeros((32, 32, 32), np.int16)
     )
     assert len(pictures) == len(names)
+
+
+def test_the_page_reconstructs_a_volume_from_an_upload_for_each_view(
+    exported: tuple[Path, list[str]], api: httpx.Client, browser: BrowserContext, tmp_path: Path
+) -> None:
+    folder, names = exported
+    visit = Visit(browser, str(api.base_url).rstrip("/"))
+    for name, data in example.files(Reconstructor.load(str(folder)).description).items():
+        file = tmp_path / f"{name}.png"
+        file.write_bytes(data)
+        visit.at(f"{name}-file").locator("input[type=file]").set_input_files(file)
+        expect(visit.at(f"{name}-preview").locator("img")).to_be_visible()
+    visit.reconstruct()
+    for name in names:
+        pair, preview = visit.picture(f"{name}-comparison"), visit.picture(f"{name}-preview")
+        assert pair.shape == (448, 2 * 448 + 8)
+        np.testing.assert_array_equal(pair[:150, :448], preview[:150])
+    visit.check()
 
 
 def test_only_lateral_views_may_be_flipped_automatically(exported: tuple[Path, list[str]]) -> None:
