@@ -2,7 +2,7 @@
 
 ```
 model.safetensors    weights, in fp32 or half precision; always loaded in fp32; absent where model.json names a folder
-                     beside this one whose weights are the same (`weights_of`)
+                     next to this one whose weights are the same (`weights_of`)
 training_data.npz    the scans and baselines of its training data (`models.training_data`); absent for a model whose
                      training data are unknown
 model.json           system and its settings, grid, geometry, window, provenance, SHA-256 of itself and of the others
@@ -132,11 +132,11 @@ def weights_file(folder: Path) -> Path:
     """The weights of a model folder: its own or, without any, those of the folder that its description names.
 
     Raises:
-        WeightsError: the description names a folder that is not beside this one.
+        WeightsError: the description names a folder that is not next to this one.
     """
     other = "" if (folder / WEIGHTS_FILE).is_file() else _head(folder).get("weights_of", "")
     if other and not re.fullmatch(r"[\w-]+", str(other)):
-        raise WeightsError(f"{folder / DESCRIPTION_FILE} has weights_of '{other}': it must be a folder beside it")
+        raise WeightsError(f"{folder / DESCRIPTION_FILE} has weights_of '{other}': it must be a folder next to it")
     return folder.parent / other / WEIGHTS_FILE if other else folder / WEIGHTS_FILE
 
 

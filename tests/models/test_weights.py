@@ -66,7 +66,7 @@ def test_a_model_may_name_the_weights_of_the_folder_beside_it(saved):
     torch.testing.assert_close(weights.load(alike).network(views), network(views), atol=1e-4, rtol=0)
     for other in ("../model", "..", ".", "/model", "a/b"):
         name(other)
-        with pytest.raises(weights.WeightsError, match="it must be a folder beside it"):
+        with pytest.raises(weights.WeightsError, match="it must be a folder next to it"):
             weights.load(alike)
     name("absent")
     with pytest.raises(weights.WeightsError, match=r"absent has no model\.safetensors"):
