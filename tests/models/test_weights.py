@@ -52,7 +52,7 @@ def test_the_weights_of_a_loaded_model_are_aligned_whatever_the_file(saved):
     assert {tensor.data_ptr() % 64 for tensor in loaded.values()} == {0}
 
 
-def test_a_model_may_name_the_weights_of_the_folder_beside_it(saved):
+def test_a_model_may_name_the_weights_of_a_neighboring_folder(saved):
     folder, network, *_ = saved
     alike = folder.parent / "alike"
     alike.mkdir()
