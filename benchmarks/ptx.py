@@ -1,9 +1,10 @@
 """PTX-Seg on phantoms with and without pneumothorax, and on CT without a known one.
 
-    python benchmarks/ptx.py [--with 200] [--without 100] [--ct FOLDER...] [--output FILE]
+    python benchmarks/ptx.py [--with 200] [--without 100] [--coarse 20] [--ct FOLDER...] [--output FILE]
 
 True volumes are voxels of the phantom's labels; occupancy is a percentage of the pleural cavity of that side. Phantoms
 with pneumothorax are seeds from 0 with the collapse of `Pneumothorax.sample`, those without are the seeds after them.
+Coarser voxels are those of phantoms with pneumothorax from seed 2000 and of the CT, smoothed and resampled.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
 from raylift.datasets import ptx_seg
 from raylift.datasets.geometry import Grid
 from raylift.datasets.phantom.pneumothorax import Pneumothorax
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.ptx_seg import SIDES, Region
-from raylift.datasets.scans import reader
+from raylift.datasets.scans import reader, resample
 from raylift.datasets.segmentation import Label
 from raylift.platform.evaluation.agreement import agreement
 from raylift.platform.evaluation.ptx import segment_scan
@@ -33,6 +35,9 @@ GRID = Grid(128, 2.5)
 VOXEL_ML = GRID.spacing_mm**3 / 1000
 LARGEST_FALSE_ML = 10.0
 PACKAGES = ("numpy", "scipy", "scikit-image", "SimpleITK")
+COARSE_MM = (2.5, 3.0, 4.0, 5.0)
+SLICES_MM = (4.0, 5.0, 6.0)
+FIRST_COARSE_SEED = 2000
 CLASSES = (0.0, 5.0, 10.0, 20.0, 40.0, 80.0)
 """Bounds of classes of true occupancy, in per cent."""
 
@@ -41,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--with", dest="affected", type=int, default=200)
     parser.add_argument("--without", type=int, default=100)
+    parser.add_argument("--coarse", type=int, default=20, help="phantoms at several spacings")
     parser.add_argument("--ct", type=Path, nargs="*", default=[], help="folders or files")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--minutes", type=float, default=60.0, help="no phantom is started after this time")
@@ -55,6 +61,7 @@ def main() -> None:
         cases.append(phantom(seed, affected))
         print(seed, cases[-1], flush=True)
     lines += [*phantom_lines(cases), ""]
+    lines += [*coarse_lines(options.coarse, options.ct), ""]
     lines += ct_lines(options.ct)
     text = "\n".join(lines) + "\n"
     print(text)
@@ -125,6 +132,66 @@ def phantom_lines(cases: list[tuple[float, ...]]) -> list[str]:
         f"{healthy.max():.1f} ml. A volume takes {np.median(seconds):.1f} s (median, one thread)."
     )
     return lines
+
+
+def coarse_lines(count: int, folders: list[Path]) -> list[str]:
+    """Volumes of phantoms and false positives of CT at several spacings, cubes and slices."""
+    grids = [*((mm,) * 3 for mm in COARSE_MM), *((GRID.spacing_mm, GRID.spacing_mm, mm) for mm in SLICES_MM)]
+    found: dict[tuple[float, ...], list[tuple[float, float]]] = {grid: [] for grid in grids}
+    false_ml: dict[tuple[float, ...], list[float]] = {grid: [] for grid in grids}
+    for seed in range(FIRST_COARSE_SEED, FIRST_COARSE_SEED + count):
+        pneumothorax = Pneumothorax.sample(seed)
+        assert pneumothorax is not None
+        hu, labels = thorax(seed, GRID, pneumothorax)
+        true_ml = float((labels == Label.PNEUMOTHORAX).sum() * VOXEL_ML)
+        for grid in grids:
+            sides = measured(coarser(resample.archive_image(hu, GRID), grid))
+            found[grid].append((sides.pop(pneumothorax.side), true_ml))
+            false_ml[grid] += sides.values()
+        print(seed, true_ml, [cases[-1][0] for cases in found.values()], flush=True)
+    for source in reader.find(folders).sources if folders else []:
+        image = reader.read(source).image
+        for grid in grids:
+            false_ml[grid] += measured(coarser(image, grid)).values()
+    rows = []
+    for grid, cases in found.items():
+        values, true = np.array(cases).T
+        seen = values > 0
+        relative = 100 * (values / true - 1)[seen]
+        rows.append([
+            " x ".join(f"{mm:g}" for mm in grid), f"{seen.sum()} of {len(seen)}",
+            f"{true[~seen].max(initial=0):.0f}",
+            f"{relative.mean():+.0f} ({relative.min():+.0f} to {relative.max():+.0f})" if seen.any() else "",
+            f"{max(false_ml[grid], default=0):.1f}",
+        ])  # fmt: skip
+    columns = [
+        "voxels, mm", "found", "largest not found, ml", "error of those found, %", "most on a healthy side, ml",
+    ]  # fmt: skip
+    return table_lines(
+        "Coarser voxels of the same volumes; healthy sides are also those of the CT below", columns, rows
+    )
+
+
+def coarser(image: sitk.Image, spacing_mm: tuple[float, ...]) -> sitk.Image:
+    """An image of coarser voxels from the same first one, smoothed as an archive is; finer axes are interpolated."""
+    smooth = sitk.Cast(image, sitk.sitkFloat32)
+    for axis, (mm, wanted) in enumerate(zip(image.GetSpacing(), spacing_mm, strict=True)):
+        if wanted > mm * 1.05:
+            kernel = sitk.RecursiveGaussianImageFilter()
+            kernel.SetDirection(axis)
+            kernel.SetSigma((wanted / mm - 1) / 2 * mm)
+            smooth = kernel.Execute(smooth)
+    size = [int(n * mm / wanted) for n, mm, wanted in zip(image.GetSize(), image.GetSpacing(), spacing_mm, strict=True)]
+    return sitk.Resample(
+        smooth, size, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), spacing_mm, image.GetDirection(), -1000.0
+    )
+
+
+def measured(image: sitk.Image) -> dict[str, float]:
+    """Pneumothorax of an image by side, in ml, as `raylift ptx` measures it."""
+    hu = sitk.GetArrayFromImage(resample.whole_scan(image, ptx_seg.SPACING_MM)).round().astype(np.int16)
+    sides = ptx_seg.measure(ptx_seg.segment(hu, ptx_seg.SPACING_MM), ptx_seg.SPACING_MM**3 / 1000)
+    return {side: of_side.pneumothorax_ml for side, of_side in sides.items()}
 
 
 def ct_lines(folders: list[Path]) -> list[str]:

@@ -40,50 +40,45 @@ def ptx(arguments: list[str]) -> int:
     import SimpleITK as sitk
 
     from raylift.datasets.csv_file import write_rows
-    from raylift.datasets.errors import FileError
     from raylift.datasets.ingest.pipeline import IngestReport
-    from raylift.datasets.scans import reader
+    from raylift.datasets.scans.reader import Scan
     from raylift.platform.evaluation import ptx as segmenting
     from raylift.platform.evaluation.agreement import agreement
     from raylift.platform.evaluation.plots_ptx import UNITS, plot_agreement, plot_regions
 
     options = tyro.cli(PtxOptions, prog="raylift ptx", args=arguments)
     volumes = segmenting.matched(options.volumes, options.ground_truth)
-    sources, refused = volumes.sources, volumes.refused
-    read = reader.read_values if options.ground_truth else reader.read
     options.output.mkdir(parents=True, exist_ok=True)
-    rows, found, true = [], {}, {}
+    for name in ("ptx.csv", "agreement.json", "agreement.png"):
+        (options.output / name).unlink(missing_ok=True)
+
+    def write(name: str, scan: Scan, segmented: segmenting.Segmented) -> None:
+        mask = options.output / f"{name}-mask.nii.gz"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        sitk.WriteImage(segmented.mask(scan.image), str(mask))
+        plot_regions(name, segmented, options.output / f"{name}-regions.png")
+
     with progress_bar("ptx") as bar:
-        for done, (name, source) in enumerate(sources.items()):
-            bar.update(done, len(sources), name)
-            try:
-                scan = read(source, options.limits, options.assume_spacing_mm)
-                segmented = segmenting.segment_scan(scan)
-                mask = options.output / f"{name}-mask.nii.gz"
-                mask.parent.mkdir(parents=True, exist_ok=True)
-                sitk.WriteImage(segmented.mask(scan.image), str(mask))
-                plot_regions(name, segmented, options.output / f"{name}-regions.png")
-                rows.append((name, *segmented.row()))
-                found[name] = segmented.sides
-                if true_source := volumes.ground_truth.get(name):
-                    target = reader.read(true_source, options.limits, options.assume_spacing_mm)
-                    true[name] = segmenting.segment_scan(target).sides
-            except FileError as error:
-                refused.append(error)
-        bar.update(len(sources), len(sources), "")
-    for line in IngestReport(refused=refused).lines():
+        measured = segmenting.measure(
+            volumes,
+            write,
+            limits=options.limits,
+            assume_spacing_mm=options.assume_spacing_mm,
+            progress=bar.update,
+        )
+    for line in IngestReport(refused=measured.refused).lines():
         print(line)
-    if not rows:
+    if not measured.found:
         return 1
-    write_rows(options.output / "ptx.csv", segmenting.COLUMNS, rows)
-    for name, sides in found.items():
+    write_rows(options.output / "ptx.csv", segmenting.COLUMNS, measured.rows())
+    for name, sides in measured.found.items():
         for side, of_side in sides.items():
             print(
                 f"{name}, {side}: pneumothorax {of_side.pneumothorax_ml:.0f} ml, "
                 f"{of_side.occupancy_percent:.1f} % of the pleural cavity"
             )
-    if true:
-        pairs = segmenting.pairs(found, true)
+    if measured.true:
+        pairs = measured.pairs()
         agreements = {name: agreement(*pair) for name, pair in pairs.items()}
         for name, agreed in agreements.items():
             print(f"agreement of {name} in {UNITS[name]}, {agreed.count} subjects: {agreed.text()}")
@@ -94,5 +89,5 @@ def ptx(arguments: list[str]) -> int:
         }
         (options.output / "agreement.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         plot_agreement(pairs, options.output / "agreement.png")
-    print(f"{len(rows)} volumes: {options.output / 'ptx.csv'}")
+    print(f"{len(measured.found)} volumes: {options.output / 'ptx.csv'}")
     return 0

@@ -124,6 +124,42 @@ def test_a_refused_ground_truth_leaves_the_measurement(phantoms, tmp_path, capsy
     assert json.loads((tmp_path / "out/agreement.json").read_text())["volume"]["count"] == 1
 
 
+def test_figures_of_an_earlier_run_do_not_stay(phantoms, tmp_path, capsys):
+    folder, _ = phantoms
+    (tmp_path / "other").mkdir()
+    shutil.copy(folder / "healthy.nii.gz", tmp_path / "other/another.nii.gz")
+    words = ["ptx", str(folder / "affected.nii.gz"), "--output", str(tmp_path / "out")]
+    assert cli.main([*words, "--ground-truth", str(folder)]) == 0
+    assert (tmp_path / "out/agreement.png").is_file()
+    assert cli.main(words) == 0
+    assert list(rows(tmp_path / "out")) == ["affected"]
+    assert not list((tmp_path / "out").glob("agreement*"))
+    assert cli.main([*words, "--ground-truth", str(tmp_path / "other")]) == 1
+    assert not (tmp_path / "out/ptx.csv").exists()
+
+
+def test_a_pneumothorax_is_found_in_axial_slices_of_5_mm_and_other_axes_are_refused(phantoms, tmp_path, capsys):
+    folder, true_mask = phantoms
+    spacing_mm = (2.5, 2.5, 5.0)
+    image = sitk.SmoothingRecursiveGaussian(
+        sitk.ReadImage(str(folder / "affected.nii.gz")), [max(mm - 2.5, 0.01) / 2 for mm in spacing_mm]
+    )
+    size = [int(128 * 2.5 / mm) for mm in spacing_mm]
+    coarse = sitk.Resample(
+        image, size, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), spacing_mm, image.GetDirection()
+    )
+    # Slices are the first axis of the file.
+    sitk.WriteImage(sitk.PermuteAxes(coarse, [2, 0, 1]), str(tmp_path / "coarse.nii.gz"))
+    assert cli.main(["ptx", str(tmp_path / "coarse.nii.gz"), "--output", str(tmp_path / "out")]) == 0
+    measured = rows(tmp_path / "out")["coarse"]
+    assert measured["left_pneumothorax_ml"] == pytest.approx(true_mask.sum() * 2.5**3 / 1000, rel=0.2)
+    assert measured["right_pneumothorax_ml"] == 0
+    coarse.SetSpacing((2.5, 3.0, 2.5))
+    sitk.WriteImage(coarse, str(tmp_path / "coarse.nii.gz"))
+    assert cli.main(["ptx", str(tmp_path / "coarse.nii.gz"), "--output", str(tmp_path / "out")]) == 1
+    assert "voxels of 2.5 x 3 x 2.5 mm are too coarse for a pneumothorax: use axial slices" in capsys.readouterr().out
+
+
 def test_dicom_series_of_one_patient_have_the_names_of_their_folders(phantoms, tmp_path):
     affected, volume = (sitk.ReadImage(str(phantoms[0] / f"{name}.nii.gz")) for name in ("affected", "healthy"))
     write_series(tmp_path / "series/before/ct", affected)
@@ -172,12 +208,10 @@ def test_wrong_volumes_are_refused_in_a_sentence(tmp_path, capsys):
         return capsys.readouterr().out
 
     write(tmp_path / "coarse.nii.gz", thorax(0, Grid(32, 10.0))[0], 10.0)
-    assert "voxels of 10 mm are too coarse for a pneumothorax: use a volume with 5 mm or less" in refusal(
-        "coarse.nii.gz"
-    )
-    solid = np.full((40, 40, 40), -1000)
-    solid[:, 8:32, 8:32] = np.random.default_rng(0).integers(20, 60, (40, 24, 24))
-    write(tmp_path / "solid.nii.gz", solid, 5.0)
+    assert "voxels of 10 x 10 x 10 mm are too coarse for a pneumothorax" in refusal("coarse.nii.gz")
+    solid = np.full((80, 80, 80), -1000)
+    solid[:, 16:64, 16:64] = np.random.default_rng(0).integers(20, 60, (80, 48, 48))
+    write(tmp_path / "solid.nii.gz", solid, 2.5)
     assert "solid.nii.gz: no lungs: no air below -400 HU" in refusal("solid.nii.gz")
     (tmp_path / "text.txt").write_text("no volume")
     assert "not a volume raylift reads" in refusal("text.txt")
