@@ -52,7 +52,7 @@ class EvaluationOptions:
 class CompareOptions(EvaluationOptions):
     """Compare models and volumes of other programs on the same held-out scans, together with the trivial baselines.
 
-    A folder of NIfTI, NRRD or MetaImage files in HU is a candidate like a model. Its files have the names of the
+    A folder of NIfTI, NRRD or MetaImage files in HU is compared as a model is. Its files have the names of the
     archive's scans, and the grid of the volumes that `raylift reconstruct` writes.
     """
 
