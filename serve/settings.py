@@ -26,7 +26,7 @@ class ServeSettings:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = model_store.DEFAULT_MODEL
     """models:NAME (see `raylift models`), or the path or URL of an exported folder or checkpoint."""
     host: str = "127.0.0.1"
-    """Address to listen on. Others than 127.0.0.1, ::1 and localhost require --auth-file or --token-file."""
+    """Address to listen on. Addresses other than 127.0.0.1, ::1 and localhost require --auth-file or --token-file."""
     port: int = 8000
     """Port to listen on."""
     auth_file: Path | None = None

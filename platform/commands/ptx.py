@@ -19,7 +19,7 @@ from raylift.platform.progress import progress_bar
 class PtxOptions:
     """Segment lungs and pneumothorax of CT volumes (NIfTI, NRRD, MetaImage, DICOM), true or reconstructed.
 
-    Thresholds and shape alone decide; no weights are needed.
+    The segmentation uses thresholds and shape; no weights are needed.
     """
 
     volumes: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="VOLUME [VOLUME ...]")]

@@ -18,7 +18,7 @@ from raylift.platform.progress import console, progress_bar
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Compare volumes from anywhere (NIfTI, NRRD, MetaImage, in HU) with their ground truth, under every protocol.
+    """Compare volumes of any program (NIfTI, NRRD, MetaImage, in HU) with their ground truth, under every protocol.
 
     Files are matched by their path inside the two folders without suffix, or by a CSV. No model and no archive is
     needed.
