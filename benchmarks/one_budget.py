@@ -32,7 +32,7 @@ from torch import nn
 
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Geometry, Grid, chest
-from raylift.models import baselines, metrics
+from raylift.models import anatomy, baselines, metrics
 from raylift.models.diffusion.generative import GenerativeNetwork
 from raylift.models.inference import reconstruct
 from raylift.models.losses import ssim_loss
@@ -238,7 +238,7 @@ def evaluate(file: Path, data: Path, spacing_mm: float) -> None:
         hu, ground_truth = volumes[key].astype(np.float32), ground_truths[subject].astype(np.float32)
         values.setdefault(subject, {})[stage] = {
             **metrics.VOLUME.evaluate(hu, ground_truth),
-            "lung_dice": metrics.compare_lungs(hu, ground_truth, spacing_mm)["lung_dice"],
+            "lung_dice": anatomy.compare(hu, ground_truth, (spacing_mm,) * 3)["lung_dice"],
             **errors_by_tissue(hu, ground_truth),
         }
     (file.parent / f"{file.stem}-metrics.json").write_text(json.dumps(values, indent=1), encoding="utf-8")

@@ -27,7 +27,6 @@ CAVITY_HU, CORE_HU, GAS_HU, LUNG_HU = -400, -960, -990, -450
 """Upper limits of air in the chest and of a core, gas without noise, and the upper limit for the median of a lung."""
 PLEURA_CONTRAST_HU = 140
 """How far a lung's pleura is above its median."""
-LARGEST_TRACHEA_CM2, TRACHEA_OFF_CENTER_MM = 9.0, 30.0
 SMALLEST_CAVITY_ML, SMALLEST_CORE_ML = 50.0, 2.0
 WALL_MM, LEAST_CONTACT, LEAST_SOLIDITY = 5.0, 0.3, 0.8
 """Share of a core's surface within 5 mm of the chest wall, and of its voxels in the core closed by two voxels."""
@@ -67,7 +66,7 @@ def segment(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> UInt8[np.ndarr
     """
     body = segmentation.body(hu, spacing_mm)
     field = _lung_field(hu, body, spacing_mm)
-    cavities = field & ~_trachea(field, body, spacing_mm)
+    cavities = field & ~segmentation.trachea(field, body, spacing_mm)
     if not cavities.any():
         raise FileError(
             f"no lungs: no air below {CAVITY_HU} HU of {SMALLEST_CAVITY_ML:g} ml or more inside the body; it must be a "
@@ -75,7 +74,7 @@ def segment(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> UInt8[np.ndarr
         )
     hull = np.stack([convex_hull_image(plane) if plane.any() else plane for plane in cavities])
     depth_mm = ndimage.distance_transform_edt(hull) * spacing_mm
-    middle = sum(_columns(body)) // 2
+    middle = int(segmentation.middle_column(body))
     result = np.full(hu.shape, Region.OTHER, dtype=np.uint8)
     for side, columns in zip(SIDES, (slice(None, middle), slice(middle, None)), strict=True):
         cavity = np.zeros_like(cavities)
@@ -105,25 +104,6 @@ def _lung_field(hu: Int16[np.ndarray, "d h w"], body: Mask, spacing_mm: float) -
     reaches = np.array([height.start < (largest.start + largest.stop) / 2 for height in heights])
     kept = np.concatenate([[False], (sizes >= SMALLEST_CAVITY_ML) & reaches])[components]
     return np.stack([ndimage.binary_fill_holes(plane) for plane in _closed(kept, 1)])
-
-
-def _trachea(field: Mask, body: Mask, spacing_mm: float) -> Mask:
-    """The trachea to its bifurcation: followed downwards from the first section near the middle, dilated by a voxel."""
-    result = np.zeros_like(field)
-    middle = sum(_columns(body)) / 2
-    above: Bool[np.ndarray, "h w"] | None = None
-    for plane, traced in zip(field, result, strict=True):
-        sections, count = ndimage.label(plane)
-        for section in (sections == number for number in range(1, count + 1)):
-            off_center_mm = abs(np.flatnonzero(section) % plane.shape[1] - middle).mean() * spacing_mm
-            follows = off_center_mm <= TRACHEA_OFF_CENTER_MM if above is None else bool((section & above).any())
-            if follows and section.sum() * spacing_mm**2 / 100 <= LARGEST_TRACHEA_CM2:
-                traced |= section
-        if traced.any():
-            above = traced
-        elif above is not None:
-            break
-    return ndimage.binary_dilation(result)
 
 
 def _pneumothorax(hu: Int16[np.ndarray, "d h w"], cavity: Mask, depth_mm: np.ndarray, spacing_mm: float) -> Mask:
@@ -167,9 +147,3 @@ def _closed(mask: Mask, voxels: int) -> Mask:
     """Closing that does not erode from the border of the volume."""
     inside = (slice(voxels, -voxels),) * 3
     return np.asarray(ndimage.binary_closing(np.pad(mask, voxels), iterations=voxels)[inside])
-
-
-def _columns(body: Mask) -> tuple[int, int]:
-    """First column of the body and the one after the last."""
-    columns = np.flatnonzero(body.any(axis=(0, 1)))
-    return (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, body.shape[2])

@@ -1,11 +1,11 @@
-"""Body, lungs and lung vessels by thresholds, without a network; a fraction of a second for 128^3 voxels.
+"""Organs of the chest by thresholds and shape, without a network; a second for 128^3 voxels.
 
 The lung mask is air (below -500 HU) inside the body in 6-connected components of 50 ml or more, closed by one voxel
 and filled in each axial slice. Inside means enclosed by the body in a slice, so a lung is not found in slices where a
 side of the volume cuts it open. Vessels are voxels above -500 HU inside the lungs eroded by a voxel, which excludes the
 partial volume of the pleura. Thresholds miss consolidated lung: the masks are for weighting losses and for comparing a
 volume with its ground truth by the same rule, not for measuring disease. No threshold separates bone from a
-contrast-enhanced heart, so a CT has no bone label; phantoms have one.
+contrast-enhanced heart, so a CT has no bone label; phantoms have one. `bone` therefore includes contrast agent.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from enum import IntEnum
 import numpy as np
 from jaxtyping import Bool, Int16, UInt8
 from scipy import ndimage
+from skimage.morphology import convex_hull_image
 
 LUNG_AIR_HU = -500
 BODY_HU = -400
+BONE_HU = 226
 SMALLEST_LUNG_ML = 50.0
+LARGEST_TRACHEA_CM2, TRACHEA_OFF_CENTER_MM = 9.0, 30.0
 
 
 class Label(IntEnum):
@@ -72,6 +75,50 @@ def lungs(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> Bool[np.ndarray,
 def vessels(hu: Int16[np.ndarray, "d h w"], lung: Bool[np.ndarray, "d h w"]) -> Bool[np.ndarray, "d h w"]:
     """Mask of voxels above -500 HU inside the lungs eroded by one voxel, except at the border of the volume."""
     return ndimage.binary_erosion(lung, border_value=1) & (hu > LUNG_AIR_HU)
+
+
+def middle_column(body: Bool[np.ndarray, "d h w"]) -> float:
+    """Middle between the first and the last column of the body; to its right, columns are the patient's left."""
+    columns = np.flatnonzero(body.any(axis=(0, 1)))
+    return float(columns[0] + columns[-1] + 1) / 2 if len(columns) else body.shape[2] / 2
+
+
+def trachea(
+    air: Bool[np.ndarray, "d h w"], body: Bool[np.ndarray, "d h w"], spacing_mm: float
+) -> Bool[np.ndarray, "d h w"]:
+    """The trachea to its bifurcation: air followed downwards from the first section near the middle.
+
+    It is dilated by a voxel. A section has up to 9 cm^2, and the first is within 30 mm of the middle of the body.
+    """
+    result = np.zeros_like(air)
+    middle = middle_column(body)
+    above: Bool[np.ndarray, "h w"] | None = None
+    for plane, traced in zip(air, result, strict=True):
+        sections, count = ndimage.label(plane)
+        for section in (sections == number for number in range(1, count + 1)):
+            off_center_mm = abs(np.flatnonzero(section) % plane.shape[1] - middle).mean() * spacing_mm
+            follows = off_center_mm <= TRACHEA_OFF_CENTER_MM if above is None else bool((section & above).any())
+            if follows and section.sum() * spacing_mm**2 / 100 <= LARGEST_TRACHEA_CM2:
+                traced |= section
+        if traced.any():
+            above = traced
+        elif above is not None:
+            break
+    return ndimage.binary_dilation(result)
+
+
+def bone(hu: Int16[np.ndarray, "d h w"], body: Bool[np.ndarray, "d h w"]) -> Bool[np.ndarray, "d h w"]:
+    """Mask of voxels above 226 HU inside the body, contrast agent and implants included; marrow is mostly below."""
+    return np.asarray(body & (hu > BONE_HU))
+
+
+def mediastinum(hu: Int16[np.ndarray, "d h w"], lung: Bool[np.ndarray, "d h w"]) -> Bool[np.ndarray, "d h w"]:
+    """Mask of what is neither lung nor bone inside the convex hull of the lungs in each axial slice.
+
+    It includes the heart and, where the lungs surround it, the dome of the liver, which no threshold separates.
+    """
+    hull = np.stack([convex_hull_image(plane) if plane.any() else plane for plane in lung])
+    return np.asarray(hull & ~lung & (hu <= BONE_HU))
 
 
 def labels(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> UInt8[np.ndarray, "d h w"]:

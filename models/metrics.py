@@ -26,8 +26,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from skimage.metrics import structural_similarity
 
-from raylift.datasets import segmentation
-from raylift.datasets.intensity import HU_MAX, HU_MIN, Window
+from raylift.datasets.intensity import HU_MIN, Window
 
 Metrics = dict[str, float]
 Unit = Float[np.ndarray, "d h w"]
@@ -55,7 +54,7 @@ class VolumeProtocol:
         self, prediction_hu: Float[np.ndarray, "d h w"], ground_truth_hu: Float[np.ndarray, "d h w"]
     ) -> Metrics:
         """The protocol's metrics for one volume, where the ground truth is not NaN; both are clipped to the window."""
-        inside, *volumes = _inside(prediction_hu, ground_truth_hu)
+        inside, *volumes = inside_field_of_view(prediction_hu, ground_truth_hu)
         prediction, ground_truth = (self.window.to_unit(hu.astype(np.float64)) for hu in volumes)
         return {
             "mae_hu": _mean(np.abs(prediction - ground_truth), inside) * self.window.width_hu,
@@ -75,27 +74,7 @@ def cosine(prediction: Unit, ground_truth: Unit) -> float:
     return float((prediction * ground_truth).sum() / norms) if norms else 0.0
 
 
-def compare_lungs(
-    prediction_hu: Float[np.ndarray, "d h w"], ground_truth_hu: Float[np.ndarray, "d h w"], spacing_mm: float
-) -> Metrics:
-    """Dice of the lungs, both segmented by the same threshold (`segmentation.lungs`), and their volumes.
-
-    `lung_dice` is 0 where only one volume has lungs, `lung_volume_ml` is the prediction's, and `lung_volume_error_ml`
-    the prediction's minus that of the ground truth. Where voxels are not cubes, `spacing_mm` is the edge of a cube of
-    their volume. Where the ground truth is NaN, both are air.
-    """
-    _, *volumes = _inside(prediction_hu, ground_truth_hu)
-    masks = [segmentation.lungs(np.rint(hu.clip(HU_MIN, HU_MAX)).astype(np.int16), spacing_mm) for hu in volumes]
-    predicted_ml, ground_truth_ml = (float(mask.sum()) * spacing_mm**3 / 1000 for mask in masks)
-    total = int(masks[0].sum()) + int(masks[1].sum())
-    return {
-        "lung_dice": float(2 * (masks[0] & masks[1]).sum() / total) if total else 1.0,
-        "lung_volume_ml": predicted_ml,
-        "lung_volume_error_ml": predicted_ml - ground_truth_ml,
-    }
-
-
-def _inside(
+def inside_field_of_view(
     prediction_hu: Float[np.ndarray, "d h w"], ground_truth_hu: Float[np.ndarray, "d h w"]
 ) -> tuple[Inside, Float[np.ndarray, "d h w"], Float[np.ndarray, "d h w"]]:
     """The voxels with ground truth, and both volumes with air in the others."""

@@ -31,8 +31,8 @@ from raylift.datasets.segmentation import Label
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 from raylift.datasets.streaming.stream import BatchStream, load_batch
 from raylift.datasets.streaming.streamed_phantoms import StreamedPhantoms
-from raylift.models import baselines, weights
-from raylift.models.metrics import CVAA, VOLUME, X2CT, compare_lungs
+from raylift.models import anatomy, baselines, weights
+from raylift.models.metrics import CVAA, VOLUME, X2CT
 from raylift.models.objectives.adversarial import DiscriminatorLossModule, GeneratorLossModule, ReconstructionLoss
 from raylift.models.volume_network import VolumeNetwork
 from raylift.platform import cli
@@ -272,7 +272,7 @@ def test_no_metric_depends_on_a_prediction_outside(pair) -> None:
     cut = hu.copy()
     cut[:, :, :6] = np.nan
     noisy = np.where(np.isnan(cut), 40, hu).astype(np.float32)
-    values = compare_lungs(noisy, cut, GRID.spacing_mm)
+    values = anatomy.compare(noisy, cut, (GRID.spacing_mm,) * 3)
     assert (values["lung_dice"], values["lung_volume_error_ml"]) == (1.0, 0.0)
 
 

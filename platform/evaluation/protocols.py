@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from raylift.datasets import segmentation
 from raylift.datasets.choices import KeyOf
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Normalization, Window
-from raylift.models import consistency, metrics
+from raylift.models import anatomy, consistency, metrics
 from raylift.models.metrics import Metrics, VolumeProtocol
 
 
@@ -81,8 +82,9 @@ def _compare_reprojections(prediction: Prediction) -> Metrics:
     }
 
 
-def _compare_lungs(prediction: Prediction) -> Metrics:
-    return metrics.compare_lungs(prediction.hu, prediction.required_ground_truth_hu, prediction.grid.spacing_mm)
+def _compare_anatomy(prediction: Prediction) -> Metrics:
+    spacing_mm = (prediction.grid.spacing_mm,) * 3
+    return anatomy.compare(prediction.hu, prediction.required_ground_truth_hu, spacing_mm)
 
 
 PROTOCOLS: dict[str, EvaluationProtocol] = {
@@ -96,9 +98,11 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
         needs_ct=False,
     ),
     "segmentation": EvaluationProtocol(
-        "Lungs of both volumes by the same threshold, -500 HU inside the body. The error of their volume is "
-        "prediction minus ground truth.",
-        _compare_lungs,
+        "Organs of both volumes by the same thresholds and shapes: lungs, trachea, vessels inside the lungs, bone "
+        f"(above {segmentation.BONE_HU} HU) and what is left between the lungs. Surfaces agree up to "
+        f"{anatomy.TOLERANCE_MM:g} mm. Errors and biases are prediction minus ground truth, biases inside the tissue "
+        "of the ground truth.",
+        _compare_anatomy,
     ),
 }
 """Protocols by name. `segmentation` is always computed where there is CT, in addition to the ones that are chosen."""

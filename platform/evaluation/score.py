@@ -20,7 +20,7 @@ from raylift.datasets.intensity import HU_MIN
 from raylift.datasets.scans import reader, volume_file
 from raylift.datasets.scans.header_checks import DEFAULT_LIMITS, ScanLimits
 from raylift.datasets.sources import Source, is_apple_double
-from raylift.models import metrics
+from raylift.models import anatomy
 from raylift.models.metrics import Metrics
 from raylift.platform.evaluation.protocols import PROTOCOLS, VOLUME_PROTOCOLS, VolumeProtocolName
 from raylift.platform.evaluation.tables import MetricTable
@@ -103,7 +103,7 @@ def score(
     Args:
         pairs: at least one.
         missing: ground truth without a prediction, for the report.
-        protocols: by default all that compare volumes; the lungs are always compared.
+        protocols: by default all that compare volumes; the anatomy is always compared.
         resample: resample a prediction on another grid to that of its ground truth: linear, without smoothing, air
             outside.
         limits: largest volume accepted.
@@ -127,11 +127,11 @@ def score(
             pair.prediction, target, str(pair.ground_truth), resample, limits, assume_spacing_mm
         )
         target_hu = _hu(target)
-        spacing_mm = float(np.prod(target.GetSpacing()) ** (1 / 3))
+        width_mm, height_mm, depth_mm = target.GetSpacing()
         values[pair.name] = {
             PREDICTOR: {
                 **{name: protocol.evaluate(hu, target_hu) for name, protocol in chosen.items()},
-                "segmentation": metrics.compare_lungs(hu, target_hu, spacing_mm),
+                "segmentation": anatomy.compare(hu, target_hu, (depth_mm, height_mm, width_mm)),
             }
         }
         if pair_notes := [*changed, *ground_truth.changes]:

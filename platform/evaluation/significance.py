@@ -99,7 +99,7 @@ class Paired:
         definition = DEFINITION.format(
             reference=self.reference, count=self.subjects, confidence=CONFIDENCE, resamples=RESAMPLES, seed=SEED
         )
-        return [
+        sections = [
             Section(
                 f"Difference to {self.reference} (protocol {protocol})",
                 definition,
@@ -111,6 +111,7 @@ class Paired:
             )
             for protocol, values in first.items()
         ]
+        return [part for section in sections for part in section.parts()]
 
     def to_json(self) -> dict[str, object]:
         """Everything; undefined numbers are null."""

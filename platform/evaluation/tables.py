@@ -28,9 +28,26 @@ TITLES = {
     "ssim_slices": "SSIM slices",
     "cosine": "cosine",
     "lung_dice": "lung Dice",
+    "right_lung_dice": "right lung Dice",
+    "left_lung_dice": "left lung Dice",
+    "lung_surface_dice": "lung surface Dice",
+    "lung_hd95_mm": "lung HD95, mm",
+    "lung_assd_mm": "lung ASSD, mm",
     "lung_volume_ml": "lung volume, ml",
     "lung_volume_error_ml": "lung volume error, ml",
+    "mediastinum_dice": "mediastinum Dice",
+    "mediastinum_volume_error_ml": "mediastinum volume error, ml",
+    "trachea_dice": "trachea Dice",
+    "vessel_cldice": "vessel clDice",
+    "bone_dice": "bone Dice",
+    "lung_bias_hu": "lung bias, HU",
+    "soft_tissue_bias_hu": "soft tissue bias, HU",
+    "bone_bias_hu": "bone bias, HU",
 }
+
+
+COLUMNS = 8
+"""Largest number of metrics in a table."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,21 @@ class Section:
         for row in self.body:
             table.add_row(*row)
         return table
+
+    def parts(self) -> list[Section]:
+        """The table, or several with up to `COLUMNS` columns after the first."""
+        starts = range(1, len(self.header), COLUMNS)
+        if len(starts) < 2:
+            return [self]
+        return [
+            Section(
+                f"{self.title} ({number} of {len(starts)})",
+                self.definition,
+                [self.header[0], *self.header[start : start + COLUMNS]],
+                [[row[0], *row[start : start + COLUMNS]] for row in self.body],
+            )
+            for number, start in enumerate(starts, 1)
+        ]
 
     def markdown(self) -> str:
         """Title, definition and table in Markdown."""
@@ -105,7 +137,7 @@ class MetricTable:
 
     def sections(self, where: str = "") -> list[Section]:
         """For each protocol, mean and sample standard deviation of every predictor; `where` ends the titles."""
-        return [
+        sections = [
             Section(
                 f"{'Segmentation' if protocol == 'segmentation' else f'Protocol {protocol}'}{where}",
                 definition,
@@ -114,6 +146,7 @@ class MetricTable:
             )
             for protocol, definition in self.definitions.items()
         ]
+        return [part for section in sections for part in section.parts()]
 
     def write_csv(self, path: Path, subjects: Mapping[str, str] | None = None) -> None:
         """A row for each scan and predictor, with a column `protocol.metric` for each metric.
@@ -177,4 +210,14 @@ def title_of(name: str) -> str:
 
 def digits_of(name: str) -> int:
     """Decimal places of a metric."""
-    return 2 if name.endswith("_db") else 0 if name.endswith(("_hu", "_ml")) else 5 if name == "mse" else 4
+    return (
+        2
+        if name.endswith("_db")
+        else 0
+        if name.endswith(("_hu", "_ml"))
+        else 1
+        if name.endswith("_mm")
+        else 5
+        if name == "mse"
+        else 4
+    )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from samples import thorax_hu
+from scipy import ndimage
 
 from raylift.datasets import segmentation
 from raylift.datasets.segmentation import Label
@@ -115,6 +116,33 @@ def test_the_wall_of_a_lung_is_no_vessel() -> None:
     assert not vessels[~lung].any()
     # Only the synthetic vessel: 40 x 3 x 3 voxels, and its soft edge.
     assert 200 < vessels.sum() < 600
+
+
+def test_the_trachea_is_followed_to_where_it_divides() -> None:
+    hu = thorax()
+    true = np.zeros(hu.shape, dtype=bool)
+    true[:40, 33:37, 43:47] = True
+    hu[true] = -990
+    hu[40:44, 33:37, 38:43] = hu[40:44, 33:37, 47:52] = -990  # bronchi
+    inside = segmentation.body(hu, SPACING_MM)
+    found = segmentation.trachea((hu < segmentation.LUNG_AIR_HU) & inside, inside, SPACING_MM)
+    assert found[true].all()
+    assert dice(found, ndimage.binary_dilation(true)) > 0.95
+
+
+def test_bone_is_dense_inside_the_body_and_the_mediastinum_is_between_the_lungs() -> None:
+    hu = np.full((30, 60, 60), -1000, np.int16)
+    hu[:, 5:50, 4:56] = 40
+    hu[:, 20:40, 8:22] = hu[:, 20:40, 38:52] = -850
+    hu[:, 24:28, 28:32] = 227
+    hu[:, 54:57, 10:50] = 500  # table
+    inside = segmentation.body(hu, SPACING_MM)
+    bone = segmentation.bone(hu, inside)
+    assert np.array_equal(np.argwhere(bone).min(axis=0), [0, 24, 28])
+    assert bone.sum() == 30 * 4 * 4
+    between = segmentation.mediastinum(hu, segmentation.lungs(hu, SPACING_MM))
+    assert between[:, 20:40, 22:38].sum() == between.sum() == 30 * (20 * 16 - 16)
+    assert not segmentation.mediastinum(hu, np.zeros_like(inside)).any()
 
 
 @pytest.mark.parametrize("spacing_mm", [2.0, 4.0])
