@@ -32,7 +32,7 @@ from torch import nn
 
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Geometry, Grid, chest
-from raylift.models import anatomy, baselines, metrics
+from raylift.models import anatomy, baselines, metrics, weights
 from raylift.models.diffusion.generative import GenerativeNetwork
 from raylift.models.inference import reconstruct
 from raylift.models.losses import ssim_loss
@@ -46,7 +46,7 @@ from training_batches import WINDOW, Pairs
 from training_loop import Log, Metrics, Settings, placed, train
 
 FIT_STEPS = 10
-"""Steps of the consistency fit."""
+"""Steps of the data-consistency fit."""
 BASELINES = "baselines"
 BASELINE_BATCHES = 50
 """Batches of 8 to which the trivial baselines are fitted."""
@@ -113,8 +113,7 @@ def run_system(name: str, run: Run) -> None:
         others = torch.from_numpy(~np.isin(scans.names, held_out)).to(run.device)
         ct = hu[others], labels[others]
         fit(name, [phantoms, ct], run, f"fold-{k}", begin, {**plan, "measure_every_s": options.fold_seconds})
-        weights = folder / f"fold-{k}.safetensors"
-        predict(name, weights, scans.of_subjects(held_out), run, folder / f"fold-{k}.npz")
+        predict(name, folder / f"fold-{k}.safetensors", scans.of_subjects(held_out), run, folder / f"fold-{k}.npz")
 
 
 def fit(name: str, kinds: list[Any], run: Run, stage: str, begin: Path | None, plan: dict[str, Any]) -> None:
@@ -159,6 +158,12 @@ def card(device: torch.device) -> str:
     return f"* device: {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}"
 
 
+def key_of(file: Path) -> str:
+    """The key of the reconstructor among the networks of a file."""
+    (key,) = {name.split(".")[0] for name in safetensors.torch.load_file(file)} - {"discriminator"}
+    return key
+
+
 def load_networks(file: Path, networks: dict[str, nn.Module]) -> None:
     """Load the weights of every network that the file has."""
     state = safetensors.torch.load_file(file)
@@ -181,16 +186,15 @@ def measure(network: nn.Module, batch: Batch, settings: Settings) -> Metrics:
     }
 
 
-def predict(name: str, weights: Path, pairs: Pairs, run: Run, file: Path) -> None:
+def predict(name: str, weights_file: Path, pairs: Pairs, run: Run, file: Path) -> None:
     """Write `volumes_of` of trained weights in fp32."""
     network = system_of(name, run.grid.size).reconstructor(run.grid, run.geometry).eval()
-    (key,) = {key.split(".")[0] for key in safetensors.torch.load_file(weights)} - {"discriminator"}
-    load_networks(weights, {key: network})
+    load_networks(weights_file, {key_of(weights_file): network})
     np.savez(file, **volumes_of(network.to(run.device), pairs, run))
 
 
 def volumes_of(network: nn.Module, pairs: Pairs, run: Run) -> dict[str, np.ndarray]:
-    """By `SUBJECT predicted` and `SUBJECT fitted`, the volumes in HU before and after the consistency fit, int16."""
+    """By `SUBJECT predicted` and `SUBJECT fitted`, volumes in HU before and after the data-consistency fit, int16."""
     sampling = network.sampling if isinstance(network, GenerativeNetwork) else None
     volumes = {}
     for k, name in enumerate(pairs.names.tolist()):
@@ -202,6 +206,26 @@ def volumes_of(network: nn.Module, pairs: Pairs, run: Run) -> dict[str, np.ndarr
         for stage, unit in (("predicted", made.predicted), ("fitted", made.fitted)):
             volumes[f"{name} {stage}"] = WINDOW.to_hu(unit)[0].cpu().numpy().round().astype(np.int16)
     return volumes
+
+
+def export(name: str, run: Run) -> None:
+    """Write the weights trained on phantoms as a model that every command takes, to OUTPUT/SYSTEM/model."""
+    folder = run.output / name
+    described = json.loads((folder / "phantoms.json").read_text())
+    system = system_of(name, run.grid.size)
+    network = system.reconstructor(run.grid, run.geometry)
+    load_networks(folder / "phantoms.safetensors", {key_of(folder / "phantoms.safetensors"): network})
+    provenance = {
+        "archive": f"{described['volumes'][0]} phantoms, deformed",
+        "training_samples": [f"phantom {seed}" for seed in range(described["volumes"][0])],
+        "step": described["last"]["step"],
+        "seconds": described["last"]["seconds"],
+        "script": "benchmarks/one_budget.py",
+        "conditions": described["conditions"],
+        "config": {"train": {"batch_size": described["settings"]["batch"], "seed": described["settings"]["seed"]}},
+    }
+    description = weights.Description(system, run.grid, run.geometry, WINDOW, provenance=provenance)
+    weights.save(folder / "model", network.state_dict(), description)
 
 
 def predict_baselines(run: Run) -> None:
@@ -279,11 +303,14 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--workers", type=int, default=14, help="processes that make data and evaluate")
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--export", choices=NAMES, help="write a model that every command takes, and stop")
     parser.add_argument("--system", choices=[*NAMES, BASELINES], help=argparse.SUPPRESS)
     options = parser.parse_args()
     run = Run(options)
     if options.prepare:
         prepare(run.data, options.ct, options.phantoms, options.size, options.workers)
+    elif options.export:
+        export(options.export, run)
     elif options.system == BASELINES:
         predict_baselines(run)
     elif options.system:

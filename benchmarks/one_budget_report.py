@@ -27,7 +27,7 @@ from one_budget import BASELINES, FIT_STEPS, NAMES, PUBLISHED_SCHEDULE, TISSUES
 from training_batches import Pairs
 
 MEASURES = {"MAE, HU": ("mae_hu", 0), "PSNR, dB": ("psnr_db", 2), "SSIM": ("ssim", 3), "lung Dice": ("lung_dice", 3)}
-STAGES = {"predicted": "network alone", "fitted": f"after {FIT_STEPS} steps of the consistency fit"}
+STAGES = {"predicted": "network alone", "fitted": f"after {FIT_STEPS} steps of the data-consistency fit"}
 LUNG_AND_TISSUE_HU = (-1000, 450)
 Metrics = dict[str, dict[str, dict[str, float]]]
 """Metrics of one predictor by subject, by stage, by measure."""

@@ -72,8 +72,8 @@ def main() -> int:
         f"* network: tiny X2CT-CNN, features back-projected along rays and averaged over views, {size:,} parameters "
         f"for any number of views; {options.steps} steps of batch {BATCH}, Adam at {LR:g} with a linear decay to zero "
         f"in the second half; seeds {seeds}",
-        "* metrics: protocol `volume`, mean over the held-out phantoms, then mean ± standard deviation over the seeds; "
-        "seconds: CPU time of training and measuring, a seed\n",
+        "* metrics: protocol `volume`, mean over the held-out phantoms, then mean ± population standard deviation over "
+        "the seeds; seconds: CPU time of training and measuring, a seed\n",
     ]
     rows = [
         [
