@@ -59,15 +59,10 @@ def body(
     return _fill_slices(dilated)
 
 
-def lungs(
-    hu: Int16[np.ndarray, "d h w"], spacing_mm: float, measured: Bool[np.ndarray, "d h w"] | None = None
-) -> Bool[np.ndarray, "d h w"]:
-    """Mask of both lungs with their vessels and airways; all False if there are none.
-
-    With `measured`, the field of view, a lung whose chest wall is outside it is found too.
-    """
+def lungs(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> Bool[np.ndarray, "d h w"]:
+    """Mask of both lungs with their vessels and airways; all False if there are none."""
     # Restricted to the body: where a scan ends inside the volume, the trachea opens into the air beyond it.
-    components, count = ndimage.label((hu < LUNG_AIR_HU) & body(hu, spacing_mm, measured))
+    components, count = ndimage.label((hu < LUNG_AIR_HU) & body(hu, spacing_mm))
     if count == 0:
         return np.zeros(hu.shape, dtype=bool)
     sizes = np.bincount(components.ravel(), minlength=count + 1)

@@ -134,10 +134,20 @@ def weights_file(folder: Path) -> Path:
     Raises:
         WeightsError: the description names a folder that is not next to this one.
     """
-    other = "" if (folder / WEIGHTS_FILE).is_file() else _head(folder).get("weights_of", "")
-    if other and not re.fullmatch(r"[\w-]+", str(other)):
-        raise WeightsError(f"{folder / DESCRIPTION_FILE} has weights_of '{other}': it must be a folder next to it")
+    other = "" if (folder / WEIGHTS_FILE).is_file() else weights_of(folder)
     return folder.parent / other / WEIGHTS_FILE if other else folder / WEIGHTS_FILE
+
+
+def weights_of(folder: Path) -> str:
+    """The name of the folder whose weights a model shares, from its description; empty: it has its own.
+
+    Raises:
+        WeightsError: the description does not name a folder next to this one.
+    """
+    other = _head(folder).get("weights_of", "")
+    if not isinstance(other, str) or not re.fullmatch(r"[\w-]*", other):
+        raise WeightsError(f"{folder / DESCRIPTION_FILE} has weights_of '{other}': it must be a folder next to it")
+    return other
 
 
 def _head(folder: Path) -> dict[str, Any]:
@@ -163,7 +173,8 @@ def load(folder: str | Path) -> Model:
     for name, expected in digests.items():
         file = path if name == WEIGHTS_FILE else folder / name
         if not file.is_file():
-            raise WeightsError(f"{file.parent} has no {name}")
+            shared = f", whose weights {folder} has: copy both folders, or export it" if file.parent != folder else ""
+            raise WeightsError(f"{file.parent} has no {name}{shared}")
         if (computed := file_sha256(file)) != expected:
             raise WeightsError(
                 f"{file} has SHA-256 {computed}, its description states {expected}: the file was altered or cut"

@@ -90,8 +90,8 @@ def location(url: str | Path) -> str:
         return str(folder)
     if not MODELS[name].url:
         raise WeightsError(
-            f"{PREFIX}{name}: this copy of raylift has no {path}. Install the wheel, or pass the URL "
-            "of a copy of that folder"
+            f"{PREFIX}{name}: this copy of raylift has no {path}. Install the wheel, or pass the URL of an "
+            "exported copy"
         )
     return str(_fetched(name))
 
@@ -180,6 +180,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or default).expanduser()
 
 
+def _get_shared_weights(url: str, folder: Path) -> None:
+    """Fetch the weights that the model at a URL shares with a folder next to it, if it has none of its own."""
+    if (folder / WEIGHTS_FILE).is_file() or not (other := weights.weights_of(folder)):
+        return
+    neighbor = join(url.rstrip("/").rpartition("/")[0], other)
+    if not Folder(neighbor).exists(WEIGHTS_FILE):
+        raise WeightsError(
+            f"{url} has the weights of {neighbor}, and that folder has no {WEIGHTS_FILE}: copy both folders, or export "
+            "the model, which writes its own"
+        )
+    Folder(neighbor).get(WEIGHTS_FILE, folder / WEIGHTS_FILE)
+
+
 @contextmanager
 def _local(url: str, *names: str) -> Iterator[Path]:
     """A local folder with those of the named files of a model that exist."""
@@ -191,4 +204,6 @@ def _local(url: str, *names: str) -> Iterator[Path]:
         for name in names:
             if Folder(remote).exists(name):
                 Folder(remote).get(name, Path(temporary) / name)
+        if WEIGHTS_FILE in names and (Path(temporary) / DESCRIPTION_FILE).is_file():
+            _get_shared_weights(remote, Path(temporary))
         yield Path(temporary)

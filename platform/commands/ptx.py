@@ -49,7 +49,8 @@ def ptx(arguments: list[str]) -> int:
     options = tyro.cli(PtxOptions, prog="raylift ptx", args=arguments)
     volumes = segmenting.matched(options.volumes, options.ground_truth)
     options.output.mkdir(parents=True, exist_ok=True)
-    for name in ("ptx.csv", "agreement.json", "agreement.png"):
+    results = [f"{name}-{kind}" for name in volumes.sources for kind in ("mask.nii.gz", "regions.png")]
+    for name in ("ptx.csv", "agreement.json", "agreement.png", *results):
         (options.output / name).unlink(missing_ok=True)
 
     def write(name: str, scan: Scan, segmented: segmenting.Segmented) -> None:

@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,18 +59,20 @@ def test_a_model_may_name_the_weights_of_a_neighboring_folder(saved):
     alike.mkdir()
     head = digested_json.decode((folder / "model.json").read_bytes(), "model.json")
 
-    def name(other: str) -> None:
+    def name(other: Any) -> None:
         (alike / "model.json").write_bytes(digested_json.encode({**head, "weights_of": other}))
 
     name("model")
     views = torch.rand(1, 2, 32, 32)
     torch.testing.assert_close(weights.load(alike).network(views), network(views), atol=1e-4, rtol=0)
-    for other in ("../model", "..", ".", "/model", "a/b"):
+    for other in ("../model", "..", ".", "/model", "a/b", "model\n", 5, True, None, ["model"]):
         name(other)
         with pytest.raises(weights.WeightsError, match="it must be a folder next to it"):
             weights.load(alike)
     name("absent")
-    with pytest.raises(weights.WeightsError, match=r"absent has no model\.safetensors"):
+    with pytest.raises(
+        weights.WeightsError, match=r"absent has no model\.safetensors, whose weights .*/alike has: copy both"
+    ):
         weights.load(alike)
     name("model")
     (folder / "model.safetensors").write_bytes(b"altered")

@@ -12,6 +12,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
 from raylift.platform import cli, model_store
@@ -82,6 +83,18 @@ def test_the_frontal_model_has_the_weights_of_the_other_and_an_export_of_it_has_
     assert torch.equal(exported.network(image), frontal.network(image))
 
 
+def test_a_model_at_a_url_is_fetched_with_the_weights_of_the_folder_next_to_it(tmp_path):
+    bucket = Folder("memory://shared-weights")
+    for name in ("chest-64", "chest-64-frontal"):
+        for file in package_folder(name).iterdir():
+            bucket.write(f"{name}/{file.name}", file.read_bytes())
+    expected = model_store.load("models:chest-64-frontal")
+    assert model_store.load("memory://shared-weights/chest-64-frontal/").sha256 == expected.sha256
+    bucket.remove("chest-64/model.safetensors")
+    with pytest.raises(weights.WeightsError, match=r"chest-64-frontal.* has the weights of .*/chest-64, .*copy both"):
+        model_store.load("memory://shared-weights/chest-64-frontal")
+
+
 @pytest.mark.parametrize(
     "name", ["models:chest-65", "models:", "model:chest-64", "models://chest-64", "Models:chest-64"]
 )
@@ -126,5 +139,5 @@ def test_fetched_weights_with_another_digest_are_not_used_and_damaged_ones_are_f
 
 def test_a_copy_of_raylift_without_the_weights_names_the_remedy(remote, monkeypatch):
     monkeypatch.setitem(model_store.MODELS, "far", PretrainedModel("far", "CC0"))
-    with pytest.raises(weights.WeightsError, match="Install the wheel, or pass the URL of a copy of that folder"):
+    with pytest.raises(weights.WeightsError, match="Install the wheel, or pass the URL of an exported copy"):
         model_store.load("models:far")
