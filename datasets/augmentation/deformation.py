@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
 from raylift.datasets.intensity import HU_MAX, HU_MIN
+from raylift.datasets.segmentation import Label
 
 CONTROL_POINTS = 5
 """Control points of the elastic displacement, along each side of the volume."""
@@ -110,10 +111,13 @@ def deform(
 def deform_labels(
     labels: UInt8[Tensor, "n 1 d h w"], spacing_mm: float, grid: Grid, deformations: Sequence[Deformation]
 ) -> UInt8[Tensor, "n 1 s s s"]:
-    """`deform` for labels: the label of the nearest voxel."""
+    """`deform` for labels: the label of the nearest voxel; outside the field of view wherever `deform` mixes it in."""
     where = _sampling_grid(labels.shape[2:], spacing_mm, grid, deformations, labels.device)
-    warped = F.grid_sample(labels.float(), where, mode="nearest", padding_mode="border", align_corners=False)
-    return warped.to(torch.uint8)
+    nearest = F.grid_sample(labels.float(), where, mode="nearest", padding_mode="border", align_corners=False)
+    outside = (labels == Label.OUTSIDE_FIELD_OF_VIEW).float()
+    share = F.grid_sample(outside, where, mode="bilinear", padding_mode="border", align_corners=False)
+    # Rounding of the positions leaves a share of the neighbors.
+    return nearest.to(torch.uint8).masked_fill(share > 1e-3, Label.OUTSIDE_FIELD_OF_VIEW)
 
 
 def _sampling_grid(

@@ -100,6 +100,19 @@ def test_labels_move_with_their_volume():
     assert (hu[lung] < -400).float().mean() < 0.85
 
 
+def test_no_voxel_inside_the_deformed_mask_is_mixed_with_the_volume_beyond_it():
+    labels = torch.full((1, 1, 32, 32, 32), Label.OUTSIDE_FIELD_OF_VIEW, dtype=torch.uint8)
+    labels[..., 6:26] = Label.OTHER
+    hu = torch.where(labels == Label.OUTSIDE_FIELD_OF_VIEW, HU_MIN, 40.0)
+    moved = replace(FULL.sample(0, 0, 1, GEOMETRY).deformation, tissue=np.array([1.0, 0.0, 1.0]))
+    volume = deform(hu, 10.0, GRID, [moved])
+    inside = deform_labels(labels, 10.0, GRID, [moved]) != Label.OUTSIDE_FIELD_OF_VIEW
+    # A share of 0.001 of the mask is 1 HU of 1064.
+    torch.testing.assert_close(volume[inside], torch.full_like(volume[inside], 40.0), atol=1.1, rtol=0)
+    assert torch.equal(inside, volume > 38.9)
+    assert inside.float().mean() > 0.4
+
+
 def test_beyond_the_source_its_outermost_voxels_continue():
     hu = torch.full((1, 1, 32, 32, 32), 40.0)
     parameters = FULL.sample(0, 0, 1, GEOMETRY).deformation
