@@ -19,12 +19,13 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from raylift.datasets import digested_json
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.geometry import chest
 from raylift.datasets.streaming.stream import load_batch
 from raylift.models import baselines
 from raylift.models.training_data import TrainingData
-from raylift.models.weights import Description, Model
+from raylift.models.weights import DESCRIPTION_FILE, WEIGHTS_FILE, Description, Model, file_sha256
 from raylift.models.zoo import SYSTEMS
 from raylift.platform.export import export as export_model
 
@@ -81,6 +82,23 @@ def export(stages: list[Path], views: int, archive_url: str, folder: Path, resul
     write_card(folder, settings, provenance["step"])
 
 
+def share_weights(folder: Path, other: str) -> None:
+    """Replace the weights of an exported model, the same as those of a folder next to it, by that folder's name."""
+    head = digested_json.decode((folder / DESCRIPTION_FILE).read_bytes(), str(folder))
+    if file_sha256(folder.parent / other / WEIGHTS_FILE) != head["sha256"]:
+        raise SystemExit(f"{folder.parent / other} has other weights than {folder}")
+    shared: dict[str, Any] = {}
+    for key, value in head.items():
+        shared |= {key: value, "weights_of": other} if key == "sha256" else {key: value}
+    (folder / DESCRIPTION_FILE).write_bytes(digested_json.encode(shared))
+    (folder / WEIGHTS_FILE).unlink()
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8")
+    card.write_text(
+        text.replace("`model.safetensors`,", f"`model.safetensors` of `models:{other}`,", 1), encoding="utf-8"
+    )
+
+
 def last_measurement(stage: Path) -> tuple[dict[str, float], Path]:
     """The last metrics of a stage, and the weights that they are of."""
     log = stage.with_name(stage.name.replace(".settings.json", ".jsonl"))
@@ -113,8 +131,11 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2, help="the first views that the model takes")
     parser.add_argument("--archive", required=True)
     parser.add_argument("--result", required=True, help="the file of benchmarks/results that describes the training")
+    parser.add_argument("--weights-of", default="", help="the folder next to FOLDER that has the same weights")
     options = parser.parse_args()
     export(options.stages, options.views, options.archive, options.folder, options.result)
+    if options.weights_of:
+        share_weights(options.folder, options.weights_of)
 
 
 if __name__ == "__main__":
