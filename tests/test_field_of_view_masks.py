@@ -325,3 +325,27 @@ def test_a_run_on_truncated_phantoms_is_trained_and_evaluated_inside_their_field
     assert results["cases"][entry.id]["mean volume"]["volume"]["psnr_db"] == pytest.approx(psnr, abs=1e-3)
     figure = np.asarray(Image.open(report / "figures" / f"{entry.id}-slices.png").convert("L")).astype(int)
     assert (figure == 255).mean() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({}, {"beyond_field_of_view": "mask"}),
+        ({"beyond_field_of_view": "mask"}, {}),
+        ({"beyond_field_of_view": "mask"}, {"beyond_field_of_view": "extend"}),
+        ({}, {"keep_table": True}),
+        ({"keep_table": True}, {}),
+    ],
+)
+def test_a_scan_that_the_archive_has_with_another_choice_is_reported(first: dict, second: dict, tmp_path: Path) -> None:
+    scan, url = truncated(0, tmp_path), str(tmp_path / "archive")
+    reports = [
+        ingest_ct([scan], url, GRID, chest(GRID), limits=DEFAULT_LIMITS, **choice).lines()
+        for choice in (first, first, second)
+    ]
+    assert [sum("another --beyond-field-of-view or --keep-table" in line for line in lines) for lines in reports] == [
+        0,
+        0,
+        1,
+    ]
+    assert "patient-0.nii.gz. To apply the requested ones, ingest them into another archive" in reports[2][-1]

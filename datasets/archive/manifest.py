@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def has_field_of_view_mask(self) -> bool:
-        """Whether its labels have `Label.OUTSIDE_FIELD_OF_VIEW`, voxels that losses, metrics and figures leave out."""
+        """Whether it was ingested with masks: its labels are `Label.OUTSIDE_FIELD_OF_VIEW` in any unmeasured voxels."""
         return self.record.get("beyond_field_of_view") == "mask"
 
 

@@ -58,7 +58,7 @@ def ingest_ct(
         assume_spacing_mm: spacing along the axes of NRRD and MetaImage files that state none.
         keep_table: keep the scanner table and everything else outside the body.
         beyond_field_of_view: whether air beyond a truncating field of view is kept, becomes tissue before projection,
-            or is marked in the labels and left out of losses, metrics and figures.
+            or is marked in the labels and left out of losses of supervised CNNs and GANs, metrics and figures.
         samples_per_shard: volumes in a shard; each full shard is published at once.
         workers: processes or tasks that read the scans; by default this process reads one after the other.
         progress: callback before each scan and at the end.
@@ -95,6 +95,8 @@ def ingest_ct(
         beyond_field_of_view,
     )
     add_samples(writer, scans, make, outcome, progress, workers=workers, subjects_are_named=bool(subject_pattern))
+    requested = {"beyond_field_of_view": beyond_field_of_view, "table_removed": not keep_table}
+    outcome.warnings.extend(_kept_choices(outcome.present, requested))
     return outcome
 
 
@@ -129,6 +131,23 @@ class _MakeSample:
         if self.beyond_field_of_view == "mask":
             labels[unmeasured] = segmentation.Label.OUTSIDE_FIELD_OF_VIEW
         return entry, Sample(hu, render_drrs(hu, self.grid, self.geometry), labels)
+
+
+def _kept_choices(present: Sequence[Entry], requested: Mapping[str, str | bool]) -> list[str]:
+    """The warning about scans that the archive has with other choices than those requested."""
+    earlier = {"beyond_field_of_view": "keep", "table_removed": True}
+    differing = [
+        entry.source
+        for entry in present
+        if any(entry.record.get(name, earlier[name]) != choice for name, choice in requested.items())
+    ]
+    if not differing:
+        return []
+    names = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
+    return [
+        f"{len(differing)} scans are in the archive with another --beyond-field-of-view or --keep-table and stay as "
+        f"they are: {names}. To apply the requested ones, ingest them into another archive"
+    ]
 
 
 def _shared(pairs: Sequence[tuple[Source, Source]]) -> str:

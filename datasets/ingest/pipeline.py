@@ -58,6 +58,8 @@ class IngestReport:
 
     added: list[Entry] = field(default_factory=list)
     already_present: int = 0
+    present: list[Entry] = field(default_factory=list)
+    """Entries that the archive had from these sources before."""
     refused: list[FileError] = field(default_factory=list)
     skipped: int = 0
     """Files in searched folders that are not of a supported format."""
@@ -186,6 +188,7 @@ def add_samples(
         progress(len(sources), len(sources), "")
     outcome.added = writer.published
     outcome.already_present += writer.superseded
+    outcome.present = [entry for entry in earlier if entry.source_sha256 in digests]
     known = {entry.subject: entry.source for entry in earlier if entry.source_sha256 not in digests}
     shared = {entry.subject: entry.source for entry in outcome.added if entry.subject in known}
     if shared and not subjects_are_named:

@@ -21,7 +21,7 @@ COARSE_MM = 4.0
 
 FieldOfView = Literal["keep", "extend", "mask"]
 """Beyond a field of view that truncates the body: air as in the file, tissue by `field_of_view.extend_body`, or air
-that losses, metrics and figures leave out."""
+that losses of supervised CNNs and GANs, metrics and figures leave out."""
 
 
 def resample(
