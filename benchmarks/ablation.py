@@ -93,6 +93,7 @@ def main() -> None:
             name,
             f"{result['parameters']:,}",
             str(result["step"]),
+            f"{1e3 * result['seconds'] / result['step']:.0f}",
             f"{result['val_psnr_db']:.2f} ({result['val_psnr_db'] - first['val_psnr_db']:+.2f})",
             f"{result['val_ssim']:.3f} ({result['val_ssim'] - first['val_ssim']:+.3f})",
         ]
@@ -103,7 +104,7 @@ def main() -> None:
         f"phantoms, seed {options.seed}; EMA weights on {first['validated']} validation phantoms, protocol volume "
         "(difference to the slim preset)"
     )
-    table(title, ["variant", "parameters", "steps", "PSNR, dB", "SSIM"], rows)
+    table(title, ["variant", "parameters", "steps", "CPU ms/step", "PSNR, dB", "SSIM"], rows)
 
 
 if __name__ == "__main__":
