@@ -28,6 +28,7 @@ from training_batches import Pairs
 
 MEASURES = {"MAE, HU": ("mae_hu", 0), "PSNR, dB": ("psnr_db", 2), "SSIM": ("ssim", 3), "lung Dice": ("lung_dice", 3)}
 STAGES = {"predicted": "network alone", "fitted": f"after {FIT_STEPS} steps of the data-consistency fit"}
+BASELINE_TITLES = {f"{BASELINES}-mean-volume": "mean volume", f"{BASELINES}-back-projection": "back-projection"}
 LUNG_AND_TISSUE_HU = (-1000, 450)
 Metrics = dict[str, dict[str, dict[str, float]]]
 """Metrics of one predictor by subject, by stage, by measure."""
@@ -81,8 +82,8 @@ def tables(data: dict[str, Metrics], what: str) -> list[str]:
 def title(name: str) -> str:
     """The title of a system or a baseline."""
     if name == PUBLISHED_SCHEDULE:
-        return "DiffuX2CT, published schedule"
-    return SYSTEMS[name].title if name in SYSTEMS else name.removeprefix(f"{BASELINES}-").replace("-", " ", 1)
+        return "DiffuX2CT, published schedule and epsilon-prediction"
+    return SYSTEMS[name].title if name in SYSTEMS else BASELINE_TITLES.get(name, name)
 
 
 def verdict(data: dict[str, Metrics], what: str) -> str:
@@ -220,8 +221,8 @@ def report(folder: Path, plots: Path, output: Path) -> str:
         f"{len(phantoms[systems[0]])} others for the tables",
         f"* budget: {settings['seconds']:g} s of wall time on phantoms, batch {settings['batch']}, "
         f"{settings['precision']}, the same samples in the same order for every system, seed {settings['seed']}; "
-        f"{len(systems)} systems trained at once, each in a process of its own, on one card; validation does not "
-        "count; EMA weights, in half precision",
+        f"{len(systems)} networks trained at once (DiffuX2CT twice), each in a process of its own, on one card; "
+        "validation does not count; EMA weights, in half precision",
     ]
     if fold:
         lines.append(

@@ -21,8 +21,8 @@ from raylift.serve.view_text import in_words, requirement, title
 
 NOTICE = "Radiographs do not determine a volume uniquely, and errors in a volume are not detected."
 TRAINED_ON_DRRS = (
-    "The network was trained on digitally reconstructed radiographs (DRRs) of CT scans; real radiographs are outside "
-    "its training distribution. "
+    "The network was trained on digitally reconstructed radiographs (DRRs) of CT scans or synthetic phantoms; "
+    "real radiographs are outside its training distribution. "
 )
 TRAINED_ON_RADIOGRAPHS = (
     "The network was trained on radiographs alone; its volumes were never compared with CT scans of the same patients. "

@@ -85,7 +85,8 @@ def markup() -> str:
     )
     return (
         '<raylift-viewer role="group" aria-label="Volume viewer">'
-        '<p class="unavailable">The browser has no WebGL 2, so the volume is shown as slices.</p>'
+        '<p class="unavailable">The interactive viewer, which needs WebGL 2, is not available, so the volume is shown '
+        "as slices.</p>"
         f'<div class="tools"><fieldset><legend>Window</legend>{presets}</fieldset>'
         f"<fieldset><legend>Drag</legend>{drags}</fieldset>"
         f'<label class="field"><span>Layout</span><select name="layout">{layouts}</select></label>'

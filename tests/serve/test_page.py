@@ -40,7 +40,11 @@ def test_a_reconstruction_gives_slices_reprojections_and_a_file(
         expect(visit.at(f"{view}-preview").locator("img")).to_be_visible()
     expect(visit.at("results")).to_be_hidden()
     visit.reconstruct()
-    expect(visit.page.get_by_text("The browser has no WebGL 2, so the volume is shown as slices.")).to_be_visible()
+    expect(
+        visit.page.get_by_text(
+            "The interactive viewer, which needs WebGL 2, is not available, so the volume is shown as slices."
+        )
+    ).to_be_visible()
     expect(visit.page.locator("raylift-viewer canvas")).to_be_hidden()
     assert not any(request.endswith("niivue.umd.js") for request in visit.requests)
 
