@@ -38,7 +38,7 @@ class DemoOptions:
     trial_steps: int = 32
     """Training steps of a trial."""
     serve: bool = True
-    """Serve the pretrained model at the end, until Ctrl-C, and print the command for the best checkpoint."""
+    """Serve the pretrained model and the best checkpoint at the end, until Ctrl-C."""
     port: int = 8000
 
 
@@ -61,10 +61,11 @@ def main() -> int:
         _stage("export", ["export", best, str(home / "model")], str(home / "model"))
     print(f"\ndemo: done in {time.monotonic() - started:.0f} s; the report is {report}/report.html")
     if options.serve:
-        trained = ["raylift", "serve", str(home / "model"), "--port", str(options.port + 1)]
-        print(f"demo: the page has the pretrained model; for the one just trained: {shlex.join(trained)}")
-        print(f"\n== service\n$ raylift serve --port {options.port}", flush=True)
-        service = _command(["serve", "--port", str(options.port)])
+        # Half a core for each model, so that both fit on two cores.
+        words = ["serve", "--also", str(home / "model"), "--port", str(options.port), "--cpus-per-replica", "0.5"]
+        print("demo: the page has the pretrained model, and a link to the one just trained")
+        print(f"\n== service\n$ raylift {shlex.join(words)}", flush=True)
+        service = _command(words)
         os.execv(service[0], service)  # noqa: S606
     return 0
 

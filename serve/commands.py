@@ -154,12 +154,14 @@ def serve(arguments: list[str]) -> int:
     settings = tyro.cli(ServeSettings, prog="raylift serve", args=arguments)
     deployment.require_free(settings.host, settings.port)
     cluster.connect()
-    deployed = deployment.application(settings)
+    deployed = deployment.applications(settings)
     interrupted = deployment.interruption()
     url = deployment.start(settings, deployed, interrupted)
     if not interrupted.is_set():
         print(
             f"serving {model_store.resolve(settings.model)} on {url} (page /, API /docs); stop with Ctrl-C", flush=True
         )
+        for path, own in list(settings.by_path.items())[1:]:
+            print(f"serving {model_store.resolve(own.model)} on {url}{path}/ (API {path}/docs)", flush=True)
     deployment.wait(interrupted, settings.grace_s)
     return 0

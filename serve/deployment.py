@@ -11,7 +11,10 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -47,9 +50,35 @@ class ServiceNotReadyError(RayliftError, RuntimeError):
     """The service was deployed and does not respond."""
 
 
-def application(settings: ServeSettings) -> serve.Application:
-    """The Serve application. The ingress is a single replica, because the page's sessions are in its process."""
-    settings = replace(settings, model=model_store.resolve(settings.model))
+def applications(settings: ServeSettings) -> list[serve.RunTarget]:
+    """The Serve applications, one a model."""
+    models = {path: replace(own, model=model_store.resolve(own.model)) for path, own in settings.by_path.items()}
+    links = {f"{path.rstrip('/')}/": _label(own.model) for path, own in models.items()}
+    return [
+        serve.RunTarget(
+            application(own, links),
+            name=APP + path.rstrip("/").replace("/", "-"),
+            route_prefix=path,
+            logging_config={"log_level": "WARNING"},
+        )
+        for path, own in models.items()
+    ]
+
+
+def _label(model: str) -> str:
+    """The name of a model on pages, which do not show paths of this machine."""
+    if model_store.is_named(model):
+        return model
+    return f"{PurePosixPath(model).name} ({model_store.description_of(model).system.name})"
+
+
+def application(settings: ServeSettings, links: Mapping[str, str] = MappingProxyType({})) -> serve.Application:
+    """The Serve application of one model. The ingress is a single replica: the page's sessions are in its process.
+
+    Args:
+        settings: with the exact name of the model.
+        links: the models of all pages by path.
+    """
     ongoing = 4 * settings.max_batch_size
     model = serve.deployment(
         name=MODEL_DEPLOYMENT,
@@ -75,7 +104,7 @@ def application(settings: ServeSettings) -> serve.Application:
         ray_actor_options={"num_cpus": 0.1},
     )(serve.ingress()(Ingress))
     bound: serve.Application = ingress.bind(
-        model.bind(settings), settings, loaded.description, loaded.sha256, sampling, required
+        model.bind(settings), settings, loaded.description, loaded.sha256, sampling, required, dict(links)
     )
     return bound
 
@@ -113,12 +142,12 @@ def require_free(host: str, port: int) -> None:
         ) from error
 
 
-def start(settings: ServeSettings, deployed: serve.Application, interrupted: threading.Event) -> str:
+def start(settings: ServeSettings, deployed: Sequence[serve.RunTarget], interrupted: threading.Event) -> str:
     """Start the service on the connected Ray cluster and return its URL once it responds or the event is set.
 
     Args:
         settings: address and port.
-        deployed: the application of these settings.
+        deployed: the applications of these settings.
         interrupted: ends the start when it is set.
 
     Raises:
@@ -139,11 +168,12 @@ def start(settings: ServeSettings, deployed: serve.Application, interrupted: thr
             f"cannot listen on {bracketed(settings.host)}:{settings.port}, which another program has just taken: "
             "choose another --port"
         ) from error
-    target = serve.RunTarget(deployed, name=APP, route_prefix="/", logging_config={"log_level": "WARNING"})
     if not interrupted.is_set():
-        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-        _wait_until_running(interrupted)
-        _wait_until_ready(settings.reachable_host, settings.port, interrupted)
+        serve.run_many(deployed, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        for target in deployed:
+            _wait_until_running(target.name, interrupted)
+            prefix = target.route_prefix or "/"
+            _wait_until_ready(settings.reachable_host, settings.port, interrupted, prefix)
     return settings.url
 
 
@@ -183,41 +213,44 @@ def wait(interrupted: threading.Event, grace_s: float) -> None:
 
 def _close(grace_s: float) -> int:
     """Stop accepting requests; returns how many were canceled."""
-    application = serve.status().applications.get(APP)
-    states = application.deployments[INGRESS].replica_states if application and application.deployments else {}
-    # A call would wait for a replica; the application also has another status while one of the model restarts.
-    if not any(state == "RUNNING" for state in states):
-        return 0
-    try:
-        return int(serve.get_app_handle(APP).close.remote(grace_s).result(timeout_s=grace_s + RESPONSE_TIMEOUT_S))
-    except (RayError, TimeoutError):
-        # The replica ended, and its requests with it.
-        return 0
+    closing = []
+    for name, application in serve.status().applications.items():
+        states = application.deployments[INGRESS].replica_states if application.deployments else {}
+        # A call would wait for a replica; the application also has another status while one of the model restarts.
+        if any(state == "RUNNING" for state in states):
+            closing.append(serve.get_app_handle(name).close.remote(grace_s))
+    canceled = 0
+    for response in closing:
+        # A replica that ended ended its requests with it.
+        with contextlib.suppress(RayError, TimeoutError):
+            canceled += int(response.result(timeout_s=grace_s + RESPONSE_TIMEOUT_S))
+    return canceled
 
 
-def _wait_until_running(interrupted: threading.Event) -> None:
+def _wait_until_running(name: str, interrupted: threading.Event) -> None:
     """Wait for the replicas, which an autoscaling cluster may first need nodes for, and print what holds them up."""
     printed: set[str] = set()
     while not interrupted.wait(0.2):
-        application = serve.status().applications[APP]
+        application = serve.status().applications[name]
         if application.status == ApplicationStatus.RUNNING:
             return
         if application.status == ApplicationStatus.DEPLOY_FAILED:
             serve.shutdown()  # type: ignore[no-untyped-call]
             raise ServiceNotReadyError(f"the service was not deployed: {application.message}")
-        for name, deployment in application.deployments.items():
-            if deployment.message and name not in printed:
-                printed.add(name)
-                print(f"raylift: waiting for {name}: {deployment.message}", file=sys.stderr, flush=True)
+        for part, deployment in application.deployments.items():
+            if deployment.message and part not in printed:
+                printed.add(part)
+                print(f"raylift: waiting for {part}: {deployment.message}", file=sys.stderr, flush=True)
 
 
-def _wait_until_ready(host: str, port: int, interrupted: threading.Event) -> None:
+def _wait_until_ready(host: str, port: int, interrupted: threading.Event, prefix: str = "/") -> None:
     """Poll `/readyz`: Serve reports an application as running before its proxy has the routes."""
+    path = f"{prefix.rstrip('/')}/readyz"
     until = time.monotonic() + START_TIMEOUT_S
     while not interrupted.wait(0.1):
         connection = http.client.HTTPConnection(host, port, timeout=POLL_TIMEOUT_S)
         try:
-            connection.request("GET", "/readyz")
+            connection.request("GET", path)
             status = connection.getresponse().status
             problem = f"responds with status {status}"
         except OSError as error:
@@ -228,4 +261,4 @@ def _wait_until_ready(host: str, port: int, interrupted: threading.Event) -> Non
             return
         if time.monotonic() > until:
             serve.shutdown()  # type: ignore[no-untyped-call]
-            raise ServiceNotReadyError(f"http://{host}:{port}/readyz {problem}; see the logs of Ray Serve")
+            raise ServiceNotReadyError(f"http://{host}:{port}{path} {problem}; see the logs of Ray Serve")

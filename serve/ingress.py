@@ -7,8 +7,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import ExitStack, asynccontextmanager
+from html import escape
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -64,6 +66,16 @@ class _ReplicaState:
         return self._is_running
 
 
+def other_models(links: Mapping[str, str], root_path: str) -> str:
+    """A line in HTML with the models of a service, of which all but this page's are links; empty for one model."""
+    own = f"{root_path}/"
+    items = [
+        f"<b>{escape(name)}</b>" if path == own else f'<a href="{path}">{escape(name)}</a>'
+        for path, name in links.items()
+    ]
+    return f"Models: {' · '.join(items)}" if len(items) > 1 else ""
+
+
 def build(
     model: str,
     gate: Gate,
@@ -72,10 +84,12 @@ def build(
     sha256: str,
     sampling: SamplingConfig | None,
     required: Credentials | None,
+    links: Mapping[str, str] = MappingProxyType({}),
 ) -> FastAPI:
     """API and page for the deployment named `model`.
 
-    `sampling` is None for a deterministic model, and `required` without authentication.
+    `sampling` is None for a deterministic model, and `required` without authentication; `links` has the models of all
+    pages of the service by path.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Only this user can read the uploads, and they are deleted with the service.
@@ -110,7 +124,7 @@ def build(
     backend = Backend(description, sha256, reconstruct, ready, steps, sampling, max_samples, queue.slot)
     app = routes.build(backend, decoder)
     viewer.add_routes(app)
-    page = layout.build(backend, decoder, settings.retention_s)
+    page = layout.build(backend, decoder, settings.retention_s, other_models(links, settings.root_path))
     app.add_middleware(
         UploadQuota,
         folder=uploads,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +25,9 @@ class ServeSettings:
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = model_store.DEFAULT_MODEL
     """models:NAME (see `raylift models`), or the path or URL of an exported folder or checkpoint."""
+    also: tuple[str, ...] = ()
+    """Further models, each with a page and an API of its own below /2, /3 and so on; the pages link to each other. Each
+    has its own replicas and queue."""
     host: str = "127.0.0.1"
     """Address to listen on. Addresses other than 127.0.0.1, ::1 and localhost require --auth-file or --token-file."""
     port: int = 8000
@@ -85,6 +88,8 @@ class ServeSettings:
             raise ConfigError(f"port {self.port} is outside 1 to 65535")
         if self.root_path and not re.fullmatch(r"(/[\w.~@:%+-]+)+", self.root_path):
             raise ConfigError(f"--root-path {self.root_path} is not a path as /ct")
+        if self.root_path and self.also:
+            raise ConfigError("--also and --root-path: serve each model on a port of its own behind a proxy")
         if not self._is_loopback and self.auth_file is None and self.token_file is None:
             raise ConfigError(
                 f"--host {self.host} is open to other machines: pass --auth-file or --token-file, or leave --host out "
@@ -129,6 +134,13 @@ class ServeSettings:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    @property
+    def by_path(self) -> dict[str, ServeSettings]:
+        """The settings of each model by the path of its page; all have the same links."""
+        others = {f"/{number}": name for number, name in enumerate(self.also, start=2)}
+        own = {path: replace(self, model=name, also=(), root_path=path) for path, name in others.items()}
+        return {"/": replace(self, also=()), **own}
 
     @property
     def url(self) -> str:

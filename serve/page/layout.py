@@ -34,13 +34,18 @@ MAX_SESSIONS = 64
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 16}
 
 
-def build(backend: Backend, decoder: ImageDecoder, retention_s: float = 3600.0) -> gr.Blocks:
-    """The page for one model; uploads, downloads and volumes are kept for `retention_s`."""
+def build(backend: Backend, decoder: ImageDecoder, retention_s: float = 3600.0, models: str = "") -> gr.Blocks:
+    """The page for one model; uploads, downloads and volumes are kept for `retention_s`.
+
+    `models` is HTML with links to the pages of other models.
+    """
     retention = round(retention_s)
     actions = Actions(backend, decoder)
     page: gr.Blocks
     with GuardedBlocks(title="raylift", analytics_enabled=False, delete_cache=(retention // 6, retention)) as page:
         gr.Markdown(f"# raylift\nReconstruct a chest CT volume {_from(backend.views)}.")
+        if models:
+            gr.HTML(models, elem_id="models")
         gr.Markdown(_notice(backend), elem_id="notice")
         inputs = _radiographs(actions, backend.description.geometry.views, decoder.file_limits.max_bytes)
         samples = [_samples_slider(backend.max_samples)] if backend.multiple_samples else []

@@ -21,6 +21,7 @@ from raylift.datasets.intensity import Window
 from raylift.models import weights
 from raylift.models.diffusion.generative import SamplingFlags
 from raylift.models.weights import Description
+from raylift.platform.model_store import FRONTAL_MODEL
 from raylift.platform.presets import PRESETS
 from raylift.serve.page import example
 from raylift.serve.reconstructor import Reconstructor
@@ -184,6 +185,16 @@ def generative_url(services: list[Service], generative_folder: Path) -> Iterator
     for running in services:
         running.stop()
     services.append(Service.start(generative_folder, "--steps", "2", "--max-samples", "5"))
+    yield services[-1].url
+    services[-1].stop()
+
+
+@pytest.fixture
+def two_models_url(services: list[Service], model_folder: Path) -> Iterator[str]:
+    """URL of a service with a model of two views and one of a frontal view."""
+    for running in services:
+        running.stop()
+    services.append(Service.start(model_folder, "--also", FRONTAL_MODEL, "--cpus-per-replica", "0.5"))
     yield services[-1].url
     services[-1].stop()
 
