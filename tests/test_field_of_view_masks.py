@@ -348,4 +348,4 @@ def test_a_scan_that_the_archive_has_with_another_choice_is_reported(first: dict
         0,
         1,
     ]
-    assert "patient-0.nii.gz. To apply the requested ones, ingest them into another archive" in reports[2][-1]
+    assert "patient-0.nii.gz. To apply the requested choice, ingest into another archive" in reports[2][-1]

@@ -145,8 +145,8 @@ def _kept_choices(present: Sequence[Entry], requested: Mapping[str, str | bool])
         return []
     names = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
     return [
-        f"already in the archive, with another --beyond-field-of-view or --keep-table, and unchanged: {names}. To apply "
-        "the requested choice, ingest into another archive"
+        f"already in the archive, with another --beyond-field-of-view or --keep-table, and unchanged: {names}. To "
+        "apply the requested choice, ingest into another archive"
     ]
 
 
