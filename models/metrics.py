@@ -89,12 +89,12 @@ def _mean(values: Float[np.ndarray, "*shape"], inside: Bool[np.ndarray, "*shape"
 
 
 def _ssim(prediction: Unit, ground_truth: Unit, inside: Inside, margin: tuple[int, int, int], **settings: Any) -> float:
-    """Mean SSIM over windows centered inside; `margin` is half a window along each axis, 0 along channels."""
+    """Mean SSIM over windows centered inside, NaN without any; `margin` is half a window an axis, 0 along channels."""
     mean, windows = structural_similarity(ground_truth, prediction, data_range=1.0, full=True, **settings)
     if inside.all():
         return float(mean)
     whole = tuple(slice(m, n - m) for m, n in zip(margin, inside.shape, strict=True))
-    return _mean(windows[whole], inside[whole])
+    return _mean(windows[whole], inside[whole]) if inside[whole].any() else np.nan
 
 
 def _volume_metrics(prediction: Unit, ground_truth: Unit, inside: Inside) -> Metrics:

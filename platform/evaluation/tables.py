@@ -198,9 +198,14 @@ def finite(values: Metrics) -> dict[str, float | None]:
 
 
 def cell(name: str, mean: float, std: float = 0.0, count: int = 1) -> str:
-    """A metric with the digits that its unit needs and, over several subjects, its sample standard deviation."""
+    """A metric with the digits that its unit needs and, over several subjects, its sample standard deviation.
+
+    A distance is infinite where a volume lacks the organ, and then has no standard deviation.
+    """
+    if math.isnan(mean):
+        return "undefined"
     digits = digits_of(name)
-    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if count > 1 else "")
+    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if count > 1 and not math.isnan(std) else "")
 
 
 def title_of(name: str) -> str:

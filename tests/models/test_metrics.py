@@ -73,6 +73,15 @@ def test_a_volume_compared_with_itself_is_perfect(protocol, pair):
     assert all(value == pytest.approx(1.0) for key, value in values.items() if key.startswith("ssim"))
 
 
+def test_ssim_is_undefined_where_no_window_is_inside_the_field_of_view(pair, recwarn):
+    prediction, ground_truth = pair
+    ground_truth[4:] = np.nan
+    values = VOLUME.evaluate(prediction, ground_truth)
+    assert np.isnan(values["ssim"])
+    assert values["psnr_db"] == pytest.approx(psnr_db(values["mse"], 1.0))
+    assert not recwarn.list
+
+
 def test_errors_outside_the_window_do_not_count():
     ground_truth = np.full((16, 16, 16), 2000.0)
     assert VOLUME.evaluate(ground_truth + 900, ground_truth)["mae_hu"] == 0

@@ -19,7 +19,7 @@ from raylift.models.training_data import TrainingData
 from raylift.models.weights import Description
 from raylift.platform import cli
 from raylift.platform.evaluation.plots import plot_boxes, plot_volume_agreement
-from raylift.platform.evaluation.tables import MetricTable
+from raylift.platform.evaluation.tables import MetricTable, cell
 from raylift.platform.presets import PRESETS
 
 
@@ -177,6 +177,12 @@ def test_box_plots_have_a_panel_for_each_metric_with_its_unit_and_survive_an_inf
     assert svg.count(">theirs<") == 1
     for title in ("PSNR, dB", "MAE, HU"):
         assert svg.count(title) == 1
+
+
+def test_a_cell_states_what_is_undefined_and_no_deviation_of_an_infinite_mean():
+    assert cell("lung_hd95_mm", np.inf, np.nan, 3) == "inf"
+    assert cell("ssim", np.nan, np.nan, 3) == "undefined"
+    assert cell("psnr_db", 20.0, 1.5, 3) == "20.00 ± 1.50"
 
 
 def test_a_candidate_that_may_beat_the_baselines_by_chance_is_reported_so(home, archive32, tmp_path):
