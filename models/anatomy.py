@@ -107,10 +107,14 @@ def dice(found: Mask, true: Mask) -> float:
 
 
 def cldice(found: Mask, true: Mask) -> float:
-    """Harmonic mean of the shares of each centerline that lie inside the other mask (clDice, arXiv 2003.07311)."""
+    """Harmonic mean of the shares of each centerline that lie inside the other mask (clDice, arXiv 2003.07311).
+
+    Thinning can remove a small mask completely: that mask is its own centerline.
+    """
     if not found.any() or not true.any():
         return float(found.any() == true.any())
-    lines = [skeletonize(mask) for mask in (found, true)]
+    thinned = [(skeletonize(mask), mask) for mask in (found, true)]
+    lines = [line if line.any() else mask for line, mask in thinned]
     precision, sensitivity = (float(mask[line].mean()) for line, mask in zip(lines, (true, found), strict=True))
     return 2 * precision * sensitivity / (precision + sensitivity) if precision + sensitivity else 0.0
 

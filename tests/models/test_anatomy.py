@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from scipy.spatial.distance import cdist
+from skimage.morphology import skeletonize
 
 from raylift.datasets.geometry import Grid
 from raylift.datasets.phantom.thorax import thorax
@@ -102,3 +103,13 @@ def test_cldice_is_the_harmonic_mean_of_precision_and_sensitivity_of_centerlines
     nothing = np.zeros_like(true)
     assert (anatomy.cldice(nothing, nothing), anatomy.cldice(nothing, true)) == (1.0, 0.0)
     assert (anatomy.dice(nothing, nothing), anatomy.dice(true, nothing)) == (1.0, 0.0)
+
+
+def test_a_mask_that_thinning_removes_is_its_own_centerline():
+    cube, half = np.zeros((2, 8, 8, 8), dtype=bool)
+    cube[2:4, 2:4, 2:4] = True
+    half[2:4, 2:4, 2] = True
+    assert not skeletonize(cube).any()
+    assert anatomy.cldice(cube, cube) == 1.0
+    assert anatomy.cldice(cube, half) == pytest.approx(2 * 0.5 / 1.5)
+    assert anatomy.cldice(cube, np.roll(cube, 4, axis=0)) == 0.0

@@ -166,7 +166,7 @@ def api(exported: tuple[Path, list[str]]) -> Iterator[httpx.Client]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     settings = ServeSettings(str(exported[0]), port=port, cpus_per_replica=0.1, consistency_steps=1)
-    url = deployment.start(settings, deployment.application(settings), threading.Event())
+    url = deployment.start(settings, deployment.applications(settings), threading.Event())
     with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
         yield client
     serve.shutdown()
