@@ -45,7 +45,7 @@ def build(backend: Backend, decoder: ImageDecoder, retention_s: float = 3600.0, 
     with GuardedBlocks(title="raylift", analytics_enabled=False, delete_cache=(retention // 6, retention)) as page:
         gr.Markdown(f"# raylift\nReconstruct a chest CT volume {_from(backend.views)}.")
         if models:
-            gr.HTML(models, elem_id="models")
+            gr.HTML(models, elem_id="models", padding=False)
         gr.Markdown(_notice(backend), elem_id="notice")
         inputs = _radiographs(actions, backend.description.geometry.views, decoder.file_limits.max_bytes)
         samples = [_samples_slider(backend.max_samples)] if backend.multiple_samples else []
@@ -278,6 +278,6 @@ def _about(backend: Backend) -> str:
         f"Sampler: {sampling.sampler}, {sampling.steps} steps, seed {sampling.seed}." if sampling else "",
         f"Data-consistency fit: up to {steps} steps." if steps else "",
         f"SHA-256 of the weights: `{backend.sha256[:16]}…`.",
-        "HTTP API: `POST /v1/reconstructions`, see the [API reference](docs).",
+        "HTTP API: `POST v1/reconstructions` below the address of this page, see the [API reference](docs).",
     ]
     return " ".join(line for line in lines if line)
