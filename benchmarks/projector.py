@@ -160,9 +160,9 @@ def plastimatch(attenuation: np.ndarray, algorithm: str, folder: Path) -> tuple[
     *_, raw = path.read_bytes().split(b"\n", 3)
     path.unlink()
     # Its unit is a tenth of a millimeter's, and its columns run the other way.
-    picture = 10 * np.frombuffer(raw, "<f4").reshape(128, 128)[:, ::-1]
+    drr = 10 * np.frombuffer(raw, "<f4").reshape(128, 128)[:, ::-1]
     found = re.search(r"(?:Total|DRR)[^\d]*([\d.]+) sec", said) or re.search(r"([\d.]+) *(?:sec|s)\b", said)
-    return picture, float(found.group(1)) if found else float("nan")
+    return drr, float(found.group(1)) if found else float("nan")
 
 
 def diffdrr(attenuation: np.ndarray, python: str, renderer: str, folder: Path) -> tuple[np.ndarray, float, float]:

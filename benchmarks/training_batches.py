@@ -32,7 +32,7 @@ class Pairs:
     """Volumes in HU, their labels, and their digitally reconstructed radiographs (DRRs) without augmentation.
 
     Attributes:
-        names: of the subjects, one a volume.
+        names: of the subjects, one per volume.
         hu: int16, (n, d, h, w).
         labels: uint8 values of `segmentation.Label`, (n, d, h, w).
         views: normalized DRRs, float32, (n, views, rows, columns).

@@ -19,7 +19,7 @@ class Batch:
     ground_truth: Float[Tensor, "n 1 d h w"] | None
     """CT of the radiographs' subjects in the window's [0, 1]; None for unpaired systems."""
     radiographs: Float[Tensor, "n views rows columns"]
-    """In [0, 1], bone bright, each normalized by its own percentiles and, for some models, matched."""
+    """In [0, 1], bone bright, each normalized by its own percentiles or maximum; some with matched histograms."""
     ids: tuple[str, ...] = ()
     labels: UInt8[Tensor, "n 1 d h w"] | None = None
     """Values of `segmentation.Label`; read for objectives that need them, and where they mask the field of view."""

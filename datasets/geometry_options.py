@@ -65,9 +65,9 @@ def geometry_of(text: str, grid: Grid) -> Geometry:
 def read_geometry(path: Path, grid: Grid) -> Geometry:
     """The geometry of a YAML file: keys beam, source_isocenter_mm, source_detector_mm, detector, attenuation and views.
 
-    `detector` is `covering` (the default: as many pixels as the grid has voxels per side, covering the volume's central
-    plane) or has the keys px and pitch_mm, each of which may be left out. `views` is a list of mappings with the keys
-    name, azimuth_deg, elevation_deg, roll_deg and offset_mm.
+    `detector` is `full_coverage` (the default: as many pixels as the grid has voxels per side, covering the volume's
+    central plane) or has the keys px and pitch_mm, each of which may be left out. `views` is a list of mappings with
+    the keys name, azimuth_deg, elevation_deg, roll_deg and offset_mm.
 
     Raises:
         ConfigError: it cannot be read, a key is unknown or missing, or a value makes no geometry.
@@ -83,7 +83,7 @@ def read_geometry(path: Path, grid: Grid) -> Geometry:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split()):.200}") from error
     if not isinstance(data, dict) or "views" not in data:
         raise ConfigError(f"{path}: a geometry file has the keys views, beam, distances and detector")
-    detector = _detector(data.pop("detector", "covering"), f"{path}: detector")
+    detector = _detector(data.pop("detector", "full_coverage"), f"{path}: detector")
     stated = from_plain(_GeometryFile, data, str(path))
     source_isocenter_mm, source_detector_mm = stated.source_isocenter_mm, stated.source_detector_mm
     if stated.beam == "parallel":
@@ -106,10 +106,10 @@ def read_geometry(path: Path, grid: Grid) -> Geometry:
 
 
 def _detector(stated: Any, where: str) -> _Detector:
-    if stated == "covering":
+    if stated == "full_coverage":
         return _Detector()
     if not isinstance(stated, dict):
-        raise ConfigError(f"{where} is {stated!r:.40}: write covering, or the keys px and pitch_mm")
+        raise ConfigError(f"{where} is {stated!r:.40}: write full_coverage, or the keys px and pitch_mm")
     return from_plain(_Detector, stated, where)
 
 

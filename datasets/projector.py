@@ -132,7 +132,7 @@ def project_pose(
 
 @dataclass(frozen=True)
 class Poses:
-    """Cone-beam poses, one a volume of a batch, as tensors on the volumes' device."""
+    """Cone-beam poses, one per volume of a batch, as tensors on the volumes' device."""
 
     axes: Float[Tensor, "n 3 3"]
     """Unit vectors (rows: column, row and ray direction) in patient coordinates."""

@@ -1,6 +1,6 @@
 """Image-quality metrics of reconstructed volumes, under named protocols.
 
-Published values of the same metric differ by five decibels between definitions. Every number therefore belongs to a
+Published values of the same metric differ by up to 5 dB between definitions. Every number therefore belongs to a
 protocol: the HU window, the maximum of PSNR, and whether a metric is computed over the volume or slice by slice.
 
 | protocol | window, HU | PSNR | SSIM |

@@ -26,9 +26,9 @@ NORMALIZATIONS: dict[Normalization, str] = {
     "percentiles": "by the image's 0.5 and 99.5 percentiles",
     "maximum": "divided by the image's maximum, in 8 bits",
 }
-DRR_LIMITS = """It was trained on digitally reconstructed radiographs (DRRs) of CT. Acquired radiographs differ in
-scatter, processing and pose, which is not corrected unless histograms are matched (above)."""
-RADIOGRAPH_LIMITS = """It was trained on acquired radiographs of unknown pose, scale and processing, and its predictions
+DRR_LIMITS = """It was trained on digitally reconstructed radiographs (DRRs) of CT scans or synthetic phantoms.
+Real radiographs differ in scatter, processing and pose, which only the matching of histograms corrects in part."""
+RADIOGRAPH_LIMITS = """It was trained on real radiographs of unknown pose, scale and processing, and its predictions
 were not compared with CT of the same patients."""
 
 

@@ -51,7 +51,7 @@ class ServiceNotReadyError(RayliftError, RuntimeError):
 
 
 def applications(settings: ServeSettings) -> list[serve.RunTarget]:
-    """The Serve applications, one a model."""
+    """The Serve applications, one per model."""
     models = {path: replace(own, model=model_store.resolve(own.model)) for path, own in settings.by_path.items()}
     links = {f"{path.rstrip('/')}/": _label(own.model) for path, own in models.items()}
     return [

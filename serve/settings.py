@@ -33,13 +33,13 @@ class ServeSettings:
     port: int = 8000
     """Port to listen on."""
     auth_file: Path | None = None
-    """Users and hashes of passwords as `htpasswd -B` writes them; the page and the API require one (Basic)."""
+    """File of user names and bcrypt hashes (`htpasswd -B`). The page and the API then require a login (HTTP Basic)."""
     token_file: Path | None = None
-    """Tokens of the API, one in each line (Bearer)."""
+    """File of API tokens, one per line. The API then requires one of them (Bearer)."""
     allowed_hosts: tuple[str, ...] = ()
     """Names under which a proxy offers the service; other values of Host and Origin are refused."""
     root_path: str = ""
-    """Path below which a proxy offers the service, as /ct; the proxy may strip it or pass it on."""
+    """Path prefix under which a proxy offers the service, such as /ct; the proxy may strip it or pass it on."""
     replicas: int = 1
     """Number of copies of the model."""
     cpus_per_replica: float = 1.0
@@ -53,15 +53,14 @@ class ServeSettings:
     batch_wait_timeout_s: float = 0.02
     """How long a request waits for others to form a batch."""
     max_queued_requests: int = 64
-    """Length of the queue, raised to four times --max-batch-size, which a replica accepts at once, where it is less;
-    further requests receive status 503."""
+    """Largest number of requests that wait; at least four times --max-batch-size. Others receive status 503."""
     queue_deadline_s: float = 10.0
     """Longest expected wait of a request, from the measured throughput; further requests receive status 503 with
     Retry-After."""
     grace_s: float = 30.0
     """How long requests in progress may take after Ctrl-C or SIGTERM before they are canceled."""
     body_timeout_s: float = 120.0
-    """How long the body of a request may take to arrive."""
+    """Timeout for the body of a request."""
     max_upload_mib: int = 64
     """Largest radiograph file."""
     retention_s: float = 3600.0
@@ -87,7 +86,7 @@ class ServeSettings:
         if not 0 < self.port < 65536:
             raise ConfigError(f"port {self.port} is outside 1 to 65535")
         if self.root_path and not re.fullmatch(r"(/[\w.~@:%+-]+)+", self.root_path):
-            raise ConfigError(f"--root-path {self.root_path} is not a path as /ct")
+            raise ConfigError(f"--root-path {self.root_path} is not a path such as /ct")
         if self.root_path and self.also:
             raise ConfigError("--also and --root-path: serve each model on a port of its own behind a proxy")
         if not self._is_loopback and self.auth_file is None and self.token_file is None:

@@ -43,7 +43,7 @@ class Visit:
         source = self.at(name).locator("img").get_attribute("src")
         return np.asarray(Image.open(io.BytesIO(self.page.request.get(source).body())).convert("RGB"), dtype=np.int32)
 
-    def picture(self, name: str) -> np.ndarray:
+    def image(self, name: str) -> np.ndarray:
         """Pixels of an image as gray values."""
         return np.asarray(Image.fromarray(self.colors(name).astype(np.uint8)).convert("L"), dtype=np.int32)
 
@@ -61,7 +61,7 @@ class Visit:
         before = self.at(name).locator("img").get_attribute("src") or ""
         act()
         expect(self.at(name).locator("img")).not_to_have_attribute("src", before)
-        return self.picture(name)
+        return self.image(name)
 
     def choose(self, name: str, value: str) -> None:
         self.at(name).locator(f"input[value='{value}']").check()

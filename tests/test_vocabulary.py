@@ -8,6 +8,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = [
+    "CHANGELOG.md",
     "CONTRIBUTING.md",
     "README.md",
     "SECURITY.md",
@@ -59,7 +60,9 @@ WORDS = {
     r"\bbeside\b": "next to, with, compared with",
     r"\bpatient frame\b|\bsource[- ]axis\b": "patient coordinates, source to isocenter",
     r"\bCTs\b": "CT scans",
-    r"\bpicture (?:file|header)\b|\b(?:min|max) places\b": "image, slot",
+    r"\bpictures?\b|\b(?:min|max) places\b": "image, figure; slot",
+    r"\bconsistency fit\b(?<!data-consistency fit)|[+] data consistency": "data-consistency fit",
+    r"\bacquired radiographs?\b|\b(?:five|one) decibels?\b|\bone an? \w+[.,;:]": "real radiographs; dB; one per",
     r"\bplayers?\b|\btake turns\b": "network, loss module, training step",
     r"^\s*\"\"\"Of ": "name the quantity: channels, weight, decay of",
 }

@@ -23,7 +23,7 @@ FORMAT, FORMAT_VERSION, MASKED_FORMAT_VERSION = "raylift-archive", 1, 2
 """A manifest has the second version if labels of an entry mask its field of view, which a reader must not ignore."""
 
 Contents = Literal["volumes", "radiographs"]
-"""CT with digitally reconstructed radiographs (DRRs) and labels, or acquired radiographs without CT."""
+"""CT with digitally reconstructed radiographs (DRRs) and labels, or real radiographs without CT."""
 
 
 @dataclass(frozen=True)

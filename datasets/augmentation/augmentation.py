@@ -152,7 +152,7 @@ def augment(
         hu: volumes with a margin, if there is one, at `spacing_mm`.
         spacing_mm: edge of their voxels.
         grid: of the results.
-        parameters: one a volume.
+        parameters: one per volume.
         normalization: how radiographs are scaled to [0, 1].
     """
     ground_truth = deform(hu, spacing_mm, grid, [sample.deformation for sample in parameters])

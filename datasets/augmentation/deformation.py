@@ -101,7 +101,7 @@ def deform(
         hu: volumes of any resolution and extent, centered; smoothed by the caller if `grid` is much coarser.
         spacing_mm: edge of their voxels.
         grid: of the result.
-        deformations: one a volume.
+        deformations: one per volume.
     """
     where = _sampling_grid(hu.shape[2:], spacing_mm, grid, deformations, hu.device)
     warped = F.grid_sample(hu.float(), where, mode="bilinear", padding_mode="border", align_corners=False)

@@ -1,4 +1,4 @@
-"""Add pairs of acquired radiographs, a frontal and a lateral one of the same subject, to an archive without CT.
+"""Add pairs of real radiographs, a frontal and a lateral one of the same subject, to an archive without CT.
 
 Grid and geometry describe the volumes and poses that they are intended for. The stored image of a file equals the
 network input at inference bit for bit: both use `preparation.load_radiograph` and `preparation.prepare`.

@@ -17,7 +17,7 @@ from raylift.platform.commands.compare import EvaluationOptions, run
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(EvaluationOptions):
-    """Evaluate a checkpoint on held-out scans, and the mean of its training volumes and plain back-projection.
+    """Evaluate a model on held-out scans, next to the trivial baselines: mean training volume and back-projection.
 
     On an archive of radiographs without CT, reprojections of the volumes are compared with the radiographs.
     """

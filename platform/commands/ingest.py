@@ -69,8 +69,8 @@ class SubjectOptions:
     split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Fractions of subjects in the train, validation and test split."""
     splits: str = ""
-    """A published list, x2ct-lidc or luna16, or a CSV with the columns split and subject, patient or series_uid;
-    numbers of patients and series are hashed as those of DICOM files."""
+    """A published list, x2ct-lidc or luna16, or a CSV with the columns split and subject, patient or series_uid.
+    Patient IDs and series UIDs in it are hashed like those of DICOM files."""
 
     def assigned(self) -> dict[str, Split] | None:
         """Splits by subject from the list, whose notes are printed, or None without one."""

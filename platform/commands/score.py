@@ -18,7 +18,7 @@ from raylift.platform.progress import console, progress_bar
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Compare volumes of any program (NIfTI, NRRD, MetaImage, in HU) with their ground truth, under every protocol.
+    """Compare volumes of any program (NIfTI, NRRD, MetaImage, in HU) with their ground truth.
 
     Files are matched by their path inside the two folders without suffix, or by a CSV. No model and no archive is
     needed.
@@ -27,7 +27,7 @@ class ScoreOptions:
     predictions: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PREDICTIONS")]
     """Folder of the volumes."""
     ground_truth: Path
-    """Folder of the CT that they are compared with."""
+    """Folder of the ground truth."""
     pairs: Path | None = None
     """CSV with the columns prediction and ground_truth, paths inside the two folders."""
     resample: bool = False

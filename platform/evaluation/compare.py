@@ -259,7 +259,7 @@ def _provenance(
     models: Mapping[str, Model], folders: Sequence[FolderPredictor], archives: Sequence[Archive], command: str
 ) -> dict[str, Any]:
     """What the numbers depend on; of a single model called `model` at the top, of others by name."""
-    grid = archives[0].manifest.grid
+    grid, threads = archives[0].manifest.grid, torch.get_num_threads()
     each = {name: _provenance_of(model) for name, model in models.items()}
     each |= {predictor.name: {"folder": str(predictor.folder)} for predictor in folders}
     return {
@@ -270,7 +270,7 @@ def _provenance(
         "grid": f"{grid.size}^3 at {grid.spacing_mm:g} mm",
         "command": command,
         "versions": {"raylift": __version__, "torch": torch.__version__, "numpy": np.__version__},
-        "machine": f"{machine.system()} {machine.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{machine.system()} {machine.machine()}, {threads} PyTorch thread{'s' * (threads > 1)}",
     }
 
 

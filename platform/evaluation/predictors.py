@@ -54,7 +54,7 @@ class ArchiveDescription:
 
 InputDescription = Description | ArchiveDescription
 """How radiographs become input, and the grid and window of volumes."""
-FITTED = " + data consistency"
+FITTED = " + data-consistency fit"
 """Ends the name of a model's volumes after a data-consistency fit."""
 GroundTruth = Float32[np.ndarray, "d h w"] | None
 """The CT in HU, NaN outside the field of view of a CT with a mask."""

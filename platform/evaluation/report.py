@@ -137,19 +137,19 @@ def _case_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
 
 
 def _thumbnails(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, str, str]]]]:
-    """Scans from the worst to the best, evenly spaced if there are many; predictor, PSNR and PNG of each picture."""
+    """Scans from the worst to the best, evenly spaced if there are many; predictor, PSNR and PNG of each image."""
     protocol, name = evaluation.decisive
     ranked = evaluation.ranked
     chosen = np.unique(np.linspace(0, len(ranked) - 1, min(MAX_THUMBNAILS, len(ranked))).round().astype(int))
     shown = []
     for case in (ranked[k] for k in chosen):
-        pictures = []
+        images = []
         for predictor, gray in case.thumbnails.items():
             png = io.BytesIO()
             Image.fromarray(gray).save(png, "PNG")
             psnr = f"{cell(name, case.metrics[predictor][protocol][name])} dB" if predictor in case.metrics else ""
-            pictures.append((predictor, psnr, base64_text(png.getvalue())))
-        shown.append((case.name, pictures))
+            images.append((predictor, psnr, base64_text(png.getvalue())))
+        shown.append((case.name, images))
     return shown
 
 

@@ -217,7 +217,7 @@ class Evaluation:
         scores = {predictor: self.mean(predictor, protocol)[name] for predictor in self.table.predictors}
         own, fitted = scores[candidate], scores.get(candidate + FITTED)
         best, score = max(((name, scores[name]) for name in self.baselines), key=lambda item: item[1])
-        after = f" With data consistency it reaches {fitted:.2f} dB." if fitted is not None else ""
+        after = f" After the data-consistency fit it reaches {fitted:.2f} dB." if fitted is not None else ""
         if not self.has_ct:
             of = "" if candidate == MODEL else f" of {candidate}"
             return (

@@ -256,7 +256,7 @@ def histogram_source(archive: Archive, run: RunConfig) -> Archive:
     others = Archive(run.data.unpaired, run.data.unpaired_snapshot) if run.data.unpaired else archive
     if others.manifest.contents != "volumes" or others.manifest.geometry != archive.manifest.geometry:
         raise ConfigError(
-            f"data.match-histograms needs DRRs, and {archive.url} holds acquired radiographs: name an "
+            f"data.match-histograms needs DRRs, and {archive.url} holds real radiographs: name an "
             "archive of CT with its geometry as data.unpaired, or turn data.match-histograms off"
         )
     return others

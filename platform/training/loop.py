@@ -134,7 +134,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
         measured: dict[str, float] = {}
         if validates:
             with reconstructing.ema_weights():
-                measured, picture = validation.run(objective.reconstructor)
+                measured, slices = validation.run(objective.reconstructor)
             metrics = measured
             history.append({"step": float(done), **metrics})
         tensors = gather_tensors(objective_engines)
@@ -144,7 +144,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
             checkpoints.save(saved, tensors, at_step, data)
             checkpoints.prune(run.train.keep_checkpoints, diverged_at(history))
             if validates:
-                writer.validation(done, metrics, picture)
+                writer.validation(done, metrics, slices)
         dist.barrier()
         if validates:
             reporter.validated(done, metrics)

@@ -80,11 +80,11 @@ class TensorBoard:
             if name != "step":
                 self._writer.add_scalar(name, value, int(entry["step"]))
 
-    def validation(self, step: int, metrics: dict[str, float], picture: Float[np.ndarray, "h w"] | None) -> None:
+    def validation(self, step: int, metrics: dict[str, float], slices: Float[np.ndarray, "h w"] | None) -> None:
         """Write metrics and a slice: ground truth left, reconstruction right."""
         self.scalars({"step": float(step), **metrics})
-        if picture is not None:
-            self._writer.add_image("coronal ground truth and reconstruction", picture[None].clip(0.0, 1.0), step)
+        if slices is not None:
+            self._writer.add_image("coronal ground truth and reconstruction", slices[None].clip(0.0, 1.0), step)
         self._writer.flush()
         if self._remote:
             for path in self._folder.iterdir():

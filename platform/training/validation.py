@@ -57,7 +57,7 @@ class Validation:
         network.eval()
         names = VOLUME_METRICS if self._volumes else REPROJECTION_METRICS
         sums = torch.zeros(len(names) + 1, dtype=torch.float64, device=self._device)
-        picture = None
+        slices = None
         for entry, counts in self._mine:
             # The window of the protocol makes runs with different windows comparable.
             batch = load_batch(
@@ -78,13 +78,13 @@ class Validation:
                     else self._reprojection_metrics(prediction, batch)
                 )
                 sums += torch.stack([*values, prediction.new_ones(())]).double()
-            if picture is None:
+            if slices is None:
                 shown = self._in_protocol_window(prediction)
-                picture = _coronal(batch.ground_truth, batch.fill_outside(shown))
+                slices = _coronal(batch.ground_truth, batch.fill_outside(shown))
         network.train(training)
         dist.all_reduce(sums)
         *totals, count = sums.tolist()
-        return {name: total / count for name, total in zip(names, totals, strict=True)}, picture
+        return {name: total / count for name, total in zip(names, totals, strict=True)}, slices
 
     def _volume_metrics(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         error = self._in_protocol_window(prediction) - batch.volume
@@ -105,5 +105,5 @@ class Validation:
 def _coronal(ground_truth: Tensor | None, prediction: Tensor) -> Float[np.ndarray, "h w"]:
     middle = prediction.shape[3] // 2
     volumes = [prediction] if ground_truth is None else [ground_truth, prediction]
-    picture: Float[np.ndarray, "h w"] = torch.cat([volume[0, 0, :, middle] for volume in volumes], dim=1).cpu().numpy()
-    return picture
+    slices: Float[np.ndarray, "h w"] = torch.cat([volume[0, 0, :, middle] for volume in volumes], dim=1).cpu().numpy()
+    return slices

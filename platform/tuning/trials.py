@@ -53,7 +53,7 @@ def tabulate(url: str, results: Iterable[Result]) -> list[Trial]:
 
     Args:
         url: the search's folder.
-        results: Ray Tune's, one a trial; its folder is named `run_trial_<id>_<number>_<settings>`.
+        results: Ray Tune's, one per trial; its folder is named `run_trial_<id>_<number>_<settings>`.
     """
     trials = []
     for result in results:

@@ -28,8 +28,8 @@ from raylift.serve.page.images import (
     Plane,
     reprojections,
     side_by_side,
-    slice_picture,
-    to_picture,
+    slice_image,
+    to_displayed,
     with_orientation_letters,
 )
 from raylift.serve.page.std_map import StdMap
@@ -62,9 +62,9 @@ class Actions:
         except RayliftError as error:
             return [gr.Image(value=None, visible=False), gr.Markdown(sentence(error), visible=True)]
         letters = edge_letters(self._backend.description.geometry.view(view))
-        picture = with_orientation_letters(to_picture(loaded.image), letters)
+        image = with_orientation_letters(to_displayed(loaded.image), letters)
         notes = "File as read: " + "; ".join(loaded.notes) + "."
-        return [gr.Image(value=_save_picture(picture), visible=True), gr.Markdown(notes, visible=bool(loaded.notes))]
+        return [gr.Image(value=_save_image(image), visible=True), gr.Markdown(notes, visible=bool(loaded.notes))]
 
     async def suggest_flip(self, view: str, path: str | None, invert: Inversion) -> Any:
         """The flip control of a newly chosen lateral radiograph, set if the patient clearly faces the other edge."""
@@ -153,8 +153,8 @@ class Actions:
         if volume is None:
             return None
         if content == "std" and std is not None:
-            return _save_picture(std.slice_picture(plane, int(index)))
-        return _save_picture(slice_picture(volume, plane, int(index), window))
+            return _save_image(std.slice_image(plane, int(index)))
+        return _save_image(slice_image(volume, plane, int(index), window))
 
     def example(self) -> list[Any]:
         """The synthetic radiographs as uploads: file, inversion and flip of each view in turn."""
@@ -184,10 +184,10 @@ class Actions:
 
     def _comparisons(self, prepared: Float32[np.ndarray, "views px px"], volume: Volume) -> list[Any]:
         description = self._backend.description
-        pictures = reprojections(volume, description.grid, description.geometry, description.normalization)
+        drrs = reprojections(volume, description.grid, description.geometry, description.normalization)
         return [
-            _save_picture(side_by_side(to_picture(image), picture))
-            for image, picture in zip(prepared, pictures, strict=True)
+            _save_image(side_by_side(to_displayed(radiograph), drr))
+            for radiograph, drr in zip(prepared, drrs, strict=True)
         ]
 
     def _download(self, volume: Volume, name: str) -> Any:
@@ -200,14 +200,14 @@ def sentence(error: Exception) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def _save_picture(picture: UInt8[np.ndarray, "rows columns *colors"]) -> str:
-    """Write a picture that Gradio may serve; returns its path.
+def _save_image(image: UInt8[np.ndarray, "rows columns *colors"]) -> str:
+    """Write an image that Gradio may serve; returns its path.
 
     Gradio writes the file of an array again for every equal array, also while a browser reads it.
     """
     data = io.BytesIO()
-    Image.fromarray(picture).save(data, "PNG")
-    return _save_temporary(data.getvalue(), "picture.png")
+    Image.fromarray(image).save(data, "PNG")
+    return _save_temporary(data.getvalue(), "image.png")
 
 
 def _save_temporary(data: bytes, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Slices, reprojections and radiographs as 8-bit pictures for the page."""
+"""Slices, reprojections and radiographs as 8-bit images for the page."""
 
 from __future__ import annotations
 
@@ -39,49 +39,49 @@ ORIENTATION_LETTERS = {
 """Patient directions at the left, right, upper and lower edge of a slice, by plane."""
 
 
-def slice_picture(
+def slice_image(
     hu: Int16[np.ndarray, "d h w"], plane: Plane, index: int, window: str
 ) -> UInt8[np.ndarray, "rows columns"]:
     """One slice in radiological convention (axial seen from the feet, the patient's right at the left), resized."""
     axis = PLANES.index(plane)
     index = min(max(index, 0), hu.shape[axis] - 1)
     values = np.take(hu, index, axis=axis).astype(np.float32)
-    return with_orientation_letters(to_picture(WINDOWS[window].to_unit(values)), ORIENTATION_LETTERS[plane])
+    return with_orientation_letters(to_displayed(WINDOWS[window].to_unit(values)), ORIENTATION_LETTERS[plane])
 
 
 def reprojections(
     hu: Int16[np.ndarray, "d h w"], grid: Grid, geometry: Geometry, normalization: Normalization = "percentiles"
 ) -> list[UInt8[np.ndarray, "rows columns"]]:
     """Digitally reconstructed radiographs (DRRs) of the volume, one for each view."""
-    return [to_picture(image) for image in normalized_drrs(hu, grid, geometry, normalization)]
+    return [to_displayed(image) for image in normalized_drrs(hu, grid, geometry, normalization)]
 
 
-def to_picture(unit: Float32[np.ndarray, "_ _"]) -> UInt8[np.ndarray, "rows columns"]:
+def to_displayed(unit: Float32[np.ndarray, "_ _"]) -> UInt8[np.ndarray, "rows columns"]:
     """An image in [0, 1] as 8 bits, resized so that its longer side has `SIDE_PX` pixels."""
-    picture = Image.fromarray((unit.clip(0.0, 1.0) * 255).astype(np.uint8))
-    scale = SIDE_PX / max(picture.size)
-    size = (round(picture.width * scale), round(picture.height * scale))
-    return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+    image = Image.fromarray((unit.clip(0.0, 1.0) * 255).astype(np.uint8))
+    scale = SIDE_PX / max(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
 
 
 def side_by_side(left: UInt8[np.ndarray, "rows a"], right: UInt8[np.ndarray, "rows b"]) -> UInt8[np.ndarray, "rows _"]:
-    """Two pictures of the same height with a black gap between them."""
+    """Two images of the same height with a black gap between them."""
     return np.hstack([left, np.zeros((left.shape[0], GAP_PX), np.uint8), right])
 
 
 def with_orientation_letters(
-    picture: UInt8[np.ndarray, "rows columns *colors"], letters: str
+    image: UInt8[np.ndarray, "rows columns *colors"], letters: str
 ) -> UInt8[np.ndarray, "rows columns *colors"]:
-    """The picture with these letters at its left, right, upper and lower edge, as many as there are."""
-    image = Image.fromarray(picture)
-    width, height = image.size
+    """The image with these letters at its left, right, upper and lower edge, as many as there are."""
+    canvas = Image.fromarray(image)
+    width, height = canvas.size
     positions = [
         (10, height / 2, "lm"),
         (width - 10, height / 2, "rm"),
         (width / 2, 8, "mt"),
         (width / 2, height - 8, "mb"),
     ]
-    canvas, font = ImageDraw.Draw(image), ImageFont.load_default(22)
+    text, font = ImageDraw.Draw(canvas), ImageFont.load_default(22)
     for letter, (x, y, anchor) in zip(letters, positions, strict=False):
-        canvas.text((x, y), letter, fill="white", font=font, anchor=anchor, stroke_width=2, stroke_fill="black")
-    return np.asarray(image)
+        text.text((x, y), letter, fill="white", font=font, anchor=anchor, stroke_width=2, stroke_fill="black")
+    return np.asarray(canvas)

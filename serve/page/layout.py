@@ -25,7 +25,7 @@ TRAINED_ON_DRRS = (
     "real radiographs are outside its training distribution. "
 )
 TRAINED_ON_RADIOGRAPHS = (
-    "The network was trained on radiographs alone; its volumes were never compared with CT scans of the same patients. "
+    "The network was trained on radiographs only; its volumes were never compared with CT scans of the same patients. "
 )
 DEFAULT_SAMPLES = 4
 """Initial value of the slider."""
@@ -96,7 +96,7 @@ def _radiograph(actions: Actions, pose: View) -> list[Any]:
         visible=False,
         format="png",
         elem_id=f"{view}-preview",
-        elem_classes=["picture", "preview"],
+        elem_classes=["image-panel", "preview"],
         buttons=["fullscreen"],
     )
     with gr.Row(elem_classes="controls"):
@@ -182,7 +182,7 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
                     format="png",
                     min_width=320,
                     elem_id=f"{pose.name}-comparison",
-                    elem_classes="picture",
+                    elem_classes="image-panel",
                     buttons=["fullscreen"],
                 )
                 for pose in backend.description.geometry.views
@@ -217,13 +217,13 @@ def _std_controls(retention_s: int) -> tuple[list[Any], list[Any]]:
 
 def _slice_viewer(plane: str, size: int, show: Callable[..., Any], volume: Any, choices: list[Any]) -> None:
     """A slice and its slider, updated when the volume or one of the choices changes."""
-    picture = gr.Image(
+    slice_image = gr.Image(
         label=plane.capitalize(),
         alt_text=f"{plane} slice",
         interactive=False,
         format="png",
         elem_id=f"{plane}-slice",
-        elem_classes="picture",
+        elem_classes="image-panel",
         buttons=["fullscreen"],
     )
     slider = gr.Slider(
@@ -239,7 +239,7 @@ def _slice_viewer(plane: str, size: int, show: Callable[..., Any], volume: Any, 
         [slider.change, volume.change, *(choice.change for choice in choices)],
         show,
         [volume, slider, *choices],
-        picture,
+        slice_image,
         show_progress="hidden",
         trigger_mode="always_last",
         **PRIVATE,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int16, UInt8
 from matplotlib.colors import to_hex
 
-from raylift.serve.page.images import ORIENTATION_LETTERS, PLANES, Plane, to_picture, with_orientation_letters
+from raylift.serve.page.images import ORIENTATION_LETTERS, PLANES, Plane, to_displayed, with_orientation_letters
 
 COLORS = mpl.colormaps["inferno"]
 """Lightness increases uniformly, so the map is legible in gray and to color-blind readers."""
@@ -31,12 +31,12 @@ class StdMap(NamedTuple):
         """The map whose brightest color is the 99.5th percentile, rounded up to a multiple of 40 HU."""
         return cls(std, max(40, 40 * math.ceil(float(np.quantile(std, 0.995)) / 40)))
 
-    def slice_picture(self, plane: Plane, index: int) -> UInt8[np.ndarray, "rows columns 3"]:
+    def slice_image(self, plane: Plane, index: int) -> UInt8[np.ndarray, "rows columns 3"]:
         """One slice in color, oriented and resized as those of the volume."""
         axis = PLANES.index(plane)
         index = min(max(index, 0), self.std.shape[axis] - 1)
         unit = np.take(self.std, index, axis=axis).astype(np.float32) / self.max_hu
-        return with_orientation_letters(COLORS(to_picture(unit), bytes=True)[..., :3], ORIENTATION_LETTERS[plane])
+        return with_orientation_letters(COLORS(to_displayed(unit), bytes=True)[..., :3], ORIENTATION_LETTERS[plane])
 
     def colorbar(self) -> str:
         """The colors from 0 HU to `max_hu` as HTML."""

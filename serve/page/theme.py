@@ -33,14 +33,14 @@ CSS = """
 .gr-group .block { border-width: 0; }
 .gr-group .upload { border: 1px dashed var(--body-text-color-subdued) !important; }
 
-/* Pictures have a black background in both themes. */
-.picture, .picture .image-container, .picture .image-frame, .picture button, .picture img {
+/* Images have a black background in both themes. */
+.image-panel, .image-panel .image-container, .image-panel .image-frame, .image-panel button, .image-panel img {
   background: #000 !important; }
-.picture > label { background: rgb(0 0 0 / .65); color: #e2e8f0; border: 0; box-shadow: none; }
-.picture > label > span { display: none; }
-.picture .icon-button-wrapper, .picture .icon-button {
+.image-panel > label { background: rgb(0 0 0 / .65); color: #e2e8f0; border: 0; box-shadow: none; }
+.image-panel > label > span { display: none; }
+.image-panel .icon-button-wrapper, .image-panel .icon-button {
   background: rgb(0 0 0 / .65) !important; border: 0 !important; color: #e2e8f0 !important; }
-.picture img { width: 100%; object-fit: contain; }
+.image-panel img { width: 100%; object-fit: contain; }
 .preview img { height: 300px; }
 
 .colorbar i { display: block; height: .8rem; border-radius: var(--radius-sm); }

@@ -341,11 +341,9 @@ def ihdr(width: int, height: int) -> tuple[bytes, bytes]:
     return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
 
 
-def encoded(kind: str, picture: Image.Image | None = None, **options: object) -> bytes:
+def encoded(kind: str, image: Image.Image | None = None, **options: object) -> bytes:
     file = io.BytesIO()
-    (picture or Image.fromarray(np.add.outer(np.arange(100), np.arange(90)).astype(np.uint8))).save(
-        file, kind, **options
-    )
+    (image or Image.fromarray(np.add.outer(np.arange(100), np.arange(90)).astype(np.uint8))).save(file, kind, **options)
     return file.getvalue()
 
 

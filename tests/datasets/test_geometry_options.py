@@ -17,7 +17,7 @@ OWN = """
 beam: cone
 source_isocenter_mm: 1000
 source_detector_mm: 1500
-detector: covering
+detector: full_coverage
 views:
   - {name: frontal}
   - {name: steep, azimuth_deg: 30, elevation_deg: 10, roll_deg: -5, offset_mm: [1, 2.5, -3]}
@@ -94,10 +94,10 @@ def test_a_geometry_file_states_beam_distances_detector_and_views(tmp_path: Path
 
 
 def test_a_detector_has_the_size_and_pitch_of_the_file(tmp_path: Path) -> None:
-    own = OWN.replace("covering", "{px: 24, pitch_mm: 17.5}")
+    own = OWN.replace("full_coverage", "{px: 24, pitch_mm: 17.5}")
     geometry = read_geometry(written(tmp_path, own), GRID)
     assert (geometry.detector_px, geometry.detector_pitch_mm) == (24, 17.5)
-    covering = read_geometry(written(tmp_path, OWN.replace("covering", "{px: 24}")), GRID)
+    covering = read_geometry(written(tmp_path, OWN.replace("full_coverage", "{px: 24}")), GRID)
     assert (covering.detector_px, covering.detector_pitch_mm) == (24, 20.0)
 
 
@@ -115,9 +115,13 @@ def test_a_parallel_beam_needs_no_distances(tmp_path: Path) -> None:
             "source_isocenter_mm: 2000",
             "source-isocenter distance 2000.0 mm must lie in (0, 1500.0]",
         ),
-        ("detector: covering", "detector: wide", "detector is 'wide': write covering, or the keys px and pitch_mm"),
-        ("detector: covering", "detector: {px: 0}", "a detector of 0 px"),
-        ("detector: covering", "detector: {pixels: 3}", "extra fields found (pixels)"),
+        (
+            "detector: full_coverage",
+            "detector: wide",
+            "detector is 'wide': write full_coverage, or the keys px and pitch_mm",
+        ),
+        ("detector: full_coverage", "detector: {px: 0}", "a detector of 0 px"),
+        ("detector: full_coverage", "detector: {pixels: 3}", "extra fields found (pixels)"),
         ("beam: cone", "beam: fan", "expected one of cone, parallel, not 'fan'"),
         ("azimuth_deg: 30", "azimuth: 30", "extra fields found (azimuth)"),
         ("azimuth_deg: 30", "azimuth_deg: east", "expected float @"),

@@ -218,7 +218,7 @@ def test_settings_of_sampling_are_those_of_the_models_that_sample(home, archive3
     for name in ("a", "sampled"):
         before, after = metrics["projection_residuals"][name]["mean"]["frontal"]
         assert after < before
-        assert f"{name} + data consistency" in metrics["mean"]
+        assert f"{name} + data-consistency fit" in metrics["mean"]
     assert (tmp_path / "report.md").read_text().count("## Reprojection residual") == 2
     assert compare(home, archive32, tmp_path, "--steps", "2") == 2
     assert "this model is deterministic: leave out --steps" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def test_the_page_is_self_contained_and_loads_nothing_over_the_network(report):
     assert "not a medical device" in page
 
 
-def test_the_figures_are_pictures_with_something_in_them(report):
+def test_no_figure_is_blank(report):
     figures = sorted((report / "figures").glob("*.png"))
     protocols = ("volume", "x2ct", "cvaa", "segmentation")
     boxes = [f"{protocol}-boxes" for protocol in protocols]
@@ -109,20 +109,20 @@ def test_a_fit_to_the_radiographs_is_measured_with_the_model_and_its_effect_repo
     options = ["--archive", str(archive32), "--output", str(tmp_path), "--consistency-steps", "4"]
     assert cli.main(["evaluate", str(finished_run), *options]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert list(metrics["mean"]) == ["model", "model + data consistency", "mean volume", "back-projection"]
-    assert set(metrics["mean"]["model + data consistency"]) == set(metrics["mean"]["model"])
-    assert metrics["mean"]["model + data consistency"]["volume"] != metrics["mean"]["model"]["volume"]
+    assert list(metrics["mean"]) == ["model", "model + data-consistency fit", "mean volume", "back-projection"]
+    assert set(metrics["mean"]["model + data-consistency fit"]) == set(metrics["mean"]["model"])
+    assert metrics["mean"]["model + data-consistency fit"]["volume"] != metrics["mean"]["model"]["volume"]
     residuals = metrics["projection_residuals"]["mean"]
     assert list(residuals) == ["frontal", "lateral"]
     assert all(after < before for before, after in residuals.values())
     assert metrics["projection_residuals"]["cases"].keys() == metrics["cases"].keys()
     assert metrics["provenance"]["consistency"] == {"steps": 4, "strength": 1.0}
     said, page = capsys.readouterr().out, (tmp_path / "report.html").read_text()
-    for text in ("model + data consistency", f"{residuals['frontal'][0]:.4f}", f"{residuals['lateral'][1]:.4f}"):
+    for text in ("model + data-consistency fit", f"{residuals['frontal'][0]:.4f}", f"{residuals['lateral'][1]:.4f}"):
         assert text in said
         assert text in page
-    fitted = metrics["mean"]["model + data consistency"]["volume"]["psnr_db"]
-    assert metrics["summary"].endswith(f" With data consistency it reaches {fitted:.2f} dB.")
+    fitted = metrics["mean"]["model + data-consistency fit"]["volume"]["psnr_db"]
+    assert metrics["summary"].endswith(f" After the data-consistency fit it reaches {fitted:.2f} dB.")
     assert "does not beat the mean volume" in metrics["summary"]
 
 

@@ -431,8 +431,8 @@ def validated(rank: int, world: int, archive: str, samples: int) -> dict[str, fl
     description = describe(run, opened)
     network = Scaled(BackProjection(GRID, description.geometry))
     validation = Validation(opened, run, description, rank, world, torch.device("cpu"))
-    metrics, picture = validation.run(network)
-    assert picture is not None
+    metrics, slices = validation.run(network)
+    assert slices is not None
     assert network.training
     return metrics
 

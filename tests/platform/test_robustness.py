@@ -216,10 +216,10 @@ def test_evaluate_has_the_option_and_fits_get_the_perturbed_radiographs(found, h
     words += ["--output", str(tmp_path), "--robustness", "--consistency-steps", "2"]
     assert cli.main(["evaluate", *words]) == 0
     rows = json.loads((tmp_path / "metrics.json").read_text())["robustness"]["by_perturbation"]
-    assert list(rows["unperturbed"]["mean"]) == ["model", "model + data consistency", "back-projection"]
+    assert list(rows["unperturbed"]["mean"]) == ["model", "model + data-consistency fit", "back-projection"]
     for label, row in rows.items():
         assert row["mean"]["model"] == found["robustness"]["by_perturbation"][label]["mean"]["unrolled"]
-    fitted = {row["mean"]["model + data consistency"]["volume"]["psnr_db"] for row in rows.values()}
+    fitted = {row["mean"]["model + data-consistency fit"]["volume"]["psnr_db"] for row in rows.values()}
     assert len(fitted) == len(rows)
 
 

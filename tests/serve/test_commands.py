@@ -69,14 +69,14 @@ def test_a_lateral_is_flipped_if_the_patient_faces_right_as_detected_or_given(
     assert "faces" not in printed
     assert np.array_equal(volume("--patient-facing", "left")[0], plain)
     lateral = Path(pair[3])
-    picture = np.asarray(Image.open(lateral))
-    Image.fromarray(np.ascontiguousarray(picture[:, ::-1])).save(lateral)
+    image = np.asarray(Image.open(lateral))
+    Image.fromarray(np.ascontiguousarray(image[:, ::-1])).save(lateral)
     flipped, printed = volume()
     assert "lateral: the patient faces right; the image is flipped: pass --patient-facing to override" in printed
     assert np.abs(flipped - plain).max() <= 1
     assert np.array_equal(volume("--patient-facing", "right")[0], flipped)
     assert np.abs(volume("--patient-facing", "left")[0] - plain).mean() > 1
-    Image.fromarray(np.maximum(picture, picture[:, ::-1])).save(lateral)
+    Image.fromarray(np.maximum(image, image[:, ::-1])).save(lateral)
     _, printed = volume()
     assert "lateral: cannot detect which edge the patient faces; assuming left: pass --patient-facing" in printed
 

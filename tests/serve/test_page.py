@@ -49,7 +49,7 @@ def test_a_reconstruction_gives_slices_reprojections_and_a_file(
     assert not any(request.endswith("niivue.umd.js") for request in visit.requests)
 
     for plane in ("axial", "coronal", "sagittal"):
-        middle = visit.picture(f"{plane}-slice")
+        middle = visit.image(f"{plane}-slice")
         assert middle.shape == (448, 448)
         assert middle.std() > 5
         slider = visit.at(f"{plane}-slider").locator("input[type=number]")
@@ -59,7 +59,7 @@ def test_a_reconstruction_gives_slices_reprojections_and_a_file(
     assert ((narrow == 0) | (narrow == 255)).mean() > 0.3
 
     for view in files:
-        pair, preview = visit.picture(f"{view}-comparison"), visit.picture(f"{view}-preview")
+        pair, preview = visit.image(f"{view}-comparison"), visit.image(f"{view}-preview")
         assert pair.shape == (448, 2 * 448 + 8)
         np.testing.assert_array_equal(pair[:150, :448], preview[:150])
         assert pair[:, -448:].std() > 5
@@ -79,7 +79,7 @@ def test_inversion_and_flip_change_the_preview(visit: Visit, files: dict[str, Pa
     for view, file in files.items():
         visit.at(f"{view}-file").locator("input[type=file]").set_input_files(file)
         expect(visit.at(f"{view}-preview").locator("img")).to_be_visible()
-        plain = visit.picture(f"{view}-preview")
+        plain = visit.image(f"{view}-preview")
         flipped = visit.changed(f"{view}-preview", visit.at(f"{view}-flip").locator("input").check)
         # Letters are at half height; resizing is symmetric to a fraction of a pixel; a thorax is almost symmetric.
         off = np.abs(flipped - plain[:, ::-1])[:150].mean()
@@ -99,7 +99,7 @@ def test_a_lateral_that_clearly_faces_right_is_flipped_and_the_user_can_undo_it(
     expect(visit.at("lateral-preview").locator("img")).to_be_visible()
     expect(control).to_contain_text("The patient must face the left edge. Detected: patient faces left.")
     expect(control.locator("input")).not_to_be_checked()
-    plain = visit.picture("lateral-preview")
+    plain = visit.image("lateral-preview")
     visit.at("lateral-file").get_by_label("Clear").click()
     expect(visit.at("lateral-preview")).to_be_hidden()
     Image.open(files["lateral"]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "flipped.png")
@@ -107,7 +107,7 @@ def test_a_lateral_that_clearly_faces_right_is_flipped_and_the_user_can_undo_it(
     expect(control).to_contain_text("Detected: patient faces right; the image was flipped.")
     expect(control.locator("input")).to_be_checked()
     expect(visit.at("lateral-preview").locator("img")).to_be_visible()
-    assert np.abs(visit.picture("lateral-preview") - plain)[:150].mean() < 2
+    assert np.abs(visit.image("lateral-preview") - plain)[:150].mean() < 2
     undone = visit.changed("lateral-preview", control.locator("input").uncheck)
     assert np.abs(undone - plain)[:150].mean() > 4
 

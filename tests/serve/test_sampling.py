@@ -219,10 +219,10 @@ def test_the_brightest_color_is_the_99_5th_percentile_rounded_up(generative: Rec
     assert (result.std > top - 40).mean() > 0.001
     assert (result.std > top).mean() <= 0.005
     assert StdMap.of(np.zeros((8, 8, 8), np.int16)).max_hu == 40
-    picture = std_map.slice_picture("coronal", 16)
-    assert picture.shape == (448, 448, 3)
+    image = std_map.slice_image("coronal", 16)
+    assert image.shape == (448, 448, 3)
     # Brighter where the samples differ more; the letters are at the edges.
-    gray = picture[56:-56, 56:-56].astype(float).mean(axis=2)
+    gray = image[56:-56, 56:-56].astype(float).mean(axis=2)
     scale = 448 // 32
     blocks = gray.reshape(gray.shape[0] // scale, scale, gray.shape[1] // scale, scale).mean(axis=(1, 3))
     first = 56 // scale

@@ -145,7 +145,7 @@ def test_presets_and_dragging_change_the_window(viewed: Viewed) -> None:
     assert viewed.text("window") == "Window 400 / 40 HU"
     narrow = viewed.pixels()
     # The network is not trained: few of its values are within 400 HU.
-    saturated = [((picture < 5) | (picture > 250)).mean() for picture in (wide, narrow)]
+    saturated = [((image < 5) | (image > 250)).mean() for image in (wide, narrow)]
     assert saturated[1] > saturated[0] + 0.1
 
     viewed.control("drag", "window").check()
@@ -317,8 +317,8 @@ def test_the_standard_deviation_is_an_overlay_with_its_values(
     assert viewed.reading("crosshair")[1] == std[std.shape[0] - 1 - 5, 20, 11]
 
     def colors() -> int:
-        picture = Image.open(io.BytesIO(viewed.canvas.screenshot())).convert("RGB")
-        return int((np.ptp(np.asarray(picture, dtype=np.int32), axis=2) > 50).sum())
+        image = Image.open(io.BytesIO(viewed.canvas.screenshot())).convert("RGB")
+        return int((np.ptp(np.asarray(image, dtype=np.int32), axis=2) > 50).sum())
 
     viewed.control("layout").select_option("axial")
     gray = colors()

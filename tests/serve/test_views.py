@@ -208,10 +208,10 @@ def test_the_page_has_an_upload_a_preview_and_a_comparison_for_each_view(
     ids = {component["props"].get("elem_id") for component in api.get("/config").json()["components"]}
     assert {f"{name}-{part}" for name in names for part in ("file", "preview", "flip", "comparison")} <= ids
     backend = Backend(Reconstructor.load(str(folder)).description, "0" * 64, never, ready)
-    pictures = Actions(backend, ImageDecoder(backend.description, LIMITS))._comparisons(
+    images = Actions(backend, ImageDecoder(backend.description, LIMITS))._comparisons(
         np.zeros((len(names), 32, 32), np.float32), np.zeros((32, 32, 32), np.int16)
     )
-    assert len(pictures) == len(names)
+    assert len(images) == len(names)
 
 
 def test_the_page_reconstructs_a_volume_from_an_upload_for_each_view(
@@ -226,7 +226,7 @@ def test_the_page_reconstructs_a_volume_from_an_upload_for_each_view(
         expect(visit.at(f"{name}-preview").locator("img")).to_be_visible()
     visit.reconstruct()
     for name in names:
-        pair, preview = visit.picture(f"{name}-comparison"), visit.picture(f"{name}-preview")
+        pair, preview = visit.image(f"{name}-comparison"), visit.image(f"{name}-preview")
         assert pair.shape == (448, 2 * 448 + 8)
         np.testing.assert_array_equal(pair[:150, :448], preview[:150])
     visit.check()

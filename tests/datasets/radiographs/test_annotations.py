@@ -15,17 +15,17 @@ from raylift.datasets.radiographs.preparation import prepare
 
 def radiograph(px: int = 512) -> np.ndarray:
     """A chest with grain, whose brightest pixels are bone."""
-    picture = Image.fromarray(chest(px, px).astype(np.float32))
-    return np.asarray(picture) + np.random.default_rng(0).normal(0, 2, (px, px)).astype(np.float32)
+    image = Image.fromarray(chest(px, px).astype(np.float32))
+    return np.asarray(image) + np.random.default_rng(0).normal(0, 2, (px, px)).astype(np.float32)
 
 
 def written_on(image: np.ndarray, text: str, place: tuple[float, float], height: float = 0.05) -> np.ndarray:
     """Letters of full brightness, their upper left corner at these shares of width and height."""
     rows, columns = image.shape
-    picture = Image.fromarray(image)
+    canvas = Image.fromarray(image)
     font = ImageFont.load_default(size=int(height * rows))
-    ImageDraw.Draw(picture).text((place[0] * columns, place[1] * rows), text, fill=float(image.max()) + 20, font=font)
-    return np.asarray(picture)
+    ImageDraw.Draw(canvas).text((place[0] * columns, place[1] * rows), text, fill=float(image.max()) + 20, font=font)
+    return np.asarray(canvas)
 
 
 @pytest.mark.parametrize("px", [160, 512, 1500])

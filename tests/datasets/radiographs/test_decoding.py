@@ -31,7 +31,7 @@ SIXTEEN = Image.fromarray(chest(most=40000).astype(np.uint16))
 
 DARK = 4000 - chest(most=4000).astype("<u2")
 
-PICTURES: dict[str, tuple[bytes, float]] = {
+IMAGES: dict[str, tuple[bytes, float]] = {
     "PNG": (encoded(GRAY, "PNG"), 0),
     "PNG of 16 bits": (encoded(SIXTEEN, "PNG"), 0),
     "PNG in color": (encoded(GRAY.convert("RGB"), "PNG"), 0),
@@ -66,9 +66,9 @@ PICTURES: dict[str, tuple[bytes, float]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("kind", IMAGES)
 def test_a_radiograph_of_each_kind_comes_out_bone_bright_and_the_right_way_round(kind: str) -> None:
-    data, tolerance = PICTURES[kind]
+    data, tolerance = IMAGES[kind]
     image = read(data, "image").pixels
     assert image.dtype == np.float32
     assert np.abs(scaled(image) - scaled(chest())).max() <= tolerance + 1e-6
@@ -100,7 +100,7 @@ def test_an_inverted_dicom_is_inverted_once_though_its_presentation_states_it_ag
 
 @pytest.mark.parametrize("kind", ["PNG", "PNG of 16 bits"])
 def test_an_image_with_dark_bone_is_inverted_unless_the_caller_decides(kind: str) -> None:
-    bright, _ = PICTURES[kind]
+    bright, _ = IMAGES[kind]
     most = np.asarray(Image.open(io.BytesIO(bright))).max()
     pixels = np.asarray(Image.open(io.BytesIO(bright)))
     dark = encoded(Image.fromarray(most - pixels), "PNG")
@@ -116,7 +116,7 @@ def test_a_dicom_file_is_inverted_by_hand_only() -> None:
 
 
 def test_flipping_flips_left_and_right() -> None:
-    data, _ = PICTURES["PNG"]
+    data, _ = IMAGES["PNG"]
     flipped = load_radiograph(data, FRONTAL, flip=True).image
     assert np.array_equal(flipped, load_radiograph(data, FRONTAL).image[:, ::-1])
 
@@ -146,7 +146,7 @@ def test_what_is_transparent_is_black_whatever_color_it_hides() -> None:
 
 
 def test_an_image_within_its_own_limits_is_read_and_one_beyond_is_refused() -> None:
-    data, _ = PICTURES["PNG"]
+    data, _ = IMAGES["PNG"]
     exact = RadiographLimits(max_bytes=len(data), max_pixels=12_000, min_side=100, max_aspect=1.2)
     assert read(data, "image", exact).pixels.shape == (120, 100)
     for limits, message in (
@@ -158,7 +158,7 @@ def test_an_image_within_its_own_limits_is_read_and_one_beyond_is_refused() -> N
         for kind in ("PNG", "DICOM"):
             if kind == "PNG" or "bytes" not in message:
                 with pytest.raises(FileError, match=message):
-                    read(PICTURES[kind][0], "image", limits)
+                    read(IMAGES[kind][0], "image", limits)
 
 
 @pytest.mark.parametrize("value", [0, 7, 255])
