@@ -115,7 +115,8 @@ def write_card(folder: Path, settings: list[dict[str, Any]], steps: int) -> None
     measured = """## Metrics of this checkpoint (protocol `volume`)
 
 Means over 16 held-out phantoms (`phantom`), two validation CT scans (`val_ct`) and three test CT scans (`test_ct`),
-without the data-consistency fit."""
+without the data-consistency fit, measured by the training script on the GPU in bf16. docs/results.md has the tables of
+`raylift evaluate`."""
     text = re.sub(r"## Metrics of this checkpoint.*", measured, text)
     described = json.loads((folder / "model.json").read_text())["model"]
     stages = [{key: value for key, value in stage.items() if key not in ("scans", "versions")} for stage in settings]

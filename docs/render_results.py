@@ -62,11 +62,12 @@ def cell(name: str, mean: float, spread: float, count: int) -> str:
 def conditions(provenance: dict[str, Any], cases: list[str]) -> list[str]:
     """What made the results."""
     training, versions = provenance["training"], provenance["versions"]
+    named = ", ".join(cases) if len(cases) <= 8 else f"{len(cases)} scans, {cases[0]} to {cases[-1]}"
     return [
         f"* {provenance['date']}, {provenance['system']} with {provenance['parameters']:,} parameters, "
         f"{provenance['grid']}, {training['steps']} steps with batch size {training['batch_size']} on "
         f"{training['volumes']} volumes, "
-        f"seed {provenance['seed']}; evaluated on {', '.join(cases)}",
+        f"seed {provenance['seed']}; evaluated on {named}",
         f"* command: `{provenance['command']}`",
         f"* {', '.join(f'{name} {number}' for name, number in versions.items())}; {provenance['machine']}",
     ]
