@@ -56,7 +56,7 @@ def applications(settings: ServeSettings) -> list[serve.RunTarget]:
     links = {f"{path.rstrip('/')}/": _label(own.model) for path, own in models.items()}
     return [
         serve.RunTarget(
-            application(own, links),
+            _application(own, links),
             name=APP + path.rstrip("/").replace("/", "-"),
             route_prefix=path,
             logging_config={"log_level": "WARNING"},
@@ -72,7 +72,7 @@ def _label(model: str) -> str:
     return f"{PurePosixPath(model).name} ({model_store.description_of(model).system.name})"
 
 
-def application(settings: ServeSettings, links: Mapping[str, str] = MappingProxyType({})) -> serve.Application:
+def _application(settings: ServeSettings, links: Mapping[str, str] = MappingProxyType({})) -> serve.Application:
     """The Serve application of one model. The ingress is a single replica: the page's sessions are in its process.
 
     Args:

@@ -94,6 +94,20 @@ def exported(
 
 
 @pytest.mark.parametrize("count", SELECTIONS)
+def test_an_archive_of_ct_has_a_radiograph_for_each_named_view(count: int, tmp_path: Path) -> None:
+    scan, url = tmp_path / "scan.nii.gz", str(tmp_path / "archive")
+    write_image(thorax_image((40, 30, 40), (9.0,) * 3), scan)
+    views = ",".join(VIEWS.split(",")[:count])
+    assert (
+        cli.main(["ingest", str(scan), "--archive", url, "--size", "16", "--spacing-mm", "20", "--views", views]) == 0
+    )
+    archive = Archive(url)
+    images = archive.read_array(archive.entries()[0], "radiographs")
+    assert images.shape == (count, 16, 16)
+    assert len({image.tobytes() for image in images}) == count
+
+
+@pytest.mark.parametrize("count", SELECTIONS)
 def test_an_archive_of_phantoms_has_a_radiograph_for_each_named_view(count: int, tmp_path: Path) -> None:
     url, views = str(tmp_path / "archive"), ",".join(VIEWS.split(",")[:count])
     words = ["--archive", url, "--count", "1", "--size", "16", "--spacing-mm", "20", "--views", views]
@@ -104,7 +118,7 @@ def test_an_archive_of_phantoms_has_a_radiograph_for_each_named_view(count: int,
     assert len({image.tobytes() for image in images}) == count
 
 
-@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("count", SELECTIONS)
 def test_a_preset_is_trained_on_the_selected_views(
     count: int, archive_of_six_views: str, ray_cluster: None, tmp_path: Path
 ) -> None:
