@@ -6,12 +6,20 @@ import importlib
 import os
 import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 COMMANDS = {
     "ingest": ("raylift.platform.commands.ingest:ingest", "CT files and folders to an archive"),
     "ingest-xray": ("raylift.platform.commands.ingest:ingest_xray", "pairs of radiographs to an archive"),
     "phantom": ("raylift.platform.commands.ingest:phantom", "synthetic thorax volumes to an archive"),
+    "archive ls": (
+        "raylift.platform.commands.archive_commands:list_archive",
+        "samples, splits, choices, size and snapshot of an archive",
+    ),
+    "archive verify": (
+        "raylift.platform.commands.archive_commands:verify_archive",
+        "every array of an archive against its digest",
+    ),
     "train": ("raylift.platform.commands.train:train", "train a preset on Ray, or resume a run"),
     "tune": ("raylift.platform.commands.tune:tune", "hyperparameter search with Optuna, or resume one"),
     "runs": ("raylift.platform.commands.runs:runs", "runs and searches: state, best metric, size, next command"),
@@ -46,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 0, 1 (nothing could be done, or the reader of the output, such as `head`, ended first), 2
-        (wrong arguments or settings) or 130 (interrupted).
+        The exit status: 0, 1 (nothing could be done, an archive is damaged, or the reader of the output, such as
+        `head`, ended first), 2 (wrong arguments or settings) or 130 (interrupted).
     """
     try:
         try:
@@ -74,21 +82,28 @@ def _output_is_closed() -> bool:
 def _main(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
-        print(_help())
+        print(_help(COMMANDS))
         return 0
     if words[0] in ("-V", "--version"):
         from raylift import __version__
 
         print(f"raylift {__version__}")
         return 0
-    if words[0] not in COMMANDS:
-        print(f"raylift: unknown command '{words[0]}': use one of {', '.join(COMMANDS)}", file=sys.stderr)
+    count = 2 if " ".join(words[:2]) in COMMANDS else 1
+    name = " ".join(words[:count])
+    if name not in COMMANDS:
+        verbs = [command for command in COMMANDS if command.startswith(f"{words[0]} ")]
+        if verbs and words[1:2] in (["-h"], ["--help"]):
+            print(_help(verbs))
+            return 0
+        unknown = " ".join(words[: 2 if verbs else 1])
+        print(f"raylift: unknown command '{unknown}': use one of {', '.join(verbs or COMMANDS)}", file=sys.stderr)
         return 2
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from raylift.datasets.errors import RayliftError
 
     try:
-        return _command(words[0])(words[1:])
+        return _command(name)(words[count:])
     except (RayliftError, FileNotFoundError, PermissionError) as error:
         print(f"raylift: {error}", file=sys.stderr)
         return 2
@@ -103,9 +118,9 @@ def _command(name: str) -> Callable[[list[str]], int]:
     return command
 
 
-def _help() -> str:
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
+def _help(names: Collection[str]) -> str:
+    width = max(map(len, names))
+    commands = "\n".join(f"  {name:<{width}}  {COMMANDS[name][1]}" for name in names)
     return (
         "usage: raylift COMMAND ...\n\n"
         "3-D CT volumes from one to eight radiographs (X-rays): training, search and serving on Ray.\n"

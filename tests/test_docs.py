@@ -84,8 +84,8 @@ def test_every_command_of_the_pages_is_one_the_real_parser_takes(page, line, par
 
 
 def test_the_pages_show_commands_of_every_kind_and_a_parser_that_refuses_is_noticed(parser, capsys):
-    shown = {line.split()[0] for _, line in commands()}
-    assert shown == set(cli.COMMANDS)
+    lines = [f"{line} " for _, line in commands()]
+    assert [name for name in cli.COMMANDS if not any(line.startswith(f"{name} ") for line in lines)] == []
     with pytest.raises(SystemExit):
         parser(["phantom", "--archive", "a", "--no-such-option", "1"])
     assert "no-such-option" in capsys.readouterr().err

@@ -122,7 +122,7 @@ def test_an_archive_is_read_without_raylift_as_its_page_shows(commanded, monkeyp
 
 
 def test_the_table_of_commands_has_every_command_and_no_other():
-    named = re.findall(r"^\| `raylift ([\w-]+)", README, re.MULTILINE)
+    named = re.findall(r"^\| `raylift ([\w -]+)`", README, re.MULTILINE)
     assert named == list(cli.COMMANDS)
 
 

@@ -17,8 +17,8 @@ INTRODUCTION = """\
 # Commands
 
 This page is generated from the parsers of the commands; `raylift COMMAND --help` prints the same in a terminal. The
-exit status is 0 (done), 1 (nothing could be done), 2 (a mistake in the command or its files, with the remedy on
-standard error) or 130 (interrupted).
+exit status is 0 (done), 1 (nothing could be done, or `archive verify` found damage), 2 (a mistake in the command or
+its files, with the remedy on standard error) or 130 (interrupted).
 """
 EXAMPLES = {"train": ["x2ct-gan-slim"], "tune": ["x2ct-gan"]}
 RUN_SETTINGS = (
@@ -37,7 +37,7 @@ class _CapturedError(Exception):
 def page() -> str:
     """The page of all commands."""
     lines = [INTRODUCTION, "| command | purpose |", "| --- | --- |"]
-    lines += [f"| [`{name}`](#{name}) | {line} |" for name, (_, line) in cli.COMMANDS.items()]
+    lines += [f"| [`{name}`](#{name.replace(' ', '-')}) | {line} |" for name, (_, line) in cli.COMMANDS.items()]
     for name in cli.COMMANDS:
         lines += ["", f"## {name}", "", *_command(name)]
     return "\n".join(lines) + "\n"
@@ -66,7 +66,7 @@ def options_of(name: str) -> tuple[type, Any]:
 
     with mock.patch.object(tyro, "cli", capture):
         try:
-            cli.main([name, *EXAMPLES.get(name, [])])
+            cli.main([*name.split(), *EXAMPLES.get(name, [])])
         except _CapturedError as captured:
             return captured.owner, captured.default
     raise RuntimeError(f"raylift {name} parses no options")
@@ -76,7 +76,7 @@ def usage_of(name: str) -> str:
     """The first line of a command's help."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        cli.main([name, *(EXAMPLES.get(name, [])), "--help"])
+        cli.main([*name.split(), *(EXAMPLES.get(name, [])), "--help"])
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text.getvalue())
     usage = plain.strip().split("\n\n")[0].removeprefix("usage: ")
     for example in EXAMPLES.get(name, []):

@@ -26,6 +26,12 @@ def test_help_lists_every_command_and_does_not_import_torch():
     assert all(f"\n  {command} " in result.stdout for command in COMMANDS)
 
 
+def test_help_of_a_group_of_commands_lists_them_and_no_other(capsys):
+    assert cli.main(["archive", "--help"]) == 0
+    listed = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert listed == ["archive ls", "archive verify"]
+
+
 @pytest.mark.parametrize("arguments", [("systems",), ("score", "--help")])
 def test_a_reader_of_the_output_that_ends_first_causes_no_traceback(arguments):
     read, write = os.pipe()
@@ -46,7 +52,7 @@ def test_without_a_standard_output_a_command_ends_without_a_traceback():
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("train", "tune")])
 def test_every_command_has_help_with_its_defaults(command, capsys):
     with pytest.raises(SystemExit) as exit_status:
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     assert exit_status.value.code == 0
     output = capsys.readouterr().out
     assert f"raylift {command}" in output
@@ -73,6 +79,8 @@ def test_train_without_a_preset_lists_them(capsys):
     ("arguments", "output"),
     [
         (["nonsense"], "unknown command 'nonsense'"),
+        (["archive"], "unknown command 'archive': use one of archive ls, archive verify"),
+        (["archive", "list", "a"], "unknown command 'archive list': use one of archive ls, archive verify"),
         (["train", "x2ct-gna"], "unknown preset 'x2ct-gna'"),
         (["train", "x2ct-gan-tiny", "--data.archive", "no/such/place"], "holds no raylift archive"),
         (["train", "--resume", "no/such/run"], "is not a run"),

@@ -1,0 +1,119 @@
+"""`raylift archive ls` and `raylift archive verify`: what an archive has, and whether it is what was written."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.splits import SPLITS
+from raylift.datasets.archive.store import Folder
+from raylift.datasets.archive.verification import verify
+from raylift.datasets.serialization import to_plain
+from raylift.platform.progress import progress_bar
+
+CHOICES = ("license", "label_method", "beyond_field_of_view", "table_removed")
+"""What was chosen at ingest, in an entry or its record."""
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    """List an archive: snapshot, size, grid, geometry, splits, the choices of its ingests, and every sample."""
+
+    url: tyro.conf.Positional[str]
+    """Folder or URL of the archive."""
+    snapshot: int | Literal["latest"] = "latest"
+    """An earlier state of the archive, by its number."""
+    json: bool = False
+    """Print one JSON object instead, with everything that the archive states of each sample."""
+
+
+def list_archive(arguments: list[str]) -> int:
+    """What an archive has."""
+    options = tyro.cli(ListOptions, prog="raylift archive ls", args=arguments)
+    archive = Archive(options.url, options.snapshot)
+    manifest, entries = archive.manifest, archive.entries()
+    counts = Counter(entry.split for entry in entries)
+    content: dict[str, Any] = {
+        "url": archive.url,
+        "contents": manifest.contents,
+        "snapshot": manifest.snapshot,
+        "samples": len(entries),
+        "subjects": len({entry.subject for entry in entries}),
+        "size_bytes": Folder(archive.url).size(),
+        "splits": {split: counts[split] for split in SPLITS},
+        "choices": choices(entries),
+        "grid": to_plain(manifest.grid),
+        "geometry": to_plain(manifest.geometry),
+        "sha256": manifest.sha256(),
+    }
+    if options.json:
+        content |= {"split_rule": to_plain(manifest.split_rule), "entries": [to_plain(entry) for entry in entries]}
+        print(json.dumps(content, indent=1))
+        return 0
+    size_mib = content.pop("size_bytes") / 2**20
+    for name, value in {**content, "size": f"{size_mib:.1f} MiB"}.items():
+        print(f"{name:<8}  {_text(value)}")
+    width = max(len(entry.id) for entry in entries)
+    for entry in entries:
+        size, spacing = (entry.record.get(name) for name in ("source_size", "source_spacing_mm"))
+        scan = f"{'x'.join(map(str, size))} of {'x'.join(f'{mm:g}' for mm in spacing)} mm" if size and spacing else ""
+        print("  ".join(filter(None, [f"{entry.id:<{width}}", f"{entry.split:<5}", entry.source, scan])))
+    return 0
+
+
+def choices(entries: list[Entry]) -> dict[str, dict[str, int]]:
+    """The number of samples by each choice that was made at ingest."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in CHOICES}
+    for entry in entries:
+        for name in CHOICES:
+            value = getattr(entry, name, entry.record.get(name))
+            if value is not None:
+                counts[name][str(value)] += 1
+    return {name: dict(sorted(count.items())) for name, count in counts.items() if count}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(part)}" for name, part in value.items())
+    if isinstance(value, list):
+        return f"[{'; '.join(map(_text, value))}]"
+    return str(value)
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Read every array of an archive and compare it with its SHA-256; the exit status is 1 if a sample is damaged."""
+
+    url: tyro.conf.Positional[str]
+    """Folder or URL of the archive."""
+    threads: int = 8
+    """Samples that are read at the same time."""
+    resume: Path | None = None
+    """A file of the samples found sound, which is written; with the same file an interrupted verification continues."""
+
+
+def verify_archive(arguments: list[str]) -> int:
+    """Whether an archive is what was written."""
+    options = tyro.cli(VerifyOptions, prog="raylift archive verify", args=arguments)
+    archive = Archive(options.url)
+    with progress_bar("verify") as bar:
+        result = verify(
+            archive,
+            threads=options.threads,
+            sound_samples=options.resume,
+            progress=bar.update,
+            report=lambda error: bar.print(f"damaged: {error}"),
+        )
+    before = f", {result.verified_before} of them before" if result.verified_before else ""
+    print(
+        f"{archive.url}, snapshot {archive.manifest.snapshot}: {result.samples} samples verified{before}, "
+        f"{result.damaged} damaged"
+    )
+    return 1 if result.damaged else 0

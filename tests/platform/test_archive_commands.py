@@ -1,0 +1,137 @@
+"""`raylift archive`: what it prints of an archive, and what it finds in a damaged one."""
+
+import json
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from samples import GEOMETRY, GRID, entry, sample, write_archive
+
+from raylift.datasets.archive import archive as module
+from raylift.datasets.archive.archive import Archive
+from raylift.datasets.archive.splits import SplitRule
+from raylift.datasets.archive.store import Folder
+from raylift.datasets.archive.writer import ArchiveWriter
+from raylift.datasets.errors import StoreError
+from raylift.datasets.serialization import to_plain
+from raylift.platform import cli
+
+
+@pytest.fixture
+def url(tmp_path):
+    url = str(tmp_path / "archive")
+    with ArchiveWriter(url, GRID, GEOMETRY, split_rule=SplitRule((0.5, 0.25, 0.25)), samples_per_shard=3) as writer:
+        for seed in range(9):
+            choice = {"beyond_field_of_view": "mask" if seed < 2 else "keep", "table_removed": True}
+            scan = {"source_size": [512, 512, 300 + seed], "source_spacing_mm": [0.7, 0.7, 1.25]}
+            writer.add(replace(entry(seed), record={"seed": seed, **choice, **scan}), sample(seed))
+    return url
+
+
+def test_ls_prints_snapshot_size_splits_choices_and_every_sample(url, capsys):
+    assert cli.main(["archive", "ls", url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    archive = Archive(url)
+    counts = Counter(entry.split for entry in archive.entries())
+    bytes_there = sum(path.stat().st_size for path in Path(url).rglob("*") if path.is_file())
+    words = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+    assert words["snapshot"] == "3"
+    assert words["samples"] == "9"
+    assert words["size"] == f"{bytes_there / 2**20:.1f} MiB"
+    assert words["splits"] == f"train {counts['train']}, val {counts['val']}, test {counts['test']}"
+    assert words["sha256"] == archive.manifest.sha256()
+    assert words["choices"] == (
+        "license CC0-1.0 9, label_method threshold 9, beyond_field_of_view keep 7, mask 2, table_removed True 9"
+    )
+    for stored in archive.entries():
+        seed = stored.record["seed"]
+        row = f"{stored.split} {seed}.nii.gz 512x512x{300 + seed} of 0.7x0.7x1.25 mm"
+        assert words[stored.id].split() == row.split()
+
+
+def test_ls_as_json_has_all_that_the_archive_states_also_of_an_earlier_snapshot(url, capsys):
+    for snapshot, samples in (("latest", 9), ("2", 6)):
+        assert cli.main(["archive", "ls", url, "--json", "--snapshot", snapshot]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        archive = Archive(url, int(snapshot) if snapshot != "latest" else "latest")
+        assert printed["entries"] == json.loads(json.dumps([to_plain(stored) for stored in archive.entries()]))
+        assert len(printed["entries"]) == printed["samples"] == sum(printed["splits"].values()) == samples
+        assert printed["sha256"] == archive.manifest.sha256()
+        assert printed["split_rule"]["fractions"] == [0.5, 0.25, 0.25]
+
+
+def test_verify_finds_a_sound_archive_sound_and_names_every_damaged_sample(url, capsys):
+    assert cli.main(["archive", "verify", url]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{url}, snapshot 3: 9 samples verified, 0 damaged"
+    first, other = (Archive(url).manifest.entries[k] for k in (0, 4))
+    folder, key = Folder(url), f"parts/{other.part}/labels/c/0/0/0/0"
+    folder.remove(f"parts/{first.part}/volumes")
+    damaged = bytearray(folder.read(key))
+    damaged[len(damaged) // 2] ^= 1
+    folder.write(key, bytes(damaged))
+    assert cli.main(["archive", "verify", url, "--threads", "3"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"{url}, snapshot 3: 9 samples verified, 4 damaged"
+    named = [line.split(": ")[2] for line in lines if "damaged: " in line]
+    assert named == [f"sample subject-{seed}" for seed in (0, 1, 2, 4)]
+    assert all("restore the object, or" in line for line in lines if "damaged: " in line)
+
+
+def test_verify_continues_an_interrupted_one_and_reads_damaged_samples_again(url, capsys, monkeypatch, tmp_path):
+    read, whole = [], module.Archive.read_array
+
+    def counted(self, entry, name):
+        read.append((entry.id, name))
+        return whole(self, entry, name)
+
+    def interrupted(self, entry, name):
+        if entry.record["seed"] == 5:
+            raise StoreError(f"{self.url}: gone")
+        return whole(self, entry, name)
+
+    broken = Archive(url).manifest.entries[1]
+    folder = Folder(url)
+    shutil.copytree(f"{url}/parts/{broken.part}/labels", tmp_path / "labels")
+    folder.remove(f"parts/{broken.part}/labels")
+    arguments = ["archive", "verify", url, "--threads", "1", "--resume", str(tmp_path / "verified")]
+    monkeypatch.setattr(module.Archive, "read_array", interrupted)
+    assert cli.main(arguments) == 2
+    lines = (tmp_path / "verified").read_text().splitlines()
+    assert len(lines) == 2, "of samples 0 to 4 the first part's three are damaged"
+    (tmp_path / "verified").write_text("\n".join([*lines[:1], lines[1][:9]]))  # the write of a line was interrupted
+    monkeypatch.setattr(module.Archive, "read_array", counted)
+    shutil.copytree(tmp_path / "labels", f"{url}/parts/{broken.part}/labels")
+    capsys.readouterr()
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("9 samples verified, 1 of them before, 0 damaged")
+    assert sorted(set(read)) == sorted(
+        (f"subject-{seed}", name) for seed in range(9) if seed != 3 for name in ("volumes", "radiographs", "labels")
+    )
+    read.clear()
+    assert cli.main(arguments) == 0
+    assert not read
+    write_archive(url, [20])
+    assert cli.main(arguments) == 0
+    assert {name for name, _ in read} == {"subject-20"}
+
+
+def test_the_samples_verified_in_one_archive_are_read_in_its_copy(url, capsys, tmp_path):
+    shutil.copytree(url, tmp_path / "copy")
+    for place, before in ((url, ""), (str(tmp_path / "copy"), ""), (url, ", 9 of them before")):
+        assert cli.main(["archive", "verify", place, "--resume", str(tmp_path / "verified")]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].endswith(f": 9 samples verified{before}, 0 damaged")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threads", "0"], "0 threads: give 1 or more"),
+        (["--resume", "s3://bucket/x"], "is not a path of this machine"),
+        (["--resume", "."], "is not a file of sound samples"),
+    ],
+)
+def test_verify_refuses_what_it_cannot_use(url, options, message, capsys):
+    assert cli.main(["archive", "verify", url, *options]) == 2
+    assert message in capsys.readouterr().err
