@@ -59,10 +59,15 @@ def body(
     return _fill_slices(dilated)
 
 
-def lungs(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> Bool[np.ndarray, "d h w"]:
-    """Mask of both lungs with their vessels and airways; all False if there are none."""
+def lungs(
+    hu: Int16[np.ndarray, "d h w"], spacing_mm: float, inside: Bool[np.ndarray, "d h w"] | None = None
+) -> Bool[np.ndarray, "d h w"]:
+    """Mask of both lungs with their vessels and airways; all False if there are none.
+
+    `inside` is the mask of the body, by default that of `body` without a field of view.
+    """
     # Restricted to the body: where a scan ends inside the volume, the trachea opens into the air beyond it.
-    components, count = ndimage.label((hu < LUNG_AIR_HU) & body(hu, spacing_mm))
+    components, count = ndimage.label((hu < LUNG_AIR_HU) & (body(hu, spacing_mm) if inside is None else inside))
     if count == 0:
         return np.zeros(hu.shape, dtype=bool)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
@@ -121,9 +126,11 @@ def mediastinum(hu: Int16[np.ndarray, "d h w"], lung: Bool[np.ndarray, "d h w"])
     return np.asarray(hull & ~lung & (hu <= BONE_HU))
 
 
-def labels(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> UInt8[np.ndarray, "d h w"]:
-    """A label volume with `Label.LUNG` and `Label.VESSEL`."""
-    lung = lungs(hu, spacing_mm)
+def labels(
+    hu: Int16[np.ndarray, "d h w"], spacing_mm: float, inside: Bool[np.ndarray, "d h w"] | None = None
+) -> UInt8[np.ndarray, "d h w"]:
+    """A label volume with `Label.LUNG` and `Label.VESSEL`; `inside` is the mask of the body, as in `lungs`."""
+    lung = lungs(hu, spacing_mm, inside)
     result = np.full(hu.shape, Label.OTHER, dtype=np.uint8)
     result[lung] = Label.LUNG
     result[vessels(hu, lung)] = Label.VESSEL

@@ -42,9 +42,10 @@ class Anatomy:
     """The body without lungs and bone."""
 
     @classmethod
-    def of(cls, hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> Anatomy:
-        """The organs of a volume in volume order; voxels are cubes of that edge."""
-        body, lung = segmentation.body(hu, spacing_mm), segmentation.lungs(hu, spacing_mm)
+    def of(cls, hu: Int16[np.ndarray, "d h w"], spacing_mm: float, measured: Mask | None = None) -> Anatomy:
+        """The organs of a volume in volume order; voxels are cubes of that edge, `measured` the field of view."""
+        body = segmentation.body(hu, spacing_mm, measured)
+        lung = segmentation.lungs(hu, spacing_mm, body)
         is_right = np.arange(hu.shape[2]) < int(segmentation.middle_column(body))
         bone = segmentation.bone(hu, body)
         return cls(
@@ -71,10 +72,10 @@ def compare(
         ground_truth_hu: the CT on the same grid.
         spacing_mm: of the axes. Thresholds of size are for cubes of the same volume.
     """
-    _, prediction_hu, ground_truth_hu = inside_field_of_view(prediction_hu, ground_truth_hu)
+    inside, prediction_hu, ground_truth_hu = inside_field_of_view(prediction_hu, ground_truth_hu)
     edge_mm = math.prod(spacing_mm) ** (1 / 3)
     found, true = (
-        Anatomy.of(np.rint(hu.clip(HU_MIN, HU_MAX)).astype(np.int16), edge_mm)
+        Anatomy.of(np.rint(hu.clip(HU_MIN, HU_MAX)).astype(np.int16), edge_mm, inside)
         for hu in (prediction_hu, ground_truth_hu)
     )
     voxel_ml = math.prod(spacing_mm) / 1000

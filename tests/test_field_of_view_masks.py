@@ -15,6 +15,7 @@ from PIL import Image
 from samples import thorax_image, write_image
 from skimage.metrics import structural_similarity
 
+from raylift.datasets import segmentation
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.augmentation.augmentation import Augmentation, Augmenter
@@ -28,6 +29,7 @@ from raylift.datasets.scans import reader
 from raylift.datasets.scans.header_checks import DEFAULT_LIMITS
 from raylift.datasets.scans.resample import archive_image, resample
 from raylift.datasets.segmentation import Label
+from raylift.datasets.sources import Source
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 from raylift.datasets.streaming.stream import BatchStream, load_batch
 from raylift.datasets.streaming.streamed_phantoms import StreamedPhantoms
@@ -36,9 +38,10 @@ from raylift.models.metrics import CVAA, VOLUME, X2CT
 from raylift.models.objectives.adversarial import DiscriminatorLossModule, GeneratorLossModule, ReconstructionLoss
 from raylift.models.volume_network import VolumeNetwork
 from raylift.platform import cli
-from raylift.platform.config import RunConfig
+from raylift.platform.config import DataConfig, RunConfig
 from raylift.platform.evaluation.cases import read_ground_truth
-from raylift.platform.training import runs
+from raylift.platform.presets import PRESETS
+from raylift.platform.training import inputs, runs
 
 GRID = Grid(32, 10.0)
 HALF = 11
@@ -52,6 +55,12 @@ def truncated(seed: int, folder: Path) -> Path:
     path = folder / f"patient-{seed}.nii.gz"
     sitk.WriteImage(image[KEPT], str(path))
     return path
+
+
+def outside(source: Source, grid: Grid) -> np.ndarray:
+    """The mask of the scan."""
+    labels = resample(reader.read(source), grid, beyond_field_of_view="mask")[2]
+    return labels == Label.OUTSIDE_FIELD_OF_VIEW
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +92,7 @@ def ingested(scans: Path, url: Path, beyond: str) -> Archive:
 
 def test_the_mask_has_the_flanks_of_slices_that_are_truncated_and_nothing_that_was_measured(scans: Path) -> None:
     (source,) = reader.find([scans / "patient-0.nii.gz"]).sources
-    _, _, unmeasured = resample(reader.read(source), GRID)
+    unmeasured = outside(source, GRID)
     whole = thorax(0, GRID)[0]
     inside = np.zeros(GRID.shape, dtype=bool)
     inside[:, :, slice(KEPT.start + 1, KEPT.stop - 1)] = True
@@ -97,7 +106,7 @@ def test_the_mask_has_the_flanks_of_slices_that_are_truncated_and_nothing_that_w
 
 def test_a_body_inside_its_field_of_view_has_no_mask_but_beyond_the_ends_of_the_scan(tmp_path: Path) -> None:
     (source,) = reader.find([write_image(thorax_image((90, 76, 60)), tmp_path / "short.nii.gz")]).sources
-    unmeasured = resample(reader.read(source), GRID)[2]
+    unmeasured = outside(source, GRID)
     slices = unmeasured.all(axis=(1, 2))
     np.testing.assert_array_equal(np.flatnonzero(slices), [0, 1, 2, 29, 30, 31])
     assert not unmeasured[~slices].any()
@@ -122,6 +131,56 @@ def test_an_archive_with_masks_has_the_volumes_of_one_without_and_the_second_for
         # The outermost voxels inside the field of view are mixed with the air beyond, and masked too.
         assert (first.volume[outside] < -500).mean() > 0.9
         assert (one.has_field_of_view_mask, other.has_field_of_view_mask) == (False, True)
+
+
+def test_only_entries_with_voxels_outside_the_field_of_view_have_a_mask(scans: Path, tmp_path: Path) -> None:
+    whole = write_image(thorax_image((90, 76, 80)), tmp_path / "whole.nii.gz")
+    options = {"limits": DEFAULT_LIMITS, "beyond_field_of_view": "mask"}
+    for url, sources in (("whole", [whole]), ("both", [whole, scans / "patient-0.nii.gz"])):
+        ingest_ct(sources, str(tmp_path / url), GRID, chest(GRID), **options)
+    alone, both = Archive(str(tmp_path / "whole")), Archive(str(tmp_path / "both"))
+    for archive in (alone, both):
+        for entry in archive.entries():
+            share = (archive.read_array(entry, "labels") == Label.OUTSIDE_FIELD_OF_VIEW).mean()
+            assert entry.record["masked_fraction"] == pytest.approx(share)
+            assert entry.has_field_of_view_mask == (share > 0) == (entry.subject == "patient-0")
+    assert load_batch(alone, alone.entries(), Window(), (0, 1)).labels is None
+    assert load_batch(both, both.entries(), Window(), (0, 1)).labels is not None
+    (old,) = (entry for entry in both.entries() if entry.has_field_of_view_mask)
+    record = {name: value for name, value in old.record.items() if name != "masked_fraction"}
+    assert replace(old, record=record).has_field_of_view_mask
+
+
+def test_a_system_that_does_not_mask_states_so_at_the_start_of_its_training(
+    masked: Archive, archive32: Path, tiny: RunConfig, ray_cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    masked_data = replace(tiny.data, archive=masked.url)
+    train = len(masked.entries("train"))
+
+    def remarks(preset: str, data: DataConfig) -> list[str]:
+        run = replace(PRESETS[preset], data=data)
+        archive = Archive(run.data.archive)
+        objective = run.system.objective(archive.manifest.grid, archive.manifest.geometry)
+        return [note for note in inputs.notes(run, objective) if "does not mask the field of view" in note]
+
+    (remark,) = remarks("diffux2ct-tiny", masked_data)
+    assert f"diffux2ct does not mask the field of view: for {train} of {train} training scans" in remark
+    assert len(remarks("cyclegan-b-tiny", replace(tiny.data, unpaired=masked.url))) == 1
+    for preset, data in (
+        ("diffux2ct-tiny", tiny.data),
+        ("x2ct-gan-tiny", masked_data),
+        ("unrolled-tiny", masked_data),
+        ("cyclegan-b-tiny", masked_data),
+    ):
+        assert remarks(preset, data) == []
+
+    diffusion = replace(PRESETS["diffux2ct-tiny"], data=masked_data, cluster=tiny.cluster)
+    run = runs.create(
+        replace(diffusion, train=replace(diffusion.train, steps=1, validate_every=1)), str(tmp_path / "run")
+    )
+    runs.fit(run, str(tmp_path / "run"))
+    printed = capfd.readouterr()
+    assert (printed.out + printed.err).count(remark) == 1
 
 
 class Constant(VolumeNetwork):
@@ -225,7 +284,7 @@ def test_archives_without_masks_are_read_without_labels(tmp_path: Path) -> None:
 
 @pytest.fixture
 def pair() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A prediction, ground ground_truth that is NaN outside a box, and the mask of the box."""
+    """A prediction, a ground truth that is NaN outside a box, and the mask of the box."""
     generator = np.random.default_rng(0)
     ground_truth = generator.uniform(-1000, 1400, (24, 22, 26)).astype(np.float32)
     prediction = ground_truth + generator.normal(0, 100, ground_truth.shape).astype(np.float32)
@@ -274,6 +333,29 @@ def test_no_metric_depends_on_a_prediction_outside(pair) -> None:
     noisy = np.where(np.isnan(cut), 40, hu).astype(np.float32)
     values = anatomy.compare(noisy, cut, (GRID.spacing_mm,) * 3)
     assert (values["lung_dice"], values["lung_volume_error_ml"]) == (1.0, 0.0)
+
+
+def test_lungs_are_compared_where_the_field_of_view_excludes_the_chest_wall(tmp_path: Path) -> None:
+    grid = Grid(64, 5.0)
+    image: sitk.Image = archive_image(thorax(0, grid)[0], grid)
+    sitk.WriteImage(image[5:-5], str(tmp_path / "narrow.nii.gz"))
+    (source,) = reader.find([tmp_path / "narrow.nii.gz"]).sources
+    hu, unmeasured = resample(reader.read(source), grid)[0], outside(source, grid)
+    lung = segmentation.lungs(hu, grid.spacing_mm) & ~unmeasured
+    ground_truth = np.where(unmeasured, np.nan, hu).astype(np.float32)
+    milliliters = grid.spacing_mm**3 / 1000
+    lung_ml = lung.sum() * milliliters
+    assert lung_ml > 1900
+    same = anatomy.compare(hu.astype(np.float32), ground_truth, (grid.spacing_mm,) * 3)
+    assert same["lung_dice"] == 1.0
+    assert same["lung_volume_ml"] == pytest.approx(lung_ml, rel=0.02)
+    prediction = hu.astype(np.float32)
+    prediction[:, :, :32] = 40
+    values = anatomy.compare(prediction, ground_truth, (grid.spacing_mm,) * 3)
+    kept_ml = lung[:, :, 32:].sum() * milliliters
+    assert values["lung_volume_ml"] == pytest.approx(kept_ml, rel=0.03)
+    assert values["lung_volume_error_ml"] == pytest.approx(kept_ml - lung_ml, rel=0.03)
+    assert values["lung_dice"] == pytest.approx(2 * kept_ml / (kept_ml + lung_ml), abs=0.02)
 
 
 def test_baselines_are_fitted_inside(masked: Archive) -> None:

@@ -46,8 +46,10 @@ class Entry:
 
     @property
     def has_field_of_view_mask(self) -> bool:
-        """Whether it was ingested with masks: its labels are `Label.OUTSIDE_FIELD_OF_VIEW` in any unmeasured voxels."""
-        return self.record.get("beyond_field_of_view") == "mask"
+        """Whether any voxel of its labels is `Label.OUTSIDE_FIELD_OF_VIEW`."""
+        record = self.record
+        # Records of an earlier raylift lack the fraction.
+        return record.get("beyond_field_of_view") == "mask" and record.get("masked_fraction") != 0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raylift.datasets import segmentation
 from raylift.datasets.archive.archive import Sample
 from raylift.datasets.archive.manifest import Entry
 from raylift.datasets.archive.splits import Split, absent
@@ -117,7 +116,7 @@ class _MakeSample:
         scan = reader.read(source, self.limits, self.assume_spacing_mm)
         if self.require_whole_thorax:
             resample.check_whole_thorax(scan)
-        hu, record, unmeasured = resample.resample(scan, self.grid, self.keep_table, self.beyond_field_of_view)
+        hu, record, labels = resample.resample(scan, self.grid, self.keep_table, self.beyond_field_of_view)
         entry = Entry(
             id=source.subject,
             subject=source.subject,
@@ -127,9 +126,6 @@ class _MakeSample:
             label_method="threshold",
             record=record,
         )
-        labels = segmentation.labels(hu, self.grid.spacing_mm)
-        if self.beyond_field_of_view == "mask":
-            labels[unmeasured] = segmentation.Label.OUTSIDE_FIELD_OF_VIEW
         return entry, Sample(hu, render_drrs(hu, self.grid, self.geometry), labels)
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import SimpleITK as sitk
-from jaxtyping import Bool, Int16
+from jaxtyping import Bool, Int16, UInt8
 from scipy import ndimage
 
 from raylift.datasets import segmentation
@@ -26,15 +26,15 @@ that losses of supervised CNNs and GANs, metrics and figures leave out."""
 
 def resample(
     scan: Scan, grid: Grid, keep_table: bool = False, beyond_field_of_view: FieldOfView = "keep"
-) -> tuple[Int16[np.ndarray, "d h w"], dict[str, Any], Bool[np.ndarray, "d h w"]]:
-    """The scan on `grid`, in HU and volume order, centered on the body, a record of its provenance, and a mask.
+) -> tuple[Int16[np.ndarray, "d h w"], dict[str, Any], UInt8[np.ndarray, "d h w"]]:
+    """The scan on `grid`, in HU and volume order, centered on the body, a record of its provenance, and its labels.
 
     HU is clamped to [-1024, 3071]. Axes that become coarser are smoothed first, with a Gaussian whose sigma is half the
     downsampling factor minus one, in voxels, as in scikit-image. The outside of the scan is air. Left to right and
     anterior to posterior the cube is centered on the body. Along the body it is centered on the lungs and moved to
     stay inside the scan. Unless `keep_table`, everything outside the body becomes air. The record has the
-    share of slices in which the field of view truncates the body at each side. The mask has the voxels of
-    `field_of_view.unmeasured`.
+    share of slices in which the field of view truncates the body at each side. Labels are those of
+    `segmentation.labels` and, for "mask", `Label.OUTSIDE_FIELD_OF_VIEW` in the voxels of `field_of_view.unmeasured`.
 
     Raises:
         FileError: no body inside the cube.
@@ -45,7 +45,8 @@ def resample(
     whole = _coarse(clamped)
     coarse = _voxels(whole)
     measured = field_of_view.measured_region(coarse, _covered(scan.image, whole))
-    body, lung = segmentation.body(coarse, COARSE_MM, measured), segmentation.lungs(coarse, COARSE_MM)
+    body = segmentation.body(coarse, COARSE_MM, measured)
+    lung = segmentation.lungs(coarse, COARSE_MM, body)
     center, lungs_found = _center(clamped, body, lung, grid)
     origin = center - (grid.size - 1) / 2 * grid.spacing_mm * np.array([1, 1, -1])
     hu = _voxels(_on_axes(smooth, origin, grid.shape, grid.spacing_mm))
@@ -60,6 +61,10 @@ def resample(
         hu[~inside] = HU_MIN
     if beyond_field_of_view == "extend":
         hu = field_of_view.extend_body(hu, inside, measured_cube, grid.spacing_mm)
+    # The body of the cube alone lacks lungs behind a flank that the cube truncates or the field of view cuts thin.
+    labels = segmentation.labels(hu, grid.spacing_mm, inside)
+    if beyond_field_of_view == "mask":
+        labels[field_of_view.unmeasured(inside, measured_cube)] = segmentation.Label.OUTSIDE_FIELD_OF_VIEW
     record = {
         "source_size": list(scan.image.GetSize()),
         "source_spacing_mm": list(scan.spacing_mm),
@@ -71,8 +76,9 @@ def resample(
         "table_removed": not keep_table,
         "field_of_view_truncation": field_of_view.truncated_sides(body),
         "beyond_field_of_view": beyond_field_of_view,
+        "masked_fraction": float((labels == segmentation.Label.OUTSIDE_FIELD_OF_VIEW).mean()),
     }
-    return hu, record, field_of_view.unmeasured(inside, measured_cube)
+    return hu, record, labels
 
 
 def whole_scan(image: sitk.Image, spacing_mm: float) -> sitk.Image:
@@ -99,12 +105,13 @@ def check_whole_thorax(scan: Scan) -> None:
     Raises:
         FileError: a lung is missing, under 300 ml, or truncated by the first or last slice or by a side.
     """
-    hu = _voxels(_coarse(sitk.Clamp(scan.image, sitk.sitkFloat32, HU_MIN, HU_MAX)))
-    lung = segmentation.lungs(hu, COARSE_MM)
+    whole = _coarse(sitk.Clamp(scan.image, sitk.sitkFloat32, HU_MIN, HU_MAX))
+    hu = _voxels(whole)
+    body = segmentation.body(hu, COARSE_MM, field_of_view.measured_region(hu, _covered(scan.image, whole)))
+    lung = segmentation.lungs(hu, COARSE_MM, body)
     remedy = "ingest it without --require-whole-thorax, or leave it out"
     if not lung.any():
         raise FileError(f"{scan.source.where}: no lungs inside the field of view: {remedy}")
-    body = segmentation.body(hu, COARSE_MM)
     for side, face in (("right", body[:, :, 0]), ("left", body[:, :, -1])):
         # Air with body anterior and posterior to it, which a flank truncated next to the lung does not have.
         between = ndimage.binary_fill_holes(face, structure=[[0, 0, 0], [1, 1, 1], [0, 0, 0]]) & ~face

@@ -150,10 +150,11 @@ def reconstruction_objective(
 ) -> Objective:
     """Generator, then discriminator, on the same batch; without an adversarial weight the generator alone."""
     if weights.adversarial_weight == 0 or discriminator is None:
-        return Objective({"generator": GeneratorLossModule(generator, None, weights)})
+        return Objective({"generator": GeneratorLossModule(generator, None, weights)}, masks_field_of_view=True)
     return Objective(
         {
             "generator": GeneratorLossModule(generator, discriminator, weights),
             "discriminator": DiscriminatorLossModule(discriminator, weights),
-        }
+        },
+        masks_field_of_view=True,
     )

@@ -53,6 +53,9 @@ class Objective:
     """Decay of the exponential moving average (EMA) of the first network's weights, which is validated and exported; 0
     for none."""
 
+    masks_field_of_view: bool = False
+    """Whether no loss depends on a prediction outside the field of view of CT that were ingested with a mask."""
+
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"system.ema_decay is {self.ema_decay}: give a decay in [0, 1)")

@@ -23,6 +23,7 @@ from raylift.datasets.streaming.stream import BatchStream, CachedReader, Unpaire
 from raylift.datasets.streaming.streamed_phantoms import StreamedPhantoms
 from raylift.models import baselines
 from raylift.models.baselines import Fit
+from raylift.models.objectives.objective import Objective
 from raylift.models.training_data import TrainingData
 from raylift.models.weights import Description
 from raylift.platform import model_store
@@ -88,6 +89,23 @@ def open_stream(
     )
     stream.samples_consumed = samples_consumed
     return stream
+
+
+def notes(run: RunConfig, objective: Objective) -> tuple[str, ...]:
+    """Remarks for the log: the objective's, and one on masks of the field of view that it does not use."""
+    url, snapshot = run.data.archive, run.data.snapshot
+    if run.system.supervision != "volumes":
+        url, snapshot = run.data.unpaired, run.data.unpaired_snapshot
+    if objective.masks_field_of_view or not url:
+        return objective.notes
+    entries = Archive(url, snapshot).entries("train")
+    masked = sum(entry.has_field_of_view_mask for entry in entries)
+    if not masked:
+        return objective.notes
+    return *objective.notes, (
+        f"system {run.system.name} does not mask the field of view: for {masked} of {len(entries)} training scans with "
+        "a mask, its losses include the air beyond it"
+    )
 
 
 def with_archive_views(run: RunConfig) -> RunConfig:

@@ -33,7 +33,7 @@ from raylift.platform.training.checkpoint import (
 )
 from raylift.platform.training.divergence import DIVERGED, DivergedLossError, DivergenceMonitor, diverged_at
 from raylift.platform.training.engine import Engine
-from raylift.platform.training.inputs import describe, open_stream, require_archives, training_data
+from raylift.platform.training.inputs import describe, notes, open_stream, require_archives, training_data
 from raylift.platform.training.tracking import Reporter, RunningMeans, TensorBoard, peak_memory_gib
 from raylift.platform.training.validation import Validation
 
@@ -78,9 +78,10 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
 
     torch.manual_seed(run.train.seed)
     objective = run.system.objective(description.grid, description.geometry, run.data.window)
-    for note in objective.notes:
-        reporter.note(note)
-    description = replace(description, provenance={**description.provenance, "notes": list(objective.notes)})
+    remarks = notes(run, objective)
+    for remark in remarks:
+        reporter.note(remark)
+    description = replace(description, provenance={**description.provenance, "notes": list(remarks)})
     state, objective_engines = restore(resume_from, objective, run, device, reporter)
     share = BatchPartition(rank, world, run.train.batch_size, run.engine.gradient_accumulation_steps)
     stream = open_stream(archive, run, description, share, state.samples_consumed, device)

@@ -417,7 +417,7 @@ def test_without_drrs_in_its_geometry_histograms_cannot_be_matched(
 ) -> None:
     ingest_phantoms(str(tmp_path), GRID, parallel(GRID), count=4, seed=0)
     for unpaired in ("", tmp_path):
-        with pytest.raises(ConfigError, match=r"data\.match-histograms needs DRRs, and .* acquired"):
+        with pytest.raises(ConfigError, match=r"data\.match-histograms needs DRRs, and .* real radiographs"):
             check(matching(from_radiographs(tiny, archive=pairs32, unpaired=unpaired)))
 
 

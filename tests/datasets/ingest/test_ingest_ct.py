@@ -9,7 +9,6 @@ import torch
 from pydicom.dataset import Dataset
 from samples import thorax_hu, thorax_image, write_image, write_series
 
-from raylift.datasets import segmentation
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ArchiveNotFoundError, ConfigError, FileError
 from raylift.datasets.geometry import FRONTAL, LATERAL, Grid, chest
@@ -19,6 +18,8 @@ from raylift.datasets.ingest.synthetic import ingest_phantoms
 from raylift.datasets.intensity import hu_to_attenuation
 from raylift.datasets.projector import project, render_drrs
 from raylift.datasets.scans.header_checks import ScanLimits
+from raylift.datasets.segmentation import Label
+from raylift.models import anatomy
 
 GRID = Grid(32, 12.0)
 GEOMETRY = chest(GRID)
@@ -81,7 +82,13 @@ def test_a_sample_is_the_resampled_ct_with_its_projections_and_labels(mixed: Pat
     assert stored.volume.shape == GRID.shape
     assert stored.volume.min() == -1024
     assert 400 < stored.volume.max() < 600
-    np.testing.assert_array_equal(stored.labels, segmentation.labels(stored.volume, GRID.spacing_mm))
+    d, h, w = ((np.arange(n) - (n - 1) / 2) * GRID.spacing_mm for n in GRID.shape)
+    x, y, z = w[None, None], h[None, :, None], -d[:, None, None]
+    right = ((x + 70) / 48) ** 2 + (y / 70) ** 2 + (z / 95) ** 2 < 1
+    left = ((x - 70) / 42) ** 2 + (y / 65) ** 2 + ((z - 10) / 85) ** 2 < 1
+    lung = (right | left) & (thorax_hu(x, y, z) < -400)
+    assert anatomy.dice(stored.labels > 0, lung) > 0.93
+    assert set(np.unique(stored.labels)) <= {Label.OTHER, Label.LUNG, Label.VESSEL}
     attenuation = hu_to_attenuation(torch.from_numpy(stored.volume.astype(np.float32)))[None, None]
     for image, view in zip(stored.radiographs, (FRONTAL, LATERAL), strict=True):
         np.testing.assert_allclose(image, project(attenuation, GRID.spacing_mm, GEOMETRY, view)[0, 0], rtol=1e-5)

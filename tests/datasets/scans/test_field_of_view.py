@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from raylift.datasets.intensity import HU_MIN, Window, normalize
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.scans import reader
 from raylift.datasets.scans.reader import Scan
-from raylift.datasets.scans.resample import FieldOfView, resample
+from raylift.datasets.scans.resample import FieldOfView, check_whole_thorax, resample
+from raylift.datasets.segmentation import Label
 from raylift.models.metrics import psnr_db
 
 CUBE = Grid(64, 6.0)
@@ -43,8 +45,8 @@ def rectangular() -> sitk.Image:
     return thorax_image((56, 60, 80), hu=chest_hu)
 
 
-def circular() -> sitk.Image:
-    image = thorax_image((56, 56, 80), hu=chest_hu)
+def circular(hu: Callable[..., np.ndarray] = chest_hu) -> sitk.Image:
+    image = thorax_image((56, 56, 80), hu=hu)
     voxels = sitk.GetArrayFromImage(image)
     y, x = np.indices(voxels.shape[1:]) - 27.5
     voxels[:, np.hypot(y, x) > 28] = HU_MIN
@@ -75,6 +77,35 @@ def test_a_cut_body_is_extended_towards_the_one_that_was_scanned_whole(make, err
     drrs = [np.stack([normalize(drr) for drr in render_drrs(hu, CUBE, chest(CUBE))]) for hu in (whole, extended, kept)]
     errors = [np.linalg.norm(drr - drrs[0]) for drr in drrs[1:]]
     assert errors[0] < 0.6 * errors[1]
+
+
+@pytest.mark.parametrize("beyond", ["keep", "extend", "mask"])
+@pytest.mark.parametrize("spacing_mm", [4.0, 5.0, 6.0])
+def test_lungs_behind_a_chest_wall_that_the_field_of_view_cuts_thin_are_labeled(
+    beyond: FieldOfView, spacing_mm: float, tmp_path: Path
+) -> None:
+    lung_ml = []
+    for image in (thorax_image(hu=chest_hu), circular()):
+        scan = scan_of(write_image(image, tmp_path / "scan.nii.gz"))
+        labels = resample(scan, Grid(64, spacing_mm), beyond_field_of_view=beyond)[2]
+        lung_ml.append(np.isin(labels, (Label.LUNG, Label.VESSEL)).sum() * spacing_mm**3 / 1000)
+    assert lung_ml[0] > 1900
+    assert lung_ml[1] == pytest.approx(lung_ml[0], rel=0.01)
+
+
+def lower_lungs_near_the_skin_hu(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """A cylinder with lungs from -95 to 95 mm, whose lower halves are 5 mm from a circle of 126 mm at their edges."""
+    x, y = np.abs(x), np.abs(y)
+    lung = (x > 30) & (x < np.where(z < 0, 99, 50)) & (y < 70) & (np.abs(z) < 95)
+    return np.where(lung, -850, np.where(np.hypot(x, y) < 150, 40, -1000))
+
+
+def test_the_cube_is_centered_on_lungs_behind_a_chest_wall_that_is_cut_thin(tmp_path: Path) -> None:
+    scan = scan_of(write_image(circular(lower_lungs_near_the_skin_hu), tmp_path / "scan.nii.gz"))
+    record = resample(scan, Grid(40, 5.0))[1]
+    assert record["centered_on"] == "lungs"
+    assert record["center_lps_mm"][2] == pytest.approx(0, abs=4)
+    check_whole_thorax(scan)
 
 
 @pytest.mark.parametrize("direction", [np.eye(3), turned(z_deg=12)])
