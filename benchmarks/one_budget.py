@@ -33,7 +33,7 @@ from torch import nn
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Geometry, Grid, chest
 from raylift.models import anatomy, baselines, metrics, weights
-from raylift.models.diffusion.generative import GenerativeNetwork
+from raylift.models.diffusion.diffusion_network import DiffusionNetwork
 from raylift.models.inference import reconstruct
 from raylift.models.losses import ssim_loss
 from raylift.models.systems.diffux2ct import TriPlaneSystem
@@ -195,7 +195,7 @@ def predict(name: str, weights_file: Path, pairs: Pairs, run: Run, file: Path) -
 
 def volumes_of(network: nn.Module, pairs: Pairs, run: Run) -> dict[str, np.ndarray]:
     """By `SUBJECT predicted` and `SUBJECT fitted`, volumes in HU before and after the data-consistency fit, int16."""
-    sampling = network.sampling if isinstance(network, GenerativeNetwork) else None
+    sampling = network.sampling if isinstance(network, DiffusionNetwork) else None
     volumes = {}
     for k, name in enumerate(pairs.names.tolist()):
         radiographs = pairs.batch([k]).radiographs.to(run.device)

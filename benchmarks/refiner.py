@@ -21,7 +21,7 @@ import torch
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.streaming.stream import load_batch
-from raylift.models.diffusion.generative import SamplingConfig
+from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.inference import RunningStatistics, predict
 from raylift.models.metrics import VOLUME
 from raylift.models.weights import Model

@@ -28,7 +28,7 @@ from raylift.datasets.batch import Batch
 from raylift.datasets.intensity import Window
 from raylift.datasets.streaming.stream import load_batch
 from raylift.models import baselines
-from raylift.models.diffusion.generative import GenerativeNetwork, SamplingConfig
+from raylift.models.diffusion.diffusion_network import DiffusionNetwork, SamplingConfig
 from raylift.models.diffusion.samplers import SAMPLERS
 from raylift.models.inference import RunningStatistics
 from raylift.models.metrics import VOLUME
@@ -57,7 +57,7 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     model, archive = model_store.load(resolve_checkpoint(options.model)), Archive(options.archive)
     network, views, window = model.network, matching_views(model.description, archive), model.description.window
-    if not isinstance(network, GenerativeNetwork):
+    if not isinstance(network, DiffusionNetwork):
         parser.error(f"{model.description.system.name} is deterministic and has no sampler")
     if not archive.entries(options.split):
         parser.error(f"{options.archive} has no scan in split {options.split}")
@@ -101,7 +101,7 @@ def main() -> int:
 
 @torch.no_grad()
 def standard_deviation_and_error(
-    network: GenerativeNetwork, test: Batch, window: Window, samples: int, plot: Path | None
+    network: DiffusionNetwork, test: Batch, window: Window, samples: int, plot: Path | None
 ) -> None:
     """Print, by tenths of the voxels in the order of their standard deviation over samples, the error of the mean."""
     deviations, errors = [], []

@@ -124,7 +124,7 @@ def trained(
     system = replace(
         tiny,
         views=names,
-        lifting=replace(tiny.lifting, kind="plain", along="rays"),
+        lifting=replace(tiny.lifting, kind="repeat", along="rays"),
         fusion=replace(tiny.fusion, kind="average", view_decoders=False),
         decoder=replace(tiny.decoder, head_kernel=3),
     )

@@ -101,7 +101,7 @@ class StoredPixels:
 
 
 def stored_pixels(dataset: pydicom.Dataset, name: str) -> StoredPixels:
-    """The pixels of a frame of one sample a pixel.
+    """The pixels of a frame with one sample per pixel.
 
     Raises:
         FileError: see `dicom_frame.decode_containers`. On a damaged file pydicom may raise any exception.

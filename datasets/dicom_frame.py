@@ -278,7 +278,7 @@ def _compressed_frame(dataset: pydicom.Dataset, name: str) -> bytes:
         )
     if coded is not None and coded[2] != expected[2]:
         raise FileError(
-            f"{name}: the compressed frame has {coded[2]} samples a pixel, the header {expected[2]}: correct "
+            f"{name}: the compressed frame has {coded[2]} samples per pixel, the header {expected[2]}: correct "
             "SamplesPerPixel"
         )
     return frames[0]

@@ -70,7 +70,7 @@ def normalize(
 ) -> Float[np.ndarray, "rows columns"]:
     """A bone-bright radiograph to [0, 1] as float32; see `Normalization`.
 
-    Training and inference share this step: the scale of an real radiograph is unknown, so a digitally reconstructed
+    Training and inference share this step: the scale of a real radiograph is unknown, so a digitally reconstructed
     one must not keep its own. Both are idempotent: percentiles are pixels of the image, and multiples of 1 / 255 remain
     as they are. A constant image becomes zeros by its percentiles, and one without a positive pixel by its maximum.
     """

@@ -52,7 +52,7 @@ class BackProjection(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class FittedBaselines:
     """Both baselines as fitted to training volumes."""
 
     mean: Float[Tensor, "1 1 d h w"]
@@ -69,7 +69,7 @@ class Fit:
         return {"mean volume": MeanVolume(self.mean), "back-projection": projected}
 
 
-def fit(batches: Iterable[Batch], grid: Grid, geometry: Geometry) -> Fit:
+def fit(batches: Iterable[Batch], grid: Grid, geometry: Geometry) -> FittedBaselines:
     """Fit both baselines in one pass over training batches whose views are those of `geometry`, in its order.
 
     Voxels outside the field of view of CT with a mask are left out; those that every CT lacks are air.
@@ -88,7 +88,7 @@ def fit(batches: Iterable[Batch], grid: Grid, geometry: Geometry) -> Fit:
         sums += torch.stack([x.sum(), y.sum(), (x * x).sum(), (x * y).sum(), mask.sum()])
     x_sum, y_sum, xx, xy, n = sums.tolist()
     scale = (n * xy - x_sum * y_sum) / max(n * xx - x_sum * x_sum, 1e-12)
-    return Fit((total / inside.clamp_min(1)).float(), scale, (y_sum - scale * x_sum) / n, count)
+    return FittedBaselines((total / inside.clamp_min(1)).float(), scale, (y_sum - scale * x_sum) / n, count)
 
 
 def unfitted(grid: Grid, geometry: Geometry) -> dict[str, nn.Module]:

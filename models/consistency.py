@@ -38,7 +38,7 @@ Images = Float[Tensor, "n views rows columns"]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class ConsistencyResult:
     """Volumes after the fit, and the residuals of their projections before and after it."""
 
     volume: Float[Tensor, "n 1 d h w"]
@@ -76,7 +76,7 @@ def fit(
     geometry: Geometry,
     steps: int,
     strength: float = STRENGTH,
-) -> Fitted:
+) -> ConsistencyResult:
     """Change volumes in the window's [0, 1] so that their projections agree better with normalized radiographs.
 
     Samples are independent. A sample stops early where a step would not lower its residual, the root of the sum of
@@ -129,7 +129,7 @@ def fit(
     hu = 1000 * (state.attenuation / WATER_PER_MM - 1)
     # Unchanged voxels keep their HU, which for air may be below that of zero attenuation.
     fitted = torch.where(state.attenuation == origin, start, window.to_unit(hu))
-    return Fitted(fitted.to(volume.dtype) if steps else volume, initial.residual, state.residual)
+    return ConsistencyResult(fitted.to(volume.dtype) if steps else volume, initial.residual, state.residual)
 
 
 def mean_residuals(residuals: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
@@ -169,7 +169,7 @@ def require_steps(steps: int) -> None:
         raise ConfigError(f"a data-consistency fit of {steps} steps: give 0 for none, or more")
 
 
-def match(projections: Images, radiographs: Images) -> tuple[Tensor, Tensor, Tensor]:
+def fit_gain_and_offset(projections: Images, radiographs: Images) -> tuple[Tensor, Tensor, Tensor]:
     """The gain and offset of each view that fit projections to radiographs best, and a mask of the pixels that count.
 
     Normalization clips a radiograph at its percentiles. Where it is 0 or 1, a matched projection beyond that value
@@ -196,7 +196,7 @@ def match(projections: Images, radiographs: Images) -> tuple[Tensor, Tensor, Ten
 
 def _compare(attenuation: Volume, radiographs: Images, grid: Grid, geometry: Geometry) -> _State:
     projections = _project(attenuation, grid, geometry)
-    gain, offset, mask = match(projections, radiographs)
+    gain, offset, mask = fit_gain_and_offset(projections, radiographs)
     error = mask * (gain * projections + offset - radiographs)
     size = _squares(radiographs).clamp_min(1e-12)
     return _State(attenuation, gain, mask, error, (_squares(error) / size).sqrt()[..., 0, 0])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
 from raylift.models import consistency
-from raylift.models.diffusion.generative import GenerativeNetwork, SamplingConfig
+from raylift.models.diffusion.diffusion_network import DiffusionNetwork, SamplingConfig
 
 Residuals = dict[str, tuple[float, float]]
 """By view, the relative L2 distance of reprojection and radiograph before and after the data-consistency fit."""
@@ -51,7 +51,7 @@ def predict(
     if sampling is None:
         prediction: Tensor = network(radiographs)
         return prediction.float()
-    assert isinstance(network, GenerativeNetwork)
+    assert isinstance(network, DiffusionNetwork)
     return network.sample(radiographs, replace(sampling, seed=sampling.seed + k)).float().clip(0.0, 1.0)
 
 
@@ -100,7 +100,7 @@ def reconstruct(
         window: the HU range of [0, 1].
         grid: voxels of the volumes.
         geometry: of the radiographs.
-        sampling: settings of a generative network; None for a deterministic one.
+        sampling: settings of a diffusion network; None for a deterministic one.
         samples: number of samples for each item, with consecutive seeds; one each by default.
         consistency_steps: steps of `consistency.fit`, which each sample gets by itself; 0: no fit.
     """

@@ -1,19 +1,19 @@
 """Image-quality metrics of reconstructed volumes, under named protocols.
 
-Published values of the same metric differ by up to 5 dB between definitions. Every number therefore belongs to a
-protocol: the HU window, the maximum of PSNR, and whether a metric is computed over the volume or slice by slice.
+Published values of the same metric differ by up to 7 dB between definitions. Every number therefore belongs to a
+protocol: the HU window, the data range of PSNR, and whether a metric is computed over the volume or slice by slice.
 
 | protocol | window, HU | PSNR | SSIM |
 | --- | --- | --- | --- |
-| `volume` | [-1024, 1476] | whole volume, maximum = window | 3-D, Gaussian of 1.5 voxels |
-| `x2ct` | [-1024, 1476] | volume and mean of slices, maximum **4095** on a scale of 2500 | mean of slices, 7 x 7 |
-| `cvaa` | [-1000, 4096] | whole volume, maximum = window | 3-D, Gaussian of 1.5 voxels |
+| `volume` | [-1024, 1476] | whole volume, data range = window | 3-D, Gaussian of 1.5 voxels |
+| `x2ct` | [-1024, 1476] | volume and mean of slices, data range **4095**, not 2500 | mean of slices, 7 x 7 |
+| `cvaa` | [-1000, 4096] | whole volume, data range = window | 3-D, Gaussian of 1.5 voxels |
 
-Voxels that are NaN in the ground truth, outside its field of view, are left out: errors, PSNR and cosine are of the
-others, SSIM is the mean over windows centered on the others, with air in both volumes outside.
+Voxels that are NaN in the ground truth, outside its field of view, are left out: errors, PSNR and cosine similarity are
+of the others, SSIM is the mean over windows centered on the others, with air in both volumes outside.
 
 `x2ct` is the arithmetic of X2CT-GAN's published evaluation; its PSNR is 4.29 dB above that of the same error with the
-window as maximum. `cvaa` has CVAA-GAN's window and scale; its paper does not define SSIM; it is chosen here.
+window as data range. `cvaa` has CVAA-GAN's window and scale; its paper does not define SSIM; it is chosen here.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class VolumeProtocol:
         }
 
 
-def psnr_db(mean_squared_error: float, maximum: float) -> float:
+def psnr_db(mean_squared_error: float, data_range: float) -> float:
     """Peak signal-to-noise ratio; infinite without error."""
-    return float("inf") if mean_squared_error == 0 else float(10 * np.log10(maximum**2 / mean_squared_error))
+    return float("inf") if mean_squared_error == 0 else float(10 * np.log10(data_range**2 / mean_squared_error))
 
 
 def cosine(prediction: Unit, ground_truth: Unit) -> float:
@@ -89,7 +89,7 @@ def _mean(values: Float[np.ndarray, "*shape"], inside: Bool[np.ndarray, "*shape"
 
 
 def _ssim(prediction: Unit, ground_truth: Unit, inside: Inside, margin: tuple[int, int, int], **settings: Any) -> float:
-    """Mean SSIM over windows centered inside, NaN without any; `margin` is half a window an axis, 0 along channels."""
+    """Mean SSIM over windows centered inside, NaN without any; `margin`: half the window per axis, 0 along channels."""
     mean, windows = structural_similarity(ground_truth, prediction, data_range=1.0, full=True, **settings)
     if inside.all():
         return float(mean)

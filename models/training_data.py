@@ -23,7 +23,7 @@ import torch
 
 from raylift.datasets.geometry import Grid
 from raylift.datasets.intensity import Window
-from raylift.models.baselines import Fit
+from raylift.models.baselines import FittedBaselines
 
 DIGEST_BYTES = 32
 MAX_BYTES = 2**30
@@ -32,11 +32,11 @@ MAX_BYTES = 2**30
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """The scans and the trivial baselines of a model's training data."""
+    """Digests of a model's training scans, and the trivial baselines fitted to them."""
 
     scans: frozenset[str]
     """SHA-256 of the source files of every training scan, also of the models that the training started with."""
-    baselines: Fit | None = None
+    baselines: FittedBaselines | None = None
     """Fitted to the training volumes; None without CT."""
     unlisted: int = 0
     """Number of models that the training started with and whose scans are unknown."""
@@ -87,5 +87,5 @@ class TrainingData:
                 raise ValueError(f"mean_hu is {mean_hu.dtype} {mean_hu.shape}, fit {fit.shape}, the grid {grid.shape}")
             mean = window.to_unit(torch.from_numpy(mean_hu.astype(np.float32)))[None, None]
             scale, offset, volumes = fit.tolist()
-            baselines = Fit(mean, scale, offset, int(volumes))
+            baselines = FittedBaselines(mean, scale, offset, int(volumes))
         return cls(frozenset(scan.tobytes().hex() for scan in scans), baselines, unlisted)

@@ -3,8 +3,8 @@
 ```
 model.safetensors    weights, in fp32 or half precision; always loaded in fp32; absent where model.json names a folder
                      next to this one whose weights are the same (`weights_of`)
-training_data.npz    the scans and baselines of its training data (`models.training_data`); absent for a model whose
-                     training data are unknown
+training_data.npz    digests of its training scans and the fitted trivial baselines (`models.training_data`); absent for
+                     a model whose training data are unknown
 model.json           system and its settings, grid, geometry, window, provenance, SHA-256 of itself and of the others
 ```
 

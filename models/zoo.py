@@ -1,4 +1,4 @@
-"""The systems of the literature by their names: one line a system."""
+"""All systems by name, one per line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ register_union(
 
 
 def check_name(system: SystemConfig) -> None:
-    """Check that settings bear a name of `SYSTEMS` whose system has such settings.
+    """Check that settings have a name of `SYSTEMS` whose system has such settings.
 
     Raises:
         ConfigError: they do not.

@@ -169,8 +169,8 @@ class TrainConfig:
     stop_on_divergence: bool = False
     """Whether the run ends at a divergence."""
     initial_model: Annotated[str, tyro.conf.arg(aliases=["--from"])] = ""
-    """Model whose weights the reconstructing network starts with, for fine-tuning: models:NAME, a run (its best
-    checkpoint), a checkpoint or an exported model; empty: random initial weights."""
+    """Model whose weights the reconstruction network (a GAN's generator) starts with, for fine-tuning: models:NAME,
+    a run (its best checkpoint), a checkpoint or an exported model; empty: random initial weights."""
 
     def __post_init__(self) -> None:
         require_minimum(

@@ -14,7 +14,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, View
 from raylift.datasets.intensity import Normalization
 from raylift.models import weights
-from raylift.models.diffusion.generative import GenerativeNetwork
+from raylift.models.diffusion.diffusion_network import DiffusionNetwork
 from raylift.models.weights import Model
 from raylift.models.zoo import SYSTEMS
 from raylift.platform.monitor import PROTOCOL_OF, monitored
@@ -27,7 +27,8 @@ NORMALIZATIONS: dict[Normalization, str] = {
     "maximum": "divided by the image's maximum, in 8 bits",
 }
 DRR_LIMITS = """It was trained on digitally reconstructed radiographs (DRRs) of CT scans or synthetic phantoms.
-Real radiographs differ in scatter, processing and pose, which only the matching of histograms corrects in part."""
+Real radiographs differ in scatter, processing and pose. Histogram matching, where it is on (above), corrects the tone
+curve alone."""
 RADIOGRAPH_LIMITS = """It was trained on real radiographs of unknown pose, scale and processing, and its predictions
 were not compared with CT of the same patients."""
 
@@ -63,7 +64,7 @@ def card(model: Model, sha256: str, metrics: dict[str, float], dtype: torch.dtyp
         if geometry.beam == "cone"
         else "parallel beam"
     )
-    settings = model.network.sampling if isinstance(model.network, GenerativeNetwork) else None
+    settings = model.network.sampling if isinstance(model.network, DiffusionNetwork) else None
     sampling = settings and (
         f"sampled: {settings.sampler}, {settings.steps} steps, seed {settings.seed}; other seeds give other samples"
     )
@@ -89,7 +90,7 @@ A network that reconstructs a CT volume of the chest from {_radiographs(geometry
 | normalization | {NORMALIZATIONS[description.normalization]} |
 | views | {"; ".join(_view(view) for view in geometry.views)} |
 | histograms | {"matched to DRRs" if description.histograms else "not matched"} |
-| geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm; attenuation {geometry.attenuation} |
+| geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm; attenuation model {geometry.attenuation} |
 | prediction | {sampling or "deterministic"} |
 | trained on | {trained_on} |
 {_started_with(provenance)}| config | SHA-256 `{provenance.get("config_sha256", "not recorded")}` |

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int16
 
-from raylift.models.diffusion.generative import SamplingConfig
+from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.weights import Description
 from raylift.serve.reconstructor import HUVolume, nifti
 
@@ -29,7 +29,7 @@ class Backend:
     consistency_steps: int = 0
     """Steps of the data-consistency fit; 0 for none."""
     sampling: SamplingConfig | None = None
-    """Sampler settings of a generative model; None for a deterministic one."""
+    """Sampler settings of a diffusion model; None for a deterministic one."""
     max_samples: int = 1
     """Largest number of samples of a request."""
     slot: Callable[[], AbstractAsyncContextManager[None]] = nullcontext

@@ -17,7 +17,7 @@ from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.orientation import PatientFacingOption, expected_patient_facing
 from raylift.datasets.radiographs.preparation import load_radiograph
-from raylift.models.diffusion.generative import SamplingFlags
+from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.platform import model_store
 from raylift.serve.settings import ServeSettings
 
@@ -48,7 +48,7 @@ class ReconstructOptions:
     """Steps of the data-consistency fit after the network; 0 for none."""
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     samples: int = 1
-    """Number of samples of a generative model; writes their mean, and their standard deviation in HU as
+    """Number of samples of a diffusion model; writes their mean, and their standard deviation in HU as
     OUTPUT-std.nii.gz."""
     threads: int = 0
     """PyTorch threads; 0 for PyTorch's default."""

@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from raylift.datasets.radiographs.gray_image import RadiographLimits
-from raylift.models.diffusion.generative import SamplingConfig
+from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.weights import Description
 from raylift.serve import owned_folder
 from raylift.serve.api import routes

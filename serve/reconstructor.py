@@ -16,7 +16,7 @@ from raylift.datasets.geometry import Grid
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.datasets.scans.resample import archive_image
 from raylift.models import consistency, inference
-from raylift.models.diffusion.generative import SamplingFlags
+from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.models.weights import Description, Model
 from raylift.platform import model_store
 from raylift.serve import owned_folder
@@ -59,7 +59,7 @@ class Reconstructor:
     Attributes:
         description: the model's system, grid, geometry and window.
         sha256: digest of the weights.
-        sampling: sampler settings of a generative model; None for a deterministic one.
+        sampling: sampler settings of a diffusion model; None for a deterministic one.
 
     Raises:
         ConfigError: `consistency_steps` is negative, or the model does not support the sampler settings.
@@ -152,7 +152,7 @@ def format_residuals(residuals: dict[str, tuple[float, float]]) -> str:
 
 
 def nifti(hu: Int16[np.ndarray, "d h w"], grid: Grid, note: str = "") -> bytes:
-    """A gzipped NIfTI file: int16 HU, spacing in mm, LPS axes, centered on the origin."""
+    """A gzipped NIfTI: int16 HU, spacing in mm, voxel axes to the left, posterior and superior, centered on zero."""
     image = archive_image(hu, grid)
     image.SetMetaData("ITK_FileNotes", note[:79])
     with owned_folder.make("nifti") as folder:

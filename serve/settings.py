@@ -14,7 +14,7 @@ import tyro
 
 from raylift.datasets.errors import ConfigError
 from raylift.models.consistency import require_steps
-from raylift.models.diffusion.generative import SamplingFlags
+from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.platform import model_store
 from raylift.serve.image_decoder_server import DecodingLimits
 
@@ -79,7 +79,7 @@ class ServeSettings:
     """Steps of the data-consistency fit after the network; 0 for none, 10 are usually enough."""
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     max_samples: int = 8
-    """Largest number of samples of a request to a generative model. The requests of one batch complete together,
+    """Largest number of samples of a request to a diffusion model. The requests of one batch complete together,
     after the last sample."""
 
     def __post_init__(self) -> None:

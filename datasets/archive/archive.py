@@ -5,7 +5,7 @@ A sample is a CT with its digitally reconstructed radiographs (DRRs) and labels 
 
 ```
 <url>/zarr.json                     a Zarr group, so that `zarr.open_group(url)` lists the arrays
-<url>/parts/<id>/volumes            int16 HU (n, D, H, W), one volume a chunk, the part's volumes in one shard
+<url>/parts/<id>/volumes            int16 HU (n, D, H, W), one volume per chunk, the part's volumes in one shard
 <url>/parts/<id>/radiographs        float32 (n, view, rows, columns): line integrals of DRRs, or prepared images
 <url>/parts/<id>/labels             uint8 (n, D, H, W), values of `segmentation.Label`
 <url>/manifests/000007.json         grid, geometry and every sample; the highest number is current

@@ -88,7 +88,7 @@ def to_gray(
         FileError: the image has colors.
     """
     if channels.ndim != 3:
-        raise FileError(f"{label} with one sample a pixel: correct SamplesPerPixel or PhotometricInterpretation")
+        raise FileError(f"{label} with one sample per pixel: correct SamplesPerPixel or PhotometricInterpretation")
     values = channels[..., :3].astype(np.float32)
     spread = values.max(axis=2) - values.min(axis=2)
     share = float((spread > GRAY_SPREAD * max(float(np.ptp(values)), 1e-6)).mean())

@@ -1,6 +1,6 @@
 """Histogram matching of real radiographs to digitally reconstructed radiographs (DRRs), by view.
 
-An real radiograph is processed for display by an unknown monotone curve, so its contrast differs from that of DRRs.
+A real radiograph is processed for display by an unknown monotone curve, so its contrast differs from that of DRRs.
 Mapping its quantiles to those of DRRs removes the effect of any such curve. It is an option of a model, stored with it
 and applied in training, evaluation and inference alike.
 """

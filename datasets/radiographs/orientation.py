@@ -9,7 +9,7 @@ two differences are added, row by row between the edges of the body.
 
 The regions and `MIN_SCORE` were chosen on lateral digitally reconstructed radiographs (DRRs) of 24 phantoms and 9 CT
 scans in three geometries and on three radiographs, each unchanged, with a border, cropped, shifted, rotated by 7
-degrees or with another gamma, where the sign was right each of 1,548 times. That is few patients;
+degrees or with another gamma, where the sign was always right. That is few patients;
 `tests/datasets/radiographs/test_orientation.py` measures the error on others.
 """
 

@@ -15,7 +15,7 @@ from raylift.datasets.intensity import HU_MIN
 
 FAT_HU = -100.0
 SMOOTHING_MM = 20.0
-"""Standard deviation of the Gaussian along the body that smooths the skin beyond the cuts."""
+"""Standard deviation of the Gaussian from superior to inferior that smooths the skin beyond the cuts."""
 SOFT_TISSUE_HU = (-110, 60)
 """Range of the HU that is continued: bone and air at the edge are not."""
 FALLOFF_MM = 15.0

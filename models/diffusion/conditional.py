@@ -1,4 +1,4 @@
-"""Generative networks that sample volumes from a conditional diffusion model."""
+"""Networks that sample volumes from a conditional diffusion model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from raylift.models.diffusion.denoiser import Denoiser
-from raylift.models.diffusion.generative import GenerativeNetwork, SamplingConfig
+from raylift.models.diffusion.diffusion_network import DiffusionNetwork, SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseScheduler, NoiseSchedulerConfig
 from raylift.models.diffusion.samplers import SAMPLERS, Noise, initial_data, timestep_schedule
 
@@ -17,7 +17,7 @@ Condition = list[Float[Tensor, "n k _ _ _"]]
 Data = Float[Tensor, "n c s s s"]
 
 
-class ConditionalDiffusion(GenerativeNetwork):
+class ConditionalDiffusion(DiffusionNetwork):
     """A denoiser, its noise schedule, and the conversion between volumes and the data that are denoised.
 
     The condition is computed once for each sample.

@@ -27,9 +27,9 @@ from raylift.models.volume_network import VolumeNetwork
 class ReprojectionLoss:
     """Weights of the terms; 0 leaves a term out. The defaults are u-X2CTGAN's."""
 
-    projection_weight: float = 1.0
+    reprojection_weight: float = 1.0
     """Mean squared error between normalized reprojections and radiographs, averaged over the views."""
-    calibration_weight: float = 1.0
+    thickness_weight: float = 1.0
     """Weight of the squared error of the reprojections' range, relative to the expected range; part of the projection
     term. Normalized radiographs have neither scale nor offset: without this term the volume's scale is undetermined,
     and total variation shrinks it to zero."""
@@ -51,8 +51,8 @@ class ReprojectionLoss:
 
     def __post_init__(self) -> None:
         weights = (
-            "projection_weight",
-            "calibration_weight",
+            "reprojection_weight",
+            "thickness_weight",
             "total_variation_weight",
             "adversarial_weight",
             "rotation_std_deg",
@@ -67,12 +67,12 @@ class ReprojectionLoss:
                 "give as many of each, "
                 "from 0 up, the second larger"
             )
-        if not self.projection_weight:
+        if not self.reprojection_weight:
             raise ConfigError(
-                "system.loss.projection_weight is 0, and no other term uses the radiographs: give it a weight"
+                "system.loss.reprojection_weight is 0, and no other term uses the radiographs: give it a weight"
             )
 
-    def calibration_error(self, range_mm: Float[Tensor, "n views 2"]) -> Float[Tensor, ""]:
+    def thickness_error(self, range_mm: Float[Tensor, "n views 2"]) -> Float[Tensor, ""]:
         """Mean squared error of ranges, relative to the width of the expected range."""
         expected = torch.stack(
             [range_mm.new_tensor(self.min_thickness_mm), range_mm.new_tensor(self.max_thickness_mm)], dim=-1
@@ -82,7 +82,7 @@ class ReprojectionLoss:
     def weighted(self, terms: dict[str, Tensor]) -> Tensor:
         """The sum of the terms, each times its weight."""
         shares = {
-            "projection": self.projection_weight,
+            "projection": self.reprojection_weight,
             "total_variation": self.total_variation_weight,
             "adversarial": self.adversarial_weight,
         }
@@ -113,8 +113,8 @@ class ReprojectionLossModule(LossModule):
         volume: Tensor = self.network(batch.radiographs)
         reprojected = self.reprojection(volume)
         agreement = F.mse_loss(reprojected.images, batch.radiographs)
-        calibration = self.weights.calibration_error(reprojected.range_mm)
-        terms = {"projection": agreement + self.weights.calibration_weight * calibration}
+        thickness = self.weights.thickness_error(reprojected.range_mm)
+        terms = {"projection": agreement + self.weights.thickness_weight * thickness}
         if self.weights.total_variation_weight:
             terms["total_variation"] = total_variation(volume)
         fake = reprojected.images
@@ -124,7 +124,7 @@ class ReprojectionLossModule(LossModule):
                 fake = torch.cat([fake, self.reprojection.rotated(volume, self.weights.rotation_std_deg).images], dim=1)
             terms["adversarial"] = cross_entropy(discriminator(batch.radiographs, fake), real=True)
         logs = {name: value.detach() for name, value in terms.items()}
-        logs |= {"agreement": agreement.detach(), "calibration": calibration.detach()}
+        logs |= {"agreement": agreement.detach(), "thickness": thickness.detach()}
         return self.weights.weighted(terms), logs, {"reprojections": fake.detach()}
 
 

@@ -74,7 +74,7 @@ def at_size(radiographs: Float[Tensor, "n views rows columns"], size: int) -> Fl
     return F.interpolate(radiographs, size=(size, size), mode="bilinear", antialias=True)
 
 
-class ImageEncoder(nn.Module):
+class IdentityEncoder(nn.Module):
     """The radiograph itself."""
 
     def forward(self, radiograph: Float[Tensor, "n 1 s s"]) -> list[Float[Tensor, "n _ _ _"]]:
@@ -134,7 +134,8 @@ def _conv_norm_act(in_channels: int, out_channels: int, kernel: int = 3, stride:
 class Bottleneck(nn.Module):
     """PSR's residual block: 1 x 1 to half the width, 3 x 3, 3 x 3, and a shortcut.
 
-    Each convolution, that of the shortcut too, has no bias and is followed by batch norm and ReLU, as in X2CT's code.
+    Each convolution, that of the shortcut too, has no bias and is followed by batch norm and ReLU, as in X2CT-GAN's
+    public code.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -191,7 +192,7 @@ class Hourglass(nn.Module):
         return [features + skips.pop()]
 
 
-class ImageUNet(nn.Module):
+class UNet2d(nn.Module):
     """The U-Net (Ronneberger et al. 2015): double convolutions, max pooling, concatenated skip connections."""
 
     def __init__(self, config: EncoderConfig, use_checkpoint: bool = False) -> None:
@@ -262,7 +263,7 @@ ENCODERS = {
         lambda c, recompute: DenseEncoder(c, recompute, c.transformer_blocks), transformer_channels
     ),
     "hourglass": EncoderKind(Hourglass, lambda config: (4 * config.stem,)),
-    "unet": EncoderKind(ImageUNet, lambda config: (config.stem,)),
-    "image": EncoderKind(lambda *_: ImageEncoder(), lambda _: (1,), halves=False),
+    "unet": EncoderKind(UNet2d, lambda config: (config.stem,)),
+    "identity": EncoderKind(lambda *_: IdentityEncoder(), lambda _: (1,), halves=False),
 }
 EncoderName = KeyOf[str, ENCODERS]

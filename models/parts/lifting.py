@@ -36,11 +36,11 @@ Level = tuple[int, int, int]
 class LiftingConfig:
     """Settings of the lifting; the defaults are X2CT-GAN's."""
 
-    kind: LiftingName = "repeat"
-    """repeat: features repeated at every depth, then a 3-D convolution (X2CT-GAN). plain: repeated, without weights
-    (3DCNN). duo: repeat, merged with the radiograph itself after a 3-D ResNet (DuoLift-GAN). attention: repeat, and
-    the voxels of coarse volumes attend to all pixels (TRCT-GAN). channels: the channels of a map are the depths
-    (PSR)."""
+    kind: LiftingName = "repeat_conv"
+    """repeat_conv: features repeated at every depth, then a 3-D convolution (X2CT-GAN). repeat: repeated, without
+    weights (3DCNN). duo: repeat_conv, merged with the radiograph itself after a 3-D ResNet (DuoLift-GAN). attention:
+    repeat_conv, and the voxels of coarse volumes attend to all pixels (TRCT-GAN). channels: the channels of a map
+    are the depths (PSR)."""
     along: Literal["axes", "rays"] = "axes"
     """axes: depths lie along an axis of the volume. rays: along the rays of the view's own geometry; all views share
     one encoder, and any pose is possible."""
@@ -245,7 +245,7 @@ class DuoLifting(PyramidLifting):
         return [merge(torch.cat(both, dim=1)) for merge, *both in branches]
 
 
-class PlainLifting(nn.Module):
+class RepeatLifting(nn.Module):
     """Features repeated at every depth, without weights."""
 
     def forward(self, radiograph: Image, features: Features, rays: Rays) -> Volumes:  # noqa: ARG002
@@ -304,8 +304,8 @@ def single_width(features: tuple[int, ...], decoder: tuple[int, ...]) -> tuple[i
 
 
 LIFTINGS = {
-    "repeat": LiftingKind(PyramidLifting, decoder_widths),
-    "plain": LiftingKind(lambda *_: PlainLifting(), lambda features, _: features[::-1]),
+    "repeat_conv": LiftingKind(PyramidLifting, decoder_widths),
+    "repeat": LiftingKind(lambda *_: RepeatLifting(), lambda features, _: features[::-1]),
     "duo": LiftingKind(DuoLifting, decoder_widths),
     # 16 voxels per side: at most 4,096 voxels attend to 256 pixels.
     "attention": LiftingKind(partial(PyramidLifting, max_attention_size=16), decoder_widths),

@@ -1,8 +1,8 @@
 """cGAN-128 (Adwait et al. 2024, Boston University EC 523): a conditional GAN from radiographs to a volume.
 
 ```
-a view:  2-D U-Net of 64 to 1,024 channels -> a channel for every depth of its rays -+
-                                                                                     +-> 3-D U-Net -> volume
+per view:  2-D U-Net of 64 to 1,024 channels -> a channel for every depth of its rays -+
+                                                                                       +-> 3-D U-Net -> volume
 reprojected frontal with the given lateral, and the reverse -> 2-D discriminator
 ```
 
@@ -47,10 +47,10 @@ PUBLISHED = UnpairedComposition(
     discriminator=ViewDiscriminatorConfig(channels=(64, 128, 256), pooled=False, conditional=True),
     # Two views' errors, each with weight 1, are twice their mean.
     loss=ReprojectionLoss(
-        projection_weight=2.0,
+        reprojection_weight=2.0,
         total_variation_weight=0.0,
         adversarial_weight=1.0,
-        calibration_weight=1.0,
+        thickness_weight=1.0,
         balanced=False,
     ),
 )

@@ -7,7 +7,7 @@ each radiograph -> repeated along its rays -> one channel of a volume -> residua
 Nothing is learned in 2-D. The network resembles V-Net, with 3 x 3 x 3 convolutions, max pooling and concatenated skip
 connections. The paper segments knee bones; as a baseline of reconstruction the network regresses intensities here.
 
-Not published, and chosen here: widths of 8 to 128 over four poolings and one residual unit of two convolutions a size
+Not published, and chosen here: widths of 8 to 128 over four poolings and one residual unit of two convolutions per size
 (those of the xrayto3D benchmark's version); instance norm in place of its batch norm, because batches of four
 volumes on several workers give poor statistics; a linear output, because intensities are regressed; learning rate and
 schedule (X2CT-GAN's). The paper's loss is a weighted cross-entropy and the correlation of gradients between projections
@@ -28,8 +28,8 @@ from raylift.models.slimming import slim, tiny
 PUBLISHED = Composition(
     name="3dcnn",
     views=("frontal", "lateral"),
-    encoder=EncoderConfig(kind="image"),
-    lifting=LiftingConfig(kind="plain", along="axes"),
+    encoder=EncoderConfig(kind="identity"),
+    lifting=LiftingConfig(kind="repeat", along="axes"),
     fusion=FusionConfig(kind="concatenate", view_decoders=False),
     decoder=DecoderConfig(kind="unet", channels=(128, 64, 32, 16, 8), blocks=1, head_kernel=1, output="linear"),
     loss=ReconstructionLoss(adversarial_weight=0.0, mse_weight=10.0, projection_weight=10.0),

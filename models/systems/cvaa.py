@@ -35,7 +35,7 @@ PUBLISHED = Composition(
     name="cvaa-gan",
     views=("frontal", "lateral"),
     encoder=EncoderConfig(kind="dense", stem=64, growth=32, bottleneck=128, layers=(6, 12, 24, 16, 6)),
-    lifting=LiftingConfig(kind="repeat", along="axes", coarsest="features"),
+    lifting=LiftingConfig(kind="repeat_conv", along="axes", coarsest="features"),
     fusion=FusionConfig(kind="alignment", view_decoders=False),
     decoder=DecoderConfig(
         kind="upsampling",

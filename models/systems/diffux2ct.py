@@ -34,7 +34,7 @@ from raylift.datasets.intensity import Window
 from raylift.models import literature
 from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion, Data
 from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig
-from raylift.models.diffusion.generative import SamplingConfig
+from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.diffusion.triplane import TriPlane, TriPlaneConfig
 from raylift.models.literature import PublishedSystem, Training

@@ -1,7 +1,7 @@
-"""Latent diffusion under DiffuX2CT's condition: a KL autoencoder's latents are denoised.
+"""Latent diffusion conditioned as DiffuX2CT: a KL autoencoder's latents are denoised.
 
 ```
-volume -> autoencoder -> latents, 32^3 for 128^3 -> noised -> denoiser under DiffuX2CT's condition -> latents -> volume
+volume -> autoencoder -> latents, 32^3 for 128^3 -> noised -> denoiser conditioned as in DiffuX2CT -> latents -> volume
 ```
 
 No paper of its own: the sizes (128^3 to 32^3 with eight channels), the cosine schedule and sample-prediction are
@@ -24,7 +24,7 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.models.diffusion.autoencoder import Autoencoder, AutoencoderConfig
 from raylift.models.diffusion.conditional import Condition, Data
 from raylift.models.diffusion.denoiser import DenoiserConfig
-from raylift.models.diffusion.generative import SamplingConfig
+from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.literature import PublishedSystem
 from raylift.models.objectives.diffusion import DenoisingLoss

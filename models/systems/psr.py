@@ -4,9 +4,10 @@
 radiograph, at twice the volume's size -> residual encoder-decoder in 2-D -> a channel for every depth -> volume
 ```
 
-The network is that of X2CT's code (their baseline "2DCNN"), layer by layer: four poolings, sums as skip connections at
-every size, depthwise upsampling, and two 1 x 1 convolutions to a channel for every depth; no convolution has a bias,
-and all but the last and the upsampling ones are followed by batch norm and ReLU. 9,068,480 parameters for 256 -> 128.
+The network is that of X2CT-GAN's public code (their baseline "2DCNN"), layer by layer: four poolings, sums as skip
+connections at every size, depthwise upsampling, and two 1 x 1 convolutions to a channel for every depth; no convolution
+has a bias, and all but the last and the upsampling ones are followed by batch norm and ReLU. 9,068,480 parameters for
+256 -> 128.
 
 Not published; chosen here: the paper's own layers and losses (mean squared error alone, as in that re-implementation,
 with its weight decay of 1e-4); the learning rate (X2CT-GAN's). Different here: a radiograph of the volume's size is

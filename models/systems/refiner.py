@@ -30,7 +30,7 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
 from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion, Data
 from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig, depth_to_space, space_to_depth
-from raylift.models.diffusion.generative import SamplingConfig
+from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, PublishedSystem, Training
 from raylift.models.objectives.diffusion import DenoisingLoss, denoising_objective
@@ -115,7 +115,7 @@ class Refiner(SystemConfig):
 class ResidualDiffusion(ConditionalDiffusion):
     """A diffusion of residuals, and the frozen network whose volume they are added to.
 
-    A generative base gives its first sample.
+    A base that is a diffusion model gives its first sample.
     """
 
     def __init__(self, system: Refiner, grid: Grid, geometry: Geometry) -> None:

@@ -1,12 +1,12 @@
 """u-X2CTGAN (Adwait et al. 2024, Boston University EC 523): volumes from radiographs alone, by reprojection.
 
 ```
-a view:  dense encoder of growth 16, four layers a stage -> lift at every size -+
-                                                                                +-> concatenated -> decoder -> volume
+per view:  dense encoder of growth 16, four layers per stage -> lift at every size -+
+                                                                                  +-> concatenated -> decoder -> volume
 volume -> projector -> normalized -> squared error with the radiographs, 2-D discriminator
 ```
 
-As published: a dense encoder of growth 16 and four layers a block for each view, features lifted and concatenated,
+As published: a dense encoder of growth 16 and four layers per block for each view, features lifted and concatenated,
 transposed convolutions up from 4 per side, no CT as ground truth; the loss is reprojection in both views, 0.1 total
 variation and an adversarial term on reprojected views, each divided by its own value and normalized to a sum of one;
 one 2-D discriminator for both views (64, 128, 256 channels, then the mean over the image); 1e-4 times the sum of
@@ -21,7 +21,7 @@ Corrected here:
   view's own axis at every size, which gives a cube in the patient's axes;
 * the published projections are sums over voxels of any scale against images of 0 to 255. Here they are line integrals
   through the archive's geometry, normalized as the radiographs are, and the scale that this removes comes from the
-  thickness of an adult (`ReprojectionLoss.calibration`);
+  thickness of an adult (`ReprojectionLoss.thickness_error`);
 * batch norm in the discriminator is instance norm.
 
 Not published; chosen here: five stages (the published code has one, with a small receptive field), 32 channels
@@ -47,14 +47,14 @@ PUBLISHED = UnpairedComposition(
     name="u-x2ctgan",
     views=("frontal", "lateral"),
     encoder=EncoderConfig(kind="dense", stem=32, growth=16, bottleneck=64, layers=(4, 4, 4, 4, 4)),
-    lifting=LiftingConfig(kind="repeat", along="axes", coarsest="features"),
+    lifting=LiftingConfig(kind="repeat_conv", along="axes", coarsest="features"),
     fusion=FusionConfig(kind="concatenate", view_decoders=False),
     decoder=DecoderConfig(
         kind="upsampling", channels=(128, 64, 32, 32, 16, 16), blocks=1, head_kernel=3, output="sigmoid"
     ),
     discriminator=ViewDiscriminatorConfig(channels=(64, 128, 256), pooled=True, conditional=False),
     loss=ReprojectionLoss(
-        projection_weight=1.0, total_variation_weight=0.1, adversarial_weight=1.0, calibration_weight=1.0, balanced=True
+        reprojection_weight=1.0, total_variation_weight=0.1, adversarial_weight=1.0, thickness_weight=1.0, balanced=True
     ),
 )
 

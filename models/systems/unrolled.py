@@ -25,7 +25,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid, View
 from raylift.datasets.intensity import Window, hu_to_attenuation
 from raylift.datasets.projector import backproject, project
-from raylift.models.consistency import match
+from raylift.models.consistency import fit_gain_and_offset
 from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, PublishedSystem, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
 from raylift.models.objectives.objective import Objective
@@ -195,7 +195,7 @@ class UnrolledNetwork(VolumeNetwork):
                 [project(attenuation, self.grid.spacing_mm, self.geometry, view) for view in self.views], dim=1
             )
             with torch.no_grad():
-                gain, offset, mask = match(projections, radiographs)
+                gain, offset, mask = fit_gain_and_offset(projections, radiographs)
             matched = gain * projections + offset
             residual = mask * (radiographs - matched)
         images = torch.stack([residual, matched, radiographs], dim=2).flatten(0, 1)

@@ -1,8 +1,8 @@
 """X2CT-GAN and X2CT-CNN (Ying et al., CVPR 2019, arXiv 1905.06902): CT from one or two radiographs.
 
 ```
-a view:  dense encoder -> every size lifted to 3-D (connection B); mean -> fully connected layer -> coarsest (A)
-decode:  a decoder a view -> views averaged at every size (connection C) -> replaces both views' features
+per view:  dense encoder -> every size lifted to 3-D (connection B); mean -> fully connected layer -> coarsest (A)
+decode:    a decoder for each view -> views averaged at every size (connection C) -> replaces both views' features
                                                         `-> third decoder -> 7^3 convolution -> volume
 ```
 
@@ -36,7 +36,7 @@ GAN = Composition(
     views=("frontal", "lateral"),
     # A 7 x 7 stem of 64 channels at full size; five stages, each downsampling, of densely connected layers.
     encoder=EncoderConfig(kind="dense", stem=64, growth=32, bottleneck=128, layers=(6, 12, 24, 16, 6)),
-    lifting=LiftingConfig(kind="repeat", along="axes", coarsest="vector", dropout=0.5),
+    lifting=LiftingConfig(kind="repeat_conv", along="axes", coarsest="vector", dropout=0.5),
     fusion=FusionConfig(kind="average", view_decoders=True),
     decoder=DecoderConfig(
         kind="upsampling",

@@ -35,7 +35,7 @@ PUBLISHED = Composition(
     name="x-recon",
     views=("frontal", "lateral"),
     encoder=EncoderConfig(kind="dense", stem=64, growth=32, bottleneck=128, layers=(4, 8, 16, 8, 4)),
-    lifting=LiftingConfig(kind="repeat", along="axes", coarsest="vector", dropout=0.5),
+    lifting=LiftingConfig(kind="repeat_conv", along="axes", coarsest="vector", dropout=0.5),
     fusion=FusionConfig(kind="average", view_decoders=True),
     decoder=DecoderConfig(
         kind="upsampling",

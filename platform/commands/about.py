@@ -71,7 +71,7 @@ def systems(arguments: list[str]) -> int:
     for cells in rows.values():
         table.add_row(*cells)
     console.print(table)
-    print("parameters: of the generator at the published settings, with all views")
+    print("parameters: of the generator (of the refiner, its denoiser) at the published settings, with all views")
     flexible = [name for name, entry in SYSTEMS.items() if entry.published.any_views]
     lifted = [name for name in flexible if hasattr(SYSTEMS[name].published, "lifting")]
     print("one to eight views in any pose: " + ", ".join(flexible))

@@ -14,7 +14,7 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import SplitChoice
 from raylift.datasets.archive.store import local_path
 from raylift.datasets.errors import ConfigError
-from raylift.models.diffusion.generative import SamplingFlags
+from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.models.weights import DESCRIPTION_FILE, Model
 from raylift.platform import model_store
 from raylift.platform.evaluation.protocols import ProtocolName
@@ -39,7 +39,7 @@ class EvaluationOptions:
     enough."""
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     samples: int = 1
-    """Number of samples of a generative model, whose mean is evaluated; seeds are consecutive."""
+    """Number of samples of a diffusion model, whose mean is evaluated; seeds are consecutive."""
     robustness: bool = False
     """Evaluate models under errors of the radiographs too (pose, distances, centering, noise, scatter, tone,
     collimation, flip, missing lateral), which are projected again from the CT; takes about 25 times as long."""

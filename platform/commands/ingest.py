@@ -112,8 +112,8 @@ class IngestOptions(SourceOptions):
     keep_table: bool = False
     """Keep the scanner table and everything else outside the body."""
     assume_spacing_mm: tuple[float, float, float] | None = None
-    """Spacing along the axes of NRRD and MetaImage files that state none; the axes are taken to the left, posterior
-    and superior."""
+    """Spacing along the axes of NRRD and MetaImage files that state none; the axes are assumed to point to the left,
+    posterior and superior."""
     beyond_field_of_view: FieldOfView = "keep"
     """Beyond a field of view that truncates the body: keep the air of the file, extend the body by soft tissue, or
     mask it, so that losses of supervised CNNs and GANs, metrics and figures leave it out; the training of other systems

@@ -16,7 +16,7 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import SplitChoice
 from raylift.datasets.errors import ConfigError
 from raylift.models import consistency
-from raylift.models.diffusion.generative import GenerativeNetwork, SamplingFlags
+from raylift.models.diffusion.diffusion_network import DiffusionNetwork, SamplingFlags
 from raylift.models.weights import Model
 from raylift.platform.evaluation.case_cache import CaseCache
 from raylift.platform.evaluation.cases import CaseEvaluator, Progress, Scan
@@ -68,8 +68,8 @@ def compare(
         command: the command line, for the provenance.
         consistency_steps: if not 0, the models' volumes are evaluated a second time after this number of steps of a
             fit to the radiographs (`raylift.models.consistency`).
-        sampling: settings of generative models; those without one are not sampled.
-        samples: number of samples of a generative model, whose mean is evaluated; each is fitted by itself.
+        sampling: settings of diffusion models; those without one are not sampled.
+        samples: number of samples of a diffusion model, whose mean is evaluated; each is fitted by itself.
         robustness: evaluate models under perturbations of the radiographs too (`robustness`).
         workers: 1 to evaluate scan by scan in this process; more for as many Ray actors.
         cache: finished scans of the same comparison are taken from it, and others are added to it.
@@ -95,12 +95,12 @@ def compare(
         if PROTOCOLS[protocol].needs_ct:
             for archive in archives:
                 archive.require_volumes(f"protocol {protocol}")
-    generative = any(isinstance(model.network, GenerativeNetwork) for model in models.values())
+    has_diffusion_model = any(isinstance(model.network, DiffusionNetwork) for model in models.values())
     predictors: list[ModelPredictor | FolderPredictor] = []
     for name, candidate in candidates.items():
         if isinstance(candidate, Model):
-            # Where no model samples, the settings are an error.
-            sampled = isinstance(candidate.network, GenerativeNetwork) or not generative
+            # Without a diffusion model, the settings are an error.
+            sampled = isinstance(candidate.network, DiffusionNetwork) or not has_diffusion_model
             flags = (sampling, samples) if sampled else (None, 1)
             predictors.append(ModelPredictor(name, candidate, *flags, consistency_steps))
         else:

@@ -26,7 +26,7 @@ from raylift.datasets.scans.resample import archive_image
 from raylift.datasets.streaming.stream import SampleReader, load_batch
 from raylift.models import baselines, consistency
 from raylift.models.baselines import BackProjection
-from raylift.models.diffusion.generative import SamplingFlags
+from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.models.inference import Residuals, reconstruct
 from raylift.models.weights import Description, Model
 from raylift.platform.evaluation.protocols import Prediction
@@ -109,8 +109,8 @@ class ModelPredictor:
     Args:
         name: of its volumes.
         model: the model.
-        sampling: settings of a generative model.
-        samples: number of samples of a generative model, whose mean is evaluated; each is fitted by itself.
+        sampling: settings of a diffusion model.
+        samples: number of samples of a diffusion model, whose mean is evaluated; each is fitted by itself.
         consistency_steps: of a fit to the radiographs (`raylift.models.consistency`); 0 for none.
 
     Raises:

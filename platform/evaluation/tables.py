@@ -26,7 +26,7 @@ TITLES = {
     "psnr_slices_db": "PSNR slices, dB",
     "ssim": "SSIM",
     "ssim_slices": "SSIM slices",
-    "cosine": "cosine",
+    "cosine": "cosine similarity",
     "lung_dice": "lung Dice",
     "right_lung_dice": "right lung Dice",
     "left_lung_dice": "left lung Dice",

@@ -1,4 +1,4 @@
-"""Detection of a training that diverges: losses and gradient norms far above their running medians."""
+"""Detection of a training run that diverges: losses and gradient norms far above their running medians."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 from raylift.datasets.streaming.stream import BatchStream, CachedReader, UnpairedVolumes, load_batch
 from raylift.datasets.streaming.streamed_phantoms import StreamedPhantoms
 from raylift.models import baselines
-from raylift.models.baselines import Fit
+from raylift.models.baselines import FittedBaselines
 from raylift.models.objectives.objective import Objective
 from raylift.models.training_data import TrainingData
 from raylift.models.weights import Description
@@ -213,7 +213,7 @@ def describe(run: RunConfig, archive: Archive, resume_from: str | None = None) -
 def training_data(
     archive: Archive, run: RunConfig, description: Description, resume_from: str | None = None
 ) -> TrainingData:
-    """The scans and trivial baselines that are saved with the weights of a run.
+    """Digests of the training scans, and the trivial baselines, that are saved with the weights of a run.
 
     Scans are those of the train splits and of the models that the run started with. The baselines are fitted to the
     stored CT of the archive or, without CT, to the unpaired volumes if they have its geometry.
@@ -238,7 +238,7 @@ def training_data(
     )
 
 
-def _fit_baselines(source: Archive, description: Description, views: list[int]) -> Fit:
+def _fit_baselines(source: Archive, description: Description, views: list[int]) -> FittedBaselines:
     entries = source.entries("train")
     batches = (
         load_batch(

@@ -1,4 +1,4 @@
-"""How a search chooses settings and stops trials early: Optuna's samplers, and Ray Tune's schedulers by step.
+"""How a search proposes settings and stops trials early: Optuna's samplers, and Ray Tune's schedulers by step.
 
 Tune keeps no scheduler's state. Those of a resumed search read the validations of earlier trials from their
 checkpoints, and count steps, because Tune counts the reports of a resumed trial from the first again.
@@ -12,11 +12,53 @@ from typing import Any
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
 
+from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.store import join
 from raylift.datasets.choices import KeyOf
-from raylift.platform.config import TrainConfig
+from raylift.datasets.errors import ConfigError
+from raylift.platform.config import RunConfig, TrainConfig, override
 from raylift.platform.training.checkpoint import Checkpoints
+from raylift.platform.training.inputs import check_network
+
+MAX_REFUSED = 100
+"""Proposals in a row that make no network, after which a search ends."""
+
+
+class FeasibleSearch(OptunaSearch):
+    """Optuna's proposals, of which only those start a trial that make a network for the archive's grid.
+
+    Optuna gets the others as pruned trials without a value, which its samplers rank last.
+    """
+
+    def __init__(self, run: RunConfig, sampler: BaseSampler) -> None:
+        """Proposals of a sampler for a run."""
+        super().__init__(sampler=sampler)
+        self._run = run
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """Settings of the next trial.
+
+        Raises:
+            ConfigError: `MAX_REFUSED` proposals in a row make no network.
+        """
+        for count in range(MAX_REFUSED):
+            proposal = f"{trial_id} {count}"
+            settings = super().suggest(proposal)
+            if settings is None:
+                return None
+            try:
+                run = override(self._run, settings)
+                check_network(run, Archive(run.data.archive, run.data.snapshot))
+            except ConfigError as error:
+                refusal = error
+            else:
+                self._ot_trials[trial_id] = self._ot_trials.pop(proposal)
+                return settings
+            print(f"tune: refused {settings}: {refusal}", flush=True)
+            self.on_trial_complete(proposal)
+        raise ConfigError(f"{MAX_REFUSED} proposals in a row make no network, the last because {refusal}")
 
 
 class ResumableASHA(ASHAScheduler):

@@ -20,7 +20,6 @@ from typing import Any
 import optuna
 import yaml
 from ray import cloudpickle, tune
-from ray.tune.search.optuna import OptunaSearch
 
 from raylift.datasets import digested_json
 from raylift.datasets.archive.store import Folder, absolute, join, require_reachable
@@ -36,7 +35,7 @@ from raylift.platform.training.checkpoint import RUN_FILE
 from raylift.platform.training.driver import Interrupted, interruptible
 from raylift.platform.training.inputs import check, with_archive_views, with_snapshots
 from raylift.platform.training.resuming import changes
-from raylift.platform.tuning.algorithms import SAMPLERS, SCHEDULERS, Sampler, Scheduler
+from raylift.platform.tuning.algorithms import SAMPLERS, SCHEDULERS, FeasibleSearch, Sampler, Scheduler
 from raylift.platform.tuning.trials import TABLE_FILE, Trial, describe, load_table, tabulate
 
 SEARCH_FILE, RAY_FOLDER = "search.json", "ray"
@@ -257,7 +256,7 @@ def _tuner(search: Search, url: str, space: dict[str, Any], concurrent: int, met
             mode="max",
             num_samples=search.trials,
             max_concurrent_trials=concurrent,
-            search_alg=OptunaSearch(sampler=SAMPLERS[search.sampler](search.seed)),
+            search_alg=FeasibleSearch(search.run, SAMPLERS[search.sampler](search.seed)),
             scheduler=SCHEDULERS[search.scheduler](url, search.run.train, search.reduction_factor),
         ),
         run_config=tune.RunConfig(

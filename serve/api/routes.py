@@ -32,7 +32,7 @@ STD_RESPONSE = "; with return_std a zip of the mean and the standard deviation o
 
 
 class SamplingInfo(BaseModel):
-    """Sampler settings of a generative model."""
+    """Sampler settings of a diffusion model."""
 
     sampler: SamplerName
     steps: int = Field(description="evaluations of the denoiser")

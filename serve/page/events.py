@@ -86,7 +86,7 @@ class Actions:
         """All outputs of a reconstruction.
 
         Args:
-            values: file path, inversion and flip of each view in turn; of a generative model also the number of
+            values: file path, inversion and flip of each view in turn; of a diffusion model also the number of
                 samples.
         """
         started = time.monotonic()

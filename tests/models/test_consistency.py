@@ -15,7 +15,7 @@ from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project, render_drrs
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.preparation import prepare
-from raylift.models.consistency import Fitted, agreement, fit, match
+from raylift.models.consistency import ConsistencyResult, agreement, fit, fit_gain_and_offset
 
 GRID = Grid(32, 10.0)
 WINDOW = Window()
@@ -138,7 +138,9 @@ def test_values_stay_in_the_window_and_air_does_not_change() -> None:
 def test_a_larger_strength_keeps_the_volume_closer_to_the_networks() -> None:
     ground_truth, images = pairs(1)
     start = wrong(ground_truth)
-    fits: list[Fitted] = [fit(start, images, WINDOW, GRID, chest(GRID), 8, strength) for strength in (0.0, 10.0, 1e4)]
+    fits: list[ConsistencyResult] = [
+        fit(start, images, WINDOW, GRID, chest(GRID), 8, strength) for strength in (0.0, 10.0, 1e4)
+    ]
     moved = [float((one.volume - start).square().mean()) for one in fits]
     assert moved == sorted(moved, reverse=True)
     assert moved[2] < moved[0] / 100
@@ -148,7 +150,7 @@ def test_a_larger_strength_keeps_the_volume_closer_to_the_networks() -> None:
 
 def test_gain_and_offset_of_a_radiograph_do_not_matter() -> None:
     projections = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    gain, offset, mask = match(projections, 0.5 * projections + 0.2)
+    gain, offset, mask = fit_gain_and_offset(projections, 0.5 * projections + 0.2)
     torch.testing.assert_close(gain.flatten(), torch.tensor([0.5, 0.5]))
     torch.testing.assert_close(offset.flatten(), torch.tensor([0.2, 0.2]))
     assert bool((mask == 1).all())
@@ -156,7 +158,7 @@ def test_gain_and_offset_of_a_radiograph_do_not_matter() -> None:
 
 def test_pixels_that_normalization_saturates_do_not_change_the_match() -> None:
     projections = torch.linspace(0, 1, 400).reshape(1, 1, 20, 20)
-    gain, offset, mask = match(projections, ((projections - 0.1) / 0.8).clip(0.0, 1.0))
+    gain, offset, mask = fit_gain_and_offset(projections, ((projections - 0.1) / 0.8).clip(0.0, 1.0))
     torch.testing.assert_close(gain.item(), 1.25, atol=2e-3, rtol=0)
     torch.testing.assert_close(offset.item(), -0.125, atol=2e-3, rtol=0)
     assert 0.75 < float(mask.mean()) < 0.85
@@ -169,7 +171,7 @@ def test_the_descent_direction_is_the_gradient_through_gain_and_offset_too() -> 
     image = torch.rand(1, 1, 8, 8, generator=generator, dtype=torch.float64).clip(0.05, 0.95)
     attenuation = torch.rand(1, 1, 8, 8, 8, generator=generator, dtype=torch.float64).requires_grad_()
     projections = project(attenuation, 10.0, geometry, FRONTAL)
-    differentiable = match(projections, image)
+    differentiable = fit_gain_and_offset(projections, image)
     constant = [tensor.detach() for tensor in differentiable]
     gradients = [
         torch.autograd.grad(

@@ -19,7 +19,7 @@ from raylift.models.diffusion.denoiser import (
     shifted_window_attention,
     space_to_depth,
 )
-from raylift.models.diffusion.generative import SamplingConfig
+from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.diffusion.triplane import ImplicitDecoder, TriPlaneConfig, project_to_plane, resize_plane
 from raylift.models.objectives.diffusion import DenoisingLoss

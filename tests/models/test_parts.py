@@ -143,14 +143,14 @@ def test_features_lifted_along_rays_differ_between_depths(view):
     assert along.std(dim=0).mean() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["repeat", "plain", "duo", "attention"])
+@pytest.mark.parametrize("kind", ["repeat_conv", "repeat", "duo", "attention"])
 @pytest.mark.parametrize("along", ["axes", "rays"])
 def test_every_lifting_gives_a_volume_for_every_size_and_the_radiograph_reaches_each(kind, along):
     torch.manual_seed(0)
     config = LiftingConfig(kind, along, coarsest="features", heads=1)
     features = (3, 4, 5)
     widths = config.widths(features, (9, 6, 4, 2))
-    assert widths == ((5, 4, 3) if kind == "plain" else (6, 4, 2))
+    assert widths == ((5, 4, 3) if kind == "repeat" else (6, 4, 2))
     lifting = config.build(features, widths, 16, use_checkpoint=False)
     radiograph = torch.rand(2, 1, 16, 16, requires_grad=True)
     pyramid = [
@@ -228,7 +228,7 @@ def test_positional_encodings_are_distinct():
         assert len(torch.unique(places.round(decimals=4), dim=0)) == 4**axes
 
 
-@pytest.mark.parametrize("kind", ["dense", "transformer", "hourglass", "image"])
+@pytest.mark.parametrize("kind", ["dense", "transformer", "hourglass", "identity"])
 def test_the_features_of_an_encoder_have_its_declared_channels_at_halved_sizes(kind):
     config = EncoderConfig(kind, stem=8, growth=4, bottleneck=8, layers=(1, 1, 1), transformer_blocks=1, heads=1)
     features = config.build(use_checkpoint=False)(torch.rand(2, 1, 32, 32))

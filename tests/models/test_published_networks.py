@@ -192,7 +192,7 @@ class Tensors(dict[str, torch.Tensor]):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_psr_equals_the_layers_of_x2cts_code_written_out(training):
-    """The 2-D baseline of X2CT's public code; the radiograph is doubled by linear interpolation."""
+    """The 2-D baseline of X2CT-GAN's public code; the radiograph is doubled by linear interpolation."""
     torch.manual_seed(0)
     encoder = replace(PSR.published.encoder, stem=4)
     grid = Grid(32, 10.0)

@@ -147,7 +147,7 @@ def gradient(system, data) -> torch.Tensor:
 
 @pytest.mark.parametrize("balanced", [True, False])
 @pytest.mark.parametrize(
-    "term", ["projection_weight", "calibration_weight", "total_variation_weight", "adversarial_weight"]
+    "term", ["reprojection_weight", "thickness_weight", "total_variation_weight", "adversarial_weight"]
 )
 def test_every_term_of_a_reprojection_loss_has_a_gradient_in_the_generator(term, balanced):
     # The public notebook's generator had no gradient but weight decay.
@@ -193,7 +193,7 @@ def test_a_balanced_loss_logs_its_unweighted_terms():
     loss, logs = results["generator"]
     weighted = system.loss.weighted({name: logs[name] for name in ("projection", "total_variation", "adversarial")})
     assert loss == pytest.approx(weighted)
-    assert logs["projection"] == pytest.approx(logs["agreement"] + logs["calibration"])
+    assert logs["projection"] == pytest.approx(logs["agreement"] + logs["thickness"])
     # The sum is uninformative: it is the harmonic mean of terms that differ by orders of magnitude.
     assert logs["projection"] > 1.5 * logs["total_variation"]
 
@@ -264,7 +264,7 @@ def test_cgans_loss_is_the_cross_entropy_and_the_squared_error_of_each_view():
     results, earlier = turns(objective, data)
     loss, logs = results["generator"]
     errors = [(earlier["reprojections"][:, k] - data.radiographs[:, k]).square().mean() for k in range(2)]
-    torch.testing.assert_close(loss, logs["adversarial"] + sum(errors) + 2 * logs["calibration"])
+    torch.testing.assert_close(loss, logs["adversarial"] + sum(errors) + 2 * logs["thickness"])
 
 
 @pytest.mark.parametrize("name", UNPAIRED)
@@ -462,7 +462,7 @@ def test_only_discriminators_have_smoothed_targets():
     [
         (UnpairedComposition, {"views": ("frontal",)}, "max_thickness_mm .* for 1 views: give one for each"),
         (UnpairedComposition, {"views": ()}, "name one or more"),
-        (ReprojectionLoss, {"projection_weight": 0.0}, "no other term uses the radiographs"),
+        (ReprojectionLoss, {"reprojection_weight": 0.0}, "no other term uses the radiographs"),
         (ReprojectionLoss, {"total_variation_weight": -1.0}, "below 0: system.loss.total_variation_weight"),
         (ReprojectionLoss, {"min_thickness_mm": (300.0, 0.0)}, "from 0 up, the second larger"),
         (CycleLoss, {"cycle_weight": 0.0}, "the cycle's weight must be positive"),

@@ -11,7 +11,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models.diffusion.denoiser import DenoiserConfig
-from raylift.models.diffusion.generative import SamplingConfig
+from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.systems.psr import PSR
 from raylift.models.systems.refiner import Refiner
 from raylift.models.systems.x2ct import X2CT_GAN

@@ -10,7 +10,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models.composition import Composition
-from raylift.models.diffusion.generative import SamplingConfig
+from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.diffusion.samplers import SAMPLERS
 from raylift.models.parts.decoders import DECODERS, DecoderConfig
 from raylift.models.parts.discriminators import DISCRIMINATORS, DiscriminatorConfig

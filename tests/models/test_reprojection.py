@@ -80,10 +80,10 @@ def test_a_volume_gets_a_gradient_from_every_view():
         assert float((gradient != 0).float().mean()) > 0.8
 
 
-def test_calibration_is_the_error_of_the_range_relative_to_the_expected_width():
+def test_thickness_error_is_the_error_of_the_range_relative_to_the_expected_width():
     weights = ReprojectionLoss(min_thickness_mm=(0.0,), max_thickness_mm=(200.0,))
-    assert weights.calibration_error(torch.tensor([[[0.0, 200.0]]])) == 0
-    assert weights.calibration_error(torch.tensor([[[20.0, 160.0]]])) == pytest.approx((0.1**2 + 0.2**2) / 2)
+    assert weights.thickness_error(torch.tensor([[[0.0, 200.0]]])) == 0
+    assert weights.thickness_error(torch.tensor([[[20.0, 160.0]]])) == pytest.approx((0.1**2 + 0.2**2) / 2)
 
 
 def test_total_variation_of_a_step_is_its_height_times_its_area():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raylift.datasets.errors import ConfigError
-from raylift.models.diffusion.generative import SamplingConfig
+from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseScheduler, NoiseSchedulerConfig
 from raylift.models.diffusion.samplers import SAMPLERS, Noise, initial_data, timestep_schedule
 

@@ -252,13 +252,13 @@ def outputs(objective, views, volume):
 
 
 CROSSED = [
-    ("repeat", "alignment", "upsampling", True, "axes"),
+    ("repeat_conv", "alignment", "upsampling", True, "axes"),
     ("duo", "alignment", "upsampling", False, "axes"),
     ("duo", "attention", "unet++", False, "rays"),
     ("attention", "concatenate", "upsampling", True, "rays"),
-    ("plain", "average", "upsampling", True, "axes"),
-    ("plain", "sum", "unet", False, "rays"),
-    ("repeat", "alignment", "unet", False, "rays"),
+    ("repeat", "average", "upsampling", True, "axes"),
+    ("repeat", "sum", "unet", False, "rays"),
+    ("repeat_conv", "alignment", "unet", False, "rays"),
     ("attention", "alignment", "unet++", False, "axes"),
 ]
 

@@ -13,7 +13,7 @@ from raylift.datasets import digested_json
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
-from raylift.models.baselines import Fit
+from raylift.models.baselines import FittedBaselines
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.systems.duolift import DUOLIFT_GAN
 from raylift.models.systems.psr import PSR
@@ -102,7 +102,9 @@ def with_training_data(saved):
     """The same model with its training data, and these."""
     folder, network, description, _ = saved
     torch.manual_seed(1)
-    data = TrainingData(frozenset({"ab" * 32, "01" * 32}), Fit(torch.rand(1, 1, 32, 32, 32), 0.5, -0.1, 7), 2)
+    data = TrainingData(
+        frozenset({"ab" * 32, "01" * 32}), FittedBaselines(torch.rand(1, 1, 32, 32, 32), 0.5, -0.1, 7), 2
+    )
     weights.save(folder, network.state_dict(), description, training_data=data)
     return folder, data
 

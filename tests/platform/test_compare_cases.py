@@ -44,7 +44,7 @@ compare(candidates, [Archive(archive)], split="all", protocols=["volume"], cache
 
 @pytest.fixture(scope="module")
 def home(archive32, tmp_path_factory):
-    """An untrained model `a`, a generative one `sampled`, and five volumes with noise in a folder `theirs`."""
+    """An untrained model `a`, a diffusion model `sampled`, and five volumes with noise in a folder `theirs`."""
     home, archive = tmp_path_factory.mktemp("candidates"), Archive(str(archive32))
     grid, geometry = archive.manifest.grid, archive.manifest.geometry
     for name, preset in (("a", "x2ct-gan-tiny"), ("sampled", "diffux2ct-tiny")):

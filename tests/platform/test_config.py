@@ -169,7 +169,7 @@ def test_text_that_is_not_yaml_is_refused():
                 "optimizer.decay_start": 1.0,
                 "system.encoder.growth": 16,
                 "system.encoder.layers": [4] * 5,
-                "system.loss.projection_weight": 1.0,
+                "system.loss.reprojection_weight": 1.0,
                 "system.loss.total_variation_weight": 0.1,
                 "system.loss.adversarial_weight": 1.0,
                 "train.batch_size": 16,
@@ -204,7 +204,7 @@ def test_text_that_is_not_yaml_is_refused():
                 "train.batch_size": 4,
                 "system.loss.balanced": False,
                 # Of both views' mean.
-                "system.loss.projection_weight": 2.0,
+                "system.loss.reprojection_weight": 2.0,
                 "system.loss.adversarial_weight": 1.0,
                 "system.encoder.stem": 64,
             },

@@ -8,7 +8,7 @@ import torch
 
 from raylift.datasets.archive.archive import Archive
 from raylift.models import weights
-from raylift.models.diffusion.generative import GenerativeNetwork
+from raylift.models.diffusion.diffusion_network import DiffusionNetwork
 from raylift.platform.config import EngineConfig
 from raylift.platform.evaluation.evaluate import evaluate
 from raylift.platform.export import export
@@ -50,7 +50,7 @@ def test_it_trains_resumes_at_another_stage_evaluates_and_exports(name, stages, 
     assert len(moved) > 0.9 * len(own) - 10
 
     model = weights.load(best)
-    assert isinstance(model.network, GenerativeNetwork)
+    assert isinstance(model.network, DiffusionNetwork)
     assert model.network.sampling == run.system.sampling
     result = evaluate(model, Archive(str(archive32)), protocols=("volume",))
     assert 0 < result.mean("model", "volume")["psnr_db"] < 40

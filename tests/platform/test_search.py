@@ -20,6 +20,7 @@ import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from ray import tune
 from ray.experimental import tqdm_ray
 
 from raylift.datasets.archive.store import Folder
@@ -34,6 +35,7 @@ from raylift.platform.presets import PRESETS, train_command
 from raylift.platform.training import lease
 from raylift.platform.training.checkpoint import Checkpoints
 from raylift.platform.tuning import search, search_report, trials
+from raylift.platform.tuning.algorithms import SAMPLERS, FeasibleSearch
 from raylift.platform.tuning.search import Search, Space
 from raylift.platform.tuning.study import TrialHistory, as_study
 
@@ -317,3 +319,33 @@ def wait_for_trials(url: Path, process: subprocess.Popen, count: int) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("too few trials began")
+
+
+def feasible(run, patches):
+    proposals = FeasibleSearch(run, SAMPLERS["tpe"](0))
+    proposals.set_search_properties("val_psnr_db", "max", {"system.denoiser.patch": tune.choice(patches)})
+    return proposals
+
+
+@pytest.fixture(scope="module")
+def denoising(tiny):
+    """A run whose network at 32^3 needs patches that divide 32."""
+    return replace(PRESETS["diffux2ct-tiny"], data=tiny.data)
+
+
+def test_a_proposal_that_makes_no_network_is_refused_before_a_trial_starts_and_pruned_in_the_sampler(denoising, capsys):
+    proposals = feasible(denoising, [2, 3])
+    assert [proposals.suggest(f"{k}") for k in range(6)] == [{"system.denoiser.patch": 2}] * 6
+    refused = [line for line in capsys.readouterr().out.splitlines() if "refused" in line]
+    assert refused
+    assert all(line.startswith("tune: refused {'system.denoiser.patch': 3}: ") for line in refused)
+    states = [(trial.params["system.denoiser.patch"], trial.state.name) for trial in proposals._ot_study.trials]
+    assert sorted(states) == [(2, "RUNNING")] * 6 + [(3, "PRUNED")] * len(refused)
+
+
+def test_a_space_without_a_network_ends_the_search_in_a_sentence(denoising, ray_cluster, tmp_path):
+    space, url = Space({"system.denoiser.patch": {"choice": [3, 5]}}), str(tmp_path / "search")
+    search.create(Search(replace(denoising, cluster=replace(denoising.cluster, workers=1)), space), url)
+    with pytest.raises(ConfigError, match="100 proposals in a row make no network, the last because"):
+        search.fit(url)
+    assert not list((tmp_path / "search").glob("trials/*"))

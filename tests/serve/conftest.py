@@ -19,7 +19,7 @@ from s3_server import free_ports
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
-from raylift.models.diffusion.generative import SamplingFlags
+from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.models.weights import Description
 from raylift.platform.model_store import FRONTAL_MODEL
 from raylift.platform.presets import PRESETS
@@ -113,9 +113,9 @@ def model_folder(description: Description, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def generative_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained generative network whose samples depend on the seed."""
-    folder = tmp_path_factory.mktemp("generative")
+def diffusion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained diffusion network whose samples depend on the seed."""
+    folder = tmp_path_factory.mktemp("diffusion")
     description = Description(PRESETS["refiner-tiny"].system, GRID, chest(GRID), Window())
     torch.manual_seed(5)
     network = description.system.reconstructor(description.grid, description.geometry)
@@ -126,8 +126,8 @@ def generative_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def generative(generative_folder: Path) -> Reconstructor:
-    return Reconstructor.load(str(generative_folder), sampling=SamplingFlags(steps=2))
+def diffusion(diffusion_folder: Path) -> Reconstructor:
+    return Reconstructor.load(str(diffusion_folder), sampling=SamplingFlags(steps=2))
 
 
 @pytest.fixture(scope="session")
@@ -180,11 +180,11 @@ def fitting_url(services: list[Service], model_folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def generative_url(services: list[Service], generative_folder: Path) -> Iterator[str]:
-    """URL of a service with a generative model, for one test."""
+def diffusion_url(services: list[Service], diffusion_folder: Path) -> Iterator[str]:
+    """URL of a service with a diffusion model, for one test."""
     for running in services:
         running.stop()
-    services.append(Service.start(generative_folder, "--steps", "2", "--max-samples", "5"))
+    services.append(Service.start(diffusion_folder, "--steps", "2", "--max-samples", "5"))
     yield services[-1].url
     services[-1].stop()
 

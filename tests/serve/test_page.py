@@ -141,9 +141,9 @@ def test_reconstruct_without_radiographs_reports_the_missing_file(visit: Visit) 
 
 
 def test_the_standard_deviation_over_samples_is_shown_as_a_map_with_color_bar_and_file(
-    browser: BrowserContext, generative_url: str, tmp_path: Path
+    browser: BrowserContext, diffusion_url: str, tmp_path: Path
 ) -> None:
-    visit = Visit(browser, generative_url)
+    visit = Visit(browser, diffusion_url)
     visit.at("example").click()
     expect(visit.at("lateral-preview").locator("img")).to_be_visible()
     expect(visit.at("samples").locator("input[type=number]")).to_have_value("4")

@@ -1,4 +1,4 @@
-"""Generative models: mean and standard deviation over samples, by command, by request and on the page."""
+"""Diffusion models: mean and standard deviation over samples, by command, by request and on the page."""
 
 import io
 import zipfile
@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.gray_image import RadiographLimits
-from raylift.models.diffusion.generative import SamplingFlags
+from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.platform import cli
 from raylift.serve.api import routes
 from raylift.serve.backend import Backend
@@ -45,12 +45,12 @@ def volume(data: bytes, folder: Path) -> sitk.Image:
 
 @pytest.mark.parametrize("steps", [0, 2], ids=["no fit", "fit"])
 def test_several_samples_give_mean_and_standard_deviation_of_the_single_ones(
-    generative_folder: Path, radiographs: dict[str, bytes], steps: int
+    diffusion_folder: Path, radiographs: dict[str, bytes], steps: int
 ) -> None:
-    several = Reconstructor.load(str(generative_folder), consistency_steps=steps, sampling=SamplingFlags(steps=2))
+    several = Reconstructor.load(str(diffusion_folder), consistency_steps=steps, sampling=SamplingFlags(steps=2))
     given = several.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})
     (result,) = several.reconstruct([given], [3])
-    alone = singles(generative_folder, given, 3, steps)
+    alone = singles(diffusion_folder, given, 3, steps)
     assert np.abs(result.hu - alone.mean(axis=0)).max() <= 1
     assert result.std is not None
     # The single samples are rounded to whole HU.
@@ -59,10 +59,10 @@ def test_several_samples_give_mean_and_standard_deviation_of_the_single_ones(
     assert bool(result.residuals) == (steps > 0)
 
 
-def test_the_requests_of_one_batch_have_their_own_number_of_samples(generative: Reconstructor) -> None:
+def test_the_requests_of_one_batch_have_their_own_number_of_samples(diffusion: Reconstructor) -> None:
     given = inputs(3)
-    together = generative.reconstruct(given, [1, 3, 2])
-    alone = [generative.reconstruct([one], [count])[0] for one, count in zip(given, [1, 3, 2], strict=True)]
+    together = diffusion.reconstruct(given, [1, 3, 2])
+    alone = [diffusion.reconstruct([one], [count])[0] for one, count in zip(given, [1, 3, 2], strict=True)]
     assert [one.std is None for one in together] == [True, False, False]
     for one, other in zip(together, alone, strict=True):
         assert np.abs(np.subtract(one.hu, other.hu, dtype=np.int32)).max() <= 1
@@ -85,8 +85,8 @@ def pair(radiographs: dict[str, bytes], tmp_path: Path) -> list[str]:
 
 
 def test_the_command_writes_mean_and_standard_deviation_in_the_same_geometry(
-    generative_folder: Path,
-    generative: Reconstructor,
+    diffusion_folder: Path,
+    diffusion: Reconstructor,
     radiographs: dict[str, bytes],
     pair: list[str],
     tmp_path: Path,
@@ -94,22 +94,22 @@ def test_the_command_writes_mean_and_standard_deviation_in_the_same_geometry(
 ) -> None:
     options = ["--samples", "2", "--seed", "7", "--sampler", "dpm_solver", "--steps", "2"]
     output = tmp_path / "ct.nii.gz"
-    assert cli.main(["reconstruct", str(generative_folder), "-o", str(output), *pair, *options]) == 0
+    assert cli.main(["reconstruct", str(diffusion_folder), "-o", str(output), *pair, *options]) == 0
     mean, deviation = (sitk.ReadImage(str(tmp_path / name)) for name in ("ct.nii.gz", "ct-std.nii.gz"))
     for quantity in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
         assert getattr(mean, quantity)() == getattr(deviation, quantity)()
-    given = generative.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})
-    alone = singles(generative_folder, given, 2, first=7)
+    given = diffusion.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})
+    alone = singles(diffusion_folder, given, 2, first=7)
     assert np.abs(sitk.GetArrayFromImage(mean)[::-1] - alone.mean(axis=0)).max() <= 1
     assert np.abs(sitk.GetArrayFromImage(deviation)[::-1] - alone.std(axis=0, ddof=1)).max() <= 2
     assert f"{tmp_path / 'ct-std.nii.gz'}: standard deviation over 2 samples" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver"])
-def test_every_sampler_can_be_chosen(generative_folder: Path, pair: list[str], tmp_path: Path, sampler: str) -> None:
+def test_every_sampler_can_be_chosen(diffusion_folder: Path, pair: list[str], tmp_path: Path, sampler: str) -> None:
     options = ["--sampler", sampler, "--steps", "3"]
     output = tmp_path / "ct.nii.gz"
-    assert cli.main(["reconstruct", str(generative_folder), "-o", str(output), *pair, *options]) == 0
+    assert cli.main(["reconstruct", str(diffusion_folder), "-o", str(output), *pair, *options]) == 0
     assert sitk.GetArrayFromImage(sitk.ReadImage(str(output))).std() > 10
     assert not (tmp_path / "ct-std.nii.gz").exists()
 
@@ -119,8 +119,8 @@ def test_every_sampler_can_be_chosen(generative_folder: Path, pair: list[str], t
     [
         ("model_folder", ["--steps", "4"], "leave out --steps"),
         ("model_folder", ["--samples", "2"], "leave out --samples"),
-        ("generative_folder", ["--samples", "0"], "0 samples: give 1 or more"),
-        ("generative_folder", ["--steps", "0"], "0 sampling steps: use 1 or more"),
+        ("diffusion_folder", ["--samples", "0"], "0 samples: give 1 or more"),
+        ("diffusion_folder", ["--steps", "0"], "0 sampling steps: use 1 or more"),
     ],
 )
 def test_unsupported_options_are_refused_and_nothing_is_written(
@@ -140,26 +140,26 @@ def test_unsupported_options_are_refused_and_nothing_is_written(
 
 
 @pytest.fixture
-def client(generative: Reconstructor) -> TestClient:
-    """The API with a generative network and up to three samples."""
+def client(diffusion: Reconstructor) -> TestClient:
+    """The API with a diffusion network and up to three samples."""
 
     async def reconstruct(prepared: np.ndarray, samples: int) -> HUVolume:
-        return generative.reconstruct([prepared], [samples])[0]
+        return diffusion.reconstruct([prepared], [samples])[0]
 
     async def ready() -> bool:
         return True
 
     backend = Backend(
-        generative.description, generative.sha256, reconstruct, ready, sampling=generative.sampling, max_samples=3
+        diffusion.description, diffusion.sha256, reconstruct, ready, sampling=diffusion.sampling, max_samples=3
     )
     return TestClient(routes.build(backend, ImageDecoder(backend.description, RadiographLimits())))
 
 
 def test_a_request_returns_the_mean_and_with_return_std_a_zip_of_both(
-    client: TestClient, generative: Reconstructor, radiographs: dict[str, bytes], tmp_path: Path
+    client: TestClient, diffusion: Reconstructor, radiographs: dict[str, bytes], tmp_path: Path
 ) -> None:
-    given = generative.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})
-    (expected,) = generative.reconstruct([given], [3])
+    given = diffusion.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})
+    (expected,) = diffusion.reconstruct([given], [3])
     fields = {"invert": "no", "samples": "3"}
     plain = client.post(URL, files=radiographs, data=fields)
     assert plain.headers["content-type"] == "application/gzip"
@@ -210,8 +210,8 @@ def test_the_model_info_and_openapi_description_include_the_sampling(client: Tes
     assert "number of samples, 1 to 3" in client.get("/docs").text
 
 
-def test_the_brightest_color_is_the_99_5th_percentile_rounded_up(generative: Reconstructor) -> None:
-    (result,) = generative.reconstruct(inputs(1), [3])
+def test_the_brightest_color_is_the_99_5th_percentile_rounded_up(diffusion: Reconstructor) -> None:
+    (result,) = diffusion.reconstruct(inputs(1), [3])
     assert result.std is not None
     std_map = StdMap.of(result.std)
     top = std_map.max_hu

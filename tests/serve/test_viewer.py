@@ -308,9 +308,9 @@ def test_where_the_viewer_fails_the_slices_are_shown(webgl_browser: BrowserConte
 
 
 def test_the_standard_deviation_is_an_overlay_with_its_values(
-    webgl_browser: BrowserContext, generative_url: str, tmp_path: Path
+    webgl_browser: BrowserContext, diffusion_url: str, tmp_path: Path
 ) -> None:
-    viewed = Viewed(webgl_browser, generative_url)
+    viewed = Viewed(webgl_browser, diffusion_url)
     std = sitk.GetArrayFromImage(viewed.volume(tmp_path / "std.nii.gz", "download-std"))
     for plane, index in (("axial", 5), ("coronal", 20), ("sagittal", 11)):
         viewed.control(plane).fill(str(index))

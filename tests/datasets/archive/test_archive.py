@@ -127,7 +127,7 @@ class ArchiveSuite:
         assert set(part.array_keys()) == {"volumes", "radiographs", "labels"}
         np.testing.assert_array_equal(part["volumes"][0], sample(2).volume)
 
-    def test_a_part_is_one_shard_an_array(self, url: str) -> None:
+    def test_a_part_is_one_shard_per_array(self, url: str) -> None:
         entries = write_archive(url, range(6), samples_per_shard=3)
         parts = {stored.part for stored in entries}
         assert len(parts) == 2

@@ -275,7 +275,7 @@ def test_a_subject_that_the_archive_has_from_another_file_is_warned_of(tmp_path:
 
 
 @pytest.mark.parametrize("blank", ["SeriesInstanceUID", "StudyInstanceUID", ""])
-def test_series_of_one_patient_number_are_warned_of_and_named_by_the_pattern(blank: str, tmp_path: Path) -> None:
+def test_series_of_one_patient_id_are_warned_of_and_named_by_the_pattern(blank: str, tmp_path: Path) -> None:
     def anonymous(_: int, ds: Dataset) -> Dataset:
         if blank:
             setattr(ds, blank, "")

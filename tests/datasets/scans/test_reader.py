@@ -238,7 +238,7 @@ def test_one_patient_is_one_subject_in_every_series_and_is_not_named(tmp_path: P
     assert "0042" not in one
 
 
-def test_without_a_patient_number_the_series_of_one_study_are_one_subject(tmp_path: Path) -> None:
+def test_without_a_patient_id_the_series_of_one_study_are_one_subject(tmp_path: Path) -> None:
     study = pydicom.uid.generate_uid()
 
     def anonymous(_: int, ds: Dataset) -> Dataset:
@@ -625,7 +625,7 @@ def test_real_scans_of_every_kind_are_read_and_the_radiograph_among_them_is_refu
     assert "RG1_J2KI.dcm: DICOM modality CR is not CT" in refused[0]
 
 
-def test_real_whole_thoraces_pass_and_half_a_one_does_not(real_data: Path) -> None:
+def test_real_whole_thoraces_pass_and_half_of_one_does_not(real_data: Path) -> None:
     for name in ("lidc_idri_0003_2mm.nii.gz", "lidc_idri_0007_2mm.nii.gz"):
         check_whole_thorax(reader.read(only(real_data / "ct" / name)))
     with pytest.raises(FileError, match="lung"):

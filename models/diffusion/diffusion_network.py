@@ -1,4 +1,4 @@
-"""Generative networks sample a volume: the same radiographs and seed always give the same volume."""
+"""Diffusion networks sample a volume: the same radiographs and seed always give the same volume."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SamplingConfig:
             raise ConfigError(f"{self.steps} sampling steps: use 1 or more")
 
 
-class GenerativeNetwork(VolumeNetwork):
+class DiffusionNetwork(VolumeNetwork):
     """A network whose volumes are samples.
 
     Attributes:
@@ -58,11 +58,11 @@ class SamplingFlags:
     """Sampling settings of a command; those left out keep the values of the model."""
 
     sampler: SamplerName | None = None
-    """The sampler of a generative model; the model's own by default."""
+    """The sampler of a diffusion model; the model's own by default."""
     steps: int | None = None
-    """Evaluations of a generative model's denoiser; the model's own number by default."""
+    """Evaluations of a diffusion model's denoiser; the model's own number by default."""
     seed: int | None = None
-    """Seed of a generative model's noise; the model's own by default."""
+    """Seed of a diffusion model's noise; the model's own by default."""
 
     def resolve(self, network: nn.Module, samples: int = 1) -> SamplingConfig | None:
         """The sampling settings for a network, or None for a deterministic one.
@@ -77,7 +77,7 @@ class SamplingFlags:
         if samples < 1:
             raise ConfigError(f"{samples} samples: give 1 or more")
         given = {name: value for name, value in vars(self).items() if value is not None}
-        if isinstance(network, GenerativeNetwork):
+        if isinstance(network, DiffusionNetwork):
             return replace(network.sampling, **given)
         flags = [f"--{name}" for name in (*given, *(["samples"] if samples > 1 else []))]
         if flags:

@@ -1,11 +1,11 @@
-"""Sampling settings of generative networks, and their refusal by deterministic ones."""
+"""Sampling settings of diffusion networks, and their refusal by deterministic ones."""
 
 import pytest
 import torch
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
-from raylift.models.diffusion.generative import SamplingConfig, SamplingFlags
+from raylift.models.diffusion.diffusion_network import SamplingConfig, SamplingFlags
 from raylift.models.inference import RunningStatistics
 from raylift.models.systems.x2ct import X2CT_GAN
 
