@@ -1,11 +1,12 @@
 """Organs of the chest by thresholds and shape, without a network; a second for 128^3 voxels.
 
 The lung mask is air (below -500 HU) inside the body in 6-connected components of 50 ml or more, closed by one voxel
-and filled in each axial slice. Inside means enclosed by the body in a slice, so a lung is not found in slices where a
-side of the volume cuts it open. Vessels are voxels above -500 HU inside the lungs eroded by a voxel, which excludes the
-partial volume of the pleura. Thresholds miss consolidated lung: the masks are for weighting losses and for comparing a
-volume with its ground truth by the same rule, not for measuring disease. No threshold separates bone from a
-contrast-enhanced heart, so a CT has no bone label; phantoms have one. `bone` therefore includes contrast agent.
+and filled in each axial slice. Inside means enclosed by the body in a slice, or by the body and the right or left side
+of the volume: a lung is not found in slices where the front, the back or a field of view cuts it open. Vessels are
+voxels above -500 HU inside the lungs eroded by a voxel, which excludes the partial volume of the pleura. Thresholds
+miss consolidated lung: the masks are for weighting losses and for comparing a volume with its ground truth by the same
+rule, not for measuring disease. No threshold separates bone from a contrast-enhanced heart, so a CT has no bone label;
+phantoms have one. `bone` therefore includes contrast agent.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def body(
 ) -> Bool[np.ndarray, "d h w"]:
     """Mask of the patient without the table: largest component after an opening of 5 mm, filled in each slice.
 
-    All False if nothing is dense. The outside of the volume and of `measured`, the field of view, does not erode, so a
-    body that is truncated by the field of view keeps its outermost slices and its flanks.
+    All False if nothing is dense. A lung that the right or left side of the volume cuts open is part of it. The outside
+    of the volume and of `measured`, the field of view, does not erode, so a body that is truncated by the field of view
+    keeps its outermost slices and its flanks.
     """
     radius = max(1, round(5.0 / spacing_mm))
     dense = np.asarray(hu > BODY_HU)
@@ -56,7 +58,12 @@ def body(
     largest = components == 1 + np.argmax(np.bincount(components.ravel())[1:])
     # Restore the skin that the opening removed, but not the table.
     dilated = ndimage.binary_dilation(largest, iterations=radius) & (dense | largest)
-    return _fill_slices(dilated)
+    closed = np.pad(dilated, ((0, 0), (0, 0), (1, 1)))
+    for side in (0, -1):
+        # From the first to the last row of the body in each slice.
+        face = dilated[:, :, side]
+        closed[:, :, side] = np.logical_or.accumulate(face, 1) & np.logical_or.accumulate(face[:, ::-1], 1)[:, ::-1]
+    return _fill_slices(closed)[:, :, 1:-1]
 
 
 def lungs(

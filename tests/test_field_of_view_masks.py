@@ -267,7 +267,7 @@ def test_the_mask_is_deformed_with_the_volume_and_phantoms_of_the_stream_have_no
         assert 0.1 < (~inside).mean() < 0.6
         assert (before != inside).mean() > 0.01, "nothing was deformed"
         # The file's air, apart from the border of the mask.
-        assert (volume[~inside] < 0.25).mean() > 0.85
+        assert (volume[~inside] < 0.25).mean() > 0.8
         seen += 1
     assert seen == len(entries)
 

@@ -81,6 +81,15 @@ def test_a_body_that_a_side_of_the_volume_cuts_is_what_it_was_up_to_that_side(si
     assert np.array_equal(segmentation.body(hu[cut], SPACING_MM), segmentation.body(hu, SPACING_MM)[cut])
 
 
+@pytest.mark.parametrize("side", [np.s_[:, :, 20:], np.s_[:, :, 30:], np.s_[:, :, :60], np.s_[:, :, 24:66]])
+def test_a_lung_that_the_right_or_left_side_of_the_volume_cuts_open_is_found(side: tuple[slice, ...]) -> None:
+    hu = thorax()
+    body, lung = segmentation.body(hu, SPACING_MM)[side], segmentation.lungs(hu, SPACING_MM)[side]
+    assert lung[:, :, [0, -1]].any()
+    assert np.array_equal(segmentation.body(hu[side], SPACING_MM), body)
+    assert dice(segmentation.lungs(hu[side], SPACING_MM), lung) > 0.99
+
+
 @pytest.mark.parametrize("flank", [2, 3])
 def test_a_thin_flank_at_the_side_of_the_volume_keeps_the_lung_inside(flank: int) -> None:
     hu = np.full((30, 60, 60), -1000, np.int16)
