@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,13 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy.special import expit
 
 from raylift.datasets.archive.archive import RadiographSample, Sample
-from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.entry import Entry
+from raylift.datasets.archive.manifest import latest_manifest
+from raylift.datasets.archive.store import Folder
 from raylift.datasets.archive.writer import ArchiveWriter
 from raylift.datasets.geometry import Geometry, Grid, fit_detector
 from raylift.datasets.intensity import normalize
+from raylift.datasets.serialization import to_plain
 
 GRID = Grid(16, 20.0)
 GEOMETRY = fit_detector(GRID, Geometry("cone", 1650.0, 1800.0, 8, 1.0))
@@ -172,6 +176,27 @@ def write_archive(
         for k, seed in enumerate(seeds):
             writer.add(entry(seed, subjects[k] if subjects else ""), sample(seed))
     return writer.published
+
+
+def in_old_format(url: str, version: int = 1, recorded_from: int = 1) -> None:
+    """Give the archive the one manifest that an older raylift wrote, with all entries in it.
+
+    `recorded_from` is the first snapshot whose number of samples it has; with 0 it has none.
+    """
+    folder = Folder(url)
+    manifest = latest_manifest(folder)
+    counts = [
+        len(at.entries) if number >= recorded_from and (at := manifest.at(number)) else 0
+        for number in range(1, manifest.snapshot + 1)
+    ]
+    plain = {name: to_plain(getattr(manifest, name)) for name in ("grid", "geometry", "split_rule", "snapshot")}
+    plain["entries"] = [to_plain(stored) for stored in manifest.entries]
+    if recorded_from:
+        plain["samples_at"] = counts
+    folder.remove("manifests")
+    folder.remove("index")
+    head = {"format": "raylift-archive", "version": version, "written_by": "raylift 0.1.0"}
+    folder.write(f"manifests/{manifest.snapshot:06d}.json", json.dumps({**head, "archive": plain}, indent=1).encode())
 
 
 def seed_of(stored: Entry) -> int:

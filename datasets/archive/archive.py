@@ -1,4 +1,4 @@
-"""The archive: samples as Zarr v3 arrays, listed in a manifest.
+"""The archive: samples as Zarr v3 arrays, listed in an index.
 
 A sample is a CT with its digitally reconstructed radiographs (DRRs) and labels or, in an archive whose contents are
 "radiographs", radiographs without CT.
@@ -8,14 +8,15 @@ A sample is a CT with its digitally reconstructed radiographs (DRRs) and labels 
 <url>/parts/<id>/volumes            int16 HU (n, D, H, W), one volume per chunk, the part's volumes in one shard
 <url>/parts/<id>/radiographs        float32 (n, view, rows, columns): line integrals of DRRs, or prepared images
 <url>/parts/<id>/labels             uint8 (n, D, H, W), values of `segmentation.Label`
-<url>/manifests/000007.json         grid, geometry and every sample; the highest number is current
+<url>/index/<sha256>...             grid, geometry and every sample
+<url>/manifests/000007.json         which objects of the index are an archive's; the highest number is current
 ```
 
 Parts never change once written. Publishing creates the next manifest atomically: an interrupted run leaves the archive
 as it was, and of two concurrent writers the second merges the first's samples and retries with the next number. A part
-that no manifest lists was left by an interrupted run.
+that no entry names was left by an interrupted run.
 
-The manifest stores the SHA-256 of every array, which is verified at every read, because Zarr returns its fill value for
+The index stores the SHA-256 of every array, which is verified at every read, because Zarr returns its fill value for
 a missing chunk without an error. Chunks also have a CRC-32C, which detects damaged ones.
 """
 
@@ -30,7 +31,8 @@ import numpy as np
 import zarr
 from jaxtyping import Float32, Int16, UInt8
 
-from raylift.datasets.archive.manifest import Entry, Manifest, manifest_at
+from raylift.datasets.archive.entry import Entry
+from raylift.datasets.archive.manifest import Manifest, manifest_at
 from raylift.datasets.archive.splits import Split
 from raylift.datasets.archive.store import Folder, absolute, join, require_reachable, store_errors, zarr_store
 from raylift.datasets.errors import ConfigError, CorruptSampleError, StoreError

@@ -1,4 +1,4 @@
-"""Verification of a whole archive: every stored array is read and compared with its digest."""
+"""Verification of a whole archive: its index and every stored array are read and compared with their digests."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.entry import Entry
 from raylift.datasets.archive.store import local_path
-from raylift.datasets.errors import ConfigError, CorruptSampleError
+from raylift.datasets.errors import ArchiveError, ConfigError, CorruptSampleError
 
 BATCH = 256
 """Samples that the threads are given at a time."""
@@ -28,6 +28,8 @@ class Verification:
     """Found sound by an interrupted verification, and not read again."""
     damaged: int = 0
     """With a missing or changed array."""
+    index_is_damaged: bool = False
+    """No sample was read, because some are unknown."""
 
 
 def verify(
@@ -36,16 +38,16 @@ def verify(
     threads: int,
     sound_samples: Path | None,
     progress: Callable[[int, int, str], None],
-    report: Callable[[CorruptSampleError], None],
+    report: Callable[[ArchiveError], None],
 ) -> Verification:
-    """Read every array of an archive and compare it with its digest.
+    """Read the index and every array of an archive and compare them with their digests.
 
     Args:
         archive: the archive.
         threads: samples that are read at the same time.
         sound_samples: text file, to which a line is appended for each sound sample, and whose samples are not read.
         progress: callback after each sample: the number of finished ones, of all, and the sample's id.
-        report: callback for each damaged array.
+        report: callback for each damaged object of the index, or else for each damaged array.
 
     Raises:
         ConfigError: less than one thread, or a file that cannot be written.
@@ -63,6 +65,10 @@ def verify(
                 errors.append(error)
         return errors
 
+    if index_damage := archive.manifest.index_damage():
+        for damaged in index_damage:
+            report(damaged)
+        return Verification(len(archive.manifest.entries), 0, index_is_damaged=True)
     before = _lines(sound_samples)
     entries = archive.entries()
     remaining = [entry for entry in entries if _line(archive, entry) not in before]

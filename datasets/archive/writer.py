@@ -9,12 +9,13 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from raylift.datasets.archive import manifest as manifests
 from raylift.datasets.archive.archive import RadiographSample, Sample, digest
-from raylift.datasets.archive.manifest import Contents, Entry, Manifest, latest_manifest
+from raylift.datasets.archive.entry import Entry
+from raylift.datasets.archive.index import KnownKeys
+from raylift.datasets.archive.manifest import Contents, Manifest, latest_manifest, new_entries, prune, publish
 from raylift.datasets.archive.splits import SplitRule
 from raylift.datasets.archive.store import Folder, absolute, join, require_reachable, store_errors, zarr_store
-from raylift.datasets.errors import ArchiveNotFoundError, ConfigError
+from raylift.datasets.errors import ArchiveError, ArchiveNotFoundError, ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 
 MANIFESTS_KEPT = 5
@@ -53,7 +54,7 @@ class ArchiveWriter:
             self.manifest = Manifest(grid, geometry, split_rule or SplitRule(), contents=contents)
         if split_rule is not None and self.manifest.split_rule != split_rule:
             raise ConfigError(f"{self.url} was split by {self.manifest.split_rule}, which cannot change later")
-        self._digests = {entry.source_sha256 for entry in self.manifest.entries}
+        self._known = KnownKeys(self.manifest.entries)
         self._require(grid, geometry, contents)
 
     def __enter__(self) -> ArchiveWriter:
@@ -65,7 +66,7 @@ class ArchiveWriter:
 
     def contains(self, source_sha256: str) -> bool:
         """Whether a source with that digest is published or pending."""
-        return source_sha256 in self._digests
+        return self._known.has_source(source_sha256) or any(e.source_sha256 == source_sha256 for e, _ in self._pending)
 
     def add(self, entry: Entry, sample: Sample | RadiographSample) -> None:
         """Add a sample; it gets its split and a unique id when its part is published.
@@ -79,7 +80,6 @@ class ArchiveWriter:
             self.superseded += 1
             return
         self._pending.append((entry, sample))
-        self._digests.add(entry.source_sha256)
         if len(self._pending) >= self.samples_per_shard:
             self.publish()
 
@@ -94,16 +94,17 @@ class ArchiveWriter:
             replace(entry, part=part, index=k, sha256={name: digest(array) for name, array in sample.arrays().items()})
             for k, (entry, sample) in enumerate(self._pending)
         ]
-        while new := manifests.new_entries(self.manifest, written):
-            manifest = self.manifest.with_entries(new)
+        while new := new_entries(self.manifest.split_rule, self._known, written):
             try:
-                self._folder.create(manifests.manifest_path(manifest.snapshot), manifest.to_json())
-                self.manifest = manifest
+                self.manifest = publish(self._folder, self.manifest, new)
+                self._known.add(new)
                 break
-            except FileExistsError:
+            except (FileExistsError, FileNotFoundError) as error:
                 # Another writer published first: its samples are kept, and these follow under the next number.
                 own, self.manifest = self.manifest, latest_manifest(self._folder)
-                self._digests |= {entry.source_sha256 for entry in self.manifest.entries}
+                if own.snapshot == self.manifest.snapshot:
+                    raise ArchiveError(f"{self.url}, snapshot {own.snapshot}: {error}") from error
+                self._known.add(self.manifest.entries)
                 self._require(own.grid, own.geometry, own.contents)
                 if self.manifest.split_rule.assigned != own.split_rule.assigned:
                     raise ConfigError(
@@ -113,8 +114,7 @@ class ArchiveWriter:
         self.published += new
         self.superseded += len(written) - len(new)
         self._pending = []
-        for name in manifests.published_manifests(self._folder)[:-MANIFESTS_KEPT]:
-            self._folder.remove(f"manifests/{name}")
+        prune(self._folder, MANIFESTS_KEPT)
 
     def _require(self, grid: Grid, geometry: Geometry, contents: Contents) -> None:
         if self.manifest.contents != contents:

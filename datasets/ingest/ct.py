@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raylift.datasets.archive.archive import Sample
-from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.entry import Entry
 from raylift.datasets.archive.splits import Split, absent
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.ingest.pipeline import IngestReport, Progress, Workers, add_samples, open_writer, subject_of

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from raylift.datasets.archive.archive import RadiographSample, Sample
-from raylift.datasets.archive.manifest import Contents, Entry, Manifest, latest_manifest
+from raylift.datasets.archive.entry import Entry
+from raylift.datasets.archive.manifest import Contents, Manifest, latest_manifest
 from raylift.datasets.archive.splits import Split, balanced_split_rule
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.archive.writer import ArchiveWriter
@@ -163,15 +164,16 @@ def add_samples(
     them. Refused sources are added to the report, and unless the user has named the subjects also a warning of those
     that the archive had from other sources.
     """
-    earlier = writer.manifest.entries
-    digests = set()
+    earlier = writer.manifest
+    digests: set[str] = set()
     finished = 0
 
     def new() -> Iterator[tuple[SourceType, str | FileError]]:
         nonlocal finished
         for source, digest in map_in_order(_digest, sources, workers):
             progress(finished, len(sources), source.name)
-            digests.add(digest)
+            if isinstance(digest, str):
+                digests.add(digest)
             if isinstance(digest, str) and writer.contains(digest):
                 outcome.already_present += 1
                 finished += 1
@@ -188,8 +190,9 @@ def add_samples(
         progress(len(sources), len(sources), "")
     outcome.added = writer.published
     outcome.already_present += writer.superseded
-    outcome.present = [entry for entry in earlier if entry.source_sha256 in digests]
-    known = {entry.subject: entry.source for entry in earlier if entry.source_sha256 not in digests}
+    outcome.present = earlier.matching("source_sha256", digests)
+    of_subjects = earlier.matching("subject", {entry.subject for entry in outcome.added})
+    known = {entry.subject: entry.source for entry in of_subjects if entry.source_sha256 not in digests}
     shared = {entry.subject: entry.source for entry in outcome.added if entry.subject in known}
     if shared and not subjects_are_named:
         subject, added = next(iter(shared.items()))

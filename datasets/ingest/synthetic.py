@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from raylift.datasets.archive.archive import Sample
-from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.entry import Entry
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.ingest.pipeline import IngestReport, Progress, Workers, map_in_order, open_writer

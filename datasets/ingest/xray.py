@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from raylift.datasets.archive.archive import RadiographSample
-from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.entry import Entry
 from raylift.datasets.archive.splits import Split, absent
 from raylift.datasets.errors import ConfigError, FileError
 from raylift.datasets.geometry import Geometry, Grid

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.entry import Entry
 from raylift.datasets.augmentation.augmentation import Augmenter
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError

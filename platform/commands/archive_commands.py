@@ -11,7 +11,7 @@ from typing import Any, Literal
 import tyro
 
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.entry import Entry
 from raylift.datasets.archive.splits import SPLITS
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.archive.verification import verify
@@ -89,7 +89,7 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """Read every array of an archive and compare it with its SHA-256; the exit status is 1 if a sample is damaged."""
+    """Read an archive and compare everything with its SHA-256; the exit status is 1 if anything is damaged."""
 
     url: tyro.conf.Positional[str]
     """Folder or URL of the archive."""
@@ -111,6 +111,9 @@ def verify_archive(arguments: list[str]) -> int:
             progress=bar.update,
             report=lambda error: bar.print(f"damaged: {error}"),
         )
+    if result.index_is_damaged:
+        print(f"{archive.url}, snapshot {archive.manifest.snapshot}: restore its index, which lists the samples, first")
+        return 1
     before = f", {result.verified_before} of them before" if result.verified_before else ""
     print(
         f"{archive.url}, snapshot {archive.manifest.snapshot}: {result.samples} samples verified{before}, "

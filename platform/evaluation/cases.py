@@ -16,7 +16,7 @@ from ray.util import ActorPool
 
 from raylift import __version__
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.entry import Entry
 from raylift.datasets.augmentation.perturbation import PERTURBATIONS
 from raylift.datasets.segmentation import Label
 from raylift.platform import cluster

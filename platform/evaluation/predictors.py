@@ -16,7 +16,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.archive.manifest import Entry, Manifest
+from raylift.datasets.archive.entry import Entry
+from raylift.datasets.archive.manifest import Manifest
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.archive.manifest import Entry, Manifest
+from raylift.datasets.archive.entry import Entry
+from raylift.datasets.archive.manifest import Manifest
 from raylift.datasets.augmentation.perturbation import (
     PERTURBATIONS,
     UNPERTURBED,

@@ -25,7 +25,7 @@ from samples import same, sample, seed_of, thorax_image, write_archive, write_im
 
 from raylift.datasets.archive import store
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.entry import Entry
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import ArchiveError, CorruptSampleError, StoreError
 from raylift.datasets.geometry import Grid, chest

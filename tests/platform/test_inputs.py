@@ -13,7 +13,7 @@ from processes import run_ranks
 from torch import nn
 
 from raylift.datasets.archive.archive import Archive, RadiographSample
-from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.entry import Entry
 from raylift.datasets.archive.splits import SplitRule
 from raylift.datasets.archive.writer import ArchiveWriter
 from raylift.datasets.errors import ConfigError

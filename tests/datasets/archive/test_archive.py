@@ -17,16 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from samples import GEOMETRY, GRID, entry, radiographs, same, sample, seed_of, with_views, write_archive
+from samples import GEOMETRY, GRID, entry, in_old_format, radiographs, same, sample, seed_of, with_views, write_archive
 
+from raylift.datasets import digested_json
 from raylift.datasets.archive import manifest as module
 from raylift.datasets.archive.archive import Archive, digest
-from raylift.datasets.archive.manifest import Manifest, latest_manifest
+from raylift.datasets.archive.index import StoredEntries
+from raylift.datasets.archive.manifest import latest_manifest
 from raylift.datasets.archive.splits import SplitRule
 from raylift.datasets.archive.store import Folder, join, zarr_store
 from raylift.datasets.archive.writer import ArchiveWriter
 from raylift.datasets.errors import ArchiveError, ArchiveNotFoundError, ConfigError
 from raylift.datasets.geometry import FRONTAL, Grid
+from raylift.datasets.serialization import to_plain
 
 
 def objects(folder: Folder, under: str = "") -> list[str]:
@@ -52,13 +55,24 @@ def with_entry(manifest: Any, **change: Any) -> Any:
     return {**manifest, "archive": {**archive, "entries": [{**archive["entries"][0], **change}]}}
 
 
+def with_digest(data: Any) -> bytes:
+    return digested_json.encode(data)
+
+
+# The newest raylift's manifest, and that of older ones, changed.
 WRONG_MANIFESTS: list[tuple[bytes | Callable[[Any], Any], str]] = [
     (b"\x00\xff", "is not a raylift manifest"),
     (b"", "is not a raylift manifest"),
     (b"[1, 2]", "is not a raylift manifest"),
     (b'{"format": "other"}', "is not a raylift manifest: KeyError"),
-    (lambda m: {**m, "version": 3}, r"is \('raylift-archive', 3\); this raylift reads raylift-archive 1 and 2"),
-    (lambda m: {**m, "format": "x"}, r"is \('x', 1\); this raylift reads"),
+    (lambda m: with_digest({**m, "version": 4}), r"is \('raylift-archive', 4\); this raylift reads .* 1, 2, 3"),
+    (lambda m: with_digest({**m, "format": "x"}), r"is \('x', 3\); this raylift reads"),
+    (lambda m: with_digest({**m, "archive": 5}), "is not a raylift manifest.*expected keys and values"),
+    (lambda m: with_digest({key: value for key, value in m.items() if key != "archive"}), "KeyError"),
+    (lambda m: with_digest({**m, "archive": {**m["archive"], "snapshot": "1"}}), "expected int, not '1'"),
+    (lambda m: json.dumps({**m, "written_by": "another"}).encode(), "was damaged or edited"),
+]
+WRONG_OLD_MANIFESTS: list[tuple[Callable[[Any], Any], str]] = [
     (lambda m: {**m, "archive": 5}, "is not a raylift manifest.*expected keys and values"),
     (lambda m: {key: value for key, value in m.items() if key != "archive"}, "KeyError"),
     (lambda m: with_entry(m, index="0"), r"expected int, not '0' @ .*entries\[0\]\.index"),
@@ -298,13 +312,22 @@ class ArchiveSuite:
         write_archive(url, [0])
         folder = Folder(url)
         sound = json.loads(folder.read("manifests/000001.json"))
-        for data, message in WRONG_MANIFESTS:
-            folder.write("manifests/000002.json", data if isinstance(data, bytes) else json.dumps(data(sound)).encode())
+        del sound[digested_json.KEY]
+        for change, message in WRONG_MANIFESTS:
+            folder.write("manifests/000002.json", change if isinstance(change, bytes) else change(sound))
             with pytest.raises(ArchiveError, match=message) as caught:
                 Archive(url)
             assert join(url, "manifests", "000002.json") in str(caught.value)
         with pytest.raises(ArchiveError):
             ArchiveWriter(url, GRID, GEOMETRY)
+        folder.remove("manifests/000002.json")
+        in_old_format(url)
+        sound = json.loads(folder.read("manifests/000001.json"))
+        for edit, message in WRONG_OLD_MANIFESTS:
+            folder.write("manifests/000001.json", json.dumps(edit(sound)).encode())
+            with pytest.raises(ArchiveError, match=message) as caught:
+                Archive(url)
+            assert join(url, "manifests", "000001.json") in str(caught.value)
 
     def test_an_archive_of_radiographs_states_what_it_holds_and_has_no_ct(self, url: str) -> None:
         with ArchiveWriter(url, GRID, GEOMETRY, contents="radiographs", samples_per_shard=2) as writer:
@@ -337,6 +360,29 @@ class ArchiveSuite:
             racing.publish()
         assert len(Archive(url).entries()) == 1
 
+    processes, publications = 3, 6
+
+    def test_processes_that_write_at_once_all_get_their_samples_in(self, url: str) -> None:
+        each, total = self.publications, self.processes * self.publications
+        code = (
+            "import sys; from samples import *; first, count = map(int, sys.argv[2:]); sys.stdin.readline()\n"
+            "write_archive(sys.argv[1], range(first, first + count), samples_per_shard=1, subjects='abcdefgh'[:count])"
+        )
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.getcwd()])}
+        arguments = [[sys.executable, "-c", code, url, str(each * k), str(each)] for k in range(self.processes)]
+        writers = [subprocess.Popen(words, env=environment, stdin=subprocess.PIPE) for words in arguments]
+        for writer in writers:
+            assert writer.stdin is not None
+            writer.stdin.write(b"go\n")
+            writer.stdin.close()
+        assert [writer.wait(timeout=120) for writer in writers] == [0] * self.processes
+        assert_holds(url, list(range(total)))
+        manifest = latest_manifest(Folder(url))
+        assert manifest.snapshot == total
+        assert isinstance(manifest.entries, StoredEntries)
+        assert len(manifest.entries.segments) < total, "segments were merged meanwhile"
+        assert not manifest.index_damage()
+
     def test_a_part_holds_one_sample_or_more(self, url: str) -> None:
         with pytest.raises(ConfigError, match="0 samples per shard"):
             ArchiveWriter(url, GRID, GEOMETRY, samples_per_shard=0)
@@ -346,21 +392,6 @@ class TestFolder(ArchiveSuite):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return str(tmp_path / "archive")
-
-    def test_processes_that_write_at_once_all_get_their_samples_in(self, url: str) -> None:
-        code = (
-            "import sys; from samples import *; first = int(sys.argv[2]); sys.stdin.readline()\n"
-            "write_archive(sys.argv[1], range(first, first + 4), samples_per_shard=1, subjects=['a', 'b', 'c', 'd'])"
-        )
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.getcwd()])}
-        writers = [
-            subprocess.Popen([sys.executable, "-c", code, url, str(4 * k)], env=environment, stdin=subprocess.PIPE)
-            for k in range(3)
-        ]
-        for writer in writers:
-            writer.communicate(b"go\n", timeout=60)
-        assert [writer.returncode for writer in writers] == [0, 0, 0]
-        assert_holds(url, list(range(12)))
 
     def test_pruning_leaves_what_another_writer_is_about_to_publish(self, url: str) -> None:
         write_archive(url, range(6), samples_per_shard=1)
@@ -378,6 +409,8 @@ class TestFolder(ArchiveSuite):
 
 
 class TestBucket(ArchiveSuite):
+    processes, publications = 2, 4
+
     @pytest.fixture
     def url(self, s3_bucket_url: str) -> str:
         return f"{s3_bucket_url}/{uuid.uuid4().hex}"
@@ -406,19 +439,23 @@ def test_digests_are_kept_across_versions() -> None:
         digest(np.arange(6, dtype=np.int16).reshape(2, 3))
         == "c6440f77bbd3715f782313f0b6933b4cbee6f2726bbfa6f692df6a774454d18d"
     )
-    assert (module.FORMAT, module.FORMAT_VERSION, module.MASKED_FORMAT_VERSION) == ("raylift-archive", 1, 2)
+    assert (module.FORMAT, module.FORMAT_VERSION, module.OLD_FORMAT_VERSIONS) == ("raylift-archive", 3, (1, 2))
 
 
-def test_a_manifest_of_this_format_stays_readable() -> None:
+def test_a_manifest_of_the_first_format_version_stays_readable(tmp_path: Path) -> None:
     raw = (Path(__file__).parent / "manifest-1.json").read_bytes()
-    manifest = Manifest.from_json(raw, "manifest-1.json")
+    Folder(tmp_path).write("manifests/000003.json", raw)
+    manifest = latest_manifest(Folder(tmp_path))
     assert manifest.grid == Grid(128, 2.5)
     assert [stored.split for stored in manifest.entries] == ["train", "test"]
     assert manifest.split_rule.assigned == {"anna": "test"}
     expected = json.loads(raw)["archive"]
     # Written before archives named the attenuation of their DRRs: it was linear.
     expected["geometry"]["attenuation"] = "linear"
-    assert json.loads(manifest.to_json())["archive"] == expected
+    for name, value in expected.items():
+        assert json.loads(json.dumps(to_plain(getattr(manifest, name)))) == value
+    # Runs have this digest.
+    assert manifest.sha256() == "17a5984b3d55856bc912edab4ad143a2e6e2c58905f09d78e1c8fd621f902850"
 
 
 def test_the_newest_manifest_is_the_archive(tmp_path: Path) -> None:

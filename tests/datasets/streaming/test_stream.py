@@ -17,7 +17,7 @@ import torch
 from samples import GEOMETRY, GRID, radiographs, sample, seed_of, write_archive
 
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.archive.manifest import Entry
+from raylift.datasets.archive.entry import Entry
 from raylift.datasets.archive.writer import ArchiveWriter
 from raylift.datasets.batch import Batch
 from raylift.datasets.errors import ConfigError, CorruptSampleError
