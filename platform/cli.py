@@ -20,6 +20,10 @@ COMMANDS = {
         "raylift.platform.commands.archive_commands:verify_archive",
         "every array of an archive against its digest",
     ),
+    "archive merge": (
+        "raylift.platform.commands.archive_commands:merge_archives",
+        "samples of archives of one grid and geometry to another archive, each scan once",
+    ),
     "train": ("raylift.platform.commands.train:train", "train a preset on Ray, or resume a run"),
     "tune": ("raylift.platform.commands.tune:tune", "hyperparameter search with Optuna, or resume one"),
     "runs": ("raylift.platform.commands.runs:runs", "runs and searches: state, best metric, size, next command"),

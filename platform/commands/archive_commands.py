@@ -1,4 +1,4 @@
-"""`raylift archive ls` and `raylift archive verify`: what an archive has, and whether it is what was written."""
+"""`raylift archive ls`, `raylift archive verify` and `raylift archive merge`: list, verify and merge archives."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.entry import Entry
+from raylift.datasets.archive.merging import merge
 from raylift.datasets.archive.splits import SPLITS
-from raylift.datasets.archive.store import Folder
+from raylift.datasets.archive.store import Folder, absolute
 from raylift.datasets.archive.verification import verify
+from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import to_plain
 from raylift.platform.progress import progress_bar
 
@@ -120,3 +122,33 @@ def verify_archive(arguments: list[str]) -> int:
         f"{result.damaged} damaged"
     )
     return 1 if result.damaged else 0
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """Add the samples of archives of one grid and geometry to another archive, each scan once.
+
+    A new archive has the split rule of the first source.
+    """
+
+    urls: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SOURCE [SOURCE ...] DESTINATION")]
+    """Folders or URLs of archives; the last one is the destination."""
+    samples_per_shard: int = 8
+    """Samples in a shard; each full shard is published at once."""
+
+
+def merge_archives(arguments: list[str]) -> int:
+    """Samples of several archives to one."""
+    options = tyro.cli(MergeOptions, prog="raylift archive merge", args=arguments)
+    *sources, destination = options.urls
+    if not sources:
+        raise ConfigError("one archive: give one or more sources, and then the destination")
+    with progress_bar("merge") as bar:
+        merged = merge(sources, destination, samples_per_shard=options.samples_per_shard, progress=bar.update)
+    if merged.moved:
+        print(
+            f"warning: {merged.moved} samples are in another split than in their source, because the destination has "
+            "another split rule: evaluate no model on them that was trained on the source"
+        )
+    print(f"{absolute(destination)}: {merged.added} added, {merged.duplicates} of scans that it has already skipped")
+    return 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from samples import GEOMETRY, GRID, entry, sample, write_archive
+from samples import GEOMETRY, GRID, entry, in_old_format, radiographs, same, sample, seed_of, with_views, write_archive
 
 from raylift.datasets.archive import archive as module
 from raylift.datasets.archive.archive import Archive
@@ -134,4 +134,91 @@ def test_the_samples_verified_in_one_archive_are_read_in_its_copy(url, capsys, t
 )
 def test_verify_refuses_what_it_cannot_use(url, options, message, capsys):
     assert cli.main(["archive", "verify", url, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def archive_of(url, seeds, rule=None, subjects=(), **options):
+    with ArchiveWriter(str(url), **{"grid": GRID, "geometry": GEOMETRY, "split_rule": rule, **options}) as writer:
+        for seed, subject in zip(seeds, subjects or [""] * len(seeds), strict=True):
+            made = sample(seed) if options.get("contents") != "radiographs" else radiographs(seed)
+            writer.add(entry(seed, subject), made)
+    return str(url)
+
+
+def test_merge_adds_each_scan_once_and_counts_duplicates(tmp_path, capsys):
+    one = archive_of(tmp_path / "one", range(4), SplitRule((0.5, 0.25, 0.25)), subjects=["a", "a", "b", "c"])
+    two = archive_of(tmp_path / "two", range(3, 8), subjects=["c", "a", "d", "e", "f"])
+    in_old_format(one)
+    url = str(tmp_path / "all")
+    assert cli.main(["archive", "merge", one, two, url, "--samples-per-shard", "3"]) == 0
+    output = capsys.readouterr().out.splitlines()
+    assert output[-1] == f"{url}: 8 added, 1 of scans that it has already skipped"
+    archive = Archive(url)
+    assert [seed_of(stored) for stored in archive.manifest.entries] == list(range(8))
+    assert [stored.id for stored in archive.manifest.entries] == ["a", "a-2", "b", "c", "a-3", "d", "e", "f"]
+    rule = SplitRule((0.5, 0.25, 0.25))
+    assert archive.manifest.split_rule == rule
+    moved = 0
+    for stored in archive.manifest.entries:
+        assert same(archive.read(stored), sample(seed_of(stored)))
+        assert stored.split == rule.split(stored.subject)
+        moved += seed_of(stored) >= 4 and stored.split != SplitRule().split(stored.subject)
+    assert moved > 0
+    assert f"warning: {moved} samples are in another split than in their source" in output[-2]
+    assert cli.main(["archive", "merge", two, one, url]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{url}: 0 added, 9 of scans that it has already skipped"
+    assert Archive(url).manifest.snapshot == archive.manifest.snapshot
+
+
+def test_merge_of_radiographs_without_ct(tmp_path):
+    one, two = (archive_of(tmp_path / str(k), [2 * k, 2 * k + 1], contents="radiographs") for k in range(2))
+    assert cli.main(["archive", "merge", one, two, str(tmp_path / "all")]) == 0
+    archive = Archive(str(tmp_path / "all"))
+    for seed, stored in enumerate(archive.manifest.entries):
+        assert (archive.read_array(stored, "radiographs") == radiographs(seed).radiographs).all()
+
+
+def test_a_merge_that_meets_damage_keeps_what_it_published_and_continues(tmp_path, capsys):
+    one = archive_of(tmp_path / "one", range(4), samples_per_shard=2)
+    url, folder = str(tmp_path / "all"), Folder(one)
+    key = f"parts/{Archive(one).manifest.entries[3].part}/volumes/c/0/0/0/0"
+    whole = folder.read(key)
+    folder.remove(key)
+    assert cli.main(["archive", "merge", one, url, "--samples-per-shard", "2"]) == 2
+    assert "sample subject-2: chunk 0 of" in capsys.readouterr().err
+    assert len(Archive(url).entries()) == 2
+    folder.write(key, whole)
+    assert cli.main(["archive", "merge", one, url]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{url}: 2 added, 2 of scans that it has already skipped"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": replace(GRID, spacing_mm=19.0)}, "has grid Grid"),
+        ({"geometry": with_views(GEOMETRY, *GEOMETRY.views[:1])}, "has geometry Geometry"),
+        ({"contents": "radiographs"}, "has contents radiographs"),
+    ],
+)
+def test_merge_refuses_archives_that_differ(tmp_path, capsys, options, message):
+    one = archive_of(tmp_path / "one", [0])
+    url = tmp_path / "two"
+    with ArchiveWriter(str(url), **{"grid": GRID, "geometry": GEOMETRY, **options}) as writer:
+        writer.add(entry(1), radiographs(1) if "contents" in options else sample(1))
+    assert cli.main(["archive", "merge", one, str(url), str(tmp_path / "all")]) == 2
+    error = capsys.readouterr().err
+    assert f"{url} {message}" in error
+    assert f"{one} has " in error
+    assert not (tmp_path / "all").exists()
+    assert cli.main(["archive", "merge", one, str(url)]) == 2
+    assert f"{url} holds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["one"], "give one or more sources"), (["one", "two", "one"], "is a source and the dest")]
+)
+def test_merge_refuses_too_few_archives_and_a_destination_that_is_a_source(tmp_path, capsys, names, message):
+    for name in {*names}:
+        archive_of(tmp_path / name, [len(name)])
+    assert cli.main(["archive", "merge", *(str(tmp_path / name) for name in names)]) == 2
     assert message in capsys.readouterr().err

@@ -29,7 +29,7 @@ def test_help_lists_every_command_and_does_not_import_torch():
 def test_help_of_a_group_of_commands_lists_them_and_no_other(capsys):
     assert cli.main(["archive", "--help"]) == 0
     listed = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert listed == ["archive ls", "archive verify"]
+    assert listed == ["archive ls", "archive verify", "archive merge"]
 
 
 @pytest.mark.parametrize("arguments", [("systems",), ("score", "--help")])
@@ -58,7 +58,7 @@ def test_every_command_has_help_with_its_defaults(command, capsys):
     assert f"raylift {command}" in output
     if command not in ("models", "systems", "doctor", "export", "import-x2ct"):
         assert "(default: " in output
-        assert "(required)" in output or command in ("serve", "runs", "ptx")
+        assert "(required)" in output or command in ("serve", "runs", "ptx", "archive merge")
 
 
 def test_the_help_of_a_preset_shows_every_setting_with_its_default_and_unit(capsys):
