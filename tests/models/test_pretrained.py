@@ -1,6 +1,7 @@
 """Weights in the package: small, whole, and better than the mean volume on phantoms they were not trained on."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,17 @@ def test_its_card_names_data_license_figures_and_limits(folder):
     card = (folder / "README.md").read_text()
     for words in ("not a medical device", "CC BY", "LIDC-IDRI", "psnr_db", "Limits", weights.load(folder).sha256):
         assert words in card
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_its_card_has_the_failures_of_the_measurement(folder):
+    failures = (folder / "README.md").read_text().partition("## Failures")[2].partition("## Use")[0]
+    measured = (folder.parents[2] / "benchmarks/results/2026-11-28-robustness-chest-64.md").read_text()
+    rows = re.findall(r"^\| ([a-z].+) \| ([\d., ]+) \|$", failures, re.MULTILINE)
+    assert len(rows) == 6
+    for error, values in rows[1:]:
+        for value in values.split(", "):
+            assert any(error[:7] in line and f"| {value} (" in line for line in measured.splitlines()), (error, value)
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
