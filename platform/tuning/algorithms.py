@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -29,19 +30,21 @@ MAX_REFUSED = 100
 class FeasibleSearch(OptunaSearch):
     """Optuna's proposals, of which only those start a trial that make a network for the archive's grid.
 
-    Optuna gets the others as pruned trials without a value, which its samplers rank last.
+    Once a trial is complete, Optuna gets the others as pruned trials without a value, which its samplers rank last;
+    before, as failed ones, because refused settings alone would count as observations.
     """
 
     def __init__(self, run: RunConfig, sampler: BaseSampler) -> None:
         """Proposals of a sampler for a run."""
         super().__init__(sampler=sampler)
         self._run = run
+        self._accepted = False
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """Settings of the next trial.
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        """Settings of the next trial, or `FINISHED` after `MAX_REFUSED` proposals in a row that make no network.
 
         Raises:
-            ConfigError: `MAX_REFUSED` proposals in a row make no network.
+            ConfigError: they were the first ones.
         """
         for count in range(MAX_REFUSED):
             proposal = f"{trial_id} {count}"
@@ -54,11 +57,19 @@ class FeasibleSearch(OptunaSearch):
             except ConfigError as error:
                 refusal = error
             else:
-                self._ot_trials[trial_id] = self._ot_trials.pop(proposal)
+                self._ot_trials[trial_id], self._accepted = self._ot_trials.pop(proposal), True
                 return settings
             print(f"tune: refused {settings}: {refusal}", flush=True)
-            self.on_trial_complete(proposal)
-        raise ConfigError(f"{MAX_REFUSED} proposals in a row make no network, the last because {refusal}")
+            self.on_trial_complete(proposal, error=not self._has_complete_trial())
+        message = f"{MAX_REFUSED} proposals in a row make no network, the last because {refusal}"
+        if not self._accepted:
+            raise ConfigError(message)
+        print(f"tune: no further trial starts: {message}", flush=True)
+        return self.FINISHED
+
+    def _has_complete_trial(self) -> bool:
+        study: Any = self._ot_study
+        return bool(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
 
 class ResumableASHA(ASHAScheduler):

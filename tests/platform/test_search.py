@@ -339,8 +339,36 @@ def test_a_proposal_that_makes_no_network_is_refused_before_a_trial_starts_and_p
     refused = [line for line in capsys.readouterr().out.splitlines() if "refused" in line]
     assert refused
     assert all(line.startswith("tune: refused {'system.denoiser.patch': 3}: ") for line in refused)
-    states = [(trial.params["system.denoiser.patch"], trial.state.name) for trial in proposals._ot_study.trials]
-    assert sorted(states) == [(2, "RUNNING")] * 6 + [(3, "PRUNED")] * len(refused)
+    assert states(proposals) == [(2, "RUNNING")] * 6 + [(3, "FAIL")] * len(refused)
+
+    proposals.on_trial_complete("0", {"val_psnr_db": 20.0})
+    later = 0
+    while not later:
+        assert proposals.suggest(f"{len(states(proposals))}") == {"system.denoiser.patch": 2}
+        later = sum("refused" in line for line in capsys.readouterr().out.splitlines())
+    assert states(proposals).count((3, "FAIL")) == len(refused)
+    assert states(proposals).count((3, "PRUNED")) == later
+
+
+def states(proposals):
+    return sorted((trial.params["system.denoiser.patch"], trial.state.name) for trial in proposals._ot_study.trials)
+
+
+def test_a_search_in_which_no_further_network_is_proposed_keeps_its_trials(denoising, monkeypatch, capsys):
+    proposals = feasible(denoising, [2, 3])
+    assert proposals.suggest("a") == {"system.denoiser.patch": 2}
+    monkeypatch.setattr(
+        proposals,
+        "_run",
+        replace(
+            denoising,
+            system=replace(
+                denoising.system, denoiser=replace(denoising.system.denoiser, channels=(16, 16, 16, 16, 16, 16, 16))
+            ),
+        ),
+    )
+    assert proposals.suggest("b") == proposals.FINISHED
+    assert "tune: no further trial starts: 100 proposals in a row make no network" in capsys.readouterr().out
 
 
 def test_a_space_without_a_network_ends_the_search_in_a_sentence(denoising, ray_cluster, tmp_path):
