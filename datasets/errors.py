@@ -9,6 +9,10 @@ class FileError(RayliftError, ValueError):
     """A source file that cannot become a sample: unsupported, incomplete, too large or not in HU."""
 
 
+class InputCheckError(FileError):
+    """Radiographs with a finding, where only those without one are accepted."""
+
+
 class SegmentationMaskError(FileError):
     """A volume of labels, such as folders of scans have many of."""
 

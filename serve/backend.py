@@ -34,6 +34,8 @@ class Backend:
     """Largest number of samples of a request."""
     slot: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
     """A slot in the queue while the files of a request are decoded and used; raises ServiceUnavailableError."""
+    strict: bool = False
+    """Whether radiographs with a warning of the checks of the input are refused."""
 
     @property
     def multiple_samples(self) -> bool:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import tyro
-from jaxtyping import Float32
 
 from raylift.datasets.archive.store import local_path
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import View
+from raylift.datasets.radiographs import input_checks
 from raylift.datasets.radiographs.decoding import Inversion
-from raylift.datasets.radiographs.orientation import PatientFacingOption, expected_patient_facing
+from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption, expected_patient_facing
 from raylift.datasets.radiographs.preparation import load_radiograph
 from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.platform import model_store
@@ -44,6 +44,9 @@ class ReconstructOptions:
     patient_facing: PatientFacingOption = "auto"
     """The edge that the patient faces in images of lateral views (azimuth 90 or 270 degrees); auto detects it. An image
     is flipped if the model's DRRs face the other edge. Other views are taken as given."""
+    strict: bool = False
+    """Refuse radiographs with a warning of the checks of the input, such as exchanged views; otherwise warnings are
+    printed."""
     consistency_steps: int = 0
     """Steps of the data-consistency fit after the network; 0 for none."""
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
@@ -76,7 +79,7 @@ def reconstruct(arguments: list[str]) -> int:
     reconstructor.require_views(list(paths))
     try:
         poses = {pose.name: pose for pose in reconstructor.description.geometry.views}
-        images = {
+        radiographs = {
             name: _load(
                 path,
                 poses[name],
@@ -86,7 +89,13 @@ def reconstruct(arguments: list[str]) -> int:
             )
             for name, path in paths.items()
         }
-        (result,) = reconstructor.reconstruct([reconstructor.prepare(images)], [options.samples])
+        prepared = reconstructor.prepare({name: radiograph.image for name, radiograph in radiographs.items()})
+        findings = input_checks.check(radiographs, prepared)
+        if options.strict:
+            input_checks.require_ok(findings)
+        for sentence in input_checks.sentences(findings):
+            print(sentence, file=sys.stderr, flush=True)
+        (result,) = reconstructor.reconstruct([prepared], [options.samples])
         grid, note = reconstructor.description.grid, f"raylift {reconstructor.sha256[:12]}, research only"
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_bytes(nifti(result.hu, grid, note))
@@ -128,8 +137,8 @@ def _files_by_view(options: ReconstructOptions) -> dict[str, Path]:
 
 def _load(
     path: Path, pose: View, invert: Inversion, flip: bool, patient_facing: PatientFacingOption
-) -> Float32[np.ndarray, "_ _"]:
-    """The image in the orientation of the model's DRRs; prints whether it was flipped or is ambiguous."""
+) -> OrientedRadiograph:
+    """The radiograph in the orientation of the model's DRRs; prints whether it was flipped or is ambiguous."""
     loaded = load_radiograph(path, pose, invert=invert, flip=flip, patient_facing=patient_facing)
     if loaded.notes:
         print(f"{pose.name}: {'; '.join(loaded.notes)}")
@@ -143,7 +152,7 @@ def _load(
             f"{pose.name}: the patient faces {loaded.patient_facing}; the image is flipped: "
             "pass --patient-facing to override"
         )
-    return loaded.image
+    return loaded
 
 
 def serve(arguments: list[str]) -> int:

@@ -24,9 +24,10 @@ import numpy as np
 from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import Inversion
+from raylift.datasets.radiographs.finding import Finding
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption
-from raylift.datasets.serialization import to_plain
+from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models.weights import Description
 from raylift.serve import owned_folder
 from raylift.serve.failures import DecodingError, ServiceUnavailableError
@@ -101,7 +102,8 @@ class ImageDecoder:
                 f"{view.name}: the file cannot be decoded in {self._limits.cpu_s} s and {memory} MiB: save it as PNG"
             )
         image = np.frombuffer(content, np.float32).reshape(size, size).copy()
-        return OrientedRadiograph(image, **fields | {"notes": tuple(fields["notes"])})
+        findings = tuple(from_plain(Finding, finding, "finding") for finding in fields["findings"])
+        return OrientedRadiograph(image, **fields | {"notes": tuple(fields["notes"]), "findings": findings})
 
     async def _exchange(self, request: bytes, data: bytes) -> tuple[bool, bytes]:
         """Whether the decoding began, and the reply."""

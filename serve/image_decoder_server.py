@@ -31,7 +31,7 @@ from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.histogram import Quantiles
 from raylift.datasets.radiographs.orientation import PatientFacingOption
 from raylift.datasets.radiographs.preparation import load_radiograph, prepare
-from raylift.datasets.serialization import from_plain
+from raylift.datasets.serialization import from_plain, to_plain
 
 HEADER = struct.Struct("<II")
 """Bytes of the JSON description and of the data that follow."""
@@ -134,6 +134,7 @@ class _Handler(socketserver.StreamRequestHandler):
             )
             content = prepare(loaded.image, request.size, request.reference, request.normalization).tobytes()
             fields = {name: value for name, value in vars(loaded).items() if name != "image"}
+            fields["findings"] = to_plain(loaded.findings)
         except Exception as error:
             if _is_of_memory(error) or _is_of_memory(error.__cause__):
                 fields = {"signal": signal.SIGXCPU}

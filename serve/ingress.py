@@ -121,7 +121,8 @@ def build(
     decoder = ImageDecoder(description, limits, settings.decoding_limits)
     max_samples = settings.max_samples if sampling else 1
     steps = settings.consistency_steps
-    backend = Backend(description, sha256, reconstruct, ready, steps, sampling, max_samples, queue.slot)
+    strict = settings.strict
+    backend = Backend(description, sha256, reconstruct, ready, steps, sampling, max_samples, queue.slot, strict)
     app = routes.build(backend, decoder)
     viewer.add_routes(app)
     page = layout.build(backend, decoder, settings.retention_s, other_models(links, settings.root_path))

@@ -75,6 +75,9 @@ class ServeSettings:
     """Longest duration of decoding one file, in seconds."""
     decoding_memory_mib: int = 1536
     """Memory for decoding one file; up to four are decoded at a time."""
+    strict: bool = False
+    """Refuse radiographs with a warning of the checks of the input, with status 422; otherwise warnings are shown on
+    the page and in headers."""
     consistency_steps: int = 0
     """Steps of the data-consistency fit after the network; 0 for none, 10 are usually enough."""
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)

@@ -21,7 +21,9 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.ingest.pipeline import IngestReport, Progress, Workers, add_samples, open_writer, subject_of
 from raylift.datasets.radiographs import folder_search, pair_table
 from raylift.datasets.radiographs.decoding import Inversion
+from raylift.datasets.radiographs.finding import warnings
 from raylift.datasets.radiographs.gray_image import RadiographLimits
+from raylift.datasets.radiographs.input_checks import check_views
 from raylift.datasets.radiographs.orientation import PatientFacingOption
 from raylift.datasets.radiographs.pairing import RadiographPair
 from raylift.datasets.radiographs.preparation import load_radiograph, prepare
@@ -38,6 +40,7 @@ def ingest_radiographs(
     skip_ambiguous: bool = False,
     patient_facing: PatientFacingOption = "auto",
     invert: Inversion = "auto",
+    strict: bool = False,
     source_license: str = "not stated",
     subject_pattern: str = "",
     split_fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
@@ -58,6 +61,7 @@ def ingest_radiographs(
         skip_ambiguous: skip subjects with more than one radiograph of a view.
         patient_facing: edge that the patients of all lateral radiographs face; `auto` detects it in each image.
         invert: see `decoding.read`.
+        strict: refuse radiographs with any finding of `input_checks`, not only those of level stop.
         source_license: license of the radiographs, stored with every sample.
         subject_pattern: see `ingest_ct`.
         split_fractions: of the train, validation and test split in a new archive; an existing one keeps its rule.
@@ -98,10 +102,15 @@ def ingest_radiographs(
     if not subject_pattern and (warning := _shared(pairing.sources)):
         outcome.warnings.append(warning)
 
-    make = _MakeSample(geometry, limits, invert, patient_facing, source_license)
+    make = _MakeSample(geometry, limits, invert, patient_facing, source_license, strict)
     add_samples(
         writer, sources_by_subject, make, outcome, progress, workers=workers, subjects_are_named=bool(subject_pattern)
     )
+    for entry in outcome.added:
+        for view in geometry.views:
+            outcome.warnings += [
+                f"{entry.source}: {view.name}: {finding}" for finding in entry.record[view.name].get("findings", ())
+            ]
     return outcome
 
 
@@ -114,6 +123,7 @@ class _MakeSample:
     invert: Inversion
     patient_facing: PatientFacingOption
     source_license: str
+    strict: bool
 
     def __call__(self, pair: RadiographPair, sha256: str) -> tuple[Entry, RadiographSample]:
         facing = self.patient_facing if pair.patient_facing == "auto" else pair.patient_facing
@@ -123,11 +133,9 @@ class _MakeSample:
         for view in self.geometry.views:
             path = paths[view.name]
             loaded = load_radiograph(path, view, limits=self.limits, invert=self.invert, patient_facing=facing)
-            if not loaded.is_chest:
-                raise FileError(
-                    f"{path}: it does not look like a {view.name} radiograph of a chest: leave it out, or correct its "
-                    "view and brightness"
-                )
+            for finding in warnings(loaded.findings):
+                if self.strict or finding.level == "stop":
+                    raise FileError(f"{path}: {finding}: leave it out, or correct it")
             if not loaded.is_clear:
                 raise FileError(
                     f"{path}: the edge that the patient faces is not clear: "
@@ -135,6 +143,8 @@ class _MakeSample:
                 )
             record[view.name] = {"file": path.name, "size": list(loaded.image.shape), **loaded.record()}
             images.append(prepare(loaded.image, self.geometry.detector_px))
+        for finding in warnings(check_views(images)):
+            raise FileError(f"{pair.files[0]}: {finding}: leave it out, or correct it")
         entry = Entry(
             id=pair.subject,
             subject=pair.subject,

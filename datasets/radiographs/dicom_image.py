@@ -29,6 +29,7 @@ from raylift.datasets.radiographs.gray_image import (
     to_gray,
 )
 from raylift.datasets.radiographs.shutter import inside_shutter
+from raylift.datasets.sources import pseudonym
 
 COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 MIN_WINDOW_SHARE = 0.1
@@ -137,7 +138,8 @@ def _image(
     reason = _unknown_polarity(dataset, photometric)
     if reason:
         notes.append(f"{reason}: whether bone is bright was detected in the image")
-    return GrayImage(image, tuple(notes), orientation, background, is_polarity_known=not reason)
+    patient = str(dataset.get("PatientID") or "").strip()
+    return GrayImage(image, tuple(notes), orientation, background, not reason, pseudonym(patient) if patient else "")
 
 
 def _unknown_polarity(dataset: pydicom.Dataset, photometric: str) -> str:

@@ -48,6 +48,8 @@ class GrayImage:
     """Pixels of padding, behind a shutter or transparent, which are dark before and after any inversion."""
     is_polarity_known: bool = True
     """Whether the file states if bone is bright, or has to be inverted to be so."""
+    patient: str = ""
+    """Pseudonym of the PatientID of a DICOM file; empty if unknown."""
 
     def inverted(self, reason: str) -> GrayImage:
         """The image with bright and dark exchanged, except in the background, with a note."""

@@ -26,6 +26,7 @@ from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import View
 from raylift.datasets.intensity import normalize
 from raylift.datasets.radiographs.borders import crop_uniform_margin
+from raylift.datasets.radiographs.finding import Finding, warnings
 
 PatientFacing = Literal["left", "right"]
 """The edge of the image that the patient faces."""
@@ -58,14 +59,18 @@ class OrientedRadiograph:
     """Whether the image was flipped to match its view."""
     is_clear: bool = True
     """False if detection was requested and the image does not show the orientation clearly; it is not flipped then."""
-    is_chest: bool = True
-    """False if a frontal or lateral image does not look like a chest."""
+    findings: tuple[Finding, ...] = ()
+    """Results of the checks whether the image is a radiograph of a chest in its view; see `input_checks`."""
+    patient: str = ""
+    """Pseudonym of the PatientID of a DICOM file; empty if unknown. Archives do not store it."""
     notes: tuple[str, ...] = ()
     """What was changed or ignored in reading the file, each with the attribute that was the reason."""
 
     def record(self) -> dict[str, Any]:
         """What an archive stores of it; empty where nothing was changed and there is no patient orientation."""
-        notes = {"notes": list(self.notes)} if self.notes else {}
+        notes: dict[str, Any] = {"notes": list(self.notes)} if self.notes else {}
+        if found := warnings(self.findings):
+            notes["findings"] = [str(finding) for finding in found]
         if self.patient_facing is None:
             return notes
         return notes | {

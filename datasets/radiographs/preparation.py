@@ -18,7 +18,6 @@ from raylift.datasets.geometry import View
 from raylift.datasets.intensity import Normalization, normalize
 from raylift.datasets.radiographs.annotations import remove_annotations
 from raylift.datasets.radiographs.borders import crop_bright_border
-from raylift.datasets.radiographs.chest import is_chest
 from raylift.datasets.radiographs.decoding import (
     DEFAULT_RADIOGRAPH_LIMITS,
     Inversion,
@@ -27,6 +26,7 @@ from raylift.datasets.radiographs.decoding import (
 )
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.histogram import Quantiles, normalize_and_match
+from raylift.datasets.radiographs.input_checks import check_radiograph
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption, orient, orient_by_tag
 
 
@@ -65,10 +65,12 @@ def load_radiograph(
     image = np.ascontiguousarray(upright.image[:, ::-1]) if flip else upright.image
     is_oriented = decoded.patient_orientation is not None and patient_facing == "auto"
     oriented = replace(upright, image=image) if is_oriented else orient(image, view, patient_facing)
-    is_shown = is_chest(image, view.name)
-    unlike = f"it does not look like a {view.name} chest: check the view, the body part and whether bone is bright"
-    notes = decoded.notes + upright.notes + (() if is_shown else (unlike,))
-    return replace(oriented, is_chest=is_shown, notes=notes)
+    return replace(
+        oriented,
+        findings=check_radiograph(image, view.name),
+        patient=decoded.patient,
+        notes=decoded.notes + upright.notes,
+    )
 
 
 def prepare(

@@ -165,6 +165,9 @@ class IngestXrayOptions(SourceOptions):
     """Edge that the patients of the lateral radiographs face; auto detects it and refuses images that are unclear."""
     invert: Inversion = "auto"
     """Whether to invert the images; auto inverts those in which bone is dark."""
+    strict: bool = False
+    """Refuse radiographs with any warning of the checks of the input; otherwise only those that are no chest
+    radiographs of their view."""
     verbose: bool = False
     """Print every file that is in no pair, with the reason."""
     limits: RadiographLimits = field(default_factory=RadiographLimits)
@@ -188,6 +191,7 @@ def ingest_xray(arguments: list[str]) -> int:
             skip_ambiguous=options.skip_ambiguous,
             patient_facing=options.patient_facing,
             invert=options.invert,
+            strict=options.strict,
             limits=options.limits,
             source_license=options.subjects.license,
             subject_pattern=options.subjects.subject_pattern,

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from raylift.datasets.errors import FileError
+from raylift.datasets.errors import FileError, InputCheckError
 from raylift.serve.api.form import ReconstructionForm, field_names
 from raylift.serve.api.problem import MEDIA_TYPE, problem
 from raylift.serve.failures import ServiceUnavailableError
@@ -29,6 +29,10 @@ def handle_errors(app: FastAPI, form: type[ReconstructionForm], views: Sequence[
         if error.status_code == 400:
             return _response(request, 422, f"the form cannot be read: {error.detail}")
         return _response(request, error.status_code, error.detail, error.headers)
+
+    @app.exception_handler(InputCheckError)
+    async def unlike_radiograph(request: Request, error: InputCheckError) -> JSONResponse:
+        return _response(request, 422, str(error))
 
     @app.exception_handler(FileError)
     async def refused_file(request: Request, error: FileError) -> JSONResponse:

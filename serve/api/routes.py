@@ -14,6 +14,9 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
 
 from raylift import __version__
+from raylift.datasets.radiographs import input_checks
+from raylift.datasets.radiographs.finding import warnings, worst
+from raylift.datasets.serialization import to_plain
 from raylift.models.diffusion.samplers import SamplerName
 from raylift.serve.api import reference
 from raylift.serve.api.exception_handlers import handle_errors
@@ -28,6 +31,10 @@ RESIDUALS = {"X-Raylift-Residual-Before": "before", "X-Raylift-Residual-After": 
 """Headers with the reprojection residuals before and after the data-consistency fit."""
 NOTES = "X-Raylift-Notes"
 """Header with what was changed or ignored in reading the files, by view, as JSON; absent if nothing was."""
+LEVEL = "X-Raylift-Level"
+"""Header with the worst level of the checks of the input: ok, caution or stop."""
+FINDINGS = "X-Raylift-Findings"
+"""Header with the warnings of the checks, lists by view, as JSON; absent without one."""
 STD_RESPONSE = "; with return_std a zip of the mean and the standard deviation over samples (-std.nii.gz), in HU"
 
 
@@ -128,7 +135,9 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
             },
             413: described("the request or a file is too large"),
             415: described("not a multipart form, or a file is not a readable radiograph"),
-            422: described("a field is missing, unknown or invalid"),
+            422: described(
+                "a field is missing, unknown or invalid; with --strict, a warning of the checks of the input"
+            ),
             503: described("the queue is full, or the model is restarting"),
         },
     )
@@ -141,6 +150,9 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
             async with decoder.slots:
                 loaded = await form.radiographs(poses, decoder)
             prepared = np.stack([radiograph.image for radiograph in loaded.values()])
+            findings = input_checks.check(loaded, prepared)
+            if backend.strict:
+                input_checks.require_ok(findings)
             result = await backend.reconstruct(prepared, form.sample_count)
         notes = {view: radiograph.notes for view, radiograph in loaded.items() if radiograph.notes}
         name = f"reconstruction-{uuid.uuid4().hex[:8]}"
@@ -151,6 +163,9 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
         headers = {"Content-Disposition": f'attachment; filename="{name}{suffix}"', "X-Raylift-Model": backend.sha256}
         if notes:
             headers[NOTES] = json.dumps(notes)
+        headers[LEVEL] = worst(finding for of_view in findings.values() for finding in of_view)
+        if found := {view: to_plain(warnings(of_view)) for view, of_view in findings.items() if warnings(of_view)}:
+            headers[FINDINGS] = json.dumps(found)
         for place, header in enumerate(RESIDUALS) if result.residuals else ():
             # A dictionary of RFC 8941, whose keys are in lower case: frontal=0.0812, lateral=0.0675.
             headers[header] = ", ".join(f"{view.lower()}={pair[place]:.4f}" for view, pair in result.residuals.items())
@@ -174,6 +189,8 @@ def _headers(backend: Backend) -> dict[str, object]:
     about = {
         "X-Raylift-Model": "SHA-256 of the weights",
         NOTES: "what was changed or ignored in reading the files, lists of sentences by view, as JSON",
+        LEVEL: "worst level of the checks of the input: ok, caution or stop",
+        FINDINGS: "warnings of these checks, lists by view (and of all views), as JSON; absent without one",
     }
     if backend.consistency_steps:
         residual = "relative L2 distance between reprojection and radiograph of each view, {} the data-consistency fit"

@@ -19,11 +19,13 @@ from jaxtyping import Float32, Int16, UInt8
 from PIL import Image
 
 from raylift.datasets.errors import ConfigError, RayliftError
+from raylift.datasets.radiographs import input_checks
 from raylift.datasets.radiographs.decoding import Inversion
+from raylift.datasets.radiographs.finding import warnings
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption
 from raylift.serve.backend import Backend
 from raylift.serve.image_decoder import ImageDecoder
-from raylift.serve.page import example
+from raylift.serve.page import example, traffic_light
 from raylift.serve.page.images import (
     Plane,
     reprojections,
@@ -54,17 +56,22 @@ class Actions:
         self._backend, self._decoder = backend, decoder
 
     async def preview(self, view: str, path: str | None, invert: Inversion, flip: bool) -> list[Any]:
-        """The network's input for a radiograph, and the error message if there is none."""
+        """The network's input for a radiograph, the error message if there is none, and the findings of the checks."""
+        hidden = gr.HTML(visible=False)
         if path is None:
-            return [gr.Image(value=None, visible=False), gr.Markdown(visible=False)]
+            return [gr.Image(value=None, visible=False), gr.Markdown(visible=False), hidden]
         try:
             loaded = await self._load(view, ViewInput(path, invert, flip))
         except RayliftError as error:
-            return [gr.Image(value=None, visible=False), gr.Markdown(sentence(error), visible=True)]
+            return [gr.Image(value=None, visible=False), gr.Markdown(sentence(error), visible=True), hidden]
         letters = edge_letters(self._backend.description.geometry.view(view))
         image = with_orientation_letters(to_displayed(loaded.image), letters)
         notes = "File as read: " + "; ".join(loaded.notes) + "."
-        return [gr.Image(value=_save_image(image), visible=True), gr.Markdown(notes, visible=bool(loaded.notes))]
+        return [
+            gr.Image(value=_save_image(image), visible=True),
+            gr.Markdown(notes, visible=bool(loaded.notes)),
+            gr.HTML(traffic_light.markup(loaded.findings), visible=True),
+        ]
 
     async def suggest_flip(self, view: str, path: str | None, invert: Inversion) -> Any:
         """The flip control of a newly chosen lateral radiograph, set if the patient clearly faces the other edge."""
@@ -100,6 +107,9 @@ class Actions:
                     await self._load(view, upload) for view, upload in zip(self._backend.views, inputs, strict=True)
                 ]
                 prepared = np.stack([radiograph.image for radiograph in loaded])
+                findings = input_checks.check(dict(zip(self._backend.views, loaded, strict=True)), prepared)
+                if self._backend.strict:
+                    input_checks.require_ok(findings)
                 result = await self._backend.reconstruct(prepared, samples)
         except RayliftError as error:
             raise gr.Error(sentence(error), duration=None) from error
@@ -123,7 +133,8 @@ class Actions:
         if result.residuals:
             residuals = format_residuals(result.residuals)
             facts += f" Reprojection residual before -> after the data-consistency fit: {residuals}."
-        outputs = [volume, gr.Column(visible=True), facts, *comparisons, download]
+        lights = "".join(traffic_light.markup(of_view, view) for view, of_view in findings.items() if warnings(of_view))
+        outputs = [volume, gr.Column(visible=True), lights or traffic_light.markup(()), facts, *comparisons, download]
         return outputs + (await asyncio.to_thread(self._std, result.std) if self._backend.multiple_samples else [])
 
     def _std(self, std: Volume | None) -> list[Any]:

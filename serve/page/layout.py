@@ -99,6 +99,7 @@ def _radiograph(actions: Actions, pose: View) -> list[Any]:
         elem_classes=["image-panel", "preview"],
         buttons=["fullscreen"],
     )
+    findings = gr.HTML(visible=False, elem_id=f"{view}-findings", elem_classes="findings")
     with gr.Row(elem_classes="controls"):
         invert = gr.Radio(
             ["auto", "yes", "no"],
@@ -113,7 +114,7 @@ def _radiograph(actions: Actions, pose: View) -> list[Any]:
     preview: dict[str, Any] = {
         "fn": partial(actions.preview, view),
         "inputs": inputs,
-        "outputs": [image, problem],
+        "outputs": [image, problem, findings],
         **PRIVATE,
     }
     gr.on([invert.change, flip.change], **preview)
@@ -148,6 +149,7 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
     """
     with gr.Column(visible=False, elem_id="results") as results:
         gr.Markdown("## 2. Volume")
+        findings = gr.HTML(elem_id="findings", elem_classes="findings")
         facts = gr.Markdown(elem_id="facts")
         volume = gr.State(time_to_live=retention_s)
         with gr.Row():
@@ -187,7 +189,7 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
                 )
                 for pose in backend.description.geometry.views
             ]
-    return [volume, results, facts, *comparisons, download, *std_files, *std], results, [download, *std_files]
+    return [volume, results, findings, facts, *comparisons, download, *std_files, *std], results, [download, *std_files]
 
 
 def _std_files() -> list[Any]:

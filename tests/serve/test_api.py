@@ -1,5 +1,6 @@
 import asyncio
 import io
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +27,11 @@ from raylift.serve.reconstructor import HUVolume, Reconstructor
 
 
 def client(
-    description: Description, sha256: str, reconstruct: Callable[[np.ndarray], HUVolume], steps: int = 0
+    description: Description,
+    sha256: str,
+    reconstruct: Callable[[np.ndarray], HUVolume],
+    steps: int = 0,
+    strict: bool = False,
 ) -> TestClient:
     async def reconstruct_in_thread(prepared: np.ndarray, samples: int) -> HUVolume:
         return await asyncio.to_thread(reconstruct, prepared)
@@ -34,7 +39,7 @@ def client(
     async def ready() -> bool:
         return True
 
-    backend = Backend(description, sha256, reconstruct_in_thread, ready, steps)
+    backend = Backend(description, sha256, reconstruct_in_thread, ready, steps, strict=strict)
     return TestClient(routes.build(backend, ImageDecoder(description, RadiographLimits())))
 
 
@@ -122,7 +127,8 @@ def test_the_headers_give_the_reprojection_residuals_before_and_after_the_fit(
     OpenAPI.model_validate(schema)
     headers = schema["paths"]["/v1/reconstructions"]["post"]["responses"]["200"]["headers"]
     residuals = {"X-Raylift-Residual-Before", "X-Raylift-Residual-After"}
-    assert set(headers) == {"X-Raylift-Model", "X-Raylift-Notes", *residuals}
+    checks = {"X-Raylift-Level", "X-Raylift-Findings"}
+    assert set(headers) == {"X-Raylift-Model", "X-Raylift-Notes", *checks, *residuals}
 
 
 def test_superior_anterior_right_in_the_volume_is_superior_anterior_right_in_the_file(
@@ -211,6 +217,40 @@ def test_a_single_view_model_requires_one_radiograph(description: Description, r
     assert response.json()["detail"] == "unknown field lateral: send invert, frontal, flip_frontal"
     response = service.post("/v1/reconstructions", files=frontal, data={"flip_lateral": "true"})
     assert response.json()["detail"] == "unknown field flip_lateral: send invert, frontal, flip_frontal"
+
+
+def test_findings_are_in_headers_and_a_strict_service_refuses_them(
+    service_client: TestClient, description: Description, radiographs: dict[str, bytes]
+) -> None:
+    response = service_client.post("/v1/reconstructions", files=radiographs)
+    assert response.headers["X-Raylift-Level"] == "ok"
+    assert "X-Raylift-Findings" not in response.headers
+    exchanged = {"frontal": radiographs["lateral"], "lateral": radiographs["frontal"]}
+    response = service_client.post("/v1/reconstructions", files=exchanged)
+    assert response.status_code == 200
+    assert response.headers["X-Raylift-Level"] == "stop"
+    found = json.loads(response.headers["X-Raylift-Findings"])
+    assert list(found) == ["frontal", "lateral"]
+    (finding,) = found["frontal"]
+    assert finding["value"] < finding["limit"] == -0.1
+    assert {name: finding[name] for name in ("name", "level", "bound", "text")} == {
+        "name": "exchanged",
+        "level": "stop",
+        "bound": "at least",
+        "text": "This looks like a lateral chest radiograph: the two may be exchanged.",
+    }
+    same = {"frontal": radiographs["frontal"], "lateral": radiographs["frontal"]}
+    found = json.loads(service_client.post("/v1/reconstructions", files=same).headers["X-Raylift-Findings"])
+    assert [finding["name"] for finding in found["all views"]] == ["same image"]
+
+    def never(_: np.ndarray) -> HUVolume:
+        raise AssertionError("refused radiographs reached the model")
+
+    strict = client(description, "0" * 64, never, strict=True)
+    response = strict.post("/v1/reconstructions", files=exchanged)
+    assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
+    start = "frontal: stop: This looks like a lateral chest radiograph: the two may be exchanged. (exchanged -"
+    assert response.json()["detail"].startswith(start)
 
 
 def test_health_readiness_and_model_are_reported(service_client: TestClient, reconstructor: Reconstructor) -> None:

@@ -81,6 +81,31 @@ def test_a_lateral_is_flipped_if_the_patient_faces_right_as_detected_or_given(
     assert "lateral: cannot detect which edge the patient faces; assuming left: pass --patient-facing" in printed
 
 
+def test_exchanged_radiographs_are_warned_of_and_strict_refuses_them(
+    model_folder: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "volume.nii.gz"
+    command = ["reconstruct", str(model_folder), "-o", str(output)]
+    assert cli.main([*command, *pair, "--strict"]) == 0
+    assert capsys.readouterr().err == ""
+    output.unlink()
+    exchanged = ["--frontal", pair[3], "--lateral", pair[1]]
+    assert cli.main([*command, *exchanged, "--strict"]) == 2
+    refusal = capsys.readouterr().err
+    assert refusal.startswith("raylift: frontal: stop: This looks like a lateral chest radiograph: the two may be")
+    assert not output.exists()
+    assert cli.main([*command, *exchanged]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "raylift: " + "; ".join(lines) == refusal.strip()
+    assert [line.partition(": the two")[0] for line in lines] == [
+        "frontal: stop: This looks like a lateral chest radiograph",
+        "lateral: stop: This looks like a frontal chest radiograph",
+    ]
+    assert output.exists()
+    assert cli.main([*command, "--frontal", pair[1], "--lateral", pair[1]]) == 0
+    assert "all views: stop: Two of the views are the same image" in capsys.readouterr().err
+
+
 def test_the_fit_prints_the_reprojection_residuals_before_and_after(
     model_folder: Path, pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,6 +112,26 @@ def test_a_lateral_that_clearly_faces_right_is_flipped_and_the_user_can_undo_it(
     assert np.abs(undone - plain)[:150].mean() > 4
 
 
+def test_exchanged_radiographs_have_a_light_and_a_sentence_before_and_with_the_result(
+    visit: Visit, files: dict[str, Path]
+) -> None:
+    other = {"frontal": "lateral", "lateral": "frontal"}
+    for view, file in files.items():
+        chosen = visit.at(f"{view}-file").locator("input[type=file]")
+        chosen.set_input_files(file)
+        expect(visit.at(f"{view}-findings").locator(".light.ok")).to_have_text(
+            "OK no warning of the checks of the input."
+        )
+        visit.at(f"{view}-file").get_by_label("Clear").click()
+        expect(visit.at(f"{view}-findings")).to_be_hidden()
+        chosen.set_input_files(files[other[view]])
+        sentence = f"This looks like a {other[view]} chest radiograph: the two may be exchanged. (exchanged -"
+        expect(visit.at(f"{view}-findings").locator(".light.stop")).to_contain_text(f"Stop {sentence}")
+    visit.reconstruct()
+    expect(visit.at("findings").locator(".light")).to_have_count(2)
+    expect(visit.at("findings")).to_contain_text("Stop lateral: This looks like a frontal chest radiograph")
+
+
 def test_the_example_needs_no_file_and_has_the_same_controls(visit: Visit) -> None:
     visit.at("example").click()
     expect(visit.at("lateral-preview").locator("img")).to_be_visible()

@@ -24,6 +24,7 @@ from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.gray_image import RadiographLimits
+from raylift.datasets.radiographs.input_checks import check_views
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.platform import cli
 
@@ -143,12 +144,55 @@ def test_a_given_facing_does_not_bypass_the_check_for_a_chest(
         Image.fromarray(other).save(tmp_path / f"{name}_lat.png")
     outcome = ingest([tmp_path], tmp_path / "archive", patient_facing=patient_facing)
     assert outcome.added == []
-    words = "it does not look like a {} radiograph of a chest: leave it out, or correct its view and brightness"
-    assert [str(refusal) for refusal in outcome.refused] == [
-        f"{tmp_path / 'f_lat.png'}: {words.format('lateral')}",
-        f"{tmp_path / 'm_lat.png'}: {words.format('lateral')}",
-        f"{tmp_path / 'n_pa.png'}: {words.format('frontal')}",
+    remedy = ": leave it out, or correct it"
+    noisy = "Neighboring pixels differ as in noise: this is not a radiograph."
+    unlike = (
+        "This does not look like a lateral chest radiograph: shoulders and abdomen are not brighter than the upper "
+        "corners."
+    )
+    refusals = [str(refusal) for refusal in outcome.refused]
+    assert all(refusal.endswith(remedy) for refusal in refusals)
+    assert [refusal.partition(" (")[0] for refusal in refusals] == [
+        f"{tmp_path / 'f_lat.png'}: {unlike}",
+        f"{tmp_path / 'm_lat.png'}: {noisy}",
+        f"{tmp_path / 'n_pa.png'}: {noisy}",
     ]
+
+
+def test_exchanged_views_and_one_image_twice_are_refused(tmp_path: Path) -> None:
+    frontal, lateral = pair_of(7)
+    for name, one, other in (("x", lateral, frontal), ("y", frontal, frontal), ("z", lateral, lateral)):
+        Image.fromarray(one).save(tmp_path / f"{name}_pa.png")
+        Image.fromarray(other).save(tmp_path / f"{name}_lat.png")
+    outcome = ingest([tmp_path], tmp_path / "archive")
+    assert outcome.added == []
+    assert [str(refusal).partition(": the two may")[0] for refusal in outcome.refused] == [
+        f"{tmp_path / 'x_pa.png'}: This looks like a lateral chest radiograph",
+        f"{tmp_path / 'y_lat.png'}: This looks like a frontal chest radiograph",
+        f"{tmp_path / 'z_pa.png'}: This looks like a lateral chest radiograph",
+    ]
+    # Cells of a table may name one file for both views; an image of neither layout can pass as both.
+    same = np.rint((frontal.astype(np.float32) + lateral) / 2).astype(np.uint8)
+    assert check_views([same / np.float32(255)] * 2)[0].level == "stop"
+
+
+def test_a_caution_is_a_warning_and_in_the_record_and_strict_refuses_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frontal, lateral = pair_of(50)
+    Image.fromarray(np.ascontiguousarray(frontal[:, 16:])).save(tmp_path / "s_pa.png")
+    Image.fromarray(lateral).save(tmp_path / "s_lat.png")
+    assert ingest_xray(tmp_path, "--archive", tmp_path / "strict", "--strict") == 1
+    caution = (
+        "The mediastinum is not in the middle: a lung may be outside the image, or the patient rotated. (off center"
+    )
+    assert f"refused: {tmp_path / 's_pa.png'}: {caution} 0." in capsys.readouterr().out
+    assert ingest_xray(tmp_path, "--archive", tmp_path / "archive") == 0
+    assert f"warning: s_pa.png + s_lat.png: frontal: {caution} 0." in capsys.readouterr().out
+    [entry] = Archive(str(tmp_path / "archive")).entries()
+    [finding] = entry.record["frontal"]["findings"]
+    assert finding.startswith(caution)
+    assert "findings" not in entry.record["lateral"]
 
 
 def test_what_was_left_out_is_printed_and_written(

@@ -1,0 +1,40 @@
+"""What a check of a radiograph found: a level as of a traffic light, a sentence, and the measured value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["ok", "caution", "stop"]
+LEVELS: tuple[Level, ...] = ("ok", "caution", "stop")
+"""From the best to the worst: green, yellow and red."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check."""
+
+    name: str
+    """Name of the check."""
+    level: Level
+    text: str
+    """A sentence without the name of a file or view."""
+    value: float
+    """What was measured."""
+    limit: float
+    bound: Literal["at least", "at most"]
+    """Which side of the limit is ok."""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.name} {self.value:.2f}, {self.bound} {self.limit:g})"
+
+
+def worst(findings: Iterable[Finding]) -> Level:
+    """The worst level; ok without findings."""
+    return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
+
+
+def warnings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The findings that are not ok."""
+    return tuple(finding for finding in findings if finding.level != "ok")
