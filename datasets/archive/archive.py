@@ -144,7 +144,7 @@ class Archive:
         key = join(self.url, "parts", entry.part, name)
         return CorruptSampleError(
             f"sample {entry.id}: chunk {entry.index} of {key} {defect} (sha256 {entry.sha256[name]}): "
-            "restore the object, or remove the sample and ingest it again"
+            "restore the object, or merge the archive into a new one (raylift archive merge) and ingest the scan there"
         )
 
 

@@ -129,9 +129,10 @@ def publish(folder: Folder, manifest: Manifest, new: Sequence[Entry]) -> Manifes
     """Publish the snapshot after this one, with new entries after the others.
 
     Raises:
-        FileExistsError: another writer has published a snapshot of that number; nothing is changed.
+        FileExistsError: another writer has published a snapshot after this one; nothing is changed.
         FileNotFoundError: a segment is missing, as after another writer has merged it.
     """
+    _require_newest(folder, manifest.snapshot)
     snapshot = manifest.snapshot + 1
     publications = [Publication(snapshot, tuple(new))]
     if manifest.stored:
@@ -155,7 +156,24 @@ def publish(folder: Folder, manifest: Manifest, new: Sequence[Entry]) -> Manifes
     head = Head(snapshot, name, segments)
     written = {"format": FORMAT, "version": FORMAT_VERSION, "written_by": f"raylift {__version__}"}
     folder.create(manifest_path(snapshot), digested_json.encode({**written, "archive": to_plain(head)}))
+    try:
+        _require_newest(folder, snapshot)
+    except FileExistsError:
+        # Others may have published and pruned that number since the first check: their manifests lack the entries.
+        parts = {entry.source_sha256: entry.part for entry in new}
+        listed = latest_manifest(folder).matching("source_sha256", parts.keys())
+        if {entry.source_sha256: entry.part for entry in listed} != parts:
+            with suppress(FileNotFoundError):
+                folder.remove(manifest_path(snapshot))
+            raise
     return _manifest(folder, head, base)
+
+
+def _require_newest(folder: Folder, snapshot: int) -> None:
+    """Raise a FileExistsError if there is a manifest of a later snapshot."""
+    names = published_manifests(folder)
+    if names and names[-1] > manifest_path(snapshot).removeprefix("manifests/"):
+        raise FileExistsError(f"{join(folder.url, 'manifests', names[-1])} is newer than snapshot {snapshot}")
 
 
 def _manifest(folder: Folder, head: Head, base: Base) -> Manifest:

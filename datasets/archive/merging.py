@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from raylift.datasets.archive.archive import Archive, RadiographSample
 from raylift.datasets.archive.store import absolute
 from raylift.datasets.archive.writer import ArchiveWriter
-from raylift.datasets.errors import ArchiveNotFoundError, ConfigError
+from raylift.datasets.errors import ArchiveNotFoundError, ConfigError, CorruptSampleError
 
 
 @dataclass(frozen=True)
@@ -18,26 +18,34 @@ class Merged:
     added: int
     duplicates: int
     """Not added, because the destination or an earlier source has the same scan."""
+    damaged: int
+    """Not added, because an array is missing or is not what was written."""
     moved: int
-    """Added to another split than that in their source, because the destination's rule is another one."""
+    """In another split of the destination than in their source, duplicates included."""
 
 
 def merge(
-    sources: Sequence[str], destination: str, *, samples_per_shard: int, progress: Callable[[int, int, str], None]
+    sources: Sequence[str],
+    destination: str,
+    *,
+    samples_per_shard: int,
+    progress: Callable[[int, int, str], None],
+    report: Callable[[CorruptSampleError], None],
 ) -> Merged:
     """Add the samples of archives to another one, which may exist; a new one has the first source's split rule.
 
-    Every array is compared with its digest. An interrupted merge continues where its last publication ended.
+    Every array is compared with its digest, and a damaged sample is left out. An interrupted merge continues where its
+    last publication ended.
 
     Args:
         sources: URLs of archives of one grid, geometry and kind of contents.
         destination: URL of the other one.
         samples_per_shard: samples in a shard; each full shard is published at once.
         progress: callback before each sample and at the end: finished samples, all samples, the sample's id.
+        report: callback with the error of each damaged sample.
 
     Raises:
         ConfigError: grids, geometries or contents differ, or the destination is a source.
-        CorruptSampleError: an array is missing or differs from what was written.
     """
     if absolute(destination) in map(absolute, sources):
         raise ConfigError(f"{absolute(destination)} is a source and the destination: name another destination")
@@ -63,8 +71,7 @@ def merge(
         samples_per_shard=samples_per_shard,
         contents=first.contents,
     )
-    total, done = sum(len(archive.manifest.entries) for archive in archives), 0
-    splits = {}
+    total, done, damaged = sum(len(archive.manifest.entries) for archive in archives), 0, 0
     with writer:
         for archive in archives:
             for entry in archive.manifest.entries:
@@ -72,12 +79,21 @@ def merge(
                 done += 1
                 if writer.contains(entry.source_sha256):
                     continue
-                splits[entry.source_sha256] = entry.split
-                if first.contents == "volumes":
-                    writer.add(entry, archive.read(entry))
-                else:
-                    writer.add(entry, RadiographSample(archive.read_array(entry, "radiographs")))
+                try:
+                    if first.contents == "volumes":
+                        writer.add(entry, archive.read(entry))
+                    else:
+                        writer.add(entry, RadiographSample(archive.read_array(entry, "radiographs")))
+                except CorruptSampleError as error:
+                    damaged += 1
+                    report(error)
     progress(done, total, "")
-    added = writer.published
-    moved = sum(entry.split != splits[entry.source_sha256] for entry in added)
-    return Merged(len(added), total - len(added), moved)
+    added, moved = len(writer.published), sum(_moved(archive, writer) for archive in archives)
+    return Merged(added, total - added - damaged, damaged, moved)
+
+
+def _moved(source: Archive, writer: ArchiveWriter) -> int:
+    """The number of the source's scans that are in another split of the written archive."""
+    splits = {entry.source_sha256: entry.split for entry in source.manifest.entries}
+    merged = writer.manifest.matching("source_sha256", splits.keys())
+    return sum(entry.split != splits[entry.source_sha256] for entry in merged)

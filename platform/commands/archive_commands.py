@@ -16,7 +16,7 @@ from raylift.datasets.archive.merging import merge
 from raylift.datasets.archive.splits import SPLITS
 from raylift.datasets.archive.store import Folder, absolute
 from raylift.datasets.archive.verification import verify
-from raylift.datasets.errors import ConfigError
+from raylift.datasets.errors import ArchiveError, ArchiveNotFoundError, ConfigError, StoreError
 from raylift.datasets.serialization import to_plain
 from raylift.platform.progress import progress_bar
 
@@ -104,7 +104,13 @@ class VerifyOptions:
 def verify_archive(arguments: list[str]) -> int:
     """Whether an archive is what was written."""
     options = tyro.cli(VerifyOptions, prog="raylift archive verify", args=arguments)
-    archive = Archive(options.url)
+    try:
+        archive = Archive(options.url)
+    except (ArchiveNotFoundError, StoreError):
+        raise
+    except ArchiveError as error:
+        print(f"damaged: {error}")
+        return 1
     with progress_bar("verify") as bar:
         result = verify(
             archive,
@@ -144,11 +150,23 @@ def merge_archives(arguments: list[str]) -> int:
     if not sources:
         raise ConfigError("one archive: give one or more sources, and then the destination")
     with progress_bar("merge") as bar:
-        merged = merge(sources, destination, samples_per_shard=options.samples_per_shard, progress=bar.update)
+        merged = merge(
+            sources,
+            destination,
+            samples_per_shard=options.samples_per_shard,
+            progress=bar.update,
+            report=lambda error: bar.print(f"damaged, left out: {error}"),
+        )
     if merged.moved:
         print(
             f"warning: {merged.moved} samples are in another split than in their source, because the destination has "
             "another split rule: evaluate no model on them that was trained on the source"
         )
-    print(f"{absolute(destination)}: {merged.added} added, {merged.duplicates} of scans that it has already skipped")
-    return 0
+    for name, counts in choices(Archive(destination).entries()).items():
+        if len(counts) > 1:
+            print(f"warning: the archive mixes values of {name}: {_text(counts)}")
+    print(
+        f"{absolute(destination)}: {merged.added} added, {merged.duplicates} of scans that it has already skipped, "
+        f"{merged.damaged} damaged"
+    )
+    return 1 if merged.damaged else 0

@@ -152,7 +152,7 @@ def test_merge_adds_each_scan_once_and_counts_duplicates(tmp_path, capsys):
     url = str(tmp_path / "all")
     assert cli.main(["archive", "merge", one, two, url, "--samples-per-shard", "3"]) == 0
     output = capsys.readouterr().out.splitlines()
-    assert output[-1] == f"{url}: 8 added, 1 of scans that it has already skipped"
+    assert output[-1] == f"{url}: 8 added, 1 of scans that it has already skipped, 0 damaged"
     archive = Archive(url)
     assert [seed_of(stored) for stored in archive.manifest.entries] == list(range(8))
     assert [stored.id for stored in archive.manifest.entries] == ["a", "a-2", "b", "c", "a-3", "d", "e", "f"]
@@ -166,7 +166,9 @@ def test_merge_adds_each_scan_once_and_counts_duplicates(tmp_path, capsys):
     assert moved > 0
     assert f"warning: {moved} samples are in another split than in their source" in output[-2]
     assert cli.main(["archive", "merge", two, one, url]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"{url}: 0 added, 9 of scans that it has already skipped"
+    assert (
+        capsys.readouterr().out.splitlines()[-1] == f"{url}: 0 added, 9 of scans that it has already skipped, 0 damaged"
+    )
     assert Archive(url).manifest.snapshot == archive.manifest.snapshot
 
 
@@ -178,18 +180,47 @@ def test_merge_of_radiographs_without_ct(tmp_path):
         assert (archive.read_array(stored, "radiographs") == radiographs(seed).radiographs).all()
 
 
-def test_a_merge_that_meets_damage_keeps_what_it_published_and_continues(tmp_path, capsys):
-    one = archive_of(tmp_path / "one", range(4), samples_per_shard=2)
+def test_a_merge_leaves_damaged_samples_out_and_adds_them_once_they_are_restored(tmp_path, capsys):
+    one = archive_of(tmp_path / "one", range(6), samples_per_shard=2)
     url, folder = str(tmp_path / "all"), Folder(one)
     key = f"parts/{Archive(one).manifest.entries[3].part}/volumes/c/0/0/0/0"
     whole = folder.read(key)
     folder.remove(key)
-    assert cli.main(["archive", "merge", one, url, "--samples-per-shard", "2"]) == 2
-    assert "sample subject-2: chunk 0 of" in capsys.readouterr().err
-    assert len(Archive(url).entries()) == 2
+    assert cli.main(["archive", "merge", one, url, "--samples-per-shard", "2"]) == 1
+    output = capsys.readouterr().out
+    assert output.count("damaged, left out: sample subject-") == 2
+    assert output.splitlines()[-1] == f"{url}: 4 added, 0 of scans that it has already skipped, 2 damaged"
+    assert [seed_of(stored) for stored in Archive(url).entries()] == [0, 1, 4, 5]
     folder.write(key, whole)
     assert cli.main(["archive", "merge", one, url]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"{url}: 2 added, 2 of scans that it has already skipped"
+    last = f"{url}: 2 added, 4 of scans that it has already skipped, 0 damaged"
+    assert capsys.readouterr().out.splitlines()[-1] == last
+    assert sorted(seed_of(stored) for stored in Archive(url).entries()) == list(range(6))
+
+
+def test_a_merge_counts_duplicates_and_earlier_samples_that_are_in_another_split(tmp_path, capsys):
+    train = archive_of(tmp_path / "train", range(4), SplitRule((1.0, 0.0, 0.0)))
+    test = archive_of(tmp_path / "test", range(6), SplitRule((0.0, 0.0, 1.0)))
+    for _ in range(2):
+        assert cli.main(["archive", "merge", train, test, str(tmp_path / "all")]) == 0
+        assert "warning: 6 samples are in another split than in their source" in capsys.readouterr().out
+
+
+def test_a_merge_of_other_choices_prints_them(tmp_path, capsys):
+    for name, seed, beyond in (("one", 0, "keep"), ("two", 1, "mask")):
+        with ArchiveWriter(str(tmp_path / name), GRID, GEOMETRY) as writer:
+            made = entry(seed)
+            writer.add(replace(made, record={**made.record, "beyond_field_of_view": beyond}), sample(seed))
+    assert cli.main(["archive", "merge", *(str(tmp_path / name) for name in ("one", "two", "all"))]) == 0
+    line = "warning: the archive mixes values of beyond_field_of_view: keep 1, mask 1"
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_verify_names_a_damaged_manifest(url, capsys):
+    [*_, newest] = sorted(Path(url, "manifests").glob("*.json"))
+    newest.write_bytes(newest.read_bytes()[:-40])
+    assert cli.main(["archive", "verify", url]) == 1
+    assert f"damaged: {newest}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

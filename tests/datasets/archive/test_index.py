@@ -7,6 +7,7 @@ import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from samples import GEOMETRY, GRID, entry, in_old_format, same, sample, seed_of, write_archive
@@ -142,6 +143,40 @@ def test_a_writer_whose_segments_another_one_has_merged_publishes_after_it(tmp_p
         late.add(entry(11), sample(11))
     assert (len(late.published), late.superseded) == (2, 2)
     assert sorted(seed_of(stored) for stored in Archive(url).entries()) == [0, 1, *range(10, 30)]
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_writer_that_others_have_overtaken_by_more_snapshots_than_are_kept_loses_nothing(
+    tmp_path: Path, paused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "archive")
+    with ArchiveWriter(url, GRID, GEOMETRY, samples_per_shard=1) as fast:
+        fast.add(entry(0), sample(0))
+        slow = ArchiveWriter(url, GRID, GEOMETRY, samples_per_shard=1)
+
+        def overtake() -> None:
+            for seed in range(1, 8):
+                fast.add(entry(seed), sample(seed))
+
+        if paused:
+            # The others publish after the first look at the newest manifest.
+            append = manifest.append
+
+            def appended(*arguments: Any) -> Any:
+                monkeypatch.setattr(manifest, "append", append)
+                overtake()
+                return append(*arguments)
+
+            monkeypatch.setattr(manifest, "append", appended)
+        else:
+            overtake()
+        slow.add(entry(100), sample(100))
+    archive = Archive(url)
+    assert sorted(seed_of(stored) for stored in archive.entries()) == [*range(8), 100]
+    assert [seed_of(stored) for stored in slow.published] == [100]
+    [own] = slow.published
+    assert same(archive.read(own), sample(100))
+    assert not archive.manifest.index_damage()
 
 
 def test_sources_and_ids_of_stored_and_of_added_entries_are_known(tmp_path: Path) -> None:
