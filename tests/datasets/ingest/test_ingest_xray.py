@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -321,7 +320,7 @@ def test_the_real_pairs_become_an_archive_facing_left(real_data: Path, tmp_path:
             for path, view in zip(files, ("frontal", "lateral"), strict=True)
         ]
         np.testing.assert_array_equal(archive.read_array(entry, "radiographs"), served)
-    assert json.loads((tmp_path / "manifests" / "000001.json").read_text())["archive"]["contents"] == "radiographs"
+    assert archive.manifest.contents == "radiographs"
 
 
 def test_a_folder_without_pairs_is_reported_with_the_remedy(
