@@ -27,7 +27,7 @@ from raylift.datasets.geometry import GEOMETRIES, Grid
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.finding import warnings
-from raylift.datasets.radiographs.input_checks import check_radiograph, check_views
+from raylift.datasets.radiographs.input_checks import check_images, check_radiograph
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.datasets.scans import reader, resample
 
@@ -109,7 +109,7 @@ def check(image: np.ndarray, view: str) -> list[str]:
 def of_both(pair: Pair) -> list[str]:
     """Names of the findings on two views together."""
     images = [prepare(np.ascontiguousarray(image, dtype=np.float32), 64) for image in pair]
-    return [finding.name for finding in warnings(check_views(images))]
+    return [finding.name for finding in warnings([check_images(("frontal", "lateral"), images)])]
 
 
 def missed(images: Iterable[np.ndarray], view: str) -> list[str]:

@@ -23,8 +23,8 @@ from raylift.datasets.radiographs import folder_search, pair_table
 from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.finding import warnings
 from raylift.datasets.radiographs.gray_image import RadiographLimits
-from raylift.datasets.radiographs.input_checks import check_views
-from raylift.datasets.radiographs.orientation import PatientFacingOption
+from raylift.datasets.radiographs.input_checks import ALL_VIEWS, check
+from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption
 from raylift.datasets.radiographs.pairing import RadiographPair
 from raylift.datasets.radiographs.preparation import load_radiograph, prepare
 
@@ -129,6 +129,7 @@ class _MakeSample:
         facing = self.patient_facing if pair.patient_facing == "auto" else pair.patient_facing
         paths = dict(zip(("frontal", "lateral"), pair.files, strict=True))
         record: dict[str, Any] = {}
+        radiographs: dict[str, OrientedRadiograph] = {}
         images = []
         for view in self.geometry.views:
             path = paths[view.name]
@@ -141,9 +142,10 @@ class _MakeSample:
                     f"{path}: the edge that the patient faces is not clear: "
                     "pass --patient-facing left or right, or list it with --pairs and a column patient_facing"
                 )
+            radiographs[view.name] = loaded
             record[view.name] = {"file": path.name, "size": list(loaded.image.shape), **loaded.record()}
             images.append(prepare(loaded.image, self.geometry.detector_px))
-        for finding in warnings(check_views(images)):
+        for finding in warnings(check(radiographs, images)[ALL_VIEWS]):
             raise FileError(f"{pair.files[0]}: {finding}: leave it out, or correct it")
         entry = Entry(
             id=pair.subject,

@@ -11,7 +11,7 @@ other ones, and what is not detected.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import combinations
 
 import numpy as np
@@ -51,8 +51,8 @@ MIN_LOWER_WIDTH = 0.75
 """Smallest width of the lower chest over the largest width of the body; skulls and hands are below."""
 MAX_OFF_CENTER = 0.13
 """Largest distance of the mediastinum from the middle of the body in a frontal image, as a fraction of its width."""
-MAX_SIMILARITY = 0.9
-"""Largest correlation of radiographs of two views."""
+MAX_SIMILARITY, IDENTICAL = 0.9, 0.999
+"""Largest correlation of a frontal and a lateral radiograph, and of other views, whose angles may be close."""
 
 
 def check_radiograph(image: Float32[np.ndarray, "rows columns"], view: str) -> tuple[Finding, ...]:
@@ -68,17 +68,18 @@ def check_radiograph(image: Float32[np.ndarray, "rows columns"], view: str) -> t
     return tuple(findings)
 
 
-def check_views(images: Iterable[Float32[np.ndarray, "size size"]]) -> tuple[Finding, ...]:
-    """The findings on radiographs of several views, prepared as a network's input."""
+def check_images(views: Collection[str], images: Iterable[Float32[np.ndarray, "size size"]]) -> Finding:
+    """Whether two radiographs of the views, prepared as a network's input, are one image."""
     highest = max((_similarity(one, other) for one, other in combinations(images, 2)), default=0.0)
     text = "Two of the views are the same image: give one radiograph of each view."
-    return (_at_most("same image", highest, MAX_SIMILARITY, text),)
+    limit = MAX_SIMILARITY if set(views) == {"frontal", "lateral"} else IDENTICAL
+    return _at_most("same image", highest, limit, text)
 
 
 def check(
     radiographs: Mapping[str, OrientedRadiograph], prepared: Iterable[Float32[np.ndarray, "size size"]]
 ) -> dict[str, tuple[Finding, ...]]:
-    """The findings of each view, and those of `check_views` as of `ALL_VIEWS` where there are several.
+    """The findings of each view, and those on all of them as of `ALL_VIEWS` where there are several.
 
     Args:
         radiographs: by view.
@@ -89,7 +90,8 @@ def check(
         return findings
     patients = {radiograph.patient for radiograph in radiographs.values() if radiograph.patient}
     text = "The files have different PatientIDs: give radiographs of one patient."
-    return findings | {ALL_VIEWS: (_at_most("patients", len(patients), 1, text), *check_views(prepared))}
+    same = check_images(radiographs.keys(), prepared)
+    return findings | {ALL_VIEWS: (_at_most("patients", len(patients), 1, text), same)}
 
 
 def sentences(findings: Mapping[str, Iterable[Finding]]) -> list[str]:
@@ -162,7 +164,6 @@ def _interpretation(pixels: Float[np.ndarray, "rows columns"], view: str, own: f
 
 
 def _at_least(name: str, value: float, limit: float, text: str, level: Level = "stop") -> Finding:
-    # Not a number is no evidence of a radiograph.
     return Finding(name, "ok" if value >= limit else level, text, float(value), limit, "at least")
 
 
@@ -224,6 +225,6 @@ def _similarity(one: Float[np.ndarray, "size size"], other: Float[np.ndarray, "s
 
 
 def _correlation(one: Float[np.ndarray, "*shape"], other: Float[np.ndarray, "*shape"]) -> float:
-    """The correlation coefficient; not a number for a constant image."""
+    """The correlation coefficient; 0 for a constant image."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+        return float(np.nan_to_num(np.corrcoef(one.ravel(), other.ravel())[0, 1]))

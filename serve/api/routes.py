@@ -165,7 +165,7 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
             headers[NOTES] = json.dumps(notes)
         headers[LEVEL] = worst(finding for of_view in findings.values() for finding in of_view)
         if found := {view: to_plain(warnings(of_view)) for view, of_view in findings.items() if warnings(of_view)}:
-            headers[FINDINGS] = json.dumps(found)
+            headers[FINDINGS] = json.dumps(found, allow_nan=False)
         for place, header in enumerate(RESIDUALS) if result.residuals else ():
             # A dictionary of RFC 8941, whose keys are in lower case: frontal=0.0812, lateral=0.0675.
             headers[header] = ", ".join(f"{view.lower()}={pair[place]:.4f}" for view, pair in result.residuals.items())

@@ -23,7 +23,7 @@ from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.gray_image import RadiographLimits
-from raylift.datasets.radiographs.input_checks import check_views
+from raylift.datasets.radiographs.input_checks import check_images
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.platform import cli
 
@@ -172,7 +172,7 @@ def test_exchanged_views_and_one_image_twice_are_refused(tmp_path: Path) -> None
     ]
     # Cells of a table may name one file for both views; an image of neither layout can pass as both.
     same = np.rint((frontal.astype(np.float32) + lateral) / 2).astype(np.uint8)
-    assert check_views([same / np.float32(255)] * 2)[0].level == "stop"
+    assert check_images(("frontal", "lateral"), [same / np.float32(255)] * 2).level == "stop"
 
 
 def test_a_caution_is_a_warning_and_in_the_record_and_strict_refuses_it(
@@ -229,6 +229,17 @@ def test_pairs_of_several_studies_of_one_patient_are_warned_of(tmp_path: Path) -
     assert len({entry.subject for entry in outcome.added}) == 1
     outcome = ingest([tmp_path], tmp_path / "people", subject_pattern=r"(1\.2\.\d)")
     assert (outcome.lines(), {entry.subject for entry in outcome.added}) == ([], {"1.2.3", "1.2.4"})
+
+
+def test_a_pair_of_two_patients_is_refused(folder: Path, tmp_path: Path) -> None:
+    for view, name, patient, pixels in zip(("PA", "LL"), ("frontal", "lateral"), "12", pair_of(7), strict=True):
+        data = dicom(pixels.astype("<u2") * 15, PatientID=patient, ViewPosition=view)
+        (tmp_path / f"{name}.dcm").write_bytes(data)
+    table = tmp_path / "pairs.csv"
+    table.write_text("subject,frontal,lateral\nanna,frontal.dcm,lateral.dcm\n")
+    outcome = ingest([tmp_path], tmp_path / "archive", pairs=table)
+    assert outcome.added == []
+    assert "The files have different PatientIDs: give radiographs of one patient." in str(outcome.refused[0])
 
 
 def test_limits_hold_from_the_header(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from raylift.datasets.radiographs import input_checks
 from raylift.datasets.radiographs.chest import without_margin
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.finding import Finding, warnings, worst
-from raylift.datasets.radiographs.input_checks import ALL_VIEWS, LAYOUTS, check_radiograph, check_views, require_ok
+from raylift.datasets.radiographs.input_checks import ALL_VIEWS, LAYOUTS, check_images, check_radiograph, require_ok
 from raylift.datasets.radiographs.preparation import load_radiograph, prepare
 
 GRID = Grid(32, 10.0)
@@ -97,9 +99,9 @@ def test_real_pairs_have_no_finding_on_both_views_and_one_if_a_file_is_given_twi
         prepare(read((real_data / "xray" / f"{case}_{view}.jpg").read_bytes(), case, view=view).pixels, 64)
         for view in VIEWS
     ]
-    assert warnings(check_views(images)) == ()
+    assert warnings([check_images(VIEWS, images)]) == ()
     for image in images:
-        (finding,) = check_views([image, np.ascontiguousarray(image[:, ::-1])])
+        finding = check_images(VIEWS, [image, np.ascontiguousarray(image[:, ::-1])])
         assert (finding.name, finding.level) == ("same image", "stop")
         assert finding.value == pytest.approx(1.0)
 
@@ -208,3 +210,23 @@ def test_a_pair_of_full_size_is_checked_in_a_tenth_of_a_second() -> None:
             check_radiograph(image, view)
         best = min(best, time.process_time() - began)
     assert best < 0.1
+
+
+@pytest.mark.parametrize("azimuths", [range(0, 180, 23), (0, 180), (0, 10)], ids=["eight", "opposite", "close"])
+def test_radiographs_of_other_views_are_not_the_same_image_unless_they_are_identical(azimuths: Iterable[int]) -> None:
+    grid = Grid(64, 5.0)
+    geometry = GEOMETRIES["chest"](grid)
+    views = tuple(replace(geometry.views[0], name=f"at{azimuth}", azimuth_deg=float(azimuth)) for azimuth in azimuths)
+    images = render_drrs(thorax(50, grid)[0], grid, replace(geometry, views=views))
+    prepared = [prepare(scaled(image), 64) for image in images]
+    names = [view.name for view in views]
+    assert check_images(names, prepared).level == "ok"
+    assert check_images(names, [*prepared[:-1], prepared[0][:, ::-1]]).level == "stop"
+
+
+def test_the_findings_on_a_constant_image_are_numbers() -> None:
+    constant = np.zeros((300, 300), np.float32)
+    constant[100:110, 100:110] = 1.0
+    findings = [*check_radiograph(constant, "frontal"), check_images(VIEWS, [constant[:50, :50]] * 2)]
+    assert all(np.isfinite(finding.value) for finding in findings)
+    assert worst(findings) == "stop"
