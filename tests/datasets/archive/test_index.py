@@ -159,7 +159,7 @@ def test_a_writer_that_others_have_overtaken_by_more_snapshots_than_are_kept_los
                 fast.add(entry(seed), sample(seed))
 
         if paused:
-            # The others publish after the first look at the newest manifest.
+            # The others publish after the first check of the newest manifest.
             append = manifest.append
 
             def appended(*arguments: Any) -> Any:
