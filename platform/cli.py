@@ -45,7 +45,10 @@ COMMANDS = {
         "raylift.platform.commands.import_x2ct:import_x2ct",
         "a checkpoint of X2CT-GAN's public code as a raylift model",
     ),
-    "reconstruct": ("raylift.serve.commands:reconstruct", "radiographs to a CT volume as NIfTI"),
+    "reconstruct": (
+        "raylift.serve.commands:reconstruct",
+        "radiographs to a CT volume as NIfTI, NRRD, DICOM series or PNG",
+    ),
     "serve": ("raylift.serve.commands:serve", "HTTP API and web page for a model"),
     "models": ("raylift.platform.commands.about:models", "pretrained models, which commands take by name, models:NAME"),
     "systems": ("raylift.platform.commands.about:systems", "published methods: names, presets, sizes, papers"),

@@ -11,7 +11,8 @@ from jaxtyping import Float32, Int16
 
 from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.weights import Description
-from raylift.serve.reconstructor import HUVolume, nifti
+from raylift.serve.reconstructor import HUVolume
+from raylift.serve.volume_formats import NIFTI, VolumeFormat
 
 DISCLAIMER = "Research software, not a medical device: not for diagnosis."
 
@@ -47,6 +48,6 @@ class Backend:
         """Names of the required views, in the model's order."""
         return [view.name for view in self.description.geometry.views]
 
-    def nifti(self, volume: Int16[np.ndarray, "d h w"]) -> bytes:
-        """A volume as gzipped NIfTI with the digest of the weights in its header."""
-        return nifti(volume, self.description.grid, f"raylift {self.sha256[:12]}, research only")
+    def encode(self, volume: Int16[np.ndarray, "d h w"], kind: VolumeFormat = NIFTI) -> bytes:
+        """A volume in a format, with the digest of the weights in its header."""
+        return kind.encode(volume, self.description.grid, f"raylift {self.sha256[:12]}, research only")

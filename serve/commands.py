@@ -24,10 +24,10 @@ from raylift.serve.settings import ServeSettings
 
 @dataclass(frozen=True)
 class ReconstructOptions:
-    """Reconstruct a CT volume in HU from radiographs and write it as NIfTI."""
+    """Reconstruct a CT volume in HU from radiographs and write it to a file."""
 
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """Output file, .nii.gz."""
+    """Output file: .nii.gz, .nrrd, .zip (a DICOM series) or .png (the middle slices)."""
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = ""
     """models:NAME (see `raylift models`), or the path or URL of an exported folder or checkpoint. Without one,
     models:chest-64, or models:chest-64-frontal for a frontal radiograph alone."""
@@ -61,11 +61,17 @@ def reconstruct(arguments: list[str]) -> int:
     """Run `raylift reconstruct`."""
     import torch
 
-    from raylift.serve.reconstructor import Reconstructor, format_residuals, nifti
+    from raylift.serve.reconstructor import Reconstructor, format_residuals
+    from raylift.serve.volume_formats import FORMATS
 
     options = tyro.cli(ReconstructOptions, prog="raylift reconstruct", args=arguments)
-    if not local_path(options.output).name.endswith(".nii.gz"):
-        raise ConfigError(f"{options.output}: volumes are written as .nii.gz")
+    name = local_path(options.output).name
+    kind = next((kind for kind in FORMATS.values() if name.endswith(kind.suffix)), None)
+    if kind is None:
+        written = ", ".join(f"{kind.suffix} ({kind.summary})" for kind in FORMATS.values())
+        raise ConfigError(f"{options.output}: volumes are written as {written}")
+    if options.samples > 1 and not kind.has_std:
+        raise ConfigError(f"{options.output}: with --samples write .nii.gz or .nrrd, which have the standard deviation")
     if options.threads:
         torch.set_num_threads(options.threads)
     paths = _files_by_view(options)
@@ -98,10 +104,10 @@ def reconstruct(arguments: list[str]) -> int:
         (result,) = reconstructor.reconstruct([prepared], [options.samples])
         grid, note = reconstructor.description.grid, f"raylift {reconstructor.sha256[:12]}, research only"
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_bytes(nifti(result.hu, grid, note))
+        options.output.write_bytes(kind.encode(result.hu, grid, note))
         if result.std is not None:
-            std_path = options.output.with_name(options.output.name.removesuffix(".nii.gz") + "-std.nii.gz")
-            std_path.write_bytes(nifti(result.std, grid, note))
+            std_path = options.output.with_name(f"{options.output.name.removesuffix(kind.suffix)}-std{kind.suffix}")
+            std_path.write_bytes(kind.encode(result.std, grid, note))
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from error
     print(

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, get_args
 
-Purpose = Literal["page", "decoder", "nifti"]
+Purpose = Literal["page", "decoder", "volume"]
 """What a folder has: the page's uploads and results, the decoder's socket, or a volume that is written."""
 LOCK = ".owner"
 UNOWNED_S = 60.0

@@ -1,4 +1,4 @@
-"""Reconstruction of a CT volume in HU from radiographs, and its NIfTI file in the patient's orientation."""
+"""Reconstruction of a CT volume in HU from radiographs."""
 
 from __future__ import annotations
 
@@ -6,20 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from jaxtyping import Float, Float32, Int16
 from torch import Tensor
 
 from raylift.datasets.errors import ConfigError
-from raylift.datasets.geometry import Grid
 from raylift.datasets.radiographs.preparation import prepare
-from raylift.datasets.scans.resample import archive_image
 from raylift.models import consistency, inference
 from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.models.weights import Description, Model
 from raylift.platform import model_store
-from raylift.serve import owned_folder
 from raylift.serve.view_text import in_words
 
 
@@ -149,13 +145,3 @@ def _int16(volume: Float[Tensor, "1 d h w"]) -> Int16[np.ndarray, "d h w"]:
 def format_residuals(residuals: dict[str, tuple[float, float]]) -> str:
     """Text with the residual of each view before and after the data-consistency fit."""
     return ", ".join(f"{view} {before:.3f} -> {after:.3f}" for view, (before, after) in residuals.items())
-
-
-def nifti(hu: Int16[np.ndarray, "d h w"], grid: Grid, note: str = "") -> bytes:
-    """A gzipped NIfTI: int16 HU, spacing in mm, voxel axes to the left, posterior and superior, centered on zero."""
-    image = archive_image(hu, grid)
-    image.SetMetaData("ITK_FileNotes", note[:79])
-    with owned_folder.make("nifti") as folder:
-        path = folder / "volume.nii.gz"
-        sitk.WriteImage(image, str(path))
-        return path.read_bytes()

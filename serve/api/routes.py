@@ -6,7 +6,8 @@ import io
 import json
 import uuid
 import zipfile
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response
@@ -15,17 +16,19 @@ from pydantic import BaseModel, Field
 
 from raylift import __version__
 from raylift.datasets.radiographs import input_checks
-from raylift.datasets.radiographs.finding import warnings, worst
+from raylift.datasets.radiographs.finding import Finding, warnings, worst
 from raylift.datasets.serialization import to_plain
 from raylift.models.diffusion.samplers import SamplerName
 from raylift.serve.api import reference
 from raylift.serve.api.exception_handlers import handle_errors
 from raylift.serve.api.form import MAX_FIELDS, MAX_FILES, ReconstructionForm, form_model, require_multipart
+from raylift.serve.api.negotiation import negotiated
 from raylift.serve.api.problem import described
 from raylift.serve.api.request_limits import BodyLimit, KnownRoutes
 from raylift.serve.backend import DISCLAIMER, Backend
 from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.reconstructor import HUVolume
+from raylift.serve.volume_formats import FORMATS, VolumeFormat
 
 RESIDUALS = {"X-Raylift-Residual-Before": "before", "X-Raylift-Residual-After": "after"}
 """Headers with the reprojection residuals before and after the data-consistency fit."""
@@ -35,7 +38,11 @@ LEVEL = "X-Raylift-Level"
 """Header with the worst level of the checks of the input: ok, caution or stop."""
 FINDINGS = "X-Raylift-Findings"
 """Header with the warnings of the checks, lists by view, as JSON; absent without one."""
-STD_RESPONSE = "; with return_std a zip of the mean and the standard deviation over samples (-std.nii.gz), in HU"
+JSON, ZIP = "application/json", "application/zip"
+WITH_STD = [kind for kind, one in FORMATS.items() if one.has_std]
+"""Formats in which the standard deviation over samples is returned too."""
+RESPONSES = ", ".join([*(f"{kind} ({one.summary})" for kind, one in FORMATS.items()), f"{JSON} (no voxels)"])
+STD_RESPONSE = "; with return_std a zip of the mean and the standard deviation over samples (-std), in HU"
 
 
 class SamplingInfo(BaseModel):
@@ -129,10 +136,11 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
         form_limits={"max_files": MAX_FILES, "max_fields": MAX_FIELDS},
         responses={
             200: {
-                "content": {kind: {} for kind in ("application/gzip", "application/zip")[: 1 + multiple_samples]},
-                "description": "the volume as gzipped NIfTI, int16 HU" + (STD_RESPONSE if multiple_samples else ""),
+                "content": {kind: {} for kind in (*FORMATS, JSON)},
+                "description": f"by Accept: {RESPONSES}" + (STD_RESPONSE if multiple_samples else ""),
                 "headers": _headers(backend),
             },
+            406: described("no format is accepted"),
             413: described("the request or a file is too large"),
             415: described("not a multipart form, or a file is not a readable radiograph"),
             422: described(
@@ -142,10 +150,14 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
         },
     )
     async def reconstruct(
+        request: Request,
         fields: Annotated[form_type, Form(media_type="multipart/form-data")],  # type: ignore[valid-type]
     ) -> Response:
         """Reconstruct a volume from one radiograph of each view (DICOM, PNG, JPEG, TIFF or BMP)."""
         form: ReconstructionForm = fields
+        accepted = negotiated(request.headers.get("accept", "*/*"), (*FORMATS, JSON))
+        if form.include_std and accepted not in WITH_STD:
+            raise HTTPException(422, f"return_std has the formats {', '.join(WITH_STD)}, not {accepted}")
         async with backend.slot():
             async with decoder.slots:
                 loaded = await form.radiographs(poses, decoder)
@@ -155,12 +167,19 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
                 input_checks.require_ok(findings)
             result = await backend.reconstruct(prepared, form.sample_count)
         notes = {view: radiograph.notes for view, radiograph in loaded.items() if radiograph.notes}
-        name = f"reconstruction-{uuid.uuid4().hex[:8]}"
+        headers = {"X-Raylift-Model": backend.sha256, "Vary": "Accept"}
+        if accepted == JSON:
+            return JSONResponse(_report(result, findings, notes, backend), headers=headers)
+        name, kind = f"reconstruction-{uuid.uuid4().hex[:8]}", FORMATS[accepted]
         if form.include_std:
-            body, kind, suffix = await asyncio.to_thread(_zip, result, name, backend), "application/zip", ".zip"
+            body, media_type, suffix = await asyncio.to_thread(_zip, result, name, backend, kind), ZIP, ".zip"
         else:
-            body, kind, suffix = await asyncio.to_thread(backend.nifti, result.hu), "application/gzip", ".nii.gz"
-        headers = {"Content-Disposition": f'attachment; filename="{name}{suffix}"', "X-Raylift-Model": backend.sha256}
+            body, media_type, suffix = (
+                await asyncio.to_thread(backend.encode, result.hu, kind),
+                kind.media_type,
+                kind.suffix,
+            )
+        headers["Content-Disposition"] = f'attachment; filename="{name}{suffix}"'
         if notes:
             headers[NOTES] = json.dumps(notes)
         headers[LEVEL] = worst(finding for of_view in findings.values() for finding in of_view)
@@ -169,19 +188,42 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
         for place, header in enumerate(RESIDUALS) if result.residuals else ():
             # A dictionary of RFC 8941, whose keys are in lower case: frontal=0.0812, lateral=0.0675.
             headers[header] = ", ".join(f"{view.lower()}={pair[place]:.4f}" for view, pair in result.residuals.items())
-        return Response(body, media_type=kind, headers=headers)
+        return Response(body, media_type=media_type, headers=headers)
 
     return app
 
 
-def _zip(result: HUVolume, name: str, backend: Backend) -> bytes:
+def _zip(result: HUVolume, name: str, backend: Backend, kind: VolumeFormat) -> bytes:
     """The mean volume and the standard deviation over samples."""
     assert result.std is not None
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(f"{name}.nii.gz", backend.nifti(result.hu))
-        archive.writestr(f"{name}-std.nii.gz", backend.nifti(result.std))
+        archive.writestr(f"{name}{kind.suffix}", backend.encode(result.hu, kind))
+        archive.writestr(f"{name}-std{kind.suffix}", backend.encode(result.std, kind))
     return file.getvalue()
+
+
+def _report(
+    result: HUVolume,
+    findings: Mapping[str, Sequence[Finding]],
+    notes: Mapping[str, Sequence[str]],
+    backend: Backend,
+) -> dict[str, Any]:
+    """What a reconstruction states without its voxels."""
+    grid = backend.description.grid
+    return {
+        "model": backend.sha256,
+        "size": grid.size,
+        "spacing_mm": grid.spacing_mm,
+        "hu": {"min": int(result.hu.min()), "mean": float(result.hu.mean()), "max": int(result.hu.max())},
+        "level": worst(finding for of_view in findings.values() for finding in of_view),
+        "findings": {view: to_plain(of_view) for view, of_view in findings.items()},
+        "notes": notes,
+        "residuals": {
+            view: dict(zip(("before", "after"), pair, strict=True)) for view, pair in result.residuals.items()
+        },
+        "notice": DISCLAIMER,
+    }
 
 
 def _headers(backend: Backend) -> dict[str, object]:

@@ -25,8 +25,7 @@ from raylift.datasets.radiographs.finding import warnings
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption
 from raylift.serve.backend import Backend
 from raylift.serve.image_decoder import ImageDecoder
-from raylift.serve.page import example, traffic_light
-from raylift.serve.page.images import (
+from raylift.serve.images import (
     Plane,
     reprojections,
     side_by_side,
@@ -34,6 +33,7 @@ from raylift.serve.page.images import (
     to_displayed,
     with_orientation_letters,
 )
+from raylift.serve.page import example, traffic_light
 from raylift.serve.page.std_map import StdMap
 from raylift.serve.reconstructor import format_residuals
 from raylift.serve.view_text import edge_letters, requirement
@@ -202,7 +202,7 @@ class Actions:
         ]
 
     def _download(self, volume: Volume, name: str) -> Any:
-        return gr.DownloadButton(value=_save_temporary(self._backend.nifti(volume), name), visible=True)
+        return gr.DownloadButton(value=_save_temporary(self._backend.encode(volume), name), visible=True)
 
 
 def sentence(error: Exception) -> str:

@@ -12,9 +12,9 @@ from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.orientation import expected_patient_facing
 from raylift.serve.backend import DISCLAIMER, Backend
 from raylift.serve.image_decoder import ImageDecoder
+from raylift.serve.images import DIRECTIONS, PLANES, WINDOWS
 from raylift.serve.page import viewer
 from raylift.serve.page.events import Actions
-from raylift.serve.page.images import DIRECTIONS, PLANES, WINDOWS
 from raylift.serve.page.std_map import EXPLANATION
 from raylift.serve.page.upload_guard import GuardedBlocks
 from raylift.serve.view_text import in_words, requirement, title

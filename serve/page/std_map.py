@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int16, UInt8
 from matplotlib.colors import to_hex
 
-from raylift.serve.page.images import ORIENTATION_LETTERS, PLANES, Plane, to_displayed, with_orientation_letters
+from raylift.serve.images import ORIENTATION_LETTERS, PLANES, Plane, to_displayed, with_orientation_letters
 
 COLORS = mpl.colormaps["inferno"]
 """Lightness increases uniformly, so the map is legible in gray and to color-blind readers."""

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from raylift.serve.page.images import DIRECTIONS, PLANES, WINDOWS
+from raylift.serve.images import DIRECTIONS, PLANES, WINDOWS
 
 FOLDER = Path(__file__).parent / "browser"
 FILES = {

@@ -10,8 +10,7 @@ from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.models.weights import Description
-from raylift.serve.page.events import Actions
-from raylift.serve.page.images import (
+from raylift.serve.images import (
     ORIENTATION_LETTERS,
     PLANES,
     SIDE_PX,
@@ -21,6 +20,7 @@ from raylift.serve.page.images import (
     slice_image,
     with_orientation_letters,
 )
+from raylift.serve.page.events import Actions
 
 
 def box() -> np.ndarray:

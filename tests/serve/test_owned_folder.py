@@ -54,7 +54,7 @@ def test_a_folder_is_removed_when_its_process_was_killed_and_not_before(
 
 def test_a_folder_is_removed_on_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with owned_folder.make("nifti") as folder:
+    with owned_folder.make("volume") as folder:
         (folder / "volume.nii.gz").touch()
         assert [folder] == list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())

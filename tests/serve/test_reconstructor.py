@@ -7,7 +7,8 @@ import SimpleITK as sitk
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid
 from raylift.datasets.radiographs.decoding import read
-from raylift.serve.reconstructor import Reconstructor, nifti
+from raylift.serve.reconstructor import Reconstructor
+from raylift.serve.volume_formats import nifti
 
 
 def inputs(count: int) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Slices, reprojections and radiographs as 8-bit images for the page."""
+"""Slices, reprojections and radiographs as 8-bit images."""
 
 from __future__ import annotations
 
