@@ -47,7 +47,7 @@ MAX_LEAD_OF_OTHER = 0.1
 MIN_CONTRAST = {"frontal": 0.04, "lateral": 0.35}
 MIN_ABDOMEN = 0.05
 """Smallest contrasts of a chest, as fractions of the image's range."""
-MIN_LOWER_WIDTH = 0.75
+MIN_LOWER_WIDTH = 0.64
 """Smallest width of the lower chest over the largest width of the body; skulls and hands are below."""
 MAX_OFF_CENTER = 0.13
 """Largest distance of the mediastinum from the middle of the body in a frontal image, as a fraction of its width."""

@@ -414,7 +414,7 @@ def dicom_jpeg(stream: bytes, **tags: object) -> bytes:
 
 
 def jpeg2000_of_many_components() -> bytes:
-    """A codestream that claims 16384 samples a pixel in a DICOM file of one."""
+    """A codestream that claims 16384 samples per pixel in a DICOM file of one."""
     stream = bytearray(encoded("JPEG2000", irreversible=False, no_jp2=True))
     struct.pack_into(">H", stream, stream.index(b"\xff\x51") + 38, 16_384)
     return dicom_jpeg(bytes(stream), syntax=JPEG2000Lossless)
@@ -435,7 +435,7 @@ FROM_THE_HEADER: dict[str, tuple[Callable[[], bytes], str]] = {
     "a DICOM file with a JPEG of 2006 scans": (
         lambda: dicom_jpeg(jpeg_of_many_scans(), Rows=5600, Columns=5600), "over 32 scans",
     ),
-    "a JPEG 2000 of many components": (jpeg2000_of_many_components, "16384 samples a pixel"),
+    "a JPEG 2000 of many components": (jpeg2000_of_many_components, "16384 samples per pixel"),
     "a DICOM file of 65535 x 65535": (lambda: dicom(Rows=65535, Columns=65535), "over the limit of 32000000"),
 }  # fmt: skip
 """Files that would cost much time or memory if they were decoded, with a part of the refusal."""

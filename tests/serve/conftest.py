@@ -83,7 +83,9 @@ class Service:
     def replica(self, deployment: str) -> psutil.Process:
         """The process of the only replica of a deployment."""
         processes = psutil.Process(self.process.pid).children(recursive=True)
-        (found,) = (one for one in processes if one.name() == f"ray::ServeReplica:raylift:{deployment}")
+        # Ray adds the method to the name while one runs.
+        name = f"ray::ServeReplica:raylift:{deployment}"
+        (found,) = (one for one in processes if one.name().startswith(name))
         return found
 
     def stop(self) -> None:

@@ -235,7 +235,7 @@ def test_an_open_service_is_served_by_the_addresses_of_its_machine(tmp_path: Pat
         ({"allowed_hosts": ("https://ct.example.org",)}, "without scheme, port and path"),
         ({"decoding_timeout_s": 0.0}, "of 0 refuse every request"),
         ({"body_timeout_s": 0.0}, "of 0 refuse every request"),
-        ({"root_path": "/ct/"}, "--root-path /ct/ is not a path as /ct"),
+        ({"root_path": "/ct/"}, "--root-path /ct/ is not a path such as /ct"),
     ],
 )
 def test_settings_that_would_refuse_every_request_are_errors(settings: dict[str, Any], message: str) -> None:
