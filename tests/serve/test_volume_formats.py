@@ -134,6 +134,8 @@ def test_json_has_what_was_found_and_no_voxels(service_client: TestClient, radio
         assert report["hu"]["min"] < report["hu"]["mean"] < report["hu"]["max"]
         names = {finding["name"] for finding in report["findings"]["frontal"]}
         assert ("lungs" in names) == (level == "ok")
+        assert {bool(one["text"]) for one in report["findings"]["frontal"] if one["level"] == "ok"} <= {False}
+        assert all(one["text"] for one in report["findings"]["frontal"] if one["level"] != "ok")
         assert len(json.dumps(report)) < 20_000
 
 
