@@ -63,13 +63,17 @@ class Actions:
         try:
             loaded = await self._load(view, ViewInput(path, invert, flip))
         except RayliftError as error:
-            return [gr.Image(value=None, visible=False), gr.Markdown(sentence(error), visible=True), hidden]
+            return [
+                gr.Image(value=None, visible=False),
+                gr.Markdown(sentence(error), visible=True, elem_classes="problem"),
+                hidden,
+            ]
         letters = edge_letters(self._backend.description.geometry.view(view))
         image = with_orientation_letters(to_displayed(loaded.image), letters)
         notes = "File as read: " + "; ".join(loaded.notes) + "."
         return [
             gr.Image(value=_save_image(image), visible=True),
-            gr.Markdown(notes, visible=bool(loaded.notes)),
+            gr.Markdown(notes, visible=bool(loaded.notes), elem_classes="note"),
             gr.HTML(traffic_light.markup(loaded.findings), visible=True),
         ]
 

@@ -27,6 +27,7 @@ CSS = """
 #about * { color: var(--body-text-color-subdued); font-size: .85rem; }
 .problem { border-left: 4px solid #dc2626 !important; background: color-mix(in srgb, #dc2626 12%, transparent);
   padding: .6rem .9rem !important; }
+.note { padding: .35rem .9rem !important; color: var(--body-text-color-subdued); }
 .findings p { margin: 0; padding: .35rem .9rem; border-left: 4px solid #16a34a; }
 .findings .light::before { content: "\\25cf"; margin-right: .4rem; color: #16a34a; }
 .findings .caution { border-color: #d97706; background: color-mix(in srgb, #d97706 10%, transparent); }

@@ -1,6 +1,7 @@
 """`--consistency-steps` in the service and on the page."""
 
 import asyncio
+import io
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import httpx
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.gray_image import RadiographLimits
@@ -78,3 +80,17 @@ def test_the_page_shows_the_residuals_of_a_fitted_volume(
 def test_the_page_states_the_steps_of_the_fit(fitting: Reconstructor) -> None:
     assert "Data-consistency fit: up to 3 steps" in layout._about(backend(fitting, 3))
     assert "fit" not in layout._about(backend(fitting, 0))
+
+
+def test_a_note_on_a_file_is_not_styled_as_an_error(
+    reconstructor: Reconstructor, radiographs: dict[str, bytes], tmp_path: Path
+) -> None:
+    dark_bone = np.asarray(Image.open(io.BytesIO(radiographs["frontal"])))
+    inverted, text = tmp_path / "inverted.png", tmp_path / "text.png"
+    Image.fromarray(dark_bone.max() - dark_bone).save(inverted)
+    text.write_text("no image")
+    actions = Actions(backend(reconstructor, 0), ImageDecoder(reconstructor.description, RadiographLimits()))
+    for path, words, style in ((inverted, "inverted (bone was dark)", "note"), (text, "not an image", "problem")):
+        _, message, _ = asyncio.run(actions.preview("frontal", str(path), "auto", False))
+        assert words in message.value
+        assert message.elem_classes == [style]
