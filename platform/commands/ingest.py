@@ -39,8 +39,8 @@ class GridOptions:
     """Beam, distances, detector and views: chest (source to isocenter 1650 mm, source to detector 1800 mm; the default
     of a new archive), x2ct, parallel, or a YAML file."""
     views: str | None = None
-    """One to eight views instead of the geometry's own: frontal, lateral, NAME=AZIMUTHdeg or
-    NAME=AZIMUTHdeg/ELEVATIONdeg, with commas between them, as in frontal,lateral,oblique30=30deg."""
+    """One to eight views instead of the geometry's own (ingest-xray: a frontal and a lateral one): frontal, lateral,
+    NAME=AZIMUTHdeg or NAME=AZIMUTHdeg/ELEVATIONdeg, with commas between them, as in frontal,lateral,oblique30=30deg."""
 
     def resolve(self, url: str) -> tuple[Grid, Geometry]:
         """Grid and geometry: as given, else those of an existing archive, else the defaults."""
