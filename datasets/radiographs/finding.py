@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Level = Literal["ok", "caution", "stop"]
+Bound = Literal["at least", "at most"]
 LEVELS: tuple[Level, ...] = ("ok", "caution", "stop")
 """From the best to the worst: green, yellow and red."""
 
@@ -19,11 +20,11 @@ class Finding:
     """Name of the check."""
     level: Level
     text: str
-    """A sentence without the name of a file or view."""
+    """A sentence on what is wrong, without the name of a file or view; empty for ok."""
     value: float
     """What was measured."""
     limit: float
-    bound: Literal["at least", "at most"]
+    bound: Bound
     """Which side of the limit is ok."""
 
     def __str__(self) -> str:

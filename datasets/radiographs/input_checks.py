@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from raylift.datasets.errors import InputCheckError
 from raylift.datasets.radiographs.chest import contrasts, without_margin
-from raylift.datasets.radiographs.finding import Finding, Level, warnings
+from raylift.datasets.radiographs.finding import Bound, Finding, Level, warnings
 from raylift.datasets.radiographs.orientation import BODY_THRESHOLD, OrientedRadiograph, resample_body
 
 LAYOUTS = {
@@ -164,11 +164,15 @@ def _interpretation(pixels: Float[np.ndarray, "rows columns"], view: str, own: f
 
 
 def _at_least(name: str, value: float, limit: float, text: str, level: Level = "stop") -> Finding:
-    return Finding(name, "ok" if value >= limit else level, text, float(value), limit, "at least")
+    return _finding(name, value >= limit, level, text, value, limit, "at least")
 
 
 def _at_most(name: str, value: float, limit: float, text: str, level: Level = "stop") -> Finding:
-    return Finding(name, "ok" if value <= limit else level, text, float(value), limit, "at most")
+    return _finding(name, value <= limit, level, text, value, limit, "at most")
+
+
+def _finding(name: str, ok: bool, level: Level, text: str, value: float, limit: float, bound: Bound) -> Finding:
+    return Finding(name, "ok" if ok else level, "" if ok else text, float(value), limit, bound)
 
 
 def _diagonal_correlation(pixels: Float[np.ndarray, "rows columns"]) -> float:

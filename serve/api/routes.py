@@ -217,11 +217,7 @@ def _report(
         "spacing_mm": grid.spacing_mm,
         "hu": {"min": int(result.hu.min()), "mean": float(result.hu.mean()), "max": int(result.hu.max())},
         "level": worst(finding for of_view in findings.values() for finding in of_view),
-        # The text of a finding states what is wrong.
-        "findings": {
-            view: [{**to_plain(one), "text": "" if one.level == "ok" else one.text} for one in of_view]
-            for view, of_view in findings.items()
-        },
+        "findings": {view: to_plain(of_view) for view, of_view in findings.items()},
         "notes": notes,
         "residuals": {
             view: dict(zip(("before", "after"), pair, strict=True)) for view, pair in result.residuals.items()

@@ -143,6 +143,16 @@ def radiographs(description: Description) -> dict[str, bytes]:
     return example.files(description)
 
 
+@pytest.fixture
+def pair(radiographs: dict[str, bytes], tmp_path: Path) -> list[str]:
+    """Options for both synthetic radiographs."""
+    options = []
+    for view, data in radiographs.items():
+        (tmp_path / f"{view}.png").write_bytes(data)
+        options += [f"--{view}", str(tmp_path / f"{view}.png")]
+    return options
+
+
 @pytest.fixture(scope="session")
 def large() -> bytes:
     """A small PNG file of 30 million pixels, within the limits of a header, whose decoding takes seconds."""

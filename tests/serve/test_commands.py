@@ -17,16 +17,6 @@ from raylift.platform import cli
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def pair(radiographs: dict[str, bytes], tmp_path: Path) -> list[str]:
-    """Options for both synthetic radiographs."""
-    options = []
-    for view, data in radiographs.items():
-        (tmp_path / f"{view}.png").write_bytes(data)
-        options += [f"--{view}", str(tmp_path / f"{view}.png")]
-    return options
-
-
 def test_real_radiographs_are_reconstructed_to_a_nifti_file(
     real_data: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
