@@ -37,7 +37,7 @@ def on_startup(**_: Any) -> None:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the API pages and the benchmarks into the navigation."""
-    _extend(config.nav, "API", [{page.title: page.uri} for page in api.pages(REPOSITORY)])
+    _extend(config.nav, "Python API", [{page.title: page.uri} for page in api.pages(REPOSITORY)])
     _extend(config.nav, "Benchmarks", [{_title(path): f"benchmarks/{path.name}"} for path in _results()])
     return config
 
@@ -124,10 +124,18 @@ def _from_root(text: str, folder: Path) -> str:
 
 
 def _extend(nav: Any, title: str, pages: list[dict[str, str]]) -> None:
-    """Add pages to the section of that title, at any place in the navigation."""
+    """Add pages to the section of that title. KeyError: mkdocs.yml has no such section."""
+    for name, below in _sections(nav):
+        if name == title:
+            below += pages
+            return
+    raise KeyError(f"mkdocs.yml has no section {title!r} in its nav")
+
+
+def _sections(nav: Any) -> Iterator[tuple[str, list[Any]]]:
+    """Title and entries of every section, at any depth of the navigation."""
     for entry in nav:
         for name, below in entry.items() if isinstance(entry, dict) else ():
-            if name == title:
-                below += pages
-            elif isinstance(below, list):
-                _extend(below, title, pages)
+            if isinstance(below, list):
+                yield name, below
+                yield from _sections(below)
