@@ -71,7 +71,7 @@ def run(name: str, options: argparse.Namespace) -> dict[str, Any]:
     phantoms = load(options.output / "data", "phantoms", torch.device("cpu"))
     stream = batches([phantoms], GRID, GEOMETRY, BATCH, options.seed, workers=0)
     train(objective, stream, settings, Log(file.with_suffix(".jsonl"), name), measured)
-    result = {**last, "parameters": parameters(objective.reconstructor), "phantoms": len(phantoms[0])}
+    result = {**last, "parameters": parameters(objective.reconstruction_network), "phantoms": len(phantoms[0])}
     file.write_text(json.dumps({**result, "validated": len(validation.names)}), encoding="utf-8")
     return run(name, options)
 

@@ -19,7 +19,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.geometry import chest
 from raylift.datasets.streaming.stream import load_batch
@@ -49,7 +49,7 @@ def export(stages: list[Path], views: int, archive_url: str, folder: Path, resul
     values, file = last_measurement(stages[-1])
     geometry = chest(GRID)
     geometry = replace(geometry, views=geometry.views[:views])
-    system = replace(SYSTEMS["unrolled"].published, views=tuple(view.name for view in geometry.views))
+    system = replace(SYSTEMS["unrolled"].full, views=tuple(view.name for view in geometry.views))
     scans = settings[-1]["scans"]
     archive = Archive(archive_url)
     entries = [entry for entry in archive.entries() if entry.id in scans]
@@ -69,7 +69,7 @@ def export(stages: list[Path], views: int, archive_url: str, folder: Path, resul
         "versions": settings[-1]["versions"],
         "config": {"train": {"batch_size": settings[-1]["batch"], "seed": settings[-1]["seed"]}},
     }
-    network = system.reconstructor(GRID, geometry)
+    network = system.reconstruction_network(GRID, geometry)
     network.load_state_dict({name: value.float() for name, value in safetensors.torch.load_file(file).items()})
     prefix = "frontal_" if views == 1 else ""
     kept = {f"{prefix}phantom": "phantom", f"{prefix}val_ct": "val_ct", f"{prefix}test_ct": "test_ct"}
@@ -84,13 +84,13 @@ def export(stages: list[Path], views: int, archive_url: str, folder: Path, resul
 
 def share_weights(folder: Path, other: str) -> None:
     """Replace the weights of an exported model, the same as those of a folder next to it, by that folder's name."""
-    head = digested_json.decode((folder / DESCRIPTION_FILE).read_bytes(), str(folder))
+    head = hashed_json.decode((folder / DESCRIPTION_FILE).read_bytes(), str(folder))
     if file_sha256(folder.parent / other / WEIGHTS_FILE) != head["sha256"]:
         raise SystemExit(f"{folder.parent / other} has other weights than {folder}")
     shared: dict[str, Any] = {}
     for key, value in head.items():
         shared |= {key: value, "weights_of": other} if key == "sha256" else {key: value}
-    (folder / DESCRIPTION_FILE).write_bytes(digested_json.encode(shared))
+    (folder / DESCRIPTION_FILE).write_bytes(hashed_json.encode(shared))
     (folder / WEIGHTS_FILE).unlink()
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8")

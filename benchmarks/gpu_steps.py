@@ -84,7 +84,7 @@ def plan(small: bool = False) -> list[Case]:
 
 def system_of(name: str, small: bool) -> SystemConfig:
     """A system at its published settings, or so small that a step takes a fraction of a second on a processor."""
-    return SYSTEMS[name].tiny if small else SYSTEMS[name].published
+    return SYSTEMS[name].tiny if small else SYSTEMS[name].full
 
 
 def steps(report: Report, small: bool, rates: dict[str, float], names: Collection[str] | None = None) -> None:
@@ -181,7 +181,7 @@ def parity(report: Report, small: bool) -> None:
     """Losses of the slim X2CT-GAN from one start on the same thoraces, in four kinds of arithmetic."""
     size, count, batch = (TINY_SIZE, 2, 1) if small else (64, 60, 4)
     grid = Grid(size, 320.0 / size)
-    system = (tiny if small else slim)(X2CT_GAN.published)
+    system = (tiny if small else slim)(X2CT_GAN.full)
     people = phantom_pairs(2 * batch, grid, system, report.device)
     curves: dict[str, dict[str, list[float]]] = {}
     for kind in ("fp32 strict", "fp32", "bf16", "bf16 channels-last"):

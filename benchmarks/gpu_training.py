@@ -61,14 +61,12 @@ VALIDATE = ("lidc_idri_0006_2mm", "qin_lung_ct_qin_lsc_0088_2mm")
 
 def systems() -> dict[str, SystemConfig]:
     """What a job can name."""
-    published = {name: entry.published for name, entry in SYSTEMS.items()}
+    published = {name: entry.full for name, entry in SYSTEMS.items()}
     slim = {f"{name}-slim": entry.slim for name, entry in SYSTEMS.items()}
     as_published = {
-        f"{name}-slim-published": replace(
-            entry.slim, scheduler=entry.published.scheduler, sampling=entry.published.sampling
-        )
+        f"{name}-slim-published": replace(entry.slim, scheduler=entry.full.scheduler, sampling=entry.full.sampling)
         for name, entry in SYSTEMS.items()
-        if isinstance(entry.published, TriPlaneSystem) and isinstance(entry.slim, TriPlaneSystem)
+        if isinstance(entry.full, TriPlaneSystem) and isinstance(entry.slim, TriPlaneSystem)
     }
     return published | slim | as_published
 
@@ -134,7 +132,7 @@ def run_job(
     geometry = replace(geometry, views=geometry.views[:views])
     system = replace(systems()[name], views=tuple(view.name for view in geometry.views))
     objective = placed(system.objective(GRID, geometry, WINDOW), device)
-    network = objective.reconstructor
+    network = objective.reconstruction_network
     if options.begin:
         network.load_state_dict({k: v.float() for k, v in safetensors.torch.load_file(options.begin).items()})
     label = f"{name}-{views}-{options.label}".rstrip("-")

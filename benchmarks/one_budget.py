@@ -87,7 +87,7 @@ def system_of(name: str, size: int) -> Any:
     """A system's slim preset, or the tiny one for a trial at 32 voxels per side."""
     if name != PUBLISHED_SCHEDULE:
         return SYSTEMS[name].slim if size >= 64 else SYSTEMS[name].tiny
-    published, slim = SYSTEMS["diffux2ct"].published, SYSTEMS["diffux2ct"].slim
+    published, slim = SYSTEMS["diffux2ct"].full, SYSTEMS["diffux2ct"].slim
     assert isinstance(published, TriPlaneSystem)
     assert isinstance(slim, TriPlaneSystem)
     return replace(slim, scheduler=published.scheduler, sampling=published.sampling)
@@ -143,7 +143,7 @@ def fit(name: str, kinds: list[Any], run: Run, stage: str, begin: Path | None, p
     safetensors.torch.save_file(state, folder / f"{stage}.safetensors")
     described = {
         "system": name,
-        "parameters": parameters(objective.reconstructor),
+        "parameters": parameters(objective.reconstruction_network),
         "volumes": [len(hu) for hu, _ in kinds],
         "settings": {**vars(settings), "clock": "monotonic", "batch": options.batch, "seed": options.seed},
         "grid": vars(run.grid),
@@ -159,7 +159,7 @@ def card(device: torch.device) -> str:
 
 
 def key_of(file: Path) -> str:
-    """The key of the reconstructor among the networks of a file."""
+    """The key of the reconstruction network among the networks of a file."""
     (key,) = {name.split(".")[0] for name in safetensors.torch.load_file(file)} - {"discriminator"}
     return key
 
@@ -188,7 +188,7 @@ def measure(network: nn.Module, batch: Batch, settings: Settings) -> Metrics:
 
 def predict(name: str, weights_file: Path, pairs: Pairs, run: Run, file: Path) -> None:
     """Write `volumes_of` of trained weights in fp32."""
-    network = system_of(name, run.grid.size).reconstructor(run.grid, run.geometry).eval()
+    network = system_of(name, run.grid.size).reconstruction_network(run.grid, run.geometry).eval()
     load_networks(weights_file, {key_of(weights_file): network})
     np.savez(file, **volumes_of(network.to(run.device), pairs, run))
 
@@ -213,7 +213,7 @@ def export(name: str, run: Run) -> None:
     folder = run.output / name
     described = json.loads((folder / "phantoms.json").read_text())
     system = system_of(name, run.grid.size)
-    network = system.reconstructor(run.grid, run.geometry)
+    network = system.reconstruction_network(run.grid, run.geometry)
     load_networks(folder / "phantoms.safetensors", {key_of(folder / "phantoms.safetensors"): network})
     provenance = {
         "archive": f"{described['volumes'][0]} phantoms, deformed",

@@ -81,7 +81,7 @@ def trained(
     """Each network's losses, step by step."""
     torch.manual_seed(0)
     small = X2CT_GAN.tiny if options.size < 64 else X2CT_GAN.slim
-    system = small if options.slim else X2CT_GAN.published
+    system = small if options.slim else X2CT_GAN.full
     step = stepper(system.objective(grid, chest(grid)), device, kind)
     order = torch.Generator().manual_seed(0)
     curves: dict[str, list[float]] = {}

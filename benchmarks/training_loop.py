@@ -38,7 +38,7 @@ class Settings:
     """Maximum L2 norm of a network's gradient; 0: no clipping."""
     warmup_steps: int = 200
     ema_decay: float = 0.999
-    """Decay of the exponential moving average (EMA) of the reconstructor's weights."""
+    """Decay of the exponential moving average (EMA) of the reconstruction network's weights."""
     precision: str = "fp32"
     log_every_s: float = 10.0
     measure_every_s: float = 60.0
@@ -100,7 +100,7 @@ def train(
     log: Callable[[dict[str, Any]], None],
     measured: Callable[[nn.Module, Metrics], None],
 ) -> nn.Module:
-    """Train until the time is over and return the EMA of the reconstructor.
+    """Train until the time is over and return the EMA of the reconstruction network.
 
     Args:
         objective: its networks are on the device of the batches.
@@ -109,7 +109,7 @@ def train(
         log: takes a row of step, seconds and mean losses from time to time.
         measured: takes the EMA, and step and seconds, from time to time and at the end; its time does not count.
     """
-    loss_modules, network = objective.loss_modules, objective.reconstructor
+    loss_modules, network = objective.loss_modules, objective.reconstruction_network
     device = next(network.parameters()).device
     ema = copy.deepcopy(network).eval().requires_grad_(False)
     optimizers = {

@@ -92,7 +92,7 @@ def run_case(case: dict) -> dict:
     device = torch.device("cuda" if case["gpu"] else "cpu")
     torch.manual_seed(0)
     size, batch = case["size"], case["batch"]
-    system = replace(X2CT_GAN.published, checkpointing="finest" if "finest" in case["kind"] else "none")
+    system = replace(X2CT_GAN.full, checkpointing="finest" if "finest" in case["kind"] else "none")
     objective = system.objective(Grid(size), chest(Grid(size)))
     data = random_batch(system, size, batch, device)
     take = stepper(objective, device, case["kind"])

@@ -72,7 +72,7 @@ def stepper(kind: str, grid: Grid, batch: Batch, device: torch.device, name: str
     torch.manual_seed(0)
     entry = SYSTEMS["unrolled"]
     objective = placed(getattr(entry, name).objective(grid, chest(grid), Window()), device)
-    network = objective.reconstructor
+    network = objective.reconstruction_network
     if "channels-last" in kind:
         channels_last(network)
     if "compiled" in kind:

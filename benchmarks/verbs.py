@@ -1,6 +1,6 @@
 """Seconds of every command with every slim system, on archives of real data.
 
-A system supervised by volumes trains on the archive of CT, an unpaired system on the archive of pairs. It
+A system supervised by volumes trains on the archive of CT, one supervised by radiographs on the archive of pairs. It
 is trained, resumed for as many steps again, evaluated, exported, reconstructs a volume from two radiographs, and is
 served: the page and the API get a request. The seconds are those of the whole command, including the start of Python
 and Ray. The quality of the networks after so few steps is not measured.

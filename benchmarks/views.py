@@ -128,7 +128,7 @@ def trained(
         fusion=replace(tiny.fusion, kind="average", view_decoders=False),
         decoder=replace(tiny.decoder, head_kernel=3),
     )
-    network = system.reconstructor(GRID, geometry)
+    network = system.reconstruction_network(GRID, geometry)
     optimizer = torch.optim.Adam(network.parameters(), LR, betas=(0.9, 0.99))
     half = options.steps // 2
     schedule = torch.optim.lr_scheduler.LambdaLR(

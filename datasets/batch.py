@@ -17,7 +17,7 @@ class Batch:
     """A training batch of n samples."""
 
     ground_truth: Float[Tensor, "n 1 d h w"] | None
-    """CT of the radiographs' subjects in the window's [0, 1]; None for unpaired systems."""
+    """CT of the radiographs' subjects in the window's [0, 1]; None for systems supervised by radiographs."""
     radiographs: Float[Tensor, "n views rows columns"]
     """In [0, 1], bone bright, each normalized by its own percentiles or maximum; some with matched histograms."""
     ids: tuple[str, ...] = ()

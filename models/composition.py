@@ -91,7 +91,7 @@ class Parts(SystemConfig):
         """Whether its loss uses auxiliary volumes."""
         return False
 
-    def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
+    def reconstruction_network(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
         """An encoder and a lifting per view, the fusion and the decoder."""
         return EncoderDecoder(self, grid, geometry)
 
@@ -132,9 +132,9 @@ class Composition(Parts):
         return self.loss.deep_supervision_weight > 0
 
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:  # noqa: ARG002
-        """The reconstructor, and a discriminator if the adversarial term has a weight."""
+        """The reconstruction network, and a discriminator if the adversarial term has a weight."""
         discriminator = self.discriminator.build(self.rays(grid, geometry)) if self.loss.adversarial_weight else None
-        return reconstruction_objective(self.reconstructor(grid, geometry), discriminator, self.loss)
+        return reconstruction_objective(self.reconstruction_network(grid, geometry), discriminator, self.loss)
 
 
 class ViewBranch(nn.Module):

@@ -1,6 +1,6 @@
 """The entry of a system in its file of `models/systems/`: paper, published settings, variants and training.
 
-`models.zoo.SYSTEMS` holds a `PublishedSystem` for each system. Presets, `raylift systems`, the table of systems in the
+`models.zoo.SYSTEMS` holds a `SystemEntry` for each system. Presets, `raylift systems`, the table of systems in the
 documentation and the default preset of a search space are made from them.
 """
 
@@ -12,7 +12,7 @@ from typing import Literal
 from raylift.datasets.intensity import Normalization, Window
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
 
-Kind = Literal["regression", "GAN", "diffusion", "unpaired"]
+Kind = Literal["regression", "GAN", "diffusion", "reprojection", "unpaired"]
 Views = Literal["1", "2", "1 or 2", "any"]
 
 
@@ -81,7 +81,7 @@ class ParameterCount:
 
 
 @dataclass(frozen=True)
-class PublishedSystem:
+class SystemEntry:
     """A system of the literature. Its name is that of its settings and its key in `models.zoo.SYSTEMS`."""
 
     title: str
@@ -95,8 +95,8 @@ class PublishedSystem:
     views: Views
     """How many radiographs the paper reconstructs from."""
     kind: Kind
-    published: SystemConfig
-    """The settings as published."""
+    full: SystemConfig
+    """The settings as published, or at the full size of a system of raylift's own."""
     slim: SystemConfig
     """The same choices at 64 voxels per side with about two million parameters or fewer, for CPU cores."""
     tiny: SystemConfig
@@ -115,12 +115,12 @@ class PublishedSystem:
     @property
     def name(self) -> str:
         """The name of the settings."""
-        return self.published.name
+        return self.full.name
 
     def variants(self) -> dict[str, tuple[SystemConfig, Training]]:
         """Settings and training by the name of their preset."""
         presets = {
-            self.name: (self.published, self.training),
+            self.name: (self.full, self.training),
             f"{self.name}-single": (self.single_view, self.training),
             f"{self.name}-slim": (self.slim, self.slim_training),
             f"{self.name}-single-slim": (self.single_view_slim, self.slim_training),

@@ -41,8 +41,7 @@ class SystemConfig(ABC):
     def supervision(self) -> Supervision:
         """What supervises it: the CT volumes of the radiographs, or the radiographs alone.
 
-        An unpaired system, which is supervised by radiographs, trains on archives of both kinds and may use CT of other
-        patients.
+        A system supervised by radiographs trains on archives of both kinds and may use CT of other patients.
         """
         return "volumes"
 
@@ -64,7 +63,7 @@ class SystemConfig(ABC):
         return grid, geometry
 
     @abstractmethod
-    def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
+    def reconstruction_network(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
         """The network from radiographs of `geometry` to volumes on `grid`, with initial weights.
 
         Raises:

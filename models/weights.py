@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from raylift import __version__
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.errors import AlteredFileError, ConfigError, RayliftError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Normalization, Window
@@ -92,7 +92,7 @@ def save(
     if training_data:
         training_data.save(folder / TRAINING_DATA_FILE, description.window)
         head["training_data_sha256"] = file_sha256(folder / TRAINING_DATA_FILE)
-    (folder / DESCRIPTION_FILE).write_bytes(digested_json.encode({**head, "model": to_plain(description)}))
+    (folder / DESCRIPTION_FILE).write_bytes(hashed_json.encode({**head, "model": to_plain(description)}))
     return sha256
 
 
@@ -152,7 +152,7 @@ def weights_of(folder: Path) -> str:
 
 def _head(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION_FILE
-    return digested_json.decode(path.read_bytes(), str(path))
+    return hashed_json.decode(path.read_bytes(), str(path))
 
 
 def model_folder(folder: str | Path) -> Path:
@@ -180,7 +180,7 @@ def load(folder: str | Path) -> Model:
                 f"{file} has SHA-256 {computed}, its description states {expected}: the file was altered or cut"
             )
     with torch.device("meta"):
-        network = description.system.reconstructor(description.grid, description.geometry)
+        network = description.system.reconstruction_network(description.grid, description.geometry)
     try:
         stored = safetensors.torch.load_file(path)
         # A copy, whose alignment in memory no file decides: the last digits of a convolution depend on it.

@@ -7,7 +7,7 @@ from torch import nn
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import register_union
 from raylift.models.composition import Composition
-from raylift.models.literature import PublishedSystem
+from raylift.models.literature import SystemEntry
 from raylift.models.system_config import SystemConfig
 from raylift.models.systems.cgan import CGAN_128
 from raylift.models.systems.cnn3d import CNN3D
@@ -24,7 +24,7 @@ from raylift.models.systems.unrolled import UNROLLED
 from raylift.models.systems.x2ct import X2CT_CNN, X2CT_GAN
 from raylift.models.systems.x_recon import X_RECON
 
-SYSTEMS: dict[str, PublishedSystem] = {
+SYSTEMS: dict[str, SystemEntry] = {
     "psr": PSR,
     "3dcnn": CNN3D,
     "x2ct-gan": X2CT_GAN,
@@ -47,7 +47,7 @@ SYSTEMS: dict[str, PublishedSystem] = {
 register_union(
     SystemConfig,
     tag="name",
-    kinds={name: type(entry.published) for name, entry in SYSTEMS.items()},
+    kinds={name: type(entry.full) for name, entry in SYSTEMS.items()},
     otherwise=Composition,
 )
 
@@ -58,7 +58,7 @@ def check_name(system: SystemConfig) -> None:
     Raises:
         ConfigError: they do not.
     """
-    names = [name for name, entry in SYSTEMS.items() if type(entry.published) is type(system)]
+    names = [name for name, entry in SYSTEMS.items() if type(entry.full) is type(system)]
     if system.name not in names:
         raise ConfigError(f"system.name is '{system.name}': with these settings it must be one of {', '.join(names)}")
 

@@ -31,7 +31,7 @@ class DataConfig:
     """Snapshot of the archive. A run keeps the one that is the latest when it begins; `--resume RUN --data.snapshot
     latest` moves it to the newest."""
     unpaired: str = ""
-    """Folder or URL of an archive of CT, whose train split an unpaired system uses as unpaired
+    """Folder or URL of an archive of CT, whose train split a CycleGAN system uses as unpaired
     volumes; empty: none."""
     unpaired_snapshot: int | Literal["latest"] = "latest"
     """As `snapshot`, of the unpaired archive."""

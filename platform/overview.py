@@ -50,7 +50,7 @@ def _overview(url: str) -> Overview | None:
         return None
     size = folder.size()
     try:
-        record = folder.read_digested(kind)
+        record = folder.read_hashed(kind)
         best, progress, model = _run(url, record) if kind == RUN_FILE else _search(url, record)
         state = "finished" if model else lease.describe(folder) or "stopped"
     except RayliftError as error:

@@ -14,7 +14,7 @@ import tyro
 import yaml
 from nbclient import NotebookClient
 
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.serialization import to_plain
 from raylift.platform import cli
@@ -68,7 +68,7 @@ def parser(monkeypatch, tmp_path):
             words = [*words[:place], str(tmp_path / "run"), *words[place + 1 :]]
             with suppress(FileExistsError):
                 record = {"config": to_plain(PRESETS["x2ct-gan"])}
-                Folder(tmp_path / "run").create(RUN_FILE, digested_json.encode(record))
+                Folder(tmp_path / "run").create(RUN_FILE, hashed_json.encode(record))
         with pytest.raises(ParsedError) as parsed:
             cli.main(words)
         return parsed.value.args[0]

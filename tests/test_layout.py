@@ -23,7 +23,7 @@ SERVE_MAY_TAKE = {"raylift.platform.config", "raylift.platform.cluster", "raylif
 MODELS_MAY_TAKE = {
     "batch",
     "choices",
-    "digested_json",
+    "hashed_json",
     "errors",
     "geometry",
     "intensity",

@@ -44,7 +44,7 @@ WORDS = {
     r"\bgrow(?:n|ing)\b": "upsample",
     r"\b(?:nobody|somebody|whoever|a stranger)\b": "the user, the reader",
     r"\btwins?\b": "a branch for each view",
-    r"\brate\b(?=[:=])": "lr",
+    r"(?<!growth )\brate\b(?=[:=])": "lr",
     r"\bsees\b|\bseen by\b|\blook(?:s|ed|ing)? at\b": "input, field of view",
     r"\bwants\b|\bbelieves?\b|\bguess(?:es|ed)?\b": "need, estimate, prediction",
     r"\banswer(?:s|ed|ing)?\b": "output, response",

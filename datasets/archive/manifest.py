@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from raylift import __version__
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.archive.entry import Entry
 from raylift.datasets.archive.index import (
     FULL,
@@ -155,7 +155,7 @@ def publish(folder: Folder, manifest: Manifest, new: Sequence[Entry]) -> Manifes
     name = name or write_object(folder, json.dumps(to_plain(base)).encode(), ".json")
     head = Head(snapshot, name, segments)
     written = {"format": FORMAT, "version": FORMAT_VERSION, "written_by": f"raylift {__version__}"}
-    folder.create(manifest_path(snapshot), digested_json.encode({**written, "archive": to_plain(head)}))
+    folder.create(manifest_path(snapshot), hashed_json.encode({**written, "archive": to_plain(head)}))
     try:
         _require_newest(folder, snapshot)
     except FileExistsError:
@@ -224,7 +224,7 @@ def _read_file(folder: Folder, name: str) -> Head | Manifest:
         data = json.loads(raw)
         written = (data["format"], data["version"])
         if written == (FORMAT, FORMAT_VERSION):
-            return from_plain(Head, digested_json.decode(raw, where)["archive"], where)
+            return from_plain(Head, hashed_json.decode(raw, where)["archive"], where)
         if written in itertools.product([FORMAT], OLD_FORMAT_VERSIONS):
             return Manifest(**vars(from_plain(_Listed, data["archive"], where)))
     except (KeyError, TypeError, ValueError) as error:

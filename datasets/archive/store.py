@@ -23,7 +23,7 @@ import fsspec
 import zarr.storage
 from zarr.abc.store import Store
 
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.errors import ArchiveError, ConfigError, RayliftError, StoreError
 
 S3_OPTIONS: dict[str, Any] = {
@@ -179,14 +179,14 @@ class Folder:
             data: bytes = self.fs.cat_file(self.key(name))
         return data
 
-    def read_digested(self, name: str) -> dict[str, Any]:
-        """The data of a file of `digested_json`.
+    def read_hashed(self, name: str) -> dict[str, Any]:
+        """The data of a file of `hashed_json`.
 
         Raises:
             FileNotFoundError: there is none.
             AlteredFileError: its content is not what was written.
         """
-        return digested_json.decode(self.read(name), join(self.url, name))
+        return hashed_json.decode(self.read(name), join(self.url, name))
 
     def exists(self, name: str) -> bool:
         """Whether there is an object or folder of that name, bypassing fsspec's cache."""

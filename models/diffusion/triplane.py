@@ -37,7 +37,9 @@ class TriPlaneConfig:
     """DiffuX2CT names the parts and publishes no size. Chosen here: X2CT-GAN's encoder with fewer layers."""
 
     encoder: EncoderConfig = field(
-        default_factory=lambda: EncoderConfig(stem=32, growth=16, bottleneck=64, layers=(4, 6, 8, 6))
+        default_factory=lambda: EncoderConfig(
+            init_features=32, growth_rate=16, bottleneck_channels=64, block_config=(4, 6, 8, 6)
+        )
     )
     channels: int = 32
     """Channels of each plane."""
@@ -63,7 +65,7 @@ class TriPlane(nn.Module):
         if not views or len(set(views)) != len(views):
             raise ConfigError(f"views {tuple(views)}: name one or more, each once")
         step = 2 ** config.encoder.downsamplings()
-        require_divisible_size(grid.size, step, "fewer stages of system.triplane.encoder.layers")
+        require_divisible_size(grid.size, step, "fewer stages of system.triplane.encoder.block_config")
         self.size, self.use_checkpoint = grid.size, use_checkpoint
         self.rays = [Rays(grid, geometry, geometry.view(name), follow_geometry=False) for name in views]
         self.encoders = nn.ModuleList(config.encoder.build(use_checkpoint) for _ in views)

@@ -44,7 +44,7 @@ class LossModule(nn.Module):
 
 @dataclass(frozen=True)
 class Objective:
-    """Loss modules by name, in the order of their steps; the network of the first one is the reconstructor."""
+    """Loss modules by name, in the order of their steps; the network of the first one is the reconstruction network."""
 
     loss_modules: dict[str, LossModule]
     notes: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Objective:
             raise ConfigError(f"system.ema_decay is {self.ema_decay}: give a decay in [0, 1)")
 
     @property
-    def reconstructor(self) -> nn.Module:
+    def reconstruction_network(self) -> nn.Module:
         """The network from radiographs (n, views, rows, columns) to volumes (n, 1, d, h, w)."""
         return next(iter(self.loss_modules.values())).network
 

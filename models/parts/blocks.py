@@ -167,13 +167,13 @@ class DecoderLevels(nn.ModuleList):
 class DenseLayer(nn.Module):
     """A DenseNet layer: a 1 x 1 bottleneck and a 3 x 3 convolution, concatenated with the input."""
 
-    def __init__(self, in_channels: int, growth: int, bottleneck: int) -> None:
+    def __init__(self, in_channels: int, growth_rate: int, bottleneck: int) -> None:
         super().__init__()
         self.bottleneck = norm_act_conv_2d(in_channels, bottleneck, kernel=1)
-        self.conv = norm_act_conv_2d(bottleneck, growth)
+        self.conv = norm_act_conv_2d(bottleneck, growth_rate)
 
     def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n out h w"]:
-        """`in_channels + growth` channels."""
+        """`in_channels + growth_rate` channels."""
         return torch.cat([features, self.conv(self.bottleneck(features))], dim=1)
 
 

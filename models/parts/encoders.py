@@ -27,15 +27,15 @@ class EncoderConfig:
     kind: EncoderName = "dense"
     """dense: X2CT-GAN's densely connected stages. transformer: the same, with transformer blocks before the last stage
     (TRCT-GAN). hourglass: PSR's residual encoder-decoder, whose output is one map of full size. unet: the U-Net, with
-    the same output (cGAN-128). image: the radiograph itself (3DCNN)."""
-    stem: int = 64
+    the same output (cGAN-128). identity: the radiograph itself (3DCNN)."""
+    init_features: int = 64
     """Channels at full size; the hourglass has four times as many inside, each downsampling of the
     U-Net doubles them."""
-    growth: int = 32
+    growth_rate: int = 32
     """Channels that a dense layer adds."""
-    bottleneck: int = 128
+    bottleneck_channels: int = 128
     """Channels between the two convolutions of a dense layer."""
-    layers: tuple[int, ...] = (6, 12, 24, 16, 6)
+    block_config: tuple[int, ...] = (6, 12, 24, 16, 6)
     """Dense layers of each stage, or residual blocks of the hourglass at each size; every stage halves the image. The
     U-Net downsamples once for each number here and has two convolutions at each size, whatever the numbers."""
     transformer_blocks: int = 6
@@ -44,9 +44,11 @@ class EncoderConfig:
     """Attention heads of these blocks."""
 
     def __post_init__(self) -> None:
-        if not self.layers or min(self.layers) < 1:
-            raise ConfigError(f"encoder layers {self.layers}: give one or more stages of one or more layers")
-        require_minimum(self, 1, "stem", "growth", "bottleneck", "heads")
+        if not self.block_config or min(self.block_config) < 1:
+            raise ConfigError(
+                f"encoder block_config {self.block_config}: give one or more stages of one or more layers"
+            )
+        require_minimum(self, 1, "init_features", "growth_rate", "bottleneck_channels", "heads")
         require_minimum(self, 0, "transformer_blocks")
         self.channels()
 
@@ -60,7 +62,7 @@ class EncoderConfig:
 
     def downsamplings(self) -> int:
         """How often the encoder halves the radiograph."""
-        return len(self.layers) if ENCODERS[self.kind].halves else 0
+        return len(self.block_config) if ENCODERS[self.kind].halves else 0
 
     def build(self, use_checkpoint: bool) -> nn.Module:
         """The encoder, with initial weights: an image to a list of features, from full size down."""
@@ -90,17 +92,17 @@ class DenseEncoder(nn.Module):
         self.use_checkpoint = use_checkpoint
         widths = config.channels()
         self.stem = nn.Sequential(
-            nn.Conv2d(1, config.stem, 7, padding=3, padding_mode="reflect"),
-            nn.InstanceNorm2d(config.stem),
+            nn.Conv2d(1, config.init_features, 7, padding=3, padding_mode="reflect"),
+            nn.InstanceNorm2d(config.init_features),
             nn.ReLU(inplace=True),
         )
         self.stages = nn.ModuleList()
-        for index, count in enumerate(config.layers):
-            width, last = widths[index], index == len(config.layers) - 1
+        for index, count in enumerate(config.block_config):
+            width, last = widths[index], index == len(config.block_config) - 1
             stage = nn.Sequential(norm_act_conv_2d(width, width, stride=2))
             for _ in range(count):
-                stage.append(DenseLayer(width, config.growth, config.bottleneck))
-                width += config.growth
+                stage.append(DenseLayer(width, config.growth_rate, config.bottleneck_channels))
+                width += config.growth_rate
             if not last:
                 stage.append(norm_act_conv_2d(width, widths[index + 1], kernel=1))
             self.stages.append(stage)
@@ -164,7 +166,7 @@ class Hourglass(nn.Module):
     def __init__(self, config: EncoderConfig, use_checkpoint: bool = False) -> None:
         super().__init__()
         self.use_checkpoint = use_checkpoint
-        stem, width = config.stem, 4 * config.stem
+        stem, width = config.init_features, 4 * config.init_features
         self.stem = nn.Sequential(
             _conv_norm_act(1, stem, kernel=7, stride=2),
             Bottleneck(stem, 2 * stem),
@@ -173,12 +175,14 @@ class Hourglass(nn.Module):
             Bottleneck(2 * stem, width),
         )
         self.down = nn.ModuleList(
-            nn.Sequential(nn.MaxPool2d(2), *(Bottleneck(width, width) for _ in range(count))) for count in config.layers
+            nn.Sequential(nn.MaxPool2d(2), *(Bottleneck(width, width) for _ in range(count)))
+            for count in config.block_config
         )
         self.upsamplers = nn.ModuleList(
-            nn.ConvTranspose2d(width, width, 4, stride=2, padding=1, groups=width, bias=False) for _ in config.layers
+            nn.ConvTranspose2d(width, width, 4, stride=2, padding=1, groups=width, bias=False)
+            for _ in config.block_config
         )
-        self.up = nn.ModuleList(Bottleneck(width, width) for _ in config.layers[1:])
+        self.up = nn.ModuleList(Bottleneck(width, width) for _ in config.block_config[1:])
 
     def forward(self, radiograph: Float[Tensor, "n 1 s s"]) -> list[Float[Tensor, "n c s s"]]:
         """One map as large as the radiograph."""
@@ -198,7 +202,7 @@ class UNet2d(nn.Module):
     def __init__(self, config: EncoderConfig, use_checkpoint: bool = False) -> None:
         super().__init__()
         self.use_checkpoint = use_checkpoint
-        widths = [config.stem << k for k in range(len(config.layers) + 1)]
+        widths = [config.init_features << k for k in range(len(config.block_config) + 1)]
         self.pool = nn.MaxPool2d(2)
         self.down = nn.ModuleList(_double_conv(width, next_width) for width, next_width in pairwise((1, *widths)))
         self.upsamplers = nn.ModuleList(
@@ -242,16 +246,18 @@ class EncoderKind(NamedTuple):
 
 def dense_channels(config: EncoderConfig) -> tuple[int, ...]:
     """Every stage adds the channels of its layers, and all but the last halve the sum."""
-    widths = [config.stem]
-    for count in config.layers[:-1]:
-        widths.append((widths[-1] + count * config.growth) // 2)
-    return (*widths, widths[-1] + config.layers[-1] * config.growth)
+    widths = [config.init_features]
+    for count in config.block_config[:-1]:
+        widths.append((widths[-1] + count * config.growth_rate) // 2)
+    return (*widths, widths[-1] + config.block_config[-1] * config.growth_rate)
 
 
 def transformer_channels(config: EncoderConfig) -> tuple[int, ...]:
     """Those of the dense encoder, if the transformer blocks fit."""
-    if len(config.layers) < 2:
-        raise ConfigError(f"encoder layers {config.layers}: the transformer encoder needs two stages or more")
+    if len(config.block_config) < 2:
+        raise ConfigError(
+            f"encoder block_config {config.block_config}: the transformer encoder needs two stages or more"
+        )
     widths = dense_channels(config)
     require_divisible_channels(widths[-2:-1], config.heads, "set system.encoder.heads to a divisor")
     return widths
@@ -262,8 +268,8 @@ ENCODERS = {
     "transformer": EncoderKind(
         lambda c, recompute: DenseEncoder(c, recompute, c.transformer_blocks), transformer_channels
     ),
-    "hourglass": EncoderKind(Hourglass, lambda config: (4 * config.stem,)),
-    "unet": EncoderKind(UNet2d, lambda config: (config.stem,)),
+    "hourglass": EncoderKind(Hourglass, lambda config: (4 * config.init_features,)),
+    "unet": EncoderKind(UNet2d, lambda config: (config.init_features,)),
     "identity": EncoderKind(lambda *_: IdentityEncoder(), lambda _: (1,), halves=False),
 }
 EncoderName = KeyOf[str, ENCODERS]

@@ -26,21 +26,21 @@ epoch, and its CycleGAN for 40; here it is trained for 40 too.
 
 from __future__ import annotations
 
-from raylift.models.literature import PublishedSystem, Training
+from raylift.models.literature import SystemEntry, Training
 from raylift.models.objectives.reprojection import ReprojectionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import ViewDiscriminatorConfig
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
+from raylift.models.reprojection_composition import ReprojectionComposition
 from raylift.models.slimming import slim, tiny
-from raylift.models.unpaired_composition import UnpairedComposition
 
-PUBLISHED = UnpairedComposition(
+FULL = ReprojectionComposition(
     name="cgan-128",
     views=("frontal", "lateral"),
     # Four downsamplings, each doubling the channels.
-    encoder=EncoderConfig(kind="unet", stem=64, layers=(2, 2, 2, 2)),
+    encoder=EncoderConfig(kind="unet", init_features=64, block_config=(2, 2, 2, 2)),
     lifting=LiftingConfig(kind="channels", along="rays"),
     fusion=FusionConfig(kind="concatenate", view_decoders=False),
     decoder=DecoderConfig(kind="unet", channels=(32, 16, 8), blocks=1, head_kernel=3, output="sigmoid"),
@@ -55,16 +55,16 @@ PUBLISHED = UnpairedComposition(
     ),
 )
 
-CGAN_128 = PublishedSystem(
+CGAN_128 = SystemEntry(
     title="cGAN-128",
     summary="a 2-D U-Net for each view, channels are depths along the rays; a discriminator of pairs of views",
     paper="Adwait et al. 2024, Boston University",
     year=2024,
     views="2",
-    kind="unpaired",
-    published=PUBLISHED,
-    slim=slim(PUBLISHED),
-    tiny=tiny(PUBLISHED),
+    kind="reprojection",
+    full=FULL,
+    slim=slim(FULL),
+    tiny=tiny(FULL),
     # 2,873 pairs in batches of 4 are 719 steps.
     training=Training(steps=40 * 719, batch_size=4, lr=1e-4, betas=(0.5, 0.999), decay_start=1.0),
 )

@@ -17,7 +17,7 @@ and radiographs; for intensities it is mean squared error and X2CT-GAN's project
 from __future__ import annotations
 
 from raylift.models.composition import Composition
-from raylift.models.literature import PublishedSystem
+from raylift.models.literature import SystemEntry
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.encoders import EncoderConfig
@@ -25,7 +25,7 @@ from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.slimming import slim, tiny
 
-PUBLISHED = Composition(
+FULL = Composition(
     name="3dcnn",
     views=("frontal", "lateral"),
     encoder=EncoderConfig(kind="identity"),
@@ -35,14 +35,14 @@ PUBLISHED = Composition(
     loss=ReconstructionLoss(adversarial_weight=0.0, mse_weight=10.0, projection_weight=10.0),
 )
 
-CNN3D = PublishedSystem(
+CNN3D = SystemEntry(
     title="3DCNN",
     summary="repeated radiographs through a residual 3-D U-Net",
     paper="Kasten et al. 2020, arXiv 2004.00871",
     year=2020,
     views="2",
     kind="regression",
-    published=PUBLISHED,
-    slim=slim(PUBLISHED),
-    tiny=tiny(PUBLISHED),
+    full=FULL,
+    slim=slim(FULL),
+    tiny=tiny(FULL),
 )

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from raylift.datasets.intensity import Window
 from raylift.models.composition import Composition
-from raylift.models.literature import PublishedSystem, Training
+from raylift.models.literature import SystemEntry, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -31,10 +31,12 @@ from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.slimming import slim, tiny
 
-PUBLISHED = Composition(
+FULL = Composition(
     name="cvaa-gan",
     views=("frontal", "lateral"),
-    encoder=EncoderConfig(kind="dense", stem=64, growth=32, bottleneck=128, layers=(6, 12, 24, 16, 6)),
+    encoder=EncoderConfig(
+        kind="dense", init_features=64, growth_rate=32, bottleneck_channels=128, block_config=(6, 12, 24, 16, 6)
+    ),
     lifting=LiftingConfig(kind="repeat_conv", along="axes", coarsest="features"),
     fusion=FusionConfig(kind="alignment", view_decoders=False),
     decoder=DecoderConfig(
@@ -50,16 +52,16 @@ PUBLISHED = Composition(
     loss=ReconstructionLoss(adversarial_weight=0.1, mse_weight=10.0, projection_weight=10.0),
 )
 
-CVAA_GAN = PublishedSystem(
+CVAA_GAN = SystemEntry(
     title="CVAA-GAN",
     summary="views weighted voxel by voxel, fusion from coarse to fine features",
     paper="Qiao et al. 2024, arXiv 2408.09736",
     year=2024,
     views="2",
     kind="GAN",
-    published=PUBLISHED,
-    slim=slim(PUBLISHED),
-    tiny=tiny(PUBLISHED),
+    full=FULL,
+    slim=slim(FULL),
+    tiny=tiny(FULL),
     training=Training(window=Window(-1000.0, 4096.0), steps=200 * 53),
     spacing_mm=2.0,
 )

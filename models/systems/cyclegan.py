@@ -43,7 +43,7 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
 from raylift.datasets.serialization import require_fraction, require_minimum
 from raylift.models.drr import Reprojection
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, PublishedSystem, Training, Views
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, SystemEntry, Training, Views
 from raylift.models.objectives.cycle import CycleLoss, CycleNetworks, cycle_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.blocks import ResidualBlock, initialize, upsample_3d
@@ -111,7 +111,7 @@ class CycleGan(SystemConfig):
         """`radiographs`: training needs no CT of the patients whose radiographs these are."""
         return "radiographs"
 
-    def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
+    def reconstruction_network(self, grid: Grid, geometry: Geometry) -> VolumeNetwork:
         """The generator of volumes."""
         return VolumeGenerator(self, grid, self.rays(grid, geometry))
 
@@ -120,7 +120,7 @@ class CycleGan(SystemConfig):
         rays, learned = self.rays(grid, geometry), self.projection == "network"
         channels, pixels = self.projection_channels, geometry.detector_px
         networks = CycleNetworks(
-            generator=self.reconstructor(grid, geometry),
+            generator=self.reconstruction_network(grid, geometry),
             projection=RadiographGenerator(channels, grid, pixels, rays) if learned else None,
             reprojection=Reprojection(grid, geometry, window, self.views),
             volume_discriminator=self.volume_discriminator.build(rays),
@@ -214,16 +214,16 @@ def with_channels(system: CycleGan, channels: tuple[int, ...], blocks: int, disc
     )
 
 
-def entry(title: str, published: CycleGan, views: Views, epochs: int) -> PublishedSystem:
+def entry(title: str, published: CycleGan, views: Views, epochs: int) -> SystemEntry:
     """One of the two systems; an epoch of 2,873 pairs in batches of 16 has 180 steps."""
-    return PublishedSystem(
+    return SystemEntry(
         title=title,
         summary="radiographs to volumes and back, volumes of other patients to radiographs and back",
         paper="Adwait et al. 2024, Boston University",
         year=2024,
         views=views,
         kind="unpaired",
-        published=published,
+        full=published,
         slim=with_channels(published, (16, 32, 64), 3, (16, 32, 64, 64)),
         tiny=with_channels(published, (8, 8, 16), 1, (8, 16, 16)),
         training=Training(

@@ -37,7 +37,7 @@ from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig
 from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.diffusion.triplane import TriPlane, TriPlaneConfig
-from raylift.models.literature import PublishedSystem, Training
+from raylift.models.literature import SystemEntry, Training
 from raylift.models.objectives.diffusion import DenoisingLoss, denoising_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.encoders import EncoderConfig
@@ -64,12 +64,12 @@ class TriPlaneSystem(SystemConfig):
     """Activation checkpointing."""
 
     @abstractmethod
-    def reconstructor(self, grid: Grid, geometry: Geometry) -> TriPlaneDiffusion:
+    def reconstruction_network(self, grid: Grid, geometry: Geometry) -> TriPlaneDiffusion:
         """Tri-planes and the denoiser."""
 
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:  # noqa: ARG002
         """The denoising loss, minimized by one network."""
-        return denoising_objective(self.reconstructor(grid, geometry), self.loss, self.ema_decay)
+        return denoising_objective(self.reconstruction_network(grid, geometry), self.loss, self.ema_decay)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class DiffuX2CT(TriPlaneSystem):
 
     name: str = "diffux2ct"
 
-    def reconstructor(self, grid: Grid, geometry: Geometry) -> VolumeDiffusion:
+    def reconstruction_network(self, grid: Grid, geometry: Geometry) -> VolumeDiffusion:
         """Tri-planes and a denoiser of volumes."""
         return VolumeDiffusion(self, grid, geometry, clip_sample_range=1.0, sample_shape=(1, grid.size))
 
@@ -119,11 +119,13 @@ class VolumeDiffusion(TriPlaneDiffusion):
         return (data + 1) / 2
 
 
-PUBLISHED = DiffuX2CT(
+FULL = DiffuX2CT(
     name="diffux2ct",
     views=("frontal", "lateral"),
     triplane=TriPlaneConfig(
-        encoder=EncoderConfig(kind="dense", stem=32, growth=16, bottleneck=64, layers=(4, 6, 8, 6)),
+        encoder=EncoderConfig(
+            kind="dense", init_features=32, growth_rate=16, bottleneck_channels=64, block_config=(4, 6, 8, 6)
+        ),
         channels=32,
         hidden=64,
         layers=2,
@@ -146,9 +148,9 @@ PUBLISHED = DiffuX2CT(
     checkpointing="all",
 )
 SLIM = replace(
-    PUBLISHED,
+    FULL,
     triplane=TriPlaneConfig(
-        EncoderConfig(stem=16, growth=8, bottleneck=32, layers=(2, 3, 3)),
+        EncoderConfig(init_features=16, growth_rate=8, bottleneck_channels=32, block_config=(2, 3, 3)),
         channels=16,
         hidden=32,
         layers=1,
@@ -165,14 +167,14 @@ TRAINING = Training(steps=100_000, lr=2e-4, betas=(0.9, 0.999), gradient_clippin
 SLIM_TRAINING = replace(literature.SLIM_TRAINING, betas=(0.9, 0.999))
 TINY_TRAINING = replace(literature.TINY_TRAINING, betas=(0.9, 0.999))
 
-DIFFUX2CT = PublishedSystem(
+DIFFUX2CT = SystemEntry(
     title="DiffuX2CT",
     summary="a volume denoised conditionally on tri-plane features",
     paper="Liu et al. 2024, arXiv 2407.13545",
     year=2024,
     views="2",
     kind="diffusion",
-    published=PUBLISHED,
+    full=FULL,
     slim=SLIM,
     tiny=SLIM,
     training=TRAINING,

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raylift.models.composition import Composition
-from raylift.models.literature import PublishedSystem
+from raylift.models.literature import SystemEntry
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -36,7 +36,9 @@ from raylift.models.slimming import slim, tiny
 GAN = Composition(
     name="duolift-gan",
     views=("frontal", "lateral"),
-    encoder=EncoderConfig(kind="dense", stem=64, growth=32, bottleneck=128, layers=(6, 12, 24, 16)),
+    encoder=EncoderConfig(
+        kind="dense", init_features=64, growth_rate=32, bottleneck_channels=128, block_config=(6, 12, 24, 16)
+    ),
     lifting=LiftingConfig(kind="duo", along="axes", coarsest="features"),
     fusion=FusionConfig(kind="concatenate", view_decoders=False),
     decoder=DecoderConfig(kind="unet++", channels=(256, 128, 64, 32, 16), blocks=1, head_kernel=1, output="leaky_relu"),
@@ -50,26 +52,26 @@ CNN = replace(GAN, name="duolift-cnn", loss=replace(GAN.loss, adversarial_weight
 
 PAPER = "Zhang and Ying 2024, arXiv 2411.07941"
 
-DUOLIFT_GAN = PublishedSystem(
+DUOLIFT_GAN = SystemEntry(
     title="DuoLift-GAN",
     summary="features and radiographs lifted side by side into a U-Net++, a loss inside the lungs",
     paper=PAPER,
     year=2024,
     views="1 or 2",
     kind="GAN",
-    published=GAN,
+    full=GAN,
     slim=slim(GAN),
     tiny=tiny(GAN),
     single_view=replace(GAN, views=("frontal",)),
 )
-DUOLIFT_CNN = PublishedSystem(
+DUOLIFT_CNN = SystemEntry(
     title="DuoLift-CNN",
     summary="DuoLift-GAN's generator without the adversarial term",
     paper=PAPER,
     year=2024,
     views="1 or 2",
     kind="regression",
-    published=CNN,
+    full=CNN,
     slim=slim(CNN),
     tiny=tiny(CNN),
 )

@@ -26,7 +26,7 @@ from raylift.models.diffusion.conditional import Condition, Data
 from raylift.models.diffusion.denoiser import DenoiserConfig
 from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
-from raylift.models.literature import PublishedSystem
+from raylift.models.literature import SystemEntry
 from raylift.models.objectives.diffusion import DenoisingLoss
 from raylift.models.systems import diffux2ct
 from raylift.models.systems.diffux2ct import TriPlaneDiffusion, TriPlaneSystem
@@ -52,7 +52,7 @@ class LatentDiffusion(TriPlaneSystem):
         if self.loss.projection_weight:
             raise ConfigError("latents have no projections to compare: set system.loss.projection_weight to 0")
 
-    def reconstructor(self, grid: Grid, geometry: Geometry) -> LatentNetwork:
+    def reconstruction_network(self, grid: Grid, geometry: Geometry) -> LatentNetwork:
         """Tri-planes, a denoiser of latents and the autoencoder."""
         return LatentNetwork(self, grid, geometry)
 
@@ -76,10 +76,10 @@ class LatentNetwork(TriPlaneDiffusion):
         return (self.autoencoder.decode(data) + 1) / 2
 
 
-PUBLISHED = LatentDiffusion(
+FULL = LatentDiffusion(
     name="latent-diffusion",
     views=("frontal", "lateral"),
-    triplane=diffux2ct.PUBLISHED.triplane,
+    triplane=diffux2ct.FULL.triplane,
     denoiser=DenoiserConfig(channels=(64, 128, 256), blocks=2, levels_without_attention=1, window=4, heads=4, patch=1),
     scheduler=NoiseSchedulerConfig(beta_schedule="cosine", num_train_timesteps=1000, prediction_type="sample"),
     loss=DenoisingLoss(projection_weight=0.0),
@@ -89,7 +89,7 @@ PUBLISHED = LatentDiffusion(
     checkpointing="all",
 )
 SLIM = replace(
-    PUBLISHED,
+    FULL,
     triplane=diffux2ct.SLIM.triplane,
     denoiser=replace(diffux2ct.SLIM.denoiser, patch=1),
     sampling=diffux2ct.SLIM.sampling,
@@ -97,14 +97,14 @@ SLIM = replace(
     checkpointing="none",
 )
 
-LATENT_DIFFUSION = PublishedSystem(
+LATENT_DIFFUSION = SystemEntry(
     title="latent DiffuX2CT",
     summary="DiffuX2CT's condition on the latents of an autoencoder, trained together",
     paper="none: DiffuX2CT's condition on latents",
     year=None,
     views="2",
     kind="diffusion",
-    published=PUBLISHED,
+    full=FULL,
     slim=SLIM,
     tiny=SLIM,
     training=diffux2ct.TRAINING,

@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raylift.models.composition import Composition
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, ParameterCount, PublishedSystem, Training
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, ParameterCount, SystemEntry, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.encoders import EncoderConfig
@@ -28,27 +28,27 @@ from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.slimming import slim, tiny
 
-PUBLISHED = Composition(
+FULL = Composition(
     name="psr",
     views=("frontal",),
     # 256 channels inside; residual blocks at each of the four sizes.
-    encoder=EncoderConfig(kind="hourglass", stem=64, layers=(3, 3, 3, 5)),
+    encoder=EncoderConfig(kind="hourglass", init_features=64, block_config=(3, 3, 3, 5)),
     lifting=LiftingConfig(kind="channels", along="axes"),
     fusion=FusionConfig(kind="average", view_decoders=False),
     decoder=DecoderConfig(kind="none", channels=(1,), output="linear"),
     loss=ReconstructionLoss(adversarial_weight=0.0, mse_weight=1.0, projection_weight=0.0),
 )
 
-PSR = PublishedSystem(
+PSR = SystemEntry(
     title="PSR",
     summary="a 2-D encoder-decoder whose channels are depths",
     paper="Henzler et al. 2018, arXiv 1710.04867",
     year=2018,
     views="1",
     kind="regression",
-    published=PUBLISHED,
-    slim=slim(PUBLISHED),
-    tiny=tiny(PUBLISHED),
+    full=FULL,
+    slim=slim(FULL),
+    tiny=tiny(FULL),
     training=Training(weight_decay=1e-4),
     slim_training=replace(SLIM_TRAINING, weight_decay=1e-4),
     tiny_training=replace(TINY_TRAINING, weight_decay=1e-4),

@@ -32,7 +32,7 @@ from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion
 from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig, depth_to_space, space_to_depth
 from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, PublishedSystem, Training
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, SystemEntry, Training
 from raylift.models.objectives.diffusion import DenoisingLoss, denoising_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.encoders import at_size
@@ -46,7 +46,7 @@ class Refiner(SystemConfig):
     """Settings; the defaults refine X2CT-GAN at its own resolution."""
 
     name: str = "refiner"
-    base: SystemConfig = field(default_factory=lambda: X2CT_GAN.published)
+    base: SystemConfig = field(default_factory=lambda: X2CT_GAN.full)
     """The system whose volumes are refined; taken from `base_model` where that is given."""
     base_model: str = ""
     """The trained base: a run, a checkpoint or an exported model. Read when a run begins; from then on the base is part
@@ -103,13 +103,13 @@ class Refiner(SystemConfig):
             ),
         )
 
-    def reconstructor(self, grid: Grid, geometry: Geometry) -> ConditionalDiffusion:
+    def reconstruction_network(self, grid: Grid, geometry: Geometry) -> ConditionalDiffusion:
         """The base and a denoiser of its residuals."""
         return ResidualDiffusion(self, grid, geometry)
 
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:  # noqa: ARG002
         """One network, whose base is frozen."""
-        return denoising_objective(self.reconstructor(grid, geometry), self.loss, self.ema_decay)
+        return denoising_objective(self.reconstruction_network(grid, geometry), self.loss, self.ema_decay)
 
 
 class ResidualDiffusion(ConditionalDiffusion):
@@ -122,7 +122,7 @@ class ResidualDiffusion(ConditionalDiffusion):
         scale = system.residual_scale
         super().__init__(system.scheduler, system.sampling, clip_sample_range=1 / scale, sample_shape=(1, grid.size))
         base_grid, base_geometry = system.part_geometry("base", grid, geometry)
-        self.base = system.base.reconstructor(base_grid, base_geometry).requires_grad_(False).eval()
+        self.base = system.base.reconstruction_network(base_grid, base_geometry).requires_grad_(False).eval()
         self.base_px, self.size, self.scale = base_geometry.detector_px, grid.size, scale
         self.rays = [Rays(grid, geometry, geometry.view(name), follow_geometry=True) for name in system.views]
         self.sizes, self.patch = system.denoiser.sizes(grid.size), system.denoiser.patch
@@ -158,9 +158,9 @@ class ResidualDiffusion(ConditionalDiffusion):
         return depth_to_space(condition[0][:, : self.patch**3], self.patch)
 
 
-PUBLISHED = Refiner(
+FULL = Refiner(
     name="refiner",
-    base=X2CT_GAN.published,
+    base=X2CT_GAN.full,
     upsampling=1,
     residual_scale=0.1,
     denoiser=DenoiserConfig(
@@ -173,7 +173,7 @@ PUBLISHED = Refiner(
     checkpointing="all",
 )
 SLIM = replace(
-    PUBLISHED,
+    FULL,
     base=X2CT_GAN.slim,
     denoiser=DenoiserConfig(channels=(32, 48, 64), blocks=1, levels_without_attention=3, patch=2),
     checkpointing="none",
@@ -182,14 +182,14 @@ TINY = replace(
     SLIM, base=X2CT_GAN.tiny, denoiser=DenoiserConfig(channels=(8, 16), blocks=1, levels_without_attention=2, patch=2)
 )
 
-REFINER = PublishedSystem(
+REFINER = SystemEntry(
     title="diffusion refiner",
     summary="samples the residual of any trained model's volume (--system.base-model)",
     paper="Adwait et al. 2024, Boston University",
     year=2024,
     views="any",
     kind="diffusion",
-    published=PUBLISHED,
+    full=FULL,
     slim=SLIM,
     tiny=TINY,
     training=Training(steps=100_000, lr=2e-4, betas=(0.9, 0.999), gradient_clipping=1.0, precision="bf16"),

@@ -24,7 +24,7 @@ changes the voxels on its ray most.
 from __future__ import annotations
 
 from raylift.models.composition import Composition
-from raylift.models.literature import PublishedSystem
+from raylift.models.literature import SystemEntry
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -33,15 +33,15 @@ from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.slimming import slim, tiny
 
-PUBLISHED = Composition(
+FULL = Composition(
     name="trct-gan",
     views=("frontal", "lateral"),
     encoder=EncoderConfig(
         kind="transformer",
-        stem=64,
-        growth=32,
-        bottleneck=128,
-        layers=(6, 12, 24, 16, 6),
+        init_features=64,
+        growth_rate=32,
+        bottleneck_channels=128,
+        block_config=(6, 12, 24, 16, 6),
         transformer_blocks=6,
         heads=8,
     ),
@@ -60,14 +60,14 @@ PUBLISHED = Composition(
     loss=ReconstructionLoss(adversarial_weight=0.1, mse_weight=10.0, projection_weight=10.0),
 )
 
-TRCT_GAN = PublishedSystem(
+TRCT_GAN = SystemEntry(
     title="TRCT-GAN",
     summary="transformers in the encoder, cross-attention from voxels to pixels",
     paper="Wang et al. 2023, DSP 140:104123",
     year=2023,
     views="2",
     kind="GAN",
-    published=PUBLISHED,
-    slim=slim(PUBLISHED),
-    tiny=tiny(PUBLISHED),
+    full=FULL,
+    slim=slim(FULL),
+    tiny=tiny(FULL),
 )

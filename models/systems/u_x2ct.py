@@ -1,16 +1,16 @@
 """u-X2CTGAN (Adwait et al. 2024, Boston University EC 523): volumes from radiographs alone, by reprojection.
 
 ```
-per view:  dense encoder of growth 16, four layers per stage -> lift at every size -+
-                                                                                  +-> concatenated -> decoder -> volume
+per view: dense encoder, growth rate 16, 4 layers per stage -> lift at every size -+
+                                                                                   +-> concatenated -> decoder -> volume
 volume -> projector -> normalized -> squared error with the radiographs, 2-D discriminator
 ```
 
-As published: a dense encoder of growth 16 and four layers per block for each view, features lifted and concatenated,
-transposed convolutions up from 4 per side, no CT as ground truth; the loss is reprojection in both views, 0.1 total
-variation and an adversarial term on reprojected views, each divided by its own value and normalized to a sum of one;
-one 2-D discriminator for both views (64, 128, 256 channels, then the mean over the image); 1e-4 times the sum of
-squared parameters for both networks (which is Adam's weight decay of 2e-4); Adam at 1e-4, betas 0.5 and 0.999, batch
+As published: a dense encoder with a growth rate of 16 and four layers per block for each view, features lifted and
+concatenated, transposed convolutions up from 4 per side, no CT as ground truth; the loss is reprojection in both views,
+0.1 total variation and an adversarial term on reprojected views, each divided by its own value and normalized to a sum
+of one; one 2-D discriminator for both views (64, 128, 256 channels, then the mean over the image); 1e-4 times the sum
+of squared parameters for both networks (which is Adam's weight decay of 2e-4); Adam at 1e-4, betas 0.5 and 0.999, batch
 16, 50 epochs of 3,388 pairs.
 
 Corrected here:
@@ -33,20 +33,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, PublishedSystem, Training
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, SystemEntry, Training
 from raylift.models.objectives.reprojection import ReprojectionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import ViewDiscriminatorConfig
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
+from raylift.models.reprojection_composition import ReprojectionComposition
 from raylift.models.slimming import slim, tiny
-from raylift.models.unpaired_composition import UnpairedComposition
 
-PUBLISHED = UnpairedComposition(
+FULL = ReprojectionComposition(
     name="u-x2ctgan",
     views=("frontal", "lateral"),
-    encoder=EncoderConfig(kind="dense", stem=32, growth=16, bottleneck=64, layers=(4, 4, 4, 4, 4)),
+    encoder=EncoderConfig(
+        kind="dense", init_features=32, growth_rate=16, bottleneck_channels=64, block_config=(4, 4, 4, 4, 4)
+    ),
     lifting=LiftingConfig(kind="repeat_conv", along="axes", coarsest="features"),
     fusion=FusionConfig(kind="concatenate", view_decoders=False),
     decoder=DecoderConfig(
@@ -61,16 +63,16 @@ PUBLISHED = UnpairedComposition(
 # Adam's decay adds itself times a weight to the gradient: twice the factor of the sum of squares.
 DECAY = 2e-4
 
-U_X2CTGAN = PublishedSystem(
+U_X2CTGAN = SystemEntry(
     title="u-X2CTGAN",
     summary="a network like X2CT-GAN's, supervised by reprojection and total variation",
     paper="Adwait et al. 2024, Boston University",
     year=2024,
     views="2",
-    kind="unpaired",
-    published=PUBLISHED,
-    slim=slim(PUBLISHED),
-    tiny=tiny(PUBLISHED),
+    kind="reprojection",
+    full=FULL,
+    slim=slim(FULL),
+    tiny=tiny(FULL),
     training=Training(
         # 3,388 pairs in batches of 16, the last of them short, are 212 steps.
         steps=50 * 212,

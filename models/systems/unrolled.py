@@ -26,7 +26,7 @@ from raylift.datasets.geometry import Geometry, Grid, View
 from raylift.datasets.intensity import Window, hu_to_attenuation
 from raylift.datasets.projector import backproject, project
 from raylift.models.consistency import fit_gain_and_offset
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, PublishedSystem, Training
+from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, SystemEntry, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.blocks import group_norm
@@ -86,7 +86,7 @@ class Unrolled(SystemConfig):
         """Nothing in the network belongs to a pose."""
         return True
 
-    def reconstructor(self, grid: Grid, geometry: Geometry) -> UnrolledNetwork:
+    def reconstruction_network(self, grid: Grid, geometry: Geometry) -> UnrolledNetwork:
         """The network; its parameters do not depend on the number of views or their poses."""
         return UnrolledNetwork(self, grid, geometry)
 
@@ -94,7 +94,7 @@ class Unrolled(SystemConfig):
         """Supervised regression on volumes, with an exponential moving average of the weights."""
         if window != self.window:
             raise ConfigError(f"data.window is {window} and system.window {self.window}: give both the same")
-        objective = reconstruction_objective(self.reconstructor(grid, geometry), None, self.loss)
+        objective = reconstruction_objective(self.reconstruction_network(grid, geometry), None, self.loss)
         return replace(objective, ema_decay=self.ema_decay)
 
 
@@ -212,7 +212,7 @@ def _pose(view: View, geometry: Geometry, grid: Grid) -> list[float]:
     return [*column.tolist(), *ray.tolist(), *offset, source, pitch]
 
 
-PUBLISHED = Unrolled(
+FULL = Unrolled(
     iterations=3,
     image_channels=(24, 48, 96, 128),
     lifted_channels=(16, 32, 48, 64),
@@ -221,7 +221,7 @@ PUBLISHED = Unrolled(
     blocks=1,
 )
 SLIM = replace(
-    PUBLISHED,
+    FULL,
     iterations=2,
     image_channels=(16, 24, 32, 48),
     lifted_channels=(4, 8, 16, 24),
@@ -230,14 +230,14 @@ SLIM = replace(
 )
 TINY = replace(SLIM, image_channels=(8, 16), lifted_channels=(8, 8), volume_channels=(8, 16))
 
-UNROLLED = PublishedSystem(
+UNROLLED = SystemEntry(
     title="unrolled",
     summary="back-projected features, data consistency and a 3-D U-Net in turn",
     paper="none: raylift's own",
     year=None,
     views="any",
     kind="regression",
-    published=PUBLISHED,
+    full=FULL,
     slim=SLIM,
     tiny=TINY,
     training=Training(

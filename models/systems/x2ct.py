@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raylift.models.composition import Composition
-from raylift.models.literature import TINY_TRAINING, ParameterCount, PublishedSystem, Training
+from raylift.models.literature import TINY_TRAINING, ParameterCount, SystemEntry, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -35,7 +35,9 @@ GAN = Composition(
     name="x2ct-gan",
     views=("frontal", "lateral"),
     # A 7 x 7 stem of 64 channels at full size; five stages, each downsampling, of densely connected layers.
-    encoder=EncoderConfig(kind="dense", stem=64, growth=32, bottleneck=128, layers=(6, 12, 24, 16, 6)),
+    encoder=EncoderConfig(
+        kind="dense", init_features=64, growth_rate=32, bottleneck_channels=128, block_config=(6, 12, 24, 16, 6)
+    ),
     lifting=LiftingConfig(kind="repeat_conv", along="axes", coarsest="vector", dropout=0.5),
     fusion=FusionConfig(kind="average", view_decoders=True),
     decoder=DecoderConfig(
@@ -68,14 +70,14 @@ TRAINING = Training(
 PAPER = "Ying et al., CVPR 2019, arXiv 1905.06902"
 GENERATOR = (ParameterCount(61_740_467), ParameterCount(29_384_481, views=FRONTAL))
 
-X2CT_GAN = PublishedSystem(
+X2CT_GAN = SystemEntry(
     title="X2CT-GAN",
     summary="dense encoders, features lifted at every size, views averaged; patch discriminator",
     paper=PAPER,
     year=2019,
     views="1 or 2",
     kind="GAN",
-    published=GAN,
+    full=GAN,
     slim=slim(GAN),
     tiny=tiny(GAN),
     training=TRAINING,
@@ -88,14 +90,14 @@ X2CT_GAN = PublishedSystem(
     single_view=replace(GAN, views=FRONTAL),
     single_view_slim=replace(slim(GAN), views=FRONTAL),
 )
-X2CT_CNN = PublishedSystem(
+X2CT_CNN = SystemEntry(
     title="X2CT-CNN",
     summary="X2CT-GAN's generator without the adversarial term",
     paper=PAPER,
     year=2019,
     views="1 or 2",
     kind="regression",
-    published=CNN,
+    full=CNN,
     slim=slim(CNN),
     tiny=tiny(CNN),
     training=TRAINING,

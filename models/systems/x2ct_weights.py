@@ -69,10 +69,10 @@ def system_of(state: Mapping[str, Tensor]) -> tuple[Composition, int]:
             views=("frontal", "lateral")[: _count(state, r"branches\.\d\.encoder\.stem\.0\.weight")],
             encoder=replace(
                 GAN.encoder,
-                stem=len(state[f"{encoder}.stem.0.weight"]),
-                growth=len(state[f"{dense}.conv.2.weight"]),
-                bottleneck=len(state[f"{dense}.bottleneck.2.weight"]),
-                layers=tuple(layers),
+                init_features=len(state[f"{encoder}.stem.0.weight"]),
+                growth_rate=len(state[f"{dense}.conv.2.weight"]),
+                bottleneck_channels=len(state[f"{dense}.bottleneck.2.weight"]),
+                block_config=tuple(layers),
             ),
             decoder=replace(GAN.decoder, channels=channels),
         )

@@ -22,7 +22,7 @@ activation checkpointing let 224^3 fit one GPU.
 from __future__ import annotations
 
 from raylift.models.composition import Composition
-from raylift.models.literature import ParameterCount, PublishedSystem, Training
+from raylift.models.literature import ParameterCount, SystemEntry, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -31,10 +31,12 @@ from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.slimming import slim, tiny
 
-PUBLISHED = Composition(
+FULL = Composition(
     name="x-recon",
     views=("frontal", "lateral"),
-    encoder=EncoderConfig(kind="dense", stem=64, growth=32, bottleneck=128, layers=(4, 8, 16, 8, 4)),
+    encoder=EncoderConfig(
+        kind="dense", init_features=64, growth_rate=32, bottleneck_channels=128, block_config=(4, 8, 16, 8, 4)
+    ),
     lifting=LiftingConfig(kind="repeat_conv", along="axes", coarsest="vector", dropout=0.5),
     fusion=FusionConfig(kind="average", view_decoders=True),
     decoder=DecoderConfig(
@@ -57,16 +59,16 @@ PUBLISHED = Composition(
     checkpointing="all",
 )
 
-X_RECON = PublishedSystem(
+X_RECON = SystemEntry(
     title="X-Recon",
     summary="X2CT-GAN's views, an intensity at every size, jittered cone-beam projections in the loss",
     paper="Wang et al. 2024, arXiv 2407.15356",
     year=2024,
     views="2",
     kind="GAN",
-    published=PUBLISHED,
-    slim=slim(PUBLISHED),
-    tiny=tiny(PUBLISHED),
+    full=FULL,
+    slim=slim(FULL),
+    tiny=tiny(FULL),
     training=Training(size=224, steps=200 * 916, batch_size=1, lr=5e-5, precision="bf16"),
     spacing_mm=1.6,
     parameters=(

@@ -72,8 +72,8 @@ def systems(arguments: list[str]) -> int:
         table.add_row(*cells)
     console.print(table)
     print("parameters: of the generator (of the refiner, its denoiser) at the published settings, with all views")
-    flexible = [name for name, entry in SYSTEMS.items() if entry.published.any_views]
-    lifted = [name for name in flexible if hasattr(SYSTEMS[name].published, "lifting")]
+    flexible = [name for name, entry in SYSTEMS.items() if entry.full.any_views]
+    lifted = [name for name in flexible if hasattr(SYSTEMS[name].full, "lifting")]
     print("one to eight views in any pose: " + ", ".join(flexible))
     print("  (--system.views all or NAMES; with --system.lifting.along rays: " + ", ".join(lifted) + ")")
     print(listing())
@@ -92,7 +92,7 @@ def row(name: str) -> list[str]:
     entry = SYSTEMS[name]
     grid = Grid(entry.training.size, entry.spacing_mm)
     with torch.device("meta"):
-        count = parameters(entry.published.reconstructor(grid, chest(grid)))
+        count = parameters(entry.full.reconstruction_network(grid, chest(grid)))
     volume = f"{grid.size}^3, {grid.spacing_mm:g} mm"
     return [entry.title, name, entry.kind, entry.views, volume, f"{count:,}", entry.paper]
 

@@ -63,7 +63,7 @@ def read_checkpoint(path: Path) -> Model:
         geometry = x2ct(grid)
         geometry = replace(geometry, views=tuple(geometry.view(name) for name in system.views))
         with torch.device("meta"):
-            network = system.reconstructor(grid, geometry)
+            network = system.reconstruction_network(grid, geometry)
         network.load_state_dict({name: tensor.float().contiguous() for name, tensor in weights.items()}, assign=True)
     except (ConfigError, RuntimeError) as error:
         raise WeightsError(f"{path} does not fit X2CT-GAN's generator: {error}") from error

@@ -177,7 +177,7 @@ def without_lateral(model: Model) -> Model | None:
         return None
     system = replace(description.system, views=tuple(view.name for view in geometry.views))  # type: ignore[call-arg]
     try:
-        network = system.reconstructor(description.grid, geometry)
+        network = system.reconstruction_network(description.grid, geometry)
     except ConfigError:
         return None
     state = model.network.state_dict()

@@ -3,8 +3,8 @@
 ```
 <run>/checkpoints/step-00000500/
     model/model.safetensors, model.json, training_data.npz
-                                           the reconstructor, in the format of `models.weights`: its EMA weights
-                                           if an EMA is kept, else its weights
+                                           the reconstruction network, in the format of `models.weights`: its EMA
+                                           weights if an EMA is kept, else its weights
     networks/<name>.safetensors            weights of the other networks, and of networks that keep an EMA
     adam/<name>.safetensors                Adam's moments of every network, by parameter name
     state.json                             step, samples consumed, metrics, history, config
@@ -14,7 +14,7 @@
 
 Files are written to a local folder first, digested, copied to the run, and listed in `checkpoint.json` once all are
 copied. A folder without that file, or with a file that does not match it, is no checkpoint: a run resumes from the
-newest one that verifies. The JSON files have their own digests too (`datasets.digested_json`). A checkpoint depends
+newest one that verifies. The JSON files have their own digests too (`datasets.hashed_json`). A checkpoint depends
 neither on the ZeRO stage nor on the number of workers, and holds no pickle.
 """
 
@@ -30,7 +30,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.archive.store import Folder, absolute, is_local, join
 from raylift.datasets.errors import AlteredFileError, RayliftError
 from raylift.datasets.serialization import from_plain, to_plain
@@ -89,26 +89,26 @@ class Checkpoints:
         description: Description,
         training_data: TrainingData | None = None,
     ) -> str:
-        """Publish a checkpoint and return its URL. One process calls it; the first network is the reconstructor."""
+        """Publish a checkpoint and return its URL. One process calls it; the first network reconstructs the volume."""
         name = _name(state.step)
         # Left by a run that was interrupted while it published this step.
         self._folder.remove(name)
-        reconstructor, *others = tensors.networks
+        first, *others = tensors.networks
         with tempfile.TemporaryDirectory(prefix="raylift-checkpoint-") as temporary:
             local = Path(temporary)
-            reconstructing = {**tensors.networks, **tensors.ema}[reconstructor]
+            reconstructing = {**tensors.networks, **tensors.ema}[first]
             weights.save(local / MODEL_FOLDER, reconstructing, description, training_data=training_data)
             for network in [*others, *tensors.ema]:
                 _save_tensors(local / "networks" / f"{network}.safetensors", tensors.networks[network])
             for network, moments in tensors.adam.items():
                 _save_tensors(local / "adam" / f"{network}.safetensors", moments)
-            (local / STATE_FILE).write_bytes(digested_json.encode(to_plain(state)))
+            (local / STATE_FILE).write_bytes(hashed_json.encode(to_plain(state)))
             files = sorted(path for path in local.rglob("*") if path.is_file())
             digests = {path.relative_to(local).as_posix(): file_sha256(path) for path in files}
             for relative in digests:
                 self._folder.put(local / relative, f"{name}/{relative}")
         summary = {"step": state.step, "metrics": state.metrics, "sha256": digests}
-        self._folder.write(f"{name}/{INDEX_FILE}", digested_json.encode(summary))
+        self._folder.write(f"{name}/{INDEX_FILE}", hashed_json.encode(summary))
         return join(self.url, name)
 
     def published(self) -> list[tuple[str, dict[str, Any]]]:
@@ -121,7 +121,7 @@ class Checkpoints:
         for name in self._folder.names():
             index = join(self.url, name, INDEX_FILE)
             try:
-                summary = self._folder.read_digested(f"{name}/{INDEX_FILE}")
+                summary = self._folder.read_hashed(f"{name}/{INDEX_FILE}")
             except (FileNotFoundError, NotADirectoryError):
                 continue  # unpublished, left by an interrupted run
             except AlteredFileError as error:
@@ -253,7 +253,7 @@ def local_copy(url: str, only: Sequence[str] = ()) -> Iterator[Path]:
     url = absolute(url)
     folder = Folder(url)
     try:
-        digests = folder.read_digested(INDEX_FILE)["sha256"]
+        digests = folder.read_hashed(INDEX_FILE)["sha256"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{url} is not a published checkpoint: it has no {INDEX_FILE}") from error
     except AlteredFileError as error:
@@ -288,7 +288,7 @@ def _ranked(published: list[tuple[str, dict[str, Any]]], metric: str) -> list[tu
 def load_state(local: Path) -> TrainingState:
     """The state in a local copy."""
     where = str(local / STATE_FILE)
-    return from_plain(TrainingState, digested_json.decode((local / STATE_FILE).read_bytes(), where), where)
+    return from_plain(TrainingState, hashed_json.decode((local / STATE_FILE).read_bytes(), where), where)
 
 
 def load_network(local: Path, network: str, first: bool) -> NamedTensors:

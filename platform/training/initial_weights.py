@@ -140,7 +140,10 @@ def _check_network(url: str, run: RunConfig, grid: Grid, geometry: Geometry) -> 
 def _shapes(system: SystemConfig, grid: Grid, geometry: Geometry) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of a system's network, by name."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in system.reconstructor(grid, geometry).state_dict().items()}
+        return {
+            name: tuple(tensor.shape)
+            for name, tensor in system.reconstruction_network(grid, geometry).state_dict().items()
+        }
 
 
 def _check_window(url: str, trained: Description, run: RunConfig) -> None:

@@ -295,7 +295,7 @@ def check(run: RunConfig) -> Archive:
         if run.data.unpaired:
             raise ConfigError(
                 f"system {name} is supervised by the volumes of {archive.url} and uses no others: leave data.unpaired "
-                "empty, or choose an unpaired system"
+                "empty, or choose a system supervised by radiographs"
             )
     for split in ("train", "val"):
         if not archive.entries(split):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import AlteredFileError, ConfigError, RayliftError
 
@@ -117,7 +117,7 @@ def acquire(url: str, take_over: bool = False) -> Iterator[None]:
 def describe(folder: Folder) -> str:
     """The holder of a run's or search's lease: running or lost, process, host and heartbeat; empty if there is none."""
     try:
-        lease = folder.read_digested(_name(_numbers(folder)[-1]))
+        lease = folder.read_hashed(_name(_numbers(folder)[-1]))
     except (IndexError, FileNotFoundError):
         return ""
     state = "lost" if has_ended(lease["process"]) or abs(_age_s(lease)) > STALE_S else "running"
@@ -141,7 +141,7 @@ def _take(folder: Folder, take_over: bool) -> int:
 
 def _require_free(folder: Folder, number: int, take_over: bool) -> None:
     try:
-        lease = folder.read_digested(_name(number))
+        lease = folder.read_hashed(_name(number))
     except FileNotFoundError:
         return  # released meanwhile
     except AlteredFileError as error:
@@ -188,4 +188,4 @@ def _name(number: int) -> str:
 
 
 def _content() -> bytes:
-    return digested_json.encode({"process": this_process(), "time": time.time()})
+    return hashed_json.encode({"process": this_process(), "time": time.time()})

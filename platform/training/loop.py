@@ -135,7 +135,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
         measured: dict[str, float] = {}
         if validates:
             with reconstructing.ema_weights():
-                measured, slices = validation.run(objective.reconstructor)
+                measured, slices = validation.run(objective.reconstruction_network)
             metrics = measured
             history.append({"step": float(done), **metrics})
         tensors = gather_tensors(objective_engines)
@@ -233,7 +233,7 @@ def restore(
 ) -> tuple[TrainingState, dict[str, Engine]]:
     """The engines of all networks and the training state, restored from a checkpoint or newly initialized."""
     if url is None:
-        initial_weights.load_weights(objective.reconstructor, run)
+        initial_weights.load_weights(objective.reconstruction_network, run)
         return TrainingState(step=0, samples_consumed=0, metrics={}), engines.initialize(objective, run, device)
     with local_copy(url) as local:
         state = load_state(local)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import ConfigError
@@ -60,7 +60,7 @@ def resume_run(run: RunConfig, url: str) -> RunConfig:
             current[key] = recorded[key]
     new = {**record, "config": to_plain(run), "config_sha256": run.sha256(), "archives": current}
     if new != record:
-        Folder(url).write(RUN_FILE, digested_json.encode(new))
+        Folder(url).write(RUN_FILE, hashed_json.encode(new))
     return run
 
 

@@ -13,7 +13,7 @@ import ray.train
 import ray.tune
 
 from raylift import __version__
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.archive.store import Folder, absolute, join, require_reachable
 from raylift.datasets.errors import AlteredFileError, ConfigError
 from raylift.datasets.serialization import from_plain, to_plain
@@ -48,7 +48,7 @@ def load_run(url: str) -> RunConfig:
     require_reachable(url)
     where = f"{absolute(url)}/{RUN_FILE}"
     try:
-        return from_plain(RunConfig, Folder(url).read_digested(RUN_FILE)["config"], where)
+        return from_plain(RunConfig, Folder(url).read_hashed(RUN_FILE)["config"], where)
     except FileNotFoundError as error:
         checkpoint, config = _newest_config(url)
         if config is None:
@@ -65,7 +65,7 @@ def load_run(url: str) -> RunConfig:
 def load_record(url: str) -> dict[str, Any]:
     """Everything that is recorded of a run; empty if that is missing."""
     folder = Folder(url)
-    return folder.read_digested(RUN_FILE) if folder.exists(RUN_FILE) else {}
+    return folder.read_hashed(RUN_FILE) if folder.exists(RUN_FILE) else {}
 
 
 def _newest_config(url: str) -> tuple[str | None, dict[str, Any] | None]:
@@ -122,7 +122,7 @@ def write_record(url: str, name: str, data: dict[str, Any], kind: str) -> None:
     Raises:
         ConfigError: the folder is a run or search that has started, or that another process of this machine starts.
     """
-    folder, content = Folder(url), digested_json.encode(data)
+    folder, content = Folder(url), hashed_json.encode(data)
     try:
         folder.create(name, content)
     except FileExistsError as error:
@@ -131,7 +131,7 @@ def write_record(url: str, name: str, data: dict[str, Any], kind: str) -> None:
             raise ConfigError(
                 f"{url} is already a {kind}: resume it with --resume {url}, or choose another folder"
             ) from error
-        if pid := _starting_process(folder.read_digested(name)):
+        if pid := _starting_process(folder.read_hashed(name)):
             raise ConfigError(f"process {pid} has just started this {kind} in {url}: choose another folder") from error
         folder.write(name, content)
 
@@ -228,4 +228,4 @@ def load_metrics(url: str) -> dict[str, float]:
 
 def _json(url: str, name: str) -> dict[str, Any]:
     folder = Folder(model_store.location(url))
-    return folder.read_digested(name) if folder.exists(name) else {}
+    return folder.read_hashed(name) if folder.exists(name) else {}

@@ -1,4 +1,4 @@
-"""Validation of the reconstructor during training, distributed over the workers.
+"""Validation of the reconstruction network during training, distributed over the workers.
 
 The metrics are those of the `volume` protocol where the archive has CT. Without CT, reprojections of the volumes are
 compared with the input radiographs, which does not measure the error in depth.

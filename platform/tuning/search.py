@@ -21,7 +21,7 @@ import optuna
 import yaml
 from ray import cloudpickle, tune
 
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.archive.store import Folder, absolute, join, require_reachable
 from raylift.datasets.choices import KeyOf
 from raylift.datasets.errors import AlteredFileError, ConfigError
@@ -160,7 +160,7 @@ def resume_search(search: Search, url: str) -> None:
     for key, (before, after) in changed.items():
         print(f"raylift: {key} changes from {before} to {after}", flush=True)
     if changed:
-        Folder(url).write(SEARCH_FILE, digested_json.encode(to_plain(search)))
+        Folder(url).write(SEARCH_FILE, hashed_json.encode(to_plain(search)))
 
 
 def require_capacity(search: Search) -> int:
@@ -184,7 +184,7 @@ def load_search(url: str) -> Search:
     """Load the configuration of a search."""
     require_reachable(url)
     try:
-        return from_plain(Search, Folder(url).read_digested(SEARCH_FILE), f"{url}/{SEARCH_FILE}")
+        return from_plain(Search, Folder(url).read_hashed(SEARCH_FILE), f"{url}/{SEARCH_FILE}")
     except FileNotFoundError as error:
         raise ConfigError(f"{absolute(url)} is not a search: it has no {SEARCH_FILE}") from error
     except AlteredFileError as error:
@@ -224,7 +224,7 @@ def fit(url: str, *, leased: bool = False) -> list[Trial]:
             raise Interrupted(f"{interrupted}; resume with raylift tune --resume {url}") from None
     table = tabulate(url, [results[index] for index in range(len(results))])
     if not results.errors:
-        Folder(url).write(TABLE_FILE, digested_json.encode({"trials": to_plain(table)}))
+        Folder(url).write(TABLE_FILE, hashed_json.encode({"trials": to_plain(table)}))
     return table
 
 

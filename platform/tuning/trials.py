@@ -42,7 +42,7 @@ def load_table(url: str) -> list[Trial]:
         ConfigError: it was altered.
     """
     try:
-        rows = Folder(url).read_digested(TABLE_FILE)["trials"]
+        rows = Folder(url).read_hashed(TABLE_FILE)["trials"]
     except AlteredFileError as error:
         raise ConfigError(f"{error}. Remove it: raylift tune --resume {url} makes it again") from error
     return [from_plain(Trial, row, TABLE_FILE) for row in rows]

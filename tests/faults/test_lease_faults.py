@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from s3_server import S3Server
 
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import ConfigError
 from raylift.platform import cli
@@ -27,7 +27,7 @@ from raylift.platform.tuning.search import Search, Space
 def write_lease(url: str, age_s: float, number: int = 1, **process: object) -> None:
     """The lease of another process, as it is without its further heartbeats."""
     content = {"process": {"host": "node-7", "pid": 4242, "started": 0.0, **process}, "time": time.time() - age_s}
-    Folder(url).write(f".lease-{number:06d}.json", digested_json.encode(content))
+    Folder(url).write(f".lease-{number:06d}.json", hashed_json.encode(content))
 
 
 class LeaseSuite:
@@ -76,9 +76,9 @@ class LeaseSuite:
         def hold() -> None:
             # In a process of a shell's background, SIGINT is ignored until a handler is set.
             with lease.acquire(url), interruptible():
-                first = Folder(url).read_digested(".lease-000001.json")["time"]
+                first = Folder(url).read_hashed(".lease-000001.json")["time"]
                 time.sleep(1.0)
-                assert Folder(url).read_digested(".lease-000001.json")["time"] > first
+                assert Folder(url).read_hashed(".lease-000001.json")["time"] > first
                 write_lease(url, age_s=0, number=2)
                 time.sleep(20)
 

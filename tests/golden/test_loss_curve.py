@@ -25,7 +25,7 @@ FAMILIES = {
     "diffusion": "diffux2ct-tiny",
     "latent diffusion": "latent-diffusion-tiny",
     "refiner": "refiner-tiny",
-    "unpaired": "u-x2ctgan-tiny",
+    "reprojection": "u-x2ctgan-tiny",
 }
 STEPS = 8
 

@@ -38,7 +38,7 @@ def test_a_single_volume_has_no_std():
     ],
 )
 def test_a_deterministic_network_refuses_sampling_flags(flags, samples, message):
-    network = X2CT_GAN.tiny.reconstructor(GRID, chest(GRID))
+    network = X2CT_GAN.tiny.reconstruction_network(GRID, chest(GRID))
     with pytest.raises(ConfigError, match=message):
         flags.resolve(network, samples)
     assert SamplingFlags().resolve(network) is None

@@ -54,9 +54,9 @@ def two_boxes() -> Batch:
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("size", [64, 128])
 def test_a_published_network_gives_cubes_of_its_grid(name, size):
-    system, grid = SYSTEMS[name].published, Grid(size)
+    system, grid = SYSTEMS[name].full, Grid(size)
     with torch.device("meta"):
-        made = system.reconstructor(grid, chest(grid))(torch.empty(1, 2, size, size))
+        made = system.reconstruction_network(grid, chest(grid))(torch.empty(1, 2, size, size))
     assert made.shape == (1, 1, size, size, size)
 
 
@@ -64,7 +64,7 @@ def test_a_published_network_gives_cubes_of_its_grid(name, size):
 def test_a_slim_network_has_some_two_million_parameters_at_most(name):
     grid = Grid(64)
     with torch.device("meta"):
-        assert parameters(PRESETS[f"{name}-slim"].system.reconstructor(grid, chest(grid))) < 2_200_000
+        assert parameters(PRESETS[f"{name}-slim"].system.reconstruction_network(grid, chest(grid))) < 2_200_000
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -76,14 +76,16 @@ def test_every_parameter_gets_a_gradient_with_one_view_and_with_two(name, count)
     assert list(objective.loss_modules) == ["denoiser"]
     # The last convolution starts at zero and passes no gradient before its first step.
     with torch.no_grad():
-        for parameter in objective.reconstructor.denoiser.conv_out.parameters():
+        for parameter in objective.reconstruction_network.denoiser.conv_out.parameters():
             parameter.normal_(0, 0.02)
     loss, logs, outputs = objective.loss_modules["denoiser"](batch(count), {})
     loss.backward()
     assert torch.isfinite(loss)
     assert outputs == {}
     assert all(torch.isfinite(value) and not value.requires_grad for value in logs.values())
-    without = [key for key, p in objective.reconstructor.named_parameters() if p.grad is None or not p.grad.any()]
+    without = [
+        key for key, p in objective.reconstruction_network.named_parameters() if p.grad is None or not p.grad.any()
+    ]
     # A bias before an instance norm has no effect.
     assert [key for key in without if not key.endswith("stem.0.bias")] == []
 
@@ -107,7 +109,7 @@ def test_the_projection_loss_alone_reaches_the_denoiser():
         torch.manual_seed(0)
         objective = replace(TINY["diffux2ct"], loss=DenoisingLoss(projection_weight=weight)).objective(GRID, GEOMETRY)
         objective.loss_modules["denoiser"](batch(), {})[0].backward()
-        gradients.append(objective.reconstructor.denoiser.conv_out[-1].weight.grad)
+        gradients.append(objective.reconstruction_network.denoiser.conv_out[-1].weight.grad)
     assert float((gradients[1] - gradients[0]).norm()) > 0.01 * float(gradients[0].norm())
 
 
@@ -119,7 +121,7 @@ def trained(system, steps, lr=1.5e-3, seed=0):
     torch.manual_seed(seed)
     objective = system.objective(GRID, GEOMETRY)
     data = two_boxes()
-    optimizer = torch.optim.Adam(objective.reconstructor.parameters())
+    optimizer = torch.optim.Adam(objective.reconstruction_network.parameters())
     rates = OptimizerConfig(lr=lr)
     losses = []
     for step in range(steps):
@@ -129,7 +131,7 @@ def trained(system, steps, lr=1.5e-3, seed=0):
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    return objective.reconstructor.eval(), losses
+    return objective.reconstruction_network.eval(), losses
 
 
 @pytest.fixture(scope="module", params=list(TINY))
@@ -207,7 +209,7 @@ def test_a_saved_network_gives_the_same_samples(overfitted, tmp_path):
 @pytest.mark.parametrize("name", TINY)
 def test_each_view_reaches_the_volume(name):
     torch.manual_seed(0)
-    network = TINY[name].reconstructor(GRID, GEOMETRY)
+    network = TINY[name].reconstruction_network(GRID, GEOMETRY)
     with torch.no_grad():
         network.denoiser.conv_out[-1].weight.normal_(0, 0.05)
     views = torch.rand(1, 2, 32, 32)
@@ -225,11 +227,11 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
         torch.manual_seed(0)
         objective = replace(TINY[name], checkpointing=checkpointing).objective(GRID, GEOMETRY)
         with torch.no_grad():
-            objective.reconstructor.denoiser.conv_out[-1].weight.normal_(0, 0.05)
+            objective.reconstruction_network.denoiser.conv_out[-1].weight.normal_(0, 0.05)
         torch.manual_seed(1)
         loss, _, _ = objective.loss_modules["denoiser"](batch(), {})
         loss.backward()
-        named = objective.reconstructor.named_parameters()
+        named = objective.reconstruction_network.named_parameters()
         gradients.append({"loss": loss.detach(), **{key: p.grad for key, p in named}})
     plain, checkpointed = gradients
     for key, gradient in plain.items():
@@ -243,7 +245,7 @@ def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32(name):
         torch.manual_seed(0)
         objective = TINY[name].objective(GRID, GEOMETRY)
         with torch.no_grad():
-            objective.reconstructor.denoiser.conv_out[-1].weight.normal_(0, 0.05)
+            objective.reconstruction_network.denoiser.conv_out[-1].weight.normal_(0, 0.05)
         torch.manual_seed(1)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             loss, _, _ = objective.loss_modules["denoiser"](batch(), {})
@@ -255,7 +257,7 @@ def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32(name):
 
 def test_a_sample_computes_its_condition_once_and_stays_in_the_range_of_the_data():
     torch.manual_seed(0)
-    network, made = TINY["diffux2ct"].reconstructor(GRID, GEOMETRY), []
+    network, made = TINY["diffux2ct"].reconstruction_network(GRID, GEOMETRY), []
     network.triplane.register_forward_hook(lambda *_: made.append("condition"))
     network.denoiser.register_forward_hook(lambda *_: made.append("step"))
     # Predictions far out of range.
@@ -270,7 +272,7 @@ def test_a_sample_computes_its_condition_once_and_stays_in_the_range_of_the_data
 
 def test_the_published_denoiser_has_shifted_window_attention_at_its_coarser_sizes():
     with torch.device("meta"):
-        denoiser = DiffuX2CT().reconstructor(Grid(128), chest(Grid(128))).denoiser
+        denoiser = DiffuX2CT().reconstruction_network(Grid(128), chest(Grid(128))).denoiser
     shifts = [
         [tuple(block.shift_size) for module in stage.modules() for block in getattr(module, "blocks", ())]
         for stage in (stage.attention for stage in denoiser.down_blocks)
@@ -305,7 +307,7 @@ def test_patches_of_two_voxels_per_side_are_an_eighth_of_the_work():
 
 
 def test_radiographs_of_another_size_are_resized_to_the_volumes():
-    network = TINY["diffux2ct"].reconstructor(GRID, GEOMETRY)
+    network = TINY["diffux2ct"].reconstruction_network(GRID, GEOMETRY)
     assert network.sample(torch.rand(1, 2, 50, 50), SamplingConfig("ddim", 1)).shape == (1, 1, 32, 32, 32)
 
 
@@ -371,12 +373,18 @@ def test_depth_to_space_inverts_space_to_depth(patch):
         (lambda: replace(TINY["diffux2ct"], ema_decay=1.0).objective(GRID, GEOMETRY), "ema_decay is 1.0: .* decay in"),
         (lambda: DenoisingLoss(projection_weight=-1.0), "give a weight of 0 or more"),
         (lambda: DenoiserConfig().sizes(44), "multiple of 8 from 16 up, or fewer denoiser.channels"),
-        (lambda: DiffuX2CT().reconstructor(Grid(40), chest(Grid(40))), "multiple of 16 from 32 up, or fewer stages"),
+        (
+            lambda: DiffuX2CT().reconstruction_network(Grid(40), chest(Grid(40))),
+            "multiple of 16 from 32 up, or fewer stages",
+        ),
         (lambda: LatentDiffusion(loss=DenoisingLoss()), "latents have no projections"),
         (lambda: AutoencoderConfig(latent_channels=0), "latent_channels is 0: give 1 or more"),
-        (lambda: LatentDiffusion().reconstructor(Grid(66), chest(Grid(66))), "use a multiple of 4"),
-        (lambda: DiffuX2CT(views=("frontal", "frontal")).reconstructor(Grid(64), chest(Grid(64))), "each once"),
-        (lambda: DiffuX2CT(views=("skyline",)).reconstructor(Grid(64), chest(Grid(64))), "no view 'skyline'"),
+        (lambda: LatentDiffusion().reconstruction_network(Grid(66), chest(Grid(66))), "use a multiple of 4"),
+        (
+            lambda: DiffuX2CT(views=("frontal", "frontal")).reconstruction_network(Grid(64), chest(Grid(64))),
+            "each once",
+        ),
+        (lambda: DiffuX2CT(views=("skyline",)).reconstruction_network(Grid(64), chest(Grid(64))), "no view 'skyline'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change, message):
@@ -387,19 +395,21 @@ def test_settings_that_do_not_fit_are_refused(change, message):
 def test_a_triplane_condition_needs_views_along_an_axis():
     geometry = replace(GEOMETRY, views=(View("oblique", azimuth_deg=40.0),))
     with pytest.raises(ConfigError, match="'oblique' is neither frontal nor lateral"):
-        replace(TINY["diffux2ct"], views=("oblique",)).reconstructor(GRID, geometry)
+        replace(TINY["diffux2ct"], views=("oblique",)).reconstruction_network(GRID, geometry)
 
 
 def test_the_condition_may_be_that_of_any_encoder():
-    planes = replace(TINY["diffux2ct"].triplane, encoder=EncoderConfig("hourglass", stem=4, layers=(1, 1)))
-    network = replace(TINY["diffux2ct"], triplane=planes).reconstructor(GRID, GEOMETRY)
+    planes = replace(
+        TINY["diffux2ct"].triplane, encoder=EncoderConfig("hourglass", init_features=4, block_config=(1, 1))
+    )
+    network = replace(TINY["diffux2ct"], triplane=planes).reconstruction_network(GRID, GEOMETRY)
     assert network.sample(batch().radiographs, SamplingConfig("ddim", 1)).shape == (2, 1, 32, 32, 32)
 
 
 def test_latents_are_a_quarter_as_large_and_normalized_for_every_volume():
     torch.manual_seed(0)
     with torch.device("meta"):
-        assert LatentDiffusion().reconstructor(Grid(128), chest(Grid(128))).sample_shape == (8, 32)
+        assert LatentDiffusion().reconstruction_network(Grid(128), chest(Grid(128))).sample_shape == (8, 32)
     coder = Autoencoder(AutoencoderConfig((8, 8), 4))
     volumes = torch.rand(3, 1, 32, 32, 32) * torch.tensor([0.01, 0.5, 1.0]).reshape(3, 1, 1, 1, 1)
     with torch.no_grad():
@@ -412,7 +422,7 @@ def test_latents_are_a_quarter_as_large_and_normalized_for_every_volume():
 
 def test_denoiser_and_autoencoder_pass_no_gradient_to_each_other():
     torch.manual_seed(0)
-    network = TINY["latent-diffusion"].reconstructor(GRID, GEOMETRY)
+    network = TINY["latent-diffusion"].reconstruction_network(GRID, GEOMETRY)
     latents, losses = network.encode(batch().volume, [])
     assert not latents.requires_grad
     sum(losses.values()).backward()

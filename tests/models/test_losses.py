@@ -68,7 +68,7 @@ def test_x2ct_gans_orthogonal_projections_are_of_absolute_values():
     along_h_and_w = 2 * 0.25 / 16 + 2 * 0.25 / 16
     plain = orthogonal_projection_l1(prediction, target)
     assert torch.isclose(plain, torch.tensor((0 + along_h_and_w) / 3))
-    loss = X2CT_GAN.published.loss
+    loss = X2CT_GAN.full.loss
     terms = loss.reconstruction_terms(prediction, Batch(target, torch.zeros(1, 2, 4, 4), ("x",)))
     # Along D the plain sum is 0; that of absolute values is 2/4 in one of 16 pixels. Along H and W: two of 1/4.
     assert torch.isclose(terms["projection_l1"], torch.tensor((0.5 / 16 + along_h_and_w) / 3))

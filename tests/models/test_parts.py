@@ -230,7 +230,15 @@ def test_positional_encodings_are_distinct():
 
 @pytest.mark.parametrize("kind", ["dense", "transformer", "hourglass", "identity"])
 def test_the_features_of_an_encoder_have_its_declared_channels_at_halved_sizes(kind):
-    config = EncoderConfig(kind, stem=8, growth=4, bottleneck=8, layers=(1, 1, 1), transformer_blocks=1, heads=1)
+    config = EncoderConfig(
+        kind,
+        init_features=8,
+        growth_rate=4,
+        bottleneck_channels=8,
+        block_config=(1, 1, 1),
+        transformer_blocks=1,
+        heads=1,
+    )
     features = config.build(use_checkpoint=False)(torch.rand(2, 1, 32, 32))
     assert tuple(f.shape[1] for f in features) == config.channels()
     assert [f.shape[-1] for f in features] == [32 >> k for k in range(len(features))]

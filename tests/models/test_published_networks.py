@@ -25,7 +25,9 @@ LAYERS, STEM, GROWTH, BOTTLENECK, CHANNELS = (2, 1, 3), 6, 4, 8, (3, 4, 5, 6)
 
 def small(system: Composition, views: tuple[str, ...] = ("frontal", "lateral")) -> Composition:
     """The published choices at 16 voxels per side."""
-    encoder = EncoderConfig(kind="dense", stem=STEM, growth=GROWTH, bottleneck=BOTTLENECK, layers=LAYERS)
+    encoder = EncoderConfig(
+        kind="dense", init_features=STEM, growth_rate=GROWTH, bottleneck_channels=BOTTLENECK, block_config=LAYERS
+    )
     decoder = replace(system.decoder, channels=CHANNELS[::-1])
     discriminator = replace(system.discriminator, channels=(4, 6, 8))
     return replace(system, views=views, encoder=encoder, decoder=decoder, discriminator=discriminator)
@@ -43,7 +45,9 @@ def relative(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("views", [1, 2])
 def test_x2ct_gans_generator_equals_its_layers_written_out(views):
     state, images = numbers(views), torch.rand(2, views, 16, 16, dtype=torch.float64)
-    network = small(X2CT_GAN.published, ("frontal", "lateral")[:views]).reconstructor(GRID, chest(GRID)).double().eval()
+    network = (
+        small(X2CT_GAN.full, ("frontal", "lateral")[:views]).reconstruction_network(GRID, chest(GRID)).double().eval()
+    )
     network.load_state_dict(convert(state))
     with torch.no_grad():
         expected = (reference.single if views == 1 else reference.biplanar)(state, images)
@@ -54,7 +58,7 @@ def test_x2ct_gans_generator_equals_its_layers_written_out(views):
 
 def test_in_geometry_x2ct_the_lateral_is_flipped_into_the_columns_of_x2ct_gan():
     state, images = numbers(2), torch.rand(1, 2, 16, 16, dtype=torch.float64)
-    network = small(X2CT_GAN.published).reconstructor(GRID, x2ct(GRID)).double().eval()
+    network = small(X2CT_GAN.full).reconstruction_network(GRID, x2ct(GRID)).double().eval()
     network.load_state_dict(convert(state))
     with torch.no_grad():
         expected = reference.biplanar(state, images)
@@ -88,7 +92,7 @@ def expanded(images: torch.Tensor, size: int) -> torch.Tensor:
 def test_x2ct_gans_losses_and_all_gradients_equal_their_equations_written_out():
     state, images = numbers(2), torch.rand(2, 2, 16, 16, dtype=torch.float64)
     batch = Batch(torch.rand(2, 1, 16, 16, 16, dtype=torch.float64), images)
-    system = small(X2CT_GAN.published)
+    system = small(X2CT_GAN.full)
     objective = replace(system, lifting=replace(system.lifting, dropout=0.0)).objective(GRID, chest(GRID))
     networks = {name: network.double() for name, network in objective.networks().items()}
     networks["generator"].load_state_dict(convert(state))
@@ -166,7 +170,7 @@ def test_x_recons_generator_equals_its_layers_written_out():
             running = (doubled + intensities) / 2
     expected = F.leaky_relu(running)
 
-    network = small(X_RECON.published).reconstructor(GRID, chest(GRID)).double().eval()
+    network = small(X_RECON.full).reconstruction_network(GRID, chest(GRID)).double().eval()
     converted = {name: t for name, t in convert(state).items() if not name.startswith("decoder.head")}
     # The published auxiliary heads of the views are not fused; that of the fused decoder is replaced.
     for index, (weight, bias) in enumerate(renderers):
@@ -191,12 +195,12 @@ class Tensors(dict[str, torch.Tensor]):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_psr_equals_the_layers_of_x2cts_code_written_out(training):
+def test_psr_equals_the_layers_of_x2ct_gans_code_written_out(training):
     """The 2-D baseline of X2CT-GAN's public code; the radiograph is doubled by linear interpolation."""
     torch.manual_seed(0)
-    encoder = replace(PSR.published.encoder, stem=4)
+    encoder = replace(PSR.full.encoder, init_features=4)
     grid = Grid(32, 10.0)
-    network = replace(PSR.published, encoder=encoder).reconstructor(grid, chest(grid)).double().train(training)
+    network = replace(PSR.full, encoder=encoder).reconstruction_network(grid, chest(grid)).double().train(training)
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point():
             positive = name.endswith("running_var")

@@ -19,15 +19,15 @@ from raylift.models.objectives.objective import frozen
 from raylift.models.objectives.reprojection import ReprojectionLoss
 from raylift.models.parts.discriminators import Discriminator, ViewDiscriminatorConfig
 from raylift.models.parts.radiograph_generator import RadiographGenerator
+from raylift.models.reprojection_composition import ReprojectionComposition
 from raylift.models.systems.cyclegan import CycleGan
-from raylift.models.unpaired_composition import UnpairedComposition
 from raylift.models.zoo import SYSTEMS, parameters
 
 GRID = Grid(32, 10.0)
 GEOMETRY = chest(GRID)
-NAMES = [name for name, entry in SYSTEMS.items() if entry.published.supervision == "radiographs"]
-UNPAIRED = [name for name in NAMES if isinstance(SYSTEMS[name].published, UnpairedComposition)]
-CYCLES = [name for name in NAMES if isinstance(SYSTEMS[name].published, CycleGan)]
+NAMES = [name for name, entry in SYSTEMS.items() if entry.full.supervision == "radiographs"]
+REPROJECTIONS = [name for name in NAMES if isinstance(SYSTEMS[name].full, ReprojectionComposition)]
+CYCLES = [name for name in NAMES if isinstance(SYSTEMS[name].full, CycleGan)]
 
 
 @cache
@@ -76,7 +76,7 @@ def radiograph_generator(system: CycleGan) -> RadiographGenerator:
 def test_every_network_gets_gradients_and_logs_numbers(name):
     torch.manual_seed(0)
     objective = SYSTEMS[name].tiny.objective(GRID, GEOMETRY)
-    results, earlier = turns(objective, batch(SYSTEMS[name].published))
+    results, earlier = turns(objective, batch(SYSTEMS[name].full))
     for network_name, loss_module in objective.loss_modules.items():
         loss, logs = results[network_name]
         assert torch.isfinite(loss)
@@ -107,10 +107,10 @@ def test_no_network_uses_the_ground_truth_or_the_labels_of_a_batch(name):
 def test_slim_networks_are_small_and_published_ones_give_cubes(name):
     grid = Grid(64)
     with torch.device("meta"):
-        assert parameters(SYSTEMS[name].slim.reconstructor(grid, chest(grid))) < 2_200_000
-    system, grid = SYSTEMS[name].published, Grid(128)
+        assert parameters(SYSTEMS[name].slim.reconstruction_network(grid, chest(grid))) < 2_200_000
+    system, grid = SYSTEMS[name].full, Grid(128)
     with FakeTensorMode():
-        made = system.reconstructor(grid, chest(grid))(torch.empty(1, len(system.views), 128, 128))
+        made = system.reconstruction_network(grid, chest(grid))(torch.empty(1, len(system.views), 128, 128))
     assert made.shape == (1, 1, 128, 128, 128)
 
 
@@ -129,7 +129,7 @@ def test_slim_networks_are_small_and_published_ones_give_cubes(name):
 def test_published_networks_have_their_layers(name, network, count):
     grid = Grid(128)
     with torch.device("meta"):
-        networks = SYSTEMS[name].published.objective(grid, chest(grid)).networks()
+        networks = SYSTEMS[name].full.objective(grid, chest(grid)).networks()
     assert parameters(networks[network]) == count
 
 
@@ -224,7 +224,7 @@ def test_a_system_overfits_two_pairs_of_radiographs_and_distinguishes_them(name)
     if name.endswith("projector"):
         system = replace(system, projection="projector")
     objective, data = system.objective(GRID, GEOMETRY), batch(system)
-    watched = "agreement" if isinstance(system, UnpairedComposition) else "cycle_radiographs"
+    watched = "agreement" if isinstance(system, ReprojectionComposition) else "cycle_radiographs"
     optimizers = {
         key: torch.optim.Adam(net.parameters(), lr=3e-3, betas=(0.5, 0.99)) for key, net in objective.networks().items()
     }
@@ -238,7 +238,7 @@ def test_a_system_overfits_two_pairs_of_radiographs_and_distinguishes_them(name)
         errors.append(float(results["generator"][1][watched]))
     assert sum(errors[-3:]) / 3 < errors[0] / FALLS.get(name, 10.0), (errors[0], errors[-3:])
     with torch.no_grad():
-        one, other = objective.reconstructor(data.radiographs)
+        one, other = objective.reconstruction_network(data.radiographs)
     assert (one - other).square().mean() > 1e-4
 
 
@@ -260,14 +260,14 @@ def test_under_bf16_autocast_the_loss_is_nearly_that_of_fp32(name):
 def test_cgans_loss_is_the_cross_entropy_and_the_squared_error_of_each_view():
     torch.manual_seed(0)
     objective = SYSTEMS["cgan-128"].tiny.objective(GRID, GEOMETRY)
-    data = batch(SYSTEMS["cgan-128"].published)
+    data = batch(SYSTEMS["cgan-128"].full)
     results, earlier = turns(objective, data)
     loss, logs = results["generator"]
     errors = [(earlier["reprojections"][:, k] - data.radiographs[:, k]).square().mean() for k in range(2)]
     torch.testing.assert_close(loss, logs["adversarial"] + sum(errors) + 2 * logs["thickness"])
 
 
-@pytest.mark.parametrize("name", UNPAIRED)
+@pytest.mark.parametrize("name", REPROJECTIONS)
 def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
     gradients = []
     for checkpointing in ("none", "finest", "all"):
@@ -281,7 +281,7 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
 def test_the_lateral_view_changes_the_volume(name):
     # The lateral input of the public cGAN was the frontal radiograph.
     torch.manual_seed(0)
-    network = calm(SYSTEMS[name].tiny).reconstructor(GRID, GEOMETRY)
+    network = calm(SYSTEMS[name].tiny).reconstruction_network(GRID, GEOMETRY)
     views = people().radiographs.clone().requires_grad_(True)
     volume = network(views)
     volume.square().sum().backward()
@@ -292,10 +292,10 @@ def test_the_lateral_view_changes_the_volume(name):
         assert float((network(changed) - volume).abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("name", UNPAIRED)
+@pytest.mark.parametrize("name", REPROJECTIONS)
 def test_a_pixel_of_either_view_changes_the_voxels_of_its_own_ray_most(name):
     torch.manual_seed(0)
-    network = SYSTEMS[name].tiny.reconstructor(GRID, GEOMETRY)
+    network = SYSTEMS[name].tiny.reconstruction_network(GRID, GEOMETRY)
     views = torch.rand(1, 2, 32, 32)
     with torch.no_grad():
         for view, along in ((0, 1), (1, 2)):
@@ -413,7 +413,7 @@ def test_the_projection_network_projects_along_each_views_rays():
 def test_lateral_features_are_repeated_along_their_own_axis_unless_stacked(placement, along):
     torch.manual_seed(0)
     system = replace(calm(SYSTEMS["cyclegan-b"].tiny), placement=placement)
-    network = system.reconstructor(GRID, GEOMETRY)
+    network = system.reconstruction_network(GRID, GEOMETRY)
     views = torch.rand(1, 2, 32, 32)
     changed = views.clone()
     changed[0, 1, 8:12, 20:24] += 0.5
@@ -425,7 +425,7 @@ def test_lateral_features_are_repeated_along_their_own_axis_unless_stacked(place
 def test_cyclegans_features_fill_the_cube_with_a_depth_channel():
     # The public one starts with a depth of one and is stretched.
     system = calm(SYSTEMS["cyclegan-b"].tiny)
-    network, given = system.reconstructor(GRID, GEOMETRY), []
+    network, given = system.reconstruction_network(GRID, GEOMETRY), []
     network.merge.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     network(people().radiographs)
     assert given[0].shape == (2, 2 * (16 + 1), 8, 8, 8)
@@ -460,8 +460,8 @@ def test_only_discriminators_have_smoothed_targets():
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [
-        (UnpairedComposition, {"views": ("frontal",)}, "max_thickness_mm .* for 1 views: give one for each"),
-        (UnpairedComposition, {"views": ()}, "name one or more"),
+        (ReprojectionComposition, {"views": ("frontal",)}, "max_thickness_mm .* for 1 views: give one for each"),
+        (ReprojectionComposition, {"views": ()}, "name one or more"),
         (ReprojectionLoss, {"reprojection_weight": 0.0}, "no other term uses the radiographs"),
         (ReprojectionLoss, {"total_variation_weight": -1.0}, "below 0: system.loss.total_variation_weight"),
         (ReprojectionLoss, {"min_thickness_mm": (300.0, 0.0)}, "from 0 up, the second larger"),
@@ -477,10 +477,10 @@ def test_invalid_settings_are_refused_with_the_remedy(make, settings, message):
 
 
 def test_a_conditional_discriminator_needs_two_views_and_no_rotated_ones():
-    system = SYSTEMS["cgan-128"].published
+    system = SYSTEMS["cgan-128"].full
     with pytest.raises(ConfigError, match="give two views or more"):
         replace(system, loss=replace(system.loss, rotation_std_deg=5.0))
-    cycle = SYSTEMS["cyclegan-b"].published
+    cycle = SYSTEMS["cyclegan-b"].full
     with pytest.raises(ConfigError, match="volumes of other patients have no radiographs"):
         replace(cycle, volume_discriminator=replace(cycle.volume_discriminator, conditional=True))
     with pytest.raises(ConfigError, match="no other views of the same patient"):
@@ -488,6 +488,6 @@ def test_a_conditional_discriminator_needs_two_views_and_no_rotated_ones():
 
 
 def test_an_indivisible_size_is_refused_with_the_divisible_ones():
-    for make in (CycleGan.reconstructor, CycleGan.objective):
+    for make in (CycleGan.reconstruction_network, CycleGan.objective):
         with pytest.raises(ConfigError, match="multiple of 4 from 8 up"):
-            make(SYSTEMS["cyclegan-f"].published, Grid(30), chest(Grid(30)))
+            make(SYSTEMS["cyclegan-f"].full, Grid(30), chest(Grid(30)))

@@ -38,7 +38,7 @@ def two_boxes() -> Batch:
 
 def network(system: Refiner = SYSTEM, grid: Grid = GRID):
     torch.manual_seed(0)
-    made = system.reconstructor(grid, chest(grid))
+    made = system.reconstruction_network(grid, chest(grid))
     # The last layer starts at zero, so no other layer has an effect.
     torch.nn.init.normal_(made.denoiser.conv_out[-1].weight, std=0.1)
     return made
@@ -104,7 +104,7 @@ def test_an_untrained_refiner_keeps_the_bases_volume_with_sample_prediction_and_
     for prediction_type in ("sample", "epsilon", "v_prediction"):
         torch.manual_seed(0)
         system = replace(SYSTEM, scheduler=replace(SYSTEM.scheduler, prediction_type=prediction_type))
-        made = system.reconstructor(GRID, GEOMETRY).eval()
+        made = system.reconstruction_network(GRID, GEOMETRY).eval()
         with torch.no_grad():
             far[prediction_type] = float((made(views) - made.base(views).clip(0.0, 1.0)).abs().mean())
     assert far["sample"] < 1e-6
@@ -187,4 +187,4 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient():
 )
 def test_settings_that_do_not_fit_are_refused_with_the_remedy(settings, size, message):
     with pytest.raises(ConfigError, match=message):
-        replace(SYSTEM, **settings).reconstructor(Grid(size, 10.0), chest(Grid(size, 10.0)))
+        replace(SYSTEM, **settings).reconstruction_network(Grid(size, 10.0), chest(Grid(size, 10.0)))

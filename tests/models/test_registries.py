@@ -55,7 +55,7 @@ def test_every_fusion_makes_one_volume_of_two(name):
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_system_is_found_again_by_the_name_in_its_plain_data(name):
-    for system in (SYSTEMS[name].published, SYSTEMS[name].slim, SYSTEMS[name].tiny):
+    for system in (SYSTEMS[name].full, SYSTEMS[name].slim, SYSTEMS[name].tiny):
         assert from_plain(SystemConfig, to_plain(system), "system") == system
 
 
@@ -65,14 +65,14 @@ def test_plain_data_of_no_system_is_refused_with_the_names():
 
 
 def test_the_defaults_of_a_composition_are_the_published_x2ct_gan():
-    assert Composition() == X2CT_GAN.published
+    assert Composition() == X2CT_GAN.full
 
 
 @pytest.mark.parametrize("name", [name for name, entry in SYSTEMS.items() if entry.single_view])
 def test_a_preset_for_the_single_view_differs_in_its_views_alone(name):
     entry = SYSTEMS[name]
-    assert replace(entry.published, views=("frontal",)) == entry.single_view
+    assert replace(entry.full, views=("frontal",)) == entry.single_view
     grid = Grid(entry.training.size, entry.spacing_mm)
     with torch.device("meta"):
-        volume = entry.single_view.reconstructor(grid, chest(grid))(torch.empty(1, 1, grid.size, grid.size))
+        volume = entry.single_view.reconstruction_network(grid, chest(grid))(torch.empty(1, 1, grid.size, grid.size))
     assert volume.shape == (1, 1, grid.size, grid.size, grid.size)

@@ -28,7 +28,7 @@ from raylift.models.zoo import SYSTEMS, parameters
 GRID = Grid(32, 10.0)
 GEOMETRY = chest(GRID)
 BIPLANAR = ("frontal", "lateral")
-COMPOSITIONS = [name for name, entry in SYSTEMS.items() if isinstance(entry.published, Composition)]
+COMPOSITIONS = [name for name, entry in SYSTEMS.items() if isinstance(entry.full, Composition)]
 
 
 def batch(views=2, size=32, n=2):
@@ -60,7 +60,7 @@ COUNTS = [(name, count) for name, entry in SYSTEMS.items() for count in entry.pa
 
 @pytest.mark.parametrize(("name", "published"), COUNTS, ids=[f"{name}-{one.count}" for name, one in COUNTS])
 def test_a_published_network_has_the_published_number_of_parameters(name, published):
-    system, grid = replace(SYSTEMS[name].published, views=published.views), Grid(published.size)
+    system, grid = replace(SYSTEMS[name].full, views=published.views), Grid(published.size)
     with torch.device("meta"):
         networks = system.objective(grid, chest(grid)).networks()
     assert parameters(networks[published.network]) == published.count
@@ -77,18 +77,18 @@ def test_the_published_numbers_of_parameters_are_these():
 def test_a_slim_network_has_some_two_million_parameters_at_most(name):
     grid = Grid(64)
     with torch.device("meta"):
-        assert parameters(SYSTEMS[name].slim.reconstructor(grid, chest(grid))) < 2_200_000
+        assert parameters(SYSTEMS[name].slim.reconstruction_network(grid, chest(grid))) < 2_200_000
 
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
 @pytest.mark.parametrize("size", [96, 128])
 def test_every_published_network_gives_cubes_of_its_grid(name, size):
-    assert_cube(SYSTEMS[name].published, size)
+    assert_cube(SYSTEMS[name].full, size)
 
 
 @pytest.mark.parametrize("name", ["psr", "3dcnn", "x2ct-cnn"])
 def test_a_published_network_gives_a_cube_along_rays_too(name):
-    published = SYSTEMS[name].published
+    published = SYSTEMS[name].full
     assert_cube(replace(published, lifting=replace(published.lifting, along="rays")), 96)
 
 
@@ -96,7 +96,7 @@ def assert_cube(system: Composition, size: int) -> None:
     # Not on the meta device, which autocast does not support: positions along rays are computed without it.
     with FakeTensorMode(allow_non_fake_inputs=True):
         grid = Grid(size)
-        made = system.reconstructor(grid, chest(grid))(torch.empty(1, len(system.views), size, size))
+        made = system.reconstruction_network(grid, chest(grid))(torch.empty(1, len(system.views), size, size))
     assert made.shape == (1, 1, size, size, size)
 
 
@@ -159,7 +159,7 @@ def test_a_system_overfits_two_volumes_and_does_not_predict_their_mean(name):
     objective = system.objective(GRID, GEOMETRY)
     data = two_boxes()
     data = replace(data, radiographs=data.radiographs[:, : len(system.views)])
-    optimizer = torch.optim.Adam(objective.reconstructor.parameters(), lr=1e-3, betas=(0.5, 0.99))
+    optimizer = torch.optim.Adam(objective.reconstruction_network.parameters(), lr=1e-3, betas=(0.5, 0.99))
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
@@ -169,7 +169,7 @@ def test_a_system_overfits_two_volumes_and_does_not_predict_their_mean(name):
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] / fall
     with torch.no_grad():
-        made = objective.reconstructor(data.radiographs)
+        made = objective.reconstruction_network(data.radiographs)
     ground_truth = data.volume
     between = (ground_truth[0] - ground_truth[1]).square().mean()
     assert (made[0] - made[1]).square().mean() > 0.25 * between
@@ -197,7 +197,7 @@ def test_a_gan_with_its_discriminator_and_published_weights_overfits_two_volumes
         losses.append(float(logs["real"] + logs["fake"]))
     assert losses[-1] < losses[0]
     with torch.no_grad():
-        made = objective.reconstructor(data.radiographs)
+        made = objective.reconstruction_network(data.radiographs)
     ground_truth = data.volume
     assert (made[0] - made[1]).square().mean() > 0.25 * (ground_truth[0] - ground_truth[1]).square().mean()
     assert (made - ground_truth).square().mean() < 0.5 * (ground_truth.mean(dim=0) - ground_truth).square().mean()
@@ -207,7 +207,7 @@ def test_a_gan_with_its_discriminator_and_published_weights_overfits_two_volumes
 def test_each_view_reaches_the_volume(name):
     torch.manual_seed(0)
     # In training mode: a batch norm with initial running statistics suppresses its input.
-    network = without_dropout(replace(SYSTEMS[name].tiny, views=BIPLANAR)).reconstructor(GRID, GEOMETRY)
+    network = without_dropout(replace(SYSTEMS[name].tiny, views=BIPLANAR)).reconstruction_network(GRID, GEOMETRY)
     views = torch.rand(1, 2, 32, 32)
     with torch.no_grad():
         for view in range(2):
@@ -239,9 +239,9 @@ def test_a_lateral_from_the_other_side_is_lifted_into_the_same_axes(name):
 
 
 def outputs(objective, views, volume):
-    """Outputs of the reconstructor, a conditional discriminator, and CycleGAN's second generator."""
+    """Outputs of the reconstruction network, a conditional discriminator, and CycleGAN's second generator."""
     networks = objective.networks()
-    reconstructor = objective.reconstructor
+    reconstructor = objective.reconstruction_network
     yield reconstructor(views) if not hasattr(reconstructor, "condition") else reconstructor.condition(views)[0]
     if "discriminator" in networks:
         yield networks["discriminator"](volume, views)
@@ -279,13 +279,13 @@ def test_options_can_be_combined(lifting, fusion, decoder, view_decoders, along)
     loss.backward()
     assert generated["reconstruction"].shape == (2, 1, 32, 32, 32)
     assert ("auxiliary" in logs) == (decoder == "unet++" or view_decoders)
-    without = [key for key, p in objective.reconstructor.named_parameters() if p.grad is None]
+    without = [key for key, p in objective.reconstruction_network.named_parameters() if p.grad is None]
     assert not [key for key in without if "view" in key or "fuse" in key or "lifting" in key]
 
 
 def test_the_views_of_psr_are_averaged():
     torch.manual_seed(0)
-    network = replace(PSR.tiny, views=BIPLANAR).reconstructor(GRID, GEOMETRY).eval()
+    network = replace(PSR.tiny, views=BIPLANAR).reconstruction_network(GRID, GEOMETRY).eval()
     views, made = batch().radiographs, []
     for branch in network.branches:
         branch.register_forward_hook(lambda _, __, lifted: made.append(lifted[-1]))
@@ -297,7 +297,9 @@ def test_the_views_of_psr_are_averaged():
 
 def test_psr_normalizes_over_the_batch_and_3dcnn_each_volume_by_itself():
     norms = {
-        name: {type(module) for module in SYSTEMS[name].published.reconstructor(Grid(64), chest(Grid(64))).modules()}
+        name: {
+            type(module) for module in SYSTEMS[name].full.reconstruction_network(Grid(64), chest(Grid(64))).modules()
+        }
         & {nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm3d}
         for name in ("psr", "3dcnn")
     }
@@ -306,7 +308,7 @@ def test_psr_normalizes_over_the_batch_and_3dcnn_each_volume_by_itself():
 
 def test_cvaa_gan_sums_and_refines_the_coarsest_views_and_aligns_the_others():
     with torch.device("meta"):
-        decoder = SYSTEMS["cvaa-gan"].published.reconstructor(Grid(128), chest(Grid(128))).decoder
+        decoder = SYSTEMS["cvaa-gan"].full.reconstruction_network(Grid(128), chest(Grid(128))).decoder
     assert [type(fuse) for fuse in decoder.fusions] == [Sum, *[Alignment] * 5]
     assert {fuse.score.kernel_size for fuse in decoder.fusions[1:]} == {(7, 7, 7)}
     assert len(decoder.levels.level(0).blocks) == 1
@@ -315,7 +317,7 @@ def test_cvaa_gan_sums_and_refines_the_coarsest_views_and_aligns_the_others():
 
 def test_psr_lifts_along_rays_too():
     network = replace(PSR.tiny, views=BIPLANAR, lifting=LiftingConfig("channels", "rays"))
-    assert network.reconstructor(GRID, GEOMETRY)(batch().radiographs).shape == (2, 1, 32, 32, 32)
+    assert network.reconstruction_network(GRID, GEOMETRY)(batch().radiographs).shape == (2, 1, 32, 32, 32)
 
 
 def test_along_rays_the_same_weights_serve_other_views_and_any_number_of_them():
@@ -325,10 +327,10 @@ def test_along_rays_the_same_weights_serve_other_views_and_any_number_of_them():
     base = X2CT_GAN.tiny
     for fusion in ("average", "sum", "attention"):
         system = replace(base, lifting=LiftingConfig(along="rays"), fusion=FusionConfig(fusion))
-        state = system.reconstructor(GRID, geometry).state_dict()
+        state = system.reconstruction_network(GRID, geometry).state_dict()
         made = {}
         for views in (("frontal",), ("oblique",), ("frontal", "oblique"), ("oblique", "frontal", "lateral")):
-            network = replace(system, views=views).reconstructor(GRID, geometry)
+            network = replace(system, views=views).reconstruction_network(GRID, geometry)
             network.load_state_dict(state)
             with torch.no_grad():
                 made[views] = network(batch(3).radiographs[:, : len(views)])
@@ -338,8 +340,8 @@ def test_along_rays_the_same_weights_serve_other_views_and_any_number_of_them():
 def test_along_rays_the_order_of_views_does_not_matter():
     torch.manual_seed(0)
     system = replace(X2CT_GAN.tiny, lifting=LiftingConfig(along="rays"), fusion=FusionConfig("attention"))
-    network = system.reconstructor(GRID, GEOMETRY).eval()
-    swapped = replace(system, views=("lateral", "frontal")).reconstructor(GRID, GEOMETRY).eval()
+    network = system.reconstruction_network(GRID, GEOMETRY).eval()
+    swapped = replace(system, views=("lateral", "frontal")).reconstruction_network(GRID, GEOMETRY).eval()
     swapped.load_state_dict(network.state_dict())
     views = batch().radiographs
     with torch.no_grad():
@@ -351,7 +353,7 @@ def test_in_trct_gan_a_pixel_changes_the_voxels_of_its_ray_most():
     ratios, distances = [], []
     for seed in range(6):
         torch.manual_seed(seed)
-        network = TRCT_GAN.tiny.reconstructor(GRID, GEOMETRY)
+        network = TRCT_GAN.tiny.reconstruction_network(GRID, GEOMETRY)
         views = torch.rand(1, 2, 32, 32)
         changed = views.clone()
         changed[0, 0, 10, 20] += 0.5
@@ -376,8 +378,10 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
         torch.manual_seed(1)
         loss, _, _ = objective.loss_modules["generator"](batch(len(system.views)), {})
         loss.backward()
-        named = objective.reconstructor.named_parameters()
-        statistics = {key: buffer for key, buffer in objective.reconstructor.named_buffers() if "running" in key}
+        named = objective.reconstruction_network.named_parameters()
+        statistics = {
+            key: buffer for key, buffer in objective.reconstruction_network.named_buffers() if "running" in key
+        }
         assert bool(statistics) == (name == "psr")
         gradients.append(
             {"loss": loss.detach(), **statistics, **{key: p.grad for key, p in named if p.grad is not None}}
@@ -391,9 +395,9 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient(name):
 
 def test_deep_supervision_uses_the_volumes_of_view_decoders_and_costs_nothing_without_gradients():
     system = replace(X2CT_GAN.tiny, loss=ReconstructionLoss(deep_supervision_weight=0.5))
-    network = system.reconstructor(GRID, GEOMETRY)
+    network = system.reconstruction_network(GRID, GEOMETRY)
     assert len(network.volumes(batch().radiographs)) == 3
-    assert len(X2CT_GAN.tiny.reconstructor(GRID, GEOMETRY).volumes(batch().radiographs)) == 1
+    assert len(X2CT_GAN.tiny.reconstruction_network(GRID, GEOMETRY).volumes(batch().radiographs)) == 1
     with torch.no_grad():
         assert len(network.volumes(batch().radiographs)) == 1
     loss, _, _ = system.objective(GRID, GEOMETRY).loss_modules["generator"](batch(), {})
@@ -404,12 +408,17 @@ def test_along_rays_the_shared_view_decoder_gives_one_auxiliary_volume():
     system = replace(
         X2CT_GAN.tiny, lifting=LiftingConfig(along="rays"), loss=ReconstructionLoss(deep_supervision_weight=1.0)
     )
-    assert len(system.reconstructor(GRID, GEOMETRY).volumes(batch().radiographs)) == 2
-    assert len(replace(system, lifting=LiftingConfig()).reconstructor(GRID, GEOMETRY).volumes(batch().radiographs)) == 3
+    assert len(system.reconstruction_network(GRID, GEOMETRY).volumes(batch().radiographs)) == 2
+    assert (
+        len(
+            replace(system, lifting=LiftingConfig()).reconstruction_network(GRID, GEOMETRY).volumes(batch().radiographs)
+        )
+        == 3
+    )
 
 
 def test_radiographs_of_another_size_are_resized_to_the_volumes():
-    network = X2CT_GAN.tiny.reconstructor(GRID, GEOMETRY)
+    network = X2CT_GAN.tiny.reconstruction_network(GRID, GEOMETRY)
     assert network(torch.rand(1, 2, 50, 50)).shape == (1, 1, 32, 32, 32)
 
 
@@ -453,17 +462,17 @@ def test_invalid_numbers_are_refused(make, message):
 def test_heads_that_do_not_divide_the_lifted_channels_are_refused():
     system = X2CT_GAN.tiny
     with pytest.raises(ConfigError, match=r"3 heads do not divide .* divisor of the coarse widths"):
-        replace(system, lifting=LiftingConfig("attention", heads=3)).reconstructor(GRID, GEOMETRY)
+        replace(system, lifting=LiftingConfig("attention", heads=3)).reconstruction_network(GRID, GEOMETRY)
 
 
 def test_an_indivisible_size_is_refused_with_the_divisible_ones():
     with pytest.raises(ConfigError, match="multiple of 32 from 64 up"):
-        X2CT_GAN.published.reconstructor(Grid(48), chest(Grid(48)))
+        X2CT_GAN.full.reconstruction_network(Grid(48), chest(Grid(48)))
 
 
 def test_a_view_that_the_geometry_lacks_is_refused_by_its_name():
     with pytest.raises(ConfigError, match="no view 'skyline' in this geometry"):
-        Composition(views=("skyline",)).reconstructor(Grid(64), chest(Grid(64)))
+        Composition(views=("skyline",)).reconstruction_network(Grid(64), chest(Grid(64)))
 
 
 def test_the_rendering_head_needs_the_upsampling_decoder():
@@ -491,9 +500,9 @@ def test_every_combination_of_lifting_fusion_and_decoder_builds():
             choices = {"fusion": FusionConfig(fusion, view_decoders), "decoder": replace(base.decoder, kind=decoder)}
             system = replace(base, lifting=LiftingConfig(lifting, along, heads=2), **choices)
             if along == "rays":
-                assert parameters(system.reconstructor(GRID, GEOMETRY)) > 10_000
+                assert parameters(system.reconstruction_network(GRID, GEOMETRY)) > 10_000
             else:
-                made = system.reconstructor(GRID, GEOMETRY)(torch.empty(1, 2, 32, 32))
+                made = system.reconstruction_network(GRID, GEOMETRY)(torch.empty(1, 2, 32, 32))
                 assert made.shape == (1, 1, 32, 32, 32)
 
 

@@ -36,9 +36,9 @@ def batch_of(seeds: range, geometry) -> Batch:
 def test_the_same_weights_take_any_number_of_views_in_any_pose(count):
     torch.manual_seed(0)
     two, names = geometry_of(2)
-    weights = replace(TINY, views=names).reconstructor(GRID, two).state_dict()
+    weights = replace(TINY, views=names).reconstruction_network(GRID, two).state_dict()
     geometry, names = geometry_of(count)
-    network = replace(TINY, views=names).reconstructor(GRID, geometry)
+    network = replace(TINY, views=names).reconstruction_network(GRID, geometry)
     network.load_state_dict(weights, strict=True)
     views = batch_of(range(1), geometry).radiographs
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_every_parameter_gets_a_gradient_and_two_volumes_are_learned():
 def test_a_radiograph_of_other_gain_and_offset_is_matched_before_the_residual():
     """What is back-projected vanishes where the volume explains the radiographs, whatever their scale."""
     geometry, names = geometry_of(2)
-    network = replace(TINY, views=names).reconstructor(GRID, geometry)
+    network = replace(TINY, views=names).reconstruction_network(GRID, geometry)
     batch = batch_of(range(1), geometry)
     features = torch.zeros(2, 8, 16, 16)
     true = network._residual(batch.volume, 0.2 + 0.5 * batch.radiographs, features)[:, :1]
@@ -92,4 +92,4 @@ def test_settings_that_make_no_network_are_refused(changed):
 
 def test_a_size_that_cannot_be_halved_is_refused():
     with pytest.raises(ConfigError, match="multiple"):
-        Unrolled().reconstructor(Grid(20, 5.0), chest(Grid(20, 5.0)))
+        Unrolled().reconstruction_network(Grid(20, 5.0), chest(Grid(20, 5.0)))

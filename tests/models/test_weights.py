@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.models import weights
@@ -29,7 +29,7 @@ GRID = Grid(32, 10.0)
 def saved(tmp_path):
     torch.manual_seed(0)
     system = PRESETS["x2ct-gan-tiny"].system
-    network = system.reconstructor(GRID, chest(GRID))
+    network = system.reconstruction_network(GRID, chest(GRID))
     description = Description(system, GRID, chest(GRID), Window(), provenance={"step": 3})
     sha256 = weights.save(tmp_path / "model", network.state_dict(), description)
     return tmp_path / "model", network.eval(), description, sha256
@@ -57,10 +57,10 @@ def test_a_model_may_name_the_weights_of_a_neighboring_folder(saved):
     folder, network, *_ = saved
     alike = folder.parent / "alike"
     alike.mkdir()
-    head = digested_json.decode((folder / "model.json").read_bytes(), "model.json")
+    head = hashed_json.decode((folder / "model.json").read_bytes(), "model.json")
 
     def name(other: Any) -> None:
-        (alike / "model.json").write_bytes(digested_json.encode({**head, "weights_of": other}))
+        (alike / "model.json").write_bytes(hashed_json.encode({**head, "weights_of": other}))
 
     name("model")
     views = torch.rand(1, 2, 32, 32)
@@ -142,7 +142,7 @@ def test_altered_or_foreign_training_data_are_refused(with_training_data):
     for arrays in (good, *others):
         np.savez_compressed(path, **arrays)
         text["training_data_sha256"] = weights.file_sha256(path)
-        (folder / "model.json").write_bytes(digested_json.encode(text))
+        (folder / "model.json").write_bytes(hashed_json.encode(text))
         if arrays is good:
             assert weights.load(folder).training_data.scans == {"00" * 32}
             continue
@@ -163,7 +163,7 @@ def test_a_pickle_in_place_of_the_weights_is_never_opened(saved, tmp_path):
     # Nor with a matching digest.
     text = json.loads((saved[0] / "model.json").read_text())
     text["sha256"] = weights.file_sha256(saved[0] / "model.safetensors")
-    (saved[0] / "model.json").write_bytes(digested_json.encode(text))
+    (saved[0] / "model.json").write_bytes(hashed_json.encode(text))
     with pytest.raises(WeightsError, match=r"does not fit|cannot"):
         weights.load(saved[0])
     assert not flag.exists()
@@ -186,7 +186,7 @@ def test_a_wrong_description_is_refused_with_the_reason(saved, change, message):
     path = saved[0] / "model.json"
     text = json.loads(path.read_text())
     change(text)
-    path.write_bytes(digested_json.encode(text))
+    path.write_bytes(hashed_json.encode(text))
     with pytest.raises(WeightsError, match=message):
         weights.load(saved[0])
 
@@ -203,7 +203,7 @@ def test_a_folder_that_is_no_model_is_refused_with_the_remedy(tmp_path):
 )
 def test_every_network_is_loaded_completely_from_meta_tensors(tmp_path, system):
     torch.manual_seed(0)
-    network = system.reconstructor(GRID, chest(GRID))
+    network = system.reconstruction_network(GRID, chest(GRID))
     views = torch.rand(1, len(system.views), 32, 32)
     network(views)
     weights.save(tmp_path / "model", network.state_dict(), Description(system, GRID, chest(GRID), Window()))

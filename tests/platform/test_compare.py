@@ -36,7 +36,7 @@ def home(archive32, tmp_path_factory):
     for seed, (name, fit) in enumerate(zip("abc", (fits[0], fits[0], fits[1]), strict=True)):
         torch.manual_seed(seed)
         description = Description(system, grid, geometry, Window())
-        state = system.reconstructor(grid, geometry).state_dict()
+        state = system.reconstruction_network(grid, geometry).state_dict()
         weights.save(home / name, state, description, training_data=TrainingData(scans, fit))
     (home / "theirs").mkdir()
     for entry in entries[7:]:

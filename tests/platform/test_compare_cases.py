@@ -53,7 +53,7 @@ def home(archive32, tmp_path_factory):
         # Networks of diffusion start at zero, from which every seed gives the same volume.
         state = {
             key: tensor + 0.05 * torch.randn(tensor.shape) if tensor.is_floating_point() else tensor
-            for key, tensor in system.reconstructor(grid, geometry).state_dict().items()
+            for key, tensor in system.reconstruction_network(grid, geometry).state_dict().items()
         }
         weights.save(home / name, state, Description(system, grid, geometry, Window()))
     (home / "theirs").mkdir()

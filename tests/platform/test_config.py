@@ -119,7 +119,7 @@ def test_text_that_is_not_yaml_is_refused():
                 "system.loss.projection_weight": 0.0,
                 "system.loss.cone_jitter_deg": 10.0,
                 "system.loss.cone_jitter_voxels": 8.0,
-                "system.encoder.layers": [4, 8, 16, 8, 4],
+                "system.encoder.block_config": [4, 8, 16, 8, 4],
             },
         ),
         (
@@ -167,8 +167,8 @@ def test_text_that_is_not_yaml_is_refused():
                 # Of the L2 penalty of 1e-4.
                 "optimizer.weight_decay": 2e-4,
                 "optimizer.decay_start": 1.0,
-                "system.encoder.growth": 16,
-                "system.encoder.layers": [4] * 5,
+                "system.encoder.growth_rate": 16,
+                "system.encoder.block_config": [4] * 5,
                 "system.loss.reprojection_weight": 1.0,
                 "system.loss.total_variation_weight": 0.1,
                 "system.loss.adversarial_weight": 1.0,
@@ -206,7 +206,7 @@ def test_text_that_is_not_yaml_is_refused():
                 # Of both views' mean.
                 "system.loss.reprojection_weight": 2.0,
                 "system.loss.adversarial_weight": 1.0,
-                "system.encoder.stem": 64,
+                "system.encoder.init_features": 64,
             },
         ),
     ],
@@ -243,7 +243,7 @@ def test_a_slim_preset_has_some_two_million_parameters_at_most(name):
     run = PRESETS[name]
     assert run.data.size == 64
     with torch.device("meta"):
-        count = parameters(run.system.reconstructor(Grid(64), chest(Grid(64))))
+        count = parameters(run.system.reconstruction_network(Grid(64), chest(Grid(64))))
     assert count < 2_200_000
 
 

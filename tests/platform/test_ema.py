@@ -171,7 +171,7 @@ def test_the_ema_is_that_of_plain_torch(trained, case):
 @pytest.mark.parametrize("case", CASES)
 def test_within_the_context_every_rank_computes_with_the_ema(trained, case):
     plain, average = reference(STEPS // 2)
-    network = fresh_objective().reconstructor
+    network = fresh_objective().reconstruction_network
     for state, place in ((plain, 0), (average, 1), (plain, 2)):
         network.load_state_dict(state, strict=False)
         with torch.no_grad():
@@ -196,7 +196,7 @@ def resume(rank, halves, world):
     results = {}
     for (before, after), half in halves.items():
         objective = fresh_objective()
-        objective.reconstructor.load_state_dict(half.networks["denoiser"])
+        objective.reconstruction_network.load_state_dict(half.networks["denoiser"])
         started = engines.initialize(objective, settings(after, workers=world), device)
         started["denoiser"].restore_adam(half.adam["denoiser"])
         started["denoiser"].restore_ema(half.ema["denoiser"])

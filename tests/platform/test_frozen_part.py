@@ -42,7 +42,7 @@ def fresh(run: RunConfig) -> Objective:
     torch.manual_seed(5)
     objective = run.system.objective(GRID, chest(GRID))
     # The last layer starts at zero, which would make the gradients of all others zero at the first step.
-    torch.nn.init.normal_(objective.reconstructor.denoiser.conv_out[-1].weight, std=0.1)
+    torch.nn.init.normal_(objective.reconstruction_network.denoiser.conv_out[-1].weight, std=0.1)
     return objective
 
 
@@ -140,7 +140,7 @@ def test_other_parameters_train_as_in_plain_torch_and_the_frozen_part_is_unchang
     assert largest_difference(average, expected_average) < 2e-5
     # What one step more or less would be.
     assert largest_difference(own, reference(STEPS - 1)[0]) > 5e-4
-    for name, tensor in fresh(settings(0)).reconstructor.state_dict().items():
+    for name, tensor in fresh(settings(0)).reconstruction_network.state_dict().items():
         if name.startswith("base."):
             assert torch.equal(own[name], tensor), name
             assert torch.equal(average[name], tensor), name
@@ -150,7 +150,7 @@ def test_other_parameters_train_as_in_plain_torch_and_the_frozen_part_is_unchang
 def test_adam_has_no_state_of_the_frozen_part(trained, stage):
     ((_, moments),) = trained[stage, STEPS].adam.items()
     assert not [name for name in moments if name.startswith("base.")]
-    denoiser = [name for name, p in fresh(settings(0)).reconstructor.named_parameters() if p.requires_grad]
+    denoiser = [name for name, p in fresh(settings(0)).reconstruction_network.named_parameters() if p.requires_grad]
     assert {name.rsplit("/", 1)[0] for name in moments} - {"step"} == set(denoiser)
 
 

@@ -36,9 +36,9 @@ def test_the_published_generators_weights_are_those_of_the_published_system(view
         state = reference.random_state(*PUBLISHED, views)
         converted = convert(state)
         system, size = system_of(converted)
-        network = system.reconstructor(Grid(size), x2ct(Grid(size)))
+        network = system.reconstruction_network(Grid(size), x2ct(Grid(size)))
     assert size == 128
-    assert system == (X2CT_GAN.published if views == 2 else X2CT_GAN.single_view)
+    assert system == (X2CT_GAN.full if views == 2 else X2CT_GAN.single_view)
     assert {name: one.shape for name, one in converted.items()} == {
         name: one.shape for name, one in network.state_dict().items()
     }

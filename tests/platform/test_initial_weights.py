@@ -183,8 +183,10 @@ def test_an_initial_model_that_does_not_fit_is_refused_with_names(tiny, finished
         check(replace(tiny, system=replace(tiny.system, views=("lateral", "frontal"))))
     with pytest.raises(ConfigError, match=r"this run has maximum: pass --data.normalization percentiles"):
         check(replace(tiny, data=replace(tiny.data, normalization="maximum")))
-    wider = replace(tiny.system, encoder=replace(tiny.system.encoder, stem=24))
-    with pytest.raises(ConfigError, match=r"has shape \(.*\) there and \(.*\) here.*system\.encoder\.stem 24, not"):
+    wider = replace(tiny.system, encoder=replace(tiny.system.encoder, init_features=24))
+    with pytest.raises(
+        ConfigError, match=r"has shape \(.*\) there and \(.*\) here.*system\.encoder\.init_features 24, not"
+    ):
         check(replace(tiny, system=wider))
     with pytest.raises(weights.WeightsError, match="is not a model"):
         check(tiny, archive32)
@@ -199,7 +201,7 @@ def test_the_models_of_the_package_fit_the_preset_that_the_guide_names(tmp_path)
         assert run.train.initial_model == "models:chest-64"
         if fits:
             initial_weights.check(run, Archive(str(tmp_path)))
-            network = run.system.reconstructor(grid, chest(grid))
+            network = run.system.reconstruction_network(grid, chest(grid))
             initial_weights.load_weights(network, run)
             shipped = weights.load(package_folder("chest-64")).network.state_dict()
             assert all(torch.equal(tensor, shipped[name]) for name, tensor in network.state_dict().items())

@@ -45,7 +45,7 @@ GRID = Grid(32, 10.0)
 
 
 def from_radiographs(run: RunConfig, **data: Any) -> RunConfig:
-    """The run with an unpaired system, and other data."""
+    """The run with a system supervised by radiographs, and other data."""
     system = SYSTEMS["cyclegan-b"].tiny
     return replace(run, system=system, data=replace(run.data, **{name: str(value) for name, value in data.items()}))
 
@@ -79,7 +79,7 @@ def test_labels_are_read_for_a_loss_inside_the_lungs_and_only_then(
 
 
 @pytest.mark.parametrize("kind", ["volumes", "radiographs"])
-def test_an_unpaired_system_never_receives_a_volume_of_the_same_subjects(
+def test_a_system_supervised_by_radiographs_never_receives_a_volume_of_the_same_subjects(
     kind: str, tiny: RunConfig, archive32: Path, pairs32: Path
 ) -> None:
     run = from_radiographs(tiny, archive=archive32 if kind == "volumes" else pairs32, unpaired=archive32)
@@ -168,7 +168,7 @@ def test_a_resumed_run_keeps_its_reference_histograms(tiny: RunConfig, archive32
     run = matching(tiny)
     begun = describe(run, check(run))
     begun = replace(begun, histograms={name: tuple(q / 2 for q in line) for name, line in begun.histograms.items()})
-    state = begun.system.reconstructor(begun.grid, begun.geometry).state_dict()
+    state = begun.system.reconstruction_network(begun.grid, begun.geometry).state_dict()
     weights.save(tmp_path, state, begun)
     assert (
         describe(run, check(run), str(tmp_path)).histograms == begun.histograms != describe(run, check(run)).histograms
@@ -196,7 +196,7 @@ def test_training_data_are_of_the_archives_and_of_the_models_that_a_run_starts_w
     assert few.baselines.volumes == 4
 
     # A model whose training scans are unknown, and two that were trained on others.
-    state = description.system.reconstructor(description.grid, description.geometry).state_dict()
+    state = description.system.reconstruction_network(description.grid, description.geometry).state_dict()
     weights.save(tmp_path / "unknown", state, description)
     other = TrainingData(frozenset({"ab" * 32}))
     weights.save(tmp_path / "known", state, description, training_data=other)
@@ -316,7 +316,9 @@ def test_a_phantom_of_the_stream_is_what_an_archive_would_hold_of_it(tiny: RunCo
     np.testing.assert_array_equal(batch.radiographs[index], expected)
 
 
-def test_an_unpaired_system_receives_augmented_ones_without_their_ct(tiny: RunConfig, archive32: Path) -> None:
+def test_a_system_supervised_by_radiographs_receives_augmented_ones_without_their_ct(
+    tiny: RunConfig, archive32: Path
+) -> None:
     plain = from_radiographs(tiny, archive=archive32, unpaired=archive32)
     both = []
     for run in (plain, with_data(plain)):

@@ -36,7 +36,7 @@ def test_activations_are_what_autograd_saves():
     run = PRESETS["x2ct-gan-tiny"]
     saved = {}
     objective = run.system.objective(GRID, chest(GRID))
-    known = {p.untyped_storage().data_ptr() for p in objective.reconstructor.parameters()}
+    known = {p.untyped_storage().data_ptr() for p in objective.reconstruction_network.parameters()}
     keep = []
 
     def pack(tensor):
@@ -69,7 +69,7 @@ def test_checkpointing_saves_activations_and_counts_the_recomputed_part():
 def test_a_frozen_part_takes_memory_for_its_weights_alone():
     run = PRESETS["refiner-tiny"]
     one = estimate(replace(run, cluster=replace(run.cluster, workers=1), engine=EngineConfig(zero_stage=0)))
-    network = run.system.reconstructor(GRID, chest(GRID))
+    network = run.system.reconstruction_network(GRID, chest(GRID))
     frozen, trained = (sum(p.numel() for p in part.parameters()) for part in (network.base, network.denoiser))
     assert (one.weights, one.gradients, one.adam) == (4 * (frozen + trained), 4 * trained, 8 * trained)
 

@@ -5,7 +5,7 @@ import uuid
 
 import pytest
 
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
@@ -31,7 +31,7 @@ class OverviewSuite:
 
     def hold(self, url, age_s):
         owner = {"host": "node-7", "pid": 4242, "started": 0.0}
-        Folder(url).write(".lease-000001.json", digested_json.encode({"process": owner, "time": time.time() - age_s}))
+        Folder(url).write(".lease-000001.json", hashed_json.encode({"process": owner, "time": time.time() - age_s}))
 
     def test_each_run_and_search_is_listed_with_its_state_and_the_next_command(self, url, tiny, capsys):
         for name in ("damaged", "finished", "lost", "running", "stopped"):
@@ -46,7 +46,7 @@ class OverviewSuite:
             search.create(Search(tiny, Space({"optimizer.lr": {"choice": [1e-4]}})), f"{url}/{name}")
         model = f"{url}/search-ended/trials/abc/checkpoints/step-00000008"
         table = [Trial("abc", {"optimizer.lr": 1e-4}, 22.5, 8, model)]
-        Folder(f"{url}/search-ended").write(TABLE_FILE, digested_json.encode({"trials": to_plain(table)}))
+        Folder(f"{url}/search-ended").write(TABLE_FILE, hashed_json.encode({"trials": to_plain(table)}))
         Folder(f"{url}/no-run").write("notes.txt", b"mine")
         size = Folder(f"{url}/stopped").size()
         assert size > len(Folder(f"{url}/stopped").read("run.json"))

@@ -1,4 +1,4 @@
-"""Networks of unpaired systems have the same losses on two workers under every ZeRO stage as under stage 0."""
+"""Systems supervised by radiographs have the same losses on two workers under every ZeRO stage as under stage 0."""
 
 from dataclasses import replace
 

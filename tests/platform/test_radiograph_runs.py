@@ -1,4 +1,4 @@
-"""An unpaired system of four networks goes through the same loop and the same commands."""
+"""A system of four networks goes through the same loop and the same commands."""
 
 import json
 import shutil

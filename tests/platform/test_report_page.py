@@ -39,7 +39,7 @@ def home(archive32, tmp_path_factory):
         fit = baselines.fit(batches, grid, geometry)
         system = replace(PRESETS["unrolled-tiny"].system, views=tuple(view.name for view in chosen))
         torch.manual_seed(0)
-        state = system.reconstructor(grid, geometry).state_dict()
+        state = system.reconstruction_network(grid, geometry).state_dict()
         description = Description(system, grid, geometry, Window())
         weights.save(home / name, state, description, training_data=TrainingData(scans, fit))
     mean = Window().to_hu(fit.mean)[0, 0].numpy()

@@ -47,7 +47,7 @@ def home(archive, tmp_path_factory):
         # The last convolution of `unrolled` starts at zero, with which every volume is the same.
         state = {
             key: tensor + 0.05 * torch.randn(tensor.shape) if tensor.is_floating_point() else tensor
-            for key, tensor in system.reconstructor(grid, geometry).state_dict().items()
+            for key, tensor in system.reconstruction_network(grid, geometry).state_dict().items()
         }
         description = Description(system, grid, geometry, Window())
         weights.save(home / name, state, description, training_data=TrainingData(frozenset(), fit))
@@ -121,7 +121,7 @@ def test_a_frontal_model_and_its_baseline_are_unchanged_without_the_lateral(arch
     frontal = replace(geometry, views=geometry.views[:1])
     system = replace(PRESETS["unrolled-tiny"].system, views=("frontal",))
     torch.manual_seed(1)
-    state = system.reconstructor(grid, frontal).state_dict()
+    state = system.reconstruction_network(grid, frontal).state_dict()
     weights.save(tmp_path / "m", state, Description(system, grid, frontal, Window()))
     model, output = weights.load(tmp_path / "m"), tmp_path / "out"
     words = ["--archive", str(archive), "--split", "all", "--protocols", "volume", "--output", str(output)]
@@ -229,7 +229,7 @@ def test_parallel_beams_and_radiographs_without_ct_are_refused_in_a_sentence(hom
     ingest_phantoms(str(url), grid, parallel(grid), count=1, seed=5)
     system = PRESETS["unrolled-tiny"].system
     description = Description(system, grid, parallel(grid), Window())
-    weights.save(tmp_path / "m", system.reconstructor(grid, parallel(grid)).state_dict(), description)
+    weights.save(tmp_path / "m", system.reconstruction_network(grid, parallel(grid)).state_dict(), description)
     words = ["--split", "all", "--robustness", "--output", str(tmp_path / "out")]
     assert cli.main(["evaluate", str(tmp_path / "m"), "--archive", str(url), *words]) == 2
     assert "--robustness projects cone beams only" in capsys.readouterr().err

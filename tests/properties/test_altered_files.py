@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import AlteredFileError, ConfigError, RayliftError
 from raylift.datasets.geometry import Grid, chest
@@ -41,7 +41,7 @@ PSNR_DB = {10: 20.0, 20: 23.0, 30: 21.0}
 def whole(tmp_path_factory) -> Path:
     """A run with three checkpoints, the second one best; and the files of a search."""
     url = tmp_path_factory.mktemp("whole") / "run"
-    network = RUN.system.reconstructor(GRID, chest(GRID)).state_dict()
+    network = RUN.system.reconstruction_network(GRID, chest(GRID)).state_dict()
     tensors = Tensors({"generator": network}, {"generator": {"step": torch.tensor(1.0)}})
     description = Description(RUN.system, GRID, chest(GRID), Window())
     history = []
@@ -52,7 +52,7 @@ def whole(tmp_path_factory) -> Path:
     runs.write_record(str(url), RUN_FILE, {"config": to_plain(RUN)}, "run")
     search.runs.write_record(f"{url}/search", SEARCH_FILE, to_plain(Search(RUN, Space({}))), "search")
     table = [Trial("a", {}, 20.0, 10, "c")]
-    Folder(f"{url}/search").write(TABLE_FILE, digested_json.encode({"trials": to_plain(table)}))
+    Folder(f"{url}/search").write(TABLE_FILE, hashed_json.encode({"trials": to_plain(table)}))
     return url
 
 
@@ -83,13 +83,13 @@ READERS = {
 @pytest.mark.parametrize("name", READERS)
 def test_every_flip_and_cut_of_a_json_file_is_detected(whole, name):
     content = (whole / name).read_bytes()
-    assert digested_json.decode(content, name)
+    assert hashed_json.decode(content, name)
     for position in range(len(content)):
         for altered in (damaged(content, position, position % 8, cut=False), content[:position]):
             with pytest.raises(AlteredFileError, match=name):
-                digested_json.decode(altered, name)
+                hashed_json.decode(altered, name)
     with pytest.raises(AlteredFileError, match=name):
-        digested_json.decode(content + b" ", name)
+        hashed_json.decode(content + b" ", name)
 
 
 @pytest.mark.parametrize("name", READERS)

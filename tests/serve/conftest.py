@@ -109,7 +109,7 @@ def model_folder(description: Description, tmp_path_factory: pytest.TempPathFact
     """An untrained network whose outputs depend on the input and exceed both ends of the window."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(5)
-    state = description.system.reconstructor(description.grid, description.geometry).state_dict()
+    state = description.system.reconstruction_network(description.grid, description.geometry).state_dict()
     weights.save(folder, state, description)
     return folder
 
@@ -120,7 +120,7 @@ def diffusion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("diffusion")
     description = Description(PRESETS["refiner-tiny"].system, GRID, chest(GRID), Window())
     torch.manual_seed(5)
-    network = description.system.reconstructor(description.grid, description.geometry)
+    network = description.system.reconstruction_network(description.grid, description.geometry)
     # The last layer of a new denoiser is zero.
     torch.nn.init.normal_(network.denoiser.conv_out[-1].weight, std=0.3)
     weights.save(folder, network.state_dict(), description)

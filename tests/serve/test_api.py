@@ -208,7 +208,7 @@ def test_a_single_view_model_requires_one_radiograph(description: Description, r
     system = replace(description.system, views=("frontal",))
     geometry = replace(description.geometry, views=(FRONTAL,))
     alone = replace(description, system=system, geometry=geometry)
-    network = system.reconstructor(alone.grid, geometry).eval().requires_grad_(False)
+    network = system.reconstruction_network(alone.grid, geometry).eval().requires_grad_(False)
     reconstructor = Reconstructor(Model(network, alone, "0" * 64))
     service = client(alone, reconstructor.sha256, lambda one: reconstructor.reconstruct([one])[0])
     frontal = {"frontal": radiographs["frontal"]}

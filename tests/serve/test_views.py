@@ -314,7 +314,7 @@ def test_a_dry_run_estimates_memory_for_the_views_of_the_archive(
     assert "total per worker" in printed
 
 
-@pytest.mark.parametrize("name", [name for name, entry in SYSTEMS.items() if entry.published.any_views])
+@pytest.mark.parametrize("name", [name for name, entry in SYSTEMS.items() if entry.full.any_views])
 def test_a_system_that_takes_any_views_is_built_for_three(name: str, archive_of_six_views: str) -> None:
     manifest = Archive(archive_of_six_views).manifest
     system = SYSTEMS[name].tiny
@@ -326,6 +326,6 @@ def test_a_system_that_takes_any_views_is_built_for_three(name: str, archive_of_
         system = replace(system, views=views, lifting=replace(system.lifting, along="rays"))
     else:
         system = replace(system, views=views)
-    system.reconstructor(manifest.grid, manifest.geometry)
+    system.reconstruction_network(manifest.grid, manifest.geometry)
     with pytest.raises(ConfigError):
         replace(manifest.geometry, views=manifest.geometry.views * 2)

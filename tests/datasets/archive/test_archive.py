@@ -19,7 +19,7 @@ import pytest
 import zarr
 from samples import GEOMETRY, GRID, entry, in_old_format, radiographs, same, sample, seed_of, with_views, write_archive
 
-from raylift.datasets import digested_json
+from raylift.datasets import hashed_json
 from raylift.datasets.archive import manifest as module
 from raylift.datasets.archive.archive import Archive, digest
 from raylift.datasets.archive.index import StoredEntries
@@ -56,7 +56,7 @@ def with_entry(manifest: Any, **change: Any) -> Any:
 
 
 def with_digest(data: Any) -> bytes:
-    return digested_json.encode(data)
+    return hashed_json.encode(data)
 
 
 # The newest raylift's manifest, and that of older ones, changed.
@@ -312,7 +312,7 @@ class ArchiveSuite:
         write_archive(url, [0])
         folder = Folder(url)
         sound = json.loads(folder.read("manifests/000001.json"))
-        del sound[digested_json.KEY]
+        del sound[hashed_json.KEY]
         for change, message in WRONG_MANIFESTS:
             folder.write("manifests/000002.json", change if isinstance(change, bytes) else change(sound))
             with pytest.raises(ArchiveError, match=message) as caught:

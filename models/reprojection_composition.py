@@ -1,4 +1,4 @@
-"""Systems supervised by radiographs alone: the parts of a composition, supervised by reprojection."""
+"""Systems of the parts of a composition that are supervised by reprojection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raylift.models.system_config import DEFAULT_WINDOW, Supervision
 
 
 @dataclass(frozen=True)
-class UnpairedComposition(Parts):
+class ReprojectionComposition(Parts):
     """Settings of u-X2CTGAN and cGAN-128."""
 
     name: str = "u-x2ctgan"
@@ -42,7 +42,9 @@ class UnpairedComposition(Parts):
         return "radiographs"
 
     def objective(self, grid: Grid, geometry: Geometry, window: Window = DEFAULT_WINDOW) -> Objective:
-        """The reconstructor, and a discriminator of radiographs if the adversarial term has a weight."""
+        """The reconstruction network, and a discriminator of radiographs if the adversarial term has a weight."""
         discriminator = self.discriminator.build(len(self.views)) if self.loss.adversarial_weight else None
         reprojection = Reprojection(grid, geometry, window, self.views)
-        return reprojection_objective(self.reconstructor(grid, geometry), discriminator, reprojection, self.loss)
+        return reprojection_objective(
+            self.reconstruction_network(grid, geometry), discriminator, reprojection, self.loss
+        )
