@@ -26,6 +26,7 @@ FAMILIES = {
     "latent diffusion": "latent-diffusion-tiny",
     "refiner": "refiner-tiny",
     "reprojection": "u-x2ctgan-tiny",
+    "unpaired": "cyclegan-b-tiny",
 }
 STEPS = 8
 
@@ -40,6 +41,7 @@ FALLS = {
     "latent-diffusion-tiny": 0.5,
     "refiner-tiny": 0.9,
     "u-x2ctgan-tiny": 0.55,
+    "cyclegan-b-tiny": 0.8,
 }
 """The last loss of the first network is less than this times its first one."""
 
