@@ -30,6 +30,8 @@ PLEURA_CONTRAST_HU = 140
 SMALLEST_CAVITY_ML, SMALLEST_CORE_ML = 50.0, 2.0
 WALL_MM, LEAST_CONTACT, LEAST_SOLIDITY = 5.0, 0.3, 0.8
 """Share of a core's surface within 5 mm of the chest wall, and of its voxels in the core closed by two voxels."""
+COARSE_WALL_MM = 7.5
+"""The same distance in a volume of coarser voxels that was resampled to 2.5 mm. A bulla can be a core then."""
 SPACING_MM = 2.5
 """Voxels for which these values hold: contact, closing and pleura are lengths in voxels too."""
 
@@ -58,8 +60,13 @@ class Hemithorax:
         return 100 * self.pneumothorax_ml / cavity_ml if cavity_ml else 0.0
 
 
-def segment(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> UInt8[np.ndarray, "d h w"]:
+def segment(hu: Int16[np.ndarray, "d h w"], spacing_mm: float, wall_mm: float = WALL_MM) -> UInt8[np.ndarray, "d h w"]:
     """A volume of `Region` of a CT in HU and volume order; lungs include their vessels and bronchi.
+
+    Args:
+        hu: the CT.
+        spacing_mm: edge of its voxels.
+        wall_mm: distance up to which gas is at the chest wall.
 
     Raises:
         FileError: the volume has no lungs.
@@ -80,7 +87,7 @@ def segment(hu: Int16[np.ndarray, "d h w"], spacing_mm: float) -> UInt8[np.ndarr
         cavity = np.zeros_like(cavities)
         cavity[:, :, columns] = cavities[:, :, columns]
         result[cavity] = Region[f"{side.upper()}_LUNG"]
-        result[_pneumothorax(hu, cavity, depth_mm, spacing_mm)] = Region[f"{side.upper()}_PNEUMOTHORAX"]
+        result[_pneumothorax(hu, cavity, depth_mm <= wall_mm, spacing_mm)] = Region[f"{side.upper()}_PNEUMOTHORAX"]
     return result
 
 
@@ -106,9 +113,9 @@ def _lung_field(hu: Int16[np.ndarray, "d h w"], body: Mask, spacing_mm: float) -
     return np.stack([ndimage.binary_fill_holes(plane) for plane in _closed(kept, 1)])
 
 
-def _pneumothorax(hu: Int16[np.ndarray, "d h w"], cavity: Mask, depth_mm: np.ndarray, spacing_mm: float) -> Mask:
-    """The pneumothorax of one pleural cavity; `depth_mm` is the distance from the chest wall."""
-    core = _core(hu, cavity, depth_mm, spacing_mm)
+def _pneumothorax(hu: Int16[np.ndarray, "d h w"], cavity: Mask, at_wall: Mask, spacing_mm: float) -> Mask:
+    """The pneumothorax of one pleural cavity."""
+    core = _core(hu, cavity, at_wall, spacing_mm)
     inner = hu[ndimage.binary_erosion(cavity)]
     parenchyma = inner[(inner >= CORE_HU) & (inner < LUNG_HU)]
     if not core.any() or not parenchyma.size:
@@ -123,7 +130,7 @@ def _pneumothorax(hu: Int16[np.ndarray, "d h w"], cavity: Mask, depth_mm: np.nda
     return ndimage.binary_propagation(gas, mask=outside)
 
 
-def _core(hu: Int16[np.ndarray, "d h w"], cavity: Mask, depth_mm: np.ndarray, spacing_mm: float) -> Mask:
+def _core(hu: Int16[np.ndarray, "d h w"], cavity: Mask, at_wall: Mask, spacing_mm: float) -> Mask:
     """Gas in compact components with a broad contact with the chest wall."""
     core = np.zeros_like(cavity)
     components, _ = ndimage.label((hu < CORE_HU) & cavity)
@@ -133,7 +140,7 @@ def _core(hu: Int16[np.ndarray, "d h w"], cavity: Mask, depth_mm: np.ndarray, sp
         component = components == number
         closed = _closed(component, 2)
         surface = closed & ~ndimage.binary_erosion(closed)
-        if component.sum() >= LEAST_SOLIDITY * closed.sum() and (depth_mm[surface] <= WALL_MM).mean() >= LEAST_CONTACT:
+        if component.sum() >= LEAST_SOLIDITY * closed.sum() and at_wall[surface].mean() >= LEAST_CONTACT:
             core |= component
     return core
 

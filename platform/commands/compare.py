@@ -43,6 +43,9 @@ class EvaluationOptions:
     robustness: bool = False
     """Evaluate models under errors of the radiographs too (pose, distances, centering, noise, scatter, tone,
     collimation, flip, missing lateral), which are projected again from the CT; takes about 25 times as long."""
+    ptx: bool = False
+    """Measure the pneumothorax in every volume and in the CT too (PTX-Seg): volume, occupancy of the pleural cavity,
+    and their agreement. Voxels must be 5 mm or less."""
     workers: int = 1
     """1 evaluates scan by scan in this process. More are Ray actors, each with all models and as many PyTorch threads
     as this process has (OMP_NUM_THREADS), on this machine or the cluster of RAY_ADDRESS."""
@@ -110,6 +113,7 @@ def run(
             sampling=options.sampling,
             samples=options.samples,
             robustness=options.robustness,
+            ptx=options.ptx,
             workers=options.workers,
             cache=cache,
             progress=bar.update,

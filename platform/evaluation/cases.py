@@ -48,6 +48,13 @@ class CaseEvaluator:
     has_ct: bool
     robustness: RobustnessEvaluator | None = None
     """If given, metrics under perturbations of the radiographs too."""
+    ptx: bool = False
+    """Whether the pneumothorax is measured too."""
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The protocols, with those that are not chosen by name."""
+        return (*self.protocols, *(["segmentation"] if self.has_ct else []), *(["pneumothorax"] if self.ptx else []))
 
     def evaluate(self, index: int) -> Case:
         """The metrics of one scan, its thumbnails and, if it is plotted, images; volumes are not kept."""
@@ -57,12 +64,14 @@ class CaseEvaluator:
         outcomes = [*first, *(predictor.predict(archive, entry, ground_truth) for predictor in self.baselines)]
         predictions = {name: prediction for outcome in outcomes for name, prediction in outcome.predictions.items()}
         shown = [name for outcome in first for name in outcome.predictions]
-        chosen = (*self.protocols, *(["segmentation"] if self.has_ct else []))
         return Case(
             label,
             entry.subject,
             archive.url,
-            {name: {key: PROTOCOLS[key].evaluate(value) for key in chosen} for name, value in predictions.items()},
+            {
+                name: {key: PROTOCOLS[key].evaluate(value) for key in self.measured}
+                for name, value in predictions.items()
+            },
             {name: residuals for outcome in outcomes for name, residuals in outcome.residuals.items()},
             {name: seconds for outcome in outcomes for name, seconds in outcome.seconds.items()},
             Images.of(predictions, shown) if index in self.plotted else None,
@@ -78,7 +87,7 @@ class CaseEvaluator:
         predictors = [predictor.fingerprint for predictor in (*self.candidates, *self.baselines)]
         versions = (__version__, torch.__version__, np.__version__, torch.get_num_threads())
         perturbed = (SEED, PERTURBATIONS) if self.robustness else ()
-        shared = hashlib.sha256(repr((predictors, *self.protocols, versions, perturbed)).encode())
+        shared = hashlib.sha256(repr((predictors, *self.measured, versions, perturbed)).encode())
         keys = []
         for index, (label, archive, entry) in enumerate(self.scans):
             total = shared.copy()

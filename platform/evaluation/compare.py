@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform as machine
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,6 +32,7 @@ from raylift.platform.evaluation.predictors import (
     trivial_baselines,
 )
 from raylift.platform.evaluation.protocols import PROTOCOLS, ProtocolName, default_protocols
+from raylift.platform.evaluation.ptx import require_comparable
 from raylift.platform.evaluation.results import MODEL, Evaluation
 from raylift.platform.evaluation.robustness import require_perturbable, robustness_of
 
@@ -51,6 +53,7 @@ def compare(
     sampling: SamplingFlags | None = None,
     samples: int = 1,
     robustness: bool = False,
+    ptx: bool = False,
     workers: int = 1,
     cache: CaseCache | None = None,
     progress: Progress = lambda *_: None,
@@ -71,14 +74,16 @@ def compare(
         sampling: settings of diffusion models; those without one are not sampled.
         samples: number of samples of a diffusion model, whose mean is evaluated; each is fitted by itself.
         robustness: evaluate models under perturbations of the radiographs too (`robustness`).
+        ptx: measure the pneumothorax in every volume and in the CT too.
         workers: 1 to evaluate scan by scan in this process; more for as many Ray actors.
         cache: finished scans of the same comparison are taken from it, and others are added to it.
         progress: called with the number of finished scans, the number of all, and the name of one that is not finished.
 
     Raises:
         ConfigError: an archive's grid or geometry is not that of a model, a protocol needs CT and it has none, no scan
-            remains, the reference is no predictor, the steps are negative, no model samples, there are no workers, or
-            radiographs are to be perturbed and there is no CT or the beam is parallel.
+            remains, the reference is no predictor, the steps are negative, no model samples, there are no workers,
+            radiographs are to be perturbed and there is no CT or the beam is parallel, or pneumothorax is to be
+            measured and there is no CT or its voxels are too coarse.
         ClusterTooSmallError: the cluster has fewer CPUs than the workers have threads.
         WorkersLostError: workers ended too often.
         FileError: a file of a folder is no volume in HU.
@@ -90,6 +95,8 @@ def compare(
     has_ct = _have_ct(archives)
     if robustness:
         require_perturbable(archives)
+    if ptx:
+        require_comparable(archives)
     protocols = tuple(protocols) or default_protocols(has_ct)
     for protocol in protocols:
         if PROTOCOLS[protocol].needs_ct:
@@ -124,7 +131,7 @@ def compare(
         perturbed, impossible = robustness_of(own_models, trivial, protocols)
         notes += impossible
     plotted = np.linspace(0, len(scans) - 1, min(MAX_CASES_PLOTTED, len(scans))).astype(int).tolist()
-    evaluator = CaseEvaluator(scans, frozenset(plotted), predictors, trivial, protocols, has_ct, perturbed)
+    evaluator = CaseEvaluator(scans, frozenset(plotted), predictors, trivial, protocols, has_ct, perturbed, ptx)
     cases = evaluate_cases(evaluator, workers, cache, progress)
     notes += [note for case in cases for note in case.notes]
     provenance = _provenance(models, folders, archives, command)
@@ -138,9 +145,12 @@ def compare(
         provenance["sampling"] = each[MODEL] if list(each) == [MODEL] else each
     if consistency_steps:
         provenance["consistency"] = {"steps": consistency_steps, "strength": consistency.STRENGTH}
-    return Evaluation(
+    evaluation = Evaluation(
         cases, tuple(candidates), protocols, split, has_ct, provenance, reference, tuple(dict.fromkeys(notes))
     )
+    if evaluation.pneumothorax:
+        evaluation = replace(evaluation, notes=(*evaluation.notes, *evaluation.pneumothorax.sentences))
+    return evaluation
 
 
 def _input_description(models: Mapping[str, Model], archives: Sequence[Archive]) -> InputDescription:

@@ -62,7 +62,8 @@ def plot_agreement(
         scatter, differences = row
         scatter.plot(true, measured, "o", color="tab:blue", markersize=4, alpha=0.7)
         scatter.axline((0, 0), slope=1, color="black", linewidth=0.8)
-        scatter.set(xlabel=f"true {name}, {unit}", ylabel=f"measured {name}, {unit}", title=f"r = {agreed.pearson:.3f}")
+        r = f"r = {agreed.pearson:.3f}" if np.isfinite(agreed.pearson) else "r undefined"
+        scatter.set(xlabel=f"true {name}, {unit}", ylabel=f"measured {name}, {unit}", title=r)
         differences.plot((measured + true) / 2, measured - true, "o", color="tab:blue", markersize=4, alpha=0.7)
         for value, style in ((agreed.bias, "-"), (agreed.lower, "--"), (agreed.upper, "--")):
             if np.isfinite(value):

@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from raylift.datasets import segmentation
+from raylift.datasets import ptx_seg, segmentation
 from raylift.datasets.choices import KeyOf
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Normalization, Window
 from raylift.models import anatomy, consistency, metrics
 from raylift.models.metrics import Metrics, VolumeProtocol
+from raylift.platform.evaluation import ptx
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,10 @@ def _compare_anatomy(prediction: Prediction) -> Metrics:
     return anatomy.compare(prediction.hu, prediction.required_ground_truth_hu, spacing_mm)
 
 
+def _compare_pneumothorax(prediction: Prediction) -> Metrics:
+    return ptx.compare(prediction.hu, prediction.required_ground_truth_hu, prediction.grid)
+
+
 PROTOCOLS: dict[str, EvaluationProtocol] = {
     "volume": _compare_volumes(metrics.VOLUME),
     "x2ct": _compare_volumes(metrics.X2CT),
@@ -104,11 +109,20 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
         "of the ground truth.",
         _compare_anatomy,
     ),
+    "pneumothorax": EvaluationProtocol(
+        "Pneumothorax of both volumes by PTX-Seg: volume of both sides, and occupancy, which is the share of the "
+        "pleural cavity, on the side where the CT has more. A volume without lungs has no pneumothorax. Gas counts as "
+        f"at the chest wall up to {ptx_seg.WALL_MM:g} mm from it, and up to {ptx_seg.COARSE_WALL_MM:g} mm where voxels "
+        f"are above {ptx_seg.SPACING_MM:g} mm.",
+        _compare_pneumothorax,
+    ),
 }
-"""Protocols by name. `segmentation` is always computed where there is CT, in addition to the ones that are chosen."""
+"""Protocols by name. `segmentation` is computed where there is CT, and `pneumothorax` by `--ptx`, in addition to the
+ones that are chosen."""
+ADDED = ("segmentation", "pneumothorax")
 VOLUME_PROTOCOLS = {name: protocol.volumes for name, protocol in PROTOCOLS.items() if protocol.volumes}
 """Those of `PROTOCOLS` that compare two volumes."""
-ProtocolName = KeyOf[str, [name for name in PROTOCOLS if name != "segmentation"]]
+ProtocolName = KeyOf[str, [name for name in PROTOCOLS if name not in ADDED]]
 VolumeProtocolName = KeyOf[str, VOLUME_PROTOCOLS]
 
 

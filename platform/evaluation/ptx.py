@@ -9,19 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from jaxtyping import Float64, Int16, UInt8
+from jaxtyping import Float32, Float64, Int16, UInt8
 
 from raylift.datasets import ptx_seg
+from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError, FileError
+from raylift.datasets.geometry import Grid
 from raylift.datasets.ptx_seg import SIDES, Hemithorax, Side
 from raylift.datasets.scans import reader, resample
 from raylift.datasets.scans.header_checks import DEFAULT_LIMITS, ScanLimits
 from raylift.datasets.scans.reader import Scan
 from raylift.datasets.sources import Source, refuse_together
+from raylift.models.metrics import Metrics, inside_field_of_view
 
 COARSEST_MM = (2.5, 2.5, 5.0)
 """Largest spacing from left to right, front to back and along the body. On cubes of 3 mm, hardly any pneumothorax of a
 phantom is found, whatever its size: the gas that is below -960 HU is too far from the chest wall."""
+COARSEST_CUBE_MM = 5.0
+"""Largest voxels of two volumes on one grid that are compared."""
 COLUMNS = (
     "scan",
     *(f"{side}_{name}" for side in SIDES for name in ("pneumothorax_ml", "lung_ml", "occupancy_percent")),
@@ -71,6 +76,56 @@ def segment_scan(scan: Scan) -> Segmented:
     region_image = sitk.GetImageFromArray(regions)
     region_image.CopyInformation(image)
     return Segmented(hu, regions, region_image)
+
+
+def require_comparable(archives: Sequence[Archive]) -> None:
+    """Raise a ConfigError if PTX-Seg cannot compare volumes on an archive's grid with its CT."""
+    for archive in archives:
+        archive.require_volumes("--ptx")
+        if archive.manifest.grid.spacing_mm > COARSEST_CUBE_MM:
+            raise ConfigError(
+                f"--ptx needs voxels of {COARSEST_CUBE_MM:g} mm or less, and those of {archive.url} are "
+                f"{archive.manifest.grid.spacing_mm:g} mm: ingest the CT with a smaller --spacing-mm"
+            )
+
+
+def compare(
+    prediction_hu: Float32[np.ndarray, "d h w"], ground_truth_hu: Float32[np.ndarray, "d h w"], grid: Grid
+) -> Metrics:
+    """Pneumothorax of a volume and of the CT on the same grid: volume of both sides in ml, occupancy in %.
+
+    The occupancy is that of the side with more pneumothorax in the CT. A volume without lungs has no pneumothorax.
+    """
+    _, *volumes = inside_field_of_view(prediction_hu, ground_truth_hu)
+    found, true = (_of_archive(hu, grid) for hu in volumes)
+    side = _larger(true)
+    ml = [sum(side.pneumothorax_ml for side in sides.values()) for sides in (found, true)]
+    percent = [sides[side].occupancy_percent for sides in (found, true)]
+    return {
+        "pneumothorax_ml": ml[0],
+        "true_pneumothorax_ml": ml[1],
+        "pneumothorax_absolute_error_ml": abs(ml[0] - ml[1]),
+        "occupancy_percent": percent[0],
+        "true_occupancy_percent": percent[1],
+        "occupancy_absolute_error_percent": abs(percent[0] - percent[1]),
+    }
+
+
+def _of_archive(hu: Float32[np.ndarray, "d h w"], grid: Grid) -> dict[Side, Hemithorax]:
+    """Volumes by side of a volume in volume order."""
+    image = resample.whole_scan(resample.archive_image(hu, grid), ptx_seg.SPACING_MM)
+    fine = sitk.GetArrayFromImage(image).round().astype(np.int16)
+    wall_mm = ptx_seg.WALL_MM if grid.spacing_mm <= ptx_seg.SPACING_MM else ptx_seg.COARSE_WALL_MM
+    try:
+        regions = ptx_seg.segment(fine, ptx_seg.SPACING_MM, wall_mm)
+    except FileError:
+        regions = np.zeros_like(fine, dtype=np.uint8)
+    return ptx_seg.measure(regions, ptx_seg.SPACING_MM**3 / 1000)
+
+
+def _larger(sides: dict[Side, Hemithorax]) -> Side:
+    """The side with more pneumothorax."""
+    return max(SIDES, key=lambda side: sides[side].pneumothorax_ml)
 
 
 @dataclass(frozen=True)
@@ -130,7 +185,7 @@ class Measurements:
         volumes, occupancies = [], []
         for name, sides in self.true.items():
             volumes.append([sum(side.pneumothorax_ml for side in of.values()) for of in (self.found[name], sides)])
-            larger = max(SIDES, key=lambda side: sides[side].pneumothorax_ml)
+            larger = _larger(sides)
             occupancies.append([of[larger].occupancy_percent for of in (self.found[name], sides)])
         return {
             name: (columns[0], columns[1])

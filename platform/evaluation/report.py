@@ -19,6 +19,7 @@ from raylift.platform.evaluation.plots import (
     plot_slices,
     plot_volume_agreement,
 )
+from raylift.platform.evaluation.plots_ptx import plot_agreement
 from raylift.platform.evaluation.predictors import FITTED
 from raylift.platform.evaluation.results import DISPLAY_HU, Evaluation
 from raylift.platform.evaluation.tables import TITLES, Section, cell
@@ -56,6 +57,11 @@ def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] 
         agreement = figures / "lung-volumes.png"
         plot_volume_agreement(table, [p for p in table.predictors if p not in evaluation.baselines], agreement)
         paths.append(("Lung volumes: agreement with the ground truth (Bland-Altman)", agreement))
+    if evaluation.pneumothorax:
+        for predictor in (p for p in table.predictors if p not in evaluation.baselines):
+            agreement = figures / f"{_file_name(predictor)}-pneumothorax.png"
+            plot_agreement(evaluation.pneumothorax.pairs(predictor), agreement)
+            paths.append((f"Pneumothorax of {predictor}: agreement with the CT", agreement))
     # Of an earlier comparison in the same folder.
     (folder / "robustness.csv").unlink(missing_ok=True)
     if evaluation.robustness:
@@ -67,7 +73,7 @@ def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] 
     for case in evaluation.cases:
         if case.images is None:
             continue
-        stem = re.sub(r"[^\w.-]", "_", case.name)
+        stem = _file_name(case.name)
         slices, reprojections = (figures / f"{stem}-{what}.png" for what in ("slices", "reprojections"))
         plot_slices(case.name, case.images, slices)
         plot_reprojections(case.images, reprojections)
@@ -116,6 +122,8 @@ def _sentences(evaluation: Evaluation) -> list[str]:
 def _sections(evaluation: Evaluation) -> list[Section]:
     """A section for each protocol, its differences and each archive, for perturbed radiographs and for residuals."""
     sections = [*evaluation.table.sections(), *evaluation.paired.sections()]
+    if evaluation.pneumothorax:
+        sections += evaluation.pneumothorax.sections()
     for url, table in evaluation.by_archive.items():
         sections += table.sections(f", {url}")
     if evaluation.robustness:
@@ -125,6 +133,10 @@ def _sections(evaluation: Evaluation) -> list[Section]:
             body = [[view, *(f"{value:.4f}" for value in pair)] for view, pair in residuals.items()]
             sections.append(Section("Reprojection residual", RESIDUAL, ["view", name, name + FITTED], body))
     return sections
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]", "_", name)
 
 
 def _case_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:

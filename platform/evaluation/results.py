@@ -19,6 +19,7 @@ from raylift.models.inference import Residuals
 from raylift.models.metrics import Metrics
 from raylift.platform.evaluation.predictors import FITTED
 from raylift.platform.evaluation.protocols import PROTOCOLS, Prediction, ProtocolName
+from raylift.platform.evaluation.ptx_table import PneumothoraxTable
 from raylift.platform.evaluation.robustness import MetricsByPerturbation
 from raylift.platform.evaluation.robustness_table import RobustnessTable
 from raylift.platform.evaluation.significance import CONFIDENCE, Difference, Paired, between
@@ -132,6 +133,11 @@ class Evaluation:
         definitions = {name: protocol.definition for name, protocol in PROTOCOLS.items()}
         return RobustnessTable.of(scans, definitions) if all(scans.values()) else None
 
+    @cached_property
+    def pneumothorax(self) -> PneumothoraxTable | None:
+        """The agreement of the pneumothorax with that of the CT, if it was measured."""
+        return PneumothoraxTable(self.table, self.subjects) if "pneumothorax" in self.table.protocols else None
+
     @property
     def by_archive(self) -> dict[str, MetricTable]:
         """The metrics of each archive's scans, if there are several archives."""
@@ -141,9 +147,9 @@ class Evaluation:
         return {url: self._table([case for case in self.cases if case.archive == url]) for url in urls}
 
     def _table(self, cases: list[Case]) -> MetricTable:
-        names = (*self.protocols, "segmentation") if self.has_ct else self.protocols
+        protocols = next(iter(cases[0].metrics.values()))
         return MetricTable(
-            {case.name: case.metrics for case in cases}, {name: PROTOCOLS[name].definition for name in names}
+            {case.name: case.metrics for case in cases}, {name: PROTOCOLS[name].definition for name in protocols}
         )
 
     def mean(self, predictor: str, protocol: str) -> Metrics:
@@ -268,6 +274,7 @@ class Evaluation:
             "archives": {url: table.means_to_json() for url, table in self.by_archive.items()},
             "projection_residuals": residuals[MODEL] if self.candidates == (MODEL,) else residuals,
             "differences": self.paired.to_json(),
+            **({"pneumothorax": self.pneumothorax.to_json()} if self.pneumothorax else {}),
             **({"robustness": self.robustness.to_json()} if self.robustness else {}),
             "seconds_per_volume": {
                 name: fmean(case.seconds[name] for case in self.cases) for name in self.cases[0].seconds

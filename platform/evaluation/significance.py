@@ -13,8 +13,14 @@ from scipy import stats
 from raylift.platform.evaluation.tables import MetricTable, Section, digits_of, finite, title_of
 
 CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
-DESCRIPTIVE = {"lung_volume_ml"}
-"""Metrics of a prediction alone: their differences are those of their errors."""
+DESCRIPTIVE = {
+    "lung_volume_ml",
+    "pneumothorax_ml",
+    "true_pneumothorax_ml",
+    "occupancy_percent",
+    "true_occupancy_percent",
+}
+"""Metrics of a prediction or of the CT alone: their differences are those of their errors."""
 BATCH = 500
 """Number of resamples in memory at a time."""
 DEFINITION = (

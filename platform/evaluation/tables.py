@@ -14,6 +14,7 @@ from rich.table import Table
 
 from raylift.datasets.csv_file import write_rows
 from raylift.models.metrics import Metrics
+from raylift.platform.evaluation.protocols import ADDED
 
 MetricsByScan = Mapping[str, Mapping[str, Mapping[str, Metrics]]]
 """Metrics by scan, predictor and protocol."""
@@ -43,6 +44,12 @@ TITLES = {
     "lung_bias_hu": "lung bias, HU",
     "soft_tissue_bias_hu": "soft tissue bias, HU",
     "bone_bias_hu": "bone bias, HU",
+    "pneumothorax_ml": "pneumothorax, ml",
+    "true_pneumothorax_ml": "of the CT, ml",
+    "pneumothorax_absolute_error_ml": "absolute error, ml",
+    "occupancy_percent": "occupancy, %",
+    "true_occupancy_percent": "of the CT, %",
+    "occupancy_absolute_error_percent": "absolute error, %",
 }
 
 
@@ -139,7 +146,7 @@ class MetricTable:
         """For each protocol, mean and sample standard deviation of every predictor; `where` ends the titles."""
         sections = [
             Section(
-                f"{'Segmentation' if protocol == 'segmentation' else f'Protocol {protocol}'}{where}",
+                f"{protocol.capitalize() if protocol in ADDED else f'Protocol {protocol}'}{where}",
                 definition,
                 ["method", *(title_of(name) for name in self.names(protocol))],
                 [[predictor, *self._cells(predictor, protocol)] for predictor in self.predictors],
@@ -221,7 +228,7 @@ def digits_of(name: str) -> int:
         else 0
         if name.endswith(("_hu", "_ml"))
         else 1
-        if name.endswith("_mm")
+        if name.endswith(("_mm", "_percent"))
         else 5
         if name == "mse"
         else 4

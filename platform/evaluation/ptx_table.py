@@ -1,0 +1,108 @@
+"""Agreement of the pneumothorax in the volumes of every method with that in the CT, for a report and JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from raylift.datasets import ptx_seg
+from raylift.platform.evaluation.agreement import Agreement, agreement
+from raylift.platform.evaluation.tables import MetricTable, Section
+
+QUANTITIES = {"volume": ("pneumothorax_ml", "ml"), "occupancy": ("occupancy_percent", "%")}
+"""Metric and unit by name; the metric of the CT has `true_` before."""
+FEW_SUBJECTS = 10
+DEFINITION = (
+    "Agreement of {name} in {unit} with that of the CT over {count} subjects; several scans of a subject count as "
+    "their mean. ICC(2,1): two-way random effects, absolute agreement, single measurement. Bias is method minus CT, "
+    "with Bland and Altman's 95 % limits of agreement. A correlation is undefined where all values are equal."
+)
+HEADER = ["method", "Pearson", "Spearman", "ICC(2,1)", "MAE, {}", "bias, {}", "limits of agreement, {}"]
+Pair = tuple[Float64[np.ndarray, " subjects"], Float64[np.ndarray, " subjects"]]
+
+
+@dataclass(frozen=True)
+class PneumothoraxTable:
+    """The same subjects' pneumothorax by every method and in the CT."""
+
+    table: MetricTable
+    subjects: Mapping[str, str]
+    """The subject of each scan."""
+
+    def pairs(self, predictor: str) -> dict[str, Pair]:
+        """Values of a method and of the CT by subject, for each of `QUANTITIES`."""
+        _, groups = np.unique([self.subjects[scan] for scan in self.table.metrics], return_inverse=True)
+        return {
+            name: (self._by_subject(predictor, metric, groups), self._by_subject(predictor, f"true_{metric}", groups))
+            for name, (metric, _) in QUANTITIES.items()
+        }
+
+    @cached_property
+    def agreements(self) -> dict[str, dict[str, Agreement]]:
+        """By quantity and method."""
+        pairs = {predictor: self.pairs(predictor) for predictor in self.table.predictors}
+        return {name: {p: agreement(*of[name]) for p, of in pairs.items()} for name in QUANTITIES}
+
+    @property
+    def sentences(self) -> list[str]:
+        """What limits the figures: few subjects, no pneumothorax in the CT, methods in whose volumes none is found."""
+        _, true_ml = self.pairs(self.table.predictors[0])["volume"]
+        count, affected = len(true_ml), int((true_ml > 0).sum())
+        if not affected:
+            return [f"no pneumothorax was found in the CT of {_subjects(count)}, so no correlation is defined"]
+        found = []
+        if affected < FEW_SUBJECTS:
+            found.append(
+                f"a pneumothorax was found in the CT of {affected} of {_subjects(count)}: too few for correlations and "
+                "limits of agreement that are more than an indication"
+            )
+        without = [
+            p for p in self.table.predictors if not self.table.values(p, "pneumothorax", "pneumothorax_ml").any()
+        ]
+        if without:
+            found.append(
+                f"a pneumothorax was found in the CT of {affected} of {_subjects(count)}, of up to "
+                f"{true_ml.max():.0f} ml, and in no volume of {', '.join(without)}: these have no compact gas below "
+                f"{ptx_seg.CORE_HU} HU at the chest wall"
+            )
+        return found
+
+    def sections(self) -> list[Section]:
+        """A table for each quantity."""
+        return [
+            Section(
+                f"Pneumothorax: agreement of {name} with the CT",
+                DEFINITION.format(name=name, unit=unit, count=next(iter(self.agreements[name].values())).count),
+                [column.format(unit) for column in HEADER],
+                [[predictor, *_cells(agreed)] for predictor, agreed in self.agreements[name].items()],
+            )
+            for name, (_, unit) in QUANTITIES.items()
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Agreement by quantity and method; null where undefined."""
+        return {name: {p: agreed.to_json() for p, agreed in of.items()} for name, of in self.agreements.items()}
+
+    def _by_subject(self, predictor: str, metric: str, groups: np.ndarray) -> Float64[np.ndarray, " subjects"]:
+        values = self.table.values(predictor, "pneumothorax", metric)
+        return np.bincount(groups, weights=values) / np.bincount(groups)
+
+
+def _subjects(count: int) -> str:
+    return f"{count} subject{'s' * (count > 1)}"
+
+
+def _cells(agreed: Agreement) -> list[str]:
+    correlations = (_defined(value, "z.3f") for value in (agreed.pearson, agreed.spearman, agreed.icc))
+    limits = "undefined" if math.isnan(agreed.lower) else f"{agreed.lower:+.1f} to {agreed.upper:+.1f}"
+    return [*correlations, f"{agreed.mean_absolute_error:.1f}", f"{agreed.bias:+.1f}", limits]
+
+
+def _defined(value: float, form: str) -> str:
+    return "undefined" if math.isnan(value) else format(value, form)
