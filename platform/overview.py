@@ -81,6 +81,8 @@ def _search(url: str, record: dict[str, Any]) -> tuple[str, str, str]:
     if not folder.exists(TABLE_FILE):
         return "", f"{len(folder.names('trials'))} of {record['trials']} trials begun", ""
     table = load_table(url)
+    if front := [trial for trial in table if trial.pareto]:
+        return f"{len(front)} trials in the Pareto set", f"{len(table)} trials", front[0].checkpoint
     best = table[0]
     metric = "" if best.best_psnr_db is None else f"{best.best_psnr_db:.2f} dB of trial {best.id}"
     return metric, f"{len(table)} trials", best.checkpoint

@@ -15,6 +15,7 @@ from raylift.platform.config import RunConfig
 from raylift.platform.presets import named_run
 from raylift.platform.progress import console
 from raylift.platform.tuning.algorithms import Sampler, Scheduler
+from raylift.platform.tuning.two_objectives import Objectives
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,9 @@ class TuneOptions:
     """ASHA: at each rung the best 1/n of the trials continue."""
     seed: int = 0
     """Seed of Optuna's sampler; the seed of training is train.seed."""
+    objectives: Objectives = "psnr"
+    """What is optimized: the validation PSNR (psnr), or the time of a prediction with PSNR (psnr-time) or SSIM
+    (ssim-time), which gives a Pareto set. Two objectives need --scheduler none."""
     output: str = ""
     """Folder or URL of the new search; runs/search-<space>-<time> by default."""
     resume: str = ""
@@ -46,7 +50,7 @@ class TuneOptions:
     """Resume a search although another process, whose last heartbeat is old, may still run it."""
 
 
-SETTINGS = ("run", "trials", "max_concurrent_trials", "sampler", "scheduler", "reduction_factor", "seed")
+SETTINGS = ("run", "trials", "max_concurrent_trials", "sampler", "scheduler", "reduction_factor", "seed", "objectives")
 """Settings of a search that are options."""
 
 
@@ -54,7 +58,7 @@ def tune(arguments: list[str]) -> int:
     """Search settings, or resume a search."""
     from raylift.platform import cluster
     from raylift.platform.training import lease, runs
-    from raylift.platform.tuning import search, search_report, trials
+    from raylift.platform.tuning import search, search_report, trials, two_objectives
 
     name, rest = split_name(arguments)
     reported, others = pop_option(arguments, "--report")
@@ -101,9 +105,17 @@ def tune(arguments: list[str]) -> int:
     if failed := sum(bool(trial.error) for trial in table):
         print(f"{failed} of {len(table)} trials failed: raylift tune --resume {url} repeats them")
     best = table[0]
+    if two_objectives.OBJECTIVES[new.objectives] and best.measurement is None:
+        raise ConfigError(f"no trial of {url} was measured: {best.error}")
     if best.best_psnr_db is None:
         raise ConfigError(f"no trial of {url} reached a validation: {best.error}")
-    print(f"best checkpoint ({best.best_psnr_db:.2f} dB, step {best.step}): {best.checkpoint}")
+    if best.measurement:
+        print(f"Pareto set, measured on {two_objectives.devices(trial.measurement for trial in table)}:")
+        for trial in table:
+            if trial.pareto:
+                print(f"  {trial.measurement}: {trial.checkpoint}")
+    else:
+        print(f"best checkpoint ({best.best_psnr_db:.2f} dB, step {best.step}): {best.checkpoint}")
     if not failed:
         print(f"all trials: {url}/trials.json")
     return 0

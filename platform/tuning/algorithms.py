@@ -22,6 +22,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.platform.config import RunConfig, TrainConfig, override
 from raylift.platform.training.checkpoint import Checkpoints
 from raylift.platform.training.inputs import check_network
+from raylift.platform.tuning.two_objectives import METRICS, MODES
 
 MAX_REFUSED = 100
 """Proposals in a row that make no network, after which a search ends."""
@@ -34,9 +35,10 @@ class FeasibleSearch(OptunaSearch):
     before, as failed ones, because refused settings alone would count as observations.
     """
 
-    def __init__(self, run: RunConfig, sampler: BaseSampler) -> None:
+    def __init__(self, run: RunConfig, sampler: BaseSampler, *, two_objectives: bool = False) -> None:
         """Proposals of a sampler for a run."""
-        super().__init__(sampler=sampler)
+        objectives: dict[str, Any] = {"metric": METRICS, "mode": MODES} if two_objectives else {}
+        super().__init__(sampler=sampler, **objectives)
         self._run = run
         self._accepted = False
 

@@ -2,8 +2,8 @@
 
 ```
 <search>/search.json          space, base run and settings of the search
-<search>/trials/<id>/         a run each, with its checkpoints
-<search>/trials.json          the table: settings, best metric and checkpoint of every trial
+<search>/trials/<id>/         a run each, with its checkpoints and, of two objectives, their measurement
+<search>/trials.json          the table: settings, best metric and checkpoint of every trial, and the Pareto set
 <search>/report.html          the report, which `raylift tune --report` writes again; optuna.log: an Optuna storage
 <search>/ray/                 Ray Tune's state, from which --resume continues
 ```
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import yaml
 from ray import cloudpickle, tune
 
 from raylift.datasets import hashed_json
+from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.store import Folder, absolute, join, require_reachable
 from raylift.datasets.choices import KeyOf
 from raylift.datasets.errors import AlteredFileError, ConfigError
@@ -35,8 +36,10 @@ from raylift.platform.training.checkpoint import RUN_FILE
 from raylift.platform.training.driver import Interrupted, interruptible
 from raylift.platform.training.inputs import check, with_archive_views, with_snapshots
 from raylift.platform.training.resuming import changes
+from raylift.platform.tuning import two_objectives
 from raylift.platform.tuning.algorithms import SAMPLERS, SCHEDULERS, FeasibleSearch, Sampler, Scheduler
 from raylift.platform.tuning.trials import TABLE_FILE, Trial, describe, load_table, tabulate
+from raylift.platform.tuning.two_objectives import OBJECTIVES, Measurement, Objectives
 
 SEARCH_FILE, RAY_FOLDER = "search.json", "ray"
 
@@ -81,6 +84,11 @@ class Search:
     reduction_factor: int = 3
     """ASHA's: at each rung the best 1/n of the trials continue."""
     seed: int = 0
+    objectives: Objectives = "psnr"
+    """What the search optimizes: validation PSNR, or a quality metric and the time of a prediction."""
+
+    def __post_init__(self) -> None:
+        two_objectives.require_possible(self.objectives, self.scheduler)
 
 
 def load_space(name: str) -> Space:
@@ -140,8 +148,14 @@ def create(search: Search, url: str) -> None:
 
 
 def prepare(search: Search) -> Search:
-    """The search with absolute paths, base models, and the views and snapshots of its archives."""
+    """The search with absolute paths, base models, and the views and snapshots of its archives.
+
+    Raises:
+        ConfigError: the archive does not have what the objectives need.
+    """
     run = with_snapshots(with_archive_views(with_absolute_paths(initial_weights.resolve(search.run))))
+    contents = Archive(run.data.archive, run.data.snapshot).manifest.contents
+    two_objectives.require_possible(search.objectives, search.scheduler, contents)
     return replace(search, run=run)
 
 
@@ -231,15 +245,19 @@ def fit(url: str, *, leased: bool = False) -> list[Trial]:
 def run_trial(settings: dict[str, Any], search: dict[str, Any], url: str) -> None:
     """The driver of a trial: a Ray Train run in the trial's folder, resumed if it exists."""
     cluster.apply_environment()
-    run = override(from_plain(Search, search, "search").run, settings)
+    configuration = from_plain(Search, search, "search")
+    run, objectives = override(configuration.run, settings), configuration.objectives
     trial_url = join(url, "trials", tune.get_context().get_trial_id())
     if not Folder(trial_url).exists(RUN_FILE):
         runs.create(run, trial_url)
     runs.fit(run, trial_url, to_tune=True)
+    if OBJECTIVES[objectives]:
+        tune.report({"step": run.train.steps, **to_plain(two_objectives.measure(run, trial_url, objectives))})
 
 
 def _tuner(search: Search, url: str, space: dict[str, Any], concurrent: int, metric: str) -> tune.Tuner:
     path, filesystem = cluster.ray_storage(url)
+    single = not OBJECTIVES[search.objectives]
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, search=to_plain(search), url=url), cluster.TRIAL_DRIVER
     )
@@ -252,11 +270,11 @@ def _tuner(search: Search, url: str, space: dict[str, Any], concurrent: int, met
         trainable,
         param_space=space,
         tune_config=tune.TuneConfig(
-            metric=metric,
-            mode="max",
+            metric=metric if single else None,
+            mode="max" if single else None,
             num_samples=search.trials,
             max_concurrent_trials=concurrent,
-            search_alg=FeasibleSearch(search.run, SAMPLERS[search.sampler](search.seed)),
+            search_alg=FeasibleSearch(search.run, SAMPLERS[search.sampler](search.seed), two_objectives=not single),
             scheduler=SCHEDULERS[search.scheduler](url, search.run.train, search.reduction_factor),
         ),
         run_config=tune.RunConfig(
@@ -278,12 +296,18 @@ class _PrintReports(tune.Callback):
     """
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:  # type: ignore[override]
-        _report(f"trial {trial.trial_id} step {result.get('step')}: {format_metrics(result)}")
+        _report(f"trial {trial.trial_id} step {result.get('step')}: {_format(result)}")
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]
         # The trial's folder in the storage does not have the error yet.
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()) if trial.pickled_error_file else None
         _report(f"trial {trial.trial_id} failed: {describe(error)}")
+
+
+def _format(result: dict[str, Any]) -> str:
+    if "inference_s" in result:
+        return str(Measurement(**{field.name: result[field.name] for field in fields(Measurement)}))
+    return format_metrics(result)
 
 
 def _report(text: str) -> None:

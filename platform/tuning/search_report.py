@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 import optuna
 import ray
 from matplotlib import pyplot
@@ -27,6 +26,14 @@ from raylift.platform.training import lease
 from raylift.platform.tuning.search import Search, load_search
 from raylift.platform.tuning.study import TrialHistory, as_study, load_trials, write_storage
 from raylift.platform.tuning.trials import TABLE_FILE, short_names
+from raylift.platform.tuning.two_objectives import (
+    OBJECTIVES,
+    TIMED_PASSES,
+    WARM_UP_PASSES,
+    cells,
+    devices,
+    pareto_front,
+)
 
 PAGE_FILE = "report.html"
 TEMPLATE = "search.html.j2"
@@ -64,8 +71,14 @@ def write(url: str) -> str:
 
 
 def _ranked(trials: Sequence[TrialHistory]) -> list[TrialHistory]:
-    """The trials, the best validation first."""
-    return sorted(trials, key=lambda trial: -np.inf if trial.best is None else trial.best[1], reverse=True)
+    """The trials, the best validation first or, with two objectives, the best quality."""
+    return sorted(trials, key=lambda trial: (len(trial.objectives), trial.objectives[:1]), reverse=True)
+
+
+def _pareto_set(trials: Sequence[TrialHistory]) -> list[TrialHistory]:
+    """The Pareto set of two objectives, from slow to fast; empty for a single one."""
+    points = [(each.quality, each.inference_s) if (each := trial.measurement) else None for trial in trials]
+    return _ranked([trial for trial, front in zip(trials, pareto_front(points), strict=True) if front])
 
 
 def _summary(search: Search, trials: Sequence[TrialHistory]) -> str:
@@ -77,7 +90,14 @@ def _summary(search: Search, trials: Sequence[TrialHistory]) -> str:
     text = f"{len(trials)} of {search.trials} trials: {', '.join(counts) or 'none has started'}."
     validations = sum(max(trial.validations, default=0) for trial in trials)
     text += f" {validations:,} of {search.trials * search.run.train.steps:,} steps were trained."
-    if trials and (best := _ranked(trials)[0]).best:
+    if OBJECTIVES[search.objectives]:
+        measured = devices(trial.measurement for trial in trials)
+        text += (
+            f" The Pareto set of {OBJECTIVES[search.objectives].partition(',')[0]} and time has "
+            f"{len(_pareto_set(trials))} trials. Times are the median of {TIMED_PASSES} predictions of one sample in "
+            f"fp32, after {WARM_UP_PASSES} others, on {measured or 'no device yet'}."
+        )
+    elif trials and (best := _ranked(trials)[0]).best:
         text += f" The best trial is {best.id} with {best.best[1]:.2f} dB at step {best.best[0]}."
     return text
 
@@ -99,14 +119,23 @@ def _unfinished(url: str, search: Search, trials: Sequence[TrialHistory]) -> str
 def _table(search: Search, trials: Sequence[TrialHistory]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the trials, the best first."""
     keys = list(search.space.space)
-    header = ["trial", "PSNR, dB", "best step", "last step", *short_names(keys), "state"]
-    rows = []
+    metric = OBJECTIVES[search.objectives]
+    header = ["trial", *([metric, "s per volume", "Pareto"] if metric else [])]
+    header += [
+        "best validation PSNR, dB" if metric else "PSNR, dB",
+        "best step",
+        "last step",
+        *short_names(keys),
+        "state",
+    ]
+    front, rows = _pareto_set(trials), []
     for trial in _ranked(trials):
         step, psnr = trial.best or (0, None)
         values = [trial.settings[key] for key in keys]
         rows.append(
             [
                 trial.id,
+                *(cells(trial.measurement, trial in front) if metric else []),
                 "none" if psnr is None else f"{psnr:.2f}",
                 str(step),
                 str(max(trial.validations, default=0)),
@@ -127,19 +156,29 @@ def _command(trial: TrialHistory) -> str:
 def _figures(search: Search, trials: Sequence[TrialHistory]) -> list[tuple[str, str, str]]:
     """Title, caption and PNG of each figure."""
     # Optuna leaves pruned trials out of its figures; here a trial that was stopped early has its best validation.
-    validated = [replace(trial, state="finished", error="") for trial in trials if trial.validations]
+    metric = OBJECTIVES[search.objectives]
+    validated = [
+        replace(trial, state="finished", error="")
+        for trial in trials
+        if (trial.measurement if metric else trial.validations)
+    ]
     if len(validated) < MIN_TRIALS:
         return []
-    study = as_study(
-        search, validated, dict(zip(search.space.space, short_names(list(search.space.space)), strict=True))
-    )
-    early = "Trials that were stopped early count with their best validation."
+    names = dict(zip(search.space.space, short_names(list(search.space.space)), strict=True))
+    study = as_study(search, validated, names, quality_only=True)
+    quality = metric or PSNR
+    early = "" if metric else " Trials that were stopped early count with their best validation."
+    shown = []
     with warnings.catch_warnings(), mpl.rc_context():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # Matplotlib warns of an axis with one value.
         warnings.simplefilter("ignore", UserWarning)
-        history = figures.plot_optimization_history(study, target_name=PSNR)
-        shown = [("Optimization history", f"Trials in the order of their start. {early}", _png(history))]
+        if metric:
+            front = figures.plot_pareto_front(as_study(search, validated), target_names=[metric, "s per volume"])
+            text = "Red: trials than which no other has both a higher quality and a shorter time."
+            shown.append(("Pareto front", text, _png(front)))
+        history = figures.plot_optimization_history(study, target_name=quality)
+        shown.append(("Optimization history", f"Trials in the order of their start.{early}", _png(history)))
         curves = figures.plot_intermediate_values(study)
         curves.set(xlabel="step", ylabel="validation PSNR, dB")
         for line, trial in zip(curves.lines, validated, strict=True):
@@ -147,12 +186,12 @@ def _figures(search: Search, trials: Sequence[TrialHistory]) -> list[tuple[str, 
         columns = -(-len(validated) // CURVES_IN_A_COLUMN)
         curves.legend(fontsize=7, ncols=columns, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         shown.append(("Learning curves", "Validations of each trial by step.", _png(curves)))
-        if len({trial.best[1] for trial in validated if trial.best}) > 1:
-            text = f"PED-ANOVA of {len(validated)} trials; of few trials it is uncertain. {early}"
-            importances = figures.plot_param_importances(study, target_name=PSNR)
+        if len({trial.objectives[0] for trial in validated}) > 1:
+            text = f"PED-ANOVA of {len(validated)} trials; of few trials it is uncertain.{early}"
+            importances = figures.plot_param_importances(study, target_name=quality)
             shown.append(("Importance of settings", text, _png(importances)))
-        lines = figures.plot_parallel_coordinate(study, target_name=PSNR)
-        text = f"A line for each trial, dark where the PSNR is high. {early}"
+        lines = figures.plot_parallel_coordinate(study, target_name=quality)
+        text = f"A line for each trial, dark where {quality.partition(',')[0]} is high.{early}"
         shown.append(("Parallel coordinates", text, _png(lines)))
     return shown
 
@@ -176,6 +215,7 @@ def _provenance(url: str, search: Search) -> dict[str, Any]:
         "settings": {
             "sampler": search.sampler,
             "scheduler": search.scheduler,
+            "objectives": search.objectives,
             "seed": search.seed,
             "trials": search.trials,
             "reduction_factor": search.reduction_factor,

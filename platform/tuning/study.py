@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from ray import tune
 from ray.tune.experiment import Trial as RayTrial
@@ -22,8 +23,10 @@ from raylift.platform import cluster
 from raylift.platform.config import RunConfig, override
 from raylift.platform.monitor import monitored
 from raylift.platform.training.checkpoint import Checkpoints
+from raylift.platform.tuning import two_objectives
 from raylift.platform.tuning.search import RAY_FOLDER, Search, validate
 from raylift.platform.tuning.trials import describe
+from raylift.platform.tuning.two_objectives import OBJECTIVES, Measurement
 
 STORAGE_FILE = "optuna.log"
 """Journal file, which `optuna-dashboard` opens."""
@@ -49,11 +52,20 @@ class TrialHistory:
     validations: dict[int, float]
     """The monitored metric by step."""
     error: str = ""
+    measurement: Measurement | None = None
+    """Its measurement in a search with two objectives."""
 
     @property
     def best(self) -> tuple[int, float] | None:
         """Step and metric of the best validation, of equal ones the first; None before the first one."""
         return max(self.validations.items(), key=lambda item: item[1], default=None)
+
+    @property
+    def objectives(self) -> list[float]:
+        """The best validation, or quality and inference time; empty without any."""
+        if self.measurement:
+            return [self.measurement.quality, self.measurement.inference_s]
+        return [self.best[1]] if self.best else []
 
 
 def load_trials(url: str, search: Search) -> list[TrialHistory]:
@@ -76,15 +88,16 @@ def _history(url: str, search: Search, trial: RayTrial) -> TrialHistory:
     metric = monitored(name for entry in history for name in entry)
     validations = {int(entry["step"]): entry[metric] for entry in history if math.isfinite(entry.get(metric, math.nan))}
     error = describe(trial.get_pickled_error()) if trial.status == RayTrial.ERROR else ""
-    if max(validations, default=0) >= search.run.train.steps:
+    single = not OBJECTIVES[search.objectives]
+    measurement = None if single else two_objectives.load(join(url, "trials", trial.trial_id))
+    if measurement or (single and max(validations, default=0) >= search.run.train.steps):
         progress = "finished"
     elif trial.status == RayTrial.TERMINATED:
         progress = "stopped early"
     else:
         progress = "failed" if trial.status == RayTrial.ERROR else "unfinished"
-    return TrialHistory(
-        trial.trial_id, override(search.run, trial.config), dict(trial.config), progress, validations, error
-    )
+    run, settings = override(search.run, trial.config), dict(trial.config)
+    return TrialHistory(trial.trial_id, run, settings, progress, validations, error, measurement)
 
 
 def as_study(
@@ -93,8 +106,10 @@ def as_study(
     names: Mapping[str, str] | None = None,
     storage: BaseStorage | None = None,
     study_name: str = "search",
+    *,
+    quality_only: bool = False,
 ) -> optuna.Study:
-    """A study of Optuna with the trials; the value of each is its best validation.
+    """A study of Optuna with the trials; the value of each is its best validation, or its two objectives.
 
     Args:
         search: the search.
@@ -102,17 +117,21 @@ def as_study(
         names: names of the parameters by setting; by default the settings themselves.
         storage: of the study; by default the memory.
         study_name: its name in the storage.
+        quality_only: whether the second of two objectives is left out.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     names = names or {key: key for key in search.space.space}
     distributions = OptunaSearch.convert_search_space(validate(search))
-    study = optuna.create_study(storage=storage, study_name=study_name, direction="maximize")
+    single = quality_only or not OBJECTIVES[search.objectives]
+    directions = [StudyDirection.MAXIMIZE] if single else [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE]
+    study = optuna.create_study(storage=storage, study_name=study_name, directions=directions)
     for trial in trials:
-        state, best = STATES[trial.state], trial.best
+        state = STATES[trial.state]
+        valued = state in (TrialState.COMPLETE, TrialState.PRUNED) and len(trial.objectives) >= len(directions)
         study.add_trial(
             optuna.trial.create_trial(
                 state=state,
-                value=best[1] if best and state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+                values=trial.objectives[: len(directions)] if valued else None,
                 params={names[key]: value for key, value in trial.settings.items()},
                 distributions={names[key]: distribution for key, distribution in distributions.items()},
                 user_attrs={"id": trial.id, "error": trial.error},

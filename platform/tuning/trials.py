@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from raylift.datasets.errors import AlteredFileError, ConfigError, RayliftError
 from raylift.datasets.serialization import from_plain
 from raylift.platform.monitor import monitored
 from raylift.platform.training.checkpoint import CheckpointError, best_checkpoint
+from raylift.platform.tuning import two_objectives
+from raylift.platform.tuning.two_objectives import Measurement
 
 TABLE_FILE = "trials.json"
 
@@ -33,6 +35,10 @@ class Trial:
     """The step that reached it."""
     checkpoint: str
     error: str = ""
+    measurement: Measurement | None = None
+    """Its measurement in a search with two objectives."""
+    pareto: bool = False
+    """Whether it belongs to the Pareto set of two objectives."""
 
 
 def load_table(url: str) -> list[Trial]:
@@ -49,7 +55,7 @@ def load_table(url: str) -> list[Trial]:
 
 
 def tabulate(url: str, results: Iterable[Result]) -> list[Trial]:
-    """The rows of a search's results, the best first.
+    """The rows of a search's results, the best first or, with two objectives, first the Pareto set from slow to fast.
 
     Args:
         url: the search's folder.
@@ -62,10 +68,19 @@ def tabulate(url: str, results: Iterable[Result]) -> list[Trial]:
         try:
             checkpoint, summary = best_checkpoint(join(url, "trials", name))
             best = summary["metrics"][monitored(summary["metrics"])]
-            trials.append(Trial(name, settings, best, summary["step"], checkpoint, describe(error)))
+            measurement = two_objectives.load(join(url, "trials", name))
+            trials.append(Trial(name, settings, best, summary["step"], checkpoint, describe(error), measurement))
         except CheckpointError as missing:
             trials.append(Trial(name, settings, None, 0, "", describe(error or missing)))
-    return sorted(trials, key=lambda trial: (trial.best_psnr_db is None, -(trial.best_psnr_db or 0.0), trial.id))
+    measured = [(each.quality, each.inference_s) if (each := trial.measurement) else None for trial in trials]
+    fronts = two_objectives.pareto_front(measured)
+    trials = [replace(trial, pareto=front) for trial, front in zip(trials, fronts, strict=True)]
+    return sorted(trials, key=_rank)
+
+
+def _rank(trial: Trial) -> tuple[bool, bool, bool, float, str]:
+    quality = trial.measurement.quality if trial.measurement else trial.best_psnr_db
+    return not trial.pareto, trial.measurement is None, quality is None, -(quality or 0.0), trial.id
 
 
 def describe(error: Exception | None) -> str:
@@ -78,11 +93,14 @@ def describe(error: Exception | None) -> str:
 
 def as_table(trials: list[Trial]) -> Table:
     """The trials for a terminal."""
-    table = Table("trial", *short_names(list(trials[0].settings)), "PSNR, dB", "step")
+    measurement = next((trial.measurement for trial in trials if trial.measurement), None)
+    objectives = [measurement.metric, "s per volume", "Pareto"] if measurement else ["PSNR, dB"]
+    table = Table("trial", *short_names(list(trials[0].settings)), *objectives, "step")
     for trial in trials:
         settings = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.settings.values()]
         best = "none" if trial.best_psnr_db is None else f"{trial.best_psnr_db:.2f}"
-        table.add_row(trial.id, *settings, best, str(trial.step))
+        values = two_objectives.cells(trial.measurement, trial.pareto) if measurement else [best]
+        table.add_row(trial.id, *settings, *values, str(trial.step))
     return table
 
 

@@ -28,9 +28,10 @@ from raylift.platform.training.checkpoint import (
     best_checkpoint,
     resolve_checkpoint,
 )
-from raylift.platform.tuning import search
+from raylift.platform.tuning import search, two_objectives
 from raylift.platform.tuning.search import SEARCH_FILE, Search, Space
 from raylift.platform.tuning.trials import TABLE_FILE, Trial, load_table
+from raylift.platform.tuning.two_objectives import MEASUREMENT_FILE, Measurement
 
 GRID = Grid(32, 10.0)
 RUN = PRESETS["x2ct-gan-tiny"]
@@ -53,6 +54,8 @@ def whole(tmp_path_factory) -> Path:
     search.runs.write_record(f"{url}/search", SEARCH_FILE, to_plain(Search(RUN, Space({}))), "search")
     table = [Trial("a", {}, 20.0, 10, "c")]
     Folder(f"{url}/search").write(TABLE_FILE, hashed_json.encode({"trials": to_plain(table)}))
+    measurement = Measurement("SSIM", 0.5, 0.1, "cpu")
+    Folder(f"{url}/search/trials/a").write(MEASUREMENT_FILE, hashed_json.encode(to_plain(measurement)))
     return url
 
 
@@ -77,6 +80,7 @@ READERS = {
     "run.json": lambda run: runs.load_run(str(run)),
     "search/search.json": lambda run: search.load_search(str(run / "search")),
     "search/trials.json": lambda run: load_table(str(run / "search")),
+    "search/trials/a/objectives.json": lambda run: two_objectives.load(str(run / "search/trials/a")),
 }
 
 
