@@ -31,7 +31,7 @@ SMALLEST_CAVITY_ML, SMALLEST_CORE_ML = 50.0, 2.0
 WALL_MM, LEAST_CONTACT, LEAST_SOLIDITY = 5.0, 0.3, 0.8
 """Share of a core's surface within 5 mm of the chest wall, and of its voxels in the core closed by two voxels."""
 COARSE_WALL_MM = 7.5
-"""The same distance in a volume of coarser voxels that was resampled to 2.5 mm. A bulla can be a core then."""
+"""The same distance in a volume of coarser voxels that was resampled to 2.5 mm. Emphysema can be a core then."""
 SPACING_MM = 2.5
 """Voxels for which these values hold: contact, closing and pleura are lengths in voxels too."""
 
