@@ -17,10 +17,10 @@ from raylift.models import weights
 from raylift.models.diffusion.diffusion_network import DiffusionNetwork
 from raylift.models.weights import Model
 from raylift.models.zoo import SYSTEMS
+from raylift.platform.model_store import CARD_FILE
 from raylift.platform.monitor import PROTOCOL_OF, monitored
 from raylift.platform.reports.page import DISCLAIMER
 
-CARD_FILE = "README.md"
 PRECISIONS = {torch.float32: "fp32", torch.float16: "half precision"}
 NORMALIZATIONS: dict[Normalization, str] = {
     "percentiles": "by the image's 0.5 and 99.5 percentiles",

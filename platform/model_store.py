@@ -34,6 +34,7 @@ DEFAULT_MODEL = "models:chest-64"
 """The model of `raylift reconstruct` and `raylift serve` without one."""
 FRONTAL_MODEL = "models:chest-64-frontal"
 """The model of `raylift reconstruct` without one, for a frontal radiograph alone."""
+CARD_FILE = "README.md"
 CACHE_VARIABLE = "RAYLIFT_CACHE"
 """Environment variable of the folder for fetched weights; ~/.cache/raylift by default."""
 
@@ -72,6 +73,25 @@ def resolve(url: str | Path) -> str:
 def is_named(url: str | Path) -> bool:
     """Whether this is `models:NAME`."""
     return _name(url) is not None
+
+
+def registered(url: str | Path) -> PretrainedModel | None:
+    """The entry of `models:NAME` in the registry; None for a URL or path.
+
+    Raises:
+        ConfigError: no model has that name.
+    """
+    name = _name(url)
+    return None if name is None else MODELS[name]
+
+
+def card_of(url: str | Path) -> str | None:
+    """The card of a model in Markdown, if there is one next to its description."""
+    name = _name(url)
+    place = absolute(url) if name is None else str(package_folder(name))
+    with _local(place, DESCRIPTION_FILE, CARD_FILE) as folder:
+        path = weights.model_folder(folder) / CARD_FILE
+        return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def location(url: str | Path) -> str:

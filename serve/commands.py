@@ -62,6 +62,7 @@ def reconstruct(arguments: list[str]) -> int:
     import torch
 
     from raylift.serve.reconstructor import Reconstructor, format_residuals
+    from raylift.serve.served_model import ReconstructionSettings
     from raylift.serve.volume_formats import FORMATS
 
     options = tyro.cli(ReconstructOptions, prog="raylift reconstruct", args=arguments)
@@ -101,7 +102,7 @@ def reconstruct(arguments: list[str]) -> int:
             input_checks.require_ok(findings)
         for sentence in input_checks.sentences(findings):
             print(sentence, file=sys.stderr, flush=True)
-        (result,) = reconstructor.reconstruct([prepared], [options.samples])
+        (result,) = reconstructor.reconstruct([prepared], [ReconstructionSettings(options.samples)])
         grid, note = reconstructor.description.grid, f"raylift {reconstructor.sha256[:12]}, research only"
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_bytes(kind.encode(result.hu, grid, note))

@@ -11,10 +11,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -29,6 +27,7 @@ from raylift.serve import owned_folder
 from raylift.serve.api import credentials
 from raylift.serve.gate import Gate
 from raylift.serve.replica import ModelReplica
+from raylift.serve.served_model import ServedModel
 from raylift.serve.settings import ServeSettings, bracketed
 
 if TYPE_CHECKING:
@@ -53,10 +52,12 @@ class ServiceNotReadyError(RayliftError, RuntimeError):
 def applications(settings: ServeSettings) -> list[serve.RunTarget]:
     """The Serve applications, one per model."""
     models = {path: replace(own, model=model_store.resolve(own.model)) for path, own in settings.by_path.items()}
-    links = {f"{path.rstrip('/')}/": _label(own.model) for path, own in models.items()}
+    served: dict[str, ServedModel] = {}
+    for path, own in models.items():
+        served[path] = ServedModel.load(own, path.rstrip("/"), [one.name for one in served.values()])
     return [
         serve.RunTarget(
-            _application(own, links),
+            _application(own, served[path], tuple(served.values())),
             name=APP + path.rstrip("/").replace("/", "-"),
             route_prefix=path,
             logging_config={"log_level": "WARNING"},
@@ -65,19 +66,13 @@ def applications(settings: ServeSettings) -> list[serve.RunTarget]:
     ]
 
 
-def _label(model: str) -> str:
-    """The name of a model on pages, which do not show paths of this machine."""
-    if model_store.is_named(model):
-        return model
-    return f"{PurePosixPath(model).name} ({model_store.description_of(model).system.name})"
-
-
-def _application(settings: ServeSettings, links: Mapping[str, str] = MappingProxyType({})) -> serve.Application:
+def _application(settings: ServeSettings, served: ServedModel, models: tuple[ServedModel, ...]) -> serve.Application:
     """The Serve application of one model. The ingress is a single replica: the page's sessions are in its process.
 
     Args:
         settings: with the exact name of the model.
-        links: the models of all pages by path.
+        served: the model with these settings.
+        models: all models of the service.
     """
     ongoing = 4 * settings.max_batch_size
     model = serve.deployment(
@@ -91,8 +86,6 @@ def _application(settings: ServeSettings, links: Mapping[str, str] = MappingProx
         health_check_period_s=HEALTH_CHECK_S,
         ray_actor_options={"num_cpus": settings.cpus_per_replica, "num_gpus": settings.gpus_per_replica},
     )(ModelReplica)
-    loaded = model_store.load(settings.model)
-    sampling = settings.sampling.resolve(loaded.network)
     required = credentials.read(settings.auth_file, settings.token_file)
     # Every open page holds one request while it is open.
     ingress = serve.deployment(
@@ -103,9 +96,7 @@ def _application(settings: ServeSettings, links: Mapping[str, str] = MappingProx
         graceful_shutdown_timeout_s=SHUTDOWN_S,
         ray_actor_options={"num_cpus": 0.1},
     )(serve.ingress()(Ingress))
-    bound: serve.Application = ingress.bind(
-        model.bind(settings), settings, loaded.description, loaded.sha256, sampling, required, dict(links)
-    )
+    bound: serve.Application = ingress.bind(model.bind(settings), settings, served, required, models)
     return bound
 
 

@@ -7,10 +7,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from html import escape
-from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -22,8 +21,6 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from raylift.datasets.radiographs.gray_image import RadiographLimits
-from raylift.models.diffusion.diffusion_network import SamplingConfig
-from raylift.models.weights import Description
 from raylift.serve import owned_folder
 from raylift.serve.api import routes
 from raylift.serve.api.access import AccessControl
@@ -37,6 +34,7 @@ from raylift.serve.page import layout, theme, viewer
 from raylift.serve.page.upload_guard import KnownEvents
 from raylift.serve.page.upload_quota import UploadQuota
 from raylift.serve.reconstructor import HUVolume
+from raylift.serve.served_model import ReconstructionSettings, ServedModel
 from raylift.serve.settings import ServeSettings
 
 READY_TIMEOUT_S = 5.0
@@ -66,12 +64,13 @@ class _ReplicaState:
         return self._is_running
 
 
-def other_models(links: Mapping[str, str], root_path: str) -> str:
+def other_models(backend: Backend) -> str:
     """A line in HTML with the models of a service, of which all but this page's are links; empty for one model."""
-    own = f"{root_path}/"
     items = [
-        f"<b>{escape(name)}</b>" if path == own else f'<a href="{path}">{escape(name)}</a>'
-        for path, name in links.items()
+        f"<b>{escape(one.label)}</b>"
+        if one.path == backend.model.path
+        else f'<a href="{one.path}/">{escape(one.label)}</a>'
+        for one in backend.models
     ]
     return f"Models: {' · '.join(items)}" if len(items) > 1 else ""
 
@@ -80,16 +79,13 @@ def build(
     model: str,
     gate: Gate,
     settings: ServeSettings,
-    description: Description,
-    sha256: str,
-    sampling: SamplingConfig | None,
+    served: ServedModel,
     required: Credentials | None,
-    links: Mapping[str, str] = MappingProxyType({}),
+    models: tuple[ServedModel, ...] = (),
 ) -> FastAPI:
     """API and page for the deployment named `model`.
 
-    `sampling` is None for a deterministic model, and `required` without authentication; `links` has the models of all
-    pages of the service by path.
+    `required` is None without authentication; `models` are all models of the service.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Only this user can read the uploads, and they are deleted with the service.
@@ -100,9 +96,11 @@ def build(
     ongoing = settings.max_batch_size * settings.replicas
     queue = Queue(settings.queue_deadline_s, ongoing, 4 * ongoing + settings.max_queued_requests)
 
-    async def reconstruct(radiographs: Float32[np.ndarray, "views rows columns"], samples: int) -> HUVolume:
+    async def reconstruct(
+        radiographs: Float32[np.ndarray, "views rows columns"], given: ReconstructionSettings
+    ) -> HUVolume:
         async def call() -> HUVolume:
-            result: HUVolume = await serve.get_deployment_handle(model).reconstruct.remote((radiographs, samples))
+            result: HUVolume = await serve.get_deployment_handle(model).reconstruct.remote((radiographs, given))
             return result
 
         try:
@@ -118,14 +116,11 @@ def build(
         return gate.is_open and await loaded.is_running()
 
     limits = RadiographLimits(max_bytes=settings.max_upload_mib * 2**20)
-    decoder = ImageDecoder(description, limits, settings.decoding_limits)
-    max_samples = settings.max_samples if sampling else 1
-    steps = settings.consistency_steps
-    strict = settings.strict
-    backend = Backend(description, sha256, reconstruct, ready, steps, sampling, max_samples, queue.slot, strict)
+    decoder = ImageDecoder(served.description, limits, settings.decoding_limits)
+    backend = Backend(served, reconstruct, ready, queue.slot, settings.strict, models)
     app = routes.build(backend, decoder)
     viewer.add_routes(app)
-    page = layout.build(backend, decoder, settings.retention_s, other_models(links, settings.root_path))
+    page = layout.build(backend, decoder, settings.retention_s, other_models(backend))
     app.add_middleware(
         UploadQuota,
         folder=uploads,

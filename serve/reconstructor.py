@@ -16,6 +16,7 @@ from raylift.models import consistency, inference
 from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.models.weights import Description, Model
 from raylift.platform import model_store
+from raylift.serve.served_model import ReconstructionSettings, resolve_sampling
 from raylift.serve.view_text import in_words
 
 
@@ -99,33 +100,51 @@ class Reconstructor:
             raise ConfigError(f"this model requires {in_words(self.views)}, got {in_words(names) or 'none'}")
 
     def reconstruct(
-        self, radiographs: list[Float32[np.ndarray, "views rows columns"]], samples: list[int] | None = None
+        self,
+        radiographs: list[Float32[np.ndarray, "views rows columns"]],
+        settings: list[ReconstructionSettings] | None = None,
     ) -> list[HUVolume]:
         """A volume in HU for each set of prepared radiographs.
 
         With more than one sample the volume is their mean, and the standard deviation is returned too. Each sample is
         fitted separately. Sample k has the seed `sampling.seed + k`.
 
+        Sets with the same steps are computed as one batch. One with a seed of its own is computed alone, because the
+        rounding of a volume depends on the size of its batch.
+
         Args:
             radiographs: one set for each volume.
-            samples: number of samples of each volume; 1 each if omitted.
+            settings: of each volume; the defaults if omitted.
 
         Raises:
-            ConfigError: fewer than one sample, or more than one of a deterministic model.
+            ConfigError: fewer than one sample, or a setting of a sampler for a deterministic model.
         """
-        counts = samples or [1] * len(radiographs)
-        for count in set(counts):
-            SamplingFlags().resolve(self._network, count)
-        model = self.description
+        batches: dict[tuple[object, ...], list[int]] = {}
+        given = settings or [ReconstructionSettings()] * len(radiographs)
+        for item, one in enumerate(given):
+            alone = None if one.seed is None else item
+            batches.setdefault((one.steps, one.consistency_steps, alone), []).append(item)
+        volumes: dict[int, HUVolume] = {}
+        for items in batches.values():
+            batch = self._reconstruct([radiographs[item] for item in items], [given[item] for item in items])
+            volumes |= dict(zip(items, batch, strict=True))
+        return [volumes[item] for item in range(len(given))]
+
+    def _reconstruct(
+        self, radiographs: list[Float32[np.ndarray, "views rows columns"]], settings: list[ReconstructionSettings]
+    ) -> list[HUVolume]:
+        """The volumes of one batch, whose settings differ only in the number of samples."""
+        model, steps = self.description, settings[0].consistency_steps
+        (sampling,) = {resolve_sampling(self.sampling, one) for one in settings}
         results = inference.reconstruct(
             self._network,
             torch.from_numpy(np.stack(radiographs)).to(self._device),
             model.window,
             model.grid,
             model.geometry,
-            sampling=self.sampling,
-            samples=counts,
-            consistency_steps=self._steps,
+            sampling=sampling,
+            samples=[one.samples for one in settings],
+            consistency_steps=self._steps if steps is None else steps,
         )
         return [self._in_hu(result) for result in results]
 

@@ -10,6 +10,7 @@ from jaxtyping import Float32
 from ray import serve
 
 from raylift.serve.reconstructor import HUVolume, Reconstructor
+from raylift.serve.served_model import ReconstructionSettings
 from raylift.serve.settings import ServeSettings
 
 
@@ -25,9 +26,9 @@ class ModelReplica:
 
     @serve.batch(max_batch_size=4, batch_wait_timeout_s=0.02)
     async def reconstruct(
-        self, requests: list[tuple[Float32[np.ndarray, "views rows columns"], int]]
+        self, requests: list[tuple[Float32[np.ndarray, "views rows columns"], ReconstructionSettings]]
     ) -> list[HUVolume]:
-        """Volumes in HU for sets of prepared radiographs, each with its number of samples."""
+        """Volumes in HU for sets of prepared radiographs, each with the settings of its request."""
         # In a thread, because a batch longer than Serve's health check would otherwise end the replica.
-        radiographs, samples = [views for views, _ in requests], [count for _, count in requests]
-        return await asyncio.to_thread(self._reconstructor.reconstruct, radiographs, samples)
+        radiographs, settings = [views for views, _ in requests], [one for _, one in requests]
+        return await asyncio.to_thread(self._reconstructor.reconstruct, radiographs, settings)

@@ -84,6 +84,10 @@ class ServeSettings:
     max_samples: int = 8
     """Largest number of samples of a request to a diffusion model. The requests of one batch complete together,
     after the last sample."""
+    max_steps: int = 100
+    """Largest number of steps of the sampler that a request may set."""
+    max_consistency_steps: int = 20
+    """Most steps of the data-consistency fit that a request may set; 0: none may be set."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
@@ -108,11 +112,12 @@ class ServeSettings:
             "max-client-uploads-mib": self.max_client_uploads_mib,
             "max-stored-mib": self.max_stored_mib,
             "max-samples": self.max_samples,
+            "max-steps": self.max_steps,
         }
         for name, count in counts.items():
             if count < 1:
                 raise ConfigError(f"--{name} is {count}: give 1 or more")
-        require_steps(self.consistency_steps)
+        require_steps(min(self.consistency_steps, self.max_consistency_steps))
         if self.retention_s < 60:
             raise ConfigError(f"--retention-s is {self.retention_s:g}: give 60 or more")
         durations = (

@@ -32,7 +32,7 @@ class Visit:
         local = ("data", "blob")
         external = {one for one in self.requests if urlsplit(one).scheme not in local and not one.startswith(self.url)}
         assert external == set(), "the page loads from another host"
-        assert self.problems == []
+        assert self.problems == [], self.problems
 
     def at(self, name: str) -> Locator:
         return self.page.locator(f"#{name}")

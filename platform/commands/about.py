@@ -17,13 +17,13 @@ def models(arguments: list[str]) -> int:
     tyro.cli(_NoOptions, prog="raylift models", args=arguments, description=models.__doc__)
     from raylift.models.weights import weights_file
     from raylift.platform import model_store
-    from raylift.platform.export import CARD_FILE, card_metrics
+    from raylift.platform.export import card_metrics
 
     for name, entry in model_store.MODELS.items():
         url, folder = f"{model_store.PREFIX}{name}", model_store.package_folder(name)
         description = model_store.description_of(url)
         views, grid = description.geometry.views, description.grid
-        metrics = card_metrics((folder / CARD_FILE).read_text(encoding="utf-8"))
+        metrics = card_metrics((folder / model_store.CARD_FILE).read_text(encoding="utf-8"))
         path = weights_file(folder)
         size = f"{path.stat().st_size / 2**20:.1f} MiB" if path.is_file() else "not in the package"
         rows = {
@@ -35,7 +35,7 @@ def models(arguments: list[str]) -> int:
             "metrics": ", ".join(f"{metric} {value:g}" for metric, value in metrics.items()),
             "weights": f"{size}, SHA-256 {model_store.sha256_of(url)[:12]}",
             "where": entry.url or str(folder),
-            "card": str(folder / CARD_FILE),
+            "card": str(folder / model_store.CARD_FILE),
         }
         print(url)
         for title, text in rows.items():

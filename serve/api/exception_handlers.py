@@ -16,6 +16,9 @@ from raylift.serve.api.problem import MEDIA_TYPE, problem
 from raylift.serve.failures import ServiceUnavailableError
 from raylift.serve.view_text import in_words
 
+SAMPLER_FIELDS = {"samples", "return_std", "seed", "steps"}
+"""Fields of diffusion models."""
+
 
 def handle_errors(app: FastAPI, form: type[ReconstructionForm], views: Sequence[str]) -> None:
     """Add the handlers of every error that a route raises."""
@@ -53,6 +56,8 @@ def describe(errors: Sequence[Any], form: type[ReconstructionForm], views: Seque
     missing, unknown = (_fields(errors, kind) for kind in ("missing", "extra_forbidden"))
     if missing:
         return f"this model requires {in_words(views)}; missing: {', '.join(missing)}"
+    if ignored := sorted({*unknown} & SAMPLER_FIELDS):
+        return f"this model does not use {in_words(ignored)}: leave out what GET v1/models does not list for it"
     if unknown:
         return f"unknown field {', '.join(unknown)}: send {', '.join(field_names(form))}"
     error = errors[0]

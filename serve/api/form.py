@@ -5,6 +5,7 @@ A model's DRRs are the digitally reconstructed radiographs that it was trained o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,11 +16,13 @@ from raylift.datasets.geometry import MAX_VIEWS, View
 from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption, expected_patient_facing
 from raylift.serve.image_decoder import ImageDecoder
+from raylift.serve.served_model import MAX_SEED, ReconstructionSettings, ServedModel
 from raylift.serve.view_text import guidance
 
 MAX_FILES = MAX_VIEWS
 MAX_FIELDS = 16
 """A form with more files or other fields is refused while it is parsed."""
+PARAMETERS = {field.name for field in dataclasses.fields(ReconstructionSettings)}
 
 
 class ReconstructionForm(BaseModel):
@@ -31,14 +34,14 @@ class ReconstructionForm(BaseModel):
 
     @model_validator(mode="after")
     def _std_needs_two_samples(self) -> ReconstructionForm:
-        if self.include_std and self.sample_count == 1:
+        if self.include_std and self.settings.samples == 1:
             raise ValueError("return_std requires samples to be 2 or more")
         return self
 
     @property
-    def sample_count(self) -> int:
-        """Number of samples whose mean is returned."""
-        return int(getattr(self, "samples", 1))
+    def settings(self) -> ReconstructionSettings:
+        """What the request sets."""
+        return ReconstructionSettings(**{name: getattr(self, name) for name in PARAMETERS & self.model_fields_set})
 
     @property
     def include_std(self) -> bool:
@@ -66,15 +69,13 @@ class ReconstructionForm(BaseModel):
         return images
 
 
-def form_model(poses: Sequence[View], max_samples: int) -> type[ReconstructionForm]:
-    """The form for a model's views: a file and a flip for each, as fields NAME and flip_NAME.
+def form_model(model: ServedModel) -> type[ReconstructionForm]:
+    """The form for a model: a file and a flip for each view, as fields NAME and flip_NAME, and its parameters.
 
     The attributes are `view_0`, `flip_0` and so on, because a name of a view need not be one of an attribute.
-
-    With `max_samples` above 1 the form also has the fields `samples` and `return_std`.
     """
-    fields: dict[str, Any] = {}
-    for k, pose in enumerate(poses):
+    fields: dict[str, Any] = {"model": (str, Field(model.name, description="name of the model, as in /v1/models"))}
+    for k, pose in enumerate(model.description.geometry.views):
         view = pose.name
         flip, alias = f"flip the {view} image left to right", f"flip_{view}"
         fields[f"view_{k}"] = UploadFile, Field(alias=view, description=f"{view} radiograph, {guidance(pose)}")
@@ -83,11 +84,19 @@ def form_model(poses: Sequence[View], max_samples: int) -> type[ReconstructionFo
         else:
             flip += "; auto if the patient clearly faces the other edge than in the model's DRRs"
             fields[f"flip_{k}"] = Literal["auto", "true", "false"], Field("auto", alias=alias, description=flip)
-    if max_samples > 1:
-        samples = f"number of samples, 1 to {max_samples}; their mean is returned"
+    if model.multiple_samples:
+        samples = f"number of samples, 1 to {model.max_samples}; their mean is returned"
         std = "return a zip of the mean and the standard deviation over samples"
-        fields["samples"] = int, Field(1, ge=1, le=max_samples, description=samples)
+        fields["samples"] = int, Field(1, ge=1, le=model.max_samples, description=samples)
         fields["return_std"] = Literal["true", "false"], Field("false", description=std)
+    if model.sampling:
+        seed = f"seed of the first sample, 0 to {MAX_SEED}; each further one adds 1"
+        steps = f"evaluations of the denoiser, 1 to {model.max_steps}"
+        fields["seed"] = int, Field(model.sampling.seed, ge=0, le=MAX_SEED, description=seed)
+        fields["steps"] = int, Field(model.sampling.steps, ge=1, le=model.max_steps, description=steps)
+    if limit := model.max_consistency_steps:
+        fit = f"steps of the data-consistency fit, 0 (none) to {limit}"
+        fields["consistency_steps"] = int, Field(model.consistency_steps, ge=0, le=limit, description=fit)
     return create_model("ReconstructionForm", __base__=ReconstructionForm, **fields)
 
 

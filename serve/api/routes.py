@@ -6,20 +6,18 @@ import io
 import json
 import uuid
 import zipfile
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, Field
 
 from raylift import __version__
 from raylift.datasets.radiographs import input_checks
-from raylift.datasets.radiographs.finding import Finding, warnings, worst
+from raylift.datasets.radiographs.finding import warnings, worst
 from raylift.datasets.serialization import to_plain
-from raylift.models.diffusion.samplers import SamplerName
 from raylift.serve.api import reference
+from raylift.serve.api.documents import EXAMPLE, ModelInfo, ModelList, ReconstructionReport
 from raylift.serve.api.exception_handlers import handle_errors
 from raylift.serve.api.form import MAX_FIELDS, MAX_FILES, ReconstructionForm, form_model, require_multipart
 from raylift.serve.api.negotiation import negotiated
@@ -28,12 +26,15 @@ from raylift.serve.api.request_limits import BodyLimit, KnownRoutes
 from raylift.serve.backend import DISCLAIMER, Backend
 from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.reconstructor import HUVolume
+from raylift.serve.served_model import ServedModel
 from raylift.serve.volume_formats import FORMATS, VolumeFormat
 
 RESIDUALS = {"X-Raylift-Residual-Before": "before", "X-Raylift-Residual-After": "after"}
 """Headers with the reprojection residuals before and after the data-consistency fit."""
 NOTES = "X-Raylift-Notes"
 """Header with what was changed or ignored in reading the files, by view, as JSON; absent if nothing was."""
+PARAMETERS = "X-Raylift-Parameters"
+"""Header with all values on which the volume depends besides the files, as JSON."""
 LEVEL = "X-Raylift-Level"
 """Header with the worst level of the checks of the input: ok, caution or stop."""
 FINDINGS = "X-Raylift-Findings"
@@ -43,30 +44,6 @@ WITH_STD = [kind for kind, one in FORMATS.items() if one.has_std]
 """Formats in which the standard deviation over samples is returned too."""
 RESPONSES = ", ".join([*(f"{kind} ({one.summary})" for kind, one in FORMATS.items()), f"{JSON} (no voxels)"])
 STD_RESPONSE = "; with return_std a zip of the mean and the standard deviation over samples (-std), in HU"
-
-
-class SamplingInfo(BaseModel):
-    """Sampler settings of a diffusion model."""
-
-    sampler: SamplerName
-    steps: int = Field(description="evaluations of the denoiser")
-    seed: int = Field(description="seed of the first sample; each further sample adds 1")
-    max_samples: int = Field(description="largest number of samples of a request")
-
-
-class ModelInfo(BaseModel):
-    """The served model."""
-
-    system: str
-    views: list[str] = Field(description="required radiographs")
-    size: int = Field(description="voxels along each axis of the volume")
-    spacing_mm: float
-    window_hu: tuple[float, float] = Field(description="lowest and highest HU of the output")
-    sha256: str = Field(description="digest of the weights")
-    consistency_steps: int = Field(description="steps of the data-consistency fit; 0 for none")
-    sampling: SamplingInfo | None = Field(description="sampler settings; null for a deterministic model")
-    raylift: str = Field(description="version of raylift")
-    notice: str = DISCLAIMER
 
 
 def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
@@ -79,8 +56,8 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    poses, views, multiple_samples = backend.description.geometry.views, backend.views, backend.multiple_samples
-    form_type = form_model(poses, backend.max_samples)
+    model, poses = backend.model, backend.description.geometry.views
+    views, form_type = model.views, form_model(model)
     handle_errors(app, form_type, views)
     app.add_middleware(KnownRoutes)
     # One file for each view, and the other fields of the form.
@@ -111,35 +88,49 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
         return HTMLResponse(reference.page(app.openapi(), views, str(request.base_url), DISCLAIMER))
 
     @app.head("/v1/model", include_in_schema=False)
-    @app.get("/v1/model", tags=["reconstruction"], response_description="views, size, spacing, window and digest")
-    async def model() -> ModelInfo:
-        """The served model and the views it requires."""
-        description = backend.description
-        sampling = backend.sampling
-        return ModelInfo(
-            system=description.system.name,
-            views=views,
-            size=description.grid.size,
-            spacing_mm=description.grid.spacing_mm,
-            window_hu=(description.window.low_hu, description.window.high_hu),
-            sha256=backend.sha256,
-            consistency_steps=backend.consistency_steps,
-            sampling=SamplingInfo(**vars(sampling), max_samples=backend.max_samples) if sampling else None,
-            raylift=__version__,
-        )
+    @app.get("/v1/model", tags=["reconstruction"], response_description="the model")
+    async def own_model() -> ModelInfo:
+        """The model of this path."""
+        return ModelInfo.of(model)
+
+    @app.head("/v1/models", include_in_schema=False)
+    @app.get("/v1/models", tags=["reconstruction"], response_description="all models")
+    async def all_models() -> ModelList:
+        """The models of this service, their parameters and cards."""
+        return ModelList(models=[ModelInfo.of(one) for one in backend.models])
+
+    @app.head("/v1/models/{name}", include_in_schema=False)
+    @app.get(
+        "/v1/models/{name}",
+        tags=["reconstruction"],
+        response_description="the model",
+        responses={404: described("no model has this name")},
+    )
+    async def named_model(name: str) -> ModelInfo:
+        """One model of this service."""
+        return ModelInfo.of(_named(backend, name, 404))
+
+    async def require_own_model(request: Request) -> None:
+        """Redirect a request for another model of the service to its path, and refuse one for no model."""
+        name = (await request.form()).get("model", model.name)
+        if isinstance(name, str) and name != model.name:
+            location = f"{_named(backend, name, 422).path}/v1/reconstructions"
+            raise HTTPException(307, f"{name} has the path {location}", {"Location": location})
 
     @app.post(
         "/v1/reconstructions",
         tags=["reconstruction"],
         response_class=Response,
-        dependencies=[Depends(require_multipart)],
+        dependencies=[Depends(require_multipart), Depends(require_own_model)],
         form_limits={"max_files": MAX_FILES, "max_fields": MAX_FIELDS},
         responses={
             200: {
-                "content": {kind: {} for kind in (*FORMATS, JSON)},
-                "description": f"by Accept: {RESPONSES}" + (STD_RESPONSE if multiple_samples else ""),
-                "headers": _headers(backend),
+                "content": {kind: {} for kind in FORMATS}
+                | {JSON: {"schema": ReconstructionReport.model_json_schema(), "example": EXAMPLE}},
+                "description": f"by Accept: {RESPONSES}" + (STD_RESPONSE if model.multiple_samples else ""),
+                "headers": _headers(model),
             },
+            307: described("another model of the service has the path in Location"),
             406: described("no format is accepted"),
             413: described("the request or a file is too large"),
             415: described("not a multipart form, or a file is not a readable radiograph"),
@@ -165,11 +156,16 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
             findings = input_checks.check(loaded, prepared)
             if backend.strict:
                 input_checks.require_ok(findings)
-            result = await backend.reconstruct(prepared, form.sample_count)
+            result = await backend.reconstruct(prepared, form.settings)
         notes = {view: radiograph.notes for view, radiograph in loaded.items() if radiograph.notes}
-        headers = {"X-Raylift-Model": backend.sha256, "Vary": "Accept"}
+        headers = {
+            "X-Raylift-Model": model.sha256,
+            PARAMETERS: json.dumps(model.parameters(form.settings)),
+            "Vary": "Accept",
+        }
         if accepted == JSON:
-            return JSONResponse(_report(result, findings, notes, backend), headers=headers)
+            report = ReconstructionReport.of(result, findings, notes, model, form.settings)
+            return JSONResponse(report.model_dump(), headers=headers)
         name, kind = f"reconstruction-{uuid.uuid4().hex[:8]}", FORMATS[accepted]
         if form.include_std:
             body, media_type, suffix = await asyncio.to_thread(_zip, result, name, backend, kind), ZIP, ".zip"
@@ -203,38 +199,29 @@ def _zip(result: HUVolume, name: str, backend: Backend, kind: VolumeFormat) -> b
     return file.getvalue()
 
 
-def _report(
-    result: HUVolume,
-    findings: Mapping[str, Sequence[Finding]],
-    notes: Mapping[str, Sequence[str]],
-    backend: Backend,
-) -> dict[str, Any]:
-    """What a reconstruction states without its voxels."""
-    grid = backend.description.grid
-    return {
-        "model": backend.sha256,
-        "size": grid.size,
-        "spacing_mm": grid.spacing_mm,
-        "hu": {"min": int(result.hu.min()), "mean": float(result.hu.mean()), "max": int(result.hu.max())},
-        "level": worst(finding for of_view in findings.values() for finding in of_view),
-        "findings": {view: to_plain(of_view) for view, of_view in findings.items()},
-        "notes": notes,
-        "residuals": {
-            view: dict(zip(("before", "after"), pair, strict=True)) for view, pair in result.residuals.items()
-        },
-        "notice": DISCLAIMER,
-    }
+def _named(backend: Backend, name: str, status: int) -> ServedModel:
+    """A model of the service.
+
+    Raises:
+        HTTPException: with this status, no model has that name.
+    """
+    found = next((one for one in backend.models if one.name == name), None)
+    if found is None:
+        names = ", ".join(one.name for one in backend.models)
+        raise HTTPException(status, f"unknown model {name!r:.80}: this service has {names}")
+    return found
 
 
-def _headers(backend: Backend) -> dict[str, object]:
+def _headers(model: ServedModel) -> dict[str, object]:
     """OpenAPI description of the headers of a reconstruction."""
     about = {
         "X-Raylift-Model": "SHA-256 of the weights",
+        PARAMETERS: "name of the model and all values on which the volume depends besides the files, as JSON",
         NOTES: "what was changed or ignored in reading the files, lists of sentences by view, as JSON",
         LEVEL: "worst level of the checks of the input: ok, caution or stop",
         FINDINGS: "warnings of these checks, lists by view (and of all views), as JSON; absent without one",
     }
-    if backend.consistency_steps:
+    if model.max_consistency_steps:
         residual = "relative L2 distance between reprojection and radiograph of each view, {} the data-consistency fit"
         about |= {header: residual.format(when) for header, when in RESIDUALS.items()}
     return {name: {"description": text, "schema": {"type": "string"}} for name, text in about.items()}

@@ -36,6 +36,7 @@ from raylift.serve.images import (
 from raylift.serve.page import example, traffic_light
 from raylift.serve.page.std_map import StdMap
 from raylift.serve.reconstructor import format_residuals
+from raylift.serve.served_model import ReconstructionSettings
 from raylift.serve.view_text import edge_letters, requirement
 
 Volume = Int16[np.ndarray, "d h w"]
@@ -101,20 +102,21 @@ class Actions:
                 samples.
         """
         started = time.monotonic()
-        views = len(self._backend.views)
+        views = len(self._backend.model.views)
         inputs = [ViewInput(*values[3 * k : 3 * k + 3]) for k in range(views)]
         samples = int(values[3 * views]) if len(values) > 3 * views else 1
-        samples = max(1, min(samples, self._backend.max_samples))
+        samples = max(1, min(samples, self._backend.model.max_samples))
         try:
             async with self._backend.slot():
                 loaded = [
-                    await self._load(view, upload) for view, upload in zip(self._backend.views, inputs, strict=True)
+                    await self._load(view, upload)
+                    for view, upload in zip(self._backend.model.views, inputs, strict=True)
                 ]
                 prepared = np.stack([radiograph.image for radiograph in loaded])
-                findings = input_checks.check(dict(zip(self._backend.views, loaded, strict=True)), prepared)
+                findings = input_checks.check(dict(zip(self._backend.model.views, loaded, strict=True)), prepared)
                 if self._backend.strict:
                     input_checks.require_ok(findings)
-                result = await self._backend.reconstruct(prepared, samples)
+                result = await self._backend.reconstruct(prepared, ReconstructionSettings(samples))
         except RayliftError as error:
             raise gr.Error(sentence(error), duration=None) from error
         except Exception as error:
@@ -131,7 +133,7 @@ class Actions:
             f"reconstructed in {seconds:.1f} s. "
             "R, L, A, P, S, I: the patient's right, left, anterior, posterior, superior, inferior."
         )
-        sampling = self._backend.sampling
+        sampling = self._backend.model.sampling
         if sampling and samples > 1:
             facts += f" Mean of {samples} samples, seeds {sampling.seed} to {sampling.seed + samples - 1}."
         if result.residuals:
@@ -139,7 +141,9 @@ class Actions:
             facts += f" Reprojection residual before -> after the data-consistency fit: {residuals}."
         lights = "".join(traffic_light.markup(of_view, view) for view, of_view in findings.items() if warnings(of_view))
         outputs = [volume, gr.Column(visible=True), lights or traffic_light.markup(()), facts, *comparisons, download]
-        return outputs + (await asyncio.to_thread(self._std, result.std) if self._backend.multiple_samples else [])
+        return outputs + (
+            await asyncio.to_thread(self._std, result.std) if self._backend.model.multiple_samples else []
+        )
 
     def _std(self, std: Volume | None) -> list[Any]:
         """File and brightest HU of the standard deviation, its map, the switch set to the volume, and the color bar."""

@@ -43,12 +43,12 @@ def build(backend: Backend, decoder: ImageDecoder, retention_s: float = 3600.0, 
     actions = Actions(backend, decoder)
     page: gr.Blocks
     with GuardedBlocks(title="raylift", analytics_enabled=False, delete_cache=(retention // 6, retention)) as page:
-        gr.Markdown(f"# raylift\nReconstruct a chest CT volume {_from(backend.views)}.")
+        gr.Markdown(f"# raylift\nReconstruct a chest CT volume {_from(backend.model.views)}.")
         if models:
             gr.HTML(models, elem_id="models", padding=False)
         gr.Markdown(_notice(backend), elem_id="notice")
         inputs = _radiographs(actions, backend.description.geometry.views, decoder.file_limits.max_bytes)
-        samples = [_samples_slider(backend.max_samples)] if backend.multiple_samples else []
+        samples = [_samples_slider(backend.model.max_samples)] if backend.model.multiple_samples else []
         with gr.Row():
             go = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct", scale=2)
             example = gr.Button("Use a synthetic example", elem_id="example", scale=1)
@@ -156,7 +156,7 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
             download = gr.DownloadButton(
                 "Download NIfTI", elem_id="download", variant="primary", scale=0, min_width=240
             )
-            std_files = _std_files() if backend.multiple_samples else []
+            std_files = _std_files() if backend.model.multiple_samples else []
         gr.HTML(viewer.markup(), elem_id="viewer")
         with gr.Column(elem_id="slices"):
             window = gr.Radio(
@@ -165,7 +165,7 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
                 label="Window: width / level in HU",
                 elem_id="window",
             )
-            std, choices = _std_controls(retention_s) if backend.multiple_samples else ([], [])
+            std, choices = _std_controls(retention_s) if backend.model.multiple_samples else ([], [])
             with gr.Row():
                 for plane in PLANES:
                     with gr.Column(min_width=280), gr.Group():
@@ -267,8 +267,8 @@ def _notice(backend: Backend) -> str:
 
 def _about(backend: Backend) -> str:
     """The model, its geometry and sampler, and a link to the API reference."""
-    description, geometry, sampling = backend.description, backend.description.geometry, backend.sampling
-    window, steps = description.window, backend.consistency_steps
+    description, geometry, sampling = backend.description, backend.description.geometry, backend.model.sampling
+    window, steps = description.window, backend.model.consistency_steps
     cone = (
         f"source to isocenter {geometry.source_isocenter_mm:g} mm, "
         f"source to detector {geometry.source_detector_mm:g} mm"
@@ -279,7 +279,7 @@ def _about(backend: Backend) -> str:
         f"Geometry: {'cone beam, ' + cone if geometry.beam == 'cone' else 'parallel beam'}.",
         f"Sampler: {sampling.sampler}, {sampling.steps} steps, seed {sampling.seed}." if sampling else "",
         f"Data-consistency fit: up to {steps} steps." if steps else "",
-        f"SHA-256 of the weights: `{backend.sha256[:16]}…`.",
+        f"SHA-256 of the weights: `{backend.model.sha256[:16]}…`.",
         "HTTP API: `POST v1/reconstructions` below the address of this page, see the [API reference](docs).",
     ]
     return " ".join(line for line in lines if line)

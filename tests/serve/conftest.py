@@ -13,8 +13,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from PIL import Image
 from s3_server import free_ports
+from service_clients import client_of, real_backend
 
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
@@ -135,6 +137,12 @@ def diffusion(diffusion_folder: Path) -> Reconstructor:
 @pytest.fixture(scope="session")
 def reconstructor(model_folder: Path) -> Reconstructor:
     return Reconstructor.load(str(model_folder))
+
+
+@pytest.fixture(scope="session")
+def service_client(reconstructor: Reconstructor) -> TestClient:
+    """The API with the real network, in this process."""
+    return client_of(real_backend(reconstructor))
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
-import asyncio
 import io
 import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,41 +12,25 @@ import SimpleITK as sitk
 from fastapi.openapi.models import OpenAPI
 from fastapi.testclient import TestClient
 from PIL import Image
+from service_clients import backend_of, client_of, real_backend
 
 from raylift.datasets.geometry import FRONTAL
 from raylift.datasets.radiographs.decoding import read
-from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.histogram import normalize_and_match
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.models.weights import Description, Model
-from raylift.serve.api import routes
 from raylift.serve.backend import Backend
 from raylift.serve.failures import ServiceUnavailableError
 from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.reconstructor import HUVolume, Reconstructor
+from raylift.serve.served_model import ReconstructionSettings, ServedModel
 
 
 def client(
-    description: Description,
-    sha256: str,
-    reconstruct: Callable[[np.ndarray], HUVolume],
-    steps: int = 0,
-    strict: bool = False,
+    description: Description, reconstruct: Callable[[np.ndarray], HUVolume], sha256: str = "0" * 64, **options: Any
 ) -> TestClient:
-    async def reconstruct_in_thread(prepared: np.ndarray, samples: int) -> HUVolume:
-        return await asyncio.to_thread(reconstruct, prepared)
-
-    async def ready() -> bool:
-        return True
-
-    backend = Backend(description, sha256, reconstruct_in_thread, ready, steps, strict=strict)
-    return TestClient(routes.build(backend, ImageDecoder(description, RadiographLimits())))
-
-
-@pytest.fixture(scope="session")
-def service_client(reconstructor: Reconstructor) -> TestClient:
-    """The API with the real network, in this process."""
-    return client(reconstructor.description, reconstructor.sha256, lambda one: reconstructor.reconstruct([one])[0])
+    """The API of a function of prepared radiographs; options are those of its backend."""
+    return client_of(backend_of(ServedModel(description, sha256), lambda prepared, _: reconstruct(prepared), **options))
 
 
 def opened(data: bytes, folder: Path) -> sitk.Image:
@@ -112,7 +96,7 @@ def test_the_headers_give_the_reprojection_residuals_before_and_after_the_fit(
     service_client: TestClient, model_folder: Path, radiographs: dict[str, bytes]
 ) -> None:
     fitting = Reconstructor.load(str(model_folder), consistency_steps=3)
-    api = client(fitting.description, fitting.sha256, lambda one: fitting.reconstruct([one])[0], 3)
+    api = client_of(real_backend(fitting, consistency_steps=3, max_consistency_steps=3))
     plain, fitted = (one.post("/v1/reconstructions", files=radiographs) for one in (service_client, api))
     assert not [name for name in plain.headers if "residual" in name]
     before, after = (
@@ -122,13 +106,14 @@ def test_the_headers_give_the_reprojection_residuals_before_and_after_the_fit(
     assert list(before) == list(after) == ["frontal", "lateral"]
     assert all(0 < after[view] < before[view] < 2 for view in before)
     assert fitted.content != plain.content
-    assert [one.get("/v1/model").json()["consistency_steps"] for one in (service_client, api)] == [0, 3]
+    assert service_client.get("/v1/model").json()["parameters"] == {}
+    assert api.get("/v1/model").json()["parameters"] == {"consistency_steps": {"default": 3, "min": 0, "max": 3}}
     schema = api.get("/openapi.json").json()
     OpenAPI.model_validate(schema)
     headers = schema["paths"]["/v1/reconstructions"]["post"]["responses"]["200"]["headers"]
     residuals = {"X-Raylift-Residual-Before", "X-Raylift-Residual-After"}
     checks = {"X-Raylift-Level", "X-Raylift-Findings"}
-    assert set(headers) == {"X-Raylift-Model", "X-Raylift-Notes", *checks, *residuals}
+    assert set(headers) == {"X-Raylift-Model", "X-Raylift-Parameters", "X-Raylift-Notes", *checks, *residuals}
 
 
 def test_superior_anterior_right_in_the_volume_is_superior_anterior_right_in_the_file(
@@ -139,7 +124,7 @@ def test_superior_anterior_right_in_the_volume_is_superior_anterior_right_in_the
         hu[2:6, 4:8, 3:9] = 900
         return HUVolume(hu)
 
-    response = client(description, "0" * 64, box).post("/v1/reconstructions", files=radiographs)
+    response = client(description, box).post("/v1/reconstructions", files=radiographs)
     image = opened(response.content, tmp_path)
     inside = np.argwhere(sitk.GetArrayFromImage(image) == 900)[:, ::-1]
     points = np.array([image.TransformIndexToPhysicalPoint(index.tolist()) for index in inside])
@@ -155,7 +140,7 @@ def test_flip_and_inversion_apply_to_the_named_image(description: Description, r
         received.append(prepared)
         return HUVolume(np.zeros((32, 32, 32), np.int16))
 
-    api = client(description, "0" * 64, keep)
+    api = client(description, keep)
     for fields in ({"invert": "no"}, {"invert": "no", "flip_lateral": "true"}, {"invert": "yes"}):
         assert api.post("/v1/reconstructions", files=radiographs, data=fields).status_code == 200
     plain, flipped, inverted = received
@@ -173,7 +158,7 @@ def test_a_lateral_that_clearly_faces_right_is_flipped_unless_flip_lateral_is_fa
         received.append(prepared)
         return HUVolume(np.zeros((32, 32, 32), np.int16))
 
-    api = client(description, "0" * 64, keep)
+    api = client(description, keep)
     file = io.BytesIO()
     Image.open(io.BytesIO(radiographs["lateral"])).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file, "PNG")
     flipped = {**radiographs, "lateral": file.getvalue()}
@@ -197,7 +182,7 @@ def test_radiographs_are_histogram_matched_if_the_model_was_trained_so(
     levels = tuple(float(value) for value in np.linspace(0.2, 1, 65))
     matching = replace(description, histograms={"frontal": levels, "lateral": levels})
     for described in (description, matching):
-        api = client(described, "0" * 64, keep)
+        api = client(described, keep)
         assert api.post("/v1/reconstructions", files=radiographs).status_code == 200
     plain, matched = received
     np.testing.assert_array_equal(matched, np.stack([normalize_and_match(image, levels) for image in plain]))
@@ -210,13 +195,13 @@ def test_a_single_view_model_requires_one_radiograph(description: Description, r
     alone = replace(description, system=system, geometry=geometry)
     network = system.reconstruction_network(alone.grid, geometry).eval().requires_grad_(False)
     reconstructor = Reconstructor(Model(network, alone, "0" * 64))
-    service = client(alone, reconstructor.sha256, lambda one: reconstructor.reconstruct([one])[0])
+    service = client_of(real_backend(reconstructor))
     frontal = {"frontal": radiographs["frontal"]}
     assert service.post("/v1/reconstructions", files=frontal).status_code == 200
     response = service.post("/v1/reconstructions", files=radiographs)
-    assert response.json()["detail"] == "unknown field lateral: send invert, frontal, flip_frontal"
+    assert response.json()["detail"] == "unknown field lateral: send invert, model, frontal, flip_frontal"
     response = service.post("/v1/reconstructions", files=frontal, data={"flip_lateral": "true"})
-    assert response.json()["detail"] == "unknown field flip_lateral: send invert, frontal, flip_frontal"
+    assert response.json()["detail"] == "unknown field flip_lateral: send invert, model, frontal, flip_frontal"
 
 
 def test_findings_are_in_headers_and_a_strict_service_refuses_them(
@@ -246,7 +231,7 @@ def test_findings_are_in_headers_and_a_strict_service_refuses_them(
     def never(_: np.ndarray) -> HUVolume:
         raise AssertionError("refused radiographs reached the model")
 
-    strict = client(description, "0" * 64, never, strict=True)
+    strict = client(description, never, strict=True)
     response = strict.post("/v1/reconstructions", files=exchanged)
     assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
     start = "frontal: stop: This looks like a lateral chest radiograph: the two may be exchanged. (exchanged -"
@@ -271,14 +256,13 @@ def test_head_has_the_status_of_get(service_client: TestClient, path: str) -> No
 def test_an_unresponsive_model_is_not_ready_and_a_full_queue_gives_503_with_retry_after(
     description: Description, radiographs: dict[str, bytes]
 ) -> None:
-    async def busy(_: np.ndarray, __: int) -> HUVolume:
+    async def busy(_: np.ndarray, __: ReconstructionSettings) -> HUVolume:
         raise ServiceUnavailableError("the queue is full: try again in a few seconds")
 
     async def ready() -> bool:
         return False
 
-    backend = Backend(description, "0" * 64, busy, ready)
-    api = TestClient(routes.build(backend, ImageDecoder(description, RadiographLimits())))
+    api = client_of(Backend(ServedModel(description, "0" * 64), busy, ready))
     assert api.get("/readyz").status_code == 503
     response = api.post("/v1/reconstructions", files=radiographs)
     assert (response.status_code, response.headers["retry-after"]) == (503, "5")
@@ -289,7 +273,7 @@ def test_an_internal_error_is_reported_without_details(description: Description,
     def broken(_: np.ndarray) -> HUVolume:
         raise RuntimeError("CUDA error at /home/someone/secret.cu")
 
-    api = client(description, "0" * 64, broken)
+    api = client(description, broken)
     with pytest.raises(RuntimeError, match="CUDA"):
         api.post("/v1/reconstructions", files=radiographs)
     response = TestClient(api.app, raise_server_exceptions=False).post("/v1/reconstructions", files=radiographs)
@@ -299,7 +283,7 @@ def test_an_internal_error_is_reported_without_details(description: Description,
 def test_failures_of_the_decoder_are_not_the_files(
     description: Description, radiographs: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = client(replace(description, histograms={"frontal": ()}), "0" * 64, lambda _: pytest.fail("decoded"))
+    broken = client(replace(description, histograms={"frontal": ()}), lambda _: pytest.fail("decoded"))
     broken = TestClient(broken.app, raise_server_exceptions=False)
     response = broken.post("/v1/reconstructions", files=radiographs)
     assert (response.status_code, response.json()["detail"]) == (500, "the service failed; see its log")
@@ -315,8 +299,10 @@ def test_the_openapi_description_is_valid_and_lists_every_field(service_client: 
     OpenAPI.model_validate(schema)
     form = schema["components"]["schemas"]["ReconstructionForm"]
     assert form["required"] == ["frontal", "lateral"]
-    assert set(form["properties"]) == {"frontal", "lateral", "invert", "flip_frontal", "flip_lateral"}
-    assert set(schema["paths"]) == {"/healthz", "/readyz", "/v1/model", "/v1/reconstructions"}
+    assert set(form["properties"]) == {"frontal", "lateral", "model", "invert", "flip_frontal", "flip_lateral"}
+    assert set(schema["paths"]) == {
+        *("/healthz", "/readyz", "/v1/model", "/v1/models", "/v1/models/{name}", "/v1/reconstructions"),
+    }
 
 
 def test_the_api_reference_lists_every_route_and_loads_nothing_external(service_client: TestClient) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
+from service_clients import real_backend
 
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.gray_image import RadiographLimits
@@ -17,7 +18,7 @@ from raylift.serve.backend import Backend
 from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page import layout
 from raylift.serve.page.events import Actions
-from raylift.serve.reconstructor import HUVolume, Reconstructor
+from raylift.serve.reconstructor import Reconstructor
 
 
 @pytest.fixture
@@ -26,13 +27,7 @@ def fitting(model_folder: Path) -> Reconstructor:
 
 
 def backend(reconstructor: Reconstructor, steps: int) -> Backend:
-    async def reconstruct(prepared: np.ndarray, samples: int) -> HUVolume:
-        return reconstructor.reconstruct([prepared], [samples])[0]
-
-    async def ready() -> bool:
-        return True
-
-    return Backend(reconstructor.description, reconstructor.sha256, reconstruct, ready, steps)
+    return real_backend(reconstructor, consistency_steps=steps, max_consistency_steps=steps)
 
 
 def test_a_service_with_a_fit_returns_the_fitted_volume_and_its_residuals(

@@ -23,6 +23,7 @@ from raylift.serve.api import request_limits, routes
 from raylift.serve.api.request_limits import BodyLimit, BodyTimeout
 from raylift.serve.backend import Backend
 from raylift.serve.image_decoder import ImageDecoder
+from raylift.serve.served_model import ReconstructionSettings, ServedModel
 
 MAX_BYTES = 200_000
 URL = "/v1/reconstructions"
@@ -32,13 +33,13 @@ URL = "/v1/reconstructions"
 def api(description: Description) -> TestClient:
     """The API with small limits, and a backend that must not be called."""
 
-    async def reconstruct(_: np.ndarray, __: int) -> np.ndarray:
+    async def reconstruct(_: np.ndarray, __: ReconstructionSettings) -> np.ndarray:
         raise AssertionError("an invalid request reached the backend")
 
     async def ready() -> bool:
         return True
 
-    backend = Backend(description, "0" * 64, reconstruct, ready)
+    backend = Backend(ServedModel(description, "0" * 64), reconstruct, ready)
     limits = RadiographLimits(max_bytes=MAX_BYTES, max_pixels=10_000_000)
     return TestClient(routes.build(backend, ImageDecoder(description, limits)))
 

@@ -23,11 +23,12 @@ import uvicorn
 from raylift.platform import model_store
 from raylift.serve import ingress
 from raylift.serve.gate import Gate
+from raylift.serve.served_model import ServedModel
 from raylift.serve.settings import ServeSettings
 
 model = model_store.load(sys.argv[1])
 settings = ServeSettings(root_path=sys.argv[2], allowed_hosts=("ct.example.org",))
-app = ingress.build("model", Gate(), settings, model.description, model.sha256, None, None)
+app = ingress.build("model", Gate(), settings, ServedModel(model.description, model.sha256), None)
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[3]), log_level="warning")
 """
 NGINX = """

@@ -27,6 +27,7 @@ from raylift.serve.backend import Backend
 from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page.events import Actions, ViewInput
 from raylift.serve.reconstructor import HUVolume, Reconstructor
+from raylift.serve.served_model import ReconstructionSettings, ServedModel
 
 PX = 96
 
@@ -78,14 +79,14 @@ def recorded(description: Description) -> tuple[Backend, list[np.ndarray]]:
     """A backend that keeps the network inputs."""
     inputs: list[np.ndarray] = []
 
-    async def reconstruct(radiographs: np.ndarray, _: int) -> HUVolume:
+    async def reconstruct(radiographs: np.ndarray, _: ReconstructionSettings) -> HUVolume:
         inputs.append(radiographs)
         return HUVolume(np.zeros((32, 32, 32), np.int16))
 
     async def ready() -> bool:
         return True
 
-    return Backend(description, "0" * 64, reconstruct, ready), inputs
+    return Backend(ServedModel(description, "0" * 64), reconstruct, ready), inputs
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -129,9 +130,9 @@ def test_one_file_is_one_network_input_wherever_it_is_read(
         assert all(note in shown.value for note in notes.get(view, ()))
 
     class Recording(Reconstructor):
-        def reconstruct(self, radiographs: list[np.ndarray], samples: Any = None) -> list[HUVolume]:
+        def reconstruct(self, radiographs: list[np.ndarray], settings: Any = None) -> list[HUVolume]:
             inputs.extend(radiographs)
-            return super().reconstruct(radiographs, samples)
+            return super().reconstruct(radiographs, settings)
 
     monkeypatch.setattr("raylift.serve.reconstructor.Reconstructor", Recording)
     command = ["reconstruct", str(model_folder), "-o", str(tmp_path / "volume.nii.gz")]

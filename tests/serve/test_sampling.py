@@ -9,17 +9,15 @@ import pytest
 import SimpleITK as sitk
 from fastapi.openapi.models import OpenAPI
 from fastapi.testclient import TestClient
+from service_clients import client_of, real_backend
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.radiographs.decoding import read
-from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.platform import cli
-from raylift.serve.api import routes
-from raylift.serve.backend import Backend
-from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page.std_map import StdMap
-from raylift.serve.reconstructor import HUVolume, Reconstructor
+from raylift.serve.reconstructor import Reconstructor
+from raylift.serve.served_model import ReconstructionSettings
 
 URL = "/v1/reconstructions"
 
@@ -49,7 +47,7 @@ def test_several_samples_give_mean_and_standard_deviation_of_the_single_ones(
 ) -> None:
     several = Reconstructor.load(str(diffusion_folder), consistency_steps=steps, sampling=SamplingFlags(steps=2))
     given = several.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})
-    (result,) = several.reconstruct([given], [3])
+    (result,) = several.reconstruct([given], [ReconstructionSettings(3)])
     alone = singles(diffusion_folder, given, 3, steps)
     assert np.abs(result.hu - alone.mean(axis=0)).max() <= 1
     assert result.std is not None
@@ -61,8 +59,9 @@ def test_several_samples_give_mean_and_standard_deviation_of_the_single_ones(
 
 def test_the_requests_of_one_batch_have_their_own_number_of_samples(diffusion: Reconstructor) -> None:
     given = inputs(3)
-    together = diffusion.reconstruct(given, [1, 3, 2])
-    alone = [diffusion.reconstruct([one], [count])[0] for one, count in zip(given, [1, 3, 2], strict=True)]
+    settings = [ReconstructionSettings(count) for count in (1, 3, 2)]
+    together = diffusion.reconstruct(given, settings)
+    alone = [diffusion.reconstruct([one], [its])[0] for one, its in zip(given, settings, strict=True)]
     assert [one.std is None for one in together] == [True, False, False]
     for one, other in zip(together, alone, strict=True):
         assert np.abs(np.subtract(one.hu, other.hu, dtype=np.int32)).max() <= 1
@@ -71,7 +70,7 @@ def test_the_requests_of_one_batch_have_their_own_number_of_samples(diffusion: R
 
 def test_a_deterministic_model_refuses_several_samples(reconstructor: Reconstructor) -> None:
     with pytest.raises(ConfigError, match="is deterministic"):
-        reconstructor.reconstruct(inputs(1), [2])
+        reconstructor.reconstruct(inputs(1), [ReconstructionSettings(2)])
 
 
 @pytest.fixture
@@ -142,24 +141,14 @@ def test_unsupported_options_are_refused_and_nothing_is_written(
 @pytest.fixture
 def client(diffusion: Reconstructor) -> TestClient:
     """The API with a diffusion network and up to three samples."""
-
-    async def reconstruct(prepared: np.ndarray, samples: int) -> HUVolume:
-        return diffusion.reconstruct([prepared], [samples])[0]
-
-    async def ready() -> bool:
-        return True
-
-    backend = Backend(
-        diffusion.description, diffusion.sha256, reconstruct, ready, sampling=diffusion.sampling, max_samples=3
-    )
-    return TestClient(routes.build(backend, ImageDecoder(backend.description, RadiographLimits())))
+    return client_of(real_backend(diffusion, max_samples=3, max_steps=5, max_consistency_steps=4))
 
 
 def test_a_request_returns_the_mean_and_with_return_std_a_zip_of_both(
     client: TestClient, diffusion: Reconstructor, radiographs: dict[str, bytes], tmp_path: Path
 ) -> None:
     given = diffusion.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})
-    (expected,) = diffusion.reconstruct([given], [3])
+    (expected,) = diffusion.reconstruct([given], [ReconstructionSettings(3)])
     fields = {"invert": "no", "samples": "3"}
     plain = client.post(URL, files=radiographs, data=fields)
     assert plain.headers["content-type"] == "application/gzip"
@@ -187,7 +176,11 @@ def test_a_request_returns_the_mean_and_with_return_std_a_zip_of_both(
         ({"samples": "0"}, "field samples is '0': input should be greater than or equal to 1"),
         ({"return_std": "true"}, "return_std requires samples to be 2 or more"),
         ({"samples": "2", "return_std": "yes"}, "field return_std is 'yes': input should be 'true' or 'false'"),
-        ({"seed": "3"}, "unknown field seed"),
+        ({"seed": "-1"}, "field seed is '-1': input should be greater than or equal to 0"),
+        ({"seed": str(2**32)}, "input should be less than or equal to 4294967295"),
+        ({"steps": "6"}, "field steps is '6': input should be less than or equal to 5"),
+        ({"consistency_steps": "5"}, "field consistency_steps is '5': input should be less than or equal to 4"),
+        ({"sampler": "ddim"}, "unknown field sampler"),
     ],
 )
 def test_invalid_numbers_of_samples_are_refused(
@@ -199,8 +192,14 @@ def test_invalid_numbers_of_samples_are_refused(
 
 
 def test_the_model_info_and_openapi_description_include_the_sampling(client: TestClient) -> None:
-    sampling = client.get("/v1/model").json()["sampling"]
-    assert sampling == {"sampler": "dpm_solver", "steps": 2, "seed": 0, "max_samples": 3}
+    model = client.get("/v1/model").json()
+    assert model["sampler"] == "dpm_solver"
+    assert model["parameters"] == {
+        "samples": {"default": 1, "min": 1, "max": 3},
+        "seed": {"default": 0, "min": 0, "max": 2**32 - 1},
+        "steps": {"default": 2, "min": 1, "max": 5},
+        "consistency_steps": {"default": 0, "min": 0, "max": 4},
+    }
     schema = client.get("/openapi.json").json()
     OpenAPI.model_validate(schema)
     route = schema["paths"][URL]["post"]
@@ -211,7 +210,7 @@ def test_the_model_info_and_openapi_description_include_the_sampling(client: Tes
 
 
 def test_the_brightest_color_is_the_99_5th_percentile_rounded_up(diffusion: Reconstructor) -> None:
-    (result,) = diffusion.reconstruct(inputs(1), [3])
+    (result,) = diffusion.reconstruct(inputs(1), [ReconstructionSettings(3)])
     assert result.std is not None
     std_map = StdMap.of(result.std)
     top = std_map.max_hu

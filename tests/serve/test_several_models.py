@@ -15,7 +15,7 @@ from raylift.serve.settings import ServeSettings
 
 
 def test_each_model_has_a_page_and_an_api_and_the_pages_link_to_each_other(
-    browser: BrowserContext, two_models_url: str, model_folder: Path, tmp_path: Path
+    browser: BrowserContext, two_models_url: str, model_folder: Path, radiographs: dict[str, bytes], tmp_path: Path
 ) -> None:
     visit = Visit(browser, two_models_url)
     expect(visit.at("models").locator("b")).to_have_text(f"{model_folder.name} (x2ct-gan)")
@@ -44,6 +44,20 @@ def test_each_model_has_a_page_and_an_api_and_the_pages_link_to_each_other(
         assert httpx.get(f"{two_models_url}{path}/readyz", trust_env=False).status_code == 200
         model = httpx.get(f"{two_models_url}{path}/v1/model", trust_env=False).json()
         assert len(model["views"]) == views
+        models = httpx.get(f"{two_models_url}{path}/v1/models", trust_env=False).json()["models"]
+        assert [(one["name"], one["path"]) for one in models] == [(model_folder.name, ""), (FRONTAL_MODEL, "/2")]
+        assert models[bool(path)] == model
+    frontal = {"frontal": radiographs["frontal"]}
+    response = httpx.post(
+        f"{two_models_url}/v1/reconstructions",
+        files=frontal,
+        data={"model": FRONTAL_MODEL},
+        follow_redirects=True,
+        timeout=60,
+        trust_env=False,
+    )
+    assert response.status_code == 200, response.text
+    assert response.headers["X-Raylift-Model"] == sha256_of(FRONTAL_MODEL)
 
 
 def test_several_models_are_not_served_below_a_path() -> None:

@@ -34,6 +34,7 @@ from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page import example
 from raylift.serve.page.events import Actions
 from raylift.serve.reconstructor import HUVolume, Reconstructor
+from raylift.serve.served_model import ServedModel
 from raylift.serve.settings import ServeSettings
 from raylift.serve.view_text import edge_letters, guidance, in_words, requirement, title
 
@@ -221,7 +222,7 @@ def test_the_page_has_an_upload_a_preview_and_a_comparison_for_each_view(
     folder, names = exported
     ids = {component["props"].get("elem_id") for component in api.get("/config").json()["components"]}
     assert {f"{name}-{part}" for name in names for part in ("file", "preview", "flip", "comparison")} <= ids
-    backend = Backend(Reconstructor.load(str(folder)).description, "0" * 64, never, ready)
+    backend = Backend(ServedModel(Reconstructor.load(str(folder)).description, "0" * 64), never, ready)
     images = Actions(backend, ImageDecoder(backend.description, LIMITS))._comparisons(
         np.zeros((len(names), 32, 32), np.float32), np.zeros((32, 32, 32), np.int16)
     )
@@ -249,7 +250,9 @@ def test_the_page_reconstructs_a_volume_from_an_upload_for_each_view(
 def test_only_lateral_views_may_be_flipped_automatically(exported: tuple[Path, list[str]]) -> None:
     folder, names = exported
     description = Reconstructor.load(str(folder)).description
-    api = TestClient(routes.build(Backend(description, "0" * 64, never, ready), ImageDecoder(description, LIMITS)))
+    api = TestClient(
+        routes.build(Backend(ServedModel(description, "0" * 64), never, ready), ImageDecoder(description, LIMITS))
+    )
     schemas = api.get("/openapi.json").json()["components"]["schemas"]
     (form,) = (schema for schema in schemas.values() if f"flip_{names[0]}" in schema.get("properties", {}))
     defaults = {name: form["properties"][f"flip_{name}"]["default"] for name in names}

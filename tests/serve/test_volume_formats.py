@@ -15,34 +15,14 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from raylift.datasets.geometry import Grid
-from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.platform import cli
-from raylift.serve.api import routes
 from raylift.serve.api.negotiation import negotiated
-from raylift.serve.backend import Backend
-from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.images import SIDE_PX, slice_image
-from raylift.serve.reconstructor import HUVolume, Reconstructor
 from raylift.serve.volume_formats import FORMATS, dicom_series, png_sheet
 
 GRID, NOTE = Grid(8, 2.5), "raylift 0123, research only"
 HU = np.random.default_rng(1).integers(-1024, 1477, (8, 8, 8)).astype(np.int16)
 URL = "/v1/reconstructions"
-
-
-@pytest.fixture(scope="module")
-def service_client(reconstructor: Reconstructor) -> TestClient:
-    """The API with the real network, in this process."""
-
-    async def reconstruct(prepared: np.ndarray, samples: int) -> HUVolume:
-        return reconstructor.reconstruct([prepared], [samples])[0]
-
-    async def ready() -> bool:
-        return True
-
-    description = reconstructor.description
-    backend = Backend(description, reconstructor.sha256, reconstruct, ready)
-    return TestClient(routes.build(backend, ImageDecoder(description, RadiographLimits())))
 
 
 def dicom_files(data: bytes, folder: Path) -> list[str]:
