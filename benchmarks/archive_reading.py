@@ -1,4 +1,4 @@
-"""Volumes a second from storage to a training batch: raylift's archive against a file a volume.
+"""Volumes per second from storage to a training batch: raylift's archive against a file a volume.
 
 The alternative is how X2CT-GAN's data are read: one gzip-compressed HDF5 file a volume with the CT at 320^3 and two
 radiographs at 320^2, brought to 128 on the fly by `scipy.ndimage.zoom` (order 1). A second alternative spares it the

@@ -22,8 +22,8 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.intensity import HU_MAX, HU_MIN, Window
 from raylift.datasets.streaming.stream import load_batch
 from raylift.models import consistency
-from raylift.models.anatomy import dice
 from raylift.models.metrics import VOLUME
+from raylift.models.segmentation_metrics import dice
 from raylift.platform import model_store
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

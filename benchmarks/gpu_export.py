@@ -35,7 +35,7 @@ from training_batches import WINDOW
 
 
 def export(stages: list[Path], views: int, archive_url: str, folder: Path, result: str) -> None:
-    """The last weights of a training in stages as a model that raylift loads, in half precision, with its card.
+    """The last weights of a training in stages as a model that raylift loads, in fp16, with its card.
 
     Args:
         stages: files `NAME.settings.json` that `gpu_training.py` wrote, each started with the weights of the previous

@@ -3,8 +3,8 @@
 All have the same volumes, pose, detector and step along the ray (a voxel), and are called by their public functions.
 Differences of their conventions are compensated in the axes and the affine that they receive:
 
-* nanodrr renders one volume a call, so a batch takes as many calls. It places a given number of samples on the part of
-  a ray that lies inside the volume; the number makes a step one voxel long on the central ray.
+* nanodrr renders one volume per call, so a batch takes as many calls. It places a given number of samples on the part
+  of a ray that lies inside the volume; the number makes a step one voxel long on the central ray.
 * flashdrr reads the scale of the second volume of a batch outside its array, so volumes are its channels, which it
   renders in one launch. Its affine goes to indices for corners at voxel centers, its sampling from indices for corners
   at voxel faces: the affine undoes that. Its lengths are centimeters, its detector ends at the centers of the outer

@@ -230,7 +230,7 @@ def curve(
 
 SECONDS_A_SYSTEM = 7.0
 STEPS = "training steps (optimizer steps of all networks) of the published systems"
-COLUMNS = ["system", "size", "batch", "kind", "ms", "volumes/s", "peak GiB", "TFLOP a step", "TFLOP/s"]
+COLUMNS = ["system", "size", "batch", "kind", "ms", "volumes/s", "peak GiB", "TFLOP per step", "TFLOP/s"]
 COLUMNS += ["share of the data sheet's dense peak", "share of the card's own convolution"]
 PARITY = "losses of the slim X2CT-GAN, relative distance from strict fp32"
 PARITY_COLUMNS = [

@@ -4,7 +4,7 @@
 
 Volumes stay on the device; each sample is an augmented pair (`datasets.augmentation.augmentation`) of a CT, with
 probability `--ct-share`, or else of a phantom. The learning rate decays along a cosine over the job's time limit. Every
-minute the exponential moving average of the weights is written (half precision) with its metrics on held-out phantoms
+minute the exponential moving average of the weights is written (fp16) with its metrics on held-out phantoms
 and CT, so that an interrupted training is not lost; `--from` starts from such weights.
 
 The CT file is written by `python benchmarks/gpu_training.py --pack FOLDER... --ct ct.npz`: `source:NAME` on 96 voxels

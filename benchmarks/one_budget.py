@@ -1,6 +1,6 @@
 """Systems at one budget: the same wall time on one GPU, on held-out phantoms and by folds on CT.
 
-Each system trains on deformed phantoms, then, from these weights, once a fold, on deformed phantoms and the deformed
+Each system trains on deformed phantoms, then, from these weights, once per fold, on deformed phantoms and the deformed
 CT of the other folds' subjects. All get the same samples in the same order, with DRRs as an archive holds them, and
 their slim preset's optimizer. All train at once, each in a process of its own. With torch alone:
 
@@ -32,7 +32,7 @@ from torch import nn
 
 from raylift.datasets.batch import Batch
 from raylift.datasets.geometry import Geometry, Grid, chest
-from raylift.models import anatomy, baselines, metrics, weights
+from raylift.models import baselines, metrics, segmentation_metrics, weights
 from raylift.models.diffusion.diffusion_network import DiffusionNetwork
 from raylift.models.inference import reconstruct
 from raylift.models.losses import ssim_loss
@@ -262,7 +262,7 @@ def evaluate(file: Path, data: Path, spacing_mm: float) -> None:
         hu, ground_truth = volumes[key].astype(np.float32), ground_truths[subject].astype(np.float32)
         values.setdefault(subject, {})[stage] = {
             **metrics.VOLUME.evaluate(hu, ground_truth),
-            "lung_dice": anatomy.compare(hu, ground_truth, (spacing_mm,) * 3)["lung_dice"],
+            "lung_dice": segmentation_metrics.compare(hu, ground_truth, (spacing_mm,) * 3)["lung_dice"],
             **errors_by_tissue(hu, ground_truth),
         }
     (file.parent / f"{file.stem}-metrics.json").write_text(json.dumps(values, indent=1), encoding="utf-8")

@@ -222,7 +222,7 @@ def report(folder: Path, plots: Path, output: Path) -> str:
         f"* budget: {settings['seconds']:g} s of wall time on phantoms, batch {settings['batch']}, "
         f"{settings['precision']}, the same samples in the same order for every system, seed {settings['seed']}; "
         f"{len(systems)} networks trained at once (DiffuX2CT twice), each in a process of its own, on one card; "
-        "validation does not count; EMA weights, in half precision",
+        "validation does not count; EMA weights, in fp16",
     ]
     if fold:
         lines.append(
@@ -233,7 +233,7 @@ def report(folder: Path, plots: Path, output: Path) -> str:
         )
     lines += [
         "* intervals: BCa bootstrap of the paired differences over subjects, 9,999 resamples; each system is trained "
-        "once, so they do not contain the spread over seeds",
+        "once, so they do not contain the variation between seeds",
         "* the learning rate falls to zero at the end, so a curve that is flat there does not show convergence",
         verdict(phantoms, "held-out phantoms"),
         *([verdict(ct, f"CT, {len(fold_files)}-fold cross-validation")] if fold else []),

@@ -67,7 +67,7 @@ def main() -> int:
 def measured(
     name: str, model: Model, archive: Archive, split: str, settings: SamplingConfig | None, samples: list[int]
 ) -> list:
-    """A row for each number of samples: metrics of all scans, std against error, sharpness, and seconds a scan."""
+    """A row for each number of samples: metrics of all scans, std against error, sharpness, and seconds per scan."""
     window, views = model.description.window, matching_views(model.description, archive)
     scans: dict[int, list] = {count: [] for count in samples}
     for entry in archive.entries(split):

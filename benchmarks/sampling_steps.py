@@ -64,7 +64,7 @@ def main() -> int:
     test = load_batch(archive, archive.entries(options.split)[: options.scans], window, views)
 
     def measured(predict: Callable[[Tensor], Tensor]) -> tuple[float, float, float]:
-        """Mean PSNR, mean SSIM and seconds a volume."""
+        """Mean PSNR, mean SSIM and seconds per volume."""
         started = time.perf_counter()
         with torch.no_grad():
             predictions = torch.cat([predict(test.radiographs[k : k + 1]) for k in range(len(test.radiographs))])
@@ -91,7 +91,7 @@ def main() -> int:
         f"batch 1, threads {options.threads}; protocol volume, "
         f"mean over {len(test.radiographs)} scans, {options.split} split"
     )
-    table(title, ["sampler", "steps", "PSNR, dB", "SSIM", "seconds a volume"], rows)
+    table(title, ["sampler", "steps", "PSNR, dB", "SSIM", "seconds per volume"], rows)
     enough = min(steps for steps, db in best.items() if db > max(best.values()) - LOSS_DB)
     print(f"Fewest steps that lose less than {LOSS_DB} dB to the best: {enough}.\n")
     if options.samples:

@@ -17,8 +17,8 @@ from stepping import channels_last
 from torch import Tensor, nn
 
 from raylift.datasets.batch import Batch
-from raylift.models.literature import Training
 from raylift.models.objectives.objective import Objective, frozen
+from raylift.models.system_entry import Training
 
 Metrics = dict[str, float]
 

@@ -26,7 +26,7 @@ class ArchiveNotFoundError(ArchiveError, FileNotFoundError):
 
 
 class CorruptSampleError(ArchiveError):
-    """A stored array that is missing or does not match the digest in the manifest."""
+    """A stored array that is missing or does not match the digest in the archive's index."""
 
 
 class AlteredFileError(RayliftError, ValueError):

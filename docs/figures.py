@@ -47,7 +47,7 @@ CAPTION = (
 
 
 def phantom_sheet(path: Path, seeds: tuple[int, ...] = (12, 21, 5, 25), grid: Grid = Grid(128, 2.5)) -> None:  # noqa: B008
-    """A row a seed, a column a plane or projection."""
+    """One row per seed, one column per plane or projection."""
     low, high = LUNG_AND_TISSUE_HU
     side = 2.2
     figure, axes = plt.subplots(

@@ -43,9 +43,9 @@ def evaluation(title: str, report: Path) -> str:
     head = [f"{TITLES[name]} ({protocol})" for protocol, names in COLUMNS.items() for name in names]
     lines = [f"\n## {title}\n", metrics["summary"] + "\n", row(["method", *head]), row(["---"] * (1 + len(head)))]
     for predictor, mean in metrics["mean"].items():
-        spread = metrics["standard_deviation"][predictor]
+        std = metrics["standard_deviation"][predictor]
         cells = [
-            cell(name, mean[protocol][name], spread[protocol][name], len(metrics["cases"]))
+            cell(name, mean[protocol][name], std[protocol][name], len(metrics["cases"]))
             for protocol, names in COLUMNS.items()
             for name in names
         ]
@@ -53,10 +53,10 @@ def evaluation(title: str, report: Path) -> str:
     return "\n".join([*lines, "", *conditions(metrics["provenance"], list(metrics["cases"]))])
 
 
-def cell(name: str, mean: float, spread: float, count: int) -> str:
+def cell(name: str, mean: float, std: float, count: int) -> str:
     """Mean and, over several scans, standard deviation."""
     digits = DIGITS.get(name, 3)
-    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if count > 1 else "")
+    return f"{mean:.{digits}f}" + (f" ± {std:.{digits}f}" if count > 1 else "")
 
 
 def conditions(provenance: dict[str, Any], cases: list[str]) -> list[str]:

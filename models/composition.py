@@ -1,7 +1,7 @@
-"""A system as five choices by name: encoder, lifting, fusion, decoder, loss.
+"""A system as parts by name: encoder, lifting, fusion, decoder, discriminator, loss.
 
-Every CNN and GAN of the literature is a `Composition`, written out in `models/systems/`; a search may cross them.
-`Parts` are the first four choices, for systems with other objectives.
+Every system of kind regression or GAN but `unrolled` is a `Composition`, written out in `models/systems/`; a search may
+cross them. `Parts` are the first four, for systems with other objectives.
 
 ```
 radiograph k -> encoder -> lifting -+
@@ -37,10 +37,10 @@ from raylift.models.volume_network import VolumeNetwork
 
 @dataclass(frozen=True)
 class Parts(SystemConfig):
-    """The choices that make the network, whatever its loss; the defaults are X2CT-GAN's."""
+    """The parts of the network, whatever its loss; the defaults are X2CT-GAN's."""
 
     name: str = ""
-    """The system that these settings are based on; the choices below may differ from it."""
+    """The system that these settings are based on; the parts below may differ from it."""
     views: tuple[str, ...] = ("frontal", "lateral")
     """Names of views of the archive's geometry; `all`: every one of them when a run starts."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

@@ -141,26 +141,26 @@ def mean_residuals(residuals: Sequence[dict[str, tuple[float, float]]]) -> dict[
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """Agreement of volumes' projections with radiographs, by view, after the best gain and offset of each."""
+class ReprojectionMetrics:
+    """How volumes' projections agree with radiographs, by view, after the best gain and offset of each."""
 
     residual: Float[Tensor, "n views"]
     """Relative L2 distance of the projection from the radiograph; 0 is agreement."""
     psnr_db: Float[Tensor, "n views"]
-    """With the radiograph's range, 1, as maximum."""
+    """Data range 1."""
 
 
-def agreement(
+def reprojection_metrics(
     volume: Float[Tensor, "n 1 d h w"],
     radiographs: Float[Tensor, "n views rows columns"],
     window: Window,
     grid: Grid,
     geometry: Geometry,
-) -> Agreement:
+) -> ReprojectionMetrics:
     """The agreement of volumes in the window's [0, 1] with normalized radiographs; see `fit` for the arguments."""
     attenuation = hu_to_attenuation(window.to_hu(volume.float()), geometry.attenuation)
     state = _compare(attenuation, radiographs.float(), grid, geometry)
-    return Agreement(state.residual, -10 * state.error.square().mean(dim=(2, 3)).clamp_min(1e-12).log10())
+    return ReprojectionMetrics(state.residual, -10 * state.error.square().mean(dim=(2, 3)).clamp_min(1e-12).log10())
 
 
 def require_steps(steps: int) -> None:

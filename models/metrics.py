@@ -67,7 +67,7 @@ def psnr_db(mean_squared_error: float, data_range: float) -> float:
     return float("inf") if mean_squared_error == 0 else float(10 * np.log10(data_range**2 / mean_squared_error))
 
 
-def cosine(prediction: Unit, ground_truth: Unit) -> float:
+def cosine_similarity(prediction: Unit, ground_truth: Unit) -> float:
     """Cosine of the angle between the flattened volumes, not centered, as X2CT-GAN reports it."""
     # Sums of NumPy itself, because the last digit of BLAS depends on its number of threads.
     norms = np.sqrt(np.square(prediction).sum() * np.square(ground_truth).sum())
@@ -103,7 +103,7 @@ def _volume_metrics(prediction: Unit, ground_truth: Unit, inside: Inside) -> Met
         "mse": mean_squared_error,
         "psnr_db": psnr_db(mean_squared_error, 1.0),
         "ssim": _ssim(prediction, ground_truth, inside, (5, 5, 5), **_GAUSSIAN),
-        "cosine": cosine(prediction, ground_truth),
+        "cosine_similarity": cosine_similarity(prediction, ground_truth),
     }
 
 
@@ -122,13 +122,14 @@ def _x2ct_metrics(prediction: Unit, ground_truth: Unit, inside: Inside) -> Metri
         "psnr_3d_db": psnr_db(_mean(squared, inside), 4095.0),
         "psnr_slices_db": float(np.mean(slices)),
         "ssim_slices": float(np.mean(similarities)),
-        "cosine": cosine(prediction, ground_truth),
+        "cosine_similarity": cosine_similarity(prediction, ground_truth),
     }
 
 
-_WHOLE_VOLUME = "PSNR over the volume against the window's width; SSIM in 3-D with a Gaussian of 1.5 voxels"
+_WHOLE_VOLUME = "PSNR over the volume, data range = width of the window; SSIM in 3-D with a Gaussian of 1.5 voxels"
 _SLICES = (
-    "PSNR against 4095 on a scale of 2500, over the volume and as a mean of slices; SSIM as a mean of slices, 7 x 7"
+    "PSNR with a data range of 4095 on values of 0 to 2500, over the volume and as a mean of slices; "
+    "SSIM as a mean of slices, 7 x 7"
 )
 VOLUME = VolumeProtocol(Window(-1024, 1476), _WHOLE_VOLUME, _volume_metrics)
 X2CT = VolumeProtocol(Window(-1024, 1476), _SLICES, _x2ct_metrics)

@@ -1,4 +1,4 @@
-"""The same choices with fewer channels: small variants of the systems made of parts, for CPU cores, demos and tests.
+"""The same parts with fewer channels: small variants of the systems made of parts, for CPU cores, demos and tests.
 
 A final ReLU of a published network is replaced by a leaky ReLU, because its gradient often vanishes in small networks
 on volumes that are mostly air.

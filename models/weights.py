@@ -1,7 +1,7 @@
 """A trained network in a local folder: safetensors weights and a self-contained description.
 
 ```
-model.safetensors    weights, in fp32 or half precision; always loaded in fp32; absent where model.json names a folder
+model.safetensors    weights, in fp32 or fp16; always loaded in fp32; absent where model.json names a folder
                      next to this one whose weights are the same (`weights_of`)
 training_data.npz    digests of its training scans and the fitted trivial baselines (`models.training_data`); absent for
                      a model whose training data are unknown

@@ -7,8 +7,8 @@ from torch import nn
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import register_union
 from raylift.models.composition import Composition
-from raylift.models.literature import SystemEntry
 from raylift.models.system_config import SystemConfig
+from raylift.models.system_entry import SystemEntry
 from raylift.models.systems.cgan import CGAN_128
 from raylift.models.systems.cnn3d import CNN3D
 from raylift.models.systems.cvaa import CVAA_GAN

@@ -14,7 +14,7 @@ COMMANDS = {
     "phantom": ("raylift.platform.commands.ingest:phantom", "synthetic thorax volumes to an archive"),
     "archive ls": (
         "raylift.platform.commands.archive_commands:list_archive",
-        "samples, splits, choices, size and snapshot of an archive",
+        "samples, splits, ingest options, size and snapshot of an archive",
     ),
     "archive verify": (
         "raylift.platform.commands.archive_commands:verify_archive",
@@ -51,7 +51,10 @@ COMMANDS = {
     ),
     "serve": ("raylift.serve.commands:serve", "HTTP API and web page for a model"),
     "models": ("raylift.platform.commands.about:models", "pretrained models, which commands take by name, models:NAME"),
-    "systems": ("raylift.platform.commands.about:systems", "published methods: names, presets, sizes, papers"),
+    "systems": (
+        "raylift.platform.commands.about:systems",
+        "systems, published methods and raylift's own: presets, parameters, papers",
+    ),
     "doctor": ("raylift.platform.commands.about:doctor", "what is installed and reachable, and what is missing"),
 }
 """Function and line of help of each command. Only this table refers to folders to the right of its own."""
@@ -99,12 +102,12 @@ def _main(arguments: Sequence[str] | None) -> int:
     count = 2 if " ".join(words[:2]) in COMMANDS else 1
     name = " ".join(words[:count])
     if name not in COMMANDS:
-        verbs = [command for command in COMMANDS if command.startswith(f"{words[0]} ")]
-        if verbs and words[1:2] in (["-h"], ["--help"]):
-            print(_help(verbs))
+        subcommands = [command for command in COMMANDS if command.startswith(f"{words[0]} ")]
+        if subcommands and words[1:2] in (["-h"], ["--help"]):
+            print(_help(subcommands))
             return 0
-        unknown = " ".join(words[: 2 if verbs else 1])
-        print(f"raylift: unknown command '{unknown}': use one of {', '.join(verbs or COMMANDS)}", file=sys.stderr)
+        unknown = " ".join(words[: 2 if subcommands else 1])
+        print(f"raylift: unknown command '{unknown}': use one of {', '.join(subcommands or COMMANDS)}", file=sys.stderr)
         return 2
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from raylift.datasets.errors import RayliftError

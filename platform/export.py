@@ -21,7 +21,8 @@ from raylift.platform.model_store import CARD_FILE
 from raylift.platform.monitor import PROTOCOL_OF, monitored
 from raylift.platform.reports.page import DISCLAIMER
 
-PRECISIONS = {torch.float32: "fp32", torch.float16: "half precision"}
+ATTENUATIONS = {"linear": "proportional to HU + 1000", "plastimatch": "as plastimatch's, zero up to -800 HU"}
+PRECISIONS = {torch.float32: "fp32", torch.float16: "fp16"}
 NORMALIZATIONS: dict[Normalization, str] = {
     "percentiles": "by the image's 0.5 and 99.5 percentiles",
     "maximum": "divided by the image's maximum, in 8 bits",
@@ -69,8 +70,8 @@ def card(model: Model, sha256: str, metrics: dict[str, float], dtype: torch.dtyp
         f"sampled: {settings.sampler}, {settings.steps} steps, seed {settings.seed}; other seeds give other samples"
     )
     measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(metrics.items()))
-    acquired = provenance.get("archive_contents") == "radiographs"
-    samples = f"{len(provenance.get('training_samples', []))} {'pairs of radiographs' if acquired else 'volumes'}"
+    of_radiographs = provenance.get("archive_contents") == "radiographs"
+    samples = f"{len(provenance.get('training_samples', []))} {'pairs of radiographs' if of_radiographs else 'volumes'}"
     trained_on = provenance.get("imported") or f"{samples} of {provenance.get('archive', 'an unknown archive')}"
     return f"""# {description.system.name}
 
@@ -90,7 +91,8 @@ A network that reconstructs a CT volume of the chest from {_radiographs(geometry
 | normalization | {NORMALIZATIONS[description.normalization]} |
 | views | {"; ".join(_view(view) for view in geometry.views)} |
 | histograms | {"matched to DRRs" if description.histograms else "not matched"} |
-| geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm; attenuation model {geometry.attenuation} |
+| geometry | {beam}, detector pitch {geometry.detector_pitch_mm:.4g} mm; attenuation \
+{ATTENUATIONS[geometry.attenuation]} |
 | prediction | {sampling or "deterministic"} |
 | trained on | {trained_on} |
 {_started_with(provenance)}| config | SHA-256 `{provenance.get("config_sha256", "not recorded")}` |
@@ -106,7 +108,7 @@ A network that reconstructs a CT volume of the chest from {_radiographs(geometry
 
 ## Limits
 
-{RADIOGRAPH_LIMITS if acquired else DRR_LIMITS}
+{RADIOGRAPH_LIMITS if of_radiographs else DRR_LIMITS}
 {_count(len(geometry.views))} not determine a volume: structures that the radiographs do not show are estimated from \
 the training data, and small or faint ones may be missing or hallucinated. HU are not calibrated. The training set is \
 small and from few scanners; body habitus, age, devices and disease outside it are reconstructed wrongly without any \

@@ -8,8 +8,8 @@ from typing import Any
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import to_plain
-from raylift.models.literature import Training
 from raylift.models.system_config import SystemConfig
+from raylift.models.system_entry import Training
 from raylift.models.zoo import SYSTEMS
 from raylift.platform.config import (
     ClusterConfig,
@@ -55,7 +55,8 @@ def run_of(system: SystemConfig, training: Training) -> RunConfig:
 PRESETS: dict[str, RunConfig] = {
     name: run_of(*variant) for entry in SYSTEMS.values() for name, variant in entry.variants().items()
 }
-"""NAME as published, NAME-single from the frontal view alone, NAME-slim for CPU cores, NAME-tiny for tests."""
+"""NAME as published (raylift's own: in full size), NAME-single from the frontal view alone, NAME-slim for CPU cores,
+NAME-tiny for tests."""
 
 
 def named_run(name: str) -> RunConfig:

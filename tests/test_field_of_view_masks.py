@@ -33,7 +33,7 @@ from raylift.datasets.sources import Source
 from raylift.datasets.streaming.order import BatchPartition, SampleOrder
 from raylift.datasets.streaming.stream import BatchStream, load_batch
 from raylift.datasets.streaming.streamed_phantoms import StreamedPhantoms
-from raylift.models import anatomy, baselines, weights
+from raylift.models import baselines, segmentation_metrics, weights
 from raylift.models.metrics import CVAA, VOLUME, X2CT
 from raylift.models.objectives.adversarial import DiscriminatorLossModule, GeneratorLossModule, ReconstructionLoss
 from raylift.models.volume_network import VolumeNetwork
@@ -302,7 +302,7 @@ def test_metrics_of_a_masked_volume_are_those_computed_by_hand_inside(pair) -> N
     assert values["psnr_db"] == pytest.approx(-10 * np.log10(np.mean(error**2)))
     assert values["mae_hu"] == pytest.approx(np.abs(error).mean() * 2500)
     one, other = (unit[inside] for unit in units)
-    assert values["cosine"] == pytest.approx(one @ other / np.sqrt((one @ one) * (other @ other)))
+    assert values["cosine_similarity"] == pytest.approx(one @ other / np.sqrt((one @ one) * (other @ other)))
     air = [np.where(inside, unit, 0.0) for unit in units]
     windows = structural_similarity(
         air[1], air[0], data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
@@ -331,7 +331,7 @@ def test_no_metric_depends_on_a_prediction_outside(pair) -> None:
     cut = hu.copy()
     cut[:, :, :6] = np.nan
     noisy = np.where(np.isnan(cut), 40, hu).astype(np.float32)
-    values = anatomy.compare(noisy, cut, (GRID.spacing_mm,) * 3)
+    values = segmentation_metrics.compare(noisy, cut, (GRID.spacing_mm,) * 3)
     assert (values["lung_dice"], values["lung_volume_error_ml"]) == (1.0, 0.0)
 
 
@@ -346,12 +346,12 @@ def test_lungs_are_compared_where_the_field_of_view_excludes_the_chest_wall(tmp_
     milliliters = grid.spacing_mm**3 / 1000
     lung_ml = lung.sum() * milliliters
     assert lung_ml > 1900
-    same = anatomy.compare(hu.astype(np.float32), ground_truth, (grid.spacing_mm,) * 3)
+    same = segmentation_metrics.compare(hu.astype(np.float32), ground_truth, (grid.spacing_mm,) * 3)
     assert same["lung_dice"] == 1.0
     assert same["lung_volume_ml"] == pytest.approx(lung_ml, rel=0.02)
     prediction = hu.astype(np.float32)
     prediction[:, :, :32] = 40
-    values = anatomy.compare(prediction, ground_truth, (grid.spacing_mm,) * 3)
+    values = segmentation_metrics.compare(prediction, ground_truth, (grid.spacing_mm,) * 3)
     kept_ml = lung[:, :, 32:].sum() * milliliters
     assert values["lung_volume_ml"] == pytest.approx(kept_ml, rel=0.03)
     assert values["lung_volume_error_ml"] == pytest.approx(kept_ml - lung_ml, rel=0.03)
@@ -419,7 +419,7 @@ def test_a_run_on_truncated_phantoms_is_trained_and_evaluated_inside_their_field
         ({"keep_table": True}, {}),
     ],
 )
-def test_a_scan_that_the_archive_has_with_another_choice_is_reported(first: dict, second: dict, tmp_path: Path) -> None:
+def test_a_scan_that_the_archive_has_with_another_option_is_reported(first: dict, second: dict, tmp_path: Path) -> None:
     scan, url = truncated(0, tmp_path), str(tmp_path / "archive")
     reports = [
         ingest_ct([scan], url, GRID, chest(GRID), limits=DEFAULT_LIMITS, **choice).lines()
@@ -430,4 +430,4 @@ def test_a_scan_that_the_archive_has_with_another_choice_is_reported(first: dict
         0,
         1,
     ]
-    assert "patient-0.nii.gz. To apply the requested choice, ingest into another archive" in reports[2][-1]
+    assert "patient-0.nii.gz. To apply the requested option, ingest into another archive" in reports[2][-1]

@@ -1,4 +1,4 @@
-"""The house: who may import whom, names that would break Python, and what a wheel holds."""
+"""The layout: which folder imports which."""
 
 import ast
 import hashlib
@@ -17,10 +17,10 @@ from raylift.platform.model_store import MODELS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOW = ["datasets", "models", "platform", "serve"]
-"""Data flows one way: a folder imports itself and what stands to its left."""
-SERVE_MAY_TAKE = {"raylift.platform.config", "raylift.platform.cluster", "raylift.platform.model_store"}
+"""Data flows one way: a folder imports itself and the folders to its left."""
+SERVE_MAY_IMPORT = {"raylift.platform.config", "raylift.platform.cluster", "raylift.platform.model_store"}
 
-MODELS_MAY_TAKE = {
+MODELS_MAY_IMPORT = {
     "batch",
     "choices",
     "hashed_json",
@@ -63,7 +63,7 @@ def test_a_folder_imports_only_itself_and_what_stands_to_its_left(folder):
 def test_the_service_takes_the_configuration_and_the_cluster_and_never_the_training_loop():
     for path in modules("serve"):
         taken = {name for name in imports(path) if name.startswith("raylift.platform.")}
-        assert all(any(name == m or name.startswith(f"{m}.") for m in SERVE_MAY_TAKE) for name in taken), path
+        assert all(any(name == m or name.startswith(f"{m}.") for m in SERVE_MAY_IMPORT) for name in taken), path
 
 
 def graph() -> dict[str, set[str]]:
@@ -110,7 +110,7 @@ def test_models_take_from_datasets_only_what_is_listed_however_indirectly():
     while new := {name for module in reached for name in imported[module] if name in imported} - reached:
         reached |= new
     taken = {module.removeprefix("raylift.datasets.") for module in reached if module.startswith("raylift.datasets.")}
-    assert {"phantom" if name.startswith("phantom.") else name for name in taken} == MODELS_MAY_TAKE
+    assert {"phantom" if name.startswith("phantom.") else name for name in taken} == MODELS_MAY_IMPORT
 
 
 def test_folders_do_not_import_one_another_in_circles():

@@ -40,8 +40,8 @@ def test_every_test_and_every_file_that_the_documents_name_is_there():
     assert len(named) > 8
 
 
-def test_the_table_of_choices_has_every_name_and_no_other():
-    rows = re.findall(r"^\| [^|]+ \| ([^|]*`system\.[^|]+) \| ([^|]+) \|$", SECTIONS["The choices"], re.MULTILINE)
+def test_the_table_of_parts_has_every_name_and_no_other():
+    rows = re.findall(r"^\| [^|]+ \| ([^|]*`system\.[^|]+) \| ([^|]+) \|$", SECTIONS["The parts"], re.MULTILINE)
     keys = []
     for cell, names in rows:
         for key, group in zip(re.findall(r"`system\.([\w.]+)`", cell), names.split(";"), strict=False):
@@ -156,7 +156,7 @@ def test_the_refiner_takes_the_fewest_steps_that_lose_next_to_nothing():
 
 
 def test_every_slim_system_went_through_every_command():
-    (path,) = (REPOSITORY / "benchmarks/results").glob("*-verbs.md")
+    (path,) = (REPOSITORY / "benchmarks/results").glob("*-commands.md")
     rows = {
         cells[0]: cells[2:]
         for line in path.read_text().splitlines()

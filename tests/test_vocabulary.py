@@ -69,7 +69,6 @@ WORDS = {
 ALLOWED = [
     r"ground[_ -]truths?",
     r"exponential moving average",
-    r"drawn[_ ]people",
     r"\bbeside[_ ](?:spine|heart)\b",
     r"ImageDraw\.Draw|\bdraw\.text|\bdraw, font|docs/figures.py` draws|Draw the figures of the documentation",
     r"\bdraw\(st\.|\bdata\.draw\(|\bdraw: st\.DrawFn",

@@ -95,7 +95,7 @@ def ingest_ct(
     )
     add_samples(writer, scans, make, outcome, progress, workers=workers, subjects_are_named=bool(subject_pattern))
     requested = {"beyond_field_of_view": beyond_field_of_view, "table_removed": not keep_table}
-    outcome.warnings.extend(_kept_choices(outcome.present, requested))
+    outcome.warnings.extend(_kept_options(outcome.present, requested))
     return outcome
 
 
@@ -129,8 +129,8 @@ class _MakeSample:
         return entry, Sample(hu, render_drrs(hu, self.grid, self.geometry), labels)
 
 
-def _kept_choices(present: Sequence[Entry], requested: Mapping[str, str | bool]) -> list[str]:
-    """The warning about scans that the archive has with other choices than those requested."""
+def _kept_options(present: Sequence[Entry], requested: Mapping[str, str | bool]) -> list[str]:
+    """The warning about scans that the archive has with other options than those requested."""
     earlier = {"beyond_field_of_view": "keep", "table_removed": True}
     differing = [
         entry.source
@@ -142,7 +142,7 @@ def _kept_choices(present: Sequence[Entry], requested: Mapping[str, str | bool])
     names = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
     return [
         f"already in the archive, with another --beyond-field-of-view or --keep-table, and unchanged: {names}. To "
-        "apply the requested choice, ingest into another archive"
+        "apply the requested option, ingest into another archive"
     ]
 
 

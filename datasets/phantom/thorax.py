@@ -47,16 +47,16 @@ def thorax(
         grid: voxel grid; 64 voxels of 5 mm and 128 of 2.5 mm both extend from the neck to the upper abdomen.
         pneumothorax: air in a pleural cavity; None for none.
     """
-    painter = Painter(Person.sample(seed), Tissue.sample(seed), Raster(grid), pneumothorax)
-    painter.trunk()
-    painter.abdomen()
-    painter.mediastinum()
-    painter.lungs()
-    painter.bones()
-    return painter.hu.round().clip(HU_MIN, HU_MAX).astype(np.int16), painter.labels
+    rasterizer = ThoraxRasterizer(Person.sample(seed), Tissue.sample(seed), Raster(grid), pneumothorax)
+    rasterizer.trunk()
+    rasterizer.abdomen()
+    rasterizer.mediastinum()
+    rasterizer.lungs()
+    rasterizer.bones()
+    return rasterizer.hu.round().clip(HU_MIN, HU_MAX).astype(np.int16), rasterizer.labels
 
 
-class Painter:
+class ThoraxRasterizer:
     """Rasterizes one phantom over air, each tissue over the previous ones."""
 
     def __init__(
@@ -76,11 +76,11 @@ class Painter:
         self.cage = tuple(value.astype(np.float32) for value in person.cage(raster.z))
         self.spine = tuple(value.astype(np.float32) for value in person.spine(raster.z))
 
-    def paint(self, share: Singles, hu: Real | Volume) -> None:
+    def blend(self, share: Singles, hu: Real | Volume) -> None:
         """Blend `share` of every voxel with `hu`."""
         self.hu += share * (hu - self.hu)
 
-    def paint_hollow(self, outer: Volume, inner: Volume, shell: Real, core: Real) -> None:
+    def fill_hollow(self, outer: Volume, inner: Volume, shell: Real, core: Real) -> None:
         """Fill `inner` with `core` and the rest of `outer` with `shell`."""
         inner = np.minimum(inner, outer)
         self.hu *= 1 - outer
@@ -109,20 +109,20 @@ class Painter:
         breasts, glands = self._breasts()
         skin = r.rescaled(union(skin, breasts, 34.0))
 
-        self.paint(r.coverage(skin), SKIN_HU)
-        self.paint(r.coverage(skin + 2), t.fat)
-        self.paint(r.coverage(np.maximum(glands, skin + 5) * 0.35) * 0.8, SKIN_HU)
+        self.blend(r.coverage(skin), SKIN_HU)
+        self.blend(r.coverage(skin + 2), t.fat)
+        self.blend(r.coverage(np.maximum(glands, skin + 5) * 0.35) * 0.8, SKIN_HU)
         # Curved sheets of fat separate the muscles, roughly parallel to the ribs and thicker in obese phantoms.
         planes = r.smooth_noise(np.random.default_rng([p.seed, 5]), 110.0) * 9 + (self.wall - 26) * 0.7
         fat = r.sheet(planes, 1.6 + 0.1 * p.fat_mm)
-        self.paint(r.coverage(np.maximum(muscle, skin + 3)), t.muscle + fat * (t.fat - t.muscle))
-        self.paint(r.sheet(self.wall - 11.5, 2.5) * r.coverage(muscle + 8) * np.clip(8 * level, 0, 1), t.fat)
+        self.blend(r.coverage(np.maximum(muscle, skin + 3)), t.muscle + fat * (t.fat - t.muscle))
+        self.blend(r.sheet(self.wall - 11.5, 2.5) * r.coverage(muscle + 8) * np.clip(8 * level, 0, 1), t.fat)
         for side in SIDES:
             z = p.apex_z - 0.17 * p.height
             _, y, wide, _, _ = (float(value) for value in p.cage(z))
             armpit = r.ellipsoid((side * (wide + 19), y - 16, z), (14, 32, 48))
-            self.paint(r.coverage(armpit * 0.3) * r.coverage(skin + 5) * 0.85, t.fat)
-        self.paint(self.cavity * r.coverage(r.z - p.apex_z), t.fat)
+            self.blend(r.coverage(armpit * 0.3) * r.coverage(skin + 5) * 0.85, t.fat)
+        self.blend(self.cavity * r.coverage(r.z - p.apex_z), t.fat)
 
     def _breasts(self) -> tuple[Volume, Volume]:
         """Signed distances from the breasts in supine position, and from their glandular tissue."""
@@ -148,21 +148,21 @@ class Painter:
         def organ(x: Real, y: Real, z: Real, half: tuple[Real, Real, Real]) -> Volume:
             return np.asarray(np.maximum(r.ellipsoid((x, y, z), half), room))
 
-        self.paint(self.cavity * r.sheet(self.diaphragm + 1, 3.0), t.muscle)
+        self.blend(self.cavity * r.sheet(self.diaphragm + 1, 3.0), t.muscle)
         for side in SIDES:
             psoas = r.ellipsoid((side * 34, y - 4, right - 200), (17, 20, 110))
-            self.paint(r.coverage(psoas) * r.coverage(self.diaphragm), t.muscle)
-            self.paint(r.coverage(organ(side * 58 * w, y + 6, right - 118 - 8 * side, (24, 22, 52))), t.kidney)
+            self.blend(r.coverage(psoas) * r.coverage(self.diaphragm), t.muscle)
+            self.blend(r.coverage(organ(side * 58 * w, y + 6, right - 118 - 8 * side, (24, 22, 52))), t.kidney)
         fundus = organ(64 * w, y - 42, left - 38, (44 * w, 46, 50))
         stomach = union(fundus, organ(34 * w, y - 92 * p.depth, left - 84, (46, 26, 40)), 20.0)
-        self.paint_hollow(r.coverage(stomach), r.coverage(stomach + 4), t.muscle, GASTRIC_HU)
+        self.fill_hollow(r.coverage(stomach), r.coverage(stomach + 4), t.muscle, GASTRIC_HU)
         right_lobe = organ(-66 * w, y - 34, right - 68, (82 * w, 96 * p.depth, 92))
         liver = union(right_lobe, organ(0.0, y - 84 * p.depth, right - 46, (64 * w, 40, 44)), 30.0)
-        self.paint(r.coverage(liver), t.liver)
-        self.paint(r.coverage(organ(96 * w, y + 2, left - 68, (30, 46, 54))), t.spleen)
+        self.blend(r.coverage(liver), t.liver)
+        self.blend(r.coverage(organ(96 * w, y + 2, left - 68, (30, 46, 54))), t.spleen)
         # In supine position gas is in the anterior part of the stomach.
         surface = y - 92 * p.depth - 14 + p.gas_mm
-        self.paint(r.coverage(np.maximum(stomach + 5, r.y - surface)), GAS_HU)
+        self.blend(r.coverage(np.maximum(stomach + 5, r.y - surface)), GAS_HU)
         free = 1 - r.coverage(union(liver, stomach, 5.0) - 4)
         rng = np.random.default_rng([p.seed, 3])
         for _ in range(14):
@@ -170,7 +170,7 @@ class Painter:
             half = rng.uniform(10, 24, 3)
             loop = organ(at[0], at[1], at[2], (half[0], half[1], half[2]))
             filling = GAS_HU if rng.random() < 0.3 else rng.uniform(-20, 40)
-            self.paint_hollow(r.coverage(loop) * free, r.coverage(loop + 3) * free, 40.0, filling)
+            self.fill_hollow(r.coverage(loop) * free, r.coverage(loop + 3) * free, 40.0, filling)
 
     def mediastinum(self) -> None:
         """Heart, great vessels, esophagus and airways in fat, and the space between the lungs."""
@@ -194,9 +194,9 @@ class Painter:
         great = r.tube_distance(Tubes.concatenate([aorta, arteries, veins, esophagus, airway]), 30.0)
         self.space = union(union(rest, great - 2, 20.0), union(column, between, 10.0), 14.0)
 
-        self.paint(r.coverage(column) * self.cavity, t.fat)
+        self.blend(r.coverage(column) * self.cavity, t.fat)
         clear = 1 - r.coverage(self.diaphragm)
-        self.paint(r.coverage(r.rescaled(heart)) * clear, t.myocardium)
+        self.blend(r.coverage(r.rescaled(heart)) * clear, t.myocardium)
         for name, wall_mm in (
             ("right atrium", 2.5),
             ("right ventricle", 4),
@@ -205,15 +205,15 @@ class Painter:
         ):
             if name == "left ventricle":
                 # Its wall includes the septum, so it overlaps the right ventricle.
-                self.paint(r.coverage(chambers[name]) * clear, t.myocardium)
+                self.blend(r.coverage(chambers[name]) * clear, t.myocardium)
             blood = t.right_blood if name.startswith("right") else t.blood
-            self.paint(r.coverage(chambers[name] + wall_mm) * clear, blood)
-        self.paint(r.tubes(esophagus), 35.0)
-        self.paint(r.tubes(veins), t.right_blood)
-        self.paint(r.tubes(vessels.pulmonary_veins(p)), t.blood)
-        self.paint(r.tubes(arteries), t.blood)
-        self.paint(r.tubes(aorta), t.blood)
-        self.paint_hollow(r.tubes(airway, -1.5), r.tubes(airway), t.muscle, GAS_HU)
+            self.blend(r.coverage(chambers[name] + wall_mm) * clear, blood)
+        self.blend(r.tubes(esophagus), 35.0)
+        self.blend(r.tubes(veins), t.right_blood)
+        self.blend(r.tubes(vessels.pulmonary_veins(p)), t.blood)
+        self.blend(r.tubes(arteries), t.blood)
+        self.blend(r.tubes(aorta), t.blood)
+        self.fill_hollow(r.tubes(airway, -1.5), r.tubes(airway), t.muscle, GAS_HU)
 
     def lungs(self) -> None:
         """Lungs with their fissures, vessels and airways."""
@@ -234,20 +234,20 @@ class Painter:
             growth = (1 - self.pneumothorax.collapse) ** -0.7 - 1
             density = density + self.pneumothorax.of_side(p, r) * growth * (density + 1000)
             aerated = r.coverage(lung)
-            self.paint(share, GAS_HU + aerated / np.maximum(share, 1e-6) * (density - GAS_HU))
-            self.paint(share * np.clip((lung - cavity) / 2, 0, 1) * r.sheet(lung, PLEURA_MM), PLEURA_HU)
+            self.blend(share, GAS_HU + aerated / np.maximum(share, 1e-6) * (density - GAS_HU))
+            self.blend(share * np.clip((lung - cavity) / 2, 0, 1) * r.sheet(lung, PLEURA_MM), PLEURA_HU)
             share = aerated
         else:
-            self.paint(share, density)
+            self.blend(share, density)
         self.labels[share > 0.5] = Label.LUNG
         trees = [vessels.lung_trees(p, side) for side in SIDES]
         vessel = share * r.tubes(
             Tubes.concatenate([vessels.pulmonary_veins(p), *(tubes for tree in trees for tubes in tree[:2])])
         )
-        self.paint(vessel, 0.5 * (t.blood + t.right_blood))
+        self.blend(vessel, 0.5 * (t.blood + t.right_blood))
         self.labels[(vessel > 0.4) & (share > 0.5)] = Label.VESSEL
         bronchi = Tubes.concatenate([tree[2] for tree in trees])
-        self.paint_hollow(r.tubes(bronchi, -0.9) * share, r.tubes(bronchi) * share, BRONCHUS_WALL_HU, GAS_HU)
+        self.fill_hollow(r.tubes(bronchi, -0.9) * share, r.tubes(bronchi) * share, BRONCHUS_WALL_HU, GAS_HU)
 
     def _fissures(self, rng: np.random.Generator) -> Volume:
         """HU added by the fissures: oblique on both sides, horizontal on the right."""
@@ -270,7 +270,7 @@ class Painter:
         p, r = self.person, self.raster
         pairs = [(number, side) for number in range(1, 13) for side in SIDES]
         cartilage = Tubes.concatenate([bones.cartilage(p, *pair) for pair in pairs if pair[0] in bones.WITH_CARTILAGE])
-        self.paint(r.tubes(cartilage), self.tissue.cartilage)
+        self.blend(r.tubes(cartilage), self.tissue.cartilage)
         self._vertebral_bodies()
         for side in SIDES:
             self._bone(r.ellipsoid(bones.humeral_head(p, side), (23, 23, 24)), 2.0)
@@ -279,14 +279,14 @@ class Painter:
         clavicles = Tubes.concatenate([bones.clavicle(p, side) for side in SIDES])
         for tubes, cortex_mm in ((thin, p.cortex_mm), (clavicles, 2 * p.cortex_mm)):
             share = r.tubes(tubes)
-            self.paint_hollow(share, r.tubes(tubes, cortex_mm), self.tissue.cortex, self.tissue.marrow)
+            self.fill_hollow(share, r.tubes(tubes, cortex_mm), self.tissue.cortex, self.tissue.marrow)
             self.labels[share > 0.5] = Label.BONE
         self._sternum()
 
     def _bone(self, distance: Volume, cortex_mm: Real) -> None:
         """A solid of marrow in a shell of cortical bone."""
         share, core = self.raster.coverage(distance), self.raster.coverage(distance + cortex_mm)
-        self.paint_hollow(share, core, self.tissue.cortex, self.tissue.marrow)
+        self.fill_hollow(share, core, self.tissue.cortex, self.tissue.marrow)
         self.labels[share > 0.5] = Label.BONE
 
     def _sternum(self) -> None:
@@ -315,8 +315,8 @@ class Painter:
         sides = superellipse(r.x - x, r.y - y, half_x * waist, half_y * waist, 2.5)
         present = (number > 0) & (number < len(index))
         canal = superellipse(r.x - x, r.y - y - half_y - 9, 9.0, 8.0, 2.0)
-        self.paint(r.coverage(canal) * present, 20.0)
-        self.paint(r.coverage(sides + 1) * present, self.tissue.cartilage)
+        self.blend(r.coverage(canal) * present, 20.0)
+        self.blend(r.coverage(sides + 1) * present, self.tissue.cartilage)
         # The lower fifth of each level is the disc.
         plates = (np.abs(share - 0.4) - 0.4) * tall
         self._bone(np.where(present, np.maximum(sides, plates), FAR_MM), 0.6)

@@ -18,7 +18,7 @@ JPEGS = ("JPEG", "MPO")
 PIXEL_BYTES = 4
 """Bytes of a decoded pixel for which `RadiographLimits.max_pixels` holds; wider pixels count as several."""
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Samples a pixel by color type."""
+"""Samples per pixel by color type."""
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 """First row and column of each pass of an interlaced PNG, and its steps down and across."""
 BLOCK_BYTES = 2**16

@@ -136,8 +136,8 @@ def header_geometry(header: TextHeader, assume_spacing_mm: Sequence[float] | Non
 
     Args:
         header: the header.
-        assume_spacing_mm: spacing along the file's axes where it states none; its axes are then taken to the left,
-            posterior and superior.
+        assume_spacing_mm: spacing along the file's axes where it states none; its axes are then assumed to point to the
+            left, posterior and superior.
 
     Raises:
         FileError: no spacing, no orientation, or contradicting or unsupported ones.

@@ -33,8 +33,8 @@ class DenoiserConfig:
     """At each size, finest first."""
     blocks: int = 2
     """Residual blocks at each size, in the downsampling path and again in the upsampling path."""
-    levels_without_attention: int = 2
-    """Sizes, from the finest, that have no window attention."""
+    attention_levels: tuple[bool, ...] = (False, False, True, True)
+    """Whether each size has window attention, finest first."""
     window: int = 4
     """Voxels per side of an attention window."""
     heads: int = 4
@@ -44,10 +44,13 @@ class DenoiserConfig:
 
     def __post_init__(self) -> None:
         require_minimum(self, 1, "channels", "blocks", "window", "heads", "patch")
-        require_minimum(self, 0, "levels_without_attention")
         if not self.channels:
             raise ConfigError("no denoiser.channels: give one width or more")
-        attended = self.channels[self.levels_without_attention :]
+        if len(self.attention_levels) != len(self.channels):
+            raise ConfigError("denoiser.attention_levels and denoiser.channels: give as many of each")
+        attended = [
+            width for width, has_attention in zip(self.channels, self.attention_levels, strict=True) if has_attention
+        ]
         require_divisible_channels(attended, self.heads, "set denoiser.heads to a divisor of each")
 
     def sizes(self, size: int) -> tuple[int, ...]:
@@ -119,7 +122,7 @@ class Denoiser(nn.Module):
 
         def stage(index: int, in_channels: int) -> Stage:
             width = widths[index]
-            has_attention = index >= config.levels_without_attention
+            has_attention = config.attention_levels[index]
             attention = shifted_window_attention(width, config.heads, config.window) if has_attention else None
             return Stage((in_channels, *(width,) * config.blocks), embedding, attention)
 
@@ -165,7 +168,7 @@ class Denoiser(nn.Module):
 
 
 def timestep_embedding(timesteps: Int[Tensor, " n"], channels: int) -> Float[Tensor, "n channels"]:
-    """The sinusoidal embedding of timesteps, from one radian a timestep to one radian in ten thousand."""
+    """The sinusoidal embedding of timesteps, from one radian per timestep to one radian in ten thousand."""
     half = (channels + 1) // 2
     frequencies = torch.exp(torch.arange(half, device=timesteps.device) * (-math.log(10_000) / max(half - 1, 1)))
     angles = timesteps[:, None] * frequencies

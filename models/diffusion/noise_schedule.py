@@ -38,7 +38,7 @@ BetaSchedule = Literal["linear", "cosine"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 
 MIN_NOISE, MIN_SIGNAL = 1e-9, 1e-12
-"""The smallest 1 - abar_t and the smallest abar_t that single precision can represent in these equations."""
+"""The smallest 1 - abar_t and the smallest abar_t that fp32 can represent in these equations."""
 
 Data = Float[Tensor, "n c d h w"]
 
@@ -69,7 +69,7 @@ class NoiseSchedulerConfig:
         if noise < MIN_NOISE or signal < MIN_SIGNAL:
             raise ConfigError(
                 f"{self.beta_schedule} schedule: noise begins with {noise:g} and signal ends with {signal:g}, below "
-                f"single precision: raise beta_start until the noise is {MIN_NOISE:g}, and lower beta_end or "
+                f"fp32: raise beta_start until the noise is {MIN_NOISE:g}, and lower beta_end or "
                 f"num_train_timesteps until the signal is {MIN_SIGNAL:g}"
             )
 

@@ -201,7 +201,7 @@ class DepthTapConvolution(nn.Conv3d):
         return output + self.bias.reshape(-1, 1, 1, 1)
 
 
-class ResidualBlock(nn.Module):
+class ResidualUnit(nn.Module):
     """Two 3 x 3 x 3 convolutions and a shortcut, which is a 1 x 1 x 1 convolution where the shape changes."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, dropout: float = 0.0) -> None:

@@ -22,7 +22,7 @@ from raylift.models.parts.blocks import (
     Checkpointing,
     ConcatConvBlock,
     DecoderLevels,
-    ResidualBlock,
+    ResidualUnit,
     conv_norm_act_3d,
     run,
     upsample_3d,
@@ -314,7 +314,7 @@ def _concatenated(block: nn.Module, *volumes: Tensor) -> Tensor:
 
 
 def _residual_blocks(in_channels: int, channels: int, count: int) -> nn.Sequential:
-    return nn.Sequential(*(ResidualBlock(channels if k else in_channels, channels) for k in range(count)))
+    return nn.Sequential(*(ResidualUnit(channels if k else in_channels, channels) for k in range(count)))
 
 
 def _conv_blocks(in_channels: int, channels: int) -> nn.Sequential:

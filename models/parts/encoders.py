@@ -241,7 +241,7 @@ class EncoderKind(NamedTuple):
     channels: Callable[[EncoderConfig], tuple[int, ...]]
     """Channels at full size, then after each downsampling."""
     halves: bool = True
-    """Whether the image is halved for each number in `layers`."""
+    """Whether the image is halved for each number in `block_config`."""
 
 
 def dense_channels(config: EncoderConfig) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from raylift.datasets.choices import KeyOf
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import require_fraction, require_minimum
 from raylift.models.parts.attention import positional_encoding
-from raylift.models.parts.blocks import ResidualBlock, run
+from raylift.models.parts.blocks import ResidualUnit, run
 from raylift.models.parts.divisibility import require_divisible_channels
 from raylift.models.parts.rays import Rays
 
@@ -101,7 +101,7 @@ class PlaneConvolution(nn.Conv3d):
         return F.conv2d(image, weight, self.bias, padding=1)
 
 
-class RepeatLift(nn.Module):
+class RepeatConvLift(nn.Module):
     """X2CT-GAN's connection B: a 1 x 1 projection, repetition along the axis, a 3-D convolution."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -199,7 +199,7 @@ class PyramidLifting(nn.Module):
         self.finer = nn.ModuleList(self._lift(config, *level) for level in levels[1:])
 
     def _lift(self, config: LiftingConfig, in_channels: int, out_channels: int, size: int) -> nn.Module:
-        lift = (RayLift if config.along == "rays" else RepeatLift)(in_channels, out_channels)
+        lift = (RayLift if config.along == "rays" else RepeatConvLift)(in_channels, out_channels)
         if size > self.max_attention_size:
             return lift
         remedy = "set system.lifting.heads to a divisor of the coarse widths of system.decoder.channels"
@@ -225,7 +225,7 @@ class DuoLifting(PyramidLifting):
         widths = [width for _, width, _ in levels]
         channels = [1 + self.has_depth_channel, *reversed(widths)]
         self.resnet = nn.ModuleList(
-            ResidualBlock(width, next_width, stride=2 if index else 1)
+            ResidualUnit(width, next_width, stride=2 if index else 1)
             for index, (width, next_width) in enumerate(pairwise(channels))
         )
         self.merge = nn.ModuleList(nn.Conv3d(2 * width, width, 1) for width in widths)

@@ -20,13 +20,12 @@ Corrected here:
   reprojected lateral must match this frontal.
 
 Squared errors are those of normalized reprojections, with the scale from the thickness of an adult, as in u-X2CTGAN.
-Not published; chosen here: widths of 32, 16 and 8 in 3-D, a sigmoid at the end. The published code trains it for one
+Not published; chosen here: widths of 32, 16 and 8 in 3-D, a sigmoid at the end. The public code trains it for one
 epoch, and its CycleGAN for 40; here it is trained for 40 too.
 """
 
 from __future__ import annotations
 
-from raylift.models.literature import SystemEntry, Training
 from raylift.models.objectives.reprojection import ReprojectionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import ViewDiscriminatorConfig
@@ -35,6 +34,7 @@ from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.reprojection_composition import ReprojectionComposition
 from raylift.models.slimming import slim, tiny
+from raylift.models.system_entry import SystemEntry, Training
 
 FULL = ReprojectionComposition(
     name="cgan-128",

@@ -17,13 +17,13 @@ and radiographs; for intensities it is mean squared error and X2CT-GAN's project
 from __future__ import annotations
 
 from raylift.models.composition import Composition
-from raylift.models.literature import SystemEntry
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.slimming import slim, tiny
+from raylift.models.system_entry import SystemEntry
 
 FULL = Composition(
     name="3dcnn",

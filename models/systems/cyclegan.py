@@ -43,16 +43,16 @@ from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
 from raylift.datasets.serialization import require_fraction, require_minimum
 from raylift.models.drr import Reprojection
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, SystemEntry, Training, Views
 from raylift.models.objectives.cycle import CycleLoss, CycleNetworks, cycle_objective
 from raylift.models.objectives.objective import Objective
-from raylift.models.parts.blocks import ResidualBlock, initialize, upsample_3d
+from raylift.models.parts.blocks import ResidualUnit, initialize, upsample_3d
 from raylift.models.parts.discriminators import DiscriminatorConfig, ViewDiscriminatorConfig
 from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.heads import Head
 from raylift.models.parts.radiograph_generator import RadiographGenerator
 from raylift.models.parts.rays import Rays, along_volume_axes
 from raylift.models.system_config import DEFAULT_WINDOW, Supervision, SystemConfig
+from raylift.models.system_entry import SLIM_TRAINING, TINY_TRAINING, SystemEntry, Training, Views
 from raylift.models.unpaired_prior import PhantomPrior
 from raylift.models.volume_network import VolumeNetwork
 
@@ -149,7 +149,7 @@ class VolumeGenerator(VolumeNetwork):
         self.encoders = nn.ModuleList(_encoder(in_channels, system) for _ in self.rays)
         self.merge = nn.Conv3d(len(self.rays) * (widest + 1), widest, 1)
         self.blocks = nn.Sequential(
-            *(ResidualBlock(widest, widest, dropout=system.dropout) for _ in range(system.blocks))
+            *(ResidualUnit(widest, widest, dropout=system.dropout) for _ in range(system.blocks))
         )
         self.up = nn.Sequential(*(upsample_3d(*pair) for pair in pairwise(reversed(system.channels))))
         self.head = Head(system.channels[0], "sigmoid")

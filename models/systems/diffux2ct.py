@@ -31,17 +31,17 @@ from torch import Tensor
 
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Window
-from raylift.models import literature
+from raylift.models import system_entry
 from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion, Data
 from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig
 from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
 from raylift.models.diffusion.triplane import TriPlane, TriPlaneConfig
-from raylift.models.literature import SystemEntry, Training
 from raylift.models.objectives.diffusion import DenoisingLoss, denoising_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
+from raylift.models.system_entry import SystemEntry, Training
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ FULL = DiffuX2CT(
         condition_channels=32,
     ),
     denoiser=DenoiserConfig(
-        channels=(32, 64, 128, 256), blocks=2, levels_without_attention=2, window=4, heads=4, patch=1
+        channels=(32, 64, 128, 256), blocks=2, attention_levels=(False, False, True, True), window=4, heads=4, patch=1
     ),
     scheduler=NoiseSchedulerConfig(
         beta_schedule="linear",
@@ -156,7 +156,7 @@ SLIM = replace(
         layers=1,
         condition_channels=16,
     ),
-    denoiser=DenoiserConfig(channels=(32, 48, 64), blocks=1, levels_without_attention=1, patch=2),
+    denoiser=DenoiserConfig(channels=(32, 48, 64), blocks=1, attention_levels=(False, True, True), patch=2),
     scheduler=NoiseSchedulerConfig(beta_schedule="cosine", prediction_type="sample"),
     # On trained slim models the fewest of 1 to 32 steps within 0.1 dB of the best, for every sampler.
     sampling=SamplingConfig(steps=2),
@@ -164,8 +164,8 @@ SLIM = replace(
 )
 
 TRAINING = Training(steps=100_000, lr=2e-4, betas=(0.9, 0.999), gradient_clipping=1.0, precision="bf16")
-SLIM_TRAINING = replace(literature.SLIM_TRAINING, betas=(0.9, 0.999))
-TINY_TRAINING = replace(literature.TINY_TRAINING, betas=(0.9, 0.999))
+SLIM_TRAINING = replace(system_entry.SLIM_TRAINING, betas=(0.9, 0.999))
+TINY_TRAINING = replace(system_entry.TINY_TRAINING, betas=(0.9, 0.999))
 
 DIFFUX2CT = SystemEntry(
     title="DiffuX2CT",

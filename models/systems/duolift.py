@@ -24,7 +24,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raylift.models.composition import Composition
-from raylift.models.literature import SystemEntry
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -32,6 +31,7 @@ from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.slimming import slim, tiny
+from raylift.models.system_entry import SystemEntry
 
 GAN = Composition(
     name="duolift-gan",

@@ -26,8 +26,8 @@ from raylift.models.diffusion.conditional import Condition, Data
 from raylift.models.diffusion.denoiser import DenoiserConfig
 from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
-from raylift.models.literature import SystemEntry
 from raylift.models.objectives.diffusion import DenoisingLoss
+from raylift.models.system_entry import SystemEntry
 from raylift.models.systems import diffux2ct
 from raylift.models.systems.diffux2ct import TriPlaneDiffusion, TriPlaneSystem
 
@@ -40,7 +40,9 @@ class LatentDiffusion(TriPlaneSystem):
     """Latents are denoised."""
 
     name: str = "latent-diffusion"
-    denoiser: DenoiserConfig = field(default_factory=lambda: DenoiserConfig((64, 128, 256), levels_without_attention=1))
+    denoiser: DenoiserConfig = field(
+        default_factory=lambda: DenoiserConfig((64, 128, 256), attention_levels=(False, True, True))
+    )
     scheduler: NoiseSchedulerConfig = field(
         default_factory=lambda: NoiseSchedulerConfig("cosine", prediction_type="sample")
     )
@@ -80,7 +82,9 @@ FULL = LatentDiffusion(
     name="latent-diffusion",
     views=("frontal", "lateral"),
     triplane=diffux2ct.FULL.triplane,
-    denoiser=DenoiserConfig(channels=(64, 128, 256), blocks=2, levels_without_attention=1, window=4, heads=4, patch=1),
+    denoiser=DenoiserConfig(
+        channels=(64, 128, 256), blocks=2, attention_levels=(False, True, True), window=4, heads=4, patch=1
+    ),
     scheduler=NoiseSchedulerConfig(beta_schedule="cosine", num_train_timesteps=1000, prediction_type="sample"),
     loss=DenoisingLoss(projection_weight=0.0),
     ema_decay=0.999,

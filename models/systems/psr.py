@@ -20,13 +20,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raylift.models.composition import Composition
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, ParameterCount, SystemEntry, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.slimming import slim, tiny
+from raylift.models.system_entry import SLIM_TRAINING, TINY_TRAINING, ParameterCount, SystemEntry, Training
 
 FULL = Composition(
     name="psr",

@@ -32,12 +32,12 @@ from raylift.models.diffusion.conditional import Condition, ConditionalDiffusion
 from raylift.models.diffusion.denoiser import Denoiser, DenoiserConfig, depth_to_space, space_to_depth
 from raylift.models.diffusion.diffusion_network import SamplingConfig
 from raylift.models.diffusion.noise_schedule import NoiseSchedulerConfig
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, SystemEntry, Training
 from raylift.models.objectives.diffusion import DenoisingLoss, denoising_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.encoders import at_size
 from raylift.models.parts.rays import Rays
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
+from raylift.models.system_entry import SLIM_TRAINING, TINY_TRAINING, SystemEntry, Training
 from raylift.models.systems.x2ct import X2CT_GAN
 
 
@@ -164,7 +164,7 @@ FULL = Refiner(
     upsampling=1,
     residual_scale=0.1,
     denoiser=DenoiserConfig(
-        channels=(32, 64, 128, 256), blocks=2, levels_without_attention=2, window=4, heads=4, patch=1
+        channels=(32, 64, 128, 256), blocks=2, attention_levels=(False, False, True, True), window=4, heads=4, patch=1
     ),
     scheduler=NoiseSchedulerConfig(beta_schedule="cosine", num_train_timesteps=1000, prediction_type="sample"),
     loss=DenoisingLoss(projection_weight=1.0),
@@ -175,11 +175,13 @@ FULL = Refiner(
 SLIM = replace(
     FULL,
     base=X2CT_GAN.slim,
-    denoiser=DenoiserConfig(channels=(32, 48, 64), blocks=1, levels_without_attention=3, patch=2),
+    denoiser=DenoiserConfig(channels=(32, 48, 64), blocks=1, attention_levels=(False,) * 3, patch=2),
     checkpointing="none",
 )
 TINY = replace(
-    SLIM, base=X2CT_GAN.tiny, denoiser=DenoiserConfig(channels=(8, 16), blocks=1, levels_without_attention=2, patch=2)
+    SLIM,
+    base=X2CT_GAN.tiny,
+    denoiser=DenoiserConfig(channels=(8, 16), blocks=1, attention_levels=(False, False), patch=2),
 )
 
 REFINER = SystemEntry(

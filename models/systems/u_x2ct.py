@@ -24,16 +24,15 @@ Corrected here:
   thickness of an adult (`ReprojectionLoss.thickness_error`);
 * batch norm in the discriminator is instance norm.
 
-Not published; chosen here: five stages (the published code has one, with a small receptive field), 32 channels
+Not published; chosen here: five stages (the public code has one, with a small receptive field), 32 channels
 in the stem, widths of 128 to 16, skip connections at every size as in X2CT-GAN, and a sigmoid at the end where the
-published code has no activation: values outside the window are clipped before projection and would have no gradient.
+public code has no activation: values outside the window are clipped before projection and would have no gradient.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, SystemEntry, Training
 from raylift.models.objectives.reprojection import ReprojectionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import ViewDiscriminatorConfig
@@ -42,6 +41,7 @@ from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.reprojection_composition import ReprojectionComposition
 from raylift.models.slimming import slim, tiny
+from raylift.models.system_entry import SLIM_TRAINING, TINY_TRAINING, SystemEntry, Training
 
 FULL = ReprojectionComposition(
     name="u-x2ctgan",

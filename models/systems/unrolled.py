@@ -26,7 +26,6 @@ from raylift.datasets.geometry import Geometry, Grid, View
 from raylift.datasets.intensity import Window, hu_to_attenuation
 from raylift.datasets.projector import backproject, project
 from raylift.models.consistency import fit_gain_and_offset
-from raylift.models.literature import SLIM_TRAINING, TINY_TRAINING, SystemEntry, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss, reconstruction_objective
 from raylift.models.objectives.objective import Objective
 from raylift.models.parts.blocks import group_norm
@@ -34,6 +33,7 @@ from raylift.models.parts.divisibility import require_divisible_size
 from raylift.models.parts.encoders import at_size
 from raylift.models.parts.residual_unet import ResidualUNet
 from raylift.models.system_config import DEFAULT_WINDOW, SystemConfig
+from raylift.models.system_entry import SLIM_TRAINING, TINY_TRAINING, SystemEntry, Training
 from raylift.models.volume_network import VolumeNetwork
 
 POSE_VALUES = 11

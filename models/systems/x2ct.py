@@ -11,8 +11,8 @@ has no adversarial term. Adam at 2e-4 with betas 0.5 and 0.99, batch 4, 100 epoc
 learning rate, 50 with a linear decay.
 
 Different here, without effect on the function: lifted volumes lie in the patient's axes from the start, where the
-published code permutes them at every fusion (kernels are transposed accordingly). The views' own volumes, whose loss
-has weight 0 in the published code, are computed for deep supervision only.
+public code permutes them at every fusion (kernels are transposed accordingly). The views' own volumes, whose loss
+has weight 0 in the public code, are computed for deep supervision only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raylift.models.composition import Composition
-from raylift.models.literature import TINY_TRAINING, ParameterCount, SystemEntry, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -28,6 +27,7 @@ from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.slimming import slim, tiny
+from raylift.models.system_entry import TINY_TRAINING, ParameterCount, SystemEntry, Training
 
 FRONTAL = ("frontal",)
 

@@ -22,7 +22,6 @@ activation checkpointing let 224^3 fit one GPU.
 from __future__ import annotations
 
 from raylift.models.composition import Composition
-from raylift.models.literature import ParameterCount, SystemEntry, Training
 from raylift.models.objectives.adversarial import ReconstructionLoss
 from raylift.models.parts.decoders import DecoderConfig
 from raylift.models.parts.discriminators import DiscriminatorConfig
@@ -30,6 +29,7 @@ from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.slimming import slim, tiny
+from raylift.models.system_entry import ParameterCount, SystemEntry, Training
 
 FULL = Composition(
     name="x-recon",

@@ -20,13 +20,13 @@ from raylift.datasets.errors import ArchiveError, ArchiveNotFoundError, ConfigEr
 from raylift.datasets.serialization import to_plain
 from raylift.platform.progress import progress_bar
 
-CHOICES = ("license", "label_method", "beyond_field_of_view", "table_removed")
+INGEST_OPTIONS = ("license", "label_method", "beyond_field_of_view", "table_removed")
 """What was chosen at ingest, in an entry or its record."""
 
 
 @dataclass(frozen=True)
 class ListOptions:
-    """List an archive: snapshot, size, grid, geometry, splits, the choices of its ingests, and every sample."""
+    """List an archive: snapshot, size, grid, geometry, splits, the options of its ingests, and every sample."""
 
     url: tyro.conf.Positional[str]
     """Folder or URL of the archive."""
@@ -50,7 +50,7 @@ def list_archive(arguments: list[str]) -> int:
         "subjects": len({entry.subject for entry in entries}),
         "size_bytes": Folder(archive.url).size(),
         "splits": {split: counts[split] for split in SPLITS},
-        "choices": choices(entries),
+        "ingest_options": ingest_options(entries),
         "grid": to_plain(manifest.grid),
         "geometry": to_plain(manifest.geometry),
         "sha256": manifest.sha256(),
@@ -70,11 +70,11 @@ def list_archive(arguments: list[str]) -> int:
     return 0
 
 
-def choices(entries: list[Entry]) -> dict[str, dict[str, int]]:
-    """The number of samples by each choice that was made at ingest."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in CHOICES}
+def ingest_options(entries: list[Entry]) -> dict[str, dict[str, int]]:
+    """The number of samples by each option of their ingest."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in INGEST_OPTIONS}
     for entry in entries:
-        for name in CHOICES:
+        for name in INGEST_OPTIONS:
             value = getattr(entry, name, entry.record.get(name))
             if value is not None:
                 counts[name][str(value)] += 1
@@ -162,7 +162,7 @@ def merge_archives(arguments: list[str]) -> int:
             f"warning: {merged.moved} samples are in another split than in their source, because the destination has "
             "another split rule: evaluate no model on them that was trained on the source"
         )
-    for name, counts in choices(Archive(destination).entries()).items():
+    for name, counts in ingest_options(Archive(destination).entries()).items():
         if len(counts) > 1:
             print(f"warning: the archive mixes values of {name}: {_text(counts)}")
     print(

@@ -16,7 +16,7 @@ from torch import Tensor
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, x2ct
 from raylift.datasets.intensity import Window
-from raylift.models.systems import x2ct_weights
+from raylift.models import x2ct_weights
 from raylift.models.weights import Description, Model, WeightsError, file_sha256
 from raylift.platform import export as exporting
 

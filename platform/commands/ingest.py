@@ -20,8 +20,8 @@ from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import PatientFacingOption
 from raylift.datasets.scans.header_checks import ScanLimits
 from raylift.datasets.scans.resample import FieldOfView
+from raylift.platform.ingest_workers import ingest_workers
 from raylift.platform.progress import progress_bar
-from raylift.platform.sample_workers import sample_workers
 
 if TYPE_CHECKING:
     from raylift.datasets.ingest.pipeline import IngestReport
@@ -126,7 +126,7 @@ def ingest(arguments: list[str]) -> int:
 
     options = tyro.cli(IngestOptions, prog="raylift ingest", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)
-    with progress_bar("ingest") as bar, sample_workers(options.workers) as workers:
+    with progress_bar("ingest") as bar, ingest_workers(options.workers) as workers:
         outcome = run(
             options.sources,
             options.archive,
@@ -181,7 +181,7 @@ def ingest_xray(arguments: list[str]) -> int:
 
     options = tyro.cli(IngestXrayOptions, prog="raylift ingest-xray", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)
-    with progress_bar("ingest-xray") as bar, sample_workers(options.workers) as workers:
+    with progress_bar("ingest-xray") as bar, ingest_workers(options.workers) as workers:
         outcome = ingest_radiographs(
             options.sources,
             options.archive,
@@ -246,7 +246,7 @@ def phantom(arguments: list[str]) -> int:
 
     options = tyro.cli(PhantomOptions, prog="raylift phantom", args=arguments)
     grid, geometry = options.grid.resolve(options.archive)
-    with progress_bar("phantom") as bar, sample_workers(options.workers) as workers:
+    with progress_bar("phantom") as bar, ingest_workers(options.workers) as workers:
         outcome = ingest_phantoms(
             options.archive,
             grid,

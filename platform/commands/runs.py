@@ -21,7 +21,7 @@ def runs(arguments: list[str]) -> int:
     """List runs and searches."""
     options = tyro.cli(RunsOptions, prog="raylift runs", args=arguments)
     from raylift.datasets.archive.store import absolute, require_reachable
-    from raylift.platform.overview import overviews
+    from raylift.platform.run_list import overviews
 
     require_reachable(options.url)
     found = overviews(options.url)

@@ -47,7 +47,7 @@ def agreement(measured: Float64[np.ndarray, " n"], true: Float64[np.ndarray, " n
     several = len(differences) > 1
     varied = several and np.ptp(measured) > 0 and np.ptp(true) > 0
     bias = float(differences.mean())
-    spread = LIMITS * float(differences.std(ddof=1)) if several else math.nan
+    half_width = LIMITS * float(differences.std(ddof=1)) if several else math.nan
     return Agreement(
         len(differences),
         float(stats.pearsonr(measured, true).statistic) if varied else math.nan,
@@ -55,8 +55,8 @@ def agreement(measured: Float64[np.ndarray, " n"], true: Float64[np.ndarray, " n
         icc(np.stack([measured, true], axis=1)) if several else math.nan,
         float(np.abs(differences).mean()),
         bias,
-        bias - spread,
-        bias + spread,
+        bias - half_width,
+        bias + half_width,
     )
 
 

@@ -15,7 +15,7 @@ from raylift.datasets import ptx_seg, segmentation
 from raylift.datasets.choices import KeyOf
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Normalization, Window
-from raylift.models import anatomy, consistency, metrics
+from raylift.models import consistency, metrics, segmentation_metrics
 from raylift.models.metrics import Metrics, VolumeProtocol
 from raylift.platform.evaluation import ptx
 
@@ -72,7 +72,7 @@ def _compare_volumes(protocol: VolumeProtocol) -> EvaluationProtocol:
 
 def _compare_reprojections(prediction: Prediction) -> Metrics:
     with torch.no_grad():
-        reprojection = consistency.agreement(
+        reprojection = consistency.reprojection_metrics(
             prediction.volume, prediction.radiographs, prediction.window, prediction.grid, prediction.geometry
         )
     by_view = zip(prediction.geometry.views, reprojection.residual[0].tolist(), strict=True)
@@ -85,7 +85,7 @@ def _compare_reprojections(prediction: Prediction) -> Metrics:
 
 def _compare_anatomy(prediction: Prediction) -> Metrics:
     spacing_mm = (prediction.grid.spacing_mm,) * 3
-    return anatomy.compare(prediction.hu, prediction.required_ground_truth_hu, spacing_mm)
+    return segmentation_metrics.compare(prediction.hu, prediction.required_ground_truth_hu, spacing_mm)
 
 
 def _compare_pneumothorax(prediction: Prediction) -> Metrics:
@@ -105,8 +105,8 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
     "segmentation": EvaluationProtocol(
         "Organs of both volumes by the same thresholds and shapes: lungs, trachea, vessels inside the lungs, bone "
         f"(above {segmentation.BONE_HU} HU) and what is left between the lungs. Surfaces agree up to "
-        f"{anatomy.TOLERANCE_MM:g} mm. Errors and biases are prediction minus ground truth, biases inside the tissue "
-        "of the ground truth.",
+        f"{segmentation_metrics.TOLERANCE_MM:g} mm. Errors and biases are prediction minus ground truth, biases inside "
+        "the tissue of the ground truth.",
         _compare_anatomy,
     ),
     "pneumothorax": EvaluationProtocol(

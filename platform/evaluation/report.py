@@ -66,9 +66,9 @@ def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] 
     (folder / "robustness.csv").unlink(missing_ok=True)
     if evaluation.robustness:
         curves = figures / "robustness.png"
-        decisive = evaluation.robustness.unperturbed.decisive
-        plot_robustness(evaluation.robustness, *decisive, curves)
-        paths.append((f"Robustness, protocol {decisive[0]}", curves))
+        primary_metric = evaluation.robustness.unperturbed.primary_metric
+        plot_robustness(evaluation.robustness, *primary_metric, curves)
+        paths.append((f"Robustness, protocol {primary_metric[0]}", curves))
         evaluation.robustness.write_csv(folder / "robustness.csv", evaluation.subjects)
     for case in evaluation.cases:
         if case.images is None:
@@ -92,7 +92,7 @@ def terminal_tables(evaluation: Evaluation) -> list[Table]:
 
 
 def _page(evaluation: Evaluation, figures: list[tuple[str, Path]]) -> str:
-    protocol, name = evaluation.decisive
+    protocol, name = evaluation.primary_metric
     return render(
         TEMPLATE,
         title=evaluation.title,
@@ -102,7 +102,7 @@ def _page(evaluation: Evaluation, figures: list[tuple[str, Path]]) -> str:
         cases=_case_rows(evaluation),
         thumbnails=_thumbnails(evaluation),
         order=_order(evaluation),
-        decisive=f"{TITLES[name]} (protocol {protocol})",
+        primary_metric=f"{TITLES[name]} (protocol {protocol})",
         figures=[(title, base64_text(path.read_bytes())) for title, path in figures],
         provenance=json.dumps(evaluation.provenance, indent=1),
     )
@@ -127,7 +127,7 @@ def _sections(evaluation: Evaluation) -> list[Section]:
     for url, table in evaluation.by_archive.items():
         sections += table.sections(f", {url}")
     if evaluation.robustness:
-        sections += evaluation.robustness.sections(evaluation.robustness.unperturbed.decisive[0])
+        sections += evaluation.robustness.sections(evaluation.robustness.unperturbed.primary_metric[0])
     for name in evaluation.candidates:
         if residuals := evaluation.residuals(name):
             body = [[view, *(f"{value:.4f}" for value in pair)] for view, pair in residuals.items()]
@@ -141,7 +141,7 @@ def _file_name(name: str) -> str:
 
 def _case_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of PSNR by scan and predictor."""
-    protocol, name = evaluation.decisive
+    protocol, name = evaluation.primary_metric
     predictors = evaluation.table.predictors
     return ["scan", *predictors], [
         [case.name, *(cell(name, case.metrics[p][protocol][name]) for p in predictors)] for case in evaluation.cases
@@ -150,7 +150,7 @@ def _case_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
 
 def _thumbnails(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """Scans from the worst to the best, evenly spaced if there are many; predictor, PSNR and PNG of each image."""
-    protocol, name = evaluation.decisive
+    protocol, name = evaluation.primary_metric
     ranked = evaluation.ranked
     chosen = np.unique(np.linspace(0, len(ranked) - 1, min(MAX_THUMBNAILS, len(ranked))).round().astype(int))
     shown = []
@@ -167,7 +167,7 @@ def _thumbnails(evaluation: Evaluation) -> list[tuple[str, list[tuple[str, str, 
 
 def _order(evaluation: Evaluation) -> str:
     """What the thumbnails show, and their order."""
-    protocol, name = evaluation.decisive
+    protocol, name = evaluation.primary_metric
     count = len(evaluation.cases)
     some = f" {MAX_THUMBNAILS} of {count} scans, evenly spaced in that order." if count > MAX_THUMBNAILS else ""
     return (

@@ -187,30 +187,30 @@ class Evaluation:
         return f"{what} on {self.scans}"
 
     @cached_property
-    def decisive(self) -> tuple[str, str]:
+    def primary_metric(self) -> tuple[str, str]:
         """Protocol and name of the PSNR that verdicts and the order of scans depend on."""
-        return self.table.decisive
+        return self.table.primary_metric
 
     @property
     def ranked(self) -> list[Case]:
         """The scans from the worst to the best PSNR of the first candidate."""
-        protocol, name = self.decisive
+        protocol, name = self.primary_metric
         return sorted(self.cases, key=lambda case: case.metrics[self.candidates[0]][protocol][name])
 
     def beats_baselines(self, candidate: str) -> bool:
         """Whether a candidate's mean PSNR is above those of all trivial baselines, in hundredths of a decibel."""
-        protocol, name = self.decisive
+        protocol, name = self.primary_metric
         own, *others = (self.mean(p, protocol)[name] for p in (candidate, *self.baselines))
         return round(own, 2) > round(max(others), 2)
 
     def is_significant(self, candidate: str) -> bool:
         """Whether a candidate beats the baselines, and the interval of the difference over subjects excludes zero."""
-        protocol, name = self.decisive
+        protocol, name = self.primary_metric
         best = max(self.baselines, key=lambda baseline: self.mean(baseline, protocol)[name])
         return self.beats_baselines(candidate) and not self._difference_to(best, candidate).low <= 0
 
     def _difference_to(self, baseline: str, candidate: str) -> Difference:
-        return between(self.table, self.subjects, (candidate, baseline), *self.decisive)
+        return between(self.table, self.subjects, (candidate, baseline), *self.primary_metric)
 
     def summary(self) -> str:
         """Whether each candidate has a higher PSNR than all trivial baselines, in words."""
@@ -219,7 +219,7 @@ class Evaluation:
     def verdict(self, candidate: str) -> str:
         """Whether a candidate has a higher PSNR than all trivial baselines, in words."""
         who = "The model" if candidate == MODEL else candidate
-        protocol, name = self.decisive
+        protocol, name = self.primary_metric
         scores = {predictor: self.mean(predictor, protocol)[name] for predictor in self.table.predictors}
         own, fitted = scores[candidate], scores.get(candidate + FITTED)
         best, score = max(((name, scores[name]) for name in self.baselines), key=lambda item: item[1])

@@ -20,7 +20,7 @@ from raylift.datasets.intensity import HU_MIN
 from raylift.datasets.scans import reader, volume_file
 from raylift.datasets.scans.header_checks import DEFAULT_LIMITS, ScanLimits
 from raylift.datasets.sources import Source, is_apple_double
-from raylift.models import anatomy
+from raylift.models import segmentation_metrics
 from raylift.models.metrics import Metrics
 from raylift.platform.evaluation.protocols import PROTOCOLS, VOLUME_PROTOCOLS, VolumeProtocolName
 from raylift.platform.evaluation.tables import MetricTable
@@ -131,7 +131,7 @@ def score(
         values[pair.name] = {
             PREDICTOR: {
                 **{name: protocol.evaluate(hu, target_hu) for name, protocol in chosen.items()},
-                "segmentation": anatomy.compare(hu, target_hu, (depth_mm, height_mm, width_mm)),
+                "segmentation": segmentation_metrics.compare(hu, target_hu, (depth_mm, height_mm, width_mm)),
             }
         }
         if pair_notes := [*changed, *ground_truth.changes]:

@@ -27,7 +27,7 @@ TITLES = {
     "psnr_slices_db": "PSNR slices, dB",
     "ssim": "SSIM",
     "ssim_slices": "SSIM slices",
-    "cosine": "cosine similarity",
+    "cosine_similarity": "cosine similarity",
     "lung_dice": "lung Dice",
     "right_lung_dice": "right lung Dice",
     "left_lung_dice": "left lung Dice",
@@ -116,7 +116,7 @@ class MetricTable:
         return list(self.definitions)
 
     @property
-    def decisive(self) -> tuple[str, str]:
+    def primary_metric(self) -> tuple[str, str]:
         """`volume`, or else the first protocol, and the name of its PSNR."""
         protocol = "volume" if "volume" in self.definitions else self.protocols[0]
         return protocol, next(name for name in self.names(protocol) if name.startswith("psnr"))

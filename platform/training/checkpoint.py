@@ -12,7 +12,7 @@
                                            publishes the checkpoint
 ```
 
-Files are written to a local folder first, digested, copied to the run, and listed in `checkpoint.json` once all are
+Files are written to a local folder first, hashed, copied to the run, and listed in `checkpoint.json` once all are
 copied. A folder without that file, or with a file that does not match it, is no checkpoint: a run resumes from the
 newest one that verifies. The JSON files have their own digests too (`datasets.hashed_json`). A checkpoint depends
 neither on the ZeRO stage nor on the number of workers, and holds no pickle.

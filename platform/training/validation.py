@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.batch import Batch
 from raylift.datasets.streaming.stream import load_batch
-from raylift.models.consistency import agreement
+from raylift.models.consistency import reprojection_metrics
 from raylift.models.system_config import DEFAULT_WINDOW
 from raylift.models.weights import Description
 from raylift.platform.config import RunConfig
@@ -98,7 +98,7 @@ class Validation:
 
     def _reprojection_metrics(self, prediction: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         model = self._description
-        reprojection = agreement(prediction, batch.radiographs, model.window, model.grid, model.geometry)
+        reprojection = reprojection_metrics(prediction, batch.radiographs, model.window, model.grid, model.geometry)
         return reprojection.psnr_db.mean(), reprojection.residual.mean()
 
 

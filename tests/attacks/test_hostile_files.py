@@ -370,7 +370,7 @@ def huge_jpeg2000() -> bytes:
 
 
 def rgba16(side: int) -> bytes:
-    """The header of a PNG with 8 bytes a pixel, and pixels that inflate to 500 MB."""
+    """The header of a PNG with 8 bytes per pixel, and pixels that inflate to 500 MB."""
     header = struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 0)
     return png((b"IHDR", header), (b"IDAT", zeros(500)), (b"IEND", b""))
 

@@ -15,7 +15,7 @@ from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import project, render_drrs
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.preparation import prepare
-from raylift.models.consistency import ConsistencyResult, agreement, fit, fit_gain_and_offset
+from raylift.models.consistency import ConsistencyResult, fit, fit_gain_and_offset, reprojection_metrics
 
 GRID = Grid(32, 10.0)
 WINDOW = Window()
@@ -56,12 +56,12 @@ def test_the_residual_falls_to_a_tenth_in_ten_steps_and_so_does_the_error_of_the
 
 def test_projections_of_the_volume_itself_agree_whatever_their_gain_and_offset() -> None:
     ground_truth, images = pairs()
-    own = agreement(ground_truth, images, WINDOW, GRID, chest(GRID))
+    own = reprojection_metrics(ground_truth, images, WINDOW, GRID, chest(GRID))
     assert (own.residual < 0.01).all()
     assert (own.psnr_db > 40).all()
-    scaled = agreement(ground_truth, images * 0.6 + 0.2, WINDOW, GRID, chest(GRID))
+    scaled = reprojection_metrics(ground_truth, images * 0.6 + 0.2, WINDOW, GRID, chest(GRID))
     assert (scaled.residual < 0.01).all()
-    other = agreement(ground_truth.flip(0), images, WINDOW, GRID, chest(GRID))
+    other = reprojection_metrics(ground_truth.flip(0), images, WINDOW, GRID, chest(GRID))
     assert (other.residual > 5 * own.residual).all()
     # PSNR is relative to a range of 1, the residual to the norm of the radiograph.
     errors = other.residual.square() * images.square().mean(dim=(2, 3))

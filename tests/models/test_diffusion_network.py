@@ -13,7 +13,7 @@ GRID = Grid(32, 10.0)
 
 
 def test_running_mean_and_std_equal_those_of_all_volumes():
-    # With this offset a sum of squares in single precision loses most of its digits.
+    # With this offset a sum of squares in fp32 loses most of its digits.
     volumes = 1000 + torch.randn(5, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     statistics = RunningStatistics()
     for volume in volumes:

@@ -164,7 +164,11 @@ def test_after_as_many_steps_samples_of_epsilon_prediction_are_worse_than_an_emp
 
 def test_the_published_system_learns_to_predict_epsilon():
     system = DiffuX2CT()
-    small = replace(system, triplane=TINY["diffux2ct"].triplane, denoiser=DenoiserConfig((16, 32, 32), blocks=1))
+    small = replace(
+        system,
+        triplane=TINY["diffux2ct"].triplane,
+        denoiser=DenoiserConfig((16, 32, 32), blocks=1, attention_levels=(False, False, True)),
+    )
     _, losses = trained(small, 80, lr=1e-3)
     assert sum(losses[:5]) / 5 > 0.5
     assert sum(losses[-10:]) / 10 < 0.1
@@ -298,7 +302,7 @@ def test_shifted_windows_pass_information_into_the_next_window():
 def test_patches_of_two_voxels_per_side_are_an_eighth_of_the_work():
     spent = []
     for patch in (1, 2):
-        config = replace(DenoiserConfig((32, 48, 64), blocks=1, levels_without_attention=3), patch=patch)
+        config = replace(DenoiserConfig((32, 48, 64), blocks=1, attention_levels=(False,) * 3), patch=patch)
         with torch.device("meta"), FlopCounterMode(display=False) as counter:
             condition = [torch.empty(1, 16, size, size, size) for size in config.sizes(64)]
             Denoiser(config, 1, 16)(torch.empty(1, 1, 64, 64, 64), torch.zeros(1, dtype=torch.long), condition)
@@ -368,6 +372,7 @@ def test_depth_to_space_inverts_space_to_depth(patch):
         (lambda: DenoiserConfig(heads=3), "3 heads do not divide"),
         (lambda: DenoiserConfig(patch=0), "patch is 0: give 1 or more"),
         (lambda: DenoiserConfig(channels=()), "give one width or more"),
+        (lambda: DenoiserConfig(channels=(16, 32)), "attention_levels and denoiser.channels: give as many of each"),
         (lambda: NoiseSchedulerConfig(beta_start=1e-20), "noise begins with 0 .* raise beta_start"),
         (lambda: NoiseSchedulerConfig(beta_end=0.5), "signal ends with 5.* lower beta_end or num_train_timesteps"),
         (lambda: replace(TINY["diffux2ct"], ema_decay=1.0).objective(GRID, GEOMETRY), "ema_decay is 1.0: .* decay in"),

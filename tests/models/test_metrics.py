@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from raylift.models.metrics import CVAA, VOLUME, X2CT, cosine, psnr_db
+from raylift.models.metrics import CVAA, VOLUME, X2CT, cosine_similarity, psnr_db
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_cvaa_has_a_wider_window(pair):
 def test_a_volume_compared_with_itself_is_perfect(protocol, pair):
     values = protocol.evaluate(pair[1], pair[1])
     assert values["mae_hu"] == 0
-    assert values["cosine"] == pytest.approx(1.0)
+    assert values["cosine_similarity"] == pytest.approx(1.0)
     assert all(value == pytest.approx(1.0) for key, value in values.items() if key.startswith("ssim"))
 
 
@@ -88,5 +88,5 @@ def test_errors_outside_the_window_do_not_count():
 
 
 def test_cosine_is_not_centered():
-    assert cosine(np.array([[[1.0, 1.0]]]), np.array([[[2.0, 2.0]]])) == pytest.approx(1.0)
-    assert cosine(np.zeros((1, 1, 2)), np.ones((1, 1, 2))) == 0.0
+    assert cosine_similarity(np.array([[[1.0, 1.0]]]), np.array([[[2.0, 2.0]]])) == pytest.approx(1.0)
+    assert cosine_similarity(np.zeros((1, 1, 2)), np.ones((1, 1, 2))) == 0.0

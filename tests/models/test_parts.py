@@ -14,7 +14,7 @@ from raylift.models.parts.discriminators import DiscriminatorConfig
 from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.fusion import FusionConfig
 from raylift.models.parts.heads import Head, Rendering
-from raylift.models.parts.lifting import AttentionLift, LiftingConfig, RayLift, RepeatLift
+from raylift.models.parts.lifting import AttentionLift, LiftingConfig, RayLift, RepeatConvLift
 from raylift.models.parts.rays import Rays, along_volume_axes, repeat_along_axis
 
 GRID = Grid(16, 20.0)
@@ -29,7 +29,7 @@ def rays(view=FRONTAL, follow_geometry=False, grid=GRID, geometry=chest):
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_lifting_by_planes_equals_a_3d_convolution_of_repeated_features(view, size):
     torch.manual_seed(size)
-    lift = RepeatLift(6, 5).double()
+    lift = RepeatConvLift(6, 5).double()
     along = rays(view)
     features = torch.randn(2, 6, size, size, dtype=torch.float64, requires_grad=True)
     fast = lift(features, along)

@@ -16,15 +16,15 @@ from raylift.models.parts.encoders import EncoderConfig
 from raylift.models.parts.rays import Rays
 from raylift.models.systems.psr import PSR
 from raylift.models.systems.x2ct import X2CT_GAN
-from raylift.models.systems.x2ct_weights import convert
 from raylift.models.systems.x_recon import X_RECON
+from raylift.models.x2ct_weights import convert
 
 GRID = Grid(16, 20.0)
 LAYERS, STEM, GROWTH, BOTTLENECK, CHANNELS = (2, 1, 3), 6, 4, 8, (3, 4, 5, 6)
 
 
 def small(system: Composition, views: tuple[str, ...] = ("frontal", "lateral")) -> Composition:
-    """The published choices at 16 voxels per side."""
+    """The published parts at 16 voxels per side."""
     encoder = EncoderConfig(
         kind="dense", init_features=STEM, growth_rate=GROWTH, bottleneck_channels=BOTTLENECK, block_config=LAYERS
     )

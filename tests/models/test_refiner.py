@@ -20,10 +20,10 @@ GRID = Grid(32, 10.0)
 GEOMETRY = chest(GRID)
 SYSTEM = Refiner(
     base=X2CT_GAN.tiny,
-    denoiser=DenoiserConfig((8, 16), blocks=1, levels_without_attention=2, patch=2),
+    denoiser=DenoiserConfig((8, 16), blocks=1, attention_levels=(False, False), patch=2),
     sampling=SamplingConfig(steps=4),
 )
-FINER = replace(SYSTEM, upsampling=2, base=PSR.tiny, denoiser=DenoiserConfig((8, 16), 1, 2, patch=1))
+FINER = replace(SYSTEM, upsampling=2, base=PSR.tiny, denoiser=DenoiserConfig((8, 16), 1, (False, False), patch=1))
 
 
 @cache
@@ -182,7 +182,7 @@ def test_checkpointing_changes_neither_the_loss_nor_a_gradient():
     [
         ({"residual_scale": 0.0}, 32, "give a fraction of the window"),
         ({"upsampling": 2}, 33, "33 is no multiple of 2"),
-        ({"denoiser": DenoiserConfig((8,) * 5, patch=2)}, 32, "not divisible by 32"),
+        ({"denoiser": DenoiserConfig((8,) * 5, attention_levels=(False,) * 5, patch=2)}, 32, "not divisible by 32"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_with_the_remedy(settings, size, message):

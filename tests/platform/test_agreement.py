@@ -29,8 +29,8 @@ def test_every_figure_of_four_subjects_is_that_of_a_hand():
     assert found.pearson == pytest.approx(7 / math.sqrt(14 * 5))
     assert found.spearman == pytest.approx(0.8)
     # Differences 0, 1, -1, 2 have a sample variance of 5/3.
-    spread = 1.96 * math.sqrt(5 / 3)
-    assert (found.lower, found.upper) == (pytest.approx(0.5 - spread), pytest.approx(0.5 + spread))
+    half_width = 1.96 * math.sqrt(5 / 3)
+    assert (found.lower, found.upper) == (pytest.approx(0.5 - half_width), pytest.approx(0.5 + half_width))
     assert "Pearson 0.837, Spearman 0.800" in found.text()
 
 

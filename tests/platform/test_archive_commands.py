@@ -30,7 +30,7 @@ def url(tmp_path):
     return url
 
 
-def test_ls_prints_snapshot_size_splits_choices_and_every_sample(url, capsys):
+def test_ls_prints_snapshot_size_splits_ingest_options_and_every_sample(url, capsys):
     assert cli.main(["archive", "ls", url]) == 0
     lines = capsys.readouterr().out.splitlines()
     archive = Archive(url)
@@ -42,7 +42,7 @@ def test_ls_prints_snapshot_size_splits_choices_and_every_sample(url, capsys):
     assert words["size"] == f"{bytes_there / 2**20:.1f} MiB"
     assert words["splits"] == f"train {counts['train']}, val {counts['val']}, test {counts['test']}"
     assert words["sha256"] == archive.manifest.sha256()
-    assert words["choices"] == (
+    assert words["ingest_options"] == (
         "license CC0-1.0 9, label_method threshold 9, beyond_field_of_view keep 7, mask 2, table_removed True 9"
     )
     for stored in archive.entries():
@@ -206,7 +206,7 @@ def test_a_merge_counts_duplicates_and_earlier_samples_that_are_in_another_split
         assert "warning: 6 samples are in another split than in their source" in capsys.readouterr().out
 
 
-def test_a_merge_of_other_choices_prints_them(tmp_path, capsys):
+def test_a_merge_of_other_options_prints_them(tmp_path, capsys):
     for name, seed, beyond in (("one", 0, "keep"), ("two", 1, "mask")):
         with ArchiveWriter(str(tmp_path / name), GRID, GEOMETRY) as writer:
             made = entry(seed)

@@ -9,7 +9,7 @@ from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.intensity import Window
 from raylift.datasets.serialization import to_plain
-from raylift.models.literature import Training
+from raylift.models.system_entry import Training
 from raylift.models.zoo import SYSTEMS, parameters
 from raylift.platform.config import OptimizerConfig, TrainConfig, flatten, from_yaml, override
 from raylift.platform.presets import PRESETS, run_of
@@ -223,7 +223,7 @@ def test_every_system_has_a_published_preset_a_slim_one_and_a_space(name):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_a_slim_preset_makes_the_same_choices_with_fewer_parameters(name):
+def test_a_slim_preset_has_the_same_parts_with_fewer_parameters(name):
     published, small = PRESETS[name].system, PRESETS[f"{name}-slim"].system
     # Another end and no checkpointing for small networks; a base of its own; what an estimate of noise takes too long.
     others = ("decoder.output", "checkpointing", "base.", *(["scheduler."] if name == "diffux2ct" else []))

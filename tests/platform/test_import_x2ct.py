@@ -14,7 +14,7 @@ from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.models import weights
 from raylift.models.systems.x2ct import X2CT_GAN
-from raylift.models.systems.x2ct_weights import convert, system_of
+from raylift.models.x2ct_weights import convert, system_of
 from raylift.models.zoo import parameters
 from raylift.platform import cli
 from raylift.serve.reconstructor import Reconstructor

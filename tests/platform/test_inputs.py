@@ -30,7 +30,7 @@ from raylift.datasets.streaming.order import BatchPartition
 from raylift.models import weights
 from raylift.models.baselines import BackProjection
 from raylift.models.composition import Composition
-from raylift.models.consistency import agreement
+from raylift.models.consistency import reprojection_metrics
 from raylift.models.metrics import VOLUME
 from raylift.models.training_data import TrainingData
 from raylift.models.zoo import SYSTEMS
@@ -493,7 +493,7 @@ def test_without_ct_a_run_is_validated_by_reprojection(
     for entry in archive.entries("val"):
         views = torch.from_numpy(archive.read_array(entry, "radiographs"))[None]
         prediction = (0.5 * BackProjection(grid, chest(grid))(views)).clip(0, 1)
-        one = agreement(prediction, views, tiny.data.window, grid, chest(grid))
+        one = reprojection_metrics(prediction, views, tiny.data.window, grid, chest(grid))
         found.append((float(one.psnr_db.mean()), float(one.residual.mean())))
     psnr, residual = np.mean(found, axis=0)
     for metrics in results:

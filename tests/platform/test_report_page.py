@@ -140,8 +140,8 @@ def test_the_limits_of_agreement_are_the_mean_error_and_1_96_sample_deviations(t
     errors = [-100.0, 20.0, 50.0, 130.0]
     values = [{"lung_volume_ml": 4000.0 + error, "lung_volume_error_ml": error} for error in errors]
     svg = svg_of(plot_volume_agreement, table_of(values), ["theirs"], path=tmp_path / "agreement.svg")
-    spread = 1.96 * np.std(errors, ddof=1)
-    for said in ("+25 ml", f"{25 + spread:+.0f} ml", f"{25 - spread:+.0f} ml", "prediction - ground truth, ml"):
+    half_width = 1.96 * np.std(errors, ddof=1)
+    for said in ("+25 ml", f"{25 + half_width:+.0f} ml", f"{25 - half_width:+.0f} ml", "prediction - ground truth, ml"):
         assert said in svg
     alone = svg_of(plot_volume_agreement, table_of(values[:1]), ["theirs"], path=tmp_path / "alone.svg")
     assert "-100 ml" in alone

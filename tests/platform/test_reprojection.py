@@ -10,7 +10,7 @@ from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.xray import ingest_radiographs
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models import weights
-from raylift.models.consistency import agreement
+from raylift.models.consistency import reprojection_metrics
 from raylift.platform import cli
 from raylift.serve.page import example
 
@@ -47,7 +47,7 @@ def test_the_metrics_are_of_reprojections_alone(finished_run, pairs, report):
     for entry in archive.entries():
         views = torch.from_numpy(archive.read_array(entry, "radiographs"))[None]
         with torch.no_grad():
-            found = agreement(model.network(views).clip(0, 1), views, of.window, of.grid, of.geometry)
+            found = reprojection_metrics(model.network(views).clip(0, 1), views, of.window, of.grid, of.geometry)
         values = metrics["cases"][entry.id]["model"]["reprojection"]
         assert values["psnr_db"] == pytest.approx(float(found.psnr_db.mean()), rel=1e-5)
         assert values["residual"] == pytest.approx(float(found.residual.mean()), rel=1e-5)

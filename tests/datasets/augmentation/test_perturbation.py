@@ -133,7 +133,7 @@ def test_noise_has_the_standard_deviation_of_its_photons():
     hu = np.full(GRID.shape, -1000, np.int16)
     hu[:, 8:24] = 0
     simulator = RadiographSimulator(hu, GRID, GEOMETRY)
-    spread = {}
+    std = {}
     for photons in (1e6, 1e5, 1e4):
         exposure = Perturbation("noise", photons).exposure(GEOMETRY, SEED)
         poses = Exposure.nominal(GEOMETRY).poses
@@ -149,8 +149,8 @@ def test_noise_has_the_standard_deviation_of_its_photons():
         expected = -np.log(np.maximum(transmitted + noise * np.sqrt(transmitted / photons), 1e-6))
         expected = (expected - expected.min()) / (expected.max() - expected.min())
         np.testing.assert_allclose(image, expected, atol=1e-3)
-        spread[photons] = (image - (clean - clean.min()) / np.ptp(clean)).std()
-    assert spread[1e4] > spread[1e5] > spread[1e6]
+        std[photons] = (image - (clean - clean.min()) / np.ptp(clean)).std()
+    assert std[1e4] > std[1e5] > std[1e6]
 
 
 def test_collimation_darkens_the_stated_share_of_each_side(simulator):

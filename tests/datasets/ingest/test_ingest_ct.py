@@ -19,7 +19,7 @@ from raylift.datasets.intensity import hu_to_attenuation
 from raylift.datasets.projector import project, render_drrs
 from raylift.datasets.scans.header_checks import ScanLimits
 from raylift.datasets.segmentation import Label
-from raylift.models import anatomy
+from raylift.models import segmentation_metrics
 
 GRID = Grid(32, 12.0)
 GEOMETRY = chest(GRID)
@@ -87,7 +87,7 @@ def test_a_sample_is_the_resampled_ct_with_its_projections_and_labels(mixed: Pat
     right = ((x + 70) / 48) ** 2 + (y / 70) ** 2 + (z / 95) ** 2 < 1
     left = ((x - 70) / 42) ** 2 + (y / 65) ** 2 + ((z - 10) / 85) ** 2 < 1
     lung = (right | left) & (thorax_hu(x, y, z) < -400)
-    assert anatomy.dice(stored.labels > 0, lung) > 0.93
+    assert segmentation_metrics.dice(stored.labels > 0, lung) > 0.93
     assert set(np.unique(stored.labels)) <= {Label.OTHER, Label.LUNG, Label.VESSEL}
     attenuation = hu_to_attenuation(torch.from_numpy(stored.volume.astype(np.float32)))[None, None]
     for image, view in zip(stored.radiographs, (FRONTAL, LATERAL), strict=True):

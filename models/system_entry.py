@@ -1,4 +1,4 @@
-"""The entry of a system in its file of `models/systems/`: paper, published settings, variants and training.
+"""The entry of a system in its file of `models/systems/`: paper, full settings, variants and training.
 
 `models.zoo.SYSTEMS` holds a `SystemEntry` for each system. Presets, `raylift systems`, the table of systems in the
 documentation and the default preset of a search space are made from them.
@@ -82,7 +82,7 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class SystemEntry:
-    """A system of the literature. Its name is that of its settings and its key in `models.zoo.SYSTEMS`."""
+    """A system of the literature or of raylift's own. Its name is that of its settings and its key in `zoo.SYSTEMS`."""
 
     title: str
     """As the paper writes it."""
@@ -98,14 +98,14 @@ class SystemEntry:
     full: SystemConfig
     """The settings as published, or at the full size of a system of raylift's own."""
     slim: SystemConfig
-    """The same choices at 64 voxels per side with about two million parameters or fewer, for CPU cores."""
+    """The same parts at 64 voxels per side with about two million parameters or fewer, for CPU cores."""
     tiny: SystemConfig
-    """The same choices at 32 voxels per side, for tests."""
+    """The same parts at 32 voxels per side, for tests."""
     training: Training = GPU_TRAINING
     slim_training: Training = SLIM_TRAINING
     tiny_training: Training = TINY_TRAINING
     spacing_mm: float = 2.5
-    """Voxel spacing of the published volumes."""
+    """Voxel spacing of the full size."""
     parameters: tuple[ParameterCount, ...] = ()
     """Published counts."""
     single_view: SystemConfig | None = None

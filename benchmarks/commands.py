@@ -5,8 +5,8 @@ is trained, resumed for as many steps again, evaluated, exported, reconstructs a
 served: the page and the API get a request. The seconds are those of the whole command, including the start of Python
 and Ray. The quality of the networks after so few steps is not measured.
 
-    python benchmarks/verbs.py --ct data/chest --pairs data/pairs --frontal pa.png --lateral lateral.png \
-        --output runs/verbs
+    python benchmarks/commands.py --ct data/chest --pairs data/pairs --frontal pa.png --lateral lateral.png \
+        --output runs/commands
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def main() -> int:
     for name in ("--ct", "--pairs", "--frontal", "--lateral"):
         parser.add_argument(name, required=True)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("runs/verbs"))
+    parser.add_argument("--output", type=Path, default=Path("runs/commands"))
     parser.add_argument("--presets", nargs="+", default=SLIM)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    header("verbs")
+    header("commands")
     rows = []
     for name in options.presets:
         cells = [name, PRESETS[name].system.supervision]

@@ -31,7 +31,7 @@ LOST = (
 
 
 @contextmanager
-def sample_workers(count: int) -> Iterator[Workers | None]:
+def ingest_workers(count: int) -> Iterator[Workers | None]:
     """Workers for a context: processes, or Ray tasks on the cluster of RAY_ADDRESS; None for a single one.
 
     Raises:

@@ -10,7 +10,7 @@ from skimage.morphology import skeletonize
 
 from raylift.datasets.geometry import Grid
 from raylift.datasets.phantom.thorax import thorax
-from raylift.models import anatomy
+from raylift.models import segmentation_metrics
 
 SPACING_MM = 5.0
 WORST = {"lung_dice": 0.0, "lung_surface_dice": 0.0, "lung_hd95_mm": math.inf, "lung_assd_mm": math.inf}
@@ -22,7 +22,7 @@ def chest():
 
 
 def compare(found, true):
-    return anatomy.compare(found, true, (SPACING_MM,) * 3)
+    return segmentation_metrics.compare(found, true, (SPACING_MM,) * 3)
 
 
 def test_equal_volumes_have_the_best_value_of_every_metric(chest):
@@ -43,7 +43,7 @@ def test_a_volume_without_organs_has_the_worst_value(chest):
 
 
 def test_biases_are_of_the_tissues_of_the_ground_truth(chest):
-    organs = anatomy.Anatomy.of(chest.astype(np.int16), SPACING_MM)
+    organs = segmentation_metrics.Anatomy.of(chest.astype(np.int16), SPACING_MM)
     shifted = chest + 20
     shifted[organs.lung] += 30
     shifted[organs.bone] -= 120
@@ -68,7 +68,7 @@ def test_distances_between_parallel_planes_are_their_distance_in_mm():
     masks = np.zeros((2, 20, 12, 12), dtype=bool)
     masks[0, 4] = masks[1, 7] = True
     for thickness_mm, overlap in ((1.5, 1.0), (2.0, 0.0)):
-        metrics = anatomy.surface_metrics("lung", *masks, (thickness_mm, 1.0, 1.0))
+        metrics = segmentation_metrics.surface_metrics("lung", *masks, (thickness_mm, 1.0, 1.0))
         assert metrics == {
             "lung_surface_dice": overlap,
             "lung_hd95_mm": pytest.approx(3 * thickness_mm),
@@ -86,7 +86,7 @@ def test_distances_agree_with_brute_force_on_voxels_that_are_no_cubes():
     first, second = (np.argwhere(mask & ~ndimage.binary_erosion(mask)) * spacing_mm for mask in masks)
     between = cdist(first, second)
     there, back = between.min(axis=1), between.min(axis=0)
-    metrics = anatomy.surface_metrics("lung", *masks, spacing_mm)
+    metrics = segmentation_metrics.surface_metrics("lung", *masks, spacing_mm)
     assert metrics["lung_hd95_mm"] == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)), rel=1e-5)
     assert metrics["lung_assd_mm"] == pytest.approx(np.concatenate([there, back]).mean(), rel=1e-5)
 
@@ -97,12 +97,12 @@ def test_cldice_is_the_harmonic_mean_of_precision_and_sensitivity_of_centerlines
     found = true.copy()
     found[:, :, 15:] = False
     # Half of the true centerline is found, and all of the centerline found is true.
-    assert anatomy.cldice(found, true) == pytest.approx(2 * 0.5 / 1.5, abs=0.03)
+    assert segmentation_metrics.cldice(found, true) == pytest.approx(2 * 0.5 / 1.5, abs=0.03)
     thicker = ndimage.binary_dilation(true)
-    assert anatomy.cldice(thicker, true) > 0.95 > anatomy.dice(thicker, true)
+    assert segmentation_metrics.cldice(thicker, true) > 0.95 > segmentation_metrics.dice(thicker, true)
     nothing = np.zeros_like(true)
-    assert (anatomy.cldice(nothing, nothing), anatomy.cldice(nothing, true)) == (1.0, 0.0)
-    assert (anatomy.dice(nothing, nothing), anatomy.dice(true, nothing)) == (1.0, 0.0)
+    assert (segmentation_metrics.cldice(nothing, nothing), segmentation_metrics.cldice(nothing, true)) == (1.0, 0.0)
+    assert (segmentation_metrics.dice(nothing, nothing), segmentation_metrics.dice(true, nothing)) == (1.0, 0.0)
 
 
 def test_a_mask_that_thinning_removes_is_its_own_centerline():
@@ -110,6 +110,6 @@ def test_a_mask_that_thinning_removes_is_its_own_centerline():
     cube[2:4, 2:4, 2:4] = True
     half[2:4, 2:4, 2] = True
     assert not skeletonize(cube).any()
-    assert anatomy.cldice(cube, cube) == 1.0
-    assert anatomy.cldice(cube, half) == pytest.approx(2 * 0.5 / 1.5)
-    assert anatomy.cldice(cube, np.roll(cube, 4, axis=0)) == 0.0
+    assert segmentation_metrics.cldice(cube, cube) == 1.0
+    assert segmentation_metrics.cldice(cube, half) == pytest.approx(2 * 0.5 / 1.5)
+    assert segmentation_metrics.cldice(cube, np.roll(cube, 4, axis=0)) == 0.0

@@ -17,7 +17,7 @@ from samples import thorax_hu, thorax_image, write_image
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.ingest.pipeline import Workers, map_in_order
 from raylift.platform import cli, cluster
-from raylift.platform.sample_workers import sample_workers
+from raylift.platform.ingest_workers import ingest_workers
 
 
 def write_scans(folder, count=3):
@@ -61,7 +61,7 @@ def test_an_archive_made_by_ray_tasks_is_that_of_one_process(tmp_path, capsys, r
     one = ingest(tmp_path / "ct", tmp_path / "one", 1, capsys)
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     assert ingest(tmp_path / "ct", tmp_path / "two", 2, capsys) == one
-    with pytest.raises(cluster.ClusterTooSmallError, match="an ingest by 50 workers needs 50 CPUs"), sample_workers(50):
+    with pytest.raises(cluster.ClusterTooSmallError, match="an ingest by 50 workers needs 50 CPUs"), ingest_workers(50):
         pass
 
 
@@ -80,7 +80,7 @@ def end_this_process(_):
 
 
 def test_a_killed_worker_ends_the_command_in_a_sentence():
-    with pytest.raises(cluster.WorkersLostError, match="a worker was killed"), sample_workers(2) as workers:
+    with pytest.raises(cluster.WorkersLostError, match="a worker was killed"), ingest_workers(2) as workers:
         list(map_in_order(end_this_process, [1, 2], workers))
 
 
