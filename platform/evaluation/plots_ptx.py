@@ -23,6 +23,8 @@ COLORS = {
     Region.LEFT_PNEUMOTHORAX: "tab:orange",
 }
 OPACITY = 0.4
+SMALLEST_SCALE = 10.0
+"""Largest value on an axis, in ml or per cent, where all values are smaller."""
 UNITS = {"volume": "ml", "occupancy": "%"}
 
 
@@ -62,6 +64,10 @@ def plot_agreement(
         scatter, differences = row
         scatter.plot(true, measured, "o", color="tab:blue", markersize=4, alpha=0.7)
         scatter.axline((0, 0), slope=1, color="black", linewidth=0.8)
+        largest = max(measured.max(), true.max(), SMALLEST_SCALE)
+        limits = (-0.05 * largest, 1.05 * largest)
+        scatter.set(xlim=limits, ylim=limits)
+        differences.set_xlim(limits)
         r = f"r = {agreed.pearson:.3f}" if np.isfinite(agreed.pearson) else "r undefined"
         scatter.set(xlabel=f"true {name}, {unit}", ylabel=f"measured {name}, {unit}", title=r)
         differences.plot((measured + true) / 2, measured - true, "o", color="tab:blue", markersize=4, alpha=0.7)

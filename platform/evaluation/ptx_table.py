@@ -54,9 +54,12 @@ class PneumothoraxTable:
         """What limits the figures: few subjects, no pneumothorax in the CT, methods in whose volumes none is found."""
         _, true_ml = self.pairs(self.table.predictors[0])["volume"]
         count, affected = len(true_ml), int((true_ml > 0).sum())
-        if not affected:
-            return [f"no pneumothorax was found in the CT of {_subjects(count)}, so no correlation is defined"]
         found = []
+        largest_ml = {predictor: self._largest_false_ml(predictor) for predictor in self.table.predictors}
+        if false := [f"{ml:.0f} ml in those of {predictor}" for predictor, ml in largest_ml.items() if ml]:
+            found.append(f"a pneumothorax was found in volumes whose CT has none: up to {', '.join(false)}")
+        if not affected:
+            return [f"no pneumothorax was found in the CT of {_subjects(count)}, so no correlation is defined", *found]
         if affected < FEW_SUBJECTS:
             found.append(
                 f"a pneumothorax was found in the CT of {affected} of {_subjects(count)}: too few for correlations and "
@@ -80,7 +83,7 @@ class PneumothoraxTable:
                 f"Pneumothorax: agreement of {name} with the CT",
                 DEFINITION.format(name=name, unit=unit, count=next(iter(self.agreements[name].values())).count),
                 [column.format(unit) for column in HEADER],
-                [[predictor, *_cells(agreed)] for predictor, agreed in self.agreements[name].items()],
+                [[predictor, *cells(agreed)] for predictor, agreed in self.agreements[name].items()],
             )
             for name, (_, unit) in QUANTITIES.items()
         ]
@@ -88,6 +91,12 @@ class PneumothoraxTable:
     def to_json(self) -> dict[str, Any]:
         """Agreement by quantity and method; null where undefined."""
         return {name: {p: agreed.to_json() for p, agreed in of.items()} for name, of in self.agreements.items()}
+
+    def _largest_false_ml(self, predictor: str) -> float:
+        found, true = (
+            self.table.values(predictor, "pneumothorax", name) for name in ("pneumothorax_ml", "true_pneumothorax_ml")
+        )
+        return float(found[true == 0].max(initial=0.0))
 
     def _by_subject(self, predictor: str, metric: str, groups: np.ndarray) -> Float64[np.ndarray, " subjects"]:
         values = self.table.values(predictor, "pneumothorax", metric)
@@ -98,7 +107,8 @@ def _subjects(count: int) -> str:
     return f"{count} subject{'s' * (count > 1)}"
 
 
-def _cells(agreed: Agreement) -> list[str]:
+def cells(agreed: Agreement) -> list[str]:
+    """Correlations, mean absolute error, bias and limits, for a table."""
     correlations = (_defined(value, "z.3f") for value in (agreed.pearson, agreed.spearman, agreed.icc))
     limits = "undefined" if math.isnan(agreed.lower) else f"{agreed.lower:+.1f} to {agreed.upper:+.1f}"
     return [*correlations, f"{agreed.mean_absolute_error:.1f}", f"{agreed.bias:+.1f}", limits]

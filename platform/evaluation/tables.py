@@ -45,11 +45,11 @@ TITLES = {
     "soft_tissue_bias_hu": "soft tissue bias, HU",
     "bone_bias_hu": "bone bias, HU",
     "pneumothorax_ml": "pneumothorax, ml",
-    "true_pneumothorax_ml": "of the CT, ml",
-    "pneumothorax_absolute_error_ml": "absolute error, ml",
+    "true_pneumothorax_ml": "true pneumothorax, ml",
+    "pneumothorax_absolute_error_ml": "absolute error of volume, ml",
     "occupancy_percent": "occupancy, %",
-    "true_occupancy_percent": "of the CT, %",
-    "occupancy_absolute_error_percent": "absolute error, %",
+    "true_occupancy_percent": "true occupancy, %",
+    "occupancy_absolute_error_percent": "absolute error of occupancy, %",
 }
 
 

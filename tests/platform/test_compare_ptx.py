@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
@@ -19,6 +20,7 @@ from raylift.datasets.segmentation import Label
 from raylift.platform import cli
 from raylift.platform.evaluation import ptx
 from raylift.platform.evaluation.cases import read_ground_truth
+from raylift.platform.evaluation.plots_ptx import plot_agreement
 from raylift.platform.evaluation.ptx_table import PneumothoraxTable
 from raylift.platform.evaluation.tables import MetricTable
 
@@ -168,7 +170,13 @@ def test_scans_of_a_subject_count_as_their_mean_and_healthy_ct_are_stated():
     assert (found.tolist(), true.tolist()) == ([200.0, 20.0], [100.0, 40.0])
     assert measured.agreements["occupancy"]["m"].bias == pytest.approx((10 - 2) / 2)
     healthy = PneumothoraxTable(MetricTable({"a": scan(0.0, 0.0)}, {"pneumothorax": ""}), {"a": "one"})
-    assert healthy.sentences == ["no pneumothorax was found in the CT of 1 subject, so no correlation is defined"]
+    stated = "no pneumothorax was found in the CT of 1 subject, so no correlation is defined"
+    assert healthy.sentences == [stated]
+    invented = MetricTable({"a": scan(0.0, 0.0), "b": scan(475.0, 0.0)}, {"pneumothorax": ""})
+    assert PneumothoraxTable(invented, {"a": "one", "b": "two"}).sentences == [
+        stated.replace("1 subject", "2 subjects"),
+        "a pneumothorax was found in volumes whose CT has none: up to 475 ml in those of m",
+    ]
     assert all("undefined" in row for section in healthy.sections() for row in section.body)
 
 
@@ -201,3 +209,13 @@ def test_archives_of_coarser_voxels_and_without_ct_are_refused(tmp_path, capsys)
     assert compare(coarse, tmp_path / "out", folder) == 2
     assert f"--ptx needs voxels of 5 mm or less, and those of {coarse.url} are 10 mm" in capsys.readouterr().err
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_the_line_of_identity_is_the_diagonal_of_the_figure(tmp_path, monkeypatch):
+    shown, saved = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: shown.append(figure) or saved(figure, path))
+    zeros, some = np.zeros(3), np.array([0.0, 300.0, 20.0])
+    plot_agreement({"volume": (some, 5 * some), "occupancy": (zeros, zeros)}, tmp_path / "agreement.png")
+    scatters = shown[0].axes[::2]
+    for axes, largest in zip(scatters, (1500.0, 10.0), strict=True):
+        assert axes.get_xlim() == axes.get_ylim() == pytest.approx((-0.05 * largest, 1.05 * largest))
