@@ -21,7 +21,6 @@ FOLDERS = [
     "serve",
     "tests",
     "tune_spaces",
-    ":!benchmarks/results",
     ":!tests/test_vocabulary.py",
 ]
 """Git paths where the vocabulary holds."""
