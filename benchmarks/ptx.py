@@ -187,10 +187,10 @@ def coarser(image: sitk.Image, spacing_mm: tuple[float, ...]) -> sitk.Image:
     )
 
 
-def measured(image: sitk.Image) -> dict[str, float]:
-    """Pneumothorax of an image by side, in ml, as `raylift ptx` measures it."""
+def measured(image: sitk.Image, wall_mm: float = ptx_seg.WALL_MM) -> dict[str, float]:
+    """Pneumothorax of an image by side, in ml; with the default distance to the wall as `raylift ptx` measures it."""
     hu = sitk.GetArrayFromImage(resample.whole_scan(image, ptx_seg.SPACING_MM)).round().astype(np.int16)
-    sides = ptx_seg.measure(ptx_seg.segment(hu, ptx_seg.SPACING_MM), ptx_seg.SPACING_MM**3 / 1000)
+    sides = ptx_seg.measure(ptx_seg.segment(hu, ptx_seg.SPACING_MM, wall_mm), ptx_seg.SPACING_MM**3 / 1000)
     return {side: of_side.pneumothorax_ml for side, of_side in sides.items()}
 
 
