@@ -33,6 +33,8 @@ class Reconstruction:
     """Mean over samples; empty without a fit."""
     prediction_time_s: float = 0.0
     """Time of the network for the batch that this item was part of, over all samples, without the fit."""
+    fit_time_s: float = 0.0
+    """Time of the data-consistency fit for that batch, over all samples."""
 
     @property
     def volume(self) -> Float[Tensor, "1 d h w"]:
@@ -107,7 +109,7 @@ def reconstruct(
     counts = list(samples) or [1] * len(radiographs)
     predicted, fitted = [RunningStatistics() for _ in counts], [RunningStatistics() for _ in counts]
     residuals: list[list[Residuals]] = [[] for _ in counts]
-    prediction_time_s = 0.0
+    prediction_time_s = fit_time_s = 0.0
     for k in range(max(counts)):
         items = [item for item, count in enumerate(counts) if count > k]
         started = time.perf_counter()
@@ -116,7 +118,9 @@ def reconstruct(
         for item, volume in zip(items, volumes, strict=True):
             predicted[item].add(volume)
         if consistency_steps:
+            started = time.perf_counter()
             fit = consistency.fit(volumes, radiographs[items], window, grid, geometry, consistency_steps)
+            fit_time_s += time.perf_counter() - started
             for item, volume, by_view in zip(items, fit.volume, fit.by_view(geometry), strict=True):
                 fitted[item].add(volume)
                 residuals[item].append(by_view)
@@ -127,6 +131,7 @@ def reconstruct(
             (consistent if consistency_steps else prediction).std,
             consistency.mean_residuals(by_sample),
             prediction_time_s,
+            fit_time_s,
         )
         for prediction, consistent, by_sample in zip(predicted, fitted, residuals, strict=True)
     ]

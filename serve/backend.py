@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float32, Int16
@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int16
 from raylift.models.weights import Description
 from raylift.serve.reconstructor import HUVolume
 from raylift.serve.served_model import ReconstructionSettings, ServedModel
+from raylift.serve.service_metrics import Metrics
 from raylift.serve.volume_formats import NIFTI, VolumeFormat
 
 DISCLAIMER = "Research software, not a medical device: not for diagnosis."
@@ -34,6 +35,8 @@ class Backend:
     models_of_service: tuple[ServedModel, ...] = ()
     """All models of the service, each with routes of its own; this one alone if empty."""
 
+    metrics: Metrics = field(default_factory=Metrics)
+
     @property
     def description(self) -> Description:
         """The model's system, grid, geometry and window."""
@@ -46,4 +49,5 @@ class Backend:
 
     def encode(self, volume: Int16[np.ndarray, "d h w"], kind: VolumeFormat = NIFTI) -> bytes:
         """A volume in a format, with the digest of the weights in its header."""
-        return kind.encode(volume, self.description.grid, f"raylift {self.model.sha256[:12]}, research only")
+        with self.metrics.timer("encoding"):
+            return kind.encode(volume, self.description.grid, f"raylift {self.model.sha256[:12]}, research only")

@@ -50,10 +50,20 @@ class Queue:
         self._busy_since = 0.0
         self._completed = self._busy_s = 0.0
 
+    @property
+    def in_use(self) -> int:
+        """Slots of requests, and of calls whose requests were canceled."""
+        return self._count + len(self._abandoned)
+
+    @property
+    def waiting(self) -> int:
+        """Reconstructions that wait for others to end."""
+        return max(0, self.in_use - self._min_slots)
+
     def check(self) -> None:
         """Raise ServiceUnavailableError if there is no slot."""
         wait_s = self._expected_wait_s()
-        if self._in_use >= self._min_slots and (self._in_use >= self._max_slots or wait_s > self._deadline_s):
+        if self.in_use >= self._min_slots and (self.in_use >= self._max_slots or wait_s > self._deadline_s):
             retry_after_s = max(1, math.ceil(wait_s - self._deadline_s))
             raise ServiceUnavailableError(f"the queue is full: try again in {retry_after_s} s", retry_after_s)
 
@@ -65,7 +75,7 @@ class Queue:
             ServiceUnavailableError: the expected wait is longer than the deadline.
         """
         self.check()
-        if self._in_use == 0:
+        if self.in_use == 0:
             self._busy_since = time.monotonic()
         self._count += 1
         try:
@@ -102,14 +112,9 @@ class Queue:
         self._busy_s = DECAY * self._busy_s + now - self._busy_since
         self._busy_since = now
 
-    @property
-    def _in_use(self) -> int:
-        """Places of requests, and of calls whose requests were canceled."""
-        return self._count + len(self._abandoned)
-
     def _expected_wait_s(self) -> float:
         """Seconds until the reconstructions in the queue are complete; 0 before the first one."""
-        return self._in_use * self._busy_s / self._completed if self._completed else 0.0
+        return self.in_use * self._busy_s / self._completed if self._completed else 0.0
 
 
 class Gate:

@@ -32,6 +32,7 @@ from raylift.models.weights import Description
 from raylift.serve import owned_folder
 from raylift.serve.failures import DecodingError, ServiceUnavailableError
 from raylift.serve.image_decoder_server import BEGUN, HEADER, READY, DecodingLimits, DecodingRequest, packed
+from raylift.serve.service_metrics import Metrics
 
 START_S = 120.0
 """How long the server may take to import its libraries."""
@@ -50,10 +51,14 @@ class ImageDecoder:
     """
 
     def __init__(
-        self, description: Description, file_limits: RadiographLimits, limits: DecodingLimits | None = None
+        self,
+        description: Description,
+        file_limits: RadiographLimits,
+        limits: DecodingLimits | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._description, self.file_limits = description, file_limits
-        self._limits = limits or DecodingLimits()
+        self._limits, self._metrics = limits or DecodingLimits(), metrics or Metrics()
         self.slots = asyncio.Semaphore(MAX_CONCURRENT)
 
     @staticmethod
@@ -84,7 +89,8 @@ class ImageDecoder:
             view, self.file_limits, self._limits, invert, flip, patient_facing, size, reference, model.normalization
         )
         try:
-            begun, reply = await self._exchange(json.dumps(to_plain(request)).encode(), data)
+            with self._metrics.timer("decoding"):
+                begun, reply = await self._exchange(json.dumps(to_plain(request)).encode(), data)
         except OSError as error:
             raise _unavailable(repr(error)) from error
         if not begun:

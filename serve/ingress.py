@@ -25,6 +25,7 @@ from raylift.serve import owned_folder
 from raylift.serve.api import routes
 from raylift.serve.api.access import AccessControl
 from raylift.serve.api.credentials import Credentials
+from raylift.serve.api.measured_requests import Measured
 from raylift.serve.api.request_limits import BodyTimeout, RootPath
 from raylift.serve.backend import Backend
 from raylift.serve.failures import ServiceUnavailableError
@@ -35,6 +36,7 @@ from raylift.serve.page.upload_guard import KnownEvents
 from raylift.serve.page.upload_quota import UploadQuota
 from raylift.serve.reconstructor import HUVolume
 from raylift.serve.served_model import ReconstructionSettings, ServedModel
+from raylift.serve.service_metrics import Metrics
 from raylift.serve.settings import ServeSettings
 
 READY_TIMEOUT_S = 5.0
@@ -93,6 +95,7 @@ def build(
     uploads = folders.enter_context(owned_folder.make("page"))
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
 
+    metrics = Metrics()
     ongoing = settings.max_batch_size * settings.replicas
     queue = Queue(settings.queue_deadline_s, ongoing, 4 * ongoing + settings.max_queued_requests)
 
@@ -100,11 +103,14 @@ def build(
         radiographs: Float32[np.ndarray, "views rows columns"], given: ReconstructionSettings
     ) -> HUVolume:
         async def call() -> HUVolume:
-            result: HUVolume = await serve.get_deployment_handle(model).reconstruct.remote((radiographs, given))
-            return result
+            volume: HUVolume = await serve.get_deployment_handle(model).reconstruct.remote((radiographs, given))
+            return volume
 
+        begun = time.perf_counter()
         try:
-            return await queue.complete(call())
+            result = await queue.complete(call())
+            metrics.add_reconstruction(time.perf_counter() - begun, result.prediction_time_s, result.fit_time_s)
+            return result
         except BackPressureError as error:
             raise ServiceUnavailableError("the queue is full: try again in a few seconds") from error
         except (RayActorError, DeploymentUnavailableError) as error:
@@ -116,8 +122,8 @@ def build(
         return gate.is_open and await loaded.is_running()
 
     limits = RadiographLimits(max_bytes=settings.max_upload_mib * 2**20)
-    decoder = ImageDecoder(served.description, limits, settings.decoding_limits)
-    backend = Backend(served, reconstruct, ready, queue.slot, settings.strict, models)
+    decoder = ImageDecoder(served.description, limits, settings.decoding_limits, metrics)
+    backend = Backend(served, reconstruct, ready, queue.slot, settings.strict, models, metrics)
     app = routes.build(backend, decoder)
     viewer.add_routes(app)
     page = layout.build(backend, decoder, settings.retention_s, other_models(backend))
@@ -132,6 +138,8 @@ def build(
     app.add_middleware(BodyTimeout, timeout_s=settings.body_timeout_s)
     app.add_middleware(Admission, gate=gate, queue=queue)
     app.add_middleware(AccessControl, hosts=settings.hosts, proxied_hosts=settings.allowed_hosts, credentials=required)
+    metrics.watch(lambda: queue.in_use, lambda: queue.waiting, name=served.name, sha256=served.sha256)
+    app.add_middleware(Measured, metrics=metrics)
     app.add_middleware(RootPath, root_path=settings.root_path)
     gr.mount_gradio_app(
         app,

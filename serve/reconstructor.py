@@ -48,6 +48,10 @@ class HUVolume:
     residuals: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Reprojection residual of each view before and after the data-consistency fit, averaged over samples; empty
     without a fit."""
+    prediction_time_s: float = 0.0
+    """Time of the network for the batch of this volume, over all samples."""
+    fit_time_s: float = 0.0
+    """Time of the data-consistency fit for that batch."""
 
 
 class Reconstructor:
@@ -154,6 +158,8 @@ class Reconstructor:
             _int16(window.to_hu(result.volume)),
             None if std is None else _int16(std * window.width_hu),
             result.residuals,
+            result.prediction_time_s,
+            result.fit_time_s,
         )
 
 

@@ -13,7 +13,7 @@ ROUTES = {
     re.compile(pattern): methods
     for pattern, methods in {
         # The API.
-        r"/healthz|/readyz|/docs|/openapi\.json|/v1/models?|/v1/models/[^/]+": ("GET", "HEAD"),
+        r"/healthz|/readyz|/docs|/openapi\.json|/metrics|/v1/models?|/v1/models/[^/]+": ("GET", "HEAD"),
         r"/v1/reconstructions": ("POST",),
         # The page, and those of Gradio's routes that it uses. `file=` with a URL would fetch that URL for any client.
         r"/|/config|/theme\.css|/manifest\.json|/favicon\.ico|/robots\.txt|/(assets|static)/.+": ("GET", "HEAD"),

@@ -10,7 +10,8 @@ from typing import Annotated
 
 import numpy as np
 from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from raylift import __version__
 from raylift.datasets.radiographs import input_checks
@@ -81,6 +82,12 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
         if await backend.ready():
             return JSONResponse({"status": "ready"})
         raise HTTPException(503, "the model is not ready")
+
+    @app.head("/metrics", include_in_schema=False)
+    @app.get("/metrics", tags=["service"], response_class=PlainTextResponse, response_description="all metrics")
+    async def metrics() -> Response:
+        """Requests, durations of stages and the queue, in the text format of Prometheus."""
+        return Response(backend.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)

@@ -248,7 +248,9 @@ def test_health_readiness_and_model_are_reported(service_client: TestClient, rec
     assert "not for diagnosis" in model["notice"]
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/docs", "/openapi.json", "/v1/model"])
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/v1/model", "/v1/models"]
+)
 def test_head_has_the_status_of_get(service_client: TestClient, path: str) -> None:
     assert service_client.head(path).status_code == service_client.get(path).status_code == 200
 
@@ -301,7 +303,7 @@ def test_the_openapi_description_is_valid_and_lists_every_field(service_client: 
     assert form["required"] == ["frontal", "lateral"]
     assert set(form["properties"]) == {"frontal", "lateral", "model", "invert", "flip_frontal", "flip_lateral"}
     assert set(schema["paths"]) == {
-        *("/healthz", "/readyz", "/v1/model", "/v1/models", "/v1/models/{name}", "/v1/reconstructions"),
+        *("/healthz", "/readyz", "/metrics", "/v1/model", "/v1/models", "/v1/models/{name}", "/v1/reconstructions"),
     }
 
 

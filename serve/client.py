@@ -1,0 +1,213 @@
+"""A client of the HTTP API of `raylift serve`.
+
+```python
+from raylift.serve.client import Client
+
+with Client("http://127.0.0.1:8000") as client:
+    result = client.reconstruct(frontal="pa.png", lateral="lateral.png")
+print(result.hu.shape, result.parameters)
+```
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+import nibabel as nib
+import numpy as np
+from jaxtyping import Int16
+
+from raylift.datasets.errors import RayliftError
+
+DEFAULT_RETRY_S = 5.0
+
+
+class ServiceError(RayliftError, RuntimeError):
+    """The service refused a request.
+
+    Attributes:
+        status: of the response.
+        detail: what is wrong, with the remedy.
+    """
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.status = response.status_code
+        is_problem = response.headers.get("content-type") == "application/problem+json"
+        self.detail = str(response.json()["detail"]) if is_problem else response.reason_phrase
+        super().__init__(f"{response.url}: status {self.status}: {self.detail}")
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """A model of a service."""
+
+    name: str
+    path: str
+    """Path of its routes."""
+    views: tuple[str, ...]
+    """Required radiographs."""
+    sha256: str
+    """Digest of the weights."""
+    parameters: dict[str, dict[str, int]]
+    """Default, min and max of the parameters that a request may set."""
+    document: dict[str, Any]
+    """All fields of `/v1/models/{name}`."""
+
+
+@dataclass(frozen=True)
+class RemoteReconstruction:
+    """A volume from a service, and what the service states about it."""
+
+    hu: Int16[np.ndarray, "d h w"]
+    """From superior to inferior, anterior to posterior, and the patient's right to left."""
+    spacing_mm: float
+    std: Int16[np.ndarray, "d h w"] | None
+    """Standard deviation over samples in HU; None unless `return_std` was set."""
+    file: bytes
+    """The response: a gzipped NIfTI, or with `return_std` a zip of two."""
+    sha256: str
+    """Digest of the weights."""
+    parameters: dict[str, Any]
+    """Name of the model and all values on which the volume depends besides the files."""
+    level: str
+    """Worst level of the checks of the input: ok, caution or stop."""
+    findings: dict[str, list[dict[str, Any]]]
+    """Warnings of these checks by view."""
+    notes: dict[str, list[str]]
+    """What was changed or ignored in reading the files, by view."""
+
+
+class Client:
+    """A connection to a service."""
+
+    def __init__(self, url: str, token: str | None = None, timeout_s: float = 300.0, retries: int = 1) -> None:
+        """A client.
+
+        Args:
+            url: address of the service, with the path below which a proxy offers it.
+            token: of a service with `--token-file`.
+            timeout_s: longest wait for a part of a response.
+            retries: how often a request with status 503 is repeated, after the time in Retry-After.
+        """
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self._retries = retries
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def models(self) -> list[RemoteModel]:
+        """The models of the service.
+
+        Raises:
+            ServiceError: the service refused the request.
+            httpx.HTTPError: the service does not respond.
+        """
+        return [
+            RemoteModel(
+                one["name"], one["path"], tuple(one["views"]), one["sha256"], dict(one["parameters"]), dict(one)
+            )
+            for one in self._send("GET", "/v1/models").json()["models"]
+        ]
+
+    def reconstruct(
+        self,
+        *,
+        model: str | None = None,
+        samples: int | None = None,
+        seed: int | None = None,
+        steps: int | None = None,
+        consistency_steps: int | None = None,
+        return_std: bool | None = None,
+        invert: str | None = None,
+        flip: dict[str, bool] | None = None,
+        **radiographs: str | Path | bytes,
+    ) -> RemoteReconstruction:
+        """Reconstruct a volume.
+
+        Args:
+            model: name of a model of the service; the first one by default.
+            samples: number of samples of a diffusion model, whose mean is the volume.
+            seed: of a diffusion model's first sample.
+            steps: evaluations of a diffusion model's denoiser.
+            consistency_steps: steps of the data-consistency fit.
+            return_std: whether the standard deviation over samples is returned too.
+            invert: auto, yes or no.
+            flip: whether to flip an image left to right, by view.
+            radiographs: path or content of a file for each of the model's views.
+
+        Raises:
+            ServiceError: the service refused the request; a parameter that the model does not use is one reason.
+            httpx.HTTPError: the service does not respond.
+            OSError: a file cannot be read.
+        """
+        given = {
+            "model": model,
+            "samples": samples,
+            "seed": seed,
+            "steps": steps,
+            "consistency_steps": consistency_steps,
+            "invert": invert,
+            "return_std": None if return_std is None else str(return_std).lower(),
+            **{f"flip_{view}": str(flipped).lower() for view, flipped in (flip or {}).items()},
+        }
+        fields = {name: str(value) for name, value in given.items() if value is not None}
+        files = {view: one if isinstance(one, bytes) else Path(one).read_bytes() for view, one in radiographs.items()}
+        path = "" if model is None else next((one.path for one in self.models() if one.name == model), "")
+        response = self._send("POST", f"{path}/v1/reconstructions", data=fields, files=files)
+        headers = response.headers
+        hu, std, spacing_mm = _volumes(response)
+        return RemoteReconstruction(
+            hu,
+            spacing_mm,
+            std,
+            response.content,
+            headers["X-Raylift-Model"],
+            json.loads(headers["X-Raylift-Parameters"]),
+            headers["X-Raylift-Level"],
+            json.loads(headers.get("X-Raylift-Findings", "{}")),
+            json.loads(headers.get("X-Raylift-Notes", "{}")),
+        )
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """The successful response to a request."""
+        for attempt in range(self._retries + 1):
+            response = self._http.request(method, path, **request)
+            if response.status_code != 503 or attempt == self._retries:
+                break
+            time.sleep(float(response.headers.get("Retry-After", DEFAULT_RETRY_S)))
+        if not response.is_success:
+            raise ServiceError(response)
+        return response
+
+
+def _volumes(
+    response: httpx.Response,
+) -> tuple[Int16[np.ndarray, "d h w"], Int16[np.ndarray, "d h w"] | None, float]:
+    """Volume, standard deviation if there is one, and spacing in mm."""
+    files = [response.content]
+    if response.headers["content-type"] == "application/zip":
+        with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+            files = [archive.read(name) for name in archive.namelist()]
+    images = [nib.Nifti1Image.from_bytes(gzip.decompress(file)) for file in files]
+    # Voxel axes are to the left, posterior and superior.
+    volumes = [np.asarray(image.dataobj, dtype=np.int16).transpose(2, 1, 0)[::-1] for image in images]
+    return volumes[0], volumes[1] if len(volumes) > 1 else None, float(images[0].header.get_zooms()[0])
