@@ -34,6 +34,8 @@ DISPLAY_WINDOW_HU = (0, 1500)
 class VolumeFormat:
     """A format of volumes."""
 
+    name: str
+    """Short name, as on buttons."""
     media_type: str
     """Content-Type of the HTTP response."""
     suffix: str
@@ -130,15 +132,15 @@ def png_sheet(hu: Volume, grid: Grid, note: str = "") -> bytes:
     return file.getvalue()
 
 
-NIFTI = VolumeFormat("application/gzip", ".nii.gz", nifti, "NIfTI, gzipped, int16 HU", True)
+NIFTI = VolumeFormat("NIfTI", "application/gzip", ".nii.gz", nifti, "NIfTI, gzipped, int16 HU", True)
 FORMATS = {
     "application/gzip": NIFTI,
-    "application/x-nrrd": VolumeFormat("application/x-nrrd", ".nrrd", nrrd, "NRRD, gzipped, int16 HU", True),
+    "application/x-nrrd": VolumeFormat("NRRD", "application/x-nrrd", ".nrrd", nrrd, "NRRD, gzipped, int16 HU", True),
     "application/dicom": VolumeFormat(
-        "application/zip", ".zip", dicom_series, "zip of a DICOM series of CT images", False
+        "DICOM", "application/zip", ".zip", dicom_series, "zip of a DICOM series of CT images", False
     ),
     "image/png": VolumeFormat(
-        "image/png", ".png", png_sheet, f"PNG of the middle slices in windows {', '.join(SHEET_WINDOWS)}", False
+        "PNG", "image/png", ".png", png_sheet, f"PNG of the middle slices in windows {', '.join(SHEET_WINDOWS)}", False
     ),
 }
 """By the media type that a request accepts; the first one is the default."""

@@ -38,6 +38,7 @@ from raylift.serve.page.std_map import StdMap
 from raylift.serve.reconstructor import format_residuals
 from raylift.serve.served_model import ReconstructionSettings
 from raylift.serve.view_text import edge_letters, requirement
+from raylift.serve.volume_formats import FORMATS, NIFTI, VolumeFormat
 
 Volume = Int16[np.ndarray, "d h w"]
 
@@ -123,9 +124,9 @@ class Actions:
             # Gradio would show an empty message.
             raise gr.Error("The service failed; see its log.", duration=None) from error
         seconds, volume = time.monotonic() - started, result.hu
-        comparisons, download = await asyncio.gather(
+        comparisons, *downloads = await asyncio.gather(
             asyncio.to_thread(self._comparisons, prepared, volume),
-            asyncio.to_thread(self._download, volume, "reconstruction.nii.gz"),
+            *(asyncio.to_thread(self._download, volume, "reconstruction", kind) for kind in FORMATS.values()),
         )
         grid = self._backend.description.grid
         facts = (
@@ -140,7 +141,7 @@ class Actions:
             residuals = format_residuals(result.residuals)
             facts += f" Reprojection residual before -> after the data-consistency fit: {residuals}."
         lights = "".join(traffic_light.markup(of_view, view) for view, of_view in findings.items() if warnings(of_view))
-        outputs = [volume, gr.Column(visible=True), lights or traffic_light.markup(()), facts, *comparisons, download]
+        outputs = [volume, gr.Column(visible=True), lights or traffic_light.markup(()), facts, *comparisons, *downloads]
         return outputs + (
             await asyncio.to_thread(self._std, result.std) if self._backend.model.multiple_samples else []
         )
@@ -156,7 +157,7 @@ class Actions:
                 "",
             ]
         std_map = StdMap.of(std)
-        download = self._download(std, "reconstruction-std.nii.gz")
+        download = self._download(std, "reconstruction-std", NIFTI)
         return [download, std_map.max_hu, std_map, gr.Radio(value="volume", visible=True), std_map.colorbar()]
 
     @staticmethod
@@ -209,8 +210,9 @@ class Actions:
             for radiograph, drr in zip(prepared, drrs, strict=True)
         ]
 
-    def _download(self, volume: Volume, name: str) -> Any:
-        return gr.DownloadButton(value=_save_temporary(self._backend.encode(volume), name), visible=True)
+    def _download(self, volume: Volume, stem: str, kind: VolumeFormat) -> Any:
+        data = self._backend.encode(volume, kind)
+        return gr.DownloadButton(value=_save_temporary(data, f"{stem}{kind.suffix}"), visible=True)
 
 
 def sentence(error: Exception) -> str:

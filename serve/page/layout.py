@@ -1,4 +1,4 @@
-"""Layout of the web page: uploads, the viewer of the volume, reprojections and the NIfTI download."""
+"""Layout of the web page: uploads, the viewer of the volume, reprojections and downloads."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from raylift.serve.page.events import Actions
 from raylift.serve.page.std_map import EXPLANATION
 from raylift.serve.page.upload_guard import GuardedBlocks
 from raylift.serve.view_text import in_words, requirement, title
+from raylift.serve.volume_formats import FORMATS, NIFTI, VolumeFormat
 
 NOTICE = "Radiographs do not determine a volume uniquely, and errors in a volume are not detected."
 TRAINED_ON_DRRS = (
@@ -153,9 +154,7 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
         facts = gr.Markdown(elem_id="facts")
         volume = gr.State(time_to_live=retention_s)
         with gr.Row():
-            download = gr.DownloadButton(
-                "Download NIfTI", elem_id="download", variant="primary", scale=0, min_width=240
-            )
+            downloads = [_download(kind) for kind in FORMATS.values()]
             std_files = _std_files() if backend.model.multiple_samples else []
         gr.HTML(viewer.markup(), elem_id="viewer")
         with gr.Column(elem_id="slices"):
@@ -189,7 +188,19 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
                 )
                 for pose in backend.description.geometry.views
             ]
-    return [volume, results, findings, facts, *comparisons, download, *std_files, *std], results, [download, *std_files]
+    return (
+        [volume, results, findings, facts, *comparisons, *downloads, *std_files, *std],
+        results,
+        [downloads[0], *std_files],
+    )
+
+
+def _download(kind: VolumeFormat) -> Any:
+    """The button with the volume in a format; the viewer reads NIfTI."""
+    label = f"Download {kind.name}"
+    if kind is NIFTI:
+        return gr.DownloadButton(label, elem_id="download", variant="primary", scale=0, min_width=200)
+    return gr.DownloadButton(label, elem_id=f"download-{kind.name.lower()}", scale=0, min_width=200)
 
 
 def _std_files() -> list[Any]:

@@ -34,7 +34,7 @@ CSS = """
 .findings .caution::before { color: #d97706; }
 .findings .stop { border-color: #dc2626; background: color-mix(in srgb, #dc2626 12%, transparent); }
 .findings .stop::before { color: #dc2626; }
-#download, #download-std { align-self: end; min-height: 2.9rem; }
+[id^="download"] { align-self: end; min-height: 2.9rem; }
 
 /* Gradio's default border of blocks in a group has the color of the text. */
 .gr-group .block { border-width: 0; }

@@ -1,6 +1,7 @@
 """The page in a browser without WebGL, where the volume is shown as slices."""
 
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,13 +65,20 @@ def test_a_reconstruction_gives_slices_reprojections_and_a_file(
         np.testing.assert_array_equal(pair[:150, :448], preview[:150])
         assert pair[:, -448:].std() > 5
 
-    with visit.page.expect_download() as download:
-        visit.at("download").click()
-    assert download.value.suggested_filename == "reconstruction.nii.gz"
-    download.value.save_as(tmp_path / "reconstruction.nii.gz")
-    image = sitk.ReadImage(str(tmp_path / "reconstruction.nii.gz"))
-    assert (image.GetSize(), image.GetSpacing()) == ((32, 32, 32), (10.0, 10.0, 10.0))
-    np.testing.assert_allclose(image.GetDirection(), np.eye(3).ravel())
+    for button, suffix in (("", ".nii.gz"), ("-nrrd", ".nrrd"), ("-dicom", ".zip"), ("-png", ".png")):
+        with visit.page.expect_download() as download:
+            visit.at(f"download{button}").click()
+        assert download.value.suggested_filename == f"reconstruction{suffix}"
+        download.value.save_as(tmp_path / f"reconstruction{suffix}")
+    zipfile.ZipFile(tmp_path / "reconstruction.zip").extractall(tmp_path / "series")
+    series = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path / "series"))
+    image, *others = (sitk.ReadImage(str(tmp_path / f"reconstruction{suffix}")) for suffix in (".nii.gz", ".nrrd"))
+    for one in (image, *others, sitk.ReadImage(series)):
+        assert (one.GetSize(), one.GetSpacing()) == ((32, 32, 32), (10.0, 10.0, 10.0))
+        np.testing.assert_allclose(one.GetDirection(), np.eye(3).ravel())
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(one), sitk.GetArrayFromImage(image))
+    with Image.open(tmp_path / "reconstruction.png") as sheet:
+        assert sheet.size == (3 * 448, 3 * 448)
 
     visit.page.screenshot(path=tmp_path / "page.png", full_page=True)
 
