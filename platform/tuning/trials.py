@@ -57,6 +57,8 @@ def load_table(url: str) -> list[Trial]:
 def tabulate(url: str, results: Iterable[Result]) -> list[Trial]:
     """The rows of a search's results, the best first or, with two objectives, first the Pareto set from slow to fast.
 
+    Of equal trials the one that started first is first, so that a resumed search has the order of an unbroken one.
+
     Args:
         url: the search's folder.
         results: Ray Tune's, one per trial; its folder is named `run_trial_<id>_<number>_<settings>`.
@@ -78,9 +80,9 @@ def tabulate(url: str, results: Iterable[Result]) -> list[Trial]:
     return sorted(trials, key=_rank)
 
 
-def _rank(trial: Trial) -> tuple[bool, bool, bool, float, str]:
+def _rank(trial: Trial) -> tuple[bool, bool, bool, float]:
     quality = trial.measurement.quality if trial.measurement else trial.best_psnr_db
-    return not trial.pareto, trial.measurement is None, quality is None, -(quality or 0.0), trial.id
+    return not trial.pareto, trial.measurement is None, quality is None, -(quality or 0.0)
 
 
 def describe(error: Exception | None) -> str:

@@ -87,6 +87,11 @@ def test_the_table_distinguishes_settings_with_the_same_last_part():
     assert headers == ["trial", "lifting.kind", "fusion.kind", "view_decoders", "lr", "PSNR, dB", "step"]
 
 
+def test_of_equal_trials_the_one_that_started_first_is_the_best():
+    started = [trials.Trial(name, {}, psnr, 4, "") for name, psnr in (("c", 20.0), ("b", 21.0), ("a", 21.0))]
+    assert [trial.id for trial in sorted(started, key=trials._rank)] == ["b", "a", "c"]
+
+
 def test_a_search_that_cannot_fit_states_it_at_once(tiny, ray_cluster, tmp_path):
     huge = replace(tiny, cluster=replace(tiny.cluster, workers=50), train=replace(tiny.train, batch_size=50))
     url = str(tmp_path / "huge")
