@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ LONGEST_RAY_FOLDER = 107 - len("/session_2026-01-31_23-59-59_999999_4194304/sock
 
 SHORT_ROOT = Path("/tmp")  # noqa: S108 - Ray's own default without TMPDIR
 """Where Ray's sessions are if TMPDIR is too long."""
+
+
+CLIENT_PORTS, FIRST_PORT = Path("/proc/sys/net/ipv4/ip_local_port_range"), 20_000
+"""Range of the ports that the kernel gives to clients, and the first port above those of Ray's workers."""
 
 
 START_TIMED_OUT, START_ATTEMPTS = "node timed out during startup", 2
@@ -97,7 +102,7 @@ def _start(folder: str | None, variables: dict[str, str], options: dict[str, Any
     for attempt in range(1, START_ATTEMPTS + 1):
         # Helpers of Ray, such as the one that frees the resources of a stopped trial, search the machine for their
         # cluster and fail if a second one runs on it. The address selects theirs.
-        port = _free_port()
+        port = free_port()
         variables["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
         try:
             with ExitStack() as environment:
@@ -205,11 +210,24 @@ def restrict_token() -> None:
         path.chmod(0o600)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port() -> int:
+    """A port on which nothing listens, above those of Ray's workers and outside the range of clients' ports.
+
+    The kernel can give a port of that range to a client before Ray listens on it.
+
+    Raises:
+        RayStartError: there is none.
+    """
+    first, last = map(int, CLIENT_PORTS.read_text(encoding="ascii").split())
+    candidates = [port for port in range(FIRST_PORT, 65_536) if not first <= port <= last]
+    for port in random.SystemRandom().sample(candidates, len(candidates)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
+    raise RayStartError(
+        f"every port from {FIRST_PORT} on that is not between {first} and {last}, the ports of clients, is in use: end "
+        f"other programs, or narrow {CLIENT_PORTS}"
+    )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from raylift.datasets import owned_folder
 from raylift.datasets.archive.store import Folder, absolute, is_local, join, require_reachable
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
@@ -220,10 +221,10 @@ def _local(url: str, *names: str) -> Iterator[Path]:
         yield Path(url)
         return
     remote = join(url, "model") if Folder(url).exists(f"model/{DESCRIPTION_FILE}") else url
-    with tempfile.TemporaryDirectory(prefix="raylift-model-") as temporary:
+    with owned_folder.make("model-files") as local:
         for name in names:
             if Folder(remote).exists(name):
-                Folder(remote).get(name, Path(temporary) / name)
-        if WEIGHTS_FILE in names and (Path(temporary) / DESCRIPTION_FILE).is_file():
-            _get_shared_weights(remote, Path(temporary))
-        yield Path(temporary)
+                Folder(remote).get(name, local / name)
+        if WEIGHTS_FILE in names and (local / DESCRIPTION_FILE).is_file():
+            _get_shared_weights(remote, local)
+        yield local

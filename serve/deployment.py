@@ -21,9 +21,9 @@ from ray.exceptions import RayError
 from ray.serve.schema import ApplicationStatus
 from ray.util import list_named_actors
 
+from raylift.datasets import owned_folder
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.platform import model_store
-from raylift.serve import owned_folder
 from raylift.serve.api import credentials
 from raylift.serve.gate import Gate
 from raylift.serve.replica import ModelReplica

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from raylift.datasets import owned_folder
 from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.decoding import Inversion
@@ -29,7 +30,6 @@ from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption
 from raylift.datasets.serialization import from_plain, to_plain
 from raylift.models.weights import Description
-from raylift.serve import owned_folder
 from raylift.serve.failures import DecodingError, ServiceUnavailableError
 from raylift.serve.image_decoder_server import BEGUN, HEADER, READY, DecodingLimits, DecodingRequest, packed
 from raylift.serve.service_metrics import Metrics

@@ -20,8 +20,8 @@ from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from raylift.datasets import owned_folder
 from raylift.datasets.radiographs.gray_image import RadiographLimits
-from raylift.serve import owned_folder
 from raylift.serve.api import routes
 from raylift.serve.api.access import AccessControl
 from raylift.serve.api.credentials import Credentials

@@ -18,9 +18,9 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from raylift import __version__
+from raylift.datasets import owned_folder
 from raylift.datasets.geometry import Grid
 from raylift.datasets.scans.resample import archive_image
-from raylift.serve import owned_folder
 from raylift.serve.images import PLANES, slice_image
 
 Volume = Int16[np.ndarray, "d h w"]

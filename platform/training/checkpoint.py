@@ -20,9 +20,8 @@ neither on the ZeRO stage nor on the number of workers, and holds no pickle.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from raylift.datasets import hashed_json
+from raylift.datasets import hashed_json, owned_folder
 from raylift.datasets.archive.store import Folder, absolute, is_local, join
 from raylift.datasets.errors import AlteredFileError, RayliftError
 from raylift.datasets.serialization import from_plain, to_plain
@@ -94,8 +93,7 @@ class Checkpoints:
         # Left by a run that was interrupted while it published this step.
         self._folder.remove(name)
         first, *others = tensors.networks
-        with tempfile.TemporaryDirectory(prefix="raylift-checkpoint-") as temporary:
-            local = Path(temporary)
+        with owned_folder.make("checkpoint-files") as local:
             reconstructing = {**tensors.networks, **tensors.ema}[first]
             weights.save(local / MODEL_FOLDER, reconstructing, description, training_data=training_data)
             for network in [*others, *tensors.ema]:
@@ -258,8 +256,7 @@ def local_copy(url: str, only: Sequence[str] = ()) -> Iterator[Path]:
         raise CheckpointError(f"{url} is not a published checkpoint: it has no {INDEX_FILE}") from error
     except AlteredFileError as error:
         raise CheckpointError(str(error)) from error
-    with tempfile.TemporaryDirectory(prefix="raylift-checkpoint-") as temporary:
-        local = Path(url) if is_local(url) else Path(temporary)
+    with nullcontext(Path(url)) if is_local(url) else owned_folder.make("checkpoint-files") as local:
         for relative, expected in digests.items():
             if only and relative.split("/")[0] not in only:
                 continue

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import resource
-import tempfile
 from collections import defaultdict
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxtyping import Float
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
+from raylift.datasets import owned_folder
 from raylift.datasets.archive.store import Folder, is_local, join
 from raylift.platform.monitor import format_metrics
 
@@ -64,9 +64,9 @@ class TensorBoard:
 
     def __init__(self, run_url: str, history: list[dict[str, float]]) -> None:
         self._remote = None if is_local(run_url) else Folder(join(run_url, "tensorboard"))
-        self._folder = Path(
-            tempfile.mkdtemp(prefix="raylift-events-") if self._remote else join(run_url, "tensorboard")
-        )
+        self._resources = ExitStack()
+        local = self._resources.enter_context(owned_folder.make("event-files")) if self._remote else None
+        self._folder = local or Path(join(run_url, "tensorboard"))
         self._last_step = int(history[-1]["step"]) if history else 0
 
     @cached_property
@@ -91,9 +91,10 @@ class TensorBoard:
                 self._remote.put(path, path.name)
 
     def close(self) -> None:
-        """Flush and close."""
+        """Flush and close; the local copy of remote files is removed."""
         if "_writer" in vars(self):
             self._writer.close()
+        self._resources.close()
 
 
 class Reporter:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,6 +16,7 @@ from ray import tune
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.search.optuna import OptunaSearch
 
+from raylift.datasets import owned_folder
 from raylift.datasets.archive.store import Folder, join
 from raylift.platform import cluster
 from raylift.platform.config import RunConfig, override
@@ -143,8 +142,8 @@ def as_study(
 
 def write_storage(url: str, search: Search, trials: Sequence[TrialHistory]) -> str:
     """Write the trials to the search's folder as a storage of Optuna, and return its URL."""
-    with tempfile.TemporaryDirectory(prefix="raylift-study-") as temporary:
-        path = Path(temporary) / STORAGE_FILE
+    with owned_folder.make("study-files") as temporary:
+        path = temporary / STORAGE_FILE
         as_study(search, trials, None, JournalStorage(JournalFileBackend(str(path))), url.rsplit("/", 1)[-1])
         Folder(url).put(path, STORAGE_FILE)
     return join(url, STORAGE_FILE)

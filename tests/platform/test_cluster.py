@@ -1,7 +1,9 @@
 import inspect
 import os
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
 
 import pytest
 import ray
@@ -35,6 +37,28 @@ def test_workers_find_their_own_cluster_next_to_another(ray_cluster, neighbor):
     actor = ClusterState.remote()
     assert "ClusterState" in ray.get(actor.actors.remote(), timeout=60)
     ray.kill(actor)
+
+
+def test_ray_listens_outside_the_range_of_the_ports_of_clients(ray_cluster):
+    first, last = map(int, cluster.CLIENT_PORTS.read_text().split())
+    port = int(ray.get_runtime_context().gcs_address.rpartition(":")[2])
+    assert cluster.FIRST_PORT <= port < 65_536
+    assert not first <= port <= last
+
+
+def test_a_port_is_neither_of_clients_nor_in_use(tmp_path, monkeypatch):
+    (tmp_path / "ports").write_text("20002\t65533\n")
+    monkeypatch.setattr(cluster, "CLIENT_PORTS", tmp_path / "ports")
+    taken = []
+    with ExitStack() as sockets:
+        with suppress(cluster.RayStartError):
+            while True:
+                taken.append(cluster.free_port())
+                sockets.enter_context(socket.create_server(("", taken[-1])))
+        with pytest.raises(cluster.RayStartError, match="between 20002 and 65533, the ports of clients, is in use"):
+            cluster.free_port()
+    assert 0 < len(taken) == len(set(taken))
+    assert set(taken) <= {20_000, 20_001, 65_534, 65_535}
 
 
 @pytest.mark.parametrize("failures", [1, 2, 0])

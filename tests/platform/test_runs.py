@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import safetensors.torch
 import torch
 
 from raylift.datasets.archive.archive import Archive
+from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
 from raylift.models.zoo import SYSTEMS
@@ -227,3 +229,16 @@ def test_settings_that_make_no_network_are_refused_before_anything_is_written(ti
     with pytest.raises(ConfigError, match=r"pass --data\.size 32"):
         runs.create(replace(tiny, data=replace(tiny.data, size=64)), str(tmp_path / "unmade"))
     assert not (tmp_path / "unmade").exists()
+
+
+def test_event_files_of_a_run_in_a_bucket_are_copied_there_and_leave_no_local_folder(
+    s3_bucket_url, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    writer = TensorBoard(f"{s3_bucket_url}/events", [])
+    writer.validation(1, {"val_psnr_db": 20.0}, None)
+    assert len(list(tmp_path.glob("raylift-event-files-*"))) == 1
+    writer.close()
+    assert not list(tmp_path.iterdir())
+    (name,) = [name for name in Folder(f"{s3_bucket_url}/events/tensorboard").names() if not name.startswith(".")]
+    assert name.startswith("events.out.tfevents")

@@ -11,11 +11,11 @@ from typing import get_args
 
 import pytest
 
-from raylift.serve import owned_folder
+from raylift.datasets import owned_folder
 
 OWNER = """
 import sys
-from raylift.serve import owned_folder
+from raylift.datasets import owned_folder
 with owned_folder.make(sys.argv[1]) as folder:
     (folder / "patient.dcm").write_bytes(b"pixels")
     print(folder, flush=True)

@@ -13,8 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal, get_args
 
-Purpose = Literal["page", "decoder", "volume"]
-"""What a folder has: the page's uploads and results, the decoder's socket, or a volume that is written."""
+Purpose = Literal[
+    "page", "decoder", "volume", "checkpoint-files", "model-files", "event-files", "study-files", "ray-files"
+]
+"""What a folder has: the page's uploads and results, the decoder's socket, a volume that is written, files that are
+copied to or from a store, or those of Ray during a run."""
 LOCK = ".owner"
 UNOWNED_S = 60.0
 """A folder is locked within this time after it is made."""
