@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+VERSIONS = ("torch", "zarr", "numpy", "deepspeed", "ray")
 
-def header(name: str) -> None:
+
+def header(name: str, packages: Sequence[str] = VERSIONS) -> None:
     """The conditions, as Markdown."""
-    print("\n".join(conditions(name)) + "\n", flush=True)
+    print("\n".join(conditions(name, packages)) + "\n", flush=True)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -21,7 +23,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     print("\n".join(table_lines(title, columns, rows)) + "\n", flush=True)
 
 
-def conditions(name: str, packages: Sequence[str] = ("torch", "zarr", "numpy", "deepspeed", "ray")) -> list[str]:
+def conditions(name: str, packages: Sequence[str] = VERSIONS) -> list[str]:
     """Lines of Markdown: title and date, machine, versions of the packages that are installed, command."""
     versions = [f"{package} {version}" for package in packages if (version := installed(package))]
     return [

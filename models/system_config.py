@@ -46,6 +46,11 @@ class SystemConfig(ABC):
         return "volumes"
 
     @property
+    def channels_last(self) -> bool:
+        """Whether a loaded model has its weights in channels-last layout, which `benchmarks/inference.py` compares."""
+        return False
+
+    @property
     def needs_labels(self) -> bool:
         """Whether its loss uses the archive's label volumes."""
         return False

@@ -37,6 +37,8 @@ from raylift.models.training_data import TrainingData
 
 FORMAT, FORMAT_VERSION = "raylift-model", 1
 WEIGHTS_FILE, DESCRIPTION_FILE, TRAINING_DATA_FILE = "model.safetensors", "model.json", "training_data.npz"
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Memory layouts by the number of a tensor's dimensions."""
 
 
 class WeightsError(RayliftError, ValueError):
@@ -184,8 +186,13 @@ def load(folder: str | Path) -> Model:
     try:
         stored = safetensors.torch.load_file(path)
         # A copy, whose alignment in memory no file decides: the last digits of a convolution depend on it.
+        formats = CHANNELS_LAST if description.system.channels_last else {}
         state = {
-            name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+            name: tensor.to(
+                torch.float32 if tensor.is_floating_point() else tensor.dtype,
+                copy=True,
+                memory_format=formats.get(tensor.dim(), torch.contiguous_format),
+            )
             for name, tensor in stored.items()
         }
         network.load_state_dict(state, strict=True, assign=True)

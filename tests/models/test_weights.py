@@ -17,6 +17,7 @@ from raylift.models.baselines import FittedBaselines
 from raylift.models.parts.lifting import LiftingConfig
 from raylift.models.systems.duolift import DUOLIFT_GAN
 from raylift.models.systems.psr import PSR
+from raylift.models.systems.unrolled import UNROLLED
 from raylift.models.systems.x2ct import X2CT_GAN
 from raylift.models.training_data import TrainingData
 from raylift.models.weights import Description, WeightsError
@@ -198,8 +199,8 @@ def test_a_folder_that_is_no_model_is_refused_with_the_remedy(tmp_path):
 
 @pytest.mark.parametrize(
     "system",
-    [PSR.tiny, DUOLIFT_GAN.tiny, replace(X2CT_GAN.tiny, lifting=LiftingConfig(along="rays"))],
-    ids=["batch norm", "nested", "along rays"],
+    [PSR.tiny, DUOLIFT_GAN.tiny, replace(X2CT_GAN.tiny, lifting=LiftingConfig(along="rays")), UNROLLED.tiny],
+    ids=["batch norm", "nested", "along rays", "channels-last"],
 )
 def test_every_network_is_loaded_completely_from_meta_tensors(tmp_path, system):
     torch.manual_seed(0)
@@ -209,6 +210,19 @@ def test_every_network_is_loaded_completely_from_meta_tensors(tmp_path, system):
     weights.save(tmp_path / "model", network.state_dict(), Description(system, GRID, chest(GRID), Window()))
     again = weights.load(tmp_path / "model").network
     torch.testing.assert_close(again(views), network.eval()(views), atol=1e-5, rtol=0)
+
+
+def test_a_system_with_channels_last_weights_has_them_when_it_is_loaded_and_saves_them_again(tmp_path):
+    torch.manual_seed(0)
+    description = Description(UNROLLED.tiny, GRID, chest(GRID), Window())
+    network = UNROLLED.tiny.reconstruction_network(GRID, chest(GRID))
+    sha256 = weights.save(tmp_path / "model", network.state_dict(), description)
+    loaded = weights.load(tmp_path / "model").network
+    kernels = [parameter for parameter in loaded.parameters() if parameter.dim() == 5 and parameter.shape[2] == 3]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last_3d) for kernel in kernels)
+    assert not all(kernel.is_contiguous() for kernel in kernels)
+    assert weights.save(tmp_path / "again", loaded.state_dict(), description) == sha256
 
 
 def test_weights_in_half_precision_are_half_as_large_and_load_in_fp32(saved):
