@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -63,6 +64,19 @@ def hu_to_attenuation(hu: Float[Tensor, "*shape"], attenuation: Attenuation = "l
     """HU to linear attenuation in 1/mm, with that of water `WATER_PER_MM`; see `Attenuation`."""
     linear = (WATER_PER_MM * (1.0 + hu / 1000.0)).clamp_min(0.0)
     return linear if attenuation == "linear" else torch.where(hu > PLASTIMATCH_AIR_HU, linear, torch.zeros_like(linear))
+
+
+def normalize_by_percentiles(
+    images: Float[Tensor, "n views rows columns"],
+) -> tuple[Float[Tensor, "n views rows columns"], Float[Tensor, "n views"], Float[Tensor, "n views"]]:
+    """`normalize` by percentiles of each image of a batch, and the two percentiles; gradients reach these too."""
+    ordered = images.flatten(2).sort(dim=-1).values
+    last = ordered.shape[-1] - 1
+    # The percentiles are pixels: the next one above the low, the next one below the high.
+    low, high = ordered[..., math.ceil(0.005 * last)], ordered[..., math.floor(0.995 * last)]
+    # A constant image becomes zeros.
+    scaled = (images - low[..., None, None]) / (high - low).clamp_min(1e-6)[..., None, None]
+    return scaled.clip(0.0, 1.0), low, high
 
 
 def normalize(

@@ -7,7 +7,6 @@ constrain their scale and offset: the line integrals at the percentiles are give
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import WATER_PER_MM, Window, hu_to_attenuation
+from raylift.datasets.intensity import WATER_PER_MM, Window, hu_to_attenuation, normalize_by_percentiles
 from raylift.datasets.projector import project, project_pose
 
 
@@ -65,14 +64,8 @@ class Reprojection:
 
 def normalized(images: Float[Tensor, "n views rows columns"]) -> NormalizedDRRs:
     """Line integrals as `intensity.normalize` makes radiographs of them; its gradient reaches the percentiles too."""
-    ordered = images.flatten(2).sort(dim=-1).values
-    last = ordered.shape[-1] - 1
-    # The percentiles are pixels: the next one above the low, the next one below the high.
-    low, high = ordered[..., math.ceil(0.005 * last)], ordered[..., math.floor(0.995 * last)]
-    span = high - low
-    # A constant image becomes zeros.
-    scaled = (images - low[..., None, None]) / span.clamp_min(1e-6)[..., None, None]
-    return NormalizedDRRs(scaled.clip(0.0, 1.0), torch.stack([low, high], dim=-1) / WATER_PER_MM)
+    scaled, low, high = normalize_by_percentiles(images)
+    return NormalizedDRRs(scaled, torch.stack([low, high], dim=-1) / WATER_PER_MM)
 
 
 def _about_z(angle: Float[Tensor, ""]) -> Float[Tensor, "3 3"]:

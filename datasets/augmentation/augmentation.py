@@ -22,7 +22,7 @@ from raylift.datasets.augmentation.acquisition import (
 from raylift.datasets.augmentation.deformation import Deformation, VolumeAugmentation, deform, deform_labels
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.intensity import Normalization, hu_to_attenuation
+from raylift.datasets.intensity import Normalization, hu_to_attenuation, normalize_by_percentiles
 from raylift.datasets.projector import Poses, project_batch
 
 BONE_HU = 150.0
@@ -96,8 +96,8 @@ class Augmentation:
         """The parameters of the sample at a position of the stream."""
         rng = np.random.default_rng([seed, epoch, position])
         deformation = self.volume.sample(rng)
-        poses = self.geometry.sample(rng, geometry)
-        return Parameters(deformation, poses, self.radiograph.sample(rng, len(poses), geometry.detector_px))
+        geometries = self.geometry.sample(rng, geometry)
+        return Parameters(deformation, geometries, self.radiograph.sample(rng, len(geometries), geometry.detector_px))
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Parameters:
     """Everything that is random about one sample."""
 
     deformation: Deformation
-    poses: list[Geometry]
+    geometries: list[Geometry]
     """A geometry of a single view for each view."""
     acquisition: AcquisitionParameters
 
@@ -156,27 +156,27 @@ def augment(
         normalization: how radiographs are scaled to [0, 1].
     """
     ground_truth = deform(hu, spacing_mm, grid, [sample.deformation for sample in parameters])
-    soft, bone = line_integrals(ground_truth, grid, [sample.poses for sample in parameters])
+    soft, bone = line_integrals(ground_truth, grid, [sample.geometries for sample in parameters])
     radiographs = simulate_acquisition(soft, bone, [sample.acquisition for sample in parameters])
     return ground_truth, normalize_batch(radiographs, normalization)
 
 
 def line_integrals(
-    hu: Float[Tensor, "n 1 d h w"], grid: Grid, poses: Sequence[Sequence[Geometry]]
+    hu: Float[Tensor, "n 1 d h w"], grid: Grid, geometries: Sequence[Sequence[Geometry]]
 ) -> tuple[Float[Tensor, "n views s s"], Float[Tensor, "n views s s"]]:
     """Line integrals of soft tissue, and of the attenuation that bone adds to it, without unit.
 
     Args:
         hu: volumes in HU.
         grid: their voxels.
-        poses: of each volume, a geometry of a single view for each view.
+        geometries: of each volume, a geometry of a single view for each view.
     """
     bone_hu = (hu - BONE_HU).clamp_min(0)
     # Bone's share is attenuation above that of soft tissue, so no threshold applies to it.
-    soft = hu_to_attenuation(hu - bone_hu, poses[0][0].attenuation)
+    soft = hu_to_attenuation(hu - bone_hu, geometries[0][0].attenuation)
     both = torch.cat([soft, hu_to_attenuation(bone_hu - 1000.0)], dim=1)
     projected = [
-        project_batch(both, grid.spacing_mm, poses_of(geometries, hu.device)) for geometries in zip(*poses, strict=True)
+        project_batch(both, grid.spacing_mm, poses_of(of_view, hu.device)) for of_view in zip(*geometries, strict=True)
     ]
     images = torch.stack(projected, dim=1)
     return images[:, :, 0], images[:, :, 1]
@@ -220,8 +220,4 @@ def normalize_batch(
     if normalization == "maximum":
         highest = images.amax(dim=(2, 3), keepdim=True).clamp_min(1e-6)
         return ((images / highest).clamp(0, 1) * 255 + 1e-4).floor() / 255
-    flat, _ = images.flatten(2).sort(dim=2)
-    last = flat.shape[2] - 1
-    low = flat[..., int(np.ceil(0.005 * last))][..., None, None]
-    high = flat[..., int(np.floor(0.995 * last))][..., None, None]
-    return ((images - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+    return normalize_by_percentiles(images)[0]

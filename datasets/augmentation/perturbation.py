@@ -24,7 +24,7 @@ from raylift.datasets.projector import require_source_outside
 class Exposure:
     """How the radiographs of one CT are acquired and displayed."""
 
-    poses: tuple[Geometry, ...]
+    geometries: tuple[Geometry, ...]
     """A geometry of a single view for each view."""
     acquisition: AcquisitionParameters
     flipped: bool = False
@@ -33,13 +33,15 @@ class Exposure:
     @classmethod
     def nominal(cls, geometry: Geometry) -> Exposure:
         """Noise-free and in the nominal geometry."""
-        poses = tuple(replace(geometry, views=(view,)) for view in geometry.views)
-        return cls(poses, AcquisitionParameters.none(len(poses), geometry.detector_px))
+        geometries = tuple(replace(geometry, views=(view,)) for view in geometry.views)
+        return cls(geometries, AcquisitionParameters.none(len(geometries), geometry.detector_px))
 
     def with_views(self, change: Callable[[View, int], View]) -> Exposure:
         """Each view changed by a function of the view and its index."""
-        poses = (replace(pose, views=(change(pose.views[0], k),)) for k, pose in enumerate(self.poses))
-        return replace(self, poses=tuple(poses))
+        geometries = (
+            replace(geometry, views=(change(geometry.views[0], k),)) for k, geometry in enumerate(self.geometries)
+        )
+        return replace(self, geometries=tuple(geometries))
 
     def with_acquisition(self, **changed: np.ndarray) -> Exposure:
         """Other parameters of the acquisition."""
@@ -51,7 +53,7 @@ Change = Callable[[Exposure, float, np.random.Generator], Exposure]
 
 
 def _rotate(exposure: Exposure, degrees: float, rng: np.random.Generator) -> Exposure:
-    signs = rng.choice((-1.0, 1.0), len(exposure.poses))
+    signs = rng.choice((-1.0, 1.0), len(exposure.geometries))
     return exposure.with_views(lambda view, k: replace(view, azimuth_deg=view.azimuth_deg + degrees * signs[k]))
 
 
@@ -64,11 +66,11 @@ def _move_source(exposure: Exposure, percent: float, rng: np.random.Generator) -
             source_detector_mm=pose.source_detector_mm + further,
         )
 
-    return replace(exposure, poses=tuple(moved(pose) for pose in exposure.poses))
+    return replace(exposure, geometries=tuple(moved(geometry) for geometry in exposure.geometries))
 
 
 def _move_patient(exposure: Exposure, mm: float, rng: np.random.Generator) -> Exposure:
-    signs = rng.choice((-1.0, 1.0), len(exposure.poses))
+    signs = rng.choice((-1.0, 1.0), len(exposure.geometries))
 
     def moved(view: View, k: int) -> View:
         x, y, z = (np.array(view.offset_mm) + mm * signs[k] * view.axes()[0]).tolist()
@@ -79,17 +81,17 @@ def _move_patient(exposure: Exposure, mm: float, rng: np.random.Generator) -> Ex
 
 def _add_noise(exposure: Exposure, photons: float, rng: np.random.Generator) -> Exposure:
     noise = rng.standard_normal(exposure.acquisition.noise.shape).astype(np.float32)
-    return exposure.with_acquisition(noise=noise, photons=np.full(len(exposure.poses), photons))
+    return exposure.with_acquisition(noise=noise, photons=np.full(len(exposure.geometries), photons))
 
 
 def _add_scatter(exposure: Exposure, strength: float, rng: np.random.Generator) -> Exposure:
     return exposure.with_acquisition(
-        scatter=strength * rng.uniform(0, 1, (len(exposure.poses), FIELD_POINTS, FIELD_POINTS))
+        scatter=strength * rng.uniform(0, 1, (len(exposure.geometries), FIELD_POINTS, FIELD_POINTS))
     )
 
 
 def _change_tone(exposure: Exposure, gamma: float, rng: np.random.Generator) -> Exposure:  # noqa: ARG001
-    return exposure.with_acquisition(gamma=np.full(len(exposure.poses), gamma))
+    return exposure.with_acquisition(gamma=np.full(len(exposure.geometries), gamma))
 
 
 def _collimate(exposure: Exposure, percent: float, rng: np.random.Generator) -> Exposure:  # noqa: ARG001
@@ -196,7 +198,7 @@ class RadiographSimulator:
         self._hu = torch.from_numpy(hu.astype(np.float32))[None, None]
         self._grid = grid
         self._nominal = Exposure.nominal(geometry)
-        self._projected = self._project(self._nominal.poses)
+        self._projected = self._project(self._nominal.geometries)
 
     def expose(self, exposure: Exposure) -> Float32[np.ndarray, "views rows columns"]:
         """Bone-bright images in [0, 1], not yet normalized.
@@ -204,18 +206,18 @@ class RadiographSimulator:
         Raises:
             ConfigError: the source is inside the volume.
         """
-        same = exposure.poses == self._nominal.poses
-        soft, bone = self._projected if same else self._project(exposure.poses)
+        same = exposure.geometries == self._nominal.geometries
+        soft, bone = self._projected if same else self._project(exposure.geometries)
         images: np.ndarray = simulate_acquisition(soft, bone, [exposure.acquisition])[0].numpy()
         if exposure.flipped:
-            flipped = [shows_both_sides(pose.views[0]) for pose in exposure.poses]
+            flipped = [shows_both_sides(geometry.views[0]) for geometry in exposure.geometries]
             images[flipped] = images[flipped][..., ::-1]
         return images
 
-    def _project(self, poses: tuple[Geometry, ...]) -> tuple[Tensor, Tensor]:
-        for pose in poses:
-            require_source_outside(self._grid.shape, self._grid.spacing_mm, pose, pose.views[0])
-        return line_integrals(self._hu, self._grid, [poses])
+    def _project(self, geometries: tuple[Geometry, ...]) -> tuple[Tensor, Tensor]:
+        for geometry in geometries:
+            require_source_outside(self._grid.shape, self._grid.spacing_mm, geometry, geometry.views[0])
+        return line_integrals(self._hu, self._grid, [geometries])
 
 
 def shows_both_sides(view: View) -> bool:

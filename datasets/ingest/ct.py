@@ -10,7 +10,15 @@ from raylift.datasets.archive.archive import Sample
 from raylift.datasets.archive.entry import Entry
 from raylift.datasets.archive.splits import Split, absent
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.ingest.pipeline import IngestReport, Progress, Workers, add_samples, open_writer, subject_of
+from raylift.datasets.ingest.pipeline import (
+    IngestReport,
+    Progress,
+    Workers,
+    add_samples,
+    open_writer,
+    shared_subjects,
+    subject_of,
+)
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.scans import reader, resample
 from raylift.datasets.scans.header_checks import ScanLimits
@@ -149,8 +157,4 @@ def _kept_options(present: Sequence[Entry], requested: Mapping[str, str | bool])
 def _shared(pairs: Sequence[tuple[Source, Source]]) -> str:
     """The warning about subjects that have scans in several folders or studies."""
     first, second = pairs[0]
-    return (
-        f"{len(pairs)} subjects have several scans in different folders or studies, such as {first.files[0]} and "
-        f"{second.files[0]}: each subject is kept in one split. If they are different patients, pass --subject-pattern "
-        "with a group that matches the patient in the path"
-    )
+    return shared_subjects(len(pairs), "several scans in different folders or studies", first.files[0], second.files[0])

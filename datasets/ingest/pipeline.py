@@ -7,6 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from raylift.datasets.archive.archive import RadiographSample, Sample
@@ -245,6 +246,14 @@ def open_writer(
     if manifest is not None and assigned and dict(manifest.split_rule.assigned) != dict(assigned):
         raise ConfigError(f"{url} was split by another assignment, which cannot change once it is published")
     return ArchiveWriter(url, grid, geometry, split_rule=rule, samples_per_shard=samples_per_shard, contents=contents)
+
+
+def shared_subjects(count: int, what: str, first: Path, second: Path) -> str:
+    """The warning about subjects whose samples stay in one split, with two files of one of them."""
+    return (
+        f"{count} subjects have {what}, such as {first} and {second}: each subject is kept in one split. If they are "
+        "different patients, pass --subject-pattern with a group that matches the patient in the path"
+    )
 
 
 def _manifest(url: str) -> Manifest | None:

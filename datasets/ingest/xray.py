@@ -18,7 +18,15 @@ from raylift.datasets.archive.entry import Entry
 from raylift.datasets.archive.splits import Split, absent
 from raylift.datasets.errors import ConfigError, FileError
 from raylift.datasets.geometry import Geometry, Grid
-from raylift.datasets.ingest.pipeline import IngestReport, Progress, Workers, add_samples, open_writer, subject_of
+from raylift.datasets.ingest.pipeline import (
+    IngestReport,
+    Progress,
+    Workers,
+    add_samples,
+    open_writer,
+    shared_subjects,
+    subject_of,
+)
 from raylift.datasets.radiographs import folder_search, pair_table
 from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.finding import warnings
@@ -166,8 +174,4 @@ def _shared(pairs: Sequence[RadiographPair]) -> str:
     if not several:
         return ""
     subject, other = next(iter(several.items()))
-    return (
-        f"{len(several)} subjects have pairs of several studies, such as {first[subject].files[0]} and "
-        f"{other.files[0]}: each subject is kept in one split. If they are different patients, pass --subject-pattern "
-        "with a group that matches the patient in the path"
-    )
+    return shared_subjects(len(several), "pairs of several studies", first[subject].files[0], other.files[0])

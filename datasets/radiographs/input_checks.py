@@ -43,7 +43,7 @@ than this."""
 MIN_LAYOUT, MIN_LEAD = 0.25, 0.0
 """Smallest rank correlation with the layout of the view, and its smallest difference from that with the other view."""
 MAX_LEAD_OF_OTHER = 0.1
-"""Largest rank correlation of an image as one of the other view, inverted or turned, over that as it is."""
+"""Largest rank correlation of an image as one of the other view, inverted or rotated, over that as it is."""
 MIN_CONTRAST = {"frontal": 0.04, "lateral": 0.35}
 MIN_ABDOMEN = 0.05
 """Smallest contrasts of a chest, as fractions of the image's range."""
@@ -138,7 +138,7 @@ def _checks(pixels: Float[np.ndarray, "rows columns"], view: str) -> Iterator[Fi
 
 
 def _interpretation(pixels: Float[np.ndarray, "rows columns"], view: str, own: float, other: str) -> Finding:
-    """Whether the image is rather a chest of the other view, inverted or turned; with the lead over the best of these.
+    """Whether the image is rather a chest of the other view, inverted or rotated; with the lead over the best of these.
 
     Args:
         pixels: without margins, in [0, 1].
@@ -146,13 +146,13 @@ def _interpretation(pixels: Float[np.ndarray, "rows columns"], view: str, own: f
         own: rank correlation with the layout of that view.
         other: the other view.
     """
-    turned = max((np.rot90(pixels, turns) for turns in (1, 2, 3)), key=lambda image: _layout(image, view))
+    rotated = max((np.rot90(pixels, turns) for turns in (1, 2, 3)), key=lambda image: _layout(image, view))
     # Decoding inverts a file without a photometric interpretation by the contrasts of the view that was stated.
     exchanged = max((pixels, 1 - pixels), key=lambda image: _layout(image, other))
     others = {
         "exchanged": (exchanged, other, f"This looks like a {other} chest radiograph: the two may be exchanged."),
         "inverted": (1 - pixels, view, "Lungs are bright and bone is dark: the radiograph may be inverted."),
-        "turned": (turned, view, "The radiograph may be turned: the patient's head must be at the upper edge."),
+        "rotated": (rotated, view, "The radiograph may be rotated: the patient's head must be at the upper edge."),
     }
     leads = {
         name: own - _layout(image, other_view)

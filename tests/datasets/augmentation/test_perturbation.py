@@ -70,8 +70,8 @@ def test_by_their_maximum_unperturbed_radiographs_keep_the_offset_of_rays_that_a
     attenuation = hu_to_attenuation(torch.from_numpy(wide.astype(np.float32)), "plastimatch")[None, None]
     images = RadiographSimulator(wide, GRID, geometry).expose(UNPERTURBED.exposure(geometry, SEED))
     normalized = np.stack([normalize(image, "maximum") for image in images])
-    for pose, image, found in zip(Exposure.nominal(geometry).poses, images, normalized, strict=True):
-        drr = project_batch(attenuation, GRID.spacing_mm, poses_of([pose], attenuation.device))[0, 0].numpy()
+    for view_geometry, image, found in zip(Exposure.nominal(geometry).geometries, images, normalized, strict=True):
+        drr = project_batch(attenuation, GRID.spacing_mm, poses_of([view_geometry], attenuation.device))[0, 0].numpy()
         assert drr.min() / drr.max() > 0.1
         np.testing.assert_allclose(image, drr / drr.max(), rtol=1e-5)
         # Rounding may move single values to the next of 8 bits.
@@ -136,9 +136,9 @@ def test_noise_has_the_standard_deviation_of_its_photons():
     std = {}
     for photons in (1e6, 1e5, 1e4):
         exposure = Perturbation("noise", photons).exposure(GEOMETRY, SEED)
-        poses = Exposure.nominal(GEOMETRY).poses
+        geometries = Exposure.nominal(GEOMETRY).geometries
         volume = torch.from_numpy(hu.astype(np.float32))[None, None]
-        soft, bone = (part[0, 0] for part in line_integrals(volume, GRID, [poses]))
+        soft, bone = (part[0, 0] for part in line_integrals(volume, GRID, [geometries]))
         assert float(bone.abs().max()) == 0
         noise = exposure.acquisition.noise[0, 0]
         clean = soft.numpy()
@@ -173,7 +173,7 @@ def test_a_flip_changes_the_frontal_alone_and_changes_no_symmetric_patient(hu, s
 
 def test_signs_and_noise_depend_on_the_seed_and_not_on_the_strength():
     weak, strong = (Perturbation("angle", degrees).exposure(GEOMETRY, SEED) for degrees in (1.0, 10.0))
-    for one, other, view in zip(weak.poses, strong.poses, GEOMETRY.views, strict=True):
+    for one, other, view in zip(weak.geometries, strong.geometries, GEOMETRY.views, strict=True):
         first, second = (pose.views[0].azimuth_deg - view.azimuth_deg for pose in (one, other))
         assert second == pytest.approx(10 * first)
     noise = [Perturbation("noise", photons).exposure(GEOMETRY, SEED).acquisition.noise for photons in (1e6, 1e4)]

@@ -130,7 +130,7 @@ def test_exchanged_inverted_and_turned_radiographs_are_named_as_such(seed: int) 
         assert found(1 - images[other], view) == ["exchanged"]
         assert found(1 - images[view], view) == ["inverted"]
         for turns in (1, 2, 3):
-            assert found(np.rot90(images[view], turns), view) == ["turned"]
+            assert found(np.rot90(images[view], turns), view) == ["rotated"]
     assert found(images["lateral"], "oblique30") == []
 
 
@@ -171,12 +171,12 @@ def test_layouts_are_those_of_the_mean_drr_of_ten_phantoms() -> None:
 
 
 def test_findings_are_sentences_with_value_and_limit_and_are_refused_by_name() -> None:
-    text = "The radiograph may be turned."
-    findings = {"frontal": (Finding("turned", "stop", text, -0.345, -0.1, "at least"),), ALL_VIEWS: ()}
+    text = "The radiograph may be rotated."
+    findings = {"frontal": (Finding("rotated", "stop", text, -0.345, -0.1, "at least"),), ALL_VIEWS: ()}
     require_ok({"frontal": (), ALL_VIEWS: ()})
     with pytest.raises(InputCheckError) as raised:
         require_ok(findings)
-    assert str(raised.value) == f"frontal: stop: {text} (turned -0.34, at least -0.1)"
+    assert str(raised.value) == f"frontal: stop: {text} (rotated -0.34, at least -0.1)"
     assert input_checks.sentences(findings) == [str(raised.value)]
     assert worst(()) == "ok"
 
