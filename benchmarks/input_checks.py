@@ -26,7 +26,7 @@ from skimage import data as skimage_data
 from raylift.datasets.geometry import GEOMETRIES, Grid
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
-from raylift.datasets.radiographs.finding import warnings
+from raylift.datasets.radiographs.check_result import warnings
 from raylift.datasets.radiographs.input_checks import check_images, check_radiograph
 from raylift.datasets.radiographs.preparation import prepare
 from raylift.datasets.scans import reader, resample
@@ -68,7 +68,7 @@ def main() -> None:
         names = Counter(name for pair in found for names in pair for name in names)
         names.update(name for pair in of_kind for name in of_both(pair))
         rows.append([kind, str(len(of_kind)), str(sum(any(pair) for pair in found)), listed(names)])
-    table("False alarms: pairs with any finding", ["pairs", "count", "with a finding", "findings"], rows)
+    table("False alarms: pairs with any result", ["pairs", "count", "with a result", "results"], rows)
 
     kinds = {**KINDS, "axial slices of CT": slices(volumes, ("axial",)),
              "coronal and sagittal slices of CT": slices(volumes, ("coronal", "sagittal"))}  # fmt: skip
@@ -81,7 +81,7 @@ def main() -> None:
     for kind, images in negatives.items():
         for view in VIEWS:
             rows.append([kind, view, *missed(images, view)])
-    table("Images that are no chest radiograph", ["kind", "given as", "count", "missed", "findings"], rows)
+    table("Images that are no chest radiograph", ["kind", "given as", "count", "missed", "results"], rows)
 
     chosen = {kind: of_kind for kind, of_kind in pairs.items() if "x2ct" not in kind and "parallel" not in kind}
     rows = []
@@ -94,26 +94,26 @@ def main() -> None:
         for position, view in enumerate(VIEWS):
             twice = [of_both((pair[position], pair[position][:, ::-1])) for pair in of_kind]
             rows.append([kind, f"{view} given twice, one of them flipped", str(len(twice)), str(twice.count([])), ""])
-    columns = ["images", "change", "count", "missed", "findings"]
+    columns = ["images", "change", "count", "missed", "results"]
     table("Chest radiographs that are wrong", columns, rows)
     two_patients(pairs)
     timing(pairs["real pairs"])
 
 
 def check(image: np.ndarray, view: str) -> list[str]:
-    """Names of the findings on one image."""
+    """Names of the results on one image."""
     pixels = np.ascontiguousarray(image, dtype=np.float32)
-    return [finding.name for finding in warnings(check_radiograph(pixels, view))]
+    return [result.name for result in warnings(check_radiograph(pixels, view))]
 
 
 def of_both(pair: Pair) -> list[str]:
-    """Names of the findings on two views together."""
+    """Names of the results on two views together."""
     images = [prepare(np.ascontiguousarray(image, dtype=np.float32), 64) for image in pair]
-    return [finding.name for finding in warnings([check_images(("frontal", "lateral"), images)])]
+    return [result.name for result in warnings([check_images(("frontal", "lateral"), images)])]
 
 
 def missed(images: Iterable[np.ndarray], view: str) -> list[str]:
-    """Number of images, of those without a finding, and what was found."""
+    """Number of images, of those without a result, and what was found."""
     found = [check(image, view) for image in images]
     return [str(len(found)), str(found.count([])), listed(Counter(name for names in found for name in names))]
 

@@ -10,7 +10,7 @@ class FileError(RayliftError, ValueError):
 
 
 class InputCheckError(FileError):
-    """Radiographs with a finding, where only those without one are accepted."""
+    """Radiographs with a warning, where only those without one are accepted."""
 
 
 class SegmentationMaskError(FileError):

@@ -80,7 +80,7 @@ class RemoteReconstruction:
     """Name of the model and all values on which the volume depends besides the files."""
     level: str
     """Worst level of the checks of the input: ok, caution or stop."""
-    findings: dict[str, list[dict[str, Any]]]
+    warnings: dict[str, list[dict[str, Any]]]
     """Warnings of these checks by view."""
     notes: dict[str, list[str]]
     """What was changed or ignored in reading the files, by view."""
@@ -183,7 +183,7 @@ class Client:
             headers["X-Raylift-Model"],
             json.loads(headers["X-Raylift-Parameters"]),
             headers["X-Raylift-Level"],
-            json.loads(headers.get("X-Raylift-Findings", "{}")),
+            json.loads(headers.get("X-Raylift-Warnings", "{}")),
             json.loads(headers.get("X-Raylift-Notes", "{}")),
         )
 

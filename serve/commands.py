@@ -85,11 +85,11 @@ def reconstruct(arguments: list[str]) -> int:
         raise ConfigError(f"{name} needs {flags}: pass both, or use {model_store.FRONTAL_MODEL} with --frontal")
     reconstructor.require_views(list(paths))
     try:
-        poses = {pose.name: pose for pose in reconstructor.description.geometry.views}
+        views = {view.name: view for view in reconstructor.description.geometry.views}
         radiographs = {
             name: _load(
                 path,
-                poses[name],
+                views[name],
                 options.invert,
                 flip=options.flip_frontal and name == "frontal",
                 patient_facing=options.patient_facing,
@@ -97,10 +97,10 @@ def reconstruct(arguments: list[str]) -> int:
             for name, path in paths.items()
         }
         prepared = reconstructor.prepare({name: radiograph.image for name, radiograph in radiographs.items()})
-        findings = input_checks.check(radiographs, prepared)
+        checks = input_checks.check(radiographs, prepared)
         if options.strict:
-            input_checks.require_ok(findings)
-        for sentence in input_checks.sentences(findings):
+            input_checks.require_ok(checks)
+        for sentence in input_checks.sentences(checks):
             print(sentence, file=sys.stderr, flush=True)
         (result,) = reconstructor.reconstruct([prepared], [ReconstructionSettings(options.samples)])
         grid, note = reconstructor.description.grid, f"raylift {reconstructor.sha256[:12]}, research only"
@@ -143,20 +143,20 @@ def _files_by_view(options: ReconstructOptions) -> dict[str, Path]:
 
 
 def _load(
-    path: Path, pose: View, invert: Inversion, flip: bool, patient_facing: PatientFacingOption
+    path: Path, view: View, invert: Inversion, flip: bool, patient_facing: PatientFacingOption
 ) -> OrientedRadiograph:
     """The radiograph in the orientation of the model's DRRs; prints whether it was flipped or is ambiguous."""
-    loaded = load_radiograph(path, pose, invert=invert, flip=flip, patient_facing=patient_facing)
+    loaded = load_radiograph(path, view, invert=invert, flip=flip, patient_facing=patient_facing)
     if loaded.notes:
-        print(f"{pose.name}: {'; '.join(loaded.notes)}")
+        print(f"{view.name}: {'; '.join(loaded.notes)}")
     if not loaded.is_clear:
         print(
-            f"{pose.name}: cannot detect which edge the patient faces; assuming {expected_patient_facing(pose)}: "
+            f"{view.name}: cannot detect which edge the patient faces; assuming {expected_patient_facing(view)}: "
             "pass --patient-facing"
         )
     elif loaded.detected and loaded.flipped:
         print(
-            f"{pose.name}: the patient faces {loaded.patient_facing}; the image is flipped: "
+            f"{view.name}: the patient faces {loaded.patient_facing}; the image is flipped: "
             "pass --patient-facing to override"
         )
     return loaded

@@ -24,8 +24,8 @@ import numpy as np
 from raylift.datasets import owned_folder
 from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import View
+from raylift.datasets.radiographs.check_result import CheckResult
 from raylift.datasets.radiographs.decoding import Inversion
-from raylift.datasets.radiographs.finding import Finding
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption
 from raylift.datasets.serialization import from_plain, to_plain
@@ -108,8 +108,8 @@ class ImageDecoder:
                 f"{view.name}: the file cannot be decoded in {self._limits.cpu_s} s and {memory} MiB: save it as PNG"
             )
         image = np.frombuffer(content, np.float32).reshape(size, size).copy()
-        findings = tuple(from_plain(Finding, finding, "finding") for finding in fields["findings"])
-        return OrientedRadiograph(image, **fields | {"notes": tuple(fields["notes"]), "findings": findings})
+        checks = tuple(from_plain(CheckResult, check, "check") for check in fields["checks"])
+        return OrientedRadiograph(image, **fields | {"notes": tuple(fields["notes"]), "checks": checks})
 
     async def _exchange(self, request: bytes, data: bytes) -> tuple[bool, bytes]:
         """Whether the decoding began, and the reply."""

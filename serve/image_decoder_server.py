@@ -134,7 +134,7 @@ class _Handler(socketserver.StreamRequestHandler):
             )
             content = prepare(loaded.image, request.size, request.reference, request.normalization).tobytes()
             fields = {name: value for name, value in vars(loaded).items() if name != "image"}
-            fields["findings"] = to_plain(loaded.findings)
+            fields["checks"] = to_plain(loaded.checks)
         except Exception as error:
             if _is_of_memory(error) or _is_of_memory(error.__cause__):
                 fields = {"signal": signal.SIGXCPU}

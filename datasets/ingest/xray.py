@@ -28,8 +28,8 @@ from raylift.datasets.ingest.pipeline import (
     subject_of,
 )
 from raylift.datasets.radiographs import folder_search, pair_table
+from raylift.datasets.radiographs.check_result import warnings
 from raylift.datasets.radiographs.decoding import Inversion
-from raylift.datasets.radiographs.finding import warnings
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.input_checks import ALL_VIEWS, check
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption
@@ -69,7 +69,7 @@ def ingest_radiographs(
         skip_ambiguous: skip subjects with more than one radiograph of a view.
         patient_facing: edge that the patients of all lateral radiographs face; `auto` detects it in each image.
         invert: see `decoding.read`.
-        strict: refuse radiographs with any finding of `input_checks`, not only those of level stop.
+        strict: refuse radiographs with any warning of `input_checks`, not only those of level stop.
         source_license: license of the radiographs, stored with every sample.
         subject_pattern: see `ingest_ct`.
         split_fractions: of the train, validation and test split in a new archive; an existing one keeps its rule.
@@ -117,7 +117,7 @@ def ingest_radiographs(
     for entry in outcome.added:
         for view in geometry.views:
             outcome.warnings += [
-                f"{entry.source}: {view.name}: {finding}" for finding in entry.record[view.name].get("findings", ())
+                f"{entry.source}: {view.name}: {text}" for text in entry.record[view.name].get("warnings", ())
             ]
     return outcome
 
@@ -142,9 +142,9 @@ class _MakeSample:
         for view in self.geometry.views:
             path = paths[view.name]
             loaded = load_radiograph(path, view, limits=self.limits, invert=self.invert, patient_facing=facing)
-            for finding in warnings(loaded.findings):
-                if self.strict or finding.level == "stop":
-                    raise FileError(f"{path}: {finding}: leave it out, or correct it")
+            for result in warnings(loaded.checks):
+                if self.strict or result.level == "stop":
+                    raise FileError(f"{path}: {result}: leave it out, or correct it")
             if not loaded.is_clear:
                 raise FileError(
                     f"{path}: the edge that the patient faces is not clear: "
@@ -153,8 +153,8 @@ class _MakeSample:
             radiographs[view.name] = loaded
             record[view.name] = {"file": path.name, "size": list(loaded.image.shape), **loaded.record()}
             images.append(prepare(loaded.image, self.geometry.detector_px))
-        for finding in warnings(check(radiographs, images)[ALL_VIEWS]):
-            raise FileError(f"{pair.files[0]}: {finding}: leave it out, or correct it")
+        for result in warnings(check(radiographs, images)[ALL_VIEWS]):
+            raise FileError(f"{pair.files[0]}: {result}: leave it out, or correct it")
         entry = Entry(
             id=pair.subject,
             subject=pair.subject,

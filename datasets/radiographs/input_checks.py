@@ -21,8 +21,8 @@ from scipy import stats
 from torch.nn import functional as F
 
 from raylift.datasets.errors import InputCheckError
+from raylift.datasets.radiographs.check_result import Bound, CheckResult, Level, warnings
 from raylift.datasets.radiographs.chest import contrasts, without_margin
-from raylift.datasets.radiographs.finding import Bound, Finding, Level, warnings
 from raylift.datasets.radiographs.orientation import BODY_THRESHOLD, OrientedRadiograph, resample_body
 
 LAYOUTS = {
@@ -32,7 +32,7 @@ LAYOUTS = {
 """Mean values of 8 x 8 regions of the mean DRR of phantoms 0 to 9, in ninths; the lateral one faces left."""
 
 ALL_VIEWS = "all views"
-"""The key of findings on several views together."""
+"""The key of results for several views together."""
 MIN_CORRELATION = 0.5
 """Smallest correlation of diagonal neighbors; noise and text are below."""
 MAX_UNIFORM = 0.6
@@ -55,20 +55,20 @@ MAX_SIMILARITY, IDENTICAL = 0.9, 0.999
 """Largest correlation of a frontal and a lateral radiograph, and of other views, whose angles may be close."""
 
 
-def check_radiograph(image: Float32[np.ndarray, "rows columns"], view: str) -> tuple[Finding, ...]:
-    """The findings on a bone-bright image, in the orientation of the file, for a view; the last one may be a stop.
+def check_radiograph(image: Float32[np.ndarray, "rows columns"], view: str) -> tuple[CheckResult, ...]:
+    """The results of the checks of a bone-bright image of a view, in the file's orientation; the last may be a stop.
 
     Views that are neither frontal nor lateral have the checks for a radiograph alone.
     """
-    findings: list[Finding] = []
-    for finding in _checks(without_margin(image), view):
-        findings.append(finding)
-        if finding.level == "stop":
+    results: list[CheckResult] = []
+    for result in _checks(without_margin(image), view):
+        results.append(result)
+        if result.level == "stop":
             break
-    return tuple(findings)
+    return tuple(results)
 
 
-def check_images(views: Collection[str], images: Iterable[Float32[np.ndarray, "size size"]]) -> Finding:
+def check_images(views: Collection[str], images: Iterable[Float32[np.ndarray, "size size"]]) -> CheckResult:
     """Whether two radiographs of the views, prepared as a network's input, are one image."""
     highest = max((_similarity(one, other) for one, other in combinations(images, 2)), default=0.0)
     text = "Two of the views are the same image: give one radiograph of each view."
@@ -78,36 +78,34 @@ def check_images(views: Collection[str], images: Iterable[Float32[np.ndarray, "s
 
 def check(
     radiographs: Mapping[str, OrientedRadiograph], prepared: Iterable[Float32[np.ndarray, "size size"]]
-) -> dict[str, tuple[Finding, ...]]:
-    """The findings of each view, and those on all of them as of `ALL_VIEWS` where there are several.
+) -> dict[str, tuple[CheckResult, ...]]:
+    """The results for each view, and those for all of them as of `ALL_VIEWS` where there are several.
 
     Args:
         radiographs: by view.
         prepared: the same as a network's input, in any order.
     """
-    findings = {view: radiograph.findings for view, radiograph in radiographs.items()}
-    if len(findings) == 1:
-        return findings
+    results = {view: radiograph.checks for view, radiograph in radiographs.items()}
+    if len(results) == 1:
+        return results
     patients = {radiograph.patient for radiograph in radiographs.values() if radiograph.patient}
     text = "The files have different PatientIDs: give radiographs of one patient."
     same = check_images(radiographs.keys(), prepared)
-    return findings | {ALL_VIEWS: (_at_most("patients", len(patients), 1, text), same)}
+    return results | {ALL_VIEWS: (_at_most("patients", len(patients), 1, text), same)}
 
 
-def sentences(findings: Mapping[str, Iterable[Finding]]) -> list[str]:
-    """The findings that are not ok, with level and view."""
-    return [
-        f"{view}: {finding.level}: {finding}" for view, of_view in findings.items() for finding in warnings(of_view)
-    ]
+def sentences(results: Mapping[str, Iterable[CheckResult]]) -> list[str]:
+    """The results that are not ok, with level and view."""
+    return [f"{view}: {result.level}: {result}" for view, of_view in results.items() for result in warnings(of_view)]
 
 
-def require_ok(findings: Mapping[str, Iterable[Finding]]) -> None:
-    """Raise an InputCheckError if a finding is not ok."""
-    if found := sentences(findings):
+def require_ok(results: Mapping[str, Iterable[CheckResult]]) -> None:
+    """Raise an InputCheckError if a result is not ok."""
+    if found := sentences(results):
         raise InputCheckError("; ".join(found))
 
 
-def _checks(pixels: Float[np.ndarray, "rows columns"], view: str) -> Iterator[Finding]:
+def _checks(pixels: Float[np.ndarray, "rows columns"], view: str) -> Iterator[CheckResult]:
     text = "Neighboring pixels differ as in noise: this is not a radiograph."
     yield _at_least("noise", _diagonal_correlation(pixels), MIN_CORRELATION, text)
     text = "Most of the image has areas of one gray level, as text and screenshots have: this is not a radiograph."
@@ -137,7 +135,7 @@ def _checks(pixels: Float[np.ndarray, "rows columns"], view: str) -> Iterator[Fi
         yield _at_most("off center", _off_center(pixels), MAX_OFF_CENTER, text, "caution")
 
 
-def _interpretation(pixels: Float[np.ndarray, "rows columns"], view: str, own: float, other: str) -> Finding:
+def _interpretation(pixels: Float[np.ndarray, "rows columns"], view: str, own: float, other: str) -> CheckResult:
     """Whether the image is rather a chest of the other view, inverted or rotated; with the lead over the best of these.
 
     Args:
@@ -163,16 +161,16 @@ def _interpretation(pixels: Float[np.ndarray, "rows columns"], view: str, own: f
     return _at_least(name, leads.get(name, 0.0), -MAX_LEAD_OF_OTHER, others[name][2])
 
 
-def _at_least(name: str, value: float, limit: float, text: str, level: Level = "stop") -> Finding:
-    return _finding(name, value >= limit, level, text, value, limit, "at least")
+def _at_least(name: str, value: float, limit: float, text: str, level: Level = "stop") -> CheckResult:
+    return _result(name, value >= limit, level, text, value, limit, "at least")
 
 
-def _at_most(name: str, value: float, limit: float, text: str, level: Level = "stop") -> Finding:
-    return _finding(name, value <= limit, level, text, value, limit, "at most")
+def _at_most(name: str, value: float, limit: float, text: str, level: Level = "stop") -> CheckResult:
+    return _result(name, value <= limit, level, text, value, limit, "at most")
 
 
-def _finding(name: str, ok: bool, level: Level, text: str, value: float, limit: float, bound: Bound) -> Finding:
-    return Finding(name, "ok" if ok else level, "" if ok else text, float(value), limit, bound)
+def _result(name: str, ok: bool, level: Level, text: str, value: float, limit: float, bound: Bound) -> CheckResult:
+    return CheckResult(name, "ok" if ok else level, "" if ok else text, float(value), limit, bound)
 
 
 def _diagonal_correlation(pixels: Float[np.ndarray, "rows columns"]) -> float:

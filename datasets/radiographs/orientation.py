@@ -26,7 +26,7 @@ from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import View
 from raylift.datasets.intensity import normalize
 from raylift.datasets.radiographs.borders import crop_uniform_margin
-from raylift.datasets.radiographs.finding import Finding, warnings
+from raylift.datasets.radiographs.check_result import CheckResult, warnings
 
 PatientFacing = Literal["left", "right"]
 """The edge of the image that the patient faces."""
@@ -59,7 +59,7 @@ class OrientedRadiograph:
     """Whether the image was flipped to match its view."""
     is_clear: bool = True
     """False if detection was requested and the image does not show the orientation clearly; it is not flipped then."""
-    findings: tuple[Finding, ...] = ()
+    checks: tuple[CheckResult, ...] = ()
     """Results of the checks whether the image is a radiograph of a chest in its view; see `input_checks`."""
     patient: str = ""
     """Pseudonym of the PatientID of a DICOM file; empty if unknown. Archives do not store it."""
@@ -69,8 +69,8 @@ class OrientedRadiograph:
     def record(self) -> dict[str, Any]:
         """What an archive stores of it; empty where nothing was changed and there is no patient orientation."""
         notes: dict[str, Any] = {"notes": list(self.notes)} if self.notes else {}
-        if found := warnings(self.findings):
-            notes["findings"] = [str(finding) for finding in found]
+        if found := warnings(self.checks):
+            notes["warnings"] = [str(check) for check in found]
         if self.patient_facing is None:
             return notes
         return notes | {

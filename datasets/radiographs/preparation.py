@@ -67,7 +67,7 @@ def load_radiograph(
     oriented = replace(upright, image=image) if is_oriented else orient(image, view, patient_facing)
     return replace(
         oriented,
-        findings=check_radiograph(image, view.name),
+        checks=check_radiograph(image, view.name),
         patient=decoded.patient,
         notes=decoded.notes + upright.notes,
     )

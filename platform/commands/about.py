@@ -120,13 +120,13 @@ def doctor(arguments: list[str]) -> int:
 
     from raylift.platform.doctor import run_checks
 
-    findings = run_checks()
-    width = max(len(finding.name) for finding in findings)
-    for finding in findings:
-        print(f"{finding.status:<4} {finding.name:<{width}}  {finding.text}")
-        if finding.remedy:
-            print(f"     {'':<{width}}  -> {finding.remedy}")
-    return 1 if any(finding.status == "FAIL" for finding in findings) else 0
+    checks = run_checks()
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        print(f"{check.status:<4} {check.name:<{width}}  {check.text}")
+        if check.remedy:
+            print(f"     {'':<{width}}  -> {check.remedy}")
+    return 1 if any(check.status == "FAIL" for check in checks) else 0
 
 
 @dataclass(frozen=True)

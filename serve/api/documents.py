@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from raylift import __version__
-from raylift.datasets.radiographs.finding import Finding, worst
+from raylift.datasets.radiographs.check_result import CheckResult, worst
 from raylift.datasets.serialization import to_plain
 from raylift.models.diffusion.samplers import SamplerName
 from raylift.serve.backend import DISCLAIMER
@@ -110,7 +110,7 @@ EXAMPLE: dict[str, Any] = {
     "spacing_mm": 5.0,
     "hu": {"min": -1024, "mean": -512.0, "max": 1000},
     "level": "ok",
-    "findings": {"frontal": [], "lateral": []},
+    "checks": {"frontal": [], "lateral": []},
     "notes": {"frontal": ["inverted (bone was dark)"]},
     "residuals": {"frontal": {"before": 0.1, "after": 0.05}},
     "notice": DISCLAIMER,
@@ -129,7 +129,7 @@ class ReconstructionReport(BaseModel):
     spacing_mm: float
     hu: HURange
     level: Literal["ok", "caution", "stop"] = Field(description="worst level of the checks of the input")
-    findings: dict[str, list[dict[str, Any]]] = Field(description="findings of these checks by view")
+    checks: dict[str, list[dict[str, Any]]] = Field(description="results of these checks by view")
     notes: dict[str, list[str]] = Field(description="what was changed or ignored in reading the files, by view")
     residuals: dict[str, Residual] = Field(description="by view; empty without a data-consistency fit")
     notice: str
@@ -138,7 +138,7 @@ class ReconstructionReport(BaseModel):
     def of(
         cls,
         result: HUVolume,
-        findings: Mapping[str, Sequence[Finding]],
+        checks: Mapping[str, Sequence[CheckResult]],
         notes: Mapping[str, Sequence[str]],
         model: ServedModel,
         settings: ReconstructionSettings,
@@ -151,8 +151,8 @@ class ReconstructionReport(BaseModel):
             size=grid.size,
             spacing_mm=grid.spacing_mm,
             hu=HURange(min=int(hu.min()), mean=float(hu.mean()), max=int(hu.max())),
-            level=worst(finding for of_view in findings.values() for finding in of_view),
-            findings={view: to_plain(of_view) for view, of_view in findings.items()},
+            level=worst(check for of_view in checks.values() for check in of_view),
+            checks={view: to_plain(of_view) for view, of_view in checks.items()},
             notes={view: list(of_view) for view, of_view in notes.items()},
             residuals={view: Residual(before=pair[0], after=pair[1]) for view, pair in result.residuals.items()},
             notice=DISCLAIMER,

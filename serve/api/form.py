@@ -48,7 +48,7 @@ class ReconstructionForm(BaseModel):
         """Whether the standard deviation over samples is returned too."""
         return bool(getattr(self, "return_std", "false") == "true")
 
-    async def radiographs(self, poses: Sequence[View], decoder: ImageDecoder) -> dict[str, OrientedRadiograph]:
+    async def radiographs(self, views: Sequence[View], decoder: ImageDecoder) -> dict[str, OrientedRadiograph]:
         """The network's input by view, in the orientation of the model's DRRs.
 
         Raises:
@@ -56,16 +56,16 @@ class ReconstructionForm(BaseModel):
             FileError: a file is not a readable radiograph.
         """
         images, max_bytes = {}, decoder.file_limits.max_bytes
-        for k, pose in enumerate(poses):
+        for k, view in enumerate(views):
             upload: UploadFile = getattr(self, f"view_{k}")
             if (upload.size or 0) > max_bytes:
-                raise HTTPException(413, f"{pose.name}: {upload.size} bytes, over the limit of {max_bytes}")
+                raise HTTPException(413, f"{view.name}: {upload.size} bytes, over the limit of {max_bytes}")
             data = await upload.read()
             if not data:
-                raise HTTPException(422, f"field {pose.name} is an empty file")
+                raise HTTPException(422, f"field {view.name} is an empty file")
             flip = getattr(self, f"flip_{k}")
             patient_facing: PatientFacingOption | None = "auto" if flip == "auto" else None
-            images[pose.name] = await decoder.load(data, pose, self.invert, flip == "true", patient_facing)
+            images[view.name] = await decoder.load(data, view, self.invert, flip == "true", patient_facing)
         return images
 
 
@@ -75,11 +75,11 @@ def form_model(model: ServedModel) -> type[ReconstructionForm]:
     The attributes are `view_0`, `flip_0` and so on, because a name of a view need not be one of an attribute.
     """
     fields: dict[str, Any] = {"model": (str, Field(model.name, description="name of the model, as in /v1/models"))}
-    for k, pose in enumerate(model.description.geometry.views):
-        view = pose.name
-        flip, alias = f"flip the {view} image left to right", f"flip_{view}"
-        fields[f"view_{k}"] = UploadFile, Field(alias=view, description=f"{view} radiograph, {guidance(pose)}")
-        if expected_patient_facing(pose) is None:
+    for k, view in enumerate(model.description.geometry.views):
+        name = view.name
+        flip, alias = f"flip the {name} image left to right", f"flip_{name}"
+        fields[f"view_{k}"] = UploadFile, Field(alias=name, description=f"{name} radiograph, {guidance(view)}")
+        if expected_patient_facing(view) is None:
             fields[f"flip_{k}"] = Literal["true", "false"], Field("false", alias=alias, description=flip)
         else:
             flip += "; auto if the patient clearly faces the other edge than in the model's DRRs"

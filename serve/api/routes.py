@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from raylift import __version__
 from raylift.datasets.radiographs import input_checks
-from raylift.datasets.radiographs.finding import warnings, worst
+from raylift.datasets.radiographs.check_result import warnings, worst
 from raylift.datasets.serialization import to_plain
 from raylift.serve.api import reference
 from raylift.serve.api.documents import EXAMPLE, ModelInfo, ModelList, ReconstructionReport
@@ -38,7 +38,7 @@ PARAMETERS = "X-Raylift-Parameters"
 """Header with all values on which the volume depends besides the files, as JSON."""
 LEVEL = "X-Raylift-Level"
 """Header with the worst level of the checks of the input: ok, caution or stop."""
-FINDINGS = "X-Raylift-Findings"
+WARNINGS = "X-Raylift-Warnings"
 """Header with the warnings of the checks, lists by view, as JSON; absent without one."""
 JSON, ZIP = "application/json", "application/zip"
 WITH_STD = [kind for kind, one in FORMATS.items() if one.has_std]
@@ -57,7 +57,7 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    model, poses = backend.model, backend.description.geometry.views
+    model = backend.model
     views, form_type = model.views, form_model(model)
     handle_errors(app, form_type, views)
     app.add_middleware(KnownRoutes)
@@ -158,11 +158,11 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
             raise HTTPException(422, f"return_std has the formats {', '.join(WITH_STD)}, not {accepted}")
         async with backend.slot():
             async with decoder.slots:
-                loaded = await form.radiographs(poses, decoder)
+                loaded = await form.radiographs(backend.description.geometry.views, decoder)
             prepared = np.stack([radiograph.image for radiograph in loaded.values()])
-            findings = input_checks.check(loaded, prepared)
+            checks = input_checks.check(loaded, prepared)
             if backend.strict:
-                input_checks.require_ok(findings)
+                input_checks.require_ok(checks)
             result = await backend.reconstruct(prepared, form.settings)
         notes = {view: radiograph.notes for view, radiograph in loaded.items() if radiograph.notes}
         headers = {
@@ -171,7 +171,7 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
             "Vary": "Accept",
         }
         if accepted == JSON:
-            report = ReconstructionReport.of(result, findings, notes, model, form.settings)
+            report = ReconstructionReport.of(result, checks, notes, model, form.settings)
             return JSONResponse(report.model_dump(), headers=headers)
         name, kind = f"reconstruction-{uuid.uuid4().hex[:8]}", FORMATS[accepted]
         if form.include_std:
@@ -185,9 +185,9 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
         headers["Content-Disposition"] = f'attachment; filename="{name}{suffix}"'
         if notes:
             headers[NOTES] = json.dumps(notes)
-        headers[LEVEL] = worst(finding for of_view in findings.values() for finding in of_view)
-        if found := {view: to_plain(warnings(of_view)) for view, of_view in findings.items() if warnings(of_view)}:
-            headers[FINDINGS] = json.dumps(found, allow_nan=False)
+        headers[LEVEL] = worst(check for of_view in checks.values() for check in of_view)
+        if found := {view: to_plain(warnings(of_view)) for view, of_view in checks.items() if warnings(of_view)}:
+            headers[WARNINGS] = json.dumps(found, allow_nan=False)
         for place, header in enumerate(RESIDUALS) if result.residuals else ():
             # A dictionary of RFC 8941, whose keys are in lower case: frontal=0.0812, lateral=0.0675.
             headers[header] = ", ".join(f"{view.lower()}={pair[place]:.4f}" for view, pair in result.residuals.items())
@@ -226,7 +226,7 @@ def _headers(model: ServedModel) -> dict[str, object]:
         PARAMETERS: "name of the model and all values on which the volume depends besides the files, as JSON",
         NOTES: "what was changed or ignored in reading the files, lists of sentences by view, as JSON",
         LEVEL: "worst level of the checks of the input: ok, caution or stop",
-        FINDINGS: "warnings of these checks, lists by view (and of all views), as JSON; absent without one",
+        WARNINGS: "warnings of these checks, lists by view (and of all views), as JSON; absent without one",
     }
     if model.max_consistency_steps:
         residual = "relative L2 distance between reprojection and radiograph of each view, {} the data-consistency fit"

@@ -20,8 +20,8 @@ from PIL import Image
 
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.radiographs import input_checks
+from raylift.datasets.radiographs.check_result import warnings
 from raylift.datasets.radiographs.decoding import Inversion
-from raylift.datasets.radiographs.finding import warnings
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption
 from raylift.serve.backend import Backend
 from raylift.serve.image_decoder import ImageDecoder
@@ -58,7 +58,7 @@ class Actions:
         self._backend, self._decoder = backend, decoder
 
     async def preview(self, view: str, path: str | None, invert: Inversion, flip: bool) -> list[Any]:
-        """The network's input for a radiograph, the error message if there is none, and the findings of the checks."""
+        """The network's input for a radiograph, the error message if there is none, and the results of the checks."""
         hidden = gr.HTML(visible=False)
         if path is None:
             return [gr.Image(value=None, visible=False), gr.Markdown(visible=False), hidden]
@@ -76,7 +76,7 @@ class Actions:
         return [
             gr.Image(value=_save_image(image), visible=True),
             gr.Markdown(notes, visible=bool(loaded.notes), elem_classes="note"),
-            gr.HTML(traffic_light.markup(loaded.findings), visible=True),
+            gr.HTML(traffic_light.markup(loaded.checks), visible=True),
         ]
 
     async def suggest_flip(self, view: str, path: str | None, invert: Inversion) -> Any:
@@ -114,9 +114,9 @@ class Actions:
                     for view, upload in zip(self._backend.model.views, inputs, strict=True)
                 ]
                 prepared = np.stack([radiograph.image for radiograph in loaded])
-                findings = input_checks.check(dict(zip(self._backend.model.views, loaded, strict=True)), prepared)
+                checks = input_checks.check(dict(zip(self._backend.model.views, loaded, strict=True)), prepared)
                 if self._backend.strict:
-                    input_checks.require_ok(findings)
+                    input_checks.require_ok(checks)
                 result = await self._backend.reconstruct(prepared, ReconstructionSettings(samples))
         except RayliftError as error:
             raise gr.Error(sentence(error), duration=None) from error
@@ -140,7 +140,7 @@ class Actions:
         if result.residuals:
             residuals = format_residuals(result.residuals)
             facts += f" Reprojection residual before -> after the data-consistency fit: {residuals}."
-        lights = "".join(traffic_light.markup(of_view, view) for view, of_view in findings.items() if warnings(of_view))
+        lights = "".join(traffic_light.markup(of_view, view) for view, of_view in checks.items() if warnings(of_view))
         outputs = [volume, gr.Column(visible=True), lights or traffic_light.markup(()), facts, *comparisons, *downloads]
         return outputs + (
             await asyncio.to_thread(self._std, result.std) if self._backend.model.multiple_samples else []

@@ -86,42 +86,42 @@ def _from(views: Sequence[str]) -> str:
     return f"from {in_words(views)} radiographs" if len(views) > 1 else f"from a {views[0]} radiograph"
 
 
-def _radiograph(actions: Actions, pose: View) -> list[Any]:
-    view = pose.name
-    upload = gr.File(label=f"{title(pose)} radiograph", height=132, elem_id=f"{view}-file")
-    problem = gr.Markdown(visible=False, elem_id=f"{view}-problem", elem_classes="problem")
+def _radiograph(actions: Actions, view: View) -> list[Any]:
+    name = view.name
+    upload = gr.File(label=f"{title(view)} radiograph", height=132, elem_id=f"{name}-file")
+    problem = gr.Markdown(visible=False, elem_id=f"{name}-problem", elem_classes="problem")
     image = gr.Image(
-        label=f"{title(pose)}, network input",
-        alt_text=f"{view} radiograph as prepared for the network",
+        label=f"{title(view)}, network input",
+        alt_text=f"{name} radiograph as prepared for the network",
         interactive=False,
         visible=False,
         format="png",
-        elem_id=f"{view}-preview",
+        elem_id=f"{name}-preview",
         elem_classes=["image-panel", "preview"],
         buttons=["fullscreen"],
     )
-    findings = gr.HTML(visible=False, elem_id=f"{view}-findings", elem_classes="findings")
+    checks = gr.HTML(visible=False, elem_id=f"{name}-checks", elem_classes="checks")
     with gr.Row(elem_classes="controls"):
         invert = gr.Radio(
             ["auto", "yes", "no"],
             value="auto",
             label="Invert",
             info="Bone must be bright.",
-            elem_id=f"{view}-invert",
+            elem_id=f"{name}-invert",
             min_width=160,
         )
-        flip = gr.Checkbox(label="Flip left and right", info=requirement(pose), elem_id=f"{view}-flip", min_width=160)
+        flip = gr.Checkbox(label="Flip left and right", info=requirement(view), elem_id=f"{name}-flip", min_width=160)
     inputs = [upload, invert, flip]
     preview: dict[str, Any] = {
-        "fn": partial(actions.preview, view),
+        "fn": partial(actions.preview, name),
         "inputs": inputs,
-        "outputs": [image, problem, findings],
+        "outputs": [image, problem, checks],
         **PRIVATE,
     }
     gr.on([invert.change, flip.change], **preview)
-    if expected_patient_facing(pose) is not None:
+    if expected_patient_facing(view) is not None:
         # The flip is set before the preview, so that the preview shows the network's input.
-        upload.change(partial(actions.suggest_flip, view), [upload, invert], flip, **PRIVATE).then(**preview)
+        upload.change(partial(actions.suggest_flip, name), [upload, invert], flip, **PRIVATE).then(**preview)
     else:
         upload.change(**preview)
     return inputs
@@ -150,7 +150,7 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
     """
     with gr.Column(visible=False, elem_id="results") as results:
         gr.Markdown("## 2. Volume")
-        findings = gr.HTML(elem_id="findings", elem_classes="findings")
+        checks = gr.HTML(elem_id="checks", elem_classes="checks")
         facts = gr.Markdown(elem_id="facts")
         volume = gr.State(time_to_live=retention_s)
         with gr.Row():
@@ -177,19 +177,19 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
         with gr.Row():
             comparisons = [
                 gr.Image(
-                    label=f"{title(pose)}: radiograph (left), reprojection (right)",
-                    alt_text=f"{pose.name} radiograph and reprojection of the volume",
+                    label=f"{title(view)}: radiograph (left), reprojection (right)",
+                    alt_text=f"{view.name} radiograph and reprojection of the volume",
                     interactive=False,
                     format="png",
                     min_width=320,
-                    elem_id=f"{pose.name}-comparison",
+                    elem_id=f"{view.name}-comparison",
                     elem_classes="image-panel",
                     buttons=["fullscreen"],
                 )
-                for pose in backend.description.geometry.views
+                for view in backend.description.geometry.views
             ]
     return (
-        [volume, results, findings, facts, *comparisons, *downloads, *std_files, *std],
+        [volume, results, checks, facts, *comparisons, *downloads, *std_files, *std],
         results,
         [downloads[0], *std_files],
     )

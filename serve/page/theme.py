@@ -28,12 +28,12 @@ CSS = """
 .problem { border-left: 4px solid #dc2626 !important; background: color-mix(in srgb, #dc2626 12%, transparent);
   padding: .6rem .9rem !important; }
 .note { padding: .35rem .9rem !important; color: var(--body-text-color-subdued); }
-.findings p { margin: 0; padding: .35rem .9rem; border-left: 4px solid #16a34a; }
-.findings .light::before { content: "\\25cf"; margin-right: .4rem; color: #16a34a; }
-.findings .caution { border-color: #d97706; background: color-mix(in srgb, #d97706 10%, transparent); }
-.findings .caution::before { color: #d97706; }
-.findings .stop { border-color: #dc2626; background: color-mix(in srgb, #dc2626 12%, transparent); }
-.findings .stop::before { color: #dc2626; }
+.checks p { margin: 0; padding: .35rem .9rem; border-left: 4px solid #16a34a; }
+.checks .light::before { content: "\\25cf"; margin-right: .4rem; color: #16a34a; }
+.checks .caution { border-color: #d97706; background: color-mix(in srgb, #d97706 10%, transparent); }
+.checks .caution::before { color: #d97706; }
+.checks .stop { border-color: #dc2626; background: color-mix(in srgb, #dc2626 12%, transparent); }
+.checks .stop::before { color: #dc2626; }
 [id^="download"] { align-self: end; min-height: 2.9rem; }
 
 /* Gradio's default border of blocks in a group has the color of the text. */

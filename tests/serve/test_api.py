@@ -112,7 +112,7 @@ def test_the_headers_give_the_reprojection_residuals_before_and_after_the_fit(
     OpenAPI.model_validate(schema)
     headers = schema["paths"]["/v1/reconstructions"]["post"]["responses"]["200"]["headers"]
     residuals = {"X-Raylift-Residual-Before", "X-Raylift-Residual-After"}
-    checks = {"X-Raylift-Level", "X-Raylift-Findings"}
+    checks = {"X-Raylift-Level", "X-Raylift-Warnings"}
     assert set(headers) == {"X-Raylift-Model", "X-Raylift-Parameters", "X-Raylift-Notes", *checks, *residuals}
 
 
@@ -204,29 +204,29 @@ def test_a_single_view_model_requires_one_radiograph(description: Description, r
     assert response.json()["detail"] == "unknown field flip_lateral: send invert, model, frontal, flip_frontal"
 
 
-def test_findings_are_in_headers_and_a_strict_service_refuses_them(
+def test_warnings_are_in_headers_and_a_strict_service_refuses_them(
     service_client: TestClient, description: Description, radiographs: dict[str, bytes]
 ) -> None:
     response = service_client.post("/v1/reconstructions", files=radiographs)
     assert response.headers["X-Raylift-Level"] == "ok"
-    assert "X-Raylift-Findings" not in response.headers
+    assert "X-Raylift-Warnings" not in response.headers
     exchanged = {"frontal": radiographs["lateral"], "lateral": radiographs["frontal"]}
     response = service_client.post("/v1/reconstructions", files=exchanged)
     assert response.status_code == 200
     assert response.headers["X-Raylift-Level"] == "stop"
-    found = json.loads(response.headers["X-Raylift-Findings"])
+    found = json.loads(response.headers["X-Raylift-Warnings"])
     assert list(found) == ["frontal", "lateral"]
-    (finding,) = found["frontal"]
-    assert finding["value"] < finding["limit"] == -0.1
-    assert {name: finding[name] for name in ("name", "level", "bound", "text")} == {
+    (check,) = found["frontal"]
+    assert check["value"] < check["limit"] == -0.1
+    assert {name: check[name] for name in ("name", "level", "bound", "text")} == {
         "name": "exchanged",
         "level": "stop",
         "bound": "at least",
         "text": "This looks like a lateral chest radiograph: the two may be exchanged.",
     }
     same = {"frontal": radiographs["frontal"], "lateral": radiographs["frontal"]}
-    found = json.loads(service_client.post("/v1/reconstructions", files=same).headers["X-Raylift-Findings"])
-    assert [finding["name"] for finding in found["all views"]] == ["same image"]
+    found = json.loads(service_client.post("/v1/reconstructions", files=same).headers["X-Raylift-Warnings"])
+    assert [check["name"] for check in found["all views"]] == ["same image"]
 
     def never(_: np.ndarray) -> HUVolume:
         raise AssertionError("refused radiographs reached the model")

@@ -61,7 +61,7 @@ def test_the_client_of_a_diffusion_service_returns_its_volume_and_the_metrics_co
             client.reconstruct(**files, steps=1000)
     assert refused.value.status == 422
     assert result.parameters == settings | {"model": model.name, "sampler": "dpm_solver", "steps": 2}
-    assert (result.sha256, result.level, result.findings, result.notes) == (model.sha256, "ok", {}, {})
+    assert (result.sha256, result.level, result.warnings, result.notes) == (model.sha256, "ok", {}, {})
 
     reconstructor = Reconstructor.load(str(diffusion_folder), sampling=SamplingFlags(steps=2))
     given = reconstructor.prepare({view: read(data, view, invert="no").pixels for view, data in radiographs.items()})

@@ -127,17 +127,17 @@ def test_exchanged_radiographs_have_a_light_and_a_sentence_before_and_with_the_r
     for view, file in files.items():
         chosen = visit.at(f"{view}-file").locator("input[type=file]")
         chosen.set_input_files(file)
-        expect(visit.at(f"{view}-findings").locator(".light.ok")).to_have_text(
+        expect(visit.at(f"{view}-checks").locator(".light.ok")).to_have_text(
             "OK no warning of the checks of the input."
         )
         visit.at(f"{view}-file").get_by_label("Clear").click()
-        expect(visit.at(f"{view}-findings")).to_be_hidden()
+        expect(visit.at(f"{view}-checks")).to_be_hidden()
         chosen.set_input_files(files[other[view]])
         sentence = f"This looks like a {other[view]} chest radiograph: the two may be exchanged. (exchanged -"
-        expect(visit.at(f"{view}-findings").locator(".light.stop")).to_contain_text(f"Stop {sentence}")
+        expect(visit.at(f"{view}-checks").locator(".light.stop")).to_contain_text(f"Stop {sentence}")
     visit.reconstruct()
-    expect(visit.at("findings").locator(".light")).to_have_count(2)
-    expect(visit.at("findings")).to_contain_text("Stop lateral: This looks like a frontal chest radiograph")
+    expect(visit.at("checks").locator(".light")).to_have_count(2)
+    expect(visit.at("checks")).to_contain_text("Stop lateral: This looks like a frontal chest radiograph")
 
 
 def test_the_example_needs_no_file_and_has_the_same_controls(visit: Visit) -> None:

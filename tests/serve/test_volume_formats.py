@@ -104,9 +104,9 @@ def test_json_has_what_was_found_and_no_voxels(service_client: TestClient, radio
         assert (report["model"], report["level"]) == (model["sha256"], level)
         assert (report["size"], report["spacing_mm"]) == (32, 10.0)
         assert report["hu"]["min"] < report["hu"]["mean"] < report["hu"]["max"]
-        names = {finding["name"] for finding in report["findings"]["frontal"]}
+        names = {check["name"] for check in report["checks"]["frontal"]}
         assert ("lungs" in names) == (level == "ok")
-        assert all(bool(one["text"]) == (one["level"] != "ok") for one in report["findings"]["frontal"])
+        assert all(bool(one["text"]) == (one["level"] != "ok") for one in report["checks"]["frontal"])
         assert len(json.dumps(report)) < 20_000
 
 

@@ -189,9 +189,9 @@ def test_a_caution_is_a_warning_and_in_the_record_and_strict_refuses_it(
     assert ingest_xray(tmp_path, "--archive", tmp_path / "archive") == 0
     assert f"warning: s_pa.png + s_lat.png: frontal: {caution} 0." in capsys.readouterr().out
     [entry] = Archive(str(tmp_path / "archive")).entries()
-    [finding] = entry.record["frontal"]["findings"]
-    assert finding.startswith(caution)
-    assert "findings" not in entry.record["lateral"]
+    [result] = entry.record["frontal"]["warnings"]
+    assert result.startswith(caution)
+    assert "warnings" not in entry.record["lateral"]
 
 
 def test_what_was_left_out_is_printed_and_written(

@@ -18,9 +18,9 @@ from raylift.datasets.geometry import GEOMETRIES, Geometry, Grid, View
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs import input_checks
+from raylift.datasets.radiographs.check_result import CheckResult, warnings, worst
 from raylift.datasets.radiographs.chest import without_margin
 from raylift.datasets.radiographs.decoding import read
-from raylift.datasets.radiographs.finding import Finding, warnings, worst
 from raylift.datasets.radiographs.input_checks import ALL_VIEWS, LAYOUTS, check_images, check_radiograph, require_ok
 from raylift.datasets.radiographs.preparation import load_radiograph, prepare
 
@@ -71,11 +71,11 @@ def drrs(seed: int, geometry: Geometry = CHEST) -> dict[str, np.ndarray]:
 
 def found(image: np.ndarray, view: str) -> list[str]:
     """Names of the checks that are not ok."""
-    return [finding.name for finding in warnings(check_radiograph(image.astype(np.float32), view))]
+    return [result.name for result in warnings(check_radiograph(image.astype(np.float32), view))]
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_phantoms_on_which_no_limit_was_chosen_have_no_finding(view: str) -> None:
+def test_phantoms_on_which_no_limit_was_chosen_have_no_warning(view: str) -> None:
     for seed in range(50, 56):
         for name in ("chest", "parallel"):
             image = drrs(seed, GEOMETRIES[name](GRID))[view]
@@ -84,31 +84,31 @@ def test_phantoms_on_which_no_limit_was_chosen_have_no_finding(view: str) -> Non
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_radiographs_have_no_finding(name: str, real_data: Path) -> None:
+def test_real_radiographs_have_no_warning(name: str, real_data: Path) -> None:
     view = name.rpartition("_")[2]
     path = real_data / "xray" / f"{name}.jpg"
-    assert worst(load_radiograph(path, View(view, 90.0 if view == "lateral" else 0.0)).findings) == "ok"
+    assert worst(load_radiograph(path, View(view, 90.0 if view == "lateral" else 0.0)).checks) == "ok"
     image = read(path.read_bytes(), name, view=view).pixels
     for what, other in disturbed(image[::4, ::4]):
         assert found(other, view) == [], what
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_real_pairs_have_no_finding_on_both_views_and_one_if_a_file_is_given_twice(case: str, real_data: Path) -> None:
+def test_real_pairs_have_no_warning_on_both_views_and_one_if_a_file_is_given_twice(case: str, real_data: Path) -> None:
     images = [
         prepare(read((real_data / "xray" / f"{case}_{view}.jpg").read_bytes(), case, view=view).pixels, 64)
         for view in VIEWS
     ]
     assert warnings([check_images(VIEWS, images)]) == ()
     for image in images:
-        finding = check_images(VIEWS, [image, np.ascontiguousarray(image[:, ::-1])])
-        assert (finding.name, finding.level) == ("same image", "stop")
-        assert finding.value == pytest.approx(1.0)
+        result = check_images(VIEWS, [image, np.ascontiguousarray(image[:, ::-1])])
+        assert (result.name, result.level) == ("same image", "stop")
+        assert result.value == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("what", OTHERS)
-def test_what_is_no_chest_has_a_finding(what: str, view: str) -> None:
+def test_what_is_no_chest_has_a_warning(what: str, view: str) -> None:
     assert worst(check_radiograph(OTHERS[what].astype(np.float32), view)) == "stop"
 
 
@@ -134,7 +134,7 @@ def test_exchanged_inverted_and_turned_radiographs_are_named_as_such(seed: int) 
     assert found(images["lateral"], "oblique30") == []
 
 
-def test_a_frontal_radiograph_without_one_lung_or_without_the_abdomen_has_a_finding() -> None:
+def test_a_frontal_radiograph_without_one_lung_or_without_the_abdomen_has_a_warning() -> None:
     image = drrs(50)["frontal"]
     assert found(image[:, 10:], "frontal") != []
     assert found(image[:, :-10], "frontal") != []
@@ -142,8 +142,8 @@ def test_a_frontal_radiograph_without_one_lung_or_without_the_abdomen_has_a_find
     magnified = drrs(50, GEOMETRIES["x2ct"](GRID))["frontal"]
     assert found(magnified, "frontal") == []
     for part in (magnified[:, 4:], magnified[:, :-4]):
-        (finding,) = warnings(check_radiograph(part.astype(np.float32), "frontal"))
-        assert (finding.name, finding.level) == ("off center", "caution")
+        (result,) = warnings(check_radiograph(part.astype(np.float32), "frontal"))
+        assert (result.name, result.level) == ("off center", "caution")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -170,18 +170,18 @@ def test_layouts_are_those_of_the_mean_drr_of_ten_phantoms() -> None:
         assert " ".join("".join(map(str, row)) for row in rows) == LAYOUTS[view]
 
 
-def test_findings_are_sentences_with_value_and_limit_and_are_refused_by_name() -> None:
+def test_warnings_are_sentences_with_value_and_limit_and_are_refused_by_name() -> None:
     text = "The radiograph may be rotated."
-    findings = {"frontal": (Finding("rotated", "stop", text, -0.345, -0.1, "at least"),), ALL_VIEWS: ()}
+    results = {"frontal": (CheckResult("rotated", "stop", text, -0.345, -0.1, "at least"),), ALL_VIEWS: ()}
     require_ok({"frontal": (), ALL_VIEWS: ()})
     with pytest.raises(InputCheckError) as raised:
-        require_ok(findings)
+        require_ok(results)
     assert str(raised.value) == f"frontal: stop: {text} (rotated -0.34, at least -0.1)"
-    assert input_checks.sentences(findings) == [str(raised.value)]
+    assert input_checks.sentences(results) == [str(raised.value)]
     assert worst(()) == "ok"
 
 
-def test_dicom_files_of_two_patients_have_a_finding_and_files_without_a_patient_none() -> None:
+def test_dicom_files_of_two_patients_have_a_warning_and_files_without_a_patient_none() -> None:
     images = {view: np.rint(4000 * image).astype("<u2") for view, image in drrs(50).items()}
     poses = {view: View(view, 90.0 if view == "lateral" else 0.0) for view in VIEWS}
 
@@ -192,7 +192,7 @@ def test_dicom_files_of_two_patients_have_a_finding_and_files_without_a_patient_
         }
         assert all("1234" not in radiograph.patient for radiograph in radiographs.values())
         prepared = [prepare(radiograph.image, 32) for radiograph in radiographs.values()]
-        return [finding.name for finding in warnings(input_checks.check(radiographs, prepared)[ALL_VIEWS])]
+        return [result.name for result in warnings(input_checks.check(radiographs, prepared)[ALL_VIEWS])]
 
     assert names("1234", "1234 ") == []
     assert names("1234", "") == names("", "") == []
@@ -224,9 +224,9 @@ def test_radiographs_of_other_views_are_not_the_same_image_unless_they_are_ident
     assert check_images(names, [*prepared[:-1], prepared[0][:, ::-1]]).level == "stop"
 
 
-def test_the_findings_on_a_constant_image_are_numbers() -> None:
+def test_the_results_on_a_constant_image_are_numbers() -> None:
     constant = np.zeros((300, 300), np.float32)
     constant[100:110, 100:110] = 1.0
-    findings = [*check_radiograph(constant, "frontal"), check_images(VIEWS, [constant[:50, :50]] * 2)]
-    assert all(np.isfinite(finding.value) for finding in findings)
-    assert worst(findings) == "stop"
+    results = [*check_radiograph(constant, "frontal"), check_images(VIEWS, [constant[:50, :50]] * 2)]
+    assert all(np.isfinite(result.value) for result in results)
+    assert worst(results) == "stop"

@@ -13,7 +13,7 @@ LEVELS: tuple[Level, ...] = ("ok", "caution", "stop")
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """The result of one check."""
 
     name: str
@@ -31,11 +31,11 @@ class Finding:
         return f"{self.text} ({self.name} {self.value:.2f}, {self.bound} {self.limit:g})"
 
 
-def worst(findings: Iterable[Finding]) -> Level:
-    """The worst level; ok without findings."""
-    return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
+def worst(results: Iterable[CheckResult]) -> Level:
+    """The worst level; ok without results."""
+    return max((result.level for result in results), key=LEVELS.index, default="ok")
 
 
-def warnings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The findings that are not ok."""
-    return tuple(finding for finding in findings if finding.level != "ok")
+def warnings(results: Iterable[CheckResult]) -> tuple[CheckResult, ...]:
+    """The results that are not ok."""
+    return tuple(result for result in results if result.level != "ok")
