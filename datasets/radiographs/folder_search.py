@@ -18,15 +18,17 @@ from pydicom.uid import MediaStorageDirectoryStorage
 from raylift.datasets import dicom
 from raylift.datasets.errors import FileError
 from raylift.datasets.radiographs.dicom_view import NEGATED, described_view, rank, view_of, why_no_radiograph
+from raylift.datasets.radiographs.image_file import SIGNATURES
 from raylift.datasets.radiographs.pairing import FoundPairs, LeftOut, PairCandidates, ViewName, select_pairs
 from raylift.datasets.sources import is_apple_double, pseudonym, walk
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-WORDS: dict[str, ViewName] = {
+PATH_WORDS: dict[str, ViewName] = {
     "frontal": "frontal", "pa": "frontal", "ap": "frontal", "lateral": "lateral", "lat": "lateral",
 }  # fmt: skip
-SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
-"""First bytes of PNG, JPEG and TIFF files, whatever their names."""
+"""Words of a view in paths; fewer than in DICOM headers, because LL or RL may be initials."""
+ANY_NAME = tuple(signature for kind in ("PNG", "JPEG", "TIFF") for signature in SIGNATURES[kind])
+"""First bytes of files that are read whatever their names."""
 NUMBERED = re.compile(r"view\d*", re.IGNORECASE)
 """Numbers of the images of a study in CheXpert."""
 STUDY = re.compile(r"study[-_ ]?\d+", re.IGNORECASE)
@@ -35,10 +37,12 @@ MASK = re.compile(
     r"(?:^|[^A-Za-z])(?:mask|masks|seg|segmentation|segmentations|labelmap)(?:[^A-Za-z]|$)", re.IGNORECASE
 )
 """Names of files that are segmentations of radiographs."""
-OTHER_VIEW = re.compile(
-    rf"(?:^|[^a-z])(?:obl|oblique|[a-z]*decub[a-z]*|lordotic|[lr]ld)(?:[^a-z]|$)|{NEGATED.pattern}", re.IGNORECASE
+OTHER_VIEW_IN_PATH = re.compile(
+    r"(?:^|[^a-z])(?:obl|oblique|[a-z]*decub[a-z]*|lordotic|[lr]ld|[lr]po|apical|axial|swimmers)(?:[^a-z]|$)"
+    rf"|{NEGATED.pattern}",
+    re.IGNORECASE,
 )
-"""Names of files that are views which are neither frontal nor lateral."""
+"""Names of files that are views which are neither frontal nor lateral; LAO and RAO are family names too."""
 SIDE = re.compile(
     r"(?:left|right)[-_ ]*(?=lat(?:eral)?(?![a-z]))|(?<=lat)[-_ ]+(?:left|right)(?![a-z])"
     r"|(?<=lateral)[-_ ]+(?:left|right)(?![a-z])",
@@ -102,7 +106,7 @@ def _view(
         return None, rest, "not DICOM, PNG, JPEG, TIFF or BMP"
     elif MASK.search("/".join(rest[1:])):
         return None, rest, "a segmentation by its name"
-    elif OTHER_VIEW.search("/".join(path.parts[1 - len(rest) :])):
+    elif OTHER_VIEW_IN_PATH.search("/".join(path.parts[1 - len(rest) :])):
         return None, rest, "neither frontal nor lateral by its name"
     remedy = "name it as anna_frontal or anna_lateral"
     if header is not None:
@@ -112,7 +116,7 @@ def _view(
 
 def _is_image(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(8).startswith(SIGNATURES)
+        return file.read(8).startswith(ANY_NAME)
 
 
 def _header(path: Path) -> pydicom.Dataset | None:
@@ -141,8 +145,8 @@ def view_from_path(path: Path, roots: Sequence[Path]) -> tuple[ViewName | None, 
             SIDE.sub("", part),
             flags=re.IGNORECASE,
         )
-        views |= {WORDS[word.lower()] for word in words if word.lower() in WORDS}
-        left = "".join(word for word in words if word.lower() not in WORDS and not NUMBERED.fullmatch(word))
+        views |= {PATH_WORDS[word.lower()] for word in words if word.lower() in PATH_WORDS}
+        left = "".join(word for word in words if word.lower() not in PATH_WORDS and not NUMBERED.fullmatch(word))
         rest.append(re.sub(r"([^A-Za-z0-9])[^A-Za-z0-9]+", r"\1", left).strip(" -_."))
     return (views.pop() if len(views) == 1 else None), (str(root), *rest)
 

@@ -282,7 +282,22 @@ def test_an_image_computed_from_a_radiograph_comes_after_it(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "word", ["decubitus", "decub", "lordotic", "oblique", "obl", "LLD", "nonfrontal", "non-lateral", "not lateral"]
+    "word",
+    [
+        "decubitus",
+        "decub",
+        "lordotic",
+        "oblique",
+        "obl",
+        "LLD",
+        "LPO",
+        "apical",
+        "axial",
+        "swimmers",
+        "nonfrontal",
+        "non-lateral",
+        "not lateral",
+    ],
 )
 def test_a_name_of_another_view_is_in_no_pair(word: str, tmp_path: Path) -> None:
     touch(tmp_path, f"anna_{word}_pa.png", f"{word}/anna_lat.png", f"{word}/anna_pa.png", "bert_pa.png", "bert_lat.png")
