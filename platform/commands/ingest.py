@@ -116,8 +116,8 @@ class IngestOptions(SourceOptions):
     posterior and superior."""
     beyond_field_of_view: FieldOfView = "keep"
     """Beyond a field of view that truncates the body: keep the air of the file, extend the body by soft tissue, or
-    mask it, so that losses of supervised CNNs and GANs, metrics and figures leave it out; the training of other systems
-    starts with a line that they do not."""
+    mask it, so that losses of supervised CNNs and GANs, metrics and figures leave it out. Other systems do not, and
+    their training starts with a line that states this."""
 
 
 def ingest(arguments: list[str]) -> int:
