@@ -113,7 +113,7 @@ def phantom_lines(cases: list[tuple[float, ...]]) -> list[str]:
             f"{a.bias:+.1f}", f"{a.lower:+.1f} to {a.upper:+.1f}",
         ])  # fmt: skip
     size = f"{GRID.size}^3 voxels of {GRID.spacing_mm} mm"
-    lines = table_lines(f"{has.sum()} phantoms with pneumothorax, {size}, on true volumes", columns, rows)
+    lines = table_lines(f"{has.sum()} phantoms with pneumothorax, {size}, on ground-truth volumes", columns, rows)
     rows = []
     for low, high in pairwise(CLASSES):
         at = has & (true_percent > low) & (true_percent <= high)

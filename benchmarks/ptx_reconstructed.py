@@ -101,8 +101,8 @@ def labeled(labels: np.ndarray, spacing_mm: float) -> dict[str, float]:
     larger = max(SIDES, key=air.__getitem__)
     lung = int(np.isin(sides[larger], (Label.LUNG, Label.VESSEL)).sum())
     return {
-        "true_pneumothorax_ml": sum(air.values()) * spacing_mm**3 / 1000,
-        "true_occupancy_percent": 100 * air[larger] / (air[larger] + lung),
+        "ct_pneumothorax_ml": sum(air.values()) * spacing_mm**3 / 1000,
+        "ct_occupancy_percent": 100 * air[larger] / (air[larger] + lung),
     }
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from raylift.datasets import owned_folder
+from raylift.datasets import process_folder
 from raylift.datasets.archive.store import Folder, absolute, is_local, join, require_reachable
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
@@ -221,7 +221,7 @@ def _local(url: str, *names: str) -> Iterator[Path]:
         yield Path(url)
         return
     remote = join(url, "model") if Folder(url).exists(f"model/{DESCRIPTION_FILE}") else url
-    with owned_folder.make("model-files") as local:
+    with process_folder.make("model-files") as local:
         for name in names:
             if Folder(remote).exists(name):
                 Folder(remote).get(name, local / name)

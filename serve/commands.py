@@ -51,8 +51,8 @@ class ReconstructOptions:
     """Steps of the data-consistency fit after the network; 0 for none."""
     sampling: Annotated[SamplingFlags, tyro.conf.arg(name="")] = field(default_factory=SamplingFlags)
     samples: int = 1
-    """Number of samples of a diffusion model; writes their mean, and their standard deviation in HU as
-    OUTPUT-std.nii.gz."""
+    """Number of samples of a diffusion model; writes their mean and, next to it, their standard
+    deviation in HU as NAME-std.nii.gz or NAME-std.nrrd."""
     threads: int = 0
     """PyTorch threads; 0 for PyTorch's default."""
 

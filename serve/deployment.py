@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from ray.serve.schema import ApplicationStatus
 from ray.util import list_named_actors
 
-from raylift.datasets import owned_folder
+from raylift.datasets import process_folder
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.platform import model_store
 from raylift.serve.api import credentials
@@ -199,7 +199,7 @@ def wait(interrupted: threading.Event, grace_s: float) -> None:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
     # A replica that was ended by force leaves its folders.
-    owned_folder.remove_unowned()
+    process_folder.remove_abandoned()
 
 
 def _close(grace_s: float) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from raylift.datasets import owned_folder
+from raylift.datasets import process_folder
 from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import View
 from raylift.datasets.radiographs.check_result import CheckResult
@@ -196,7 +196,7 @@ class _Server:
 
     def _start(self) -> None:
         self._stop()
-        self._socket = str(self._folder.enter_context(owned_folder.make("decoder")) / "socket")
+        self._socket = str(self._folder.enter_context(process_folder.make("decoder")) / "socket")
         command = [sys.executable, "-m", "raylift.serve.image_decoder_server", self._socket]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, process_group=0)
         assert self._process.stdout is not None

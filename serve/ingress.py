@@ -20,7 +20,7 @@ from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from raylift.datasets import owned_folder
+from raylift.datasets import process_folder
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.serve.api import routes
 from raylift.serve.api.access import AccessControl
@@ -92,7 +92,7 @@ def build(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Only this user can read the uploads, and they are deleted with the service.
     folders = ExitStack()
-    uploads = folders.enter_context(owned_folder.make("page"))
+    uploads = folders.enter_context(process_folder.make("page"))
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
 
     metrics = Metrics()

@@ -16,7 +16,7 @@ class Metrics:
     """Counters, histograms and gauges of one process.
 
     Attributes:
-        requests: by route and status; routes of the page are one.
+        requests: by route and status; those of the page have the route `page`.
         seconds: duration of each stage of a reconstruction, by stage.
     """
 

@@ -18,7 +18,7 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from raylift import __version__
-from raylift.datasets import owned_folder
+from raylift.datasets import process_folder
 from raylift.datasets.geometry import Grid
 from raylift.datasets.scans.resample import archive_image
 from raylift.serve.images import PLANES, slice_image
@@ -61,7 +61,7 @@ def nrrd(hu: Volume, grid: Grid, note: str = "") -> bytes:
 
 
 def _written(image: sitk.Image, suffix: str) -> bytes:
-    with owned_folder.make("volume") as folder:
+    with process_folder.make("volume") as folder:
         path = folder / f"volume{suffix}"
         sitk.WriteImage(image, str(path), useCompression=True)
         return path.read_bytes()

@@ -1,4 +1,4 @@
-"""Unrolled reconstruction, raylift's own system: back-projected features, data consistency and a 3-D U-Net.
+"""Unrolled reconstruction, a system of raylift's own: back-projected features, data consistency and a 3-D U-Net.
 
 A 2-D residual U-Net, shared by all views and conditioned by each view's pose, extracts features at several sizes. They
 are back-projected along the true rays into volumes and averaged over the views. A 3-D residual U-Net predicts a first

@@ -70,7 +70,7 @@ class SubjectOptions:
     """Fractions of subjects in the train, validation and test split."""
     splits: str = ""
     """A published list, x2ct-lidc or luna16, or a CSV with the columns split and subject, patient or series_uid.
-    Patient IDs and series UIDs in it are hashed like those of DICOM files."""
+    PatientIDs and series UIDs in it are hashed like those of DICOM files."""
 
     def assigned(self) -> dict[str, Split] | None:
         """Splits by subject from the list, whose notes are printed, or None without one."""

@@ -17,7 +17,7 @@ from raylift.platform.progress import progress_bar
 
 @dataclass(frozen=True)
 class PtxOptions:
-    """Segment lungs and pneumothorax of CT volumes (NIfTI, NRRD, MetaImage, DICOM), true or reconstructed.
+    """Segment lungs and pneumothorax in acquired CT or reconstructed volumes (NIfTI, NRRD, MetaImage, DICOM).
 
     The segmentation uses thresholds and shape; no weights are needed.
     """
@@ -78,11 +78,11 @@ def ptx(arguments: list[str]) -> int:
                 f"{name}, {side}: pneumothorax {of_side.pneumothorax_ml:.0f} ml, "
                 f"{of_side.occupancy_percent:.1f} % of the pleural cavity"
             )
-    if measured.true:
+    if measured.ground_truth:
         pairs = measured.pairs()
         agreements = {name: agreement(*pair) for name, pair in pairs.items()}
         for name, agreed in agreements.items():
-            print(f"agreement of {name} in {UNITS[name]}, {agreed.count} subjects: {agreed.text()}")
+            print(f"agreement of {name} in {UNITS[name]}, {agreed.count} volumes: {agreed.text()}")
         content = {
             **{name: agreed.to_json() for name, agreed in agreements.items()},
             "command": shlex.join(["raylift", "ptx", *arguments]),

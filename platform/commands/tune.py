@@ -37,7 +37,7 @@ class TuneOptions:
     seed: int = 0
     """Seed of Optuna's sampler; the seed of training is train.seed."""
     objectives: Objectives = "psnr"
-    """What is optimized: the validation PSNR (psnr), or the time of a prediction with PSNR (psnr-time) or SSIM
+    """What is optimized: the validation PSNR (psnr), or the inference time with PSNR (psnr-time) or SSIM
     (ssim-time), which gives a Pareto set. Two objectives need --scheduler none."""
     output: str = ""
     """Folder or URL of the new search; runs/search-<space>-<time> by default."""

@@ -42,7 +42,7 @@ class Agreement:
 
 
 def agreement(measured: Float64[np.ndarray, " n"], true: Float64[np.ndarray, " n"]) -> Agreement:
-    """Agreement over at least one subject; correlations need two different values, limits and ICC two subjects."""
+    """Agreement over at least one pair; correlations need two different values, limits and ICC two pairs."""
     differences = measured - true
     several = len(differences) > 1
     varied = several and np.ptp(measured) > 0 and np.ptp(true) > 0

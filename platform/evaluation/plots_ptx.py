@@ -57,7 +57,7 @@ def plot_regions(title: str, segmented: Segmented, path: Path) -> None:
 def plot_agreement(
     pairs: Mapping[str, tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]], path: Path
 ) -> None:
-    """Measured over true values with the line of identity, and Bland-Altman plots with limits of agreement."""
+    """Measured over ground-truth values with the line of identity, and Bland-Altman plots with limits of agreement."""
     figure = Figure(figsize=(8.0, 3.4 * len(pairs)), layout="constrained")
     for row, (name, (measured, true)) in zip(figure.subplots(len(pairs), 2, squeeze=False), pairs.items(), strict=True):
         agreed, unit = agreement(measured, true), UNITS[name]
@@ -69,14 +69,14 @@ def plot_agreement(
         scatter.set(xlim=limits, ylim=limits)
         differences.set_xlim(limits)
         r = f"r = {agreed.pearson:.3f}" if np.isfinite(agreed.pearson) else "r undefined"
-        scatter.set(xlabel=f"true {name}, {unit}", ylabel=f"measured {name}, {unit}", title=r)
+        scatter.set(xlabel=f"ground truth {name}, {unit}", ylabel=f"measured {name}, {unit}", title=r)
         differences.plot((measured + true) / 2, measured - true, "o", color="tab:blue", markersize=4, alpha=0.7)
         for value, style in ((agreed.bias, "-"), (agreed.lower, "--"), (agreed.upper, "--")):
             if np.isfinite(value):
                 differences.axhline(value, color="tab:red", linewidth=1, linestyle=style)
         differences.set(
-            xlabel=f"mean of measured and true {name}, {unit}",
-            ylabel=f"measured - true, {unit}",
+            xlabel=f"mean of measured and ground truth {name}, {unit}",
+            ylabel=f"measured - ground truth, {unit}",
             title=f"bias {agreed.bias:+.1f} {unit}",
         )
         for axes in row:

@@ -1,4 +1,4 @@
-"""Pneumothorax of CT volumes in files, true or reconstructed, by PTX-Seg."""
+"""Pneumothorax in acquired CT and in reconstructed volumes by PTX-Seg: files, and volumes of an archive's grid."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from raylift.datasets.sources import Source, refuse_together
 from raylift.models.metrics import Metrics, inside_field_of_view
 
 COARSEST_MM = (2.5, 2.5, 5.0)
-"""Largest spacing from left to right, front to back and along the body. On cubes of 3 mm, hardly any pneumothorax of a
-phantom is found, whatever its size: the gas that is below -960 HU is too far from the chest wall."""
+"""Largest spacing from left to right, anterior to posterior and superior to inferior. On cubes of 3 mm, hardly any
+pneumothorax of a phantom is found, whatever its size: the gas below -960 HU is too far from the chest wall."""
 COARSEST_CUBE_MM = 5.0
 """Largest voxels of two volumes on one grid that are compared."""
 COLUMNS = (
@@ -103,10 +103,10 @@ def compare(
     percent = [sides[side].occupancy_percent for sides in (found, true)]
     return {
         "pneumothorax_ml": ml[0],
-        "true_pneumothorax_ml": ml[1],
+        "ct_pneumothorax_ml": ml[1],
         "pneumothorax_absolute_error_ml": abs(ml[0] - ml[1]),
         "occupancy_percent": percent[0],
-        "true_occupancy_percent": percent[1],
+        "ct_occupancy_percent": percent[1],
         "occupancy_absolute_error_percent": abs(percent[0] - percent[1]),
     }
 
@@ -162,7 +162,7 @@ class Measurements:
     """Volumes by side of everything that could be measured, by name, and what was refused."""
 
     found: dict[str, dict[Side, Hemithorax]]
-    true: dict[str, dict[Side, Hemithorax]]
+    ground_truth: dict[str, dict[Side, Hemithorax]]
     """Those of the ground truth, in ml too."""
     refused: list[FileError]
 
@@ -181,9 +181,9 @@ class Measurements:
         ]
 
     def pairs(self) -> dict[str, tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]]:
-        """Measured and true values of each subject: volume of both sides in ml, occupancy of the truly larger in %."""
+        """Measured and ground-truth values: ml of both sides, occupancy in % of the side with more in the ground truth."""
         volumes, occupancies = [], []
-        for name, sides in self.true.items():
+        for name, sides in self.ground_truth.items():
             volumes.append([sum(side.pneumothorax_ml for side in of.values()) for of in (self.found[name], sides)])
             larger = _larger(sides)
             occupancies.append([of[larger].occupancy_percent for of in (self.found[name], sides)])
@@ -221,7 +221,7 @@ def measure(
             use(name, scan, segmented)
             result.found[name] = segmented.sides
             if true := volumes.ground_truth.get(name):
-                result.true[name] = segment_scan(reader.read(true, limits, assume_spacing_mm)).sides
+                result.ground_truth[name] = segment_scan(reader.read(true, limits, assume_spacing_mm)).sides
         except FileError as error:
             result.refused.append(error)
     progress(len(volumes.sources), len(volumes.sources), "")

@@ -16,7 +16,7 @@ from raylift.platform.evaluation.agreement import Agreement, agreement
 from raylift.platform.evaluation.tables import MetricTable, Section
 
 QUANTITIES = {"volume": ("pneumothorax_ml", "ml"), "occupancy": ("occupancy_percent", "%")}
-"""Metric and unit by name; the metric of the CT has `true_` before."""
+"""Metric and unit by name; the metric of the CT has `ct_` before."""
 FEW_SUBJECTS = 10
 DEFINITION = (
     "Agreement of {name} in {unit} with that of the CT over {count} subjects; several scans of a subject count as "
@@ -39,7 +39,7 @@ class PneumothoraxTable:
         """Values of a method and of the CT by subject, for each of `QUANTITIES`."""
         _, groups = np.unique([self.subjects[scan] for scan in self.table.metrics], return_inverse=True)
         return {
-            name: (self._by_subject(predictor, metric, groups), self._by_subject(predictor, f"true_{metric}", groups))
+            name: (self._by_subject(predictor, metric, groups), self._by_subject(predictor, f"ct_{metric}", groups))
             for name, (metric, _) in QUANTITIES.items()
         }
 
@@ -52,8 +52,8 @@ class PneumothoraxTable:
     @property
     def sentences(self) -> list[str]:
         """What limits the figures: few subjects, no pneumothorax in the CT, methods in whose volumes none is found."""
-        _, true_ml = self.pairs(self.table.predictors[0])["volume"]
-        count, affected = len(true_ml), int((true_ml > 0).sum())
+        _, ct_ml = self.pairs(self.table.predictors[0])["volume"]
+        count, affected = len(ct_ml), int((ct_ml > 0).sum())
         found = []
         largest_ml = {predictor: self._largest_false_ml(predictor) for predictor in self.table.predictors}
         if false := [f"{ml:.0f} ml in those of {predictor}" for predictor, ml in largest_ml.items() if ml]:
@@ -71,7 +71,7 @@ class PneumothoraxTable:
         if without:
             found.append(
                 f"a pneumothorax was found in the CT of {affected} of {_subjects(count)}, of up to "
-                f"{true_ml.max():.0f} ml, and in no volume of {', '.join(without)}: these have no compact gas below "
+                f"{ct_ml.max():.0f} ml, and in no volume of {', '.join(without)}: these have no compact gas below "
                 f"{ptx_seg.CORE_HU} HU at the chest wall"
             )
         return found
@@ -94,7 +94,7 @@ class PneumothoraxTable:
 
     def _largest_false_ml(self, predictor: str) -> float:
         found, true = (
-            self.table.values(predictor, "pneumothorax", name) for name in ("pneumothorax_ml", "true_pneumothorax_ml")
+            self.table.values(predictor, "pneumothorax", name) for name in ("pneumothorax_ml", "ct_pneumothorax_ml")
         )
         return float(found[true == 0].max(initial=0.0))
 

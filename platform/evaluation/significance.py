@@ -16,9 +16,9 @@ CONFIDENCE, RESAMPLES, SEED = 0.95, 10_000, 0
 DESCRIPTIVE = {
     "lung_volume_ml",
     "pneumothorax_ml",
-    "true_pneumothorax_ml",
+    "ct_pneumothorax_ml",
     "occupancy_percent",
-    "true_occupancy_percent",
+    "ct_occupancy_percent",
 }
 """Metrics of a prediction or of the CT alone: their differences are those of their errors."""
 BATCH = 500

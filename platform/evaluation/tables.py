@@ -45,10 +45,10 @@ TITLES = {
     "soft_tissue_bias_hu": "soft tissue bias, HU",
     "bone_bias_hu": "bone bias, HU",
     "pneumothorax_ml": "pneumothorax, ml",
-    "true_pneumothorax_ml": "true pneumothorax, ml",
+    "ct_pneumothorax_ml": "CT pneumothorax, ml",
     "pneumothorax_absolute_error_ml": "absolute error of volume, ml",
     "occupancy_percent": "occupancy, %",
-    "true_occupancy_percent": "true occupancy, %",
+    "ct_occupancy_percent": "CT occupancy, %",
     "occupancy_absolute_error_percent": "absolute error of occupancy, %",
 }
 

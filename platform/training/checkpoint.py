@@ -29,7 +29,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from raylift.datasets import hashed_json, owned_folder
+from raylift.datasets import hashed_json, process_folder
 from raylift.datasets.archive.store import Folder, absolute, is_local, join
 from raylift.datasets.errors import AlteredFileError, RayliftError
 from raylift.datasets.serialization import from_plain, to_plain
@@ -93,7 +93,7 @@ class Checkpoints:
         # Left by a run that was interrupted while it published this step.
         self._folder.remove(name)
         first, *others = tensors.networks
-        with owned_folder.make("checkpoint-files") as local:
+        with process_folder.make("checkpoint-files") as local:
             reconstructing = {**tensors.networks, **tensors.ema}[first]
             weights.save(local / MODEL_FOLDER, reconstructing, description, training_data=training_data)
             for network in [*others, *tensors.ema]:
@@ -256,7 +256,7 @@ def local_copy(url: str, only: Sequence[str] = ()) -> Iterator[Path]:
         raise CheckpointError(f"{url} is not a published checkpoint: it has no {INDEX_FILE}") from error
     except AlteredFileError as error:
         raise CheckpointError(str(error)) from error
-    with nullcontext(Path(url)) if is_local(url) else owned_folder.make("checkpoint-files") as local:
+    with nullcontext(Path(url)) if is_local(url) else process_folder.make("checkpoint-files") as local:
         for relative, expected in digests.items():
             if only and relative.split("/")[0] not in only:
                 continue

@@ -20,7 +20,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
-from raylift.datasets import owned_folder
+from raylift.datasets import process_folder
 from raylift.datasets.errors import RayliftError, StoreError
 from raylift.datasets.serialization import to_plain
 from raylift.platform import cluster
@@ -107,7 +107,7 @@ def fit_with_restarts(
     """
     settings = {"config": to_plain(run), "run_url": run_url, **settings}
     # Workers that a signal stops may still write here.
-    with owned_folder.make("ray-files") as scratch:
+    with process_folder.make("ray-files") as scratch:
         trainer = partial(_trainer, run, settings, callbacks, str(scratch))
         with interruptible() as received:
             return _fit_attempts(trainer, run, run_url, note, partial(_stop, received, run, settings["messages"]))

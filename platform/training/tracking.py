@@ -18,7 +18,7 @@ from jaxtyping import Float
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
-from raylift.datasets import owned_folder
+from raylift.datasets import process_folder
 from raylift.datasets.archive.store import Folder, is_local, join
 from raylift.platform.monitor import format_metrics
 
@@ -65,7 +65,7 @@ class TensorBoard:
     def __init__(self, run_url: str, history: list[dict[str, float]]) -> None:
         self._remote = None if is_local(run_url) else Folder(join(run_url, "tensorboard"))
         self._resources = ExitStack()
-        local = self._resources.enter_context(owned_folder.make("event-files")) if self._remote else None
+        local = self._resources.enter_context(process_folder.make("event-files")) if self._remote else None
         self._folder = local or Path(join(run_url, "tensorboard"))
         self._last_step = int(history[-1]["step"]) if history else 0
 

@@ -85,7 +85,7 @@ class Search:
     """ASHA's: at each rung the best 1/n of the trials continue."""
     seed: int = 0
     objectives: Objectives = "psnr"
-    """What the search optimizes: validation PSNR, or a quality metric and the time of a prediction."""
+    """What the search optimizes: validation PSNR, or a quality metric and the inference time."""
 
     def __post_init__(self) -> None:
         two_objectives.require_possible(self.objectives, self.scheduler)

@@ -32,7 +32,7 @@ from raylift.platform.tuning.two_objectives import (
     WARM_UP_PASSES,
     cells,
     devices,
-    pareto_front,
+    is_pareto_optimal,
 )
 
 PAGE_FILE = "report.html"
@@ -78,7 +78,7 @@ def _ranked(trials: Sequence[TrialHistory]) -> list[TrialHistory]:
 def _pareto_set(trials: Sequence[TrialHistory]) -> list[TrialHistory]:
     """The Pareto set of two objectives, from slow to fast; empty for a single one."""
     points = [(each.quality, each.inference_s) if (each := trial.measurement) else None for trial in trials]
-    return _ranked([trial for trial, front in zip(trials, pareto_front(points), strict=True) if front])
+    return _ranked([trial for trial, front in zip(trials, is_pareto_optimal(points), strict=True) if front])
 
 
 def _summary(search: Search, trials: Sequence[TrialHistory]) -> str:
@@ -120,7 +120,7 @@ def _table(search: Search, trials: Sequence[TrialHistory]) -> tuple[list[str], l
     """Header and rows of the trials, the best first."""
     keys = list(search.space.space)
     metric = OBJECTIVES[search.objectives]
-    header = ["trial", *([metric, "s per volume", "Pareto"] if metric else [])]
+    header = ["trial", *([metric, "inference time, s", "Pareto"] if metric else [])]
     header += [
         "best validation PSNR, dB" if metric else "PSNR, dB",
         "best step",
@@ -174,8 +174,8 @@ def _figures(search: Search, trials: Sequence[TrialHistory]) -> list[tuple[str, 
         # Matplotlib warns of an axis with one value.
         warnings.simplefilter("ignore", UserWarning)
         if metric:
-            front = figures.plot_pareto_front(as_study(search, validated), target_names=[metric, "s per volume"])
-            text = "Red: trials than which no other has both a higher quality and a shorter time."
+            front = figures.plot_pareto_front(as_study(search, validated), target_names=[metric, "inference time, s"])
+            text = "Red: the trials that no other one dominates."
             shown.append(("Pareto front", text, _png(front)))
         history = figures.plot_optimization_history(study, target_name=quality)
         shown.append(("Optimization history", f"Trials in the order of their start.{early}", _png(history)))

@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.search.optuna import OptunaSearch
 
-from raylift.datasets import owned_folder
+from raylift.datasets import process_folder
 from raylift.datasets.archive.store import Folder, join
 from raylift.platform import cluster
 from raylift.platform.config import RunConfig, override
@@ -142,7 +142,7 @@ def as_study(
 
 def write_storage(url: str, search: Search, trials: Sequence[TrialHistory]) -> str:
     """Write the trials to the search's folder as a storage of Optuna, and return its URL."""
-    with owned_folder.make("study-files") as temporary:
+    with process_folder.make("study-files") as temporary:
         path = temporary / STORAGE_FILE
         as_study(search, trials, None, JournalStorage(JournalFileBackend(str(path))), url.rsplit("/", 1)[-1])
         Folder(url).put(path, STORAGE_FILE)

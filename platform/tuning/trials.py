@@ -75,7 +75,7 @@ def tabulate(url: str, results: Iterable[Result]) -> list[Trial]:
         except CheckpointError as missing:
             trials.append(Trial(name, settings, None, 0, "", describe(error or missing)))
     measured = [(each.quality, each.inference_s) if (each := trial.measurement) else None for trial in trials]
-    fronts = two_objectives.pareto_front(measured)
+    fronts = two_objectives.is_pareto_optimal(measured)
     trials = [replace(trial, pareto=front) for trial, front in zip(trials, fronts, strict=True)]
     return sorted(trials, key=_rank)
 
@@ -96,7 +96,7 @@ def describe(error: Exception | None) -> str:
 def as_table(trials: list[Trial]) -> Table:
     """The trials for a terminal."""
     measurement = next((trial.measurement for trial in trials if trial.measurement), None)
-    objectives = [measurement.metric, "s per volume", "Pareto"] if measurement else ["PSNR, dB"]
+    objectives = [measurement.metric, "inference time, s", "Pareto"] if measurement else ["PSNR, dB"]
     table = Table("trial", *short_names(list(trials[0].settings)), *objectives, "step")
     for trial in trials:
         settings = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.settings.values()]

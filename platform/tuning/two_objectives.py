@@ -55,12 +55,12 @@ class Measurement:
     quality: float
     """Validation PSNR, or mean SSIM over the validation samples by the protocol `volume`."""
     inference_s: float
-    """Median time of a prediction of one sample, in fp32."""
+    """Median inference time of one sample, in fp32."""
     device: str
     """Processor with the number of threads, or GPU."""
 
     def __str__(self) -> str:
-        return f"{self.metric}: {self.quality:.4g}; {self.inference_s:.4g} s per volume"
+        return f"{self.metric}: {self.quality:.4g}; inference time {self.inference_s:.4g} s"
 
 
 def require_possible(objectives: Objectives, scheduler: str, contents: Contents | None = None) -> None:
@@ -187,8 +187,8 @@ def device_name(device: torch.device) -> str:
     return f"{next(named, machine.machine())}, threads: {torch.get_num_threads()}"
 
 
-def pareto_front(points: Sequence[tuple[float, float] | None]) -> list[bool]:
-    """Whether no other point has at least the quality and at most the time, and more or less of one; False for None."""
+def is_pareto_optimal(points: Sequence[tuple[float, float] | None]) -> list[bool]:
+    """Whether no other point dominates each: has at least its quality and at most its time, not both equal."""
     known = [point for point in points if point is not None]
 
     def is_dominated(quality: float, seconds: float) -> bool:

@@ -84,7 +84,7 @@ def rows(result):
     return {
         method: {
             name: np.array([float(row[f"pneumothorax.{name}"]) for row in found if row["method"] == method])
-            for name in ("pneumothorax_ml", "true_pneumothorax_ml", "occupancy_percent", "true_occupancy_percent")
+            for name in ("pneumothorax_ml", "ct_pneumothorax_ml", "occupancy_percent", "ct_occupancy_percent")
         }
         for method in ("same", "smaller", "expanded")
     }
@@ -95,16 +95,16 @@ def test_volume_and_occupancy_of_the_ct_are_those_of_the_labels(rows, archive):
     air = [int((of == Label.PNEUMOTHORAX).sum()) for of in labels]
     assert [ml > 0 for ml in air].count(False) == 1
     for method in rows.values():
-        errors = method["true_pneumothorax_ml"] - np.array(air) * GRID.spacing_mm**3 / 1000
+        errors = method["ct_pneumothorax_ml"] - np.array(air) * GRID.spacing_mm**3 / 1000
         assert np.abs(errors).max() < 200
-        assert np.corrcoef(method["true_pneumothorax_ml"], air)[0, 1] > 0.98
-    assert rows["same"]["true_occupancy_percent"].max() < 80
+        assert np.corrcoef(method["ct_pneumothorax_ml"], air)[0, 1] > 0.98
+    assert rows["same"]["ct_occupancy_percent"].max() < 80
 
 
 def test_every_method_is_measured_by_itself(rows):
     same, reduced, expanded = (rows[name] for name in ("same", "smaller", "expanded"))
     for name in ("pneumothorax_ml", "occupancy_percent"):
-        np.testing.assert_allclose(same[name], same[f"true_{name}"])
+        np.testing.assert_allclose(same[name], same[f"ct_{name}"])
         assert not expanded[name].any()
         affected = same[name] > 0
         assert (reduced[name] < same[name])[affected].all()
@@ -116,7 +116,7 @@ def test_agreement_is_that_of_the_rows(result, rows, quantity, metric):
     found = json.loads((result / "metrics.json").read_text())["pneumothorax"][quantity]
     assert found["same"]["pearson"] == pytest.approx(1)
     assert found["same"]["icc"] == pytest.approx(1)
-    measured, true = rows["smaller"][metric], rows["smaller"][f"true_{metric}"]
+    measured, true = rows["smaller"][metric], rows["smaller"][f"ct_{metric}"]
     differences, agreed = measured - true, found["smaller"]
     spread = 1.96 * differences.std(ddof=1)
     expected = {
@@ -160,8 +160,8 @@ def test_without_the_option_nothing_of_it_is_written(archive, tmp_path):
 def test_scans_of_a_subject_count_as_their_mean_and_healthy_ct_are_stated():
     def scan(found, true):
         return {"m": {"pneumothorax": {
-            "pneumothorax_ml": found, "true_pneumothorax_ml": true, "occupancy_percent": found / 10,
-            "true_occupancy_percent": true / 10,
+            "pneumothorax_ml": found, "ct_pneumothorax_ml": true, "occupancy_percent": found / 10,
+            "ct_occupancy_percent": true / 10,
         }}}  # fmt: skip
 
     table = MetricTable({"a": scan(100.0, 50.0), "b": scan(300.0, 150.0), "c": scan(20.0, 40.0)}, {"pneumothorax": ""})
@@ -185,12 +185,10 @@ def test_a_volume_without_lungs_has_no_pneumothorax_and_voxels_outside_the_field
     true = read_ground_truth(archive, entry)
     found = ptx.compare(np.full_like(true, 40), true, GRID)
     assert found["pneumothorax_ml"] == found["occupancy_percent"] == 0
-    assert found["pneumothorax_absolute_error_ml"] == found["true_pneumothorax_ml"] > 500
+    assert found["pneumothorax_absolute_error_ml"] == found["ct_pneumothorax_ml"] > 500
     masked = true.copy()
     masked[:, -3:] = np.nan
-    assert ptx.compare(true, masked, GRID)["true_pneumothorax_ml"] == pytest.approx(
-        found["true_pneumothorax_ml"], rel=0.05
-    )
+    assert ptx.compare(true, masked, GRID)["ct_pneumothorax_ml"] == pytest.approx(found["ct_pneumothorax_ml"], rel=0.05)
 
 
 @pytest.mark.parametrize(("spacing_mm", "wall_mm"), [(2.0, 5.0), (2.5, 5.0), (3.0, 7.5), (5.0, 7.5)])

@@ -28,7 +28,7 @@ from raylift.platform.tuning.algorithms import SAMPLERS, FeasibleSearch
 from raylift.platform.tuning.search import Search, Space
 from raylift.platform.tuning.study import TrialHistory, as_study
 from raylift.platform.tuning.trials import Trial, _rank, load_table
-from raylift.platform.tuning.two_objectives import Measurement, median_seconds, pareto_front
+from raylift.platform.tuning.two_objectives import Measurement, is_pareto_optimal, median_seconds
 
 SPACE = "space:\n  optimizer.lr: {log_uniform: [1.0e-4, 1.0e-2]}\n  system.encoder.growth_rate: {choice: [4, 12]}\n"
 
@@ -85,7 +85,7 @@ def test_the_terminal_and_the_report_have_the_pareto_set_and_the_device(searched
     assert device == two_objectives.device_name(torch.device("cpu")).rpartition(" ")[0] + " 1"
     assert printed.count(f"Pareto set, measured on {device}:\n") == 1
     for trial in table:
-        line = f"  SSIM: {trial.measurement.quality:.4g}; {trial.measurement.inference_s:.4g} s per volume: "
+        line = f"  SSIM: {trial.measurement.quality:.4g}; inference time {trial.measurement.inference_s:.4g} s: "
         assert printed.count(f"{line}{trial.checkpoint}\n") == trial.pareto
     assert "best checkpoint" not in printed
     assert cli.main(["runs", str(searched)]) == 0
@@ -123,7 +123,7 @@ def test_the_pareto_set_is_optunas(points):
     for point in points:
         study.add_trial(optuna.trial.create_trial(values=point))
     expected = {trial.number for trial in study.best_trials}
-    assert pareto_front([*points, None]) == [*(index in expected for index in range(len(points))), False]
+    assert is_pareto_optimal([*points, None]) == [*(index in expected for index in range(len(points))), False]
 
 
 def test_a_scheduler_that_stops_trials_is_refused_with_two_objectives(tiny, tmp_path, capsys):

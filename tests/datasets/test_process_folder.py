@@ -11,19 +11,19 @@ from typing import get_args
 
 import pytest
 
-from raylift.datasets import owned_folder
+from raylift.datasets import process_folder
 
 OWNER = """
 import sys
-from raylift.datasets import owned_folder
-with owned_folder.make(sys.argv[1]) as folder:
+from raylift.datasets import process_folder
+with process_folder.make(sys.argv[1]) as folder:
     (folder / "patient.dcm").write_bytes(b"pixels")
     print(folder, flush=True)
     sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("purpose", get_args(owned_folder.Purpose))
+@pytest.mark.parametrize("purpose", get_args(process_folder.Purpose))
 def test_a_folder_is_removed_when_its_process_was_killed_and_not_before(
     purpose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -42,19 +42,19 @@ def test_a_folder_is_removed_when_its_process_was_killed_and_not_before(
     )
     assert owner.stdout is not None
     folder = Path(owner.stdout.readline().strip())
-    owned_folder.remove_unowned()
+    process_folder.remove_abandoned()
     assert (folder / "patient.dcm").exists()
     assert (recent.exists(), old.exists(), other.exists()) == (True, False, True)
     assert folder.stat().st_mode & 0o777 == 0o700
     owner.kill()
     owner.communicate()
-    owned_folder.remove_unowned()
+    process_folder.remove_abandoned()
     assert not folder.exists()
 
 
 def test_a_folder_is_removed_on_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with owned_folder.make("volume") as folder:
+    with process_folder.make("volume") as folder:
         (folder / "volume.nii.gz").touch()
         assert [folder] == list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
@@ -67,5 +67,5 @@ def test_files_and_links_with_the_name_of_a_folder_do_not_stop_the_service(
     (tmp_path / "raylift-page-old.zip").touch()
     loop = tmp_path / "raylift-page-loop"
     loop.symlink_to(loop)
-    with owned_folder.make("page") as made:
+    with process_folder.make("page") as made:
         assert {path.name for path in tmp_path.iterdir()} == {"raylift-page-old.zip", loop.name, made.name}

@@ -16,17 +16,17 @@ from typing import Literal, get_args
 Purpose = Literal[
     "page", "decoder", "volume", "checkpoint-files", "model-files", "event-files", "study-files", "ray-files"
 ]
-"""What a folder has: the page's uploads and results, the decoder's socket, a volume that is written, files that are
+"""What a folder is for: the page's uploads and results, the decoder's socket, a volume that is written, files that are
 copied to or from a store, or those of Ray during a run."""
-LOCK = ".owner"
-UNOWNED_S = 60.0
-"""A folder is locked within this time after it is made."""
+LOCK = ".lock"
+ABANDONED_S = 60.0
+"""A folder without a lock file is kept for this long: its process may not have locked it yet."""
 
 
 @contextmanager
 def make(purpose: Purpose) -> Iterator[Path]:
     """A folder that only this user can read, locked until it is removed on exit; removes those of ended processes."""
-    remove_unowned()
+    remove_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=_prefix(purpose)))
     unlocked = folder / "new"
     lock = os.open(unlocked, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -39,7 +39,7 @@ def make(purpose: Purpose) -> Iterator[Path]:
         os.close(lock)
 
 
-def remove_unowned() -> None:
+def remove_abandoned() -> None:
     """Remove the folders of this user's processes that ended without removing theirs."""
     temporary_folder = Path(tempfile.gettempdir())
     folders = [folder for purpose in get_args(Purpose) for folder in temporary_folder.glob(_prefix(purpose) + "*")]
@@ -47,7 +47,7 @@ def remove_unowned() -> None:
         # Anybody may make files and links there; a link is not followed.
         with suppress(OSError):
             status = folder.lstat()
-            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not _is_owned(folder):
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not _is_in_use(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -55,11 +55,11 @@ def _prefix(purpose: Purpose) -> str:
     return f"raylift-{purpose}-"
 
 
-def _is_owned(folder: Path) -> bool:
+def _is_in_use(folder: Path) -> bool:
     try:
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return time.time() - folder.stat().st_mtime < UNOWNED_S
+        return time.time() - folder.stat().st_mtime < ABANDONED_S
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
