@@ -181,7 +181,7 @@ class Measurements:
         ]
 
     def pairs(self) -> dict[str, tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]]:
-        """Measured and ground-truth values: ml of both sides, occupancy in % of the side with more in the ground truth."""
+        """Measured and ground-truth values: ml of both sides, occupancy in % of the side with more ground truth."""
         volumes, occupancies = [], []
         for name, sides in self.ground_truth.items():
             volumes.append([sum(side.pneumothorax_ml for side in of.values()) for of in (self.found[name], sides)])
