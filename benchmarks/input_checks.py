@@ -68,7 +68,7 @@ def main() -> None:
         names = Counter(name for pair in found for names in pair for name in names)
         names.update(name for pair in of_kind for name in of_both(pair))
         rows.append([kind, str(len(of_kind)), str(sum(any(pair) for pair in found)), listed(names)])
-    table("False alarms: pairs with any result", ["pairs", "count", "with a result", "results"], rows)
+    table("False alarms: pairs with any warning", ["pairs", "count", "with a warning", "warnings"], rows)
 
     kinds = {**KINDS, "axial slices of CT": slices(volumes, ("axial",)),
              "coronal and sagittal slices of CT": slices(volumes, ("coronal", "sagittal"))}  # fmt: skip
@@ -81,7 +81,7 @@ def main() -> None:
     for kind, images in negatives.items():
         for view in VIEWS:
             rows.append([kind, view, *missed(images, view)])
-    table("Images that are no chest radiograph", ["kind", "given as", "count", "missed", "results"], rows)
+    table("Images that are no chest radiograph", ["kind", "given as", "count", "missed", "warnings"], rows)
 
     chosen = {kind: of_kind for kind, of_kind in pairs.items() if "x2ct" not in kind and "parallel" not in kind}
     rows = []
@@ -94,26 +94,26 @@ def main() -> None:
         for position, view in enumerate(VIEWS):
             twice = [of_both((pair[position], pair[position][:, ::-1])) for pair in of_kind]
             rows.append([kind, f"{view} given twice, one of them flipped", str(len(twice)), str(twice.count([])), ""])
-    columns = ["images", "change", "count", "missed", "results"]
+    columns = ["images", "change", "count", "missed", "warnings"]
     table("Chest radiographs that are wrong", columns, rows)
     two_patients(pairs)
     timing(pairs["real pairs"])
 
 
 def check(image: np.ndarray, view: str) -> list[str]:
-    """Names of the results on one image."""
+    """Names of the warnings of one image."""
     pixels = np.ascontiguousarray(image, dtype=np.float32)
     return [result.name for result in warnings(check_radiograph(pixels, view))]
 
 
 def of_both(pair: Pair) -> list[str]:
-    """Names of the results on two views together."""
+    """Names of the warnings of two views together."""
     images = [prepare(np.ascontiguousarray(image, dtype=np.float32), 64) for image in pair]
     return [result.name for result in warnings([check_images(("frontal", "lateral"), images)])]
 
 
 def missed(images: Iterable[np.ndarray], view: str) -> list[str]:
-    """Number of images, of those without a result, and what was found."""
+    """Number of images, of those without a warning, and the warnings of the others."""
     found = [check(image, view) for image in images]
     return [str(len(found)), str(found.count([])), listed(Counter(name for names in found for name in names))]
 

@@ -18,14 +18,17 @@ Purpose = Literal[
 ]
 """What a folder is for: the page's uploads and results, the decoder's socket, a volume that is written, files that are
 copied to or from a store, or those of Ray during a run."""
-LOCK = ".lock"
+LOCK, FILES = "lock", "files"
 ABANDONED_S = 60.0
 """A folder without a lock file is kept for this long: its process may not have locked it yet."""
 
 
 @contextmanager
 def make(purpose: Purpose) -> Iterator[Path]:
-    """A folder that only this user can read, locked until it is removed on exit; removes those of ended processes."""
+    """A folder that only this user can read, empty at first and removed on exit; removes those of ended processes.
+
+    It is next to its lock file, in a folder in the temporary directory.
+    """
     remove_abandoned()
     folder = Path(tempfile.mkdtemp(prefix=_prefix(purpose)))
     unlocked = folder / "new"
@@ -33,7 +36,9 @@ def make(purpose: Purpose) -> Iterator[Path]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         unlocked.rename(folder / LOCK)
-        yield folder
+        files = folder / FILES
+        files.mkdir(mode=0o700)
+        yield files
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)

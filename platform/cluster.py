@@ -213,13 +213,19 @@ def restrict_token() -> None:
 def free_port() -> int:
     """A port on which nothing listens, above those of Ray's workers and outside the range of clients' ports.
 
-    The kernel can give a port of that range to a client before Ray listens on it.
+    The kernel can give a port of that range to a client before Ray listens on it. Where the range is not
+    known or leaves no other port, the kernel chooses one.
 
     Raises:
         RayStartError: there is none.
     """
-    first, last = map(int, CLIENT_PORTS.read_text(encoding="ascii").split())
+    known = CLIENT_PORTS.is_file()
+    first, last = map(int, CLIENT_PORTS.read_text(encoding="ascii").split()) if known else (FIRST_PORT, 65_535)
     candidates = [port for port in range(FIRST_PORT, 65_536) if not first <= port <= last]
+    if not candidates:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return int(probe.getsockname()[1])
     for port in random.SystemRandom().sample(candidates, len(candidates)):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -94,13 +95,17 @@ def compare(
 ) -> Metrics:
     """Pneumothorax of a volume and of the CT on the same grid: volume of both sides in ml, occupancy in %.
 
-    The occupancy is that of the side with more pneumothorax in the CT. A volume without lungs has no pneumothorax.
+    The occupancy is that of the side with more pneumothorax in the CT, or, if it has none, in the volume. A volume
+    without lungs has no pneumothorax; a CT without lungs cannot be measured, and all values are NaN.
     """
     _, *volumes = inside_field_of_view(prediction_hu, ground_truth_hu)
-    found, true = (_of_archive(hu, grid) for hu in volumes)
-    side = _larger(true)
-    ml = [sum(side.pneumothorax_ml for side in sides.values()) for sides in (found, true)]
-    percent = [sides[side].occupancy_percent for sides in (found, true)]
+    found, in_ct = (_of_archive(hu, grid) for hu in volumes)
+    ml, percent = [math.nan] * 2, [math.nan] * 2
+    if in_ct is not None:
+        found = found or dict.fromkeys(SIDES, Hemithorax(0.0, 0.0))
+        side = _larger(in_ct, found)
+        ml = [sum(side.pneumothorax_ml for side in sides.values()) for sides in (found, in_ct)]
+        percent = [sides[side].occupancy_percent for sides in (found, in_ct)]
     return {
         "pneumothorax_ml": ml[0],
         "ct_pneumothorax_ml": ml[1],
@@ -111,21 +116,21 @@ def compare(
     }
 
 
-def _of_archive(hu: Float32[np.ndarray, "d h w"], grid: Grid) -> dict[Side, Hemithorax]:
-    """Volumes by side of a volume in volume order."""
+def _of_archive(hu: Float32[np.ndarray, "d h w"], grid: Grid) -> dict[Side, Hemithorax] | None:
+    """Volumes by side of a volume in volume order; None without lungs."""
     image = resample.whole_scan(resample.archive_image(hu, grid), ptx_seg.SPACING_MM)
     fine = sitk.GetArrayFromImage(image).round().astype(np.int16)
     wall_mm = ptx_seg.WALL_MM if grid.spacing_mm <= ptx_seg.SPACING_MM else ptx_seg.COARSE_WALL_MM
     try:
         regions = ptx_seg.segment(fine, ptx_seg.SPACING_MM, wall_mm)
     except FileError:
-        regions = np.zeros_like(fine, dtype=np.uint8)
+        return None
     return ptx_seg.measure(regions, ptx_seg.SPACING_MM**3 / 1000)
 
 
-def _larger(sides: dict[Side, Hemithorax]) -> Side:
-    """The side with more pneumothorax."""
-    return max(SIDES, key=lambda side: sides[side].pneumothorax_ml)
+def _larger(ground_truth: dict[Side, Hemithorax], found: dict[Side, Hemithorax]) -> Side:
+    """The side with more pneumothorax in the ground truth; where that has none, in the other measurement."""
+    return max(SIDES, key=lambda side: (ground_truth[side].pneumothorax_ml, found[side].pneumothorax_ml))
 
 
 @dataclass(frozen=True)
@@ -181,11 +186,11 @@ class Measurements:
         ]
 
     def pairs(self) -> dict[str, tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]]:
-        """Measured and ground-truth values: ml of both sides, occupancy in % of the side with more ground truth."""
+        """Measured and ground-truth values: ml of both sides, occupancy in % of the side of `_larger`."""
         volumes, occupancies = [], []
         for name, sides in self.ground_truth.items():
             volumes.append([sum(side.pneumothorax_ml for side in of.values()) for of in (self.found[name], sides)])
-            larger = _larger(sides)
+            larger = _larger(sides, self.found[name])
             occupancies.append([of[larger].occupancy_percent for of in (self.found[name], sides)])
         return {
             name: (columns[0], columns[1])

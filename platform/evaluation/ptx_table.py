@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from raylift.datasets import ptx_seg
 from raylift.platform.evaluation.agreement import Agreement, agreement
@@ -37,15 +37,28 @@ class PneumothoraxTable:
 
     def pairs(self, predictor: str) -> dict[str, Pair]:
         """Values of a method and of the CT by subject, for each of `QUANTITIES`."""
-        _, groups = np.unique([self.subjects[scan] for scan in self.table.metrics], return_inverse=True)
+        subjects = [
+            self.subjects[scan] for scan, measured in zip(self.table.metrics, self._measured, strict=True) if measured
+        ]
+        _, groups = np.unique(subjects, return_inverse=True)
         return {
             name: (self._by_subject(predictor, metric, groups), self._by_subject(predictor, f"ct_{metric}", groups))
             for name, (metric, _) in QUANTITIES.items()
         }
 
+    @property
+    def _measured(self) -> Bool[np.ndarray, " scans"]:
+        """Whether the CT of each scan was measured."""
+        finite: Bool[np.ndarray, " scans"] = np.isfinite(
+            self.table.values(self.table.predictors[0], "pneumothorax", "ct_pneumothorax_ml")
+        )
+        return finite
+
     @cached_property
     def agreements(self) -> dict[str, dict[str, Agreement]]:
         """By quantity and method."""
+        if not self._measured.any():
+            return {}
         pairs = {predictor: self.pairs(predictor) for predictor in self.table.predictors}
         return {name: {p: agreement(*of[name]) for p, of in pairs.items()} for name in QUANTITIES}
 
@@ -55,6 +68,10 @@ class PneumothoraxTable:
         _, ct_ml = self.pairs(self.table.predictors[0])["volume"]
         count, affected = len(ct_ml), int((ct_ml > 0).sum())
         found = []
+        if without_lungs := [scan for scan, known in zip(self.table.metrics, self._measured, strict=True) if not known]:
+            found.append(f"no lungs were found in the CT of {', '.join(without_lungs)}: pneumothorax is not measured")
+        if not count:
+            return found
         largest_ml = {predictor: self._largest_false_ml(predictor) for predictor in self.table.predictors}
         if false := [f"{ml:.0f} ml in those of {predictor}" for predictor, ml in largest_ml.items() if ml]:
             found.append(f"a pneumothorax was found in volumes whose CT has none: up to {', '.join(false)}")
@@ -65,9 +82,7 @@ class PneumothoraxTable:
                 f"a pneumothorax was found in the CT of {affected} of {_subjects(count)}: too few for correlations and "
                 "limits of agreement that are more than an indication"
             )
-        without = [
-            p for p in self.table.predictors if not self.table.values(p, "pneumothorax", "pneumothorax_ml").any()
-        ]
+        without = [p for p in self.table.predictors if not self.pairs(p)["volume"][0].any()]
         if without:
             found.append(
                 f"a pneumothorax was found in the CT of {affected} of {_subjects(count)}, of up to "
@@ -86,6 +101,7 @@ class PneumothoraxTable:
                 [[predictor, *cells(agreed)] for predictor, agreed in self.agreements[name].items()],
             )
             for name, (_, unit) in QUANTITIES.items()
+            if self.agreements
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -99,7 +115,7 @@ class PneumothoraxTable:
         return float(found[true == 0].max(initial=0.0))
 
     def _by_subject(self, predictor: str, metric: str, groups: np.ndarray) -> Float64[np.ndarray, " subjects"]:
-        values = self.table.values(predictor, "pneumothorax", metric)
+        values = self.table.values(predictor, "pneumothorax", metric)[self._measured]
         return np.bincount(groups, weights=values) / np.bincount(groups)
 
 

@@ -57,7 +57,7 @@ def write(evaluation: Evaluation, folder: Path, history: list[dict[str, float]] 
         agreement = figures / "lung-volumes.png"
         plot_volume_agreement(table, [p for p in table.predictors if p not in evaluation.baselines], agreement)
         paths.append(("Lung volumes: agreement with the ground truth (Bland-Altman)", agreement))
-    if evaluation.pneumothorax:
+    if evaluation.pneumothorax and evaluation.pneumothorax.agreements:
         for predictor in (p for p in table.predictors if p not in evaluation.baselines):
             agreement = figures / f"{_file_name(predictor)}-pneumothorax.png"
             plot_agreement(evaluation.pneumothorax.pairs(predictor), agreement)

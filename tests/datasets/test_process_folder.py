@@ -49,14 +49,15 @@ def test_a_folder_is_removed_when_its_process_was_killed_and_not_before(
     owner.kill()
     owner.communicate()
     process_folder.remove_abandoned()
-    assert not folder.exists()
+    assert not folder.parent.exists()
 
 
-def test_a_folder_is_removed_on_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_empty_at_first_and_removed_on_exit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with process_folder.make("volume") as folder:
+        assert not list(folder.iterdir())
         (folder / "volume.nii.gz").touch()
-        assert [folder] == list(tmp_path.iterdir())
+        assert [folder.parent] == list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())
 
 
@@ -68,4 +69,4 @@ def test_files_and_links_with_the_name_of_a_folder_do_not_stop_the_service(
     loop = tmp_path / "raylift-page-loop"
     loop.symlink_to(loop)
     with process_folder.make("page") as made:
-        assert {path.name for path in tmp_path.iterdir()} == {"raylift-page-old.zip", loop.name, made.name}
+        assert {path.name for path in tmp_path.iterdir()} == {"raylift-page-old.zip", loop.name, made.parent.name}

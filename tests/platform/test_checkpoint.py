@@ -11,6 +11,7 @@ from raylift.datasets.intensity import Window
 from raylift.models.weights import Description
 from raylift.platform.presets import PRESETS
 from raylift.platform.training.checkpoint import (
+    INDEX_FILE,
     CheckpointError,
     Checkpoints,
     Tensors,
@@ -58,6 +59,18 @@ class CheckpointSuite:
                 assert back.keys() == networks[name].keys()
                 assert all(torch.equal(back[key], networks[name][key]) for key in back)
                 assert torch.equal(load_adam(local, name)["a/exp_avg"], adam[name]["a/exp_avg"])
+
+    def test_a_checkpoint_has_the_files_of_its_networks_and_state_and_no_other(self, url):
+        where, _, networks, _ = self.save(url, 7)
+        _, *later = networks
+        folders = {"model", "networks", "adam"}
+        assert set(Folder(where).names()) == {*folders, "state.json", INDEX_FILE}
+        assert set(Folder(where).read_hashed(INDEX_FILE)["sha256"]) == {
+            "state.json",
+            *(f"model/{name}" for name in ("model.safetensors", "model.json")),
+            *(f"networks/{name}.safetensors" for name in later),
+            *(f"adam/{name}.safetensors" for name in networks),
+        }
 
     def test_the_newest_and_the_best_are_found(self, url):
         for step, psnr in ((10, 20.0), (20, 23.0), (30, 21.0)):

@@ -59,6 +59,10 @@ def test_a_port_is_neither_of_clients_nor_in_use(tmp_path, monkeypatch):
             cluster.free_port()
     assert 0 < len(taken) == len(set(taken))
     assert set(taken) <= {20_000, 20_001, 65_534, 65_535}
+    for missing, content in ((False, "1024\t65535\n"), (True, "")):
+        (tmp_path / "ports").write_text(content)
+        monkeypatch.setattr(cluster, "CLIENT_PORTS", tmp_path / ("none" if missing else "ports"))
+        socket.create_server(("", cluster.free_port())).close()
 
 
 @pytest.mark.parametrize("failures", [1, 2, 0])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from raylift.datasets import ptx_seg
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.geometry import Grid, chest
 from raylift.datasets.ingest.synthetic import ingest_phantoms
+from raylift.datasets.ptx_seg import SIDES, Hemithorax
 from raylift.datasets.scans.resample import archive_image
 from raylift.datasets.segmentation import Label
 from raylift.platform import cli
@@ -178,6 +180,29 @@ def test_scans_of_a_subject_count_as_their_mean_and_healthy_ct_are_stated():
         "a pneumothorax was found in volumes whose CT has none: up to 475 ml in those of m",
     ]
     assert all("undefined" in row for section in healthy.sections() for row in section.body)
+    of_known, unknown = scan(300.0, 150.0), scan(math.nan, math.nan)
+    partly = PneumothoraxTable(
+        MetricTable({"a": of_known, "b": unknown}, {"pneumothorax": ""}), {"a": "one", "b": "two"}
+    )
+    assert [of["m"].count for of in partly.agreements.values()] == [1, 1]
+    assert partly.agreements["volume"]["m"].bias == 150
+    stated = "no lungs were found in the CT of b: pneumothorax is not measured"
+    assert partly.sentences[0] == stated
+    unmeasured = PneumothoraxTable(MetricTable({"b": unknown}, {"pneumothorax": ""}), {"b": "two"})
+    assert (unmeasured.sections(), unmeasured.to_json(), unmeasured.sentences) == ([], {}, [stated])
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_pneumothorax_that_the_ct_does_not_have_counts_with_its_occupancy_on_either_side(side, monkeypatch):
+    nothing, invented = Hemithorax(0.0, 1500.0), Hemithorax(500.0, 1500.0)
+    measured = iter([{**dict.fromkeys(SIDES, nothing), side: invented}, dict.fromkeys(SIDES, nothing)])
+    monkeypatch.setattr(ptx, "_of_archive", lambda hu, grid: next(measured))
+    found = ptx.compare(np.zeros((2, 2, 2), np.float32), np.zeros((2, 2, 2), np.float32), GRID)
+    assert (found["occupancy_percent"], found["occupancy_absolute_error_percent"]) == (25.0, 25.0)
+    both = ptx.Measurements(
+        {"a": {**dict.fromkeys(SIDES, nothing), side: invented}}, {"a": dict.fromkeys(SIDES, nothing)}, []
+    )
+    assert both.pairs()["occupancy"][0].tolist() == [25.0]
 
 
 def test_a_volume_without_lungs_has_no_pneumothorax_and_voxels_outside_the_field_of_view_are_air(archive):
@@ -186,6 +211,7 @@ def test_a_volume_without_lungs_has_no_pneumothorax_and_voxels_outside_the_field
     found = ptx.compare(np.full_like(true, 40), true, GRID)
     assert found["pneumothorax_ml"] == found["occupancy_percent"] == 0
     assert found["pneumothorax_absolute_error_ml"] == found["ct_pneumothorax_ml"] > 500
+    assert all(math.isnan(value) for value in ptx.compare(true, np.full_like(true, 40), GRID).values())
     masked = true.copy()
     masked[:, -3:] = np.nan
     assert ptx.compare(true, masked, GRID)["ct_pneumothorax_ml"] == pytest.approx(found["ct_pneumothorax_ml"], rel=0.05)

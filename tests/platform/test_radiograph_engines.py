@@ -61,9 +61,9 @@ def losses(rank, wanted):
 def trained() -> dict:
     """All runs in one pair of processes: their start costs more than the steps."""
     wanted = {("cyclegan-b", stage): run_of(cyclegan(), stage) for stage in range(4)}
-    for name, layers in (("u-x2ctgan", (2, 2, 2)), ("cgan-128", (2, 2))):
+    for name, block_config in (("u-x2ctgan", (2, 2, 2)), ("cgan-128", (2, 2))):
         system = SYSTEMS[name].tiny
-        system = replace(system, encoder=replace(system.encoder, layers=layers))
+        system = replace(system, encoder=replace(system.encoder, block_config=block_config))
         wanted |= {(name, stage): run_of(system, stage) for stage in (0, 3)}
         # With activations recomputed from partitioned parameters.
         wanted[name, "again"] = run_of(replace(system, checkpointing="all"), 3)

@@ -240,5 +240,5 @@ def test_event_files_of_a_run_in_a_bucket_are_copied_there_and_leave_no_local_fo
     assert len(list(tmp_path.glob("raylift-event-files-*"))) == 1
     writer.close()
     assert not list(tmp_path.iterdir())
-    (name,) = [name for name in Folder(f"{s3_bucket_url}/events/tensorboard").names() if not name.startswith(".")]
+    (name,) = Folder(f"{s3_bucket_url}/events/tensorboard").names()
     assert name.startswith("events.out.tfevents")
