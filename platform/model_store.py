@@ -87,12 +87,13 @@ def registered(url: str | Path) -> PretrainedModel | None:
 
 
 def card_of(url: str | Path) -> str | None:
-    """The card of a model in Markdown, if there is one next to its description."""
+    """The card of `models:NAME` in Markdown; None for a URL or path, whose card names its archive and settings.
+
+    Raises:
+        ConfigError: no model has that name.
+    """
     name = _name(url)
-    place = absolute(url) if name is None else str(package_folder(name))
-    with _local(place, DESCRIPTION_FILE, CARD_FILE) as folder:
-        path = weights.model_folder(folder) / CARD_FILE
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+    return None if name is None else (package_folder(name) / CARD_FILE).read_text(encoding="utf-8")
 
 
 def location(url: str | Path) -> str:

@@ -56,7 +56,7 @@ class ServedModel:
     license: str | None = None
     """License of the weights and of the training data, if known."""
     card: str | None = None
-    """The model card in Markdown, if there is one."""
+    """The model card in Markdown; None for a model that is not in the registry."""
 
     @classmethod
     def load(cls, settings: ServeSettings, path: str, names: Collection[str]) -> ServedModel:

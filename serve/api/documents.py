@@ -44,7 +44,7 @@ class ModelInfo(BaseModel):
         examples=[{"consistency_steps": {"default": 0, "min": 0, "max": 20}}],
     )
     license: str | None = Field(description="of the weights and of the training data; null if it is not known")
-    card: str | None = Field(description="the model card in Markdown; null if there is none")
+    card: str | None = Field(description="the card of a model of raylift, in Markdown; null for any other one")
     raylift: str = Field(description="version of raylift")
     notice: str
 

@@ -16,6 +16,7 @@ from service_clients import client_of, real_backend
 
 from raylift.datasets.errors import ConfigError
 from raylift.models.diffusion.diffusion_network import SamplingFlags
+from raylift.platform import cli
 from raylift.platform.model_store import CARD_FILE, DEFAULT_MODEL, FRONTAL_MODEL, MODELS, card_of, sha256_of
 from raylift.serve import deployment
 from raylift.serve.reconstructor import Reconstructor
@@ -156,7 +157,7 @@ def test_examples_and_documents_have_the_form_of_the_openapi_description(
     jsonschema.validate(api.get("/v1/model").json(), schema | {"components": description["components"]})
 
 
-def test_models_of_the_registry_and_folders_have_a_name_a_card_and_limits(model_folder: Path, tmp_path: Path) -> None:
+def test_models_of_the_registry_and_folders_have_a_name_a_card_and_limits(model_folder: Path) -> None:
     def load(model: str | Path, names: tuple[str, ...] = (), **options: Any) -> ServedModel:
         return ServedModel.load(ServeSettings(str(model), **options), "", names)
 
@@ -175,12 +176,24 @@ def test_models_of_the_registry_and_folders_have_a_name_a_card_and_limits(model_
     folder = load(model_folder, names=(model_folder.name,))
     assert (folder.name, folder.license, folder.card) == (f"{model_folder.name}-2", None, None)
     assert folder.title == "x2ct-gan from frontal and lateral radiographs"
-    copied = tmp_path / "copied"
-    copied.mkdir()
-    for file in model_folder.iterdir():
-        (copied / file.name).write_bytes(file.read_bytes())
-    (copied / CARD_FILE).write_text("# A card")
-    assert card_of(copied) == "# A card"
+
+
+def test_responses_name_neither_the_archive_nor_the_settings_of_an_exported_model(
+    finished_run: Path, archive32: Path, radiographs: dict[str, bytes], tmp_path: Path
+) -> None:
+    folder = tmp_path / "thorax"
+    assert cli.main(["export", str(finished_run), str(folder)]) == 0
+    words = (str(archive32), archive32.name, str(tmp_path), "config", "validate_every")
+    card = (folder / CARD_FILE).read_text()
+    assert all(word in card for word in words if word != str(tmp_path))
+    served = ServedModel.load(ServeSettings(str(folder)), "", ())
+    api = client_of(replace(real_backend(Reconstructor.load(str(folder))), model=served))
+    responses = [api.get(path) for path in ("/v1/models", "/v1/models/thorax", "/v1/model", "/openapi.json", "/docs")]
+    responses.append(api.post(URL, files=radiographs, headers={"Accept": "application/json"}))
+    for response in responses:
+        assert response.status_code == 200
+        assert not [word for word in words if word in f"{response.headers}{response.text}"], response.url
+    assert responses[1].json()["card"] is None
 
 
 def test_the_applications_of_a_service_have_all_models(model_folder: Path) -> None:
