@@ -132,8 +132,8 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
         form_limits={"max_files": MAX_FILES, "max_fields": MAX_FIELDS},
         responses={
             200: {
-                "content": {kind: {} for kind in FORMATS}
-                | {JSON: {"schema": ReconstructionReport.model_json_schema(), "example": EXAMPLE}},
+                "model": ReconstructionReport,
+                "content": {kind: {} for kind in FORMATS} | {JSON: {"example": EXAMPLE}},
                 "description": f"by Accept: {RESPONSES}" + (STD_RESPONSE if model.multiple_samples else ""),
                 "headers": _headers(model),
             },

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,15 @@ def post(api: TestClient | httpx.Client, files: dict[str, bytes], **fields: Any)
 
 def parameters(response: httpx.Response) -> dict[str, Any]:
     return json.loads(response.headers["X-Raylift-Parameters"])
+
+
+def references_in(document: Any) -> Iterator[str]:
+    """The values of `$ref` anywhere in a JSON document."""
+    if isinstance(document, dict) and isinstance(reference := document.get("$ref"), str):
+        yield reference
+    if isinstance(document, dict | list):
+        for part in document.values() if isinstance(document, dict) else document:
+            yield from references_in(part)
 
 
 def test_every_parameter_changes_the_volume_and_is_named_in_the_response(
@@ -149,12 +161,25 @@ def test_examples_and_documents_have_the_form_of_the_openapi_description(
 ) -> None:
     description = api.get("/openapi.json").json()
     content = description["paths"][URL]["post"]["responses"]["200"]["content"]["application/json"]
+    assert content["schema"] == {"$ref": "#/components/schemas/ReconstructionReport"}
+    components = {"components": description["components"]}
     report = api.post(URL, files=radiographs, headers={"Accept": "application/json"}).json()
     for document in (content["example"], report):
-        jsonschema.validate(document, content["schema"])
+        jsonschema.validate(document, content["schema"] | components)
     assert set(content["example"]) == set(report)
+    with pytest.raises(jsonschema.ValidationError, match="'min' is a required property"):
+        jsonschema.validate(report | {"hu": {"mean": 0.0, "max": 0}}, content["schema"] | components)
     schema = description["components"]["schemas"]["ModelInfo"]
-    jsonschema.validate(api.get("/v1/model").json(), schema | {"components": description["components"]})
+    jsonschema.validate(api.get("/v1/model").json(), schema | components)
+
+
+def test_every_reference_in_the_openapi_description_is_within_it(api: TestClient, service_client: TestClient) -> None:
+    for client in (api, service_client):
+        description = client.get("/openapi.json").json()
+        references = set(references_in(description))
+        assert {"#/components/schemas/HURange", "#/components/schemas/Residual"} <= references
+        for reference in references:
+            assert reduce(getitem, reference.removeprefix("#/").split("/"), description)["type"] == "object"
 
 
 def test_models_of_the_registry_and_folders_have_a_name_a_card_and_limits(model_folder: Path) -> None:
