@@ -17,6 +17,8 @@ import json
 import time
 import zipfile
 from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -93,13 +95,13 @@ class Client:
         """A client.
 
         Args:
-            url: address of the service, with the path below which a proxy offers it.
+            url: address of the service, with the path below which a proxy offers it, or of one of its models.
             token: of a service with `--token-file`.
             timeout_s: longest wait for a part of a response.
             retries: how often a request with status 503 is repeated, after the time in Retry-After.
         """
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, follow_redirects=True)
         self._retries = retries
 
     def __enter__(self) -> Client:
@@ -144,7 +146,7 @@ class Client:
         """Reconstruct a volume.
 
         Args:
-            model: name of a model of the service; the first one by default.
+            model: name of a model of the service; by default that of the client's address.
             samples: number of samples of a diffusion model, whose mean is the volume.
             seed: of a diffusion model's first sample.
             steps: evaluations of a diffusion model's denoiser.
@@ -171,8 +173,7 @@ class Client:
         }
         fields = {name: str(value) for name, value in given.items() if value is not None}
         files = {view: one if isinstance(one, bytes) else Path(one).read_bytes() for view, one in radiographs.items()}
-        path = "" if model is None else next((one.path for one in self.models() if one.name == model), "")
-        response = self._send("POST", f"{path}/v1/reconstructions", data=fields, files=files)
+        response = self._send("POST", "/v1/reconstructions", data=fields, files=files)
         headers = response.headers
         hu, std, spacing_mm = _volumes(response)
         return RemoteReconstruction(
@@ -193,10 +194,21 @@ class Client:
             response = self._http.request(method, path, **request)
             if response.status_code != 503 or attempt == self._retries:
                 break
-            time.sleep(float(response.headers.get("Retry-After", DEFAULT_RETRY_S)))
+            time.sleep(_delay_s(response.headers.get("Retry-After", "")))
         if not response.is_success:
             raise ServiceError(response)
         return response
+
+
+def _delay_s(retry_after: str) -> float:
+    """Seconds from now by a Retry-After header, which is a number or a date."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        date = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return DEFAULT_RETRY_S
+    return max(date.replace(tzinfo=UTC).timestamp() - time.time(), 0.0)
 
 
 def _volumes(

@@ -61,8 +61,9 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
     views, form_type = model.views, form_model(model)
     handle_errors(app, form_type, views)
     app.add_middleware(KnownRoutes)
-    # One file for each view, and the other fields of the form.
-    app.add_middleware(BodyLimit, max_bytes=len(views) * decoder.file_limits.max_bytes + 2**16)
+    # One file for each view, and the other fields of the form; a form for another model of the service is redirected.
+    most_views = max(len(one.views) for one in backend.models)
+    app.add_middleware(BodyLimit, max_bytes=most_views * decoder.file_limits.max_bytes + 2**16)
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["service"], response_description="the process is running")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.serve.api import credentials, routes
 from raylift.serve.api.access import AccessControl
 from raylift.serve.api.measured_requests import Measured
-from raylift.serve.client import Client, ServiceError
+from raylift.serve.client import DEFAULT_RETRY_S, Client, ServiceError
 from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.reconstructor import Reconstructor
 from raylift.serve.served_model import ReconstructionSettings
@@ -144,9 +145,9 @@ def test_the_rest_of_a_call_is_time_in_the_queue() -> None:
     assert found["raylift_stage_seconds_count", "fit"] == 1
 
 
-@pytest.fixture
-def overloaded() -> Iterator[tuple[str, list[float]]]:
-    """URL of a server that responds 503 once, and the times of its requests."""
+@pytest.fixture(params=["number", "date"])
+def overloaded(request: pytest.FixtureRequest) -> Iterator[tuple[str, list[float]]]:
+    """URL of a server that responds 503 once, with a delay of 1 to 2 s, and the times of its requests."""
     times: list[float] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -154,7 +155,8 @@ def overloaded() -> Iterator[tuple[str, list[float]]]:
             times.append(time.monotonic())
             body = b'{"models": []}'
             self.send_response(503 if len(times) == 1 else 200)
-            self.send_header("Retry-After", "1")
+            date = formatdate(time.time() + 2, usegmt=True)
+            self.send_header("Retry-After", "1" if request.param == "number" else date)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -172,7 +174,7 @@ def test_the_client_repeats_a_request_with_503_after_the_stated_time(overloaded:
     url, times = overloaded
     with Client(url) as client:
         assert client.models() == []
-    assert times[1] - times[0] >= 1
+    assert 1 <= times[1] - times[0] < DEFAULT_RETRY_S
     times.clear()
     with Client(url, retries=0) as client, pytest.raises(ServiceError, match="status 503"):
         client.models()

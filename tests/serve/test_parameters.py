@@ -18,10 +18,13 @@ from fastapi.testclient import TestClient
 from service_clients import client_of, real_backend
 
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.platform import cli
 from raylift.platform.model_store import CARD_FILE, DEFAULT_MODEL, FRONTAL_MODEL, MODELS, card_of, sha256_of
 from raylift.serve import deployment
+from raylift.serve.api import routes
+from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.reconstructor import Reconstructor
 from raylift.serve.served_model import ReconstructionSettings, ServedModel
 from raylift.serve.settings import ServeSettings
@@ -154,6 +157,16 @@ def test_a_model_is_listed_by_name_with_its_card_and_an_unknown_one_is_refused(
     # Without its radiographs too: the other model may require other views.
     response = api.post(URL, files={"side": b"x"}, data={"model": "b"}, follow_redirects=False)
     assert (response.status_code, response.headers["location"]) == (307, "/2/v1/reconstructions")
+
+
+def test_a_form_for_a_model_with_more_views_is_redirected(reconstructor: Reconstructor) -> None:
+    frontal = ServedModel.load(ServeSettings(FRONTAL_MODEL), "", ())
+    backend = real_backend(reconstructor, name="b", path="/2")
+    backend = replace(backend, model=frontal, models_of_service=(frontal, backend.model))
+    api = TestClient(routes.build(backend, ImageDecoder(frontal.description, RadiographLimits(max_bytes=100_000))))
+    for size, status in ((90_000, 307), (140_000, 413)):
+        files = dict.fromkeys(("frontal", "lateral"), bytes(size))
+        assert api.post(URL, files=files, data={"model": "b"}, follow_redirects=False).status_code == status
 
 
 def test_examples_and_documents_have_the_form_of_the_openapi_description(

@@ -11,11 +11,17 @@ from playwright.sync_api import BrowserContext, expect
 
 from raylift.datasets.errors import ConfigError
 from raylift.platform.model_store import FRONTAL_MODEL, sha256_of
+from raylift.serve.client import Client
 from raylift.serve.settings import ServeSettings
 
 
 def test_each_model_has_a_page_and_an_api_and_the_pages_link_to_each_other(
-    browser: BrowserContext, two_models_url: str, model_folder: Path, radiographs: dict[str, bytes], tmp_path: Path
+    browser: BrowserContext,
+    two_models_url: str,
+    model_folder: Path,
+    radiographs: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     visit = Visit(browser, two_models_url)
     expect(visit.at("models").locator("b")).to_have_text(f"{model_folder.name} (x2ct-gan)")
@@ -48,16 +54,14 @@ def test_each_model_has_a_page_and_an_api_and_the_pages_link_to_each_other(
         assert [(one["name"], one["path"]) for one in models] == [(model_folder.name, ""), (FRONTAL_MODEL, "/2")]
         assert models[bool(path)] == model
     frontal = {"frontal": radiographs["frontal"]}
-    response = httpx.post(
-        f"{two_models_url}/v1/reconstructions",
-        files=frontal,
-        data={"model": FRONTAL_MODEL},
-        follow_redirects=True,
-        timeout=60,
-        trust_env=False,
-    )
-    assert response.status_code == 200, response.text
-    assert response.headers["X-Raylift-Model"] == sha256_of(FRONTAL_MODEL)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for path, files, default in (("", radiographs, model_folder.name), ("/2", frontal, FRONTAL_MODEL)):
+        with Client(f"{two_models_url}{path}") as client:
+            assert client.reconstruct(**files).parameters["model"] == default
+            result = client.reconstruct(**frontal, model=FRONTAL_MODEL)
+            assert (result.sha256, result.hu.shape) == (sha256_of(FRONTAL_MODEL), (64, 64, 64))
+            result = client.reconstruct(**radiographs, model=model_folder.name)
+            assert (result.sha256, result.hu.shape) == (sha256_of(model_folder), (32, 32, 32))
 
 
 def test_several_models_are_not_served_below_a_path() -> None:
