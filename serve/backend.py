@@ -27,8 +27,9 @@ class Backend:
     """Maps prepared radiographs and the settings of a request to a volume in HU; raises ServiceUnavailableError."""
     ready: Callable[[], Awaitable[bool]]
     """Whether the model is loaded and requests are accepted."""
-    slot: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
-    """A slot in the queue while the files of a request are decoded and used; raises ServiceUnavailableError."""
+    slot: Callable[[float], AbstractAsyncContextManager[object]] = nullcontext
+    """A slot in the queue, of the weight of a request, while its files are decoded and used; raises
+    ServiceUnavailableError."""
     strict: bool = False
     """Whether radiographs with a warning of the checks of the input are refused."""
 

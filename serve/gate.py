@@ -18,7 +18,8 @@ from raylift.serve.failures import ServiceUnavailableError
 
 EVENTS = "/gradio_api/queue/data"
 """Path of the events of the page, which has its results when they have ended and then gets the files."""
-FILES = "/gradio_api/file="
+FILES = ("/gradio_api/file=", "/volumes/")
+"""Beginnings of the paths of the files of a result."""
 FILES_S = 3.0
 """How long a service that stops waits for requests for the files of a result."""
 Result = TypeVar("Result")
@@ -34,60 +35,68 @@ DECAY = 0.9
 
 
 class Queue:
-    """Reconstructions in progress and waiting, and their measured throughput."""
+    """Reconstructions in progress and waiting, and their measured throughput in units of weight.
+
+    A reconstruction with the settings of the service has the weight 1, one that takes longer a larger one.
+    """
 
     def __init__(self, deadline_s: float, min_slots: int, max_slots: int) -> None:
         """A queue.
 
         Args:
             deadline_s: longest expected wait.
-            min_slots: reconstructions that are admitted in any case, those that begin at once.
+            min_slots: weight of reconstructions that are admitted in any case, those that begin at once.
             max_slots: reconstructions that are admitted at most.
         """
         self._deadline_s, self._min_slots, self._max_slots = deadline_s, min_slots, max_slots
-        self._count = 0
-        self._abandoned: set[asyncio.Task[Any]] = set()
+        self._weights: list[float] = []
+        self._abandoned: dict[asyncio.Task[Any], float] = {}
         self._busy_since = 0.0
         self._completed = self._busy_s = 0.0
 
     @property
     def in_use(self) -> int:
         """Slots of requests, and of calls whose requests were canceled."""
-        return self._count + len(self._abandoned)
+        return len(self._weights) + len(self._abandoned)
 
     @property
     def waiting(self) -> int:
         """Reconstructions that wait for others to end."""
         return max(0, self.in_use - self._min_slots)
 
-    def check(self) -> None:
-        """Raise ServiceUnavailableError if there is no slot."""
-        wait_s = self._expected_wait_s()
-        if self.in_use >= self._min_slots and (self.in_use >= self._max_slots or wait_s > self._deadline_s):
-            retry_after_s = max(1, math.ceil(wait_s - self._deadline_s))
+    def check(self, weight: float = 1.0) -> None:
+        """Raise ServiceUnavailableError if there is no slot of this weight.
+
+        The expected wait is the time until the reconstructions in the queue are complete, and what this one takes
+        longer than one of weight 1, because others wait for it. An empty queue admits every weight.
+        """
+        load = sum(self._weights) + sum(self._abandoned.values())
+        queue_s = load * self._seconds_per_unit()
+        wait_s = queue_s + max(0.0, weight - 1) * self._seconds_per_unit()
+        is_full = self.in_use >= self._max_slots or wait_s > self._deadline_s
+        if self.in_use and load + weight > self._min_slots and is_full:
+            retry_after_s = max(1, math.ceil(min(queue_s, wait_s - self._deadline_s)))
             raise ServiceUnavailableError(f"the queue is full: try again in {retry_after_s} s", retry_after_s)
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """A slot for one reconstruction.
+    async def slot(self, weight: float = 1.0) -> AsyncIterator[None]:
+        """A slot for one reconstruction of this weight.
 
         Raises:
             ServiceUnavailableError: the expected wait is longer than the deadline.
         """
-        self.check()
+        self.check(weight)
         if self.in_use == 0:
             self._busy_since = time.monotonic()
-        self._count += 1
+        self._weights.append(weight)
         try:
             yield
-        except BaseException:
-            self._count -= 1
-            raise
-        self._count -= 1
-        self._measure()
+        finally:
+            self._weights.remove(weight)
+        self._measure(weight)
 
-    async def complete(self, call: Coroutine[Any, Any, Result]) -> Result:
-        """The result of a call of the model.
+    async def complete(self, call: Coroutine[Any, Any, Result], weight: float = 1.0) -> Result:
+        """The result of a call of the model of this weight.
 
         The model does not stop computing if the request is canceled. The call then continues and keeps its slot.
         """
@@ -97,24 +106,24 @@ class Queue:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             if not task.done():
-                self._abandoned.add(task)
+                self._abandoned[task] = weight
                 task.add_done_callback(self._end_abandoned)
             raise
 
     def _end_abandoned(self, task: asyncio.Task[Any]) -> None:
-        self._abandoned.discard(task)
+        weight = self._abandoned.pop(task)
         if not task.cancelled() and task.exception() is None:
-            self._measure()
+            self._measure(weight)
 
-    def _measure(self) -> None:
+    def _measure(self, weight: float) -> None:
         now = time.monotonic()
-        self._completed = DECAY * self._completed + 1
+        self._completed = DECAY * self._completed + weight
         self._busy_s = DECAY * self._busy_s + now - self._busy_since
         self._busy_since = now
 
-    def _expected_wait_s(self) -> float:
-        """Seconds until the reconstructions in the queue are complete; 0 before the first one."""
-        return self.in_use * self._busy_s / self._completed if self._completed else 0.0
+    def _seconds_per_unit(self) -> float:
+        """Seconds per unit of weight; 0 before the first reconstruction is complete."""
+        return self._busy_s / self._completed if self._completed else 0.0
 
 
 class Gate:

@@ -31,7 +31,7 @@ from raylift.serve.backend import Backend
 from raylift.serve.failures import ServiceUnavailableError
 from raylift.serve.gate import Admission, Gate, Queue
 from raylift.serve.image_decoder import ImageDecoder
-from raylift.serve.page import layout, theme, viewer
+from raylift.serve.page import layout, theme, viewer, volume_downloads
 from raylift.serve.page.upload_guard import KnownEvents
 from raylift.serve.page.upload_quota import UploadQuota
 from raylift.serve.reconstructor import HUVolume
@@ -108,7 +108,7 @@ def build(
 
         begun = time.perf_counter()
         try:
-            result = await queue.complete(call())
+            result = await queue.complete(call(), served.weight(given))
             metrics.add_reconstruction(time.perf_counter() - begun, result.prediction_time_s, result.fit_time_s)
             return result
         except BackPressureError as error:
@@ -126,11 +126,13 @@ def build(
     backend = Backend(served, reconstruct, ready, queue.slot, settings.strict, models, metrics)
     app = routes.build(backend, decoder)
     viewer.add_routes(app)
-    page = layout.build(backend, decoder, settings.retention_s, other_models(backend))
+    volume_downloads.add_routes(app, backend, uploads)
+    max_stored_bytes = settings.max_stored_mib * 2**20
+    page = layout.build(backend, decoder, settings.retention_s, other_models(backend), max_stored_bytes)
     app.add_middleware(
         UploadQuota,
         folder=uploads,
-        max_bytes=settings.max_stored_mib * 2**20,
+        max_bytes=max_stored_bytes,
         max_client_bytes=settings.max_client_uploads_mib * 2**20,
         retention_s=settings.retention_s,
     )

@@ -15,6 +15,9 @@ from raylift.serve.settings import ServeSettings
 from raylift.serve.view_text import in_words
 
 MAX_SEED = 2**32 - 1
+FIT_STEP_WEIGHT = 0.1
+"""Assumed time of a step of the data-consistency fit, in evaluations of the network: more than that with a large
+network, less than that with a small one."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,17 @@ class ServedModel:
     def multiple_samples(self) -> bool:
         """Whether a request may set a number of samples above 1."""
         return self.sampling is not None and self.max_samples > 1
+
+    def weight(self, settings: ReconstructionSettings) -> float:
+        """Computing time of a request as a multiple of that of a request that sets nothing.
+
+        It is samples times evaluations of the network, each step of the fit counted as `FIT_STEP_WEIGHT` of one.
+        """
+        own = self.sampling.steps if self.sampling else 1
+        steps = own if settings.steps is None else settings.steps
+        fit = self.consistency_steps if settings.consistency_steps is None else settings.consistency_steps
+        plain = own + FIT_STEP_WEIGHT * self.consistency_steps
+        return settings.samples * (steps + FIT_STEP_WEIGHT * fit) / plain
 
     def parameters(self, settings: ReconstructionSettings) -> dict[str, Any]:
         """All values on which a request's volume depends besides its files, by the names of the fields."""

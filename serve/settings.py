@@ -56,7 +56,7 @@ class ServeSettings:
     """Largest number of requests that wait; at least four times --max-batch-size. Others receive status 503."""
     queue_deadline_s: float = 10.0
     """Longest expected wait of a request, from the measured throughput; further requests receive status 503 with
-    Retry-After."""
+    Retry-After. A request with more samples or steps than the service's own counts as several."""
     grace_s: float = 30.0
     """How long requests in progress may take after Ctrl-C or SIGTERM before they are canceled."""
     body_timeout_s: float = 120.0

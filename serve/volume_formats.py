@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
@@ -15,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from raylift import __version__
 from raylift.datasets import process_folder
@@ -53,6 +54,15 @@ def nifti(hu: Volume, grid: Grid, note: str = "") -> bytes:
     return _written(image, ".nii.gz")
 
 
+def read_nifti(path: Path) -> Volume:
+    """The volume of a file that has the bytes of `nifti`.
+
+    Raises:
+        RuntimeError: the file is missing or not readable.
+    """
+    return np.ascontiguousarray(sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[::-1])
+
+
 def nrrd(hu: Volume, grid: Grid, note: str = "") -> bytes:
     """A gzipped NRRD with the same voxels and axes as the NIfTI."""
     image = archive_image(hu, grid)
@@ -70,39 +80,49 @@ def _written(image: sitk.Image, suffix: str) -> bytes:
 def dicom_series(hu: Volume, grid: Grid, note: str = "") -> bytes:
     """A zip of axial CT images from inferior to superior, marked as derived and for research.
 
-    They have new UIDs and no patient: identifiers of the radiographs are not copied.
+    Their UIDs derive from a digest of the volume, and their dates and times are empty, so that the bytes depend on
+    the arguments alone. They have no patient: identifiers of the radiographs are not copied.
     """
     image = archive_image(hu, grid)
     voxels, origin = sitk.GetArrayFromImage(image), image.GetOrigin()
-    study, series, frame = (generate_uid() for _ in range(3))
-    now = datetime.now(UTC)
+    digest = hashlib.sha256(voxels.tobytes() + repr((grid, note, __version__)).encode()).hexdigest()
+    study, series, frame = (generate_uid(entropy_srcs=[digest, part]) for part in ("study", "series", "frame"))
+    files = {}
+    for number, pixels in enumerate(voxels, 1):
+        ds = _ct_image(pixels, grid, note, generate_uid(entropy_srcs=[digest, str(number)]))
+        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
+        ds.InstanceNumber = number
+        ds.ImagePositionPatient = [*origin[:2], origin[2] + (number - 1) * grid.spacing_mm]
+        ds.SliceLocation = ds.ImagePositionPatient[2]
+        stored = io.BytesIO()
+        dcmwrite(stored, ds, enforce_file_format=True)
+        files[f"{number:04d}.dcm"] = stored.getvalue()
+    return zipped(files, zipfile.ZIP_DEFLATED)
+
+
+def zipped(files: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    """A zip of files by name, without the time of its making."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for number, pixels in enumerate(voxels, 1):
-            ds = _ct_image(pixels, grid, note, now)
-            ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, series, frame
-            ds.InstanceNumber = number
-            ds.ImagePositionPatient = [*origin[:2], origin[2] + (number - 1) * grid.spacing_mm]
-            ds.SliceLocation = ds.ImagePositionPatient[2]
-            stored = io.BytesIO()
-            dcmwrite(stored, ds, enforce_file_format=True)
-            archive.writestr(f"{number:04d}.dcm", stored.getvalue())
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in files.items():
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o644 << 16
+            archive.writestr(entry, data, compression)
     return file.getvalue()
 
 
-def _ct_image(pixels: Int16[np.ndarray, "rows columns"], grid: Grid, note: str, now: datetime) -> Dataset:
+def _ct_image(pixels: Int16[np.ndarray, "rows columns"], grid: Grid, note: str, uid: UID) -> Dataset:
     """A CT image without UIDs of its series and without its position."""
     ds = Dataset()
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = uid
     for name in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"):
         setattr(ds, name, "")
     ds.ReferringPhysicianName = ds.PositionReferenceIndicator = ""
     ds.KVP = ds.AcquisitionNumber = None
-    ds.StudyDate = ds.SeriesDate = ds.ContentDate = f"{now:%Y%m%d}"
-    ds.StudyTime = ds.SeriesTime = ds.ContentTime = f"{now:%H%M%S}"
+    ds.StudyDate = ds.SeriesDate = ds.ContentDate = ds.StudyTime = ds.SeriesTime = ds.ContentTime = ""
     ds.Modality, ds.Manufacturer, ds.SoftwareVersions = "CT", "raylift", __version__
     ds.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
     ds.SeriesDescription = "reconstructed from radiographs, not for diagnosis"

@@ -17,7 +17,7 @@ ROUTES = {
         r"/v1/reconstructions": ("POST",),
         # The page, and those of Gradio's routes that it uses. `file=` with a URL would fetch that URL for any client.
         r"/|/config|/theme\.css|/manifest\.json|/favicon\.ico|/robots\.txt|/(assets|static)/.+": ("GET", "HEAD"),
-        r"/viewer/\w+/[\w.]+": ("GET", "HEAD"),
+        r"/viewer/\w+/[\w.]+|/volumes/[0-9a-f]{64}/[\w.]+": ("GET", "HEAD"),
         r"/gradio_api/(upload_progress|startup-events|queue/data|heartbeat/\w+|file=/.+)": ("GET", "HEAD"),
         r"/gradio_api/(upload|queue/join|run/predict|cancel|reset)": ("POST",),
     }.items()

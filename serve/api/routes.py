@@ -2,10 +2,8 @@
 
 # FastAPI resolves annotations at run time and the form's type is local to `build`, so they are not postponed here.
 import asyncio
-import io
 import json
 import uuid
-import zipfile
 from typing import Annotated
 
 import numpy as np
@@ -28,7 +26,7 @@ from raylift.serve.backend import DISCLAIMER, Backend
 from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.reconstructor import HUVolume
 from raylift.serve.served_model import ServedModel
-from raylift.serve.volume_formats import FORMATS, VolumeFormat
+from raylift.serve.volume_formats import FORMATS, VolumeFormat, zipped
 
 RESIDUALS = {"X-Raylift-Residual-Before": "before", "X-Raylift-Residual-After": "after"}
 """Headers with the reprojection residuals before and after the data-consistency fit."""
@@ -157,7 +155,7 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
         accepted = negotiated(request.headers.get("accept", "*/*"), (*FORMATS, JSON))
         if form.include_std and accepted not in WITH_STD:
             raise HTTPException(422, f"return_std has the formats {', '.join(WITH_STD)}, not {accepted}")
-        async with backend.slot():
+        async with backend.slot(model.weight(form.settings)):
             async with decoder.slots:
                 loaded = await form.radiographs(backend.description.geometry.views, decoder)
             prepared = np.stack([radiograph.image for radiograph in loaded.values()])
@@ -176,7 +174,7 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
             return JSONResponse(report.model_dump(), headers=headers)
         name, kind = f"reconstruction-{uuid.uuid4().hex[:8]}", FORMATS[accepted]
         if form.include_std:
-            body, media_type, suffix = await asyncio.to_thread(_zip, result, name, backend, kind), ZIP, ".zip"
+            body, media_type, suffix = await asyncio.to_thread(_zip, result, backend, kind), ZIP, ".zip"
         else:
             body, media_type, suffix = (
                 await asyncio.to_thread(backend.encode, result.hu, kind),
@@ -197,14 +195,11 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
     return app
 
 
-def _zip(result: HUVolume, name: str, backend: Backend, kind: VolumeFormat) -> bytes:
+def _zip(result: HUVolume, backend: Backend, kind: VolumeFormat) -> bytes:
     """The mean volume and the standard deviation over samples."""
     assert result.std is not None
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr(f"{name}{kind.suffix}", backend.encode(result.hu, kind))
-        archive.writestr(f"{name}-std{kind.suffix}", backend.encode(result.std, kind))
-    return file.getvalue()
+    volumes = {"reconstruction": result.hu, "reconstruction-std": result.std}
+    return zipped({f"{name}{kind.suffix}": backend.encode(hu, kind) for name, hu in volumes.items()})
 
 
 def _named(backend: Backend, name: str, status: int) -> ServedModel:

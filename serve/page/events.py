@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import io
+import math
 import os
 import tempfile
 import time
@@ -24,6 +25,7 @@ from raylift.datasets.radiographs.check_result import warnings
 from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.orientation import OrientedRadiograph, PatientFacingOption
 from raylift.serve.backend import Backend
+from raylift.serve.failures import ServiceUnavailableError
 from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.images import (
     Plane,
@@ -35,10 +37,12 @@ from raylift.serve.images import (
 )
 from raylift.serve.page import example, traffic_light
 from raylift.serve.page.std_map import StdMap
+from raylift.serve.page.upload_quota import size_of
+from raylift.serve.page.volume_downloads import STEM, links
 from raylift.serve.reconstructor import format_residuals
 from raylift.serve.served_model import ReconstructionSettings
 from raylift.serve.view_text import edge_letters, requirement
-from raylift.serve.volume_formats import FORMATS, NIFTI, VolumeFormat
+from raylift.serve.volume_formats import NIFTI
 
 Volume = Int16[np.ndarray, "d h w"]
 
@@ -54,8 +58,8 @@ class ViewInput(NamedTuple):
 class Actions:
     """The event handlers for one model. They keep no state of a session, so sessions can run concurrently."""
 
-    def __init__(self, backend: Backend, decoder: ImageDecoder) -> None:
-        self._backend, self._decoder = backend, decoder
+    def __init__(self, backend: Backend, decoder: ImageDecoder, max_stored_bytes: float = math.inf) -> None:
+        self._backend, self._decoder, self._max_stored_bytes = backend, decoder, max_stored_bytes
 
     async def preview(self, view: str, path: str | None, invert: Inversion, flip: bool) -> list[Any]:
         """The network's input for a radiograph, the error message if there is none, and the results of the checks."""
@@ -106,9 +110,11 @@ class Actions:
         views = len(self._backend.model.views)
         inputs = [ViewInput(*values[3 * k : 3 * k + 3]) for k in range(views)]
         samples = int(values[3 * views]) if len(values) > 3 * views else 1
-        samples = max(1, min(samples, self._backend.model.max_samples))
+        settings = ReconstructionSettings(max(1, min(samples, self._backend.model.max_samples)))
         try:
-            async with self._backend.slot():
+            if await asyncio.to_thread(size_of, Path(get_upload_folder())) >= self._max_stored_bytes:
+                raise ServiceUnavailableError("the service has no space for further results: try again later")
+            async with self._backend.slot(self._backend.model.weight(settings)):
                 loaded = [
                     await self._load(view, upload)
                     for view, upload in zip(self._backend.model.views, inputs, strict=True)
@@ -117,24 +123,25 @@ class Actions:
                 checks = input_checks.check(dict(zip(self._backend.model.views, loaded, strict=True)), prepared)
                 if self._backend.strict:
                     input_checks.require_ok(checks)
-                result = await self._backend.reconstruct(prepared, ReconstructionSettings(samples))
+                result = await self._backend.reconstruct(prepared, settings)
+            seconds, volume = time.monotonic() - started, result.hu
+            comparisons, downloads, std = await asyncio.gather(
+                asyncio.to_thread(self._comparisons, prepared, volume),
+                asyncio.to_thread(self._downloads, volume),
+                asyncio.to_thread(self._std, result.std),
+            )
         except RayliftError as error:
             raise gr.Error(sentence(error), duration=None) from error
         except Exception as error:
             # Gradio would show an empty message.
             raise gr.Error("The service failed; see its log.", duration=None) from error
-        seconds, volume = time.monotonic() - started, result.hu
-        comparisons, *downloads = await asyncio.gather(
-            asyncio.to_thread(self._comparisons, prepared, volume),
-            *(asyncio.to_thread(self._download, volume, "reconstruction", kind) for kind in FORMATS.values()),
-        )
         grid = self._backend.description.grid
         facts = (
             f"{grid.size}³ voxels of {grid.spacing_mm:g} mm, {volume.min()} to {volume.max()} HU, "
             f"reconstructed in {seconds:.1f} s. "
             "R, L, A, P, S, I: the patient's right, left, anterior, posterior, superior, inferior."
         )
-        sampling = self._backend.model.sampling
+        sampling, samples = self._backend.model.sampling, settings.samples
         if sampling and samples > 1:
             facts += f" Mean of {samples} samples, seeds {sampling.seed} to {sampling.seed + samples - 1}."
         if result.residuals:
@@ -142,9 +149,7 @@ class Actions:
             facts += f" Reprojection residual before -> after the data-consistency fit: {residuals}."
         lights = "".join(traffic_light.markup(of_view, view) for view, of_view in checks.items() if warnings(of_view))
         outputs = [volume, gr.Column(visible=True), lights or traffic_light.markup(()), facts, *comparisons, *downloads]
-        return outputs + (
-            await asyncio.to_thread(self._std, result.std) if self._backend.model.multiple_samples else []
-        )
+        return outputs + (std if self._backend.model.multiple_samples else [])
 
     def _std(self, std: Volume | None) -> list[Any]:
         """File and brightest HU of the standard deviation, its map, the switch set to the volume, and the color bar."""
@@ -157,7 +162,7 @@ class Actions:
                 "",
             ]
         std_map = StdMap.of(std)
-        download = self._download(std, "reconstruction-std", NIFTI)
+        download = gr.DownloadButton(value=self._stored(std, f"{STEM}-std"), visible=True)
         return [download, std_map.max_hu, std_map, gr.Radio(value="volume", visible=True), std_map.colorbar()]
 
     @staticmethod
@@ -210,9 +215,13 @@ class Actions:
             for radiograph, drr in zip(prepared, drrs, strict=True)
         ]
 
-    def _download(self, volume: Volume, stem: str, kind: VolumeFormat) -> Any:
-        data = self._backend.encode(volume, kind)
-        return gr.DownloadButton(value=_save_temporary(data, f"{stem}{kind.suffix}"), visible=True)
+    def _downloads(self, volume: Volume) -> list[Any]:
+        """The button with the NIfTI, and the links to the other formats."""
+        stored = self._stored(volume, STEM)
+        return [gr.DownloadButton(value=stored, visible=True), links(Path(stored))]
+
+    def _stored(self, volume: Volume, stem: str) -> str:
+        return _save_temporary(self._backend.encode(volume), f"{stem}{NIFTI.suffix}")
 
 
 def sentence(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -18,7 +19,6 @@ from raylift.serve.page.events import Actions
 from raylift.serve.page.std_map import EXPLANATION
 from raylift.serve.page.upload_guard import GuardedBlocks
 from raylift.serve.view_text import in_words, requirement, title
-from raylift.serve.volume_formats import FORMATS, NIFTI, VolumeFormat
 
 NOTICE = "Radiographs do not determine a volume uniquely, and errors in a volume are not detected."
 TRAINED_ON_DRRS = (
@@ -35,13 +35,24 @@ MAX_SESSIONS = 64
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 16}
 
 
-def build(backend: Backend, decoder: ImageDecoder, retention_s: float = 3600.0, models: str = "") -> gr.Blocks:
-    """The page for one model; uploads, downloads and volumes are kept for `retention_s`.
+def build(
+    backend: Backend,
+    decoder: ImageDecoder,
+    retention_s: float = 3600.0,
+    models: str = "",
+    max_stored_bytes: float = math.inf,
+) -> gr.Blocks:
+    """The page for one model.
 
-    `models` is HTML with links to the pages of other models.
+    Args:
+        backend: the model.
+        decoder: of the uploads.
+        retention_s: how long uploads, downloads and volumes are kept.
+        models: HTML with links to the pages of other models.
+        max_stored_bytes: largest size of all uploads and results.
     """
     retention = round(retention_s)
-    actions = Actions(backend, decoder)
+    actions = Actions(backend, decoder, max_stored_bytes)
     page: gr.Blocks
     with GuardedBlocks(title="raylift", analytics_enabled=False, delete_cache=(retention // 6, retention)) as page:
         gr.Markdown(f"# raylift\nReconstruct a chest CT volume {_from(backend.model.views)}.")
@@ -154,7 +165,7 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
         facts = gr.Markdown(elem_id="facts")
         volume = gr.State(time_to_live=retention_s)
         with gr.Row():
-            downloads = [_download(kind) for kind in FORMATS.values()]
+            downloads = _downloads()
             std_files = _std_files() if backend.model.multiple_samples else []
         gr.HTML(viewer.markup(), elem_id="viewer")
         with gr.Column(elem_id="slices"):
@@ -195,12 +206,10 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
     )
 
 
-def _download(kind: VolumeFormat) -> Any:
-    """The button with the volume in a format; the viewer reads NIfTI."""
-    label = f"Download {kind.name}"
-    if kind is NIFTI:
-        return gr.DownloadButton(label, elem_id="download", variant="primary", scale=0, min_width=200)
-    return gr.DownloadButton(label, elem_id=f"download-{kind.name.lower()}", scale=0, min_width=200)
+def _downloads() -> list[Any]:
+    """The button with the NIfTI, which the viewer reads, and the links to the other formats."""
+    nifti = gr.DownloadButton("Download NIfTI", elem_id="download", variant="primary", scale=0, min_width=200)
+    return [nifti, gr.HTML(elem_id="formats", padding=False)]
 
 
 def _std_files() -> list[Any]:

@@ -35,6 +35,14 @@ CSS = """
 .checks .stop { border-color: #dc2626; background: color-mix(in srgb, #dc2626 12%, transparent); }
 .checks .stop::before { color: #dc2626; }
 [id^="download"] { align-self: end; min-height: 2.9rem; }
+#formats { padding: 0; align-self: end; }
+#formats > div { padding: 0; }
+#formats .prose { display: flex; flex-wrap: wrap; gap: var(--layout-gap); }
+#formats a { flex: 0 1 200px; display: flex; align-items: center; justify-content: center; text-decoration: none;
+  padding: var(--button-large-padding); border-radius: var(--button-large-radius);
+  font: var(--button-large-text-weight) var(--button-large-text-size) var(--font);
+  background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color); }
+#formats a:hover { background: var(--button-secondary-background-fill-hover); }
 
 /* Gradio's default border of blocks in a group has the color of the text. */
 .gr-group .block { border-width: 0; }

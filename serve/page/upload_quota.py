@@ -53,7 +53,7 @@ class UploadQuota:
             detail = f"your uploads are over the limit of {self._max_client_bytes} bytes: try again later"
             oldest_s = self._retention_s - (now - own[0][0]) if own else self._retention_s
             await refuse(scope, send, 429, detail, retry_after=str(max(1, math.ceil(oldest_s))))
-        elif _size(self._folder) + size > self._max_bytes:
+        elif size_of(self._folder) + size > self._max_bytes:
             detail = "the service has no space for further uploads: try again later"
             await refuse(scope, send, 503, detail, retry_after=retry_after)
         else:
@@ -67,7 +67,7 @@ class UploadQuota:
             await self._app(scope, receive, send_and_release)
 
 
-def _size(folder: Path) -> int:
+def size_of(folder: Path) -> int:
     """Bytes of all files below a folder, without those that are deleted meanwhile."""
     total = 0
     for path, _, names in os.walk(folder):

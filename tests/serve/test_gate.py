@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -26,16 +26,18 @@ async def nothing() -> Message:
     return {"type": "http.disconnect"}
 
 
-async def request(app: Any, path: str, method: str = "POST") -> tuple[int, dict[str, str], bytes]:
+async def request(
+    app: Any, path: str, method: str = "POST", headers: Sequence[tuple[bytes, bytes]] = ()
+) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of the response."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await app({"type": "http", "method": method, "path": path, "headers": []}, nothing, send)
-    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:])
+    await app({"type": "http", "method": method, "path": path, "headers": headers}, nothing, send)
+    received = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], received, b"".join(message.get("body", b"") for message in sent[1:])
 
 
 def application(
@@ -101,6 +103,72 @@ def test_retry_after_follows_the_measured_throughput() -> None:
     assert asyncio.run(fill(1.2)) == 2
 
 
+def test_a_heavy_request_is_refused_where_a_plain_one_is_admitted() -> None:
+    async def run() -> None:
+        gate, queue = Gate(), Queue(0.5, 1, 1000)
+        slots = asyncio.Semaphore(1)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            weight = float(dict(scope["headers"])[b"weight"])
+            try:
+                async with queue.slot(weight), slots:
+                    await asyncio.sleep(0.1 * weight)
+                await PlainTextResponse("done")(scope, receive, send)
+            except ServiceUnavailableError as error:
+                await PlainTextResponse(str(error), 503)(scope, receive, send)
+
+        admission = Admission(app, gate, queue)
+
+        def post(weight: float) -> asyncio.Task[tuple[int, dict[str, str], bytes]]:
+            headers = [(b"weight", str(weight).encode())]
+            return asyncio.create_task(request(admission, RECONSTRUCTION, headers=headers))
+
+        assert (await post(1))[0] == 200
+        first = post(1)
+        await asyncio.sleep(0.01)
+        status, _, body = await post(50)
+        # After one second at most the queue is empty, and admits it.
+        assert (status, body) == (503, b"the queue is full: try again in 1 s")
+        others = [post(weight) for weight in (1, 2)]
+        assert [(await one)[0] for one in (first, *others)] == [200] * 3
+        # An idle service admits every weight, and others wait for all of it.
+        heavy = post(10)
+        await asyncio.sleep(0.01)
+        assert (await post(1))[0] == 503
+        assert (await heavy)[0] == 200
+
+    asyncio.run(run())
+
+
+def test_the_throughput_is_measured_per_unit_of_weight() -> None:
+    async def run() -> None:
+        queue = Queue(10.0, 1, 1000)
+        for weight in (4.0, 1.0, 0.5):
+            async with queue.slot(weight):
+                await asyncio.sleep(0.1 * weight)
+        assert queue._completed == pytest.approx(gate_module.DECAY**2 * 4 + gate_module.DECAY + 0.5)
+        assert 0.1 <= queue._seconds_per_unit() < 0.2
+
+        # A call that goes on without its client keeps the weight.
+        async def abandoned() -> None:
+            async with queue.slot(4.0):
+                await queue.complete(asyncio.sleep(0.4), 4.0)
+
+        left = asyncio.create_task(abandoned())
+        await asyncio.sleep(0.01)
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        assert queue.in_use == 1
+        queue.check(40)
+        with pytest.raises(ServiceUnavailableError, match="try again in 1 s"):
+            queue.check(110)
+        await asyncio.sleep(0.45)
+        assert 0.1 <= queue._seconds_per_unit() < 0.2
+        queue.check(110)
+
+    asyncio.run(run())
+
+
 def test_failed_reconstructions_free_their_slot_and_are_no_measure_of_the_throughput() -> None:
     async def run() -> None:
         queue = Queue(0.0, 1, 1)
@@ -108,7 +176,7 @@ def test_failed_reconstructions_free_their_slot_and_are_no_measure_of_the_throug
             with pytest.raises(ValueError, match="no radiograph"):
                 async with queue.slot():
                     raise ValueError("no radiograph")
-        assert (queue._count, queue._completed) == (0, 0)
+        assert (queue.in_use, queue._completed) == (0, 0)
 
     asyncio.run(run())
 
@@ -196,9 +264,12 @@ def test_a_call_of_the_model_keeps_its_slot_when_its_client_leaves() -> None:
     assert contexts == ["", ""]
 
 
-def test_a_page_gets_the_files_of_its_result_while_the_service_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("file", ["/gradio_api/file=/tmp/a.png", "/volumes/0a/reconstruction.zip"])
+def test_a_page_gets_the_files_of_its_result_while_the_service_stops(
+    file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gate_module, "FILES_S", 0.3)
-    events, file = "/gradio_api/queue/data", "/gradio_api/file=/tmp/a.png"
+    events = "/gradio_api/queue/data"
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.sleep(0.2 if scope["path"] == events else 0.4)
@@ -232,6 +303,6 @@ def test_a_client_that_leaves_cancels_its_request() -> None:
         with pytest.raises(asyncio.CancelledError):
             await left
         await asyncio.sleep(0)
-        assert (len(gate._work), queue._count) == (0, 0)
+        assert (len(gate._work), queue.in_use) == (0, 0)
 
     asyncio.run(run())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from functools import reduce
 from operator import getitem
@@ -77,6 +78,35 @@ def test_every_parameter_changes_the_volume_and_is_named_in_the_response(
         assert ("X-Raylift-Residual-After" in response.headers) == ("consistency_steps" in given)
         report = api.post(URL, files=radiographs, data=given, headers={"Accept": "application/json"}).json()
         assert report["parameters"] == default | given
+
+
+def test_a_request_weighs_its_evaluations_and_a_tenth_of_its_fit_steps_relative_to_those_of_the_service(
+    diffusion: Reconstructor, reconstructor: Reconstructor
+) -> None:
+    sampler = real_backend(diffusion, consistency_steps=5).model  # two steps
+    network = real_backend(reconstructor).model
+    for model, given, weight in (
+        (sampler, ReconstructionSettings(), 1),
+        (sampler, ReconstructionSettings(samples=3, seed=1), 3),
+        (sampler, ReconstructionSettings(samples=8, steps=100, consistency_steps=20), 8 * (100 + 2) / 2.5),
+        (sampler, ReconstructionSettings(steps=1, consistency_steps=0), 1 / 2.5),
+        (network, ReconstructionSettings(), 1),
+        (network, ReconstructionSettings(consistency_steps=20), 3),
+    ):
+        assert model.weight(given) == pytest.approx(weight)
+
+
+def test_each_request_takes_a_slot_of_its_weight(diffusion: Reconstructor, radiographs: dict[str, bytes]) -> None:
+    weights = []
+
+    def slot(weight: float) -> AbstractAsyncContextManager[None]:
+        weights.append(weight)
+        return nullcontext()
+
+    api = client_of(replace(real_backend(diffusion, max_samples=3, max_steps=5), slot=slot))
+    post(api, radiographs)
+    post(api, radiographs, samples=3, steps=4)
+    assert weights == [1, 6]
 
 
 def test_the_named_parameters_repeat_a_request_byte_for_byte(api: TestClient, radiographs: dict[str, bytes]) -> None:

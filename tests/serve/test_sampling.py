@@ -156,6 +156,7 @@ def test_a_request_returns_the_mean_and_with_return_std_a_zip_of_both(
     np.testing.assert_array_equal(mean, expected.hu)
 
     both = client.post(URL, files=radiographs, data=fields | {"return_std": "true"})
+    assert client.post(URL, files=radiographs, data=fields | {"return_std": "true"}).content == both.content
     assert both.headers["content-type"] == "application/zip"
     assert both.headers["content-disposition"].endswith('.zip"')
     with zipfile.ZipFile(io.BytesIO(both.content)) as archive:

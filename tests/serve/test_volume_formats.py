@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import time
 import zipfile
 from pathlib import Path
 
@@ -66,6 +67,25 @@ def test_dicom_images_are_one_derived_series_for_research_without_a_patient(tmp_
         assert (ds.ContentQualification, ds.Modality, ds.BurnedInAnnotation) == ("RESEARCH", "CT", "NO")
         assert NOTE in ds.DerivationDescription
         assert [ds.PatientName, ds.PatientID, ds.PatientBirthDate] == ["", "", ""]
+
+
+def test_the_bytes_of_a_format_depend_on_the_volume_and_the_note_alone(tmp_path: Path) -> None:
+    first = {name: kind.encode(HU, GRID, NOTE) for name, kind in FORMATS.items()}
+    time.sleep(2.1)  # zip has a resolution of two seconds
+    assert {name: kind.encode(HU.copy(), GRID, NOTE) for name, kind in FORMATS.items()} == first
+
+    files = {"same": first["application/dicom"], "volume": dicom_series(HU + 1, GRID, NOTE)}
+    files |= {"note": dicom_series(HU, GRID, "another"), "grid": dicom_series(HU, Grid(8, 2.0), NOTE)}
+    uids: set[str] = set()
+    for name, data in files.items():
+        for path in dicom_files(data, tmp_path / name):
+            ds = pydicom.dcmread(path)
+            uids |= {ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID}
+            assert {ds.StudyDate, ds.SeriesDate, ds.ContentDate, ds.StudyTime} == {""}
+            assert all(uid.is_valid for uid in (ds.SOPInstanceUID, ds.StudyInstanceUID))
+    assert len(uids) == len(files) * (8 + 3)
+    with zipfile.ZipFile(io.BytesIO(first["application/dicom"])) as archive:
+        assert {entry.external_attr >> 16 for entry in archive.infolist()} == {0o644}
 
 
 def test_a_png_sheet_has_a_plane_in_each_column_and_a_window_in_each_row() -> None:
