@@ -368,7 +368,8 @@ def test_a_search_in_which_no_further_network_is_proposed_keeps_its_trials(denoi
         replace(
             denoising,
             system=replace(
-                denoising.system, denoiser=replace(denoising.system.denoiser, channels=(16, 16, 16, 16, 16, 16, 16))
+                denoising.system,
+                denoiser=replace(denoising.system.denoiser, channels=(16,) * 7, attention_levels=(False,) * 7),
             ),
         ),
     )
