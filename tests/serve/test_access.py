@@ -252,7 +252,7 @@ def test_settings_that_would_refuse_every_request_are_errors(settings: dict[str,
         ("POST", "/healthz", 405, "GET, HEAD"),
         ("PUT", "/", 405, "GET, HEAD"),
         ("GET", "/gradio_api/queue/join", 405, "POST"),
-        ("GET", "/v1/models", 404, None),
+        ("GET", "/v1/none", 404, None),
         ("GET", "/v1/model/", 404, None),
     ],
 )

@@ -190,7 +190,7 @@ def test_an_event_of_the_page_accepts_no_file_that_was_not_uploaded(
     with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": "other-session"}) as response:
         ended = next(line for line in response.iter_lines() if "process_completed" in line)
     assert "was not uploaded to this page" in ended
-    assert not list(service.scratch.glob(f"raylift-page-*/*/{Path(path).name}"))
+    assert not list(service.scratch.glob(f"raylift-page-*/files/*/{Path(path).name}"))
 
 
 @pytest.mark.parametrize(
@@ -294,8 +294,8 @@ def test_a_service_that_stops_completes_what_it_accepted_and_leaves_no_process_n
     service: Any, radiographs: dict[str, bytes]
 ) -> None:
     httpx.post(f"{service.url}/gradio_api/upload", files={"files": ("a.dcm", b"radiograph")}, trust_env=False)
-    assert list(service.scratch.glob("raylift-page-*/*/a.dcm"))
-    assert list(service.scratch.glob("raylift-decoder-*/socket"))
+    assert list(service.scratch.glob("raylift-page-*/files/*/a.dcm"))
+    assert list(service.scratch.glob("raylift-decoder-*/files/socket"))
     children = psutil.Process(service.process.pid).children(recursive=True)
     with ThreadPoolExecutor(6) as pool:
         accepted = [pool.submit(post, service, radiographs) for _ in range(5)]
