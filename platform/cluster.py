@@ -213,8 +213,8 @@ def restrict_token() -> None:
 def free_port() -> int:
     """A port on which nothing listens, above those of Ray's workers and outside the range of clients' ports.
 
-    The kernel can give a port of that range to a client before Ray listens on it. Where the range is not
-    known or leaves no other port, the kernel chooses one.
+    The kernel can give a port of that range to a client before Ray listens on it. Where the range is not known or
+    leaves no other port, the kernel chooses one.
 
     Raises:
         RayStartError: there is none.

@@ -25,9 +25,8 @@ The defaults below are those of the dataclasses; a [preset](presets.md) has its 
 PRESETS_INTRODUCTION = """\
 # Presets
 
-`raylift train PRESET` starts from one of these. A preset with the bare name of a system holds its full
-settings, as published where there is a paper;
-`-slim` is the same composition at 64 voxels per side for CPU cores; `-tiny` is for tests.
+`raylift train PRESET` starts from one of these. A preset with the bare name of a system holds its full settings, as
+published where there is a paper; `-slim` has the same parts at 64 voxels per side for CPU cores; `-tiny` is for tests.
 
 | preset | system | voxels per side | batch | steps | description |
 | --- | --- | --- | --- | --- | --- |

@@ -35,7 +35,7 @@ from raylift.platform.monitor import monitored
 from raylift.platform.training.checkpoint import best_checkpoint
 
 WARM_UP_PASSES, TIMED_PASSES = 2, 7
-"""Predictions of one sample before those that are timed, and the number of timed ones."""
+"""Forward passes on one sample before those that are timed, and the number of timed ones."""
 MEASUREMENT_FILE = "objectives.json"
 """File of a trial's measurement in its folder."""
 METRICS, MODES = ["quality", "inference_s"], ["max", "min"]
@@ -161,7 +161,7 @@ def ssim(prediction: Float[Tensor, "1 1 d h w"], batch: Batch, window: Window) -
 
 
 def median_seconds(reconstruct: Callable[[], object], device: torch.device) -> float:
-    """Median time of `TIMED_PASSES` calls after `WARM_UP_PASSES` others, each until the device has ended its work."""
+    """Median time of `TIMED_PASSES` calls after `WARM_UP_PASSES` others, each synchronized with the device."""
     times = []
     for _ in range(WARM_UP_PASSES + TIMED_PASSES):
         synchronize(device)
