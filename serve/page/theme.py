@@ -64,6 +64,8 @@ CSS = """
 .controls .wrap, #window .wrap { gap: .3rem; }
 .controls .wrap label, #window .wrap label { padding: .3rem .45rem; }
 @media (max-width: 640px) {
+  #download, #download-std, #formats { flex: 1 1 100%; min-width: 0; }
+  #formats a { flex: 1 1 30%; }
   .controls { flex-direction: column; }
   .controls > * { width: 100%; }
 }

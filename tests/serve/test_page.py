@@ -234,4 +234,7 @@ def test_on_a_phone_nothing_exceeds_the_screen_width(browser: BrowserContext, ur
     expect(visit.at("lateral-preview").locator("img")).to_be_visible()
     visit.reconstruct()
     assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
+    right = "element => element.getBoundingClientRect().right"
+    edge = visit.at("viewer").evaluate(right)
+    assert all(link.evaluate(right) <= edge for link in visit.at("formats").locator("a").all())
     assert "not for diagnosis" in (visit.at("notice").text_content() or "")
