@@ -141,14 +141,14 @@ def test_a_store_that_fails_one_request_in_twenty_loses_no_sample_and_a_fifth_of
     run, steps, step_s = replace(tiny, data=data), 24, 0.25
 
     def read(share: float) -> tuple[list[float], float]:
-        """The sum of each batch, and batches a second for a training step of 0.25 s, with a share of faults."""
+        """The sum of each batch, and batches a second after the first for a step of 0.25 s, with a share of faults."""
         monkeypatch.setattr(FaultyProxy, "share", share)
         archive = Archive(url)
         stream = iter(open_stream(archive, run, describe(run, archive), BatchPartition(0, 1, 2, 1)))
-        sums, begun = [], time.monotonic()
+        sums, begun = [float(batch.volume.sum()) for batch in next(stream)], time.monotonic()
         for micro_batches in islice(stream, steps):
-            sums += [float(batch.volume.sum()) for batch in micro_batches]
             time.sleep(step_s)
+            sums += [float(batch.volume.sum()) for batch in micro_batches]
         per_s = steps / (time.monotonic() - begun)
         stream.close()
         # Reads in progress end before the proxy does: without it they are repeated for minutes.
