@@ -23,7 +23,6 @@ WINDOWS = {
     "bone": Window(-500, 1300),
 }
 SIDE_PX = 448
-GAP_PX = 8
 
 DIRECTIONS = {
     "axial": "superior to inferior",
@@ -62,11 +61,6 @@ def to_displayed(unit: Float32[np.ndarray, "_ _"]) -> UInt8[np.ndarray, "rows co
     scale = SIDE_PX / max(image.size)
     size = (round(image.width * scale), round(image.height * scale))
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
-
-
-def side_by_side(left: UInt8[np.ndarray, "rows a"], right: UInt8[np.ndarray, "rows b"]) -> UInt8[np.ndarray, "rows _"]:
-    """Two images of the same height with a black gap between them."""
-    return np.hstack([left, np.zeros((left.shape[0], GAP_PX), np.uint8), right])
 
 
 def with_orientation_letters(

@@ -1,6 +1,6 @@
 import io
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 import pytest
@@ -37,11 +37,18 @@ class Visit:
     def at(self, name: str) -> Locator:
         return self.page.locator(f"#{name}")
 
+    def img(self, name: str) -> Locator:
+        """The image of an element, or the image with a class inside an element: `ID .CLASS`."""
+        return self.at(name).locator("img") if " " not in name else self.at(name)
+
     def colors(self, name: str) -> np.ndarray:
         """Pixels of an image as RGB."""
-        self.at(name).locator("img").scroll_into_view_if_needed()
-        source = self.at(name).locator("img").get_attribute("src")
-        return np.asarray(Image.open(io.BytesIO(self.page.request.get(source).body())).convert("RGB"), dtype=np.int32)
+        self.img(name).scroll_into_view_if_needed()
+        source = self.img(name).get_attribute("src")
+        return np.asarray(
+            Image.open(io.BytesIO(self.page.request.get(urljoin(self.page.url, source)).body())).convert("RGB"),
+            dtype=np.int32,
+        )
 
     def image(self, name: str) -> np.ndarray:
         """Pixels of an image as gray values."""

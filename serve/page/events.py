@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import io
 import math
-import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
-from gradio.processing_utils import hash_bytes
 from gradio.utils import get_upload_folder
-from jaxtyping import Float32, Int16, UInt8
-from PIL import Image
+from jaxtyping import Float32, Int16
 
 from raylift.datasets.errors import ConfigError, RayliftError
 from raylift.datasets.radiographs import input_checks
@@ -30,19 +25,19 @@ from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.images import (
     Plane,
     reprojections,
-    side_by_side,
     slice_image,
     to_displayed,
     with_orientation_letters,
 )
-from raylift.serve.page import example, traffic_light
+from raylift.serve.page import comparison, example, result_files, traffic_light
+from raylift.serve.page.result_files import STEM, ResultFiles, ResultRecord
 from raylift.serve.page.std_map import StdMap
 from raylift.serve.page.upload_quota import size_of
-from raylift.serve.page.volume_downloads import STEM, links
+from raylift.serve.page.volume_downloads import links
 from raylift.serve.reconstructor import format_residuals
 from raylift.serve.served_model import ReconstructionSettings
 from raylift.serve.view_text import edge_letters, requirement
-from raylift.serve.volume_formats import NIFTI
+from raylift.serve.volume_formats import NIFTI, read_nifti
 
 Volume = Int16[np.ndarray, "d h w"]
 
@@ -56,10 +51,22 @@ class ViewInput(NamedTuple):
 
 
 class Actions:
-    """The event handlers for one model. They keep no state of a session, so sessions can run concurrently."""
+    """The event handlers for one model. They keep no state of a session, so sessions can run concurrently.
 
-    def __init__(self, backend: Backend, decoder: ImageDecoder, max_stored_bytes: float = math.inf) -> None:
-        self._backend, self._decoder, self._max_stored_bytes = backend, decoder, max_stored_bytes
+    Attributes:
+        files: writes the files of previews, slices and results.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        decoder: ImageDecoder,
+        max_stored_bytes: float = math.inf,
+        retention_s: float = 3600.0,
+    ) -> None:
+        self._backend, self._decoder = backend, decoder
+        self._max_stored_bytes, self._retention_s = max_stored_bytes, retention_s
+        self.files = ResultFiles()
 
     async def preview(self, view: str, path: str | None, invert: Inversion, flip: bool) -> list[Any]:
         """The network's input for a radiograph, the error message if there is none, and the results of the checks."""
@@ -78,14 +85,19 @@ class Actions:
         image = with_orientation_letters(to_displayed(loaded.image), letters)
         notes = "File as read: " + "; ".join(loaded.notes) + "."
         return [
-            gr.Image(value=_save_image(image), visible=True),
+            gr.Image(value=self.files.write_image(image), visible=True),
             gr.Markdown(notes, visible=bool(loaded.notes), elem_classes="note"),
             gr.HTML(traffic_light.markup(loaded.checks), visible=True),
         ]
 
-    async def suggest_flip(self, view: str, path: str | None, invert: Inversion) -> Any:
-        """The flip control of a newly chosen lateral radiograph, set if the patient clearly faces the other edge."""
+    async def suggest_flip(self, view: str, result: list[Any] | None, path: str | None, invert: Inversion) -> Any:
+        """The flip control of a newly chosen lateral radiograph, set if the patient clearly faces the other edge.
+
+        The radiograph of the result that is shown keeps its flip.
+        """
         pose = self._backend.description.geometry.view(view)
+        if result and path in result:
+            return gr.Checkbox(info=requirement(pose))
         try:
             loaded = await self._load(view, ViewInput(path, invert, flip=False), "auto") if path else None
         except RayliftError:
@@ -100,7 +112,7 @@ class Actions:
         return gr.Checkbox(value=loaded.flipped, info=requirement(pose) + detected)
 
     async def reconstruct(self, *values: Any) -> list[Any]:
-        """All outputs of a reconstruction.
+        """All outputs of a reconstruction; its files and their record are stored.
 
         Args:
             values: file path, inversion and flip of each view in turn; of a diffusion model also the number of
@@ -125,10 +137,10 @@ class Actions:
                     input_checks.require_ok(checks)
                 result = await self._backend.reconstruct(prepared, settings)
             seconds, volume = time.monotonic() - started, result.hu
-            comparisons, downloads, std = await asyncio.gather(
-                asyncio.to_thread(self._comparisons, prepared, volume),
-                asyncio.to_thread(self._downloads, volume),
-                asyncio.to_thread(self._std, result.std),
+            images, stored, std = await asyncio.gather(
+                asyncio.to_thread(self._images, prepared, volume),
+                asyncio.to_thread(self._store, volume, STEM),
+                asyncio.to_thread(self._store, result.std, f"{STEM}-std"),
             )
         except RayliftError as error:
             raise gr.Error(sentence(error), duration=None) from error
@@ -148,10 +160,39 @@ class Actions:
             residuals = format_residuals(result.residuals)
             facts += f" Reprojection residual before -> after the data-consistency fit: {residuals}."
         lights = "".join(traffic_light.markup(of_view, view) for view, of_view in checks.items() if warnings(of_view))
-        outputs = [volume, gr.Column(visible=True), lights or traffic_light.markup(()), facts, *comparisons, *downloads]
-        return outputs + (std if self._backend.model.multiple_samples else [])
+        record = ResultRecord([*values], facts, lights or traffic_light.markup(()), images, std)
+        assert stored is not None
+        self.files.write_record(stored, record)
+        return self._outputs(volume, stored, record, result.std)
 
-    def _std(self, std: Volume | None) -> list[Any]:
+    def restore(self, digest: str) -> list[Any] | None:
+        """All inputs and outputs of the stored result of a link; None without a link, or if the result has expired."""
+        if not digest:
+            return None
+        found = result_files.read(Path(get_upload_folder()).resolve(), digest)
+        if found is None:
+            gr.Warning("The result of this link has expired: reconstruct it again.")
+            return None
+        stored, record = found
+        std = read_nifti(Path(record.std)) if record.std else None
+        return record.inputs + self._outputs(read_nifti(stored), str(stored), record, std)
+
+    def _outputs(self, volume: Volume, stored: str, record: ResultRecord, std: Volume | None) -> list[Any]:
+        """All outputs of a reconstruction, in the order of the layout."""
+        outputs = [
+            record.inputs,
+            volume,
+            gr.Column(visible=True),
+            record.checks,
+            record.facts,
+            comparison.markup(record.images),
+            gr.DownloadButton(value=stored, visible=True),
+            links(Path(stored), self._retention_s),
+        ]
+        return outputs + (self._std_outputs(std, record.std) if self._backend.model.multiple_samples else [])
+
+    @staticmethod
+    def _std_outputs(std: Volume | None, stored: str | None) -> list[Any]:
         """File and brightest HU of the standard deviation, its map, the switch set to the volume, and the color bar."""
         if std is None:
             return [
@@ -162,11 +203,11 @@ class Actions:
                 "",
             ]
         std_map = StdMap.of(std)
-        download = gr.DownloadButton(value=self._stored(std, f"{STEM}-std"), visible=True)
+        download = gr.DownloadButton(value=stored, visible=True)
         return [download, std_map.max_hu, std_map, gr.Radio(value="volume", visible=True), std_map.colorbar()]
 
-    @staticmethod
     def show_slice(
+        self,
         plane: Plane,
         volume: Volume | None,
         index: float,
@@ -178,15 +219,15 @@ class Actions:
         if volume is None:
             return None
         if content == "std" and std is not None:
-            return _save_image(std.slice_image(plane, int(index)))
-        return _save_image(slice_image(volume, plane, int(index), window))
+            return self.files.write_image(std.slice_image(plane, int(index)))
+        return self.files.write_image(slice_image(volume, plane, int(index), window))
 
     def example(self) -> list[Any]:
         """The synthetic radiographs as uploads: file, inversion and flip of each view in turn."""
         return [
             value
             for view, data in self._example_files.items()
-            for value in (_save_temporary(data, f"synthetic-{view}.png"), "auto", False)
+            for value in (self.files.write(data, f"synthetic-{view}.png"), "auto", False)
         ]
 
     @functools.cached_property
@@ -207,52 +248,21 @@ class Actions:
                 raise ConfigError(f"the upload of the {view} radiograph has expired: choose the file again") from error
             return await self._decoder.load(data, pose, controls.invert, controls.flip, patient_facing)
 
-    def _comparisons(self, prepared: Float32[np.ndarray, "views px px"], volume: Volume) -> list[Any]:
+    def _images(self, prepared: Float32[np.ndarray, "views px px"], volume: Volume) -> dict[str, list[str]]:
+        """Paths of each prepared radiograph and of the reprojection of the volume, by view."""
         description = self._backend.description
         drrs = reprojections(volume, description.grid, description.geometry, description.normalization)
-        return [
-            _save_image(side_by_side(to_displayed(radiograph), drr))
-            for radiograph, drr in zip(prepared, drrs, strict=True)
-        ]
+        return {
+            view: [self.files.write_image(to_displayed(radiograph)), self.files.write_image(drr)]
+            for view, radiograph, drr in zip(self._backend.model.views, prepared, drrs, strict=True)
+        }
 
-    def _downloads(self, volume: Volume) -> list[Any]:
-        """The button with the NIfTI, and the links to the other formats."""
-        stored = self._stored(volume, STEM)
-        return [gr.DownloadButton(value=stored, visible=True), links(Path(stored))]
-
-    def _stored(self, volume: Volume, stem: str) -> str:
-        return _save_temporary(self._backend.encode(volume), f"{stem}{NIFTI.suffix}")
+    def _store(self, volume: Volume | None, stem: str) -> str | None:
+        """Path of the NIfTI of a volume; None without one."""
+        return None if volume is None else self.files.write(self._backend.encode(volume), f"{stem}{NIFTI.suffix}")
 
 
 def sentence(error: Exception) -> str:
     """An error's message with a capital letter and a full stop."""
     text = str(error)
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
-
-
-def _save_image(image: UInt8[np.ndarray, "rows columns *colors"]) -> str:
-    """Write an image that Gradio may serve; returns its path.
-
-    Gradio writes the file of an array again for every equal array, also while a browser reads it.
-    """
-    data = io.BytesIO()
-    Image.fromarray(image).save(data, "PNG")
-    return _save_temporary(data.getvalue(), "image.png")
-
-
-def _save_temporary(data: bytes, name: str) -> str:
-    """Write a file, atomically and once, where Gradio keeps one of this content; returns its path.
-
-    Gradio may serve it and deletes it later.
-    """
-    folder = Path(get_upload_folder()).resolve() / hash_bytes(data)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / name
-    if file.exists():
-        # Gradio deletes by the time of the last change.
-        os.utime(file)
-        return str(file)
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as temporary:
-        temporary.write(data)
-    Path(temporary.name).replace(file)
-    return str(file)

@@ -32,6 +32,8 @@ DEFAULT_SAMPLES = 4
 """Initial value of the slider."""
 MAX_SESSIONS = 64
 """Largest number of sessions whose volumes are kept."""
+SET_LINK = "(file) => history.replaceState(null, '', '?volume=' + file.path.split('/').at(-2))"
+READ_LINK = "() => new URLSearchParams(location.search).get('volume') ?? ''"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 16}
 
 
@@ -52,44 +54,49 @@ def build(
         max_stored_bytes: largest size of all uploads and results.
     """
     retention = round(retention_s)
-    actions = Actions(backend, decoder, max_stored_bytes)
+    actions = Actions(backend, decoder, max_stored_bytes, retention_s)
     page: gr.Blocks
     with GuardedBlocks(title="raylift", analytics_enabled=False, delete_cache=(retention // 6, retention)) as page:
         gr.Markdown(f"# raylift\nReconstruct a chest CT volume {_from(backend.model.views)}.")
         if models:
             gr.HTML(models, elem_id="models", padding=False)
         gr.Markdown(_notice(backend), elem_id="notice")
-        inputs = _radiographs(actions, backend.description.geometry.views, decoder.file_limits.max_bytes)
+        shown_inputs = gr.State(time_to_live=retention)
+        views = backend.description.geometry.views
+        inputs = _radiographs(actions, views, decoder.file_limits.max_bytes, shown_inputs)
         samples = [_samples_slider(backend.model.max_samples)] if backend.model.multiple_samples else []
         with gr.Row():
             go = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct", scale=2)
             example = gr.Button("Use a synthetic example", elem_id="example", scale=1)
         example.click(actions.example, None, inputs, **PRIVATE)
         inputs = [*inputs, *samples]
-        outputs, results, shown = _results(actions, backend, retention)
+        of_results, results, shown = _results(actions, backend, retention)
+        outputs = [shown_inputs, *of_results]
         _on_reconstruct(go, actions, inputs, outputs, shown)
-        # The results are hidden as soon as an input no longer matches them.
+        # The results are visible as long as all inputs are theirs.
         gr.on(
             [component.change for component in inputs],
-            lambda: gr.Column(visible=False),
-            None,
+            lambda shown, *values: gr.Column(visible=shown == [*values]),
+            [shown_inputs, *inputs],
             results,
             queue=False,
             **PRIVATE,
         )
+        _on_load(page, actions, [*inputs, *outputs], shown)
         gr.Markdown(_about(backend), elem_id="about")
     page.state_session_capacity = MAX_SESSIONS
+    page.temp_file_sets.append(actions.files.paths)
     return page
 
 
-def _radiographs(actions: Actions, views: Sequence[View], max_bytes: int) -> list[Any]:
+def _radiographs(actions: Actions, views: Sequence[View], max_bytes: int, shown_inputs: Any) -> list[Any]:
     """Step 1, the uploads; returns file, inversion and flip of each view in turn."""
     gr.Markdown(f"## 1. Radiographs\nDICOM, PNG, JPEG, TIFF or BMP, up to {max_bytes >> 20} MiB each.")
     inputs: list[Any] = []
     with gr.Row(equal_height=False):
         for view in views:
             with gr.Column(min_width=320), gr.Group():
-                inputs += _radiograph(actions, view)
+                inputs += _radiograph(actions, view, shown_inputs)
     return inputs
 
 
@@ -97,7 +104,7 @@ def _from(views: Sequence[str]) -> str:
     return f"from {in_words(views)} radiographs" if len(views) > 1 else f"from a {views[0]} radiograph"
 
 
-def _radiograph(actions: Actions, view: View) -> list[Any]:
+def _radiograph(actions: Actions, view: View, shown_inputs: Any) -> list[Any]:
     name = view.name
     upload = gr.File(label=f"{title(view)} radiograph", height=132, elem_id=f"{name}-file")
     problem = gr.Markdown(visible=False, elem_id=f"{name}-problem", elem_classes="problem")
@@ -132,7 +139,8 @@ def _radiograph(actions: Actions, view: View) -> list[Any]:
     gr.on([invert.change, flip.change], **preview)
     if expected_patient_facing(view) is not None:
         # The flip is set before the preview, so that the preview shows the network's input.
-        upload.change(partial(actions.suggest_flip, name), [upload, invert], flip, **PRIVATE).then(**preview)
+        suggest = partial(actions.suggest_flip, name)
+        upload.change(suggest, [shown_inputs, upload, invert], flip, **PRIVATE).then(**preview)
     else:
         upload.change(**preview)
     return inputs
@@ -185,22 +193,9 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
             "## 3. Consistency with the radiographs\n"
             "Each radiograph and the reprojection of the volume (its DRR in the same geometry)."
         )
-        with gr.Row():
-            comparisons = [
-                gr.Image(
-                    label=f"{title(view)}: radiograph (left), reprojection (right)",
-                    alt_text=f"{view.name} radiograph and reprojection of the volume",
-                    interactive=False,
-                    format="png",
-                    min_width=320,
-                    elem_id=f"{view.name}-comparison",
-                    elem_classes="image-panel",
-                    buttons=["fullscreen"],
-                )
-                for view in backend.description.geometry.views
-            ]
+        comparisons = gr.HTML(elem_id="comparisons", padding=False)
     return (
-        [volume, results, checks, facts, *comparisons, *downloads, *std_files, *std],
+        [volume, results, checks, facts, comparisons, *downloads, *std_files, *std],
         results,
         [downloads[0], *std_files],
     )
@@ -277,7 +272,19 @@ def _on_reconstruct(go: Any, actions: Actions, inputs: list[Any], outputs: list[
     for ended in (done.success, done.failure):
         ended(lambda: gr.Button("Reconstruct", interactive=True), **immediate)
     done.success(None, shown, js=viewer.SHOW)
+    done.success(None, shown, js=SET_LINK)
     done.success(None, js="() => document.getElementById('results').scrollIntoView({behavior: 'smooth'})")
+
+
+def _on_load(page: gr.Blocks, actions: Actions, components: list[Any], shown: list[Any]) -> None:
+    """Show the stored result of the page's link, if it has one."""
+    digest = gr.Textbox(visible=False)
+
+    def restore(of_link: str) -> list[Any]:
+        return actions.restore(of_link) or [gr.skip()] * len(components)
+
+    restored = page.load(restore, digest, components, js=READ_LINK, show_progress="hidden", **PRIVATE)
+    restored.success(None, shown, js=f"(file, ...rest) => file && ({viewer.SHOW})(file, ...rest)")
 
 
 def _notice(backend: Backend) -> str:

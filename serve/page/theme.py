@@ -38,11 +38,13 @@ CSS = """
 #formats { padding: 0; align-self: end; }
 #formats > div { padding: 0; }
 #formats .prose { display: flex; flex-wrap: wrap; gap: var(--layout-gap); }
-#formats a { flex: 0 1 200px; display: flex; align-items: center; justify-content: center; text-decoration: none;
+#formats #permalink { flex: 1 1 100%; font-size: .9rem; }
+#formats a[download] { flex: 0 1 200px; display: flex; align-items: center; justify-content: center;
+  text-decoration: none;
   padding: var(--button-large-padding); border-radius: var(--button-large-radius);
   font: var(--button-large-text-weight) var(--button-large-text-size) var(--font);
   background: var(--button-secondary-background-fill); color: var(--button-secondary-text-color); }
-#formats a:hover { background: var(--button-secondary-background-fill-hover); }
+#formats a[download]:hover { background: var(--button-secondary-background-fill-hover); }
 
 /* Gradio's default border of blocks in a group has the color of the text. */
 .gr-group .block { border-width: 0; }
@@ -65,7 +67,7 @@ CSS = """
 .controls .wrap label, #window .wrap label { padding: .3rem .45rem; }
 @media (max-width: 640px) {
   #download, #download-std, #formats { flex: 1 1 100%; min-width: 0; }
-  #formats a { flex: 1 1 30%; }
+  #formats a[download] { flex: 1 1 30%; }
   .controls { flex-direction: column; }
   .controls > * { width: 100%; }
 }

@@ -1,4 +1,4 @@
-"""The interactive viewer of a volume: its markup, and the files that the browser loads for it."""
+"""The interactive viewer of a volume: its markup, and the scripts and styles that the browser loads for the page."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from starlette.responses import Response
 from raylift.serve.images import DIRECTIONS, PLANES, WINDOWS
 
 FOLDER = Path(__file__).parent / "browser"
+SCRIPTS, STYLES = ("viewer.js", "comparison.js"), ("viewer.css", "comparison.css")
 FILES = {
-    "viewer.js": gzip.compress((FOLDER / "viewer.js").read_bytes(), mtime=0),
-    "viewer.css": gzip.compress((FOLDER / "viewer.css").read_bytes(), mtime=0),
+    **{name: gzip.compress((FOLDER / name).read_bytes(), mtime=0) for name in (*SCRIPTS, *STYLES)},
     "niivue.umd.js": (FOLDER / "niivue.umd.js.gz").read_bytes(),
 }
 """Gzipped content by name."""
@@ -59,7 +59,8 @@ def _file(request: Request) -> Response:
 def head(root_path: str) -> str:
     """The elements that load the viewer, for the head of the page."""
     folder = f"{escape(root_path)}/viewer/{DIGEST}"
-    return f'<link rel="stylesheet" href="{folder}/viewer.css"><script type="module" src="{folder}/viewer.js"></script>'
+    styles = "".join(f'<link rel="stylesheet" href="{folder}/{name}">' for name in STYLES)
+    return styles + "".join(f'<script type="module" src="{folder}/{name}"></script>' for name in SCRIPTS)
 
 
 def markup() -> str:

@@ -1,4 +1,4 @@
-"""Downloads of a volume in formats other than that of its stored file, encoded when they are requested."""
+"""Downloads of a volume in formats other than that of its stored file and its report, made when they are requested."""
 
 from __future__ import annotations
 
@@ -11,21 +11,33 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from raylift.serve.backend import Backend
+from raylift.serve.page import report, result_files
+from raylift.serve.page.result_files import STEM
 from raylift.serve.volume_formats import FORMATS, NIFTI, read_nifti
 
-STEM = "reconstruction"
 OTHERS = {f"{STEM}{kind.suffix}": kind for kind in FORMATS.values() if kind is not NIFTI}
 """Formats by the name of their file."""
+REPORT = f"{STEM}.html"
+MEDIA_TYPES = {name: kind.media_type for name, kind in OTHERS.items()} | {REPORT: "text/html"}
 MAX_ENCODINGS = 2
 """Volumes that are encoded at a time."""
 
 
-def links(stored: Path) -> str:
-    """HTML with a link for each other format of a stored NIfTI, whose folder has the name of its digest."""
-    return "".join(
-        f'<a id="download-{kind.name.lower()}" href="volumes/{stored.parent.name}/{name}" download="{name}">'
-        f"Download {kind.name}</a>"
-        for name, kind in OTHERS.items()
+def links(stored: Path, retention_s: float) -> str:
+    """HTML with a link for each other format of a stored NIfTI, whose folder has the name of its digest.
+
+    A link to the report and one to the page with this result follow.
+    """
+    digest = stored.parent.name
+    files = {f"download-{kind.name.lower()}": (name, f"Download {kind.name}") for name, kind in OTHERS.items()}
+    files["download-report"] = (REPORT, "Download report")
+    downloads = "".join(
+        f'<a id="{identifier}" href="volumes/{digest}/{name}" download="{name}">{text}</a>'
+        for identifier, (name, text) in files.items()
+    )
+    kept_min = round(retention_s / 60)
+    return (
+        f'{downloads}<p id="permalink"><a href="?volume={digest}">Link to this result</a>, kept for {kept_min} min</p>'
     )
 
 
@@ -35,13 +47,17 @@ def add_routes(app: FastAPI, backend: Backend, folder: Path) -> None:
 
     async def encoded(request: Request) -> Response:
         name = request.path_params["name"]
-        stored = folder / request.path_params["digest"] / f"{STEM}{NIFTI.suffix}"
-        if name not in OTHERS or not stored.is_file():
+        found = result_files.read(folder, request.path_params["digest"]) if name in (*OTHERS, REPORT) else None
+        if found is None:
             raise HTTPException(404, "the volume has expired: reconstruct it again")
+        stored, record = found
         async with encodings:
             volume = await asyncio.to_thread(read_nifti, stored)
-            data = await asyncio.to_thread(backend.encode, volume, OTHERS[name])
+            if name == REPORT:
+                data: bytes | str = await asyncio.to_thread(report.render, volume, record, backend)
+            else:
+                data = await asyncio.to_thread(backend.encode, volume, OTHERS[name])
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "private, no-store"}
-        return Response(data, media_type=OTHERS[name].media_type, headers=headers)
+        return Response(data, media_type=MEDIA_TYPES[name], headers=headers)
 
     app.add_route("/volumes/{digest}/{name}", encoded, include_in_schema=False)

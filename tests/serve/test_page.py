@@ -1,5 +1,6 @@
 """The page in a browser without WebGL, where the volume is shown as slices."""
 
+import io
 import re
 import zipfile
 from collections.abc import Iterator
@@ -60,10 +61,9 @@ def test_a_reconstruction_gives_slices_reprojections_and_a_file(
     assert ((narrow == 0) | (narrow == 255)).mean() > 0.3
 
     for view in files:
-        pair, preview = visit.image(f"{view}-comparison"), visit.image(f"{view}-preview")
-        assert pair.shape == (448, 2 * 448 + 8)
-        np.testing.assert_array_equal(pair[:150, :448], preview[:150])
-        assert pair[:, -448:].std() > 5
+        radiograph, preview = visit.image(f"{view}-comparison .radiograph"), visit.image(f"{view}-preview")
+        np.testing.assert_array_equal(radiograph[:150], preview[:150])
+        assert visit.image(f"{view}-comparison .reprojection").std() > 5
 
     for button, suffix in (("", ".nii.gz"), ("-nrrd", ".nrrd"), ("-dicom", ".zip"), ("-png", ".png")):
         with visit.page.expect_download() as download:
@@ -147,6 +147,72 @@ def test_the_example_needs_no_file_and_has_the_same_controls(visit: Visit) -> No
     assert "32³ voxels of 10 mm" in (visit.at("facts").text_content() or "")
     visit.changed("frontal-preview", visit.at("frontal-flip").locator("input").check)
     expect(visit.at("results")).to_be_hidden()
+
+
+def test_a_result_and_its_inputs_survive_a_reload_and_are_hidden_while_an_input_differs(
+    visit: Visit, files: dict[str, Path]
+) -> None:
+    for view, file in files.items():
+        visit.at(f"{view}-file").locator("input[type=file]").set_input_files(file)
+        expect(visit.at(f"{view}-preview").locator("img")).to_be_visible()
+    # Not the detected orientation: a reload must not detect it again.
+    visit.changed("lateral-preview", visit.at("lateral-flip").locator("input").check)
+    visit.reconstruct()
+    before = {name: visit.image(name) for name in ("axial-slice", "lateral-preview", "lateral-comparison .radiograph")}
+    facts = visit.at("facts").text_content()
+    visit.page.wait_for_url(re.compile(r"\?volume=[0-9a-f]{64}$"))
+
+    visit.page.reload()
+    expect(visit.at("results")).to_be_visible()
+    expect(visit.at("facts")).to_have_text(facts or "")
+    expect(visit.at("lateral-flip").locator("input")).to_be_checked()
+    for name, pixels in before.items():
+        expect(visit.img(name)).to_be_visible()
+        np.testing.assert_array_equal(visit.image(name), pixels)
+    for view, file in files.items():
+        expect(visit.at(f"{view}-file")).to_contain_text(file.stem)
+
+    visit.at("lateral-flip").locator("input").uncheck()
+    expect(visit.at("results")).to_be_hidden()
+    visit.at("lateral-flip").locator("input").check()
+    expect(visit.at("results")).to_be_visible()
+
+    link = visit.at("permalink").locator("a").get_attribute("href")
+    assert visit.page.url.endswith(link or "-")
+
+
+def test_the_link_of_an_expired_result_says_so(visit: Visit) -> None:
+    visit.page.goto(f"{visit.url}/?volume={'0' * 64}")
+    expect(visit.page.get_by_test_id("toast-body")).to_contain_text("The result of this link has expired")
+    expect(visit.at("results")).to_be_hidden()
+
+
+def test_a_radiograph_and_its_reprojection_are_swiped_overlaid_and_subtracted(visit: Visit, tmp_path: Path) -> None:
+    visit.at("example").click()
+    expect(visit.at("lateral-preview").locator("img")).to_be_visible()
+    visit.reconstruct()
+    expect(visit.at("frontal-comparison .reprojection")).to_be_visible()
+    radiograph, reprojection = (visit.image(f"frontal-comparison .{one}") for one in ("radiograph", "reprojection"))
+    shown = visit.at("frontal-comparison .pair")
+
+    def pixels() -> np.ndarray:
+        """The pair as the browser shows it, in the size of its images."""
+        with Image.open(io.BytesIO(shown.screenshot())) as image:
+            return np.asarray(image.convert("L").resize((448, 448)), np.int32)[20:-20, 20:-20]
+
+    expected = {
+        "swipe": np.where(np.arange(448) < 112, radiograph, reprojection),
+        "overlay": 0.75 * radiograph + 0.25 * reprojection,
+        "difference": np.abs(radiograph - reprojection),
+    }
+    for mode, image in expected.items():
+        visit.choose("comparisons", mode)
+        slider = visit.at("frontal-comparison input[type=range]")
+        if mode == "difference":
+            expect(slider).to_be_hidden()
+        else:
+            slider.fill("25")
+        assert np.abs(pixels() - image[20:-20, 20:-20]).mean() < 3, mode
 
 
 def test_a_file_that_is_not_an_image_is_refused_with_a_sentence_and_not_used(visit: Visit, tmp_path: Path) -> None:

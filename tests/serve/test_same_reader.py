@@ -114,7 +114,7 @@ def test_one_file_is_one_network_input_wherever_it_is_read(
     assert set(notes) == (set() if kind in ("plain", "PNG") else {"frontal", "lateral"})
 
     actions = Actions(backend, decoder)
-    flip = bool(asyncio.run(actions.suggest_flip("lateral", str(paths["lateral"]), "auto")).value)
+    flip = bool(asyncio.run(actions.suggest_flip("lateral", None, str(paths["lateral"]), "auto")).value)
     controls = [ViewInput(str(paths[view]), "auto", flip and view == "lateral") for view in ("frontal", "lateral")]
     inputs.append(
         np.stack(

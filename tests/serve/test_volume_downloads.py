@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +13,14 @@ import gradio as gr
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from gradio.route_utils import delete_files_created_by_app
+from PIL import Image
 from service_clients import client_of, real_backend
 
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.serve.backend import Backend
 from raylift.serve.image_decoder import ImageDecoder
-from raylift.serve.page import volume_downloads
+from raylift.serve.page import layout, volume_downloads
 from raylift.serve.page.events import Actions
 from raylift.serve.page.upload_quota import size_of
 from raylift.serve.reconstructor import Reconstructor
@@ -47,7 +51,7 @@ def reconstruct(backend: Backend, uploads: Path, radiographs: dict[str, bytes], 
     def click(max_stored_bytes: float = np.inf) -> tuple[np.ndarray, Path, str]:
         decoder = ImageDecoder(backend.description, RadiographLimits())
         outputs = asyncio.run(Actions(backend, decoder, max_stored_bytes).reconstruct(*values))
-        return outputs[0], Path(outputs[-2].value["path"]), outputs[-1]
+        return outputs[1], Path(outputs[-2].value["path"]), outputs[-1]
 
     return click
 
@@ -74,9 +78,9 @@ def test_a_click_encodes_the_nifti_alone_and_a_second_one_stores_nothing_more(
     _, stored, _ = reconstruct()
     assert encodings(backend) == 1
     kept = {path: path.stat().st_size for path in uploads.rglob("*") if path.is_file()}
-    assert {path.name for path in kept} == {"reconstruction.nii.gz", "image.png"}
+    assert {path.name for path in kept} == {"reconstruction.nii.gz", "image.png", "result.json"}
     assert reconstruct()[1] == stored
-    assert {path: path.stat().st_size for path in uploads.rglob("*") if path.is_file()} == kept
+    assert {path for path in uploads.rglob("*") if path.is_file()} == {*kept}
 
 
 def test_the_links_give_the_volume_in_each_other_format_and_store_nothing(
@@ -85,6 +89,7 @@ def test_the_links_give_the_volume_in_each_other_format_and_store_nothing(
     hu, _, html = reconstruct()
     size = size_of(uploads)
     links = re.findall(r'<a id="download-(\w+)" href="([^"]+)" download="([^"]+)">Download (\w+)</a>', html)
+    assert links.pop()[2] == "reconstruction.html"
     others = list(FORMATS.values())[1:]
     assert [(identifier.upper(), name) for identifier, _, name, _ in links] == [
         (kind.name.upper(), f"reconstruction{kind.suffix}") for kind in others
@@ -105,7 +110,8 @@ def test_a_format_that_cannot_be_encoded_leaves_the_volume_and_the_other_links(
     paths = {name: path for path, name in re.findall(r'href="([^"]+)" download="([^"]+)"', html)}
     failing = TestClient(client.app, raise_server_exceptions=False)
     statuses = {name: failing.get(f"/{path}").status_code for name, path in paths.items()}
-    assert statuses == {"reconstruction.nrrd": 200, "reconstruction.zip": 500, "reconstruction.png": 200}
+    assert statuses.pop("reconstruction.zip") == 500
+    assert {*statuses.values()} == {200}
     assert stored.is_file()
 
 
@@ -118,6 +124,43 @@ def test_a_volume_that_was_deleted_and_names_of_no_format_get_404(reconstruct: R
     stored.unlink()
     expired = client.get(f"{folder}/reconstruction.nrrd")
     assert (expired.status_code, expired.json()["detail"]) == (404, "the volume has expired: reconstruct it again")
+
+
+def test_the_report_is_one_file_with_the_images_the_model_and_the_disclaimer(
+    reconstruct: Reconstruct, client: TestClient, backend: Backend
+) -> None:
+    _, stored, _ = reconstruct()
+    response = client.get(f"/volumes/{stored.parent.name}/reconstruction.html")
+    assert (response.status_code, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "must not be used for diagnosis" in response.text
+    assert backend.model.sha256 in response.text
+    images = [Image.open(io.BytesIO(base64.b64decode(one))) for one in re.findall(r'base64,([^"]+)"', response.text)]
+    assert [image.size for image in images] == [(3 * 448, 3 * 448)] + 4 * [(448, 448)]
+    # Nothing is loaded from elsewhere, and no script runs.
+    assert not re.search(r"<script|https?://", response.text)
+
+
+def test_gradio_deletes_every_file_of_a_result_when_it_is_older_than_the_retention(
+    backend: Backend, uploads: Path, radiographs: dict[str, bytes], tmp_path: Path
+) -> None:
+    values: list[object] = []
+    for view, data in radiographs.items():
+        (tmp_path / f"{view}.png").write_bytes(data)
+        values += [str(tmp_path / f"{view}.png"), "no", False]
+
+    async def click() -> gr.Blocks:
+        page = layout.build(backend, ImageDecoder(backend.description, RadiographLimits()))
+        (handler,) = (one.fn for one in page.fns.values() if getattr(one.fn, "__name__", "") == "reconstruct")
+        await handler(*values)
+        return page
+
+    page = asyncio.run(click())
+    files = page.temp_file_sets[-1]
+    assert {str(path) for path in uploads.rglob("*") if path.is_file()} == files
+    delete_files_created_by_app(page, age=3600)
+    assert len(files) == 6
+    delete_files_created_by_app(page, age=0)
+    assert not [path for path in uploads.rglob("*") if path.is_file()]
 
 
 def test_where_no_space_is_left_a_click_is_refused_and_earlier_volumes_stay(
