@@ -18,7 +18,12 @@ from raylift.platform.model_store import MODELS
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOW = ["datasets", "models", "platform", "serve"]
 """Data flows one way: a folder imports itself and the folders to its left."""
-SERVE_MAY_IMPORT = {"raylift.platform.config", "raylift.platform.cluster", "raylift.platform.model_store"}
+SERVE_MAY_IMPORT = {
+    "raylift.platform.config",
+    "raylift.platform.cluster",
+    "raylift.platform.model_store",
+    "raylift.platform.reports.page",
+}
 
 MODELS_MAY_IMPORT = {
     "batch",

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from raylift.serve.backend import Backend
-from raylift.serve.page import report, result_files
+from raylift.serve.page import result_files, result_report
 from raylift.serve.page.result_files import STEM
 from raylift.serve.volume_formats import FORMATS, NIFTI, read_nifti
 
@@ -54,7 +54,7 @@ def add_routes(app: FastAPI, backend: Backend, folder: Path) -> None:
         async with encodings:
             volume = await asyncio.to_thread(read_nifti, stored)
             if name == REPORT:
-                data: bytes | str = await asyncio.to_thread(report.render, volume, record, backend)
+                data: bytes | str = await asyncio.to_thread(result_report.render, volume, record, backend)
             else:
                 data = await asyncio.to_thread(backend.encode, volume, OTHERS[name])
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "private, no-store"}

@@ -9,7 +9,8 @@ from jaxtyping import Int16
 from markupsafe import Markup
 
 import raylift
-from raylift.platform.reports import page
+from raylift.platform.reports.page import base64_text
+from raylift.platform.reports.page import render as render_page
 from raylift.serve.backend import Backend
 from raylift.serve.page.result_files import ResultRecord
 from raylift.serve.volume_formats import png_sheet
@@ -33,15 +34,15 @@ def render(volume: Int16[np.ndarray, "d h w"], record: ResultRecord, backend: Ba
         "raylift": raylift.__version__,
     }
     images = [
-        (view, kind, page.base64_text(Path(path).read_bytes()))
+        (view, kind, base64_text(Path(path).read_bytes()))
         for view, paths in record.images.items()
         for kind, path in zip(("radiograph, network input", "reprojection of the volume"), paths, strict=True)
     ]
-    return page.render(
+    return render_page(
         TEMPLATE,
         facts=record.facts,
         checks=Markup(record.checks),  # noqa: S704 - HTML of this service, whose text is escaped
         images=images,
-        planes=page.base64_text(png_sheet(volume, grid)),
+        planes=base64_text(png_sheet(volume, grid)),
         rows=rows,
     )
