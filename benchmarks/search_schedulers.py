@@ -1,7 +1,8 @@
 """Whether a scheduler finds the best trial of a full search, and with which part of its training steps.
 
 Every search has random settings of the same seed, hence the same trials in the same order; without a scheduler all of
-them train to the end. Trials run one at a time.
+them train to the end. Trials run one at a time. Population-based training has fewer members, whose settings change, so
+its best one has no rank.
 
     python benchmarks/search_schedulers.py --output runs/schedulers
 """
@@ -24,12 +25,13 @@ SPACE = """space:
   system.loss.mse_weight: {log_uniform: [1.0, 100.0]}
   system.fusion.kind: {choice: [average, sum]}
 """
-SCHEDULERS = ("none", "asha", "median")
+SCHEDULERS = ("none", "asha", "median", "pbt")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=18)
+    parser.add_argument("--members", type=int, default=8, help="of the population")
     parser.add_argument("--steps", type=int, default=54, help="of a trial that is not stopped")
     parser.add_argument("--validate-every", type=int, default=6)
     parser.add_argument("--phantoms", type=int, default=48)
@@ -45,13 +47,13 @@ def main() -> int:
     found = {name: search(name, archive, space, options) for name in SCHEDULERS}
     full = sorted(found["none"], key=psnr, reverse=True)
     ranks = {settings(trial): rank for rank, trial in enumerate(full, start=1)}
-    steps = {name: sum(max(trial.validations, default=0) for trial in trials) for name, trials in found.items()}
+    steps = {name: sum(trial.trained_steps for trial in trials) for name, trials in found.items()}
     rows = []
     for name, trials in found.items():
-        assert {settings(trial) for trial in trials} == set(ranks), f"{name} has other trials"
+        assert name == "pbt" or {settings(trial) for trial in trials} == set(ranks), f"{name} has other trials"
         best = max(trials, key=psnr)
         share, ended = steps[name] / steps["none"], sum(trial.state == "finished" for trial in trials)
-        rank = ranks[settings(best)]
+        rank = ranks.get(settings(best), "none")
         rows.append([name, f"{psnr(best):.2f}", str(rank), str(steps[name]), f"{share:.0%}", str(ended)])
     columns = ["scheduler", "best validation PSNR, dB", "its rank in the full search", "steps", "of the full search's"]
     title = f"{options.trials} trials of up to {options.steps} steps with x2ct-gan-tiny on phantoms at 32^3"
@@ -69,7 +71,7 @@ def search(scheduler: str, archive: Path, space: Path, options: argparse.Namespa
             "--preset": "x2ct-gan-tiny",
             "--data.archive": archive,
             "--output": url,
-            "--trials": options.trials,
+            "--trials": options.members if scheduler == "pbt" else options.trials,
             "--max-concurrent-trials": 1,
             "--sampler": "random",
             "--scheduler": scheduler,

@@ -40,7 +40,8 @@ ENVIRONMENT = {
     # No tables of Tune between the lines of raylift.
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-TRIAL_DRIVER = {"CPU": 0.0, "node:__internal_head__": 0.001}
+HEAD_NODE = {"node:__internal_head__": 0.001}
+TRIAL_DRIVER = {"CPU": 0.0, **HEAD_NODE}
 """Resources of the driver of a trial. It reserves no CPU: drivers that reserved all CPUs would leave none to their
 workers, and the search would stall without a message. A small share of the head node keeps drivers off other nodes."""
 

@@ -87,8 +87,12 @@ def train_command(run: RunConfig) -> str:
     if not differences:
         raise ConfigError("no preset has the parts of this run: write its settings to a YAML file")
     nearest = min(differences, key=lambda name: len(differences[name]))
-    options = [word for key, value in differences[nearest].items() for word in _option(key, value)]
-    return shlex.join(["raylift", "train", nearest, *options])
+    return f"raylift train {nearest} {options_of(differences[nearest])}".rstrip()
+
+
+def options_of(settings: dict[str, Any]) -> str:
+    """Settings on the command line."""
+    return shlex.join(word for key, value in settings.items() for word in _option(key, value))
 
 
 def _option(key: str, value: Any) -> list[str]:

@@ -11,6 +11,8 @@ from raylift.datasets.errors import RayliftError
 from raylift.platform.monitor import monitored
 from raylift.platform.training import lease
 from raylift.platform.training.checkpoint import RUN_FILE, Checkpoints
+from raylift.platform.tuning import population
+from raylift.platform.tuning.algorithms import PBT
 from raylift.platform.tuning.search import SEARCH_FILE
 from raylift.platform.tuning.trials import TABLE_FILE, load_table
 
@@ -79,6 +81,9 @@ def _search(url: str, record: dict[str, Any]) -> tuple[str, str, str]:
     """Best metric, progress, and the best checkpoint of a finished search."""
     folder = Folder(url)
     if not folder.exists(TABLE_FILE):
+        if record.get("scheduler") == PBT:
+            step = state.step if (state := population.load(url)) else 0
+            return "", f"{step} of {record['run']['train']['steps']} steps of {record['trials']} members", ""
         return "", f"{len(folder.names('trials'))} of {record['trials']} trials begun", ""
     table = load_table(url)
     if front := [trial for trial in table if trial.pareto]:

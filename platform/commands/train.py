@@ -11,6 +11,7 @@ import tyro
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.store import absolute
+from raylift.datasets.serialization import require_minimum
 from raylift.platform.commands.run_arguments import parse, print_usage, split_name
 from raylift.platform.config import RunConfig
 from raylift.platform.monitor import format_metrics, monitored
@@ -34,8 +35,13 @@ class TrainOptions:
     """Folder or URL of a run to resume."""
     take_over: bool = False
     """Resume a run although another process, whose last heartbeat is old, may still train it."""
+    until: int = 0
+    """Step at which this command ends, with a checkpoint; 0: train.steps. Learning rates are those of train.steps."""
     dry_run: bool = False
     """Print the configuration and an estimate of memory, and stop."""
+
+    def __post_init__(self) -> None:
+        require_minimum(self, 0, "until")
 
 
 def train(arguments: list[str]) -> int:
@@ -65,7 +71,7 @@ def train(arguments: list[str]) -> int:
         if options.resume:
             run = resuming.resume_run(run, url)
         cluster.connect()
-        metrics = runs.fit(run, url, leased=True)
+        metrics = runs.fit(run, url, leased=True, until=options.until)
     best, summary = best_checkpoint(url)
     print(f"trained in {time.monotonic() - started:.0f} s: validation {format_metrics(metrics)} at the end")
     psnr_db = summary["metrics"][monitored(summary["metrics"])]

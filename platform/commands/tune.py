@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from raylift.datasets.archive.store import absolute
+from raylift.datasets.archive.store import Folder, absolute
 from raylift.datasets.errors import ConfigError
 from raylift.platform.commands.run_arguments import parse, pop_option, print_usage, split_name
 from raylift.platform.config import RunConfig
@@ -24,14 +24,14 @@ class TuneOptions:
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     trials: int = 8
-    """Total number of trials."""
+    """Total number of trials; pbt: the number of members of the population."""
     max_concurrent_trials: int = 0
     """Maximum number of trials at once; 0: as many as the cluster has resources for."""
     sampler: Sampler = "tpe"
-    """How settings are chosen: by Optuna's tree-structured Parzen estimator (TPE), or at random."""
+    """How settings are chosen: by Optuna's tree-structured Parzen estimator (TPE), or at random, as always with pbt."""
     scheduler: Scheduler = "asha"
-    """What stops trials early: successive halving (ASHA), the median of the other trials' average validations, or
-    nothing."""
+    """What stops trials early: successive halving (ASHA), the median of the other trials' average validations,
+    population-based training (PBT), or nothing."""
     reduction_factor: int = 3
     """ASHA: at each rung the best 1/n of the trials continue."""
     seed: int = 0
@@ -102,7 +102,9 @@ def tune(arguments: list[str]) -> int:
         table = search.fit(url, leased=True)
     console.print(trials.as_table(table))
     print(f"report: {search_report.write(url)}")
-    if failed := sum(bool(trial.error) for trial in table):
+    complete = Folder(url).exists(trials.TABLE_FILE)
+    if not complete:
+        failed = sum(bool(trial.error) for trial in table)
         print(f"{failed} of {len(table)} trials failed: raylift tune --resume {url} repeats them")
     best = table[0]
     if two_objectives.OBJECTIVES[new.objectives] and best.measurement is None:
@@ -116,6 +118,9 @@ def tune(arguments: list[str]) -> int:
                 print(f"  {trial.measurement}: {trial.checkpoint}")
     else:
         print(f"best checkpoint ({best.best_psnr_db:.2f} dB, step {best.step}): {best.checkpoint}")
-    if not failed:
+        if best.lineage:
+            print("settings that led to it, by step:")
+            console.print(trials.as_lineage_table(best.lineage))
+    if complete:
         print(f"all trials: {url}/trials.json")
     return 0

@@ -20,9 +20,10 @@ neither on the ZeRO stage nor on the number of workers, and holds no pickle.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from raylift.models import weights
 from raylift.models.training_data import TrainingData
 from raylift.models.weights import Description, file_sha256
 from raylift.platform import model_store
-from raylift.platform.monitor import monitored
+from raylift.platform.monitor import PROTOCOL_OF, monitored
 
 RUN_FILE = "run.json"
 """The file that marks a folder as a run."""
@@ -171,6 +172,31 @@ class Checkpoints:
                 return []
             return [f"the best checkpoint, {join(self.url, _name(int(top['step'])))} ({top[metric]:.2f}), is missing"]
         return []
+
+    def at(self, step: int) -> str:
+        """URL of the checkpoint of a step."""
+        return join(self.url, _name(step))
+
+    def copy(self, source: str) -> None:
+        """Publish a verified copy of another run's checkpoint, whose history has no earlier validations.
+
+        Raises:
+            CheckpointError: a file of it is missing or altered.
+        """
+        with local_copy(source) as local:
+            state = load_state(local)
+            kept = [
+                each for each in state.history if each["step"] == state.step or not PROTOCOL_OF.keys() & each.keys()
+            ]
+            content = hashed_json.encode(to_plain(replace(state, history=kept)))
+            summary, name = Folder(source).read_hashed(INDEX_FILE), _name(state.step)
+            self._folder.remove(name)
+            for relative in summary["sha256"]:
+                if relative != STATE_FILE:
+                    self._folder.put(local / relative, f"{name}/{relative}")
+        self._folder.write(f"{name}/{STATE_FILE}", content)
+        digests = {**summary["sha256"], STATE_FILE: hashlib.sha256(content).hexdigest()}
+        self._folder.write(f"{name}/{INDEX_FILE}", hashed_json.encode({**summary, "sha256": digests}))
 
     def newest_before(self, step: int) -> str | None:
         """URL of the newest checkpoint of fewer steps, if there is one."""

@@ -51,17 +51,20 @@ def train_worker(settings: dict[str, Any]) -> dict[str, float]:
     run = from_plain(RunConfig, settings["config"], "run")
     reporter = Reporter(settings.get("messages"), run.train.steps, to_tune=settings.get("to_tune", False))
     store.report_stall = reporter.warn
-    return train(run, settings["run_url"], reporter, settings.get("archives"))
+    return train(run, settings["run_url"], reporter, settings.get("archives"), settings.get("until", 0))
 
 
-def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, str] | None = None) -> dict[str, float]:
-    """Train to `run.train.steps`, or until the driver requests the end, from the newest verified checkpoint if any.
+def train(
+    run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, str] | None = None, until: int = 0
+) -> dict[str, float]:
+    """Train from the newest verified checkpoint, if any, until the last step or until the driver requests the end.
 
     Args:
         run: the configuration, the same on every rank.
         run_url: the run's folder.
         reporter: for lines to the terminal.
         archives: digests of the archives (`inputs.archive_digests`), with which every rank compares its own.
+        until: the last step; 0: `run.train.steps`, which determines the learning rates of all steps in any case.
 
     Returns:
         The last metrics.
@@ -93,8 +96,8 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
     if metrics:
         reporter.report_to_tune(state.step, metrics)  # which may not have received it before the interruption
 
-    batches = iter(stream)
-    for step in range(state.step, run.train.steps):
+    batches, last = iter(stream), min(until or run.train.steps, run.train.steps)
+    for step in range(state.step, last):
         started = time.perf_counter()
         # Dropout depends on (seed, step, rank) alone, so a resumed run equals an uninterrupted one.
         torch.manual_seed(int(np.random.SeedSequence([run.train.seed, step, rank]).generate_state(1, np.uint64)[0]))
@@ -114,7 +117,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
 
         done = step + 1
         stops = on_any_rank(reporter.stop_requested(), device)
-        if done % run.train.log_every == 0 or done == run.train.steps:
+        if done % run.train.log_every == 0 or done == last:
             entry = {
                 "step": float(done),
                 "epoch": stream.epochs_consumed,
@@ -127,7 +130,7 @@ def train(run: RunConfig, run_url: str, reporter: Reporter, archives: dict[str, 
             reporter.log(done, entry)
             if writer:
                 writer.scalars(entry)
-        validates = done % run.train.validate_every == 0 or done == run.train.steps
+        validates = done % run.train.validate_every == 0 or done == last
         if not (validates or stops):
             continue
         for engine in objective_engines.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from raylift.datasets import hashed_json
@@ -31,6 +32,8 @@ RESUMABLE_CHANGES = (
     "data.cache_gib",
 )
 """Settings, or beginnings of settings, that a resumed run may change."""
+LOSS_WEIGHT = re.compile(r"system\.loss\.\w+_weight")
+"""Weights of losses. A resumed run may change them, but neither to nor from 0: some networks have no weights then."""
 ARCHIVES = {"data.archive": "data.snapshot", "data.unpaired": "data.unpaired_snapshot"}
 """Archives, whose place a resumed run may change if the samples are the same, and their snapshots."""
 
@@ -52,15 +55,17 @@ def resume_run(run: RunConfig, url: str) -> RunConfig:
     run = with_snapshots(with_absolute_paths(run))
     recorded, current = record.get("archives", {}), archive_digests(run)
     moved = tuple(key for key in ARCHIVES if recorded.get(key, "") == current.get(key))
-    changed = changes(base, run, RESUMABLE_CHANGES + moved, url, "run")
-    for key, (before, after) in changed.items():
-        print(f"raylift: {key} changes from {before} to {after}{_samples(base, run, key)}", flush=True)
+    before, after = flatten(to_plain(base)), flatten(to_plain(run))
+    weights = tuple(key for key in after if LOSS_WEIGHT.fullmatch(key) and before.get(key) and after[key])
+    changed = changes(base, run, RESUMABLE_CHANGES + moved + weights, url, "run")
+    for key, (old, new) in changed.items():
+        print(f"raylift: {key} changes from {old} to {new}{_samples(base, run, key)}", flush=True)
     for key, snapshot in ARCHIVES.items():
         if key in recorded and snapshot not in changed:
             current[key] = recorded[key]
-    new = {**record, "config": to_plain(run), "config_sha256": run.sha256(), "archives": current}
-    if new != record:
-        Folder(url).write(RUN_FILE, hashed_json.encode(new))
+    updated = {**record, "config": to_plain(run), "config_sha256": run.sha256(), "archives": current}
+    if updated != record:
+        Folder(url).write(RUN_FILE, hashed_json.encode(updated))
     return run
 
 

@@ -145,16 +145,17 @@ def _starting_process(record: dict[str, Any]) -> int:
 
 
 def fit(
-    run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = False, leased: bool = False
+    run: RunConfig, run_url: str, *, title: str = "train", to_tune: bool = False, leased: bool = False, until: int = 0
 ) -> dict[str, Any]:
     """Train a created run, from its newest checkpoint if it has one, and return its last metrics.
 
     Args:
         run: the configuration.
         run_url: the run's folder.
-        title: of the progress bar and the log lines.
+        title: of the progress bar and the log lines; empty: there are none.
         to_tune: whether it is a trial, whose validations are reported to Ray Tune.
         leased: whether the caller holds the lease of the run or of its search.
+        until: the step at which training ends; 0: `train.steps`.
 
     Raises:
         ConfigError: another process trains the run.
@@ -171,18 +172,20 @@ def fit(
     if not published:
         initial_weights.check(run, archive)
     # All files are verified before the run counts as finished.
-    last = published[-1] if published and published[-1][1]["step"] >= run.train.steps else None
+    end = min(until or run.train.steps, run.train.steps)
+    last = published[-1] if published and published[-1][1]["step"] >= end else None
     if last and checkpoints.newest()[0] == join(checkpoints.url, last[0]):
         finished: dict[str, Any] = last[1]["metrics"]
         if to_tune:
             # A search that was killed may not have received its trial's last validation.
             ray.tune.report({**finished, "step": run.train.steps})
         return finished
-    if to_tune:
-        return _fit(run, run_url, digests, None, to_tune=True)
+    settings = {"archives": digests, "messages": None, "to_tune": to_tune, "until": end}
+    if to_tune or not title:
+        return _fit(run, run_url, settings)
     with nullcontext() if leased else lease.acquire(run_url), worker_messages(title) as messages:
         try:
-            return _fit(run, run_url, digests, messages, to_tune=False)
+            return _fit(run, run_url, {**settings, "messages": messages})
         except Interrupted as error:
             at_step = ""
             with suppress(ray.exceptions.RayError):
@@ -192,11 +195,12 @@ def fit(
             raise Interrupted(f"{error}{at_step}; resume with raylift train --resume {run_url} ({newest})") from None
 
 
-def _fit(run: RunConfig, run_url: str, archives: dict[str, str], messages: Any, to_tune: bool) -> dict[str, Any]:
-    workers = run.cluster.workers
+def _fit(run: RunConfig, run_url: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Train with settings of `train_worker`."""
+    workers, messages = run.cluster.workers, settings["messages"]
     cluster.require_resources(workers * run.cluster.cpus_per_worker, workers * run.cluster.gpus_per_worker, "this run")
     callbacks: list[Any] = []
-    if to_tune:
+    if settings["to_tune"]:
         from ray.tune.integration.ray_train import TuneReportCallback
 
         callbacks.append(TuneReportCallback())  # type: ignore[no-untyped-call]
@@ -208,7 +212,6 @@ def _fit(run: RunConfig, run_url: str, archives: dict[str, str], messages: Any, 
             with suppress(ray.exceptions.RayActorError):
                 ray.get(messages.put.remote((None, run.train.steps, text)))
 
-    settings = {"archives": archives, "messages": messages, "to_tune": to_tune}
     return fit_with_restarts(run, run_url, settings, callbacks, note)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from raylift.datasets.archive.archive import Archive
@@ -126,14 +126,17 @@ def _validations(url: str, trial: Trial, metric: str | None) -> list[dict[str, f
     return validations if trial.status == Trial.TERMINATED else validations[:-1]
 
 
-SCHEDULERS: dict[str, Callable[[str, TrainConfig, int], TrialScheduler]] = {
+PBT = "pbt"
+SCHEDULERS: dict[str, Callable[[str, TrainConfig, int], TrialScheduler] | None] = {
     "asha": lambda url, train, reduction_factor: ResumableASHA(
         url, max_t=train.steps, grace_period=min(train.validate_every, train.steps), reduction_factor=reduction_factor
     ),
     "median": lambda url, train, _: ResumableMedianStopping(url, grace_period=train.validate_every),
-    "none": lambda *_: FIFOScheduler(),  # type: ignore[no-untyped-call]
+    PBT: None,
+    "none": None,
 }
-"""Ray Tune's schedulers, of a search's URL, its training and its reduction factor."""
+"""Ray Tune's schedulers, of a search's URL, its training and its reduction factor. For population-based training see
+`population`: that of Ray Tune refuses a sampler, and does not resume."""
 Scheduler = KeyOf[str, SCHEDULERS]
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {

@@ -5,7 +5,8 @@
 <search>/trials/<id>/         a run each, with its checkpoints and, of two objectives, their measurement
 <search>/trials.json          the table: settings, best metric and checkpoint of every trial, and the Pareto set
 <search>/report.html          the report, which `raylift tune --report` writes again; optuna.log: an Optuna storage
-<search>/ray/                 Ray Tune's state, from which --resume continues
+<search>/ray/                 Ray Tune's state, from which --resume continues, or
+<search>/population.json      the state of population-based training
 ```
 """
 
@@ -36,9 +37,9 @@ from raylift.platform.training.checkpoint import RUN_FILE
 from raylift.platform.training.driver import Interrupted, interruptible
 from raylift.platform.training.inputs import check, with_archive_views, with_snapshots
 from raylift.platform.training.resuming import changes
-from raylift.platform.tuning import two_objectives
-from raylift.platform.tuning.algorithms import SAMPLERS, SCHEDULERS, FeasibleSearch, Sampler, Scheduler
-from raylift.platform.tuning.trials import TABLE_FILE, Trial, describe, load_table, tabulate
+from raylift.platform.tuning import population, two_objectives
+from raylift.platform.tuning.algorithms import PBT, SAMPLERS, SCHEDULERS, FeasibleSearch, Sampler, Scheduler
+from raylift.platform.tuning.trials import TABLE_FILE, Trial, describe, load_table, name_results, tabulate
 from raylift.platform.tuning.two_objectives import OBJECTIVES, Measurement, Objectives
 
 SEARCH_FILE, RAY_FOLDER = "search.json", "ray"
@@ -74,13 +75,13 @@ class Search:
     run: RunConfig
     space: Space
     trials: int = 8
-    """Total number of trials."""
+    """Total number of trials; with population-based training, the number of members."""
     max_concurrent_trials: int = 0
     """Maximum number of trials at once; 0: as many as the cluster has resources for."""
     sampler: Sampler = "tpe"
     """Optuna's sampler of settings."""
     scheduler: Scheduler = "asha"
-    """What stops trials early: ASHA, median stopping or nothing."""
+    """What stops trials early: ASHA, median stopping, population-based training or nothing."""
     reduction_factor: int = 3
     """ASHA's: at each rung the best 1/n of the trials continue."""
     seed: int = 0
@@ -138,6 +139,7 @@ def validate(search: Search) -> dict[str, Any]:
         for value in values:
             override(search.run, {key: value})
         domains[key] = DISTRIBUTIONS[kind](values)
+    population.require_possible(search.scheduler, search.trials, search.run.train, domains)
     return domains
 
 
@@ -230,14 +232,18 @@ def fit(url: str, *, leased: bool = False) -> list[Trial]:
     cpus, gpus = _trial_resources(search)
     _report(f"{search.trials} trials, {concurrent} at a time: each needs {cpus:g} CPUs and {gpus:g} GPUs")
     with nullcontext() if leased else lease.acquire(url):
-        tuner = _tuner(search, url, space, concurrent, metric)
         try:
             with interruptible():
-                results = tuner.fit()
+                if search.scheduler == PBT:
+                    failed = False
+                    table = population.fit(url, search.run, space, search.trials, search.seed, concurrent, metric)
+                else:
+                    results = _tuner(search, url, space, concurrent, metric).fit()
+                    failed = bool(results.errors)
+                    table = tabulate(url, name_results(results[index] for index in range(len(results))))
         except Interrupted as interrupted:
             raise Interrupted(f"{interrupted}; resume with raylift tune --resume {url}") from None
-    table = tabulate(url, [results[index] for index in range(len(results))])
-    if not results.errors:
+    if not failed:
         Folder(url).write(TABLE_FILE, hashed_json.encode({"trials": to_plain(table)}))
     return table
 
@@ -257,7 +263,7 @@ def run_trial(settings: dict[str, Any], search: dict[str, Any], url: str) -> Non
 
 def _tuner(search: Search, url: str, space: dict[str, Any], concurrent: int, metric: str) -> tune.Tuner:
     path, filesystem = cluster.ray_storage(url)
-    single = not OBJECTIVES[search.objectives]
+    single, scheduler = not OBJECTIVES[search.objectives], SCHEDULERS[search.scheduler]
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, search=to_plain(search), url=url), cluster.TRIAL_DRIVER
     )
@@ -275,7 +281,7 @@ def _tuner(search: Search, url: str, space: dict[str, Any], concurrent: int, met
             num_samples=search.trials,
             max_concurrent_trials=concurrent,
             search_alg=FeasibleSearch(search.run, SAMPLERS[search.sampler](search.seed), two_objectives=not single),
-            scheduler=SCHEDULERS[search.scheduler](url, search.run.train, search.reduction_factor),
+            scheduler=scheduler(url, search.run.train, search.reduction_factor) if scheduler else None,
         ),
         run_config=tune.RunConfig(
             name=RAY_FOLDER,

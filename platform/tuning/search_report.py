@@ -23,9 +23,11 @@ from raylift.datasets.errors import ConfigError
 from raylift.platform.presets import train_command
 from raylift.platform.reports.page import base64_text, render
 from raylift.platform.training import lease
+from raylift.platform.tuning import population
+from raylift.platform.tuning.algorithms import PBT
 from raylift.platform.tuning.search import Search, load_search
 from raylift.platform.tuning.study import TrialHistory, as_study, load_trials, write_storage
-from raylift.platform.tuning.trials import TABLE_FILE, short_names
+from raylift.platform.tuning.trials import TABLE_FILE, lineage_table, short_names
 from raylift.platform.tuning.two_objectives import (
     OBJECTIVES,
     TIMED_PASSES,
@@ -62,7 +64,8 @@ def write(url: str) -> str:
         unfinished=_unfinished(url, search, trials),
         table=(header, rows),
         figures=_figures(search, trials),
-        commands=[(trial.id, _command(trial)) for trial in trials],
+        lineage=_lineage(search, trials),
+        commands=[(trial.id, _command(search, trial)) for trial in trials],
         storage=storage,
         provenance=json.dumps(_provenance(url, search), indent=1),
     )
@@ -87,9 +90,11 @@ def _summary(search: Search, trials: Sequence[TrialHistory]) -> str:
         for state in dict.fromkeys(trial.state for trial in trials)
         if (count := sum(trial.state == state for trial in trials))
     ]
-    text = f"{len(trials)} of {search.trials} trials: {', '.join(counts) or 'none has started'}."
-    validations = sum(max(trial.validations, default=0) for trial in trials)
-    text += f" {validations:,} of {search.trials * search.run.train.steps:,} steps were trained."
+    of = f"{len(trials)} trials of a population of {search.trials}"
+    text = of if search.scheduler == PBT else f"{len(trials)} of {search.trials} trials"
+    text += f": {', '.join(counts) or 'none has started'}."
+    steps = sum(trial.trained_steps for trial in trials)
+    text += f" {steps:,} of {search.trials * search.run.train.steps:,} steps were trained."
     if OBJECTIVES[search.objectives]:
         measured = devices(trial.measurement for trial in trials)
         text += (
@@ -125,6 +130,7 @@ def _table(search: Search, trials: Sequence[TrialHistory]) -> tuple[list[str], l
         "best validation PSNR, dB" if metric else "PSNR, dB",
         "best step",
         "last step",
+        *(["started from"] if search.scheduler == PBT else []),
         *short_names(keys),
         "state",
     ]
@@ -139,6 +145,7 @@ def _table(search: Search, trials: Sequence[TrialHistory]) -> tuple[list[str], l
                 "none" if psnr is None else f"{psnr:.2f}",
                 str(step),
                 str(max(trial.validations, default=0)),
+                *([_parent(trial)] if search.scheduler == PBT else []),
                 *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values),
                 f"{trial.state}: {trial.error}" if trial.error else trial.state,
             ]
@@ -146,9 +153,21 @@ def _table(search: Search, trials: Sequence[TrialHistory]) -> tuple[list[str], l
     return header, rows
 
 
-def _command(trial: TrialHistory) -> str:
+def _parent(trial: TrialHistory) -> str:
+    """The checkpoint from which a member of a population started."""
+    return f"{trial.lineage[-2].trial}, step {trial.first_step}" if len(trial.lineage) > 1 else "initial weights"
+
+
+def _lineage(search: Search, trials: Sequence[TrialHistory]) -> tuple[list[str], list[list[str]]] | None:
+    """Header and rows of the settings that led to the best checkpoint of population-based training, by step."""
+    if search.scheduler != PBT or not trials or not (best := _ranked(trials)[0]).best:
+        return None
+    return lineage_table(best.lineage)
+
+
+def _command(search: Search, trial: TrialHistory) -> str:
     try:
-        return train_command(trial.run)
+        return population.commands(search.run, trial.lineage) if trial.lineage else train_command(trial.run)
     except ConfigError as error:
         return f"# {error}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -22,9 +22,11 @@ from raylift.platform import cluster
 from raylift.platform.config import RunConfig, override
 from raylift.platform.monitor import monitored
 from raylift.platform.training.checkpoint import Checkpoints
-from raylift.platform.tuning import two_objectives
+from raylift.platform.tuning import population, two_objectives
+from raylift.platform.tuning.algorithms import PBT
+from raylift.platform.tuning.population import Member, Population
 from raylift.platform.tuning.search import RAY_FOLDER, Search, validate
-from raylift.platform.tuning.trials import describe
+from raylift.platform.tuning.trials import Segment, describe
 from raylift.platform.tuning.two_objectives import OBJECTIVES, Measurement
 
 STORAGE_FILE = "optuna.log"
@@ -53,6 +55,18 @@ class TrialHistory:
     error: str = ""
     measurement: Measurement | None = None
     """Its measurement in a search with two objectives."""
+    lineage: list[Segment] = field(default_factory=list)
+    """With population-based training, the settings that led to its best validation, by step."""
+
+    @property
+    def first_step(self) -> int:
+        """The step of the checkpoint it started from; 0 if it started from none."""
+        return self.lineage[-1].first_step if self.lineage else 0
+
+    @property
+    def trained_steps(self) -> int:
+        """The number of its steps until its last validation."""
+        return max(self.validations, default=self.first_step) - self.first_step
 
     @property
     def best(self) -> tuple[int, float] | None:
@@ -69,7 +83,27 @@ class TrialHistory:
 
 def load_trials(url: str, search: Search) -> list[TrialHistory]:
     """The trials of a search in the order of their start, also while it runs."""
-    return [_history(url, search, trial) for trial in _ray_trials(url)]
+    if search.scheduler == PBT:
+        state = population.load(url)
+        return [_member(url, search, state, member) for member in state.members.values()] if state else []
+    return [
+        _history(
+            url,
+            search,
+            trial.trial_id,
+            dict(trial.config),
+            trial.status == RayTrial.TERMINATED,
+            describe(trial.get_pickled_error()) if trial.status == RayTrial.ERROR else "",
+        )
+        for trial in _ray_trials(url)
+    ]
+
+
+def _member(url: str, search: Search, state: Population, member: Member) -> TrialHistory:
+    ended = member.id not in state.living
+    history = _history(url, search, member.id, member.settings, ended, member.error)
+    step = history.best[0] if history.best else member.first_step
+    return replace(history, lineage=state.lineage(member.id, step))
 
 
 def _ray_trials(url: str) -> list[RayTrial]:
@@ -81,22 +115,22 @@ def _ray_trials(url: str) -> list[RayTrial]:
     return list(analysis.trials or [])
 
 
-def _history(url: str, search: Search, trial: RayTrial) -> TrialHistory:
-    state = Checkpoints(join(url, "trials", trial.trial_id)).newest_state()
+def _history(
+    url: str, search: Search, trial: str, settings: dict[str, Any], terminated: bool, error: str
+) -> TrialHistory:
+    state = Checkpoints(join(url, "trials", trial)).newest_state()
     history = state.history if state else []
     metric = monitored(name for entry in history for name in entry)
     validations = {int(entry["step"]): entry[metric] for entry in history if math.isfinite(entry.get(metric, math.nan))}
-    error = describe(trial.get_pickled_error()) if trial.status == RayTrial.ERROR else ""
     single = not OBJECTIVES[search.objectives]
-    measurement = None if single else two_objectives.load(join(url, "trials", trial.trial_id))
+    measurement = None if single else two_objectives.load(join(url, "trials", trial))
     if measurement or (single and max(validations, default=0) >= search.run.train.steps):
         progress = "finished"
-    elif trial.status == RayTrial.TERMINATED:
-        progress = "stopped early"
+    elif error:
+        progress = "failed"
     else:
-        progress = "failed" if trial.status == RayTrial.ERROR else "unfinished"
-    run, settings = override(search.run, trial.config), dict(trial.config)
-    return TrialHistory(trial.trial_id, run, settings, progress, validations, error, measurement)
+        progress = "stopped early" if terminated else "unfinished"
+    return TrialHistory(trial, override(search.run, settings), settings, progress, validations, error, measurement)
 
 
 def as_study(

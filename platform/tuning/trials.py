@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,17 @@ TABLE_FILE = "trials.json"
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Consecutive steps that were trained with the same settings."""
+
+    trial: str
+    first_step: int
+    """The step of the checkpoint it started from."""
+    last_step: int
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Trial:
     """A row of the table."""
 
@@ -39,6 +50,8 @@ class Trial:
     """Its measurement in a search with two objectives."""
     pareto: bool = False
     """Whether it belongs to the Pareto set of two objectives."""
+    lineage: list[Segment] = field(default_factory=list)
+    """With population-based training, the settings that led to the checkpoint, by step."""
 
 
 def load_table(url: str) -> list[Trial]:
@@ -54,30 +67,38 @@ def load_table(url: str) -> list[Trial]:
     return [from_plain(Trial, row, TABLE_FILE) for row in rows]
 
 
-def tabulate(url: str, results: Iterable[Result]) -> list[Trial]:
-    """The rows of a search's results, the best first or, with two objectives, first the Pareto set from slow to fast.
+def name_results(results: Iterable[Result]) -> list[tuple[str, dict[str, Any], str]]:
+    """Id, settings and error of each of Ray Tune's results, whose folder is `run_trial_<id>_<number>_<settings>`."""
+    named = []
+    for result in results:
+        folder = Path(result.path).name
+        match = re.match(r".+?_([0-9a-f]+(?:_\d{5})?)_\d+_", folder)
+        named.append((match[1] if match else folder, result.config or {}, describe(result.error)))
+    return named
+
+
+def tabulate(url: str, trials: Iterable[tuple[str, dict[str, Any], str]]) -> list[Trial]:
+    """The rows of a search's trials, the best first or, with two objectives, first the Pareto set from slow to fast.
 
     Of equal trials the one that started first is first, so that a resumed search has the order of an unbroken one.
 
     Args:
         url: the search's folder.
-        results: Ray Tune's, one per trial; its folder is named `run_trial_<id>_<number>_<settings>`.
+        trials: id, settings and error of each in the order of their start; the error is empty if there is none.
     """
-    trials = []
-    for result in results:
-        named = re.match(r".+?_([0-9a-f]+(?:_\d{5})?)_\d+_", Path(result.path).name)
-        name, settings, error = named[1] if named else Path(result.path).name, result.config or {}, result.error
+    rows = []
+    for name, settings, error in trials:
         try:
             checkpoint, summary = best_checkpoint(join(url, "trials", name))
             best = summary["metrics"][monitored(summary["metrics"])]
             measurement = two_objectives.load(join(url, "trials", name))
-            trials.append(Trial(name, settings, best, summary["step"], checkpoint, describe(error), measurement))
+            rows.append(Trial(name, settings, best, summary["step"], checkpoint, error, measurement))
         except CheckpointError as missing:
-            trials.append(Trial(name, settings, None, 0, "", describe(error or missing)))
-    measured = [(each.quality, each.inference_s) if (each := trial.measurement) else None for trial in trials]
+            rows.append(Trial(name, settings, None, 0, "", error or describe(missing)))
+    measured = [(each.quality, each.inference_s) if (each := row.measurement) else None for row in rows]
     fronts = two_objectives.is_pareto_optimal(measured)
-    trials = [replace(trial, pareto=front) for trial, front in zip(trials, fronts, strict=True)]
-    return sorted(trials, key=_rank)
+    rows = [replace(row, pareto=front) for row, front in zip(rows, fronts, strict=True)]
+    return sorted(rows, key=_rank)
 
 
 def _rank(trial: Trial) -> tuple[bool, bool, bool, float]:
@@ -99,11 +120,30 @@ def as_table(trials: list[Trial]) -> Table:
     objectives = [measurement.metric, "inference time, s", "Pareto"] if measurement else ["PSNR, dB"]
     table = Table("trial", *short_names(list(trials[0].settings)), *objectives, "step")
     for trial in trials:
-        settings = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in trial.settings.values()]
+        settings = _cells(trial.settings)
         best = "none" if trial.best_psnr_db is None else f"{trial.best_psnr_db:.2f}"
         values = two_objectives.cells(trial.measurement, trial.pareto) if measurement else [best]
         table.add_row(trial.id, *settings, *values, str(trial.step))
     return table
+
+
+def lineage_table(lineage: Sequence[Segment]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a lineage: steps, trial and settings of each segment."""
+    rows = [[f"{each.first_step} to {each.last_step}", each.trial, *_cells(each.settings)] for each in lineage]
+    return ["steps", "trial", *short_names(list(lineage[0].settings))], rows
+
+
+def as_lineage_table(lineage: Sequence[Segment]) -> Table:
+    """A lineage for a terminal."""
+    header, rows = lineage_table(lineage)
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _cells(settings: dict[str, Any]) -> list[str]:
+    return [f"{value:.4g}" if isinstance(value, float) else str(value) for value in settings.values()]
 
 
 def short_names(keys: list[str]) -> list[str]:

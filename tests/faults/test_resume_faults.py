@@ -82,7 +82,9 @@ def test_a_snapshot_that_an_archive_does_not_have_is_refused_with_its_newest(arc
         (["--train.batch-size", "8"], "train.batch_size 4, not 8"),
         (["--train.seed", "1"], "train.seed 0, not 1"),
         (["--data.window.high-hu", "400"], "data.window.high_hu 1476.0, not 400.0"),
-        (["--system.loss.mse_weight", "3"], "system.loss.mse_weight 10.0, not 3.0"),
+        (["--system.loss.mse_weight", "0"], "system.loss.mse_weight 10.0, not 0.0"),
+        (["--system.loss.l1_weight", "3"], "system.loss.l1_weight 0.0, not 3.0"),
+        (["--system.loss.cone_jitter_deg", "3"], "system.loss.cone_jitter_deg 10.0, not 3.0"),
         (["--train.steps", "16", "--train.seed", "1"], "train.seed 0, not 1"),
     ],
 )
@@ -105,9 +107,11 @@ def test_settings_that_are_meant_to_change_are_printed_and_recorded(own, tmp_pat
         train=replace(run.train, steps=16),
         cluster=replace(run.cluster, workers=1),
         engine=replace(run.engine, zero_stage=3, precision="bf16"),
+        system=replace(run.system, loss=replace(run.system.loss, mse_weight=3.0)),
     )
     assert resuming.resume_run(changed, url) == changed
     assert capsys.readouterr().out.splitlines() == [
+        "raylift: system.loss.mse_weight changes from 10.0 to 3.0",
         "raylift: engine.zero_stage changes from 1 to 3",
         "raylift: engine.precision changes from fp32 to bf16",
         "raylift: cluster.workers changes from 2 to 1",
