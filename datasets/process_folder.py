@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 Purpose = Literal[
-    "page", "decoder", "volume", "checkpoint-files", "model-files", "event-files", "study-files", "ray-files"
+    "page", "jobs", "decoder", "volume", "checkpoint-files", "model-files", "event-files", "study-files", "ray-files"
 ]
-"""What a folder is for: the page's uploads and results, the decoder's socket, a volume that is written, files that are
-copied to or from a store, or those of Ray during a run."""
+"""What a folder is for: the page's uploads and results, results of jobs, the decoder's socket, a volume that is
+written, files that are copied to or from a store, or those of Ray during a run."""
 LOCK, FILES = "lock", "files"
 ABANDONED_S = 60.0
 """A folder without a lock file is kept for this long: its process may not have locked it yet."""

@@ -15,7 +15,7 @@ not prove a better volume: `docs/explanation/data-consistency.md` has results.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -76,6 +76,7 @@ def fit(
     geometry: Geometry,
     steps: int,
     strength: float = STRENGTH,
+    on_step: Callable[[], None] | None = None,
 ) -> ConsistencyResult:
     """Change volumes in the window's [0, 1] so that their projections agree better with normalized radiographs.
 
@@ -90,6 +91,7 @@ def fit(
         geometry: how the radiographs were taken.
         steps: their maximum number.
         strength: weight of the distance from the network's volume, without unit; 0 fits the radiographs alone.
+        on_step: is called before each step; what it raises ends the fit.
 
     Raises:
         ConfigError: steps or strength are negative, or the number of radiographs is not that of the views.
@@ -114,6 +116,8 @@ def fit(
     gradient: Volume | None = None
     direction: Volume | None = None
     for _ in range(steps):
+        if on_step:
+            on_step()
         previous_gradient = gradient
         gradient = _half_gradient(state, weight, grid, geometry) + regularization * (state.attenuation - origin)
         # Voxels at a bound whose change would be clipped are excluded, and so is air.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,20 @@ from raylift.models.diffusion.diffusion_network import DiffusionNetwork, Samplin
 
 Residuals = dict[str, tuple[float, float]]
 """By view, the relative L2 distance of reprojection and radiograph before and after the data-consistency fit."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a reconstruction that begins."""
+
+    stage: Literal["forward", "fit"]
+    """An evaluation of the network, or a step of the data-consistency fit."""
+    number: int
+    """Among those of all samples, from 1; what a fit leaves out where it ends early is skipped."""
+    total: int
+
+
+OnStep = Callable[[Step], None]
 
 
 @dataclass(frozen=True)
@@ -43,18 +58,25 @@ class Reconstruction:
 
 
 def predict(
-    network: nn.Module, radiographs: Float[Tensor, "n views rows columns"], sampling: SamplingConfig | None, k: int = 0
+    network: nn.Module,
+    radiographs: Float[Tensor, "n views rows columns"],
+    sampling: SamplingConfig | None,
+    k: int = 0,
+    on_step: Callable[[], None] | None = None,
 ) -> Float[Tensor, "n 1 d h w"]:
     """The volumes that a network predicts from radiographs, in fp32: with sampling settings its k-th sample.
 
     The k-th sample has the seed `sampling.seed + k` and is clipped to the window's [0, 1], so that the mean of several
-    samples is the mean of the volumes that each seed gives alone.
+    samples is the mean of the volumes that each seed gives alone. `on_step` is called before each evaluation of the
+    network; what it raises ends the prediction.
     """
     if sampling is None:
+        if on_step:
+            on_step()
         prediction: Tensor = network(radiographs)
         return prediction.float()
     assert isinstance(network, DiffusionNetwork)
-    return network.sample(radiographs, replace(sampling, seed=sampling.seed + k)).float().clip(0.0, 1.0)
+    return network.sample(radiographs, replace(sampling, seed=sampling.seed + k), on_step).float().clip(0.0, 1.0)
 
 
 class RunningStatistics:
@@ -93,6 +115,7 @@ def reconstruct(
     sampling: SamplingConfig | None = None,
     samples: Sequence[int] = (),
     consistency_steps: int = 0,
+    on_step: OnStep | None = None,
 ) -> list[Reconstruction]:
     """Reconstruct a batch of radiographs.
 
@@ -105,21 +128,30 @@ def reconstruct(
         sampling: settings of a diffusion network; None for a deterministic one.
         samples: number of samples for each item, with consecutive seeds; one each by default.
         consistency_steps: steps of `consistency.fit`, which each sample gets by itself; 0: no fit.
+        on_step: is called before each step; what it raises ends the reconstruction.
     """
     counts = list(samples) or [1] * len(radiographs)
     predicted, fitted = [RunningStatistics() for _ in counts], [RunningStatistics() for _ in counts]
     residuals: list[list[Residuals]] = [[] for _ in counts]
     prediction_time_s = fit_time_s = 0.0
+    evaluations = sampling.steps if sampling else 1
+    in_sample = evaluations + consistency_steps
+    total = max(counts) * in_sample
     for k in range(max(counts)):
         items = [item for item, count in enumerate(counts) if count > k]
         started = time.perf_counter()
-        volumes = predict(network, radiographs[items], sampling, k)
+        volumes = predict(
+            network, radiographs[items], sampling, k, _numbered(on_step, "forward", k * in_sample, evaluations, total)
+        )
         prediction_time_s += time.perf_counter() - started
         for item, volume in zip(items, volumes, strict=True):
             predicted[item].add(volume)
         if consistency_steps:
             started = time.perf_counter()
-            fit = consistency.fit(volumes, radiographs[items], window, grid, geometry, consistency_steps)
+            begin_step = _numbered(on_step, "fit", k * in_sample + evaluations, consistency_steps, total)
+            fit = consistency.fit(
+                volumes, radiographs[items], window, grid, geometry, consistency_steps, on_step=begin_step
+            )
             fit_time_s += time.perf_counter() - started
             for item, volume, by_view in zip(items, fit.volume, fit.by_view(geometry), strict=True):
                 fitted[item].add(volume)
@@ -135,3 +167,20 @@ def reconstruct(
         )
         for prediction, consistent, by_sample in zip(predicted, fitted, residuals, strict=True)
     ]
+
+
+def _numbered(
+    on_step: OnStep | None, stage: Literal["forward", "fit"], before: int, count: int, total: int
+) -> Callable[[], None] | None:
+    """A function that calls `on_step` with the next of `count` steps, after those before."""
+    if on_step is None:
+        return None
+    begun = 0
+
+    def begin() -> None:
+        nonlocal begun
+        # A schedule that does not end at pure noise takes one evaluation more.
+        begun = min(begun + 1, count)
+        on_step(Step(stage, before + begun, total))
+
+    return begin

@@ -16,6 +16,7 @@ import io
 import json
 import time
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -86,6 +87,31 @@ class RemoteReconstruction:
     """Warnings of these checks by view."""
     notes: dict[str, list[str]]
     """What was changed or ignored in reading the files, by view."""
+
+
+@dataclass(frozen=True)
+class RemoteJob:
+    """A job of a service, as it was when it was last read."""
+
+    url: str
+    state: str
+    """queued, running, succeeded, failed or canceled."""
+    stage: str | None
+    """Stage of a running job: forward (the network), fit (data consistency) or encoding."""
+    step: int | None
+    """Evaluation of the network or step of the fit that is computed, from 1."""
+    steps: int | None
+    seconds_left: float | None
+    document: dict[str, Any]
+    """All fields of `/v1/jobs/{id}`."""
+
+    @classmethod
+    def of(cls, response: httpx.Response) -> RemoteJob:
+        """The job in a response."""
+        document = response.json()
+        names = ("state", "stage", "step", "steps", "seconds_left")
+        url = str(response.url.join(document["links"]["self"]))
+        return cls(url, **{name: document[name] for name in names}, document=document)
 
 
 class Client:
@@ -161,43 +187,127 @@ class Client:
             httpx.HTTPError: the service does not respond.
             OSError: a file cannot be read.
         """
-        given = {
-            "model": model,
-            "samples": samples,
-            "seed": seed,
-            "steps": steps,
-            "consistency_steps": consistency_steps,
-            "invert": invert,
-            "return_std": None if return_std is None else str(return_std).lower(),
-            **{f"flip_{view}": str(flipped).lower() for view, flipped in (flip or {}).items()},
-        }
-        fields = {name: str(value) for name, value in given.items() if value is not None}
-        files = {view: one if isinstance(one, bytes) else Path(one).read_bytes() for view, one in radiographs.items()}
-        response = self._send("POST", "/v1/reconstructions", data=fields, files=files)
-        headers = response.headers
-        hu, std, spacing_mm = _volumes(response)
-        return RemoteReconstruction(
-            hu,
-            spacing_mm,
-            std,
-            response.content,
-            headers["X-Raylift-Model"],
-            json.loads(headers["X-Raylift-Parameters"]),
-            headers["X-Raylift-Level"],
-            json.loads(headers.get("X-Raylift-Warnings", "{}")),
-            json.loads(headers.get("X-Raylift-Notes", "{}")),
+        response = self._post(
+            {},
+            radiographs,
+            flip,
+            model=model,
+            samples=samples,
+            seed=seed,
+            steps=steps,
+            consistency_steps=consistency_steps,
+            return_std=return_std,
+            invert=invert,
         )
+        return _reconstruction(response)
 
-    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+    def submit(
+        self,
+        *,
+        model: str | None = None,
+        samples: int | None = None,
+        seed: int | None = None,
+        steps: int | None = None,
+        consistency_steps: int | None = None,
+        return_std: bool | None = None,
+        invert: str | None = None,
+        flip: dict[str, bool] | None = None,
+        **radiographs: str | Path | bytes,
+    ) -> RemoteJob:
+        """Begin a reconstruction as a job; arguments and errors are those of `reconstruct`."""
+        response = self._post(
+            {"Prefer": "respond-async"},
+            radiographs,
+            flip,
+            model=model,
+            samples=samples,
+            seed=seed,
+            steps=steps,
+            consistency_steps=consistency_steps,
+            return_std=return_std,
+            invert=invert,
+        )
+        return RemoteJob.of(response)
+
+    def wait(
+        self, job: RemoteJob, on_progress: Callable[[RemoteJob], None] | None = None, poll_s: float = 0.5
+    ) -> RemoteReconstruction:
+        """The volume of a job, which is removed from the service.
+
+        Args:
+            job: one that `submit` returned.
+            on_progress: is called with the job whenever it is read.
+            poll_s: how often it is read.
+
+        Raises:
+            ServiceError: the job failed (500, 503), was canceled (410) or was removed (404).
+            httpx.HTTPError: the service does not respond.
+        """
+        while job.state in ("queued", "running"):
+            time.sleep(poll_s)
+            job = RemoteJob.of(self._send("GET", job.url))
+            if on_progress:
+                on_progress(job)
+        # A failed job has the status of its error, and is not repeated.
+        response = self._send("GET", f"{job.url}/result", retries=0)
+        result = _reconstruction(response)
+        self._send("DELETE", job.url)
+        return result
+
+    def cancel(self, job: RemoteJob) -> None:
+        """Cancel a job, or remove an ended one and its result; a computation stops before its next step.
+
+        Raises:
+            ServiceError: the job was removed.
+            httpx.HTTPError: the service does not respond.
+        """
+        self._send("DELETE", job.url)
+
+    def _post(
+        self,
+        headers: dict[str, str],
+        radiographs: Mapping[str, str | Path | bytes],
+        flip: dict[str, bool] | None,
+        **given: object,
+    ) -> httpx.Response:
+        """The response to a request for a reconstruction."""
+        given |= {f"flip_{view}": flipped for view, flipped in (flip or {}).items()}
+        fields = {
+            name: str(value).lower() if isinstance(value, bool) else str(value)
+            for name, value in given.items()
+            if value is not None
+        }
+        files = {view: one if isinstance(one, bytes) else Path(one).read_bytes() for view, one in radiographs.items()}
+        return self._send("POST", "/v1/reconstructions", data=fields, files=files, headers=headers)
+
+    def _send(self, method: str, path: str, retries: int | None = None, **request: Any) -> httpx.Response:
         """The successful response to a request."""
-        for attempt in range(self._retries + 1):
+        retries = self._retries if retries is None else retries
+        for attempt in range(retries + 1):
             response = self._http.request(method, path, **request)
-            if response.status_code != 503 or attempt == self._retries:
+            if response.status_code != 503 or attempt == retries:
                 break
             time.sleep(_delay_s(response.headers.get("Retry-After", "")))
         if not response.is_success:
             raise ServiceError(response)
         return response
+
+
+def _reconstruction(response: httpx.Response) -> RemoteReconstruction:
+    """The volume of a response, and what its headers state."""
+    headers = response.headers
+    hu, std, spacing_mm = _volumes(response)
+    return RemoteReconstruction(
+        hu,
+        spacing_mm,
+        std,
+        response.content,
+        headers["X-Raylift-Model"],
+        json.loads(headers["X-Raylift-Parameters"]),
+        headers["X-Raylift-Level"],
+        json.loads(headers.get("X-Raylift-Warnings", "{}")),
+        json.loads(headers.get("X-Raylift-Notes", "{}")),
+    )
 
 
 def _delay_s(retry_after: str) -> float:

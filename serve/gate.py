@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -18,18 +19,21 @@ from raylift.serve.failures import ServiceUnavailableError
 
 EVENTS = "/gradio_api/queue/data"
 """Path of the events of the page, which has its results when they have ended and then gets the files."""
-FILES = ("/gradio_api/file=", "/volumes/")
+JOBS = "/v1/jobs/"
+"""Beginning of the paths of jobs."""
+FILES = ("/gradio_api/file=", "/volumes/", JOBS)
 """Beginnings of the paths of the files of a result."""
 FILES_S = 3.0
 """How long a service that stops waits for requests for the files of a result."""
 Result = TypeVar("Result")
 WORK = ("/v1/reconstructions", "/gradio_api/upload", EVENTS)
 """Paths whose requests are completed before the service stops."""
-HEARTBEAT = "/gradio_api/heartbeat/"
+STREAMS = re.compile(rf"/gradio_api/heartbeat/.*|{JOBS}[^/]+/events")
+"""Paths of requests that stay open: of pages, and of clients that follow a job."""
 MAX_REQUESTS = 512
 """Requests in progress; more get 503, so that probes always find a free slot in the process."""
-MAX_HEARTBEATS = 256
-"""Open pages."""
+MAX_STREAMS = 256
+"""Open pages and followed jobs."""
 DECAY = 0.9
 """Weight of the throughput before each completed reconstruction."""
 
@@ -137,27 +141,35 @@ class Gate:
         self.is_open = True
         self._work: set[asyncio.Task[None]] = set()
         self._others: set[asyncio.Task[None]] = set()
-        self._heartbeats: set[asyncio.Task[None]] = set()
+        self._streams: set[asyncio.Task[None]] = set()
+
+    def start(self, job: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin a job, which goes on after its request and completes before the service stops."""
+        # Ray Serve cancels the calls that were made in the context of a request that ended.
+        task = asyncio.create_task(job, name=JOBS, context=Context())
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
 
     async def close(self, grace_s: float) -> int:
         """Refuse requests from now on, wait for those in progress, and cancel what remains after the grace.
 
-        A page may get the files of its result within the grace.
+        A page and the client of a job may get the files of their results within the grace.
 
         Returns:
-            Number of canceled requests.
+            Number of canceled requests and jobs.
         """
         self.is_open = False
         until = time.monotonic() + grace_s
-        has_events = any(task.get_name() == EVENTS for task in self._work)
+        has_files = any(task.get_name() in (EVENTS, JOBS) for task in self._work)
         if self._work:
             await asyncio.wait(self._work, timeout=grace_s)
         canceled = len(self._work)
-        if has_events and not canceled:
+        if has_files and not canceled:
             await asyncio.sleep(min(FILES_S, max(0.0, until - time.monotonic())))
             if files := [task for task in self._others if task.get_name().startswith(FILES)]:
                 await asyncio.wait(files, timeout=max(0.0, until - time.monotonic()))
-        remaining = self._work | self._others | self._heartbeats
+        remaining = self._work | self._others | self._streams
         for task in remaining:
             task.cancel()
         if remaining:
@@ -173,10 +185,10 @@ class Gate:
         if not self.is_open and not (path.startswith(FILES) and scope["method"] == "GET"):
             await refuse(scope, send, 503, "the service is stopping", retry_after="5")
             return
-        is_heartbeat = path.startswith(HEARTBEAT)
-        tasks = self._heartbeats if is_heartbeat else self._work if path in WORK else self._others
-        in_work = len(self._heartbeats) if is_heartbeat else len(self._work) + len(self._others)
-        if in_work >= (MAX_HEARTBEATS if is_heartbeat else MAX_REQUESTS):
+        is_stream = STREAMS.fullmatch(path) is not None
+        tasks = self._streams if is_stream else self._work if path in WORK else self._others
+        in_progress = len(self._streams) if is_stream else len(self._work) + len(self._others)
+        if in_progress >= (MAX_STREAMS if is_stream else MAX_REQUESTS):
             await refuse(scope, send, 503, "too many requests at a time: try again in a few seconds", retry_after="5")
             return
         started = False

@@ -7,8 +7,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from html import escape
 from typing import Any
 
@@ -19,12 +19,15 @@ from jaxtyping import Float32
 from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentResponseGenerator
 
 from raylift.datasets import process_folder
 from raylift.datasets.radiographs.gray_image import RadiographLimits
+from raylift.models.inference import Step
 from raylift.serve.api import routes
 from raylift.serve.api.access import AccessControl
 from raylift.serve.api.credentials import Credentials
+from raylift.serve.api.jobs import Jobs
 from raylift.serve.api.measured_requests import Measured
 from raylift.serve.api.request_limits import BodyTimeout, RootPath
 from raylift.serve.backend import Backend
@@ -64,6 +67,17 @@ class _ReplicaState:
                 logging.getLogger("ray.serve").warning("the state of the model is unknown: %s", error)
                 return False
         return self._is_running
+
+
+@contextmanager
+def _unavailable() -> Iterator[None]:
+    """Raise failures of Ray Serve as ServiceUnavailableError."""
+    try:
+        yield
+    except BackPressureError as error:
+        raise ServiceUnavailableError("the queue is full: try again in a few seconds") from error
+    except (RayActorError, DeploymentUnavailableError) as error:
+        raise ServiceUnavailableError("the model is restarting: try again in a few seconds") from error
 
 
 def other_models(backend: Backend) -> str:
@@ -107,14 +121,28 @@ def build(
             return volume
 
         begun = time.perf_counter()
-        try:
+        with _unavailable():
             result = await queue.complete(call(), served.weight(given))
-            metrics.add_reconstruction(time.perf_counter() - begun, result.prediction_time_s, result.fit_time_s)
-            return result
-        except BackPressureError as error:
-            raise ServiceUnavailableError("the queue is full: try again in a few seconds") from error
-        except (RayActorError, DeploymentUnavailableError) as error:
-            raise ServiceUnavailableError("the model is restarting: try again in a few seconds") from error
+        metrics.add_reconstruction(time.perf_counter() - begun, result.prediction_time_s, result.fit_time_s)
+        return result
+
+    async def reconstruct_in_steps(
+        radiographs: Float32[np.ndarray, "views rows columns"], given: ReconstructionSettings
+    ) -> AsyncIterator[Step | HUVolume]:
+        begun = time.perf_counter()
+        with _unavailable():
+            streaming = serve.get_deployment_handle(model).options(stream=True)
+            response = streaming.reconstruct_in_steps.remote(radiographs, given)
+            assert isinstance(response, DeploymentResponseGenerator)
+            try:
+                async for item in response:
+                    if isinstance(item, HUVolume):
+                        total_s = time.perf_counter() - begun
+                        metrics.add_reconstruction(total_s, item.prediction_time_s, item.fit_time_s)
+                    yield item
+            except asyncio.CancelledError:
+                response.cancel()  # type: ignore[no-untyped-call]
+                raise
 
     loaded = _ReplicaState(model)
 
@@ -124,10 +152,19 @@ def build(
     limits = RadiographLimits(max_bytes=settings.max_upload_mib * 2**20)
     decoder = ImageDecoder(served.description, limits, settings.decoding_limits, metrics)
     backend = Backend(served, reconstruct, ready, queue.slot, settings.strict, models, metrics)
-    app = routes.build(backend, decoder)
+    max_stored_bytes = settings.max_stored_mib * 2**20
+    jobs = Jobs(
+        reconstruct_in_steps,
+        gate.start,
+        folders.enter_context(process_folder.make("jobs")),
+        retention_s=settings.retention_s,
+        max_jobs=settings.max_jobs,
+        max_client_jobs=settings.max_client_jobs,
+        max_bytes=max_stored_bytes,
+    )
+    app = routes.build(backend, decoder, jobs)
     viewer.add_routes(app)
     volume_downloads.add_routes(app, backend, uploads)
-    max_stored_bytes = settings.max_stored_mib * 2**20
     page = layout.build(backend, decoder, settings.retention_s, other_models(backend), max_stored_bytes)
     app.add_middleware(
         UploadQuota,

@@ -107,6 +107,7 @@ class Reconstructor:
         self,
         radiographs: list[Float32[np.ndarray, "views rows columns"]],
         settings: list[ReconstructionSettings] | None = None,
+        on_step: inference.OnStep | None = None,
     ) -> list[HUVolume]:
         """A volume in HU for each set of prepared radiographs.
 
@@ -119,6 +120,7 @@ class Reconstructor:
         Args:
             radiographs: one set for each volume.
             settings: of each volume; the defaults if omitted.
+            on_step: is called before each step of a batch; what it raises ends the reconstruction.
 
         Raises:
             ConfigError: fewer than one sample, or a setting of a sampler for a deterministic model.
@@ -130,12 +132,15 @@ class Reconstructor:
             batches.setdefault((one.steps, one.consistency_steps, alone), []).append(item)
         volumes: dict[int, HUVolume] = {}
         for items in batches.values():
-            batch = self._reconstruct([radiographs[item] for item in items], [given[item] for item in items])
+            batch = self._reconstruct([radiographs[item] for item in items], [given[item] for item in items], on_step)
             volumes |= dict(zip(items, batch, strict=True))
         return [volumes[item] for item in range(len(given))]
 
     def _reconstruct(
-        self, radiographs: list[Float32[np.ndarray, "views rows columns"]], settings: list[ReconstructionSettings]
+        self,
+        radiographs: list[Float32[np.ndarray, "views rows columns"]],
+        settings: list[ReconstructionSettings],
+        on_step: inference.OnStep | None,
     ) -> list[HUVolume]:
         """The volumes of one batch, whose settings differ only in the number of samples."""
         model, steps = self.description, settings[0].consistency_steps
@@ -149,6 +154,7 @@ class Reconstructor:
             sampling=sampling,
             samples=[one.samples for one in settings],
             consistency_steps=self._steps if steps is None else steps,
+            on_step=on_step,
         )
         return [self._in_hu(result) for result in results]
 

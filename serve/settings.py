@@ -64,11 +64,15 @@ class ServeSettings:
     max_upload_mib: int = 64
     """Largest radiograph file."""
     retention_s: float = 3600.0
-    """How long the page keeps uploads and results."""
+    """How long the page keeps uploads and results, and the API jobs that have ended."""
     max_client_uploads_mib: int = 512
     """Largest size of all uploads of one client to the page within --retention-s."""
     max_stored_mib: int = 4096
-    """Largest size of all uploads and results of the page."""
+    """Largest size of all uploads and results of the page, and of all results of jobs."""
+    max_jobs: int = 256
+    """Most jobs of the API, including those that have ended and are kept."""
+    max_client_jobs: int = 32
+    """Most of them of one client."""
     decoding_cpu_s: int = 10
     """Processor time for decoding one file, in seconds."""
     decoding_timeout_s: float = 30.0
@@ -111,6 +115,8 @@ class ServeSettings:
             "decoding-memory-mib": self.decoding_memory_mib,
             "max-client-uploads-mib": self.max_client_uploads_mib,
             "max-stored-mib": self.max_stored_mib,
+            "max-jobs": self.max_jobs,
+            "max-client-jobs": self.max_client_jobs,
             "max-samples": self.max_samples,
             "max-steps": self.max_steps,
         }

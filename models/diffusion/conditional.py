@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -61,7 +62,10 @@ class ConditionalDiffusion(DiffusionNetwork):
 
     @torch.no_grad()
     def sample(
-        self, radiographs: Float[Tensor, "n views rows columns"], sampling: SamplingConfig
+        self,
+        radiographs: Float[Tensor, "n views rows columns"],
+        sampling: SamplingConfig,
+        on_step: Callable[[], None] | None = None,
     ) -> Float[Tensor, "n 1 d h w"]:
         """Gaussian noise, then `sampling.steps` denoising steps under the same condition.
 
@@ -73,6 +77,8 @@ class ConditionalDiffusion(DiffusionNetwork):
         noise = Noise(sampling.seed, like)
 
         def predict_x0(noisy: Tensor, timestep: int) -> Tensor:
+            if on_step:
+                on_step()
             timesteps = torch.full((len(noisy),), timestep, device=noisy.device)
             prediction = self.predict(noisy, timesteps, condition)
             x0 = self.scheduler.predict_x0(prediction, noisy, timesteps)

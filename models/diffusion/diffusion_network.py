@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from jaxtyping import Float
@@ -41,11 +42,15 @@ class DiffusionNetwork(VolumeNetwork):
 
     @abstractmethod
     def sample(
-        self, radiographs: Float[Tensor, "n views rows columns"], sampling: SamplingConfig
+        self,
+        radiographs: Float[Tensor, "n views rows columns"],
+        sampling: SamplingConfig,
+        on_step: Callable[[], None] | None = None,
     ) -> Float[Tensor, "n 1 d h w"]:
         """One volume in the window's [0, 1] for each set of radiographs.
 
-        The sample of an item depends on its radiographs and the settings alone, not on the rest of its batch.
+        The sample of an item depends on its radiographs and the settings alone, not on the rest of its batch. `on_step`
+        is called before each evaluation of the denoiser; what it raises ends the sampling.
         """
 
     def volumes(self, radiographs: Float[Tensor, "n views rows columns"]) -> list[Float[Tensor, "n 1 d h w"]]:

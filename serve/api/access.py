@@ -98,7 +98,8 @@ class AccessControl:
             detail = "too many passwords are verified at a time: try again in a few seconds"
             await refuse(scope, send_with_headers, 503, detail, retry_after="5")
         else:
-            await self._app(scope, receive, send_with_headers)
+            user = self._credentials and self._credentials.user(headers.get("authorization", ""))
+            await self._app({**scope, "user": user}, receive, send_with_headers)
 
     def _permits(self, origin: str, host: str) -> bool:
         """Whether an origin is the requested host and port, or a host of a proxy."""

@@ -32,6 +32,14 @@ class Credentials:
         scheme, _, value = authorization.partition(" ")
         return scheme.lower() == "bearer" and _digest(value.strip()) in self.tokens
 
+    @staticmethod
+    def user(authorization: str) -> str:
+        """Whose an accepted header Authorization is: the name of a user, or the digest of a token."""
+        scheme, _, value = authorization.partition(" ")
+        if scheme.lower() == "bearer":
+            return f"token {_digest(value.strip()).hex()}"
+        return f"user {base64.b64decode(value).decode().partition(':')[0]}"
+
     def accept_password(self, authorization: str) -> bool:
         """Whether a header Authorization has a user and a password; as slow for unknown users as for known ones."""
         scheme, _, value = authorization.partition(" ")

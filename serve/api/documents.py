@@ -1,8 +1,9 @@
-"""JSON documents of the API: models, and what a reconstruction states without its voxels."""
+"""JSON documents of the API: models, what a reconstruction states without its voxels, and jobs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +12,7 @@ from raylift import __version__
 from raylift.datasets.radiographs.check_result import CheckResult, worst
 from raylift.datasets.serialization import to_plain
 from raylift.models.diffusion.samplers import SamplerName
+from raylift.serve.api.problem import Problem
 from raylift.serve.backend import DISCLAIMER
 from raylift.serve.reconstructor import HUVolume
 from raylift.serve.served_model import MAX_SEED, ReconstructionSettings, ServedModel
@@ -157,3 +159,37 @@ class ReconstructionReport(BaseModel):
             residuals={view: Residual(before=pair[0], after=pair[1]) for view, pair in result.residuals.items()},
             notice=DISCLAIMER,
         )
+
+
+JobState = Literal["queued", "running", "succeeded", "failed", "canceled"]
+JOB_EXAMPLE: dict[str, Any] = {
+    "id": "0f" * 16,
+    "state": "running",
+    "stage": "forward",
+    "step": 12,
+    "steps": 40,
+    "seconds_left": 21.5,
+    "created": "2026-01-01T12:00:00Z",
+    "links": {"self": f"/v1/jobs/{'0f' * 16}", "events": f"/v1/jobs/{'0f' * 16}/events"},
+}
+
+
+class JobInfo(BaseModel):
+    """A job."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [JOB_EXAMPLE]})
+
+    id: str
+    state: JobState
+    stage: Literal["forward", "fit", "encoding"] | None = Field(
+        None, description="of a running job: the network, the data-consistency fit, or the encoding of the volume"
+    )
+    step: int | None = Field(None, description="evaluation of the network or step of the fit that is computed, from 1")
+    steps: int | None = Field(None, description="their number")
+    seconds_left: float | None = Field(
+        None, description="by the duration of the steps so far; null before the second one"
+    )
+    created: datetime
+    expires: datetime | None = Field(None, description="when an ended job and its result are removed")
+    error: Problem | None = Field(None, description="why a job failed")
+    links: dict[str, str] = Field(description="paths: self, events and, of a job that succeeded, result")

@@ -69,12 +69,14 @@ class ReconstructionForm(BaseModel):
         return images
 
 
-def form_model(model: ServedModel) -> type[ReconstructionForm]:
+def form_model(model: ServedModel, names: Sequence[str]) -> type[ReconstructionForm]:
     """The form for a model: a file and a flip for each view, as fields NAME and flip_NAME, and its parameters.
 
     The attributes are `view_0`, `flip_0` and so on, because a name of a view need not be one of an attribute.
+    `names` are those of all models of the service.
     """
-    fields: dict[str, Any] = {"model": (str, Field(model.name, description="name of the model, as in /v1/models"))}
+    named = Field(model.name, description="name of the model", json_schema_extra={"enum": list(names)})
+    fields: dict[str, Any] = {"model": (str, named)}
     for k, view in enumerate(model.description.geometry.views):
         name = view.name
         flip, alias = f"flip the {name} image left to right", f"flip_{name}"

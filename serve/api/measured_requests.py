@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,7 +11,14 @@ from raylift.serve.api.request_limits import route_path
 from raylift.serve.service_metrics import Metrics
 
 RECONSTRUCTIONS = "/v1/reconstructions"
-ROUTES = (RECONSTRUCTIONS, "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/v1/model", "/v1/models")
+PATTERNS = {
+    re.compile("/v1/models/[^/]+"): "/v1/models/{name}",
+    re.compile("/v1/jobs/[^/]+"): "/v1/jobs/{id}",
+    re.compile("/v1/jobs/[^/]+/events"): "/v1/jobs/{id}/events",
+    re.compile("/v1/jobs/[^/]+/result"): "/v1/jobs/{id}/result",
+}
+ROUTES = {RECONSTRUCTIONS, "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/v1/model", "/v1/models"}
+ROUTES |= set(PATTERNS.values())
 CLIENT_LEFT = "499"
 """Status of requests whose client left before the response began, as nginx logs it."""
 
@@ -27,7 +35,8 @@ class Measured:
             await self._app(scope, receive, send)
             return
         path = route_path(scope)
-        route = "/v1/models/{name}" if path.startswith("/v1/models/") else path if path in ROUTES else "page"
+        route = next((to for pattern, to in PATTERNS.items() if pattern.fullmatch(path)), path)
+        route = route if route in ROUTES else "page"
         status, begun, is_complete = CLIENT_LEFT, time.perf_counter(), path != RECONSTRUCTIONS
 
         async def receive_measured() -> Message:

@@ -1,10 +1,18 @@
-"""The media type of a response, from a request's Accept header."""
+"""What a request prefers: the media type of its response by Accept, and a job by Prefer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from fastapi import HTTPException
+
+RESPOND_ASYNC = "respond-async"
+"""The preference of RFC 7240 for a response before the work is done."""
+
+
+def prefers_async(prefer: str) -> bool:
+    """Whether a header Prefer has `respond-async`."""
+    return any(part.partition(";")[0].strip().lower() == RESPOND_ASYNC for part in prefer.split(","))
 
 
 def negotiated(accept: str, offered: Sequence[str]) -> str:

@@ -15,6 +15,9 @@ ROUTES = {
         # The API.
         r"/healthz|/readyz|/docs|/openapi\.json|/metrics|/v1/models?|/v1/models/[^/]+": ("GET", "HEAD"),
         r"/v1/reconstructions": ("POST",),
+        r"/v1/jobs/[^/]+": ("GET", "HEAD", "DELETE"),
+        r"/v1/jobs/[^/]+/result": ("GET", "HEAD"),
+        r"/v1/jobs/[^/]+/events": ("GET",),
         # The page, and those of Gradio's routes that it uses. `file=` with a URL would fetch that URL for any client.
         r"/|/config|/theme\.css|/manifest\.json|/favicon\.ico|/robots\.txt|/(assets|static)/.+": ("GET", "HEAD"),
         r"/viewer/\w+/[\w.]+|/volumes/[0-9a-f]{64}/[\w.]+": ("GET", "HEAD"),

@@ -4,22 +4,27 @@
 import asyncio
 import json
 import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Annotated
 
 import numpy as np
-from fastapi import Depends, FastAPI, Form, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, Form, Header, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from raylift import __version__
 from raylift.datasets.radiographs import input_checks
-from raylift.datasets.radiographs.check_result import warnings, worst
+from raylift.datasets.radiographs.check_result import CheckResult, warnings, worst
 from raylift.datasets.serialization import to_plain
+from raylift.serve.api import jobs as job_routes
 from raylift.serve.api import reference
-from raylift.serve.api.documents import EXAMPLE, ModelInfo, ModelList, ReconstructionReport
+from raylift.serve.api.documents import EXAMPLE, JobInfo, ModelInfo, ModelList, ReconstructionReport
 from raylift.serve.api.exception_handlers import handle_errors
 from raylift.serve.api.form import MAX_FIELDS, MAX_FILES, ReconstructionForm, form_model, require_multipart
-from raylift.serve.api.negotiation import negotiated
+from raylift.serve.api.jobs import Jobs
+from raylift.serve.api.negotiation import RESPOND_ASYNC, negotiated, prefers_async
 from raylift.serve.api.problem import described
 from raylift.serve.api.request_limits import BodyLimit, KnownRoutes
 from raylift.serve.backend import DISCLAIMER, Backend
@@ -45,7 +50,7 @@ RESPONSES = ", ".join([*(f"{kind} ({one.summary})" for kind, one in FORMATS.item
 STD_RESPONSE = "; with return_std a zip of the mean and the standard deviation over samples (-std), in HU"
 
 
-def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
+def build(backend: Backend, decoder: ImageDecoder, jobs: Jobs) -> FastAPI:
     """The application with all routes of the API."""
     # FastAPI's own documentation pages load scripts from a public server; `reference` has none.
     app = FastAPI(
@@ -56,7 +61,7 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
         redoc_url=None,
     )
     model = backend.model
-    views, form_type = model.views, form_model(model)
+    views, form_type = model.views, form_model(model, [one.name for one in backend.models])
     handle_errors(app, form_type, views)
     app.add_middleware(KnownRoutes)
     # One file for each view, and the other fields of the form; a form for another model of the service is redirected.
@@ -136,6 +141,11 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
                 "description": f"by Accept: {RESPONSES}" + (STD_RESPONSE if model.multiple_samples else ""),
                 "headers": _headers(model),
             },
+            202: {
+                "model": JobInfo,
+                "description": "with Prefer: respond-async, the job",
+                "headers": {"Location": {"description": "path of the job", "schema": {"type": "string"}}},
+            },
             307: described("another model of the service has the path in Location"),
             406: described("no format is accepted"),
             413: described("the request or a file is too large"),
@@ -143,56 +153,82 @@ def build(backend: Backend, decoder: ImageDecoder) -> FastAPI:
             422: described(
                 "a field is missing, unknown or invalid; with --strict, a warning of the checks of the input"
             ),
+            429: described("the client has too many jobs"),
             503: described("the queue is full, or the model is restarting"),
         },
     )
     async def reconstruct(
         request: Request,
         fields: Annotated[form_type, Form(media_type="multipart/form-data")],  # type: ignore[valid-type]
+        prefer: Annotated[str, Header(description="respond-async: as a job (RFC 7240)")] = "",
     ) -> Response:
-        """Reconstruct a volume from one radiograph of each view (DICOM, PNG, JPEG, TIFF or BMP)."""
+        """Reconstruct a volume from one radiograph of each view (DICOM, PNG, JPEG, TIFF or BMP).
+
+        With `Prefer: respond-async` the response has status 202 and the path of a job.
+        """
         form: ReconstructionForm = fields
         accepted = negotiated(request.headers.get("accept", "*/*"), (*FORMATS, JSON))
         if form.include_std and accepted not in WITH_STD:
             raise HTTPException(422, f"return_std has the formats {', '.join(WITH_STD)}, not {accepted}")
-        async with backend.slot(model.weight(form.settings)):
+        job = jobs.new(request, _max_bytes(model, form)) if prefers_async(prefer) else None
+        async with AsyncExitStack() as slot:
+            await slot.enter_async_context(backend.slot(model.weight(form.settings)))
             async with decoder.slots:
                 loaded = await form.radiographs(backend.description.geometry.views, decoder)
             prepared = np.stack([radiograph.image for radiograph in loaded.values()])
             checks = input_checks.check(loaded, prepared)
             if backend.strict:
                 input_checks.require_ok(checks)
+            notes = {view: radiograph.notes for view, radiograph in loaded.items() if radiograph.notes}
+            if job:
+                encode = partial(_encoded, backend, form, accepted, checks, notes)
+                await jobs.submit(job, request, slot, prepared, form.settings, encode)
+                applied = {"Location": job.path, "Preference-Applied": RESPOND_ASYNC}
+                return JSONResponse(job.info.model_dump(mode="json"), 202, applied)
             result = await backend.reconstruct(prepared, form.settings)
-        notes = {view: radiograph.notes for view, radiograph in loaded.items() if radiograph.notes}
-        headers = {
-            "X-Raylift-Model": model.sha256,
-            PARAMETERS: json.dumps(model.parameters(form.settings)),
-            "Vary": "Accept",
-        }
-        if accepted == JSON:
-            report = ReconstructionReport.of(result, checks, notes, model, form.settings)
-            return JSONResponse(report.model_dump(), headers=headers)
-        name, kind = f"reconstruction-{uuid.uuid4().hex[:8]}", FORMATS[accepted]
-        if form.include_std:
-            body, media_type, suffix = await asyncio.to_thread(_zip, result, backend, kind), ZIP, ".zip"
-        else:
-            body, media_type, suffix = (
-                await asyncio.to_thread(backend.encode, result.hu, kind),
-                kind.media_type,
-                kind.suffix,
-            )
-        headers["Content-Disposition"] = f'attachment; filename="{name}{suffix}"'
-        if notes:
-            headers[NOTES] = json.dumps(notes)
-        headers[LEVEL] = worst(check for of_view in checks.values() for check in of_view)
-        if found := {view: to_plain(warnings(of_view)) for view, of_view in checks.items() if warnings(of_view)}:
-            headers[WARNINGS] = json.dumps(found, allow_nan=False)
-        for place, header in enumerate(RESIDUALS) if result.residuals else ():
-            # A dictionary of RFC 8941, whose keys are in lower case: frontal=0.0812, lateral=0.0675.
-            headers[header] = ", ".join(f"{view.lower()}={pair[place]:.4f}" for view, pair in result.residuals.items())
-        return Response(body, media_type=media_type, headers=headers)
+        return await _encoded(backend, form, accepted, checks, notes, result)
 
+    job_routes.add_routes(app, jobs)
     return app
+
+
+async def _encoded(
+    backend: Backend,
+    form: ReconstructionForm,
+    accepted: str,
+    checks: Mapping[str, Sequence[CheckResult]],
+    notes: Mapping[str, Sequence[str]],
+    result: HUVolume,
+) -> Response:
+    """The response with a volume, in an accepted format."""
+    model = backend.model
+    headers = {
+        "X-Raylift-Model": model.sha256,
+        PARAMETERS: json.dumps(model.parameters(form.settings)),
+        "Vary": "Accept",
+    }
+    if accepted == JSON:
+        report = ReconstructionReport.of(result, checks, notes, model, form.settings)
+        return JSONResponse(report.model_dump(), headers=headers)
+    name, kind = f"reconstruction-{uuid.uuid4().hex[:8]}", FORMATS[accepted]
+    if form.include_std:
+        body, media_type, suffix = await asyncio.to_thread(_zip, result, backend, kind), ZIP, ".zip"
+    else:
+        body, media_type, suffix = (
+            await asyncio.to_thread(backend.encode, result.hu, kind),
+            kind.media_type,
+            kind.suffix,
+        )
+    headers["Content-Disposition"] = f'attachment; filename="{name}{suffix}"'
+    if notes:
+        headers[NOTES] = json.dumps(notes)
+    headers[LEVEL] = worst(check for of_view in checks.values() for check in of_view)
+    if found := {view: to_plain(warnings(of_view)) for view, of_view in checks.items() if warnings(of_view)}:
+        headers[WARNINGS] = json.dumps(found, allow_nan=False)
+    for place, header in enumerate(RESIDUALS) if result.residuals else ():
+        # A dictionary of RFC 8941, whose keys are in lower case: frontal=0.0812, lateral=0.0675.
+        headers[header] = ", ".join(f"{view.lower()}={pair[place]:.4f}" for view, pair in result.residuals.items())
+    return Response(body, media_type=media_type, headers=headers)
 
 
 def _zip(result: HUVolume, backend: Backend, kind: VolumeFormat) -> bytes:
@@ -200,6 +236,11 @@ def _zip(result: HUVolume, backend: Backend, kind: VolumeFormat) -> bytes:
     assert result.std is not None
     volumes = {"reconstruction": result.hu, "reconstruction-std": result.std}
     return zipped({f"{name}{kind.suffix}": backend.encode(hu, kind) for name, hu in volumes.items()})
+
+
+def _max_bytes(model: ServedModel, form: ReconstructionForm) -> int:
+    """Most bytes of a response: those of the voxels, uncompressed, and of the headers of DICOM slices."""
+    return (2 if form.include_std else 1) * (2 * model.description.grid.size**3 + 2**20)
 
 
 def _named(backend: Backend, name: str, status: int) -> ServedModel:

@@ -210,6 +210,17 @@ def diffusion_url(services: list[Service], diffusion_folder: Path) -> Iterator[s
 
 
 @pytest.fixture
+def small_url(services: list[Service], diffusion_folder: Path) -> Iterator[str]:
+    """URL of a service whose heaviest request takes under a second."""
+    for running in services:
+        running.stop()
+    options = ["--steps", "1", "--max-steps", "2", "--max-samples", "2", "--max-consistency-steps", "2"]
+    services.append(Service.start(diffusion_folder, *options, "--max-client-jobs", "100", "--queue-deadline-s", "60"))
+    yield services[-1].url
+    services[-1].stop()
+
+
+@pytest.fixture
 def two_models_url(services: list[Service], model_folder: Path) -> Iterator[str]:
     """URL of a service with a model of two views and one of a frontal view."""
     for running in services:

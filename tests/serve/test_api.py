@@ -304,6 +304,7 @@ def test_the_openapi_description_is_valid_and_lists_every_field(service_client: 
     assert set(form["properties"]) == {"frontal", "lateral", "model", "invert", "flip_frontal", "flip_lateral"}
     assert set(schema["paths"]) == {
         *("/healthz", "/readyz", "/metrics", "/v1/model", "/v1/models", "/v1/models/{name}", "/v1/reconstructions"),
+        *("/v1/jobs/{id}", "/v1/jobs/{id}/events", "/v1/jobs/{id}/result"),
     }
 
 

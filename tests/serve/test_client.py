@@ -15,12 +15,12 @@ import pytest
 import SimpleITK as sitk
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
-from service_clients import client_of, real_backend
+from service_clients import api_of, client_of, real_backend
 
 from raylift.datasets.radiographs.decoding import read
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.diffusion.diffusion_network import SamplingFlags
-from raylift.serve.api import credentials, routes
+from raylift.serve.api import credentials
 from raylift.serve.api.access import AccessControl
 from raylift.serve.api.measured_requests import Measured
 from raylift.serve.client import DEFAULT_RETRY_S, Client, ServiceError
@@ -103,7 +103,7 @@ def protected(reconstructor: Reconstructor, tmp_path: Path) -> TestClient:
     tokens.touch(0o600)
     tokens.write_text(TOKEN)
     backend = real_backend(reconstructor)
-    app = routes.build(backend, ImageDecoder(backend.description, RadiographLimits()))
+    app = api_of(backend, ImageDecoder(backend.description, RadiographLimits()))
     required = credentials.read(None, tokens)
     app.add_middleware(AccessControl, hosts={"127.0.0.1"}, proxied_hosts=(), credentials=required)
     app.add_middleware(Measured, metrics=backend.metrics)

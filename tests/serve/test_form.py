@@ -13,13 +13,14 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+from service_clients import api_of
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.weights import Description
-from raylift.serve.api import request_limits, routes
+from raylift.serve.api import request_limits
 from raylift.serve.api.request_limits import BodyLimit, BodyTimeout
 from raylift.serve.backend import Backend
 from raylift.serve.image_decoder import ImageDecoder
@@ -41,7 +42,7 @@ def api(description: Description) -> TestClient:
 
     backend = Backend(ServedModel(description, "0" * 64), reconstruct, ready)
     limits = RadiographLimits(max_bytes=MAX_BYTES, max_pixels=10_000_000)
-    return TestClient(routes.build(backend, ImageDecoder(description, limits)))
+    return TestClient(api_of(backend, ImageDecoder(description, limits)))
 
 
 def refused(response: Any, status: int, *words: str) -> None:

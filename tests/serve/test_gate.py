@@ -182,7 +182,7 @@ def test_failed_reconstructions_free_their_slot_and_are_no_measure_of_the_throug
 
 
 def test_probes_find_a_slot_where_pages_and_requests_take_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_module, "MAX_HEARTBEATS", 5)
+    monkeypatch.setattr(gate_module, "MAX_STREAMS", 5)
     monkeypatch.setattr(gate_module, "MAX_REQUESTS", 5)
 
     async def run() -> None:

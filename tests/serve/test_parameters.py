@@ -16,7 +16,7 @@ import jsonschema
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from service_clients import client_of, real_backend
+from service_clients import api_of, client_of, real_backend
 
 from raylift.datasets.errors import ConfigError
 from raylift.datasets.radiographs.gray_image import RadiographLimits
@@ -24,7 +24,6 @@ from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.platform import cli
 from raylift.platform.model_store import CARD_FILE, DEFAULT_MODEL, FRONTAL_MODEL, MODELS, card_of, sha256_of
 from raylift.serve import deployment
-from raylift.serve.api import routes
 from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.reconstructor import Reconstructor
 from raylift.serve.served_model import ReconstructionSettings, ServedModel
@@ -193,7 +192,7 @@ def test_a_form_for_a_model_with_more_views_is_redirected(reconstructor: Reconst
     frontal = ServedModel.load(ServeSettings(FRONTAL_MODEL), "", ())
     backend = real_backend(reconstructor, name="b", path="/2")
     backend = replace(backend, model=frontal, models_of_service=(frontal, backend.model))
-    api = TestClient(routes.build(backend, ImageDecoder(frontal.description, RadiographLimits(max_bytes=100_000))))
+    api = TestClient(api_of(backend, ImageDecoder(frontal.description, RadiographLimits(max_bytes=100_000))))
     for size, status in ((90_000, 307), (140_000, 413)):
         files = dict.fromkeys(("frontal", "lateral"), bytes(size))
         assert api.post(URL, files=files, data={"model": "b"}, follow_redirects=False).status_code == status

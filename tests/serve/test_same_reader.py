@@ -13,6 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 from radiograph_samples import dicom, encoded
+from service_clients import api_of
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.geometry import Grid, chest
@@ -22,7 +23,6 @@ from raylift.datasets.projector import render_drrs
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.models.weights import Description
 from raylift.platform import cli
-from raylift.serve.api import routes
 from raylift.serve.backend import Backend
 from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page.events import Actions, ViewInput
@@ -107,7 +107,7 @@ def test_one_file_is_one_network_input_wherever_it_is_read(
         path.write_bytes(files[view])
 
     decoder = ImageDecoder(backend.description, RadiographLimits())
-    api = TestClient(routes.build(backend, decoder))
+    api = TestClient(api_of(backend, decoder))
     response = api.post("/v1/reconstructions", files={view: (f"{view}{suffix}", data) for view, data in files.items()})
     assert response.status_code == 200, response.text
     notes = json.loads(response.headers.get("X-Raylift-Notes", "{}"))
@@ -173,7 +173,7 @@ def test_a_file_that_is_refused_is_refused_everywhere_in_the_same_words(
     for view, path in paths.items():
         path.write_bytes(files[view])
     decoder = ImageDecoder(recorded[0].description, RadiographLimits())
-    response = TestClient(routes.build(recorded[0], decoder)).post("/v1/reconstructions", files=files)
+    response = TestClient(api_of(recorded[0], decoder)).post("/v1/reconstructions", files=files)
     assert response.status_code == 415
     words = response.json()["detail"].removeprefix("frontal: ")
 

@@ -19,6 +19,7 @@ from PIL import Image
 from playwright.sync_api import BrowserContext, expect
 from ray import serve
 from samples import thorax_image, write_image
+from service_clients import api_of
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError
@@ -28,7 +29,6 @@ from raylift.datasets.radiographs.orientation import orient
 from raylift.models.zoo import SYSTEMS
 from raylift.platform import cli, model_store
 from raylift.serve import deployment
-from raylift.serve.api import routes
 from raylift.serve.backend import Backend
 from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page import example
@@ -250,7 +250,7 @@ def test_only_lateral_views_may_be_flipped_automatically(exported: tuple[Path, l
     folder, names = exported
     description = Reconstructor.load(str(folder)).description
     api = TestClient(
-        routes.build(Backend(ServedModel(description, "0" * 64), never, ready), ImageDecoder(description, LIMITS))
+        api_of(Backend(ServedModel(description, "0" * 64), never, ready), ImageDecoder(description, LIMITS))
     )
     schemas = api.get("/openapi.json").json()["components"]["schemas"]
     (form,) = (schema for schema in schemas.values() if f"flip_{names[0]}" in schema.get("properties", {}))
