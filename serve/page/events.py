@@ -90,6 +90,30 @@ class Actions:
             gr.HTML(traffic_light.markup(loaded.checks), visible=True),
         ]
 
+    async def assign(self, paths: list[str] | None) -> list[Any]:
+        """The frontal and the lateral upload from one or two files in any order, and the upload of both, emptied."""
+        first, *others = paths or [None]
+        if len(others) > 1:
+            gr.Warning("Choose one frontal and one lateral radiograph.")
+            return [gr.skip(), gr.skip(), None]
+        frontal, lateral = first, *(others or [None])
+        as_chosen = [await self._is_exchanged("frontal", frontal), await self._is_exchanged("lateral", lateral)]
+        if any(as_chosen):
+            otherwise = [await self._is_exchanged("frontal", lateral), await self._is_exchanged("lateral", frontal)]
+            if sum(otherwise) < sum(as_chosen):
+                frontal, lateral = lateral, frontal
+        return [gr.skip() if path is None else path for path in (frontal, lateral)] + [None]
+
+    async def _is_exchanged(self, view: str, path: str | None) -> bool:
+        """Whether a file states or looks like another view than this one."""
+        if path is None:
+            return False
+        try:
+            loaded = await self._load(view, ViewInput(path, "auto", flip=False))
+        except RayliftError:
+            return False  # the preview shows the error
+        return any(check.name == "exchanged" and check.level != "ok" for check in loaded.checks)
+
     async def suggest_flip(self, view: str, result: list[Any] | None, path: str | None, invert: Inversion) -> Any:
         """The flip control of a newly chosen lateral radiograph, set if the patient clearly faces the other edge.
 

@@ -66,8 +66,8 @@ def build(
         inputs = _radiographs(actions, views, decoder.file_limits.max_bytes, shown_inputs)
         samples = [_samples_slider(backend.model.max_samples)] if backend.model.multiple_samples else []
         with gr.Row():
-            go = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct", scale=2)
-            example = gr.Button("Use a synthetic example", elem_id="example", scale=1)
+            go = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct", scale=2, min_width=140)
+            example = gr.Button("Synthetic example", elem_id="example", scale=1, min_width=140)
         example.click(actions.example, None, inputs, **PRIVATE)
         inputs = [*inputs, *samples]
         of_results, results, shown = _results(actions, backend, retention)
@@ -92,12 +92,34 @@ def build(
 def _radiographs(actions: Actions, views: Sequence[View], max_bytes: int, shown_inputs: Any) -> list[Any]:
     """Step 1, the uploads; returns file, inversion and flip of each view in turn."""
     gr.Markdown(f"## 1. Radiographs\nDICOM, PNG, JPEG, TIFF or BMP, up to {max_bytes >> 20} MiB each.")
+    names = [view.name for view in views]
+    both = _both_upload() if names == ["frontal", "lateral"] else None
     inputs: list[Any] = []
     with gr.Row(equal_height=False):
         for view in views:
             with gr.Column(min_width=320), gr.Group():
                 inputs += _radiograph(actions, view, shown_inputs)
+    if both:
+        upload, exchange = both
+        uploads = inputs[::3]
+        upload.upload(actions.assign, upload, [*uploads, upload], **PRIVATE)
+        exchange.click(lambda frontal, lateral: (lateral, frontal), uploads, uploads, **PRIVATE)
     return inputs
+
+
+def _both_upload() -> tuple[Any, Any]:
+    """The upload of both radiographs in any order, and the button that exchanges them."""
+    with gr.Row(equal_height=True):
+        upload = gr.File(
+            label="Both, in any order",
+            file_count="multiple",
+            height=132,
+            elem_id="both-files",
+            scale=4,
+            min_width=160,
+        )
+        exchange = gr.Button("Exchange", elem_id="exchange", scale=0, min_width=110)
+    return upload, exchange
 
 
 def _from(views: Sequence[str]) -> str:
@@ -172,9 +194,6 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
         checks = gr.HTML(elem_id="checks", elem_classes="checks")
         facts = gr.Markdown(elem_id="facts")
         volume = gr.State(time_to_live=retention_s)
-        with gr.Row():
-            downloads = _downloads()
-            std_files = _std_files() if backend.model.multiple_samples else []
         gr.HTML(viewer.markup(), elem_id="viewer")
         with gr.Column(elem_id="slices"):
             window = gr.Radio(
@@ -189,6 +208,9 @@ def _results(actions: Actions, backend: Backend, retention_s: int) -> tuple[list
                     with gr.Column(min_width=280), gr.Group():
                         show = partial(actions.show_slice, plane)
                         _slice_viewer(plane, backend.description.grid.size, show, volume, [window, *choices])
+        with gr.Row():
+            downloads = _downloads()
+            std_files = _std_files() if backend.model.multiple_samples else []
         gr.Markdown(
             "## 3. Consistency with the radiographs\n"
             "Each radiograph and the reprojection of the volume (its DRR in the same geometry)."

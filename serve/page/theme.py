@@ -11,7 +11,12 @@ THEME = gr.themes.Base(
     font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
     font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
 ).set(
-    body_text_color_subdued="*neutral_500",
+    # Text has a contrast of at least 4.5 (WCAG 2 AA).
+    body_text_color_subdued="*neutral_600",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_800",
     checkbox_border_color="*neutral_400",
     checkbox_border_color_dark="*neutral_400",
 )
@@ -68,7 +73,6 @@ CSS = """
 @media (max-width: 640px) {
   #download, #download-std, #formats { flex: 1 1 100%; min-width: 0; }
   #formats a[download] { flex: 1 1 30%; }
-  .controls { flex-direction: column; }
-  .controls > * { width: 100%; }
+  .preview img { height: 160px; }
 }
 """

@@ -140,6 +140,20 @@ def test_exchanged_radiographs_have_a_light_and_a_sentence_before_and_with_the_r
     expect(visit.at("checks")).to_contain_text("Stop lateral: This looks like a frontal chest radiograph")
 
 
+@pytest.mark.parametrize("order", [["frontal", "lateral"], ["lateral", "frontal"]])
+def test_both_files_of_one_drop_become_their_views_and_can_be_exchanged(
+    visit: Visit, files: dict[str, Path], order: list[str]
+) -> None:
+    visit.at("both-files").locator("input[type=file]").set_input_files([files[view] for view in order])
+    for view, file in files.items():
+        expect(visit.at(f"{view}-file")).to_contain_text(file.stem)
+        expect(visit.at(f"{view}-checks").locator(".light.ok")).to_be_visible()
+    expect(visit.at("both-files")).not_to_contain_text(files["frontal"].stem)
+    visit.at("exchange").click()
+    expect(visit.at("frontal-file")).to_contain_text(files["lateral"].stem)
+    expect(visit.at("frontal-checks").locator(".light.stop")).to_contain_text("the two may be exchanged")
+
+
 def test_the_example_needs_no_file_and_has_the_same_controls(visit: Visit) -> None:
     visit.at("example").click()
     expect(visit.at("lateral-preview").locator("img")).to_be_visible()
@@ -301,6 +315,7 @@ def test_on_a_phone_nothing_exceeds_the_screen_width(browser: BrowserContext, ur
     visit.reconstruct()
     assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
     right = "element => element.getBoundingClientRect().right"
+    assert visit.at("viewer").evaluate("element => element.getBoundingClientRect().top + scrollY") <= 2000
     edge = visit.at("viewer").evaluate(right)
     assert all(link.evaluate(right) <= edge for link in visit.at("formats").locator("a").all())
     assert "not for diagnosis" in (visit.at("notice").text_content() or "")
