@@ -129,7 +129,7 @@ def run(
 
 
 def _candidates(given: tuple[str, ...]) -> dict[str, Model | Path]:
-    """Models and folders by the last part of their path, or by the whole if two have the same."""
+    """Models and folders by the end of their path, with as many parts as tell them apart."""
     from raylift.platform.evaluation.score import holds_volumes
     from raylift.platform.training.checkpoint import INDEX_FILE, RUN_FILE, resolve_checkpoint
 
@@ -137,8 +137,9 @@ def _candidates(given: tuple[str, ...]) -> dict[str, Model | Path]:
         raise ConfigError("there is nothing to compare: name models or folders of volumes")
     if len(set(given)) < len(given):
         raise ConfigError(f"{' '.join(given)}: a model or folder is named twice")
-    short = [argument.rstrip("/").rsplit("/", 1)[-1] for argument in given]
-    names = short if len(set(short)) == len(short) else given
+    parts = [argument.rstrip("/").split("/") for argument in given]
+    ends = (["/".join(one[-count:]) for one in parts] for count in range(1, max(map(len, parts)) + 1))
+    names = next((one for one in ends if len(set(one)) == len(one)), list(given))
     return {
         name: Path(argument)
         if holds_volumes(Path(argument), unless=(DESCRIPTION_FILE, INDEX_FILE, RUN_FILE))

@@ -166,12 +166,21 @@ def _input_description(models: Mapping[str, Model], archives: Sequence[Archive])
 def _baselines(
     models: Mapping[str, Model], description: InputDescription, held_out: Sequence[Archive], reprojected: bool
 ) -> tuple[list[BaselinePredictor], list[str]]:
-    """The baselines of every model, equal ones once, and sentences on what they are fitted to."""
+    """The baselines of every model, equal ones once, and sentences on what they are fitted to.
+
+    A model that has none of its training data is compared with those of the others or, if no model has any, with
+    baselines of the held-out archives.
+    """
     predictors: dict[str, BaselinePredictor] = {}
     owners: dict[str, dict[str, str]] = {}
     """By baseline and fingerprint, the first model that has it."""
-    notes = []
-    for name, model in models.items() or [("", None)]:
+    known = {name: model for name, model in models.items() if model.training_data and model.training_data.baselines}
+    notes = [
+        f"{name} has no baselines of its training data: it is compared with those of {', '.join(known)}"
+        for name in models
+        if known and name not in known
+    ]
+    for name, model in (known or models).items() or [("", None)]:
         predictors[name], note = trivial_baselines(model, model.description if model else description, held_out)
         notes += [note] if note else []
         for baseline in predictors[name].networks:

@@ -97,23 +97,26 @@ def plot_boxes(table: MetricTable, protocol: str, path: Path) -> None:
 def plot_volume_agreement(table: MetricTable, predictors: Sequence[str], path: Path) -> None:
     """Bland-Altman plots of the lung volume: errors over the mean of prediction and ground truth, by predictor.
 
-    Lines are the mean error and, from two scans on, its limits of agreement (1.96 standard deviations).
+    Lines are the mean error and, from two scans on, its limits of agreement (1.96 standard deviations); titles have
+    their values.
     """
     rows = -(-len(predictors) // 2)
-    figure = Figure(figsize=(9.6, 3.0 * rows), layout="constrained")
+    figure = Figure(figsize=(9.6, 3.1 * rows), layout="constrained")
     grid = figure.subplots(rows, 2, sharey=True, squeeze=False)
     for axes, predictor in zip(grid.flat, predictors, strict=False):
         volumes, errors = (table.values(predictor, "segmentation", f"lung_volume{part}_ml") for part in ("", "_error"))
         axes.plot(volumes - errors / 2, errors, "o", color="tab:blue", markersize=4, alpha=0.7)
         axes.axhline(0, color="black", linewidth=0.8)
-        mean, lines = errors.mean(), {"mean": 0.0}
+        mean = errors.mean()
+        axes.axhline(mean, color="tab:red", linewidth=1)
+        values = f"mean {mean:+.0f} ml"
         if len(errors) > 1:
-            lines |= {"+1.96 SD": 1.96 * errors.std(ddof=1), "-1.96 SD": -1.96 * errors.std(ddof=1)}
-        for label, offset in lines.items():
-            axes.axhline(mean + offset, color="tab:red", linewidth=1, linestyle="--" if offset else "-")
-            where = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8}
-            axes.text(1.01, mean + offset, f"{label}\n{mean + offset:+.0f} ml", **where)
-        axes.set(title=predictor, xlabel="mean of prediction and ground truth, ml")
+            limits = mean + 1.96 * errors.std(ddof=1) * np.array([-1.0, 1.0])
+            for limit in limits:
+                axes.axhline(limit, color="tab:red", linewidth=1, linestyle="--")
+            values += f", ±1.96 SD {limits[0]:+.0f} to {limits[1]:+.0f} ml"
+        axes.set_title(f"{predictor}\n{values}", fontsize="medium")
+        axes.set_xlabel("mean of prediction and ground truth, ml")
         _open(axes)
     figure.supylabel("prediction - ground truth, ml", fontsize="medium")
     for axes in grid.flat[len(predictors) :]:

@@ -107,6 +107,24 @@ def test_models_of_different_training_data_have_baselines_of_their_own(home, arc
     assert len({metrics["mean"][name]["volume"]["psnr_db"] for name in own}) == 4
 
 
+def test_a_model_without_baselines_is_compared_with_those_of_another(home, archive32, tmp_path):
+    known = weights.load(home / "a")
+    weights.save(tmp_path / "plain", known.network.state_dict(), known.description)
+    assert compare(home, ("a", tmp_path / "plain"), archive32, tmp_path / "out") == 0
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert list(metrics["mean"]) == ["a", "plain", "mean volume", "back-projection"]
+    assert "plain has no baselines of its training data: it is compared with those of a" in metrics["notes"]
+
+
+def test_models_in_folders_of_one_name_are_named_by_what_tells_them_apart(home, archive32, tmp_path):
+    for name in "ab":
+        (tmp_path / "runs" / name / "model").parent.mkdir(parents=True)
+        (tmp_path / "runs" / name / "model").symlink_to(home / name)
+    assert compare(tmp_path / "runs", ("a/model", "b/model"), archive32, tmp_path / "out") == 0
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert list(metrics["mean"])[:2] == ["a/model", "b/model"]
+
+
 def test_volumes_alone_are_compared_and_missing_ones_are_named(home, archive32, tmp_path, capsys):
     some = tmp_path / "some"
     some.mkdir()

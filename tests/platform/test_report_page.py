@@ -110,6 +110,18 @@ def test_a_table_is_sorted_by_a_click_without_network(result, browser):
     assert table.locator("th").nth(1).get_attribute("aria-sort") == "none"
 
 
+def test_the_method_stays_in_view_while_a_table_is_scrolled_sideways(result, browser):
+    page = browser.new_page()
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.goto((result / "report.html").as_uri())
+    table = page.locator(".scroll").filter(has_text="cosine similarity").first
+    cells = [table.locator("th").first, table.locator("td").first]
+    before = [cell.bounding_box()["x"] for cell in cells]
+    table.evaluate("one => { one.scrollLeft = 200; }")
+    assert table.evaluate("one => one.scrollLeft") > 0
+    assert [cell.bounding_box()["x"] for cell in cells] == before
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_is_no_wider_than_the_screen(result, browser, width):
     page = browser.new_page()
@@ -141,7 +153,8 @@ def test_the_limits_of_agreement_are_the_mean_error_and_1_96_sample_deviations(t
     values = [{"lung_volume_ml": 4000.0 + error, "lung_volume_error_ml": error} for error in errors]
     svg = svg_of(plot_volume_agreement, table_of(values), ["theirs"], path=tmp_path / "agreement.svg")
     half_width = 1.96 * np.std(errors, ddof=1)
-    for said in ("+25 ml", f"{25 + half_width:+.0f} ml", f"{25 - half_width:+.0f} ml", "prediction - ground truth, ml"):
+    limits = f"±1.96 SD {25 - half_width:+.0f} to {25 + half_width:+.0f} ml"
+    for said in ("mean +25 ml", limits, "prediction - ground truth, ml"):
         assert said in svg
     alone = svg_of(plot_volume_agreement, table_of(values[:1]), ["theirs"], path=tmp_path / "alone.svg")
     assert "-100 ml" in alone
