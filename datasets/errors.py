@@ -39,3 +39,7 @@ class StoreError(RayliftError, ConnectionError):
 
 class ConfigError(RayliftError, ValueError):
     """An invalid configuration, detected before anything is started."""
+
+
+class WorkersLostError(RayliftError, RuntimeError):
+    """Processes or actors that did a part of the work ended."""

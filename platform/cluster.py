@@ -66,10 +66,6 @@ class RayStartError(RayliftError, RuntimeError):
     """Ray did not start on this machine in time."""
 
 
-class WorkersLostError(RayliftError, RuntimeError):
-    """Processes or actors that did a part of the work ended."""
-
-
 class ClusterTooSmallError(RayliftError, RuntimeError):
     """The required resources exceed those of the cluster."""
 

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -103,6 +101,10 @@ def worker_messages(title: str) -> Iterator[Any]:
 
     The actor is on the driver's node, so that the loss of another node does not end it.
     """
+    # Takes a second to import, which commands without Ray need not.
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue: Any = ray.remote(MessageQueue).options(num_cpus=0, scheduling_strategy=node).remote()
     stop = threading.Event()

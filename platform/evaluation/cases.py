@@ -18,6 +18,7 @@ from raylift import __version__
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.entry import Entry
 from raylift.datasets.augmentation.perturbation import PERTURBATIONS
+from raylift.datasets.errors import WorkersLostError
 from raylift.datasets.segmentation import Label
 from raylift.platform import cluster
 from raylift.platform.evaluation.case_cache import CaseCache
@@ -173,7 +174,7 @@ def _distributed(evaluator: CaseEvaluator, indices: list[int], workers: int) -> 
     except RayTaskError as error:
         raise error.cause from error
     except RayActorError as error:
-        raise cluster.WorkersLostError(
+        raise WorkersLostError(
             f"workers were lost ({str(error).splitlines()[0]}): the same command continues with the scans that remain"
         ) from error
     finally:

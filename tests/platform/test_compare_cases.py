@@ -13,13 +13,12 @@ import SimpleITK as sitk
 import torch
 
 from raylift.datasets.archive.archive import Archive
-from raylift.datasets.errors import AlteredFileError
+from raylift.datasets.errors import AlteredFileError, WorkersLostError
 from raylift.datasets.intensity import Window
 from raylift.datasets.scans.resample import archive_image
 from raylift.models import weights
 from raylift.models.weights import Description
 from raylift.platform import cli, cluster
-from raylift.platform.cluster import WorkersLostError
 from raylift.platform.evaluation import cases
 from raylift.platform.evaluation.case_cache import CaseCache
 from raylift.platform.evaluation.cases import CaseEvaluator

@@ -15,6 +15,7 @@ import ray
 from samples import thorax_hu, thorax_image, write_image
 
 from raylift.datasets.archive.archive import Archive
+from raylift.datasets.errors import WorkersLostError
 from raylift.datasets.ingest.pipeline import Workers, map_in_order
 from raylift.platform import cli, cluster
 from raylift.platform.ingest_workers import ingest_workers
@@ -80,7 +81,7 @@ def end_this_process(_):
 
 
 def test_a_killed_worker_ends_the_command_in_a_sentence():
-    with pytest.raises(cluster.WorkersLostError, match="a worker was killed"), ingest_workers(2) as workers:
+    with pytest.raises(WorkersLostError, match="a worker was killed"), ingest_workers(2) as workers:
         list(map_in_order(end_this_process, [1, 2], workers))
 
 
@@ -90,12 +91,29 @@ def test_workers_end_when_the_command_is_killed(tmp_path):
         parent, workers, deadline = psutil.Process(killed.pid), [], time.monotonic() + 120
         while len(workers) < 2 and time.monotonic() < deadline:
             time.sleep(0.5)
-            workers = [one for one in parent.children() if "spawn_main" in " ".join(one.cmdline())]
+            workers = [worker for server in parent.children() for worker in server.children()]
         time.sleep(3)
+        processes = parent.children(recursive=True)
         killed.kill()
     assert len(workers) == 2
-    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert set(workers) < set(processes)
+    _, alive = psutil.wait_procs(processes, timeout=30)
     assert alive == []
+
+
+def test_workers_are_forks_of_a_process_that_has_imported_what_they_need():
+    # In a new process, whose workers have not started yet.
+    code = """
+import os
+from raylift.datasets.ingest import ct
+from raylift.platform.ingest_workers import ingest_workers
+with ingest_workers(2) as workers:
+    parents = {future.result() for future in [workers.submit(os.getppid) for _ in range(8)]}
+    modules = workers.submit(eval, "__import__('sys').modules.keys() & {'raylift.datasets.ingest.ct', 'ray'}")
+    print(len(parents - {os.getpid()}), *modules.result())
+"""
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert shown.stdout.split() == ["1", "raylift.datasets.ingest.ct"]
 
 
 def test_no_worker_is_an_error(tmp_path, capsys):
