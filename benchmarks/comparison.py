@@ -35,8 +35,13 @@ COMPARED = [("volume", "psnr_db"), ("volume", "ssim"), ("segmentation", "lung_di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("reports", nargs="+", metavar="TITLE=FOLDER")
+    parser.add_argument("--about", nargs="*", default=[], help="sentences on the models")
     options = parser.parse_args()
+    sys.argv[1:] = options.reports  # the sentences follow
     header("comparison", ("torch", "numpy", "scikit-image"))
+    for sentence in options.about:
+        print(f"* {sentence}")
+    print()
     for title, folder in (given.rsplit("=", 1) for given in options.reports):
         report(title, json.loads((Path(folder) / "metrics.json").read_text(encoding="utf-8")))
 

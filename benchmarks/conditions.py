@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -30,7 +31,7 @@ def conditions(name: str, packages: Sequence[str] = VERSIONS) -> list[str]:
         f"## {name}, {datetime.now(UTC):%Y-%m-%d}\n",
         f"* machine: {processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",
         f"* versions: {', '.join([f'Python {platform.python_version()}', *versions])}",
-        f"* command: `python {' '.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])}`",
+        f"* command: `python {shlex.join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])}`",
     ]
 
 

@@ -176,7 +176,7 @@ def _baselines(
     """By baseline and fingerprint, the first model that has it."""
     known = {name: model for name, model in models.items() if model.training_data and model.training_data.baselines}
     notes = [
-        f"{name} has no baselines of its training data: it is compared with those of {', '.join(known)}"
+        f"the model {name} has no baselines of its training data: it is compared with those of {', '.join(known)}"
         for name in models
         if known and name not in known
     ]

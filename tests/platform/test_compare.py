@@ -113,7 +113,7 @@ def test_a_model_without_baselines_is_compared_with_those_of_another(home, archi
     assert compare(home, ("a", tmp_path / "plain"), archive32, tmp_path / "out") == 0
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert list(metrics["mean"]) == ["a", "plain", "mean volume", "back-projection"]
-    assert "plain has no baselines of its training data: it is compared with those of a" in metrics["notes"]
+    assert "the model plain has no baselines of its training data: it is compared with those of a" in metrics["notes"]
 
 
 def test_models_in_folders_of_one_name_are_named_by_what_tells_them_apart(home, archive32, tmp_path):
