@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from conditions import header, table
 
 GRID, FILE_SPACING_MM, NOISE_HU = Grid(88, 4.0), 2.0, 25.0
-"""Of phantoms, which are resampled to the spacing of their files."""
+"""Grid of the phantoms, spacing of their files, to which they are resampled, and standard deviation of the noise."""
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from skimage.morphology import convex_hull_image
 
 from raylift.datasets import segmentation
 from raylift.datasets.errors import FileError
+from raylift.datasets.lung_segmenter import THRESHOLDS, Segmenter
 
 Mask = Bool[np.ndarray, "d h w"]
 Side = Literal["right", "left"]
@@ -60,20 +61,23 @@ class Hemithorax:
         return 100 * self.pneumothorax_ml / cavity_ml if cavity_ml else 0.0
 
 
-def segment(hu: Int16[np.ndarray, "d h w"], spacing_mm: float, wall_mm: float = WALL_MM) -> UInt8[np.ndarray, "d h w"]:
+def segment(
+    hu: Int16[np.ndarray, "d h w"], spacing_mm: float, wall_mm: float = WALL_MM, segmenter: Segmenter = THRESHOLDS
+) -> UInt8[np.ndarray, "d h w"]:
     """A volume of `Region` of a CT in HU and volume order; lungs include their vessels and bronchi.
 
     Args:
         hu: the CT.
         spacing_mm: edge of its voxels.
         wall_mm: distance up to which gas is at the chest wall.
+        segmenter: finds lungs that thresholds miss; its lungs are parts of the pleural cavities.
 
     Raises:
         FileError: the volume has no lungs.
     """
     body = segmentation.body(hu, spacing_mm)
     field = _lung_field(hu, body, spacing_mm)
-    cavities = field & ~segmentation.trachea(field, body, spacing_mm)
+    cavities = (field | segmenter.lungs(hu, field)) & ~segmentation.trachea(field, body, spacing_mm)
     if not cavities.any():
         raise FileError(
             f"no lungs: no air below {CAVITY_HU} HU of {SMALLEST_CAVITY_ML:g} ml or more inside the body; it must be a "

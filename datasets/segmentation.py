@@ -18,6 +18,8 @@ from jaxtyping import Bool, Int16, UInt8
 from scipy import ndimage
 from skimage.morphology import convex_hull_image
 
+from raylift.datasets.lung_segmenter import THRESHOLDS, Segmenter
+
 LUNG_AIR_HU = -500
 BODY_HU = -400
 BONE_HU = 226
@@ -134,10 +136,13 @@ def mediastinum(hu: Int16[np.ndarray, "d h w"], lung: Bool[np.ndarray, "d h w"])
 
 
 def labels(
-    hu: Int16[np.ndarray, "d h w"], spacing_mm: float, inside: Bool[np.ndarray, "d h w"] | None = None
+    hu: Int16[np.ndarray, "d h w"],
+    spacing_mm: float,
+    inside: Bool[np.ndarray, "d h w"] | None = None,
+    segmenter: Segmenter = THRESHOLDS,
 ) -> UInt8[np.ndarray, "d h w"]:
     """A label volume with `Label.LUNG` and `Label.VESSEL`; `inside` is the mask of the body, as in `lungs`."""
-    lung = lungs(hu, spacing_mm, inside)
+    lung = segmenter.lungs(hu, lungs(hu, spacing_mm, inside))
     result = np.full(hu.shape, Label.OTHER, dtype=np.uint8)
     result[lung] = Label.LUNG
     result[vessels(hu, lung)] = Label.VESSEL

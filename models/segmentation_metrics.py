@@ -20,6 +20,7 @@ from skimage.morphology import skeletonize
 
 from raylift.datasets import segmentation
 from raylift.datasets.intensity import HU_MAX, HU_MIN
+from raylift.datasets.lung_segmenter import THRESHOLDS, Segmenter
 from raylift.models.metrics import Metrics, inside_field_of_view
 
 Mask = Bool[np.ndarray, "d h w"]
@@ -42,17 +43,24 @@ class Anatomy:
     """The body without lungs and bone."""
 
     @classmethod
-    def of(cls, hu: Int16[np.ndarray, "d h w"], spacing_mm: float, measured: Mask | None = None) -> Anatomy:
+    def of(
+        cls,
+        hu: Int16[np.ndarray, "d h w"],
+        spacing_mm: float,
+        measured: Mask | None = None,
+        segmenter: Segmenter = THRESHOLDS,
+    ) -> Anatomy:
         """The organs of a volume in volume order; voxels are cubes of that edge, `measured` the field of view."""
         body = segmentation.body(hu, spacing_mm, measured)
-        lung = segmentation.lungs(hu, spacing_mm, body)
+        air = segmentation.lungs(hu, spacing_mm, body)
+        lung = segmenter.lungs(hu, air)
         is_right = np.arange(hu.shape[2]) < int(segmentation.middle_column(body))
         bone = segmentation.bone(hu, body)
         return cls(
             lung,
             lung & is_right,
             lung & ~is_right,
-            segmentation.trachea(lung, body, spacing_mm),
+            segmentation.trachea(air, body, spacing_mm),
             segmentation.vessels(hu, lung),
             bone,
             segmentation.mediastinum(hu, lung),
@@ -64,6 +72,7 @@ def compare(
     prediction_hu: Float[np.ndarray, "d h w"],
     ground_truth_hu: Float[np.ndarray, "d h w"],
     spacing_mm: tuple[float, float, float],
+    segmenter: Segmenter = THRESHOLDS,
 ) -> Metrics:
     """Metrics of all organs; those of HU are `bias_hu`.
 
@@ -71,11 +80,12 @@ def compare(
         prediction_hu: a volume in volume order.
         ground_truth_hu: the CT on the same grid.
         spacing_mm: of the axes. Thresholds of size are for cubes of the same volume.
+        segmenter: finds the lungs of both volumes.
     """
     inside, prediction_hu, ground_truth_hu = inside_field_of_view(prediction_hu, ground_truth_hu)
     edge_mm = math.prod(spacing_mm) ** (1 / 3)
     found, true = (
-        Anatomy.of(np.rint(hu.clip(HU_MIN, HU_MAX)).astype(np.int16), edge_mm, inside)
+        Anatomy.of(np.rint(hu.clip(HU_MIN, HU_MAX)).astype(np.int16), edge_mm, inside, segmenter)
         for hu in (prediction_hu, ground_truth_hu)
     )
     voxel_ml = math.prod(spacing_mm) / 1000

@@ -32,6 +32,7 @@ MODELS_MAY_IMPORT = {
     "errors",
     "geometry",
     "intensity",
+    "lung_segmenter",
     "phantom",
     "projector",
     "radiographs.histogram",

@@ -18,7 +18,7 @@ class Entry:
     """Name of the source file or series, without its folder."""
     source_sha256: str
     license: str
-    label_method: Literal["threshold", "phantom", "none"]
+    label_method: Literal["threshold", "network", "phantom", "none"]
     record: dict[str, Any]
     """Provenance: a scan's original size, spacing and orientation, a phantom's seed, or a radiograph's orientation."""
     split: Split = "train"

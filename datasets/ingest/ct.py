@@ -19,6 +19,7 @@ from raylift.datasets.ingest.pipeline import (
     shared_subjects,
     subject_of,
 )
+from raylift.datasets.lung_segmenter import THRESHOLDS, Segmenter
 from raylift.datasets.projector import render_drrs
 from raylift.datasets.scans import reader, resample
 from raylift.datasets.scans.header_checks import ScanLimits
@@ -40,6 +41,7 @@ def ingest_ct(
     assume_spacing_mm: Sequence[float] | None = None,
     keep_table: bool = False,
     beyond_field_of_view: resample.FieldOfView = "keep",
+    segmenter: Segmenter = THRESHOLDS,
     samples_per_shard: int = 8,
     workers: Workers | None = None,
     progress: Progress = lambda *_: None,
@@ -66,6 +68,7 @@ def ingest_ct(
         keep_table: keep the scanner table and everything else outside the body.
         beyond_field_of_view: whether air beyond a truncating field of view is kept, becomes tissue before projection,
             or is marked in the labels and left out of losses of supervised CNNs and GANs, metrics and figures.
+        segmenter: finds the lungs of the labels.
         samples_per_shard: volumes in a shard; each full shard is published at once.
         workers: processes or tasks that read the scans; by default this process reads one after the other.
         progress: callback before each scan and at the end.
@@ -100,6 +103,7 @@ def ingest_ct(
         keep_table,
         assume_spacing_mm,
         beyond_field_of_view,
+        segmenter,
     )
     add_samples(writer, scans, make, outcome, progress, workers=workers, subjects_are_named=bool(subject_pattern))
     requested = {"beyond_field_of_view": beyond_field_of_view, "table_removed": not keep_table}
@@ -119,20 +123,23 @@ class _MakeSample:
     keep_table: bool
     assume_spacing_mm: Sequence[float] | None
     beyond_field_of_view: resample.FieldOfView
+    segmenter: Segmenter
 
     def __call__(self, source: Source, sha256: str) -> tuple[Entry, Sample]:
         scan = reader.read(source, self.limits, self.assume_spacing_mm)
         if self.require_whole_thorax:
             resample.check_whole_thorax(scan)
-        hu, record, labels = resample.resample(scan, self.grid, self.keep_table, self.beyond_field_of_view)
+        hu, record, labels = resample.resample(
+            scan, self.grid, self.keep_table, self.beyond_field_of_view, self.segmenter
+        )
         entry = Entry(
             id=source.subject,
             subject=source.subject,
             source=source.name,
             source_sha256=sha256,
             license=self.source_license,
-            label_method="threshold",
-            record=record,
+            label_method="threshold" if self.segmenter == THRESHOLDS else "network",
+            record=record if self.segmenter == THRESHOLDS else {**record, "segmenter": self.segmenter.name},
         )
         return entry, Sample(hu, render_drrs(hu, self.grid, self.geometry), labels)
 

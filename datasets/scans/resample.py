@@ -13,6 +13,7 @@ from raylift.datasets import segmentation
 from raylift.datasets.errors import FileError
 from raylift.datasets.geometry import Grid
 from raylift.datasets.intensity import HU_MAX, HU_MIN
+from raylift.datasets.lung_segmenter import THRESHOLDS, Segmenter
 from raylift.datasets.scans import field_of_view
 from raylift.datasets.scans.reader import Scan
 
@@ -25,7 +26,11 @@ that losses of supervised CNNs and GANs, metrics and figures leave out."""
 
 
 def resample(
-    scan: Scan, grid: Grid, keep_table: bool = False, beyond_field_of_view: FieldOfView = "keep"
+    scan: Scan,
+    grid: Grid,
+    keep_table: bool = False,
+    beyond_field_of_view: FieldOfView = "keep",
+    segmenter: Segmenter = THRESHOLDS,
 ) -> tuple[Int16[np.ndarray, "d h w"], dict[str, Any], UInt8[np.ndarray, "d h w"]]:
     """The scan on `grid`, in HU and volume order, centered on the body, a record of its provenance, and its labels.
 
@@ -62,7 +67,7 @@ def resample(
     if beyond_field_of_view == "extend":
         hu = field_of_view.extend_body(hu, inside, measured_cube, grid.spacing_mm)
     # The body of the cube alone lacks lungs behind a flank that the cube truncates or the field of view cuts thin.
-    labels = segmentation.labels(hu, grid.spacing_mm, inside)
+    labels = segmentation.labels(hu, grid.spacing_mm, inside, segmenter)
     if beyond_field_of_view == "mask":
         labels[field_of_view.unmeasured(inside, measured_cube)] = segmentation.Label.OUTSIDE_FIELD_OF_VIEW
     record = {

@@ -20,7 +20,7 @@ from raylift.datasets.errors import ArchiveError, ArchiveNotFoundError, ConfigEr
 from raylift.datasets.serialization import to_plain
 from raylift.platform.progress import progress_bar
 
-INGEST_OPTIONS = ("license", "label_method", "beyond_field_of_view", "table_removed")
+INGEST_OPTIONS = ("license", "label_method", "segmenter", "beyond_field_of_view", "table_removed")
 """What was chosen at ingest, in an entry or its record."""
 
 

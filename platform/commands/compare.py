@@ -14,6 +14,7 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import SplitChoice
 from raylift.datasets.archive.store import local_path
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.lung_segmenter import segmenter_of
 from raylift.models.diffusion.diffusion_network import SamplingFlags
 from raylift.models.weights import DESCRIPTION_FILE, Model
 from raylift.platform import model_store
@@ -46,6 +47,9 @@ class EvaluationOptions:
     ptx: bool = False
     """Measure the pneumothorax in every volume and in the CT too (PTX-Seg): volume, occupancy of the pleural cavity,
     and their agreement. Voxels must be 5 mm or less."""
+    segmenter: str = "thresholds"
+    """What finds the lungs of protocol `segmentation` and of --ptx: thresholds, or lungmask:FILE, the package's network
+    with weights from a file (docs/explanation/protocols.md)."""
     workers: int = 1
     """1 evaluates scan by scan in this process. More are Ray actors, each with all models and as many PyTorch threads
     as this process has (OMP_NUM_THREADS), on this machine or the cluster of RAY_ADDRESS."""
@@ -114,6 +118,7 @@ def run(
             samples=options.samples,
             robustness=options.robustness,
             ptx=options.ptx,
+            segmenter=segmenter_of(options.segmenter),
             workers=options.workers,
             cache=cache,
             progress=bar.update,
@@ -129,7 +134,7 @@ def run(
 
 
 def _candidates(given: tuple[str, ...]) -> dict[str, Model | Path]:
-    """Models and folders by the end of their path, with as many parts as tell them apart."""
+    """Models and folders by the end of their path, with as many parts as distinguish them."""
     from raylift.platform.evaluation.score import holds_volumes
     from raylift.platform.training.checkpoint import INDEX_FILE, RUN_FILE, resolve_checkpoint
 

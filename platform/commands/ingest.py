@@ -15,6 +15,7 @@ from raylift.datasets.csv_file import write_rows
 from raylift.datasets.errors import ArchiveNotFoundError
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.geometry_options import geometry_of, parse_views
+from raylift.datasets.lung_segmenter import segmenter_of
 from raylift.datasets.radiographs.decoding import Inversion
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.datasets.radiographs.orientation import PatientFacingOption
@@ -118,6 +119,9 @@ class IngestOptions(SourceOptions):
     """Beyond a field of view that truncates the body: keep the air of the file, extend the body by soft tissue, or
     mask it, so that losses of supervised CNNs and GANs, metrics and figures leave it out. Other systems do not, and
     their training starts with a line that states this."""
+    segmenter: str = "thresholds"
+    """What finds the lungs of the labels: thresholds, or lungmask:FILE, the package's network with weights from a
+    file (docs/explanation/protocols.md)."""
 
 
 def ingest(arguments: list[str]) -> int:
@@ -125,6 +129,7 @@ def ingest(arguments: list[str]) -> int:
     from raylift.datasets.ingest.ct import ingest_ct as run
 
     options = tyro.cli(IngestOptions, prog="raylift ingest", args=arguments)
+    segmenter = segmenter_of(options.segmenter)
     grid, geometry = options.grid.resolve(options.archive)
     with progress_bar("ingest") as bar, ingest_workers(options.workers) as workers:
         outcome = run(
@@ -141,6 +146,7 @@ def ingest(arguments: list[str]) -> int:
             keep_table=options.keep_table,
             assume_spacing_mm=options.assume_spacing_mm,
             beyond_field_of_view=options.beyond_field_of_view,
+            segmenter=segmenter,
             samples_per_shard=options.samples_per_shard,
             workers=workers,
             progress=bar.update,

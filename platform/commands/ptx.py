@@ -19,7 +19,7 @@ from raylift.platform.progress import progress_bar
 class PtxOptions:
     """Segment lungs and pneumothorax in acquired CT or reconstructed volumes (NIfTI, NRRD, MetaImage, DICOM).
 
-    The segmentation uses thresholds and shape; no weights are needed.
+    The segmentation uses thresholds and shape; no weights are needed. A network can find lungs that thresholds miss.
     """
 
     volumes: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="VOLUME [VOLUME ...]")]
@@ -32,6 +32,9 @@ class PtxOptions:
     and agreement.png."""
     assume_spacing_mm: tuple[float, float, float] | None = None
     """Spacing along the axes of NRRD and MetaImage files that state none."""
+    segmenter: str = "thresholds"
+    """What finds the lungs: thresholds alone, or lungmask:FILE, whose lungs are added to those of thresholds
+    (docs/explanation/protocols.md)."""
     limits: ScanLimits = field(default_factory=ScanLimits)
 
 
@@ -41,12 +44,14 @@ def ptx(arguments: list[str]) -> int:
 
     from raylift.datasets.csv_file import write_rows
     from raylift.datasets.ingest.pipeline import IngestReport
+    from raylift.datasets.lung_segmenter import segmenter_of
     from raylift.datasets.scans.reader import Scan
     from raylift.platform.evaluation import ptx as segmenting
     from raylift.platform.evaluation.agreement import agreement
     from raylift.platform.evaluation.plots_ptx import UNITS, plot_agreement, plot_regions
 
     options = tyro.cli(PtxOptions, prog="raylift ptx", args=arguments)
+    segmenter = segmenter_of(options.segmenter)
     volumes = segmenting.matched(options.volumes, options.ground_truth)
     options.output.mkdir(parents=True, exist_ok=True)
     results = [f"{name}-{kind}" for name in volumes.sources for kind in ("mask.nii.gz", "regions.png")]
@@ -65,6 +70,7 @@ def ptx(arguments: list[str]) -> int:
             write,
             limits=options.limits,
             assume_spacing_mm=options.assume_spacing_mm,
+            segmenter=segmenter,
             progress=bar.update,
         )
     for line in IngestReport(refused=measured.refused).lines():
@@ -85,10 +91,11 @@ def ptx(arguments: list[str]) -> int:
             print(f"agreement of {name} in {UNITS[name]}, {agreed.count} volumes: {agreed.text()}")
         content = {
             **{name: agreed.to_json() for name, agreed in agreements.items()},
+            "segmenter": segmenter.name,
             "command": shlex.join(["raylift", "ptx", *arguments]),
             "version": __version__,
         }
         (options.output / "agreement.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         plot_agreement(pairs, options.output / "agreement.png")
-    print(f"{len(measured.found)} volumes: {options.output / 'ptx.csv'}")
+    print(f"{len(measured.found)} volumes by {segmenter.name}: {options.output / 'ptx.csv'}")
     return 0

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from raylift import __version__
+from raylift.datasets.lung_segmenter import segmenter_of
 from raylift.datasets.scans.header_checks import ScanLimits
 from raylift.platform.evaluation.protocols import VolumeProtocolName
 from raylift.platform.progress import console, progress_bar
@@ -38,6 +39,9 @@ class ScoreOptions:
     """Folder for scores.csv, a row for each volume, and scores.json."""
     assume_spacing_mm: tuple[float, float, float] | None = None
     """Spacing along the axes of NRRD and MetaImage files that state none."""
+    segmenter: str = "thresholds"
+    """What finds the lungs of protocol `segmentation`: thresholds, or lungmask:FILE, the package's network with weights
+    from a file (docs/explanation/protocols.md)."""
     limits: ScanLimits = field(default_factory=ScanLimits)
 
 
@@ -46,6 +50,7 @@ def score(arguments: list[str]) -> int:
     from raylift.platform.evaluation import score as scoring
 
     options = tyro.cli(ScoreOptions, prog="raylift score", args=arguments)
+    segmenter = segmenter_of(options.segmenter)
     missing: list[str] = []
     if options.pairs:
         pairs = scoring.pairs_by_table(options.pairs, options.predictions, options.ground_truth)
@@ -59,6 +64,7 @@ def score(arguments: list[str]) -> int:
             resample=options.resample,
             limits=options.limits,
             assume_spacing_mm=options.assume_spacing_mm,
+            segmenter=segmenter,
             progress=bar.update,
         )
     options.output.mkdir(parents=True, exist_ok=True)
@@ -67,6 +73,7 @@ def score(arguments: list[str]) -> int:
         **result.table.to_json(),
         "missing": result.missing,
         "notes": result.notes,
+        "segmenter": segmenter.name,
         "command": shlex.join(["raylift", "score", *arguments]),
         "version": __version__,
     }

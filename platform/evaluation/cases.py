@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.entry import Entry
 from raylift.datasets.augmentation.perturbation import PERTURBATIONS
 from raylift.datasets.errors import WorkersLostError
+from raylift.datasets.lung_segmenter import THRESHOLDS, Segmenter
 from raylift.datasets.segmentation import Label
 from raylift.platform import cluster
 from raylift.platform.evaluation.case_cache import CaseCache
@@ -51,6 +52,8 @@ class CaseEvaluator:
     """If given, metrics under perturbations of the radiographs too."""
     ptx: bool = False
     """Whether the pneumothorax is measured too."""
+    segmenter: Segmenter = THRESHOLDS
+    """Finds the lungs of every volume."""
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -63,7 +66,11 @@ class CaseEvaluator:
         ground_truth = read_ground_truth(archive, entry) if self.has_ct else None
         first = [predictor.predict(archive, entry, ground_truth) for predictor in self.candidates]
         outcomes = [*first, *(predictor.predict(archive, entry, ground_truth) for predictor in self.baselines)]
-        predictions = {name: prediction for outcome in outcomes for name, prediction in outcome.predictions.items()}
+        predictions = {
+            name: replace(prediction, segmenter=self.segmenter)
+            for outcome in outcomes
+            for name, prediction in outcome.predictions.items()
+        }
         shown = [name for outcome in first for name in outcome.predictions]
         return Case(
             label,
@@ -88,7 +95,7 @@ class CaseEvaluator:
         predictors = [predictor.fingerprint for predictor in (*self.candidates, *self.baselines)]
         versions = (__version__, torch.__version__, np.__version__, torch.get_num_threads())
         perturbed = (SEED, PERTURBATIONS) if self.robustness else ()
-        shared = hashlib.sha256(repr((predictors, *self.measured, versions, perturbed)).encode())
+        shared = hashlib.sha256(repr((predictors, *self.measured, self.segmenter, versions, perturbed)).encode())
         keys = []
         for index, (label, archive, entry) in enumerate(self.scans):
             total = shared.copy()

@@ -16,6 +16,7 @@ from raylift import __version__
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.splits import SplitChoice
 from raylift.datasets.errors import ConfigError
+from raylift.datasets.lung_segmenter import THRESHOLDS, Segmenter
 from raylift.models import consistency
 from raylift.models.diffusion.diffusion_network import DiffusionNetwork, SamplingFlags
 from raylift.models.weights import Model
@@ -54,6 +55,7 @@ def compare(
     samples: int = 1,
     robustness: bool = False,
     ptx: bool = False,
+    segmenter: Segmenter = THRESHOLDS,
     workers: int = 1,
     cache: CaseCache | None = None,
     progress: Progress = lambda *_: None,
@@ -75,6 +77,7 @@ def compare(
         samples: number of samples of a diffusion model, whose mean is evaluated; each is fitted by itself.
         robustness: evaluate models under perturbations of the radiographs too (`robustness`).
         ptx: measure the pneumothorax in every volume and in the CT too.
+        segmenter: finds the lungs of every volume and of the CT.
         workers: 1 to evaluate scan by scan in this process; more for as many Ray actors.
         cache: finished scans of the same comparison are taken from it, and others are added to it.
         progress: called with the number of finished scans, the number of all, and the name of one that is not finished.
@@ -131,7 +134,9 @@ def compare(
         perturbed, impossible = robustness_of(own_models, trivial, protocols)
         notes += impossible
     plotted = np.linspace(0, len(scans) - 1, min(MAX_CASES_PLOTTED, len(scans))).astype(int).tolist()
-    evaluator = CaseEvaluator(scans, frozenset(plotted), predictors, trivial, protocols, has_ct, perturbed, ptx)
+    evaluator = CaseEvaluator(
+        scans, frozenset(plotted), predictors, trivial, protocols, has_ct, perturbed, ptx, segmenter
+    )
     cases = evaluate_cases(evaluator, workers, cache, progress)
     notes += [note for case in cases for note in case.notes]
     provenance = _provenance(models, folders, archives, command)
@@ -143,6 +148,10 @@ def compare(
     if settings:
         each = {name: {**vars(sampling), "samples": samples} for name, sampling in settings.items()}
         provenance["sampling"] = each[MODEL] if list(each) == [MODEL] else each
+    if has_ct:
+        provenance["segmenter"] = segmenter.name
+    if segmenter != THRESHOLDS:
+        notes.append(f"the lungs of protocol segmentation are those of {segmenter.name}")
     if consistency_steps:
         provenance["consistency"] = {"steps": consistency_steps, "strength": consistency.STRENGTH}
     evaluation = Evaluation(

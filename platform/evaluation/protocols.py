@@ -15,6 +15,7 @@ from raylift.datasets import ptx_seg, segmentation
 from raylift.datasets.choices import KeyOf
 from raylift.datasets.geometry import Geometry, Grid
 from raylift.datasets.intensity import Normalization, Window
+from raylift.datasets.lung_segmenter import THRESHOLDS, Segmenter
 from raylift.models import consistency, metrics, segmentation_metrics
 from raylift.models.metrics import Metrics, VolumeProtocol
 from raylift.platform.evaluation import ptx
@@ -36,6 +37,8 @@ class Prediction:
     """The geometry of the radiographs, whose views are its views."""
     normalization: Normalization = "percentiles"
     """How the radiographs were scaled to [0, 1]."""
+    segmenter: Segmenter = THRESHOLDS
+    """Finds the lungs of both volumes."""
 
     @cached_property
     def hu(self) -> Float32[np.ndarray, "d h w"]:
@@ -85,11 +88,13 @@ def _compare_reprojections(prediction: Prediction) -> Metrics:
 
 def _compare_anatomy(prediction: Prediction) -> Metrics:
     spacing_mm = (prediction.grid.spacing_mm,) * 3
-    return segmentation_metrics.compare(prediction.hu, prediction.required_ground_truth_hu, spacing_mm)
+    volumes = prediction.hu, prediction.required_ground_truth_hu
+    return segmentation_metrics.compare(*volumes, spacing_mm, prediction.segmenter)
 
 
 def _compare_pneumothorax(prediction: Prediction) -> Metrics:
-    return ptx.compare(prediction.hu, prediction.required_ground_truth_hu, prediction.grid)
+    volumes = prediction.hu, prediction.required_ground_truth_hu
+    return ptx.compare(*volumes, prediction.grid, prediction.segmenter)
 
 
 PROTOCOLS: dict[str, EvaluationProtocol] = {

@@ -16,6 +16,7 @@ from raylift.datasets import ptx_seg
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import ConfigError, FileError
 from raylift.datasets.geometry import Grid
+from raylift.datasets.lung_segmenter import THRESHOLDS, Segmenter
 from raylift.datasets.ptx_seg import SIDES, Hemithorax, Side
 from raylift.datasets.scans import reader, resample
 from raylift.datasets.scans.header_checks import DEFAULT_LIMITS, ScanLimits
@@ -53,7 +54,7 @@ class Segmented:
         return sitk.Resample(self.region_image, image, sitk.Transform(), sitk.sitkNearestNeighbor, 0.0, sitk.sitkUInt8)
 
 
-def segment_scan(scan: Scan) -> Segmented:
+def segment_scan(scan: Scan, segmenter: Segmenter = THRESHOLDS) -> Segmented:
     """PTX-Seg of a scan.
 
     Raises:
@@ -69,7 +70,7 @@ def segment_scan(scan: Scan) -> Segmented:
     try:
         image = resample.whole_scan(scan.image, ptx_seg.SPACING_MM)
         hu = sitk.GetArrayFromImage(image).round().astype(np.int16)
-        regions = ptx_seg.segment(hu, ptx_seg.SPACING_MM)
+        regions = ptx_seg.segment(hu, ptx_seg.SPACING_MM, segmenter=segmenter)
     except FileError as error:
         raise FileError(f"{scan.source.where}: {error}") from error
     except RuntimeError as error:
@@ -91,7 +92,10 @@ def require_comparable(archives: Sequence[Archive]) -> None:
 
 
 def compare(
-    prediction_hu: Float32[np.ndarray, "d h w"], ground_truth_hu: Float32[np.ndarray, "d h w"], grid: Grid
+    prediction_hu: Float32[np.ndarray, "d h w"],
+    ground_truth_hu: Float32[np.ndarray, "d h w"],
+    grid: Grid,
+    segmenter: Segmenter = THRESHOLDS,
 ) -> Metrics:
     """Pneumothorax of a volume and of the CT on the same grid: volume of both sides in ml, occupancy in %.
 
@@ -99,7 +103,7 @@ def compare(
     without lungs has no pneumothorax; a CT without lungs cannot be measured, and all values are NaN.
     """
     _, *volumes = inside_field_of_view(prediction_hu, ground_truth_hu)
-    found, in_ct = (_of_archive(hu, grid) for hu in volumes)
+    found, in_ct = (_of_archive(hu, grid, segmenter) for hu in volumes)
     ml, percent = [math.nan] * 2, [math.nan] * 2
     if in_ct is not None:
         found = found or dict.fromkeys(SIDES, Hemithorax(0.0, 0.0))
@@ -116,13 +120,13 @@ def compare(
     }
 
 
-def _of_archive(hu: Float32[np.ndarray, "d h w"], grid: Grid) -> dict[Side, Hemithorax] | None:
+def _of_archive(hu: Float32[np.ndarray, "d h w"], grid: Grid, segmenter: Segmenter) -> dict[Side, Hemithorax] | None:
     """Volumes by side of a volume in volume order; None without lungs."""
     image = resample.whole_scan(resample.archive_image(hu, grid), ptx_seg.SPACING_MM)
     fine = sitk.GetArrayFromImage(image).round().astype(np.int16)
     wall_mm = ptx_seg.WALL_MM if grid.spacing_mm <= ptx_seg.SPACING_MM else ptx_seg.COARSE_WALL_MM
     try:
-        regions = ptx_seg.segment(fine, ptx_seg.SPACING_MM, wall_mm)
+        regions = ptx_seg.segment(fine, ptx_seg.SPACING_MM, wall_mm, segmenter)
     except FileError:
         return None
     return ptx_seg.measure(regions, ptx_seg.SPACING_MM**3 / 1000)
@@ -205,6 +209,7 @@ def measure(
     *,
     limits: ScanLimits = DEFAULT_LIMITS,
     assume_spacing_mm: Sequence[float] | None = None,
+    segmenter: Segmenter = THRESHOLDS,
     progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Measurements:
     """Segment and measure every volume and its ground truth, one after the other; what fails is refused.
@@ -214,6 +219,7 @@ def measure(
         use: called with the name, the scan and the regions of each volume that was measured.
         limits: largest volume accepted.
         assume_spacing_mm: spacing of NRRD and MetaImage files that state none.
+        segmenter: finds lungs that thresholds miss.
         progress: called with the number of finished volumes, the number of all, and the next one's name.
     """
     read = reader.read_values if volumes.ground_truth else reader.read
@@ -222,11 +228,11 @@ def measure(
         progress(done, len(volumes.sources), name)
         try:
             scan = read(source, limits, assume_spacing_mm)
-            segmented = segment_scan(scan)
+            segmented = segment_scan(scan, segmenter)
             use(name, scan, segmented)
             result.found[name] = segmented.sides
             if true := volumes.ground_truth.get(name):
-                result.ground_truth[name] = segment_scan(reader.read(true, limits, assume_spacing_mm)).sides
+                result.ground_truth[name] = segment_scan(reader.read(true, limits, assume_spacing_mm), segmenter).sides
         except FileError as error:
             result.refused.append(error)
     progress(len(volumes.sources), len(volumes.sources), "")

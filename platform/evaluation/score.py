@@ -17,6 +17,7 @@ from jaxtyping import Float32
 from raylift.datasets.csv_file import read_rows
 from raylift.datasets.errors import ConfigError, FileError
 from raylift.datasets.intensity import HU_MIN
+from raylift.datasets.lung_segmenter import THRESHOLDS, Segmenter
 from raylift.datasets.scans import reader, volume_file
 from raylift.datasets.scans.header_checks import DEFAULT_LIMITS, ScanLimits
 from raylift.datasets.sources import Source, is_apple_double
@@ -96,6 +97,7 @@ def score(
     resample: bool = False,
     limits: ScanLimits = DEFAULT_LIMITS,
     assume_spacing_mm: Sequence[float] | None = None,
+    segmenter: Segmenter = THRESHOLDS,
     progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Score:
     """Metrics of every pair.
@@ -108,6 +110,7 @@ def score(
             outside.
         limits: largest volume accepted.
         assume_spacing_mm: spacing of NRRD and MetaImage files that state none.
+        segmenter: finds the lungs of both volumes.
         progress: called with the number of finished pairs, the number of all, and the next one's name.
 
     Raises:
@@ -131,7 +134,7 @@ def score(
         values[pair.name] = {
             PREDICTOR: {
                 **{name: protocol.evaluate(hu, target_hu) for name, protocol in chosen.items()},
-                "segmentation": segmentation_metrics.compare(hu, target_hu, (depth_mm, height_mm, width_mm)),
+                "segmentation": segmentation_metrics.compare(hu, target_hu, (depth_mm, height_mm, width_mm), segmenter),
             }
         }
         if pair_notes := [*changed, *ground_truth.changes]:

@@ -116,7 +116,7 @@ def test_a_model_without_baselines_is_compared_with_those_of_another(home, archi
     assert "the model plain has no baselines of its training data: it is compared with those of a" in metrics["notes"]
 
 
-def test_models_in_folders_of_one_name_are_named_by_what_tells_them_apart(home, archive32, tmp_path):
+def test_models_in_folders_of_one_name_are_named_by_what_distinguishes_them(home, archive32, tmp_path):
     for name in "ab":
         (tmp_path / "runs" / name / "model").parent.mkdir(parents=True)
         (tmp_path / "runs" / name / "model").symlink_to(home / name)
