@@ -92,11 +92,11 @@ class Actions:
 
     async def assign(self, paths: list[str] | None) -> list[Any]:
         """The frontal and the lateral upload from one or two files in any order, and the upload of both, emptied."""
-        first, *others = paths or [None]
-        if len(others) > 1:
+        chosen: list[str | None] = [*(paths or [])]
+        if len(chosen) > 2:
             gr.Warning("Choose one frontal and one lateral radiograph.")
             return [gr.skip(), gr.skip(), None]
-        frontal, lateral = first, *(others or [None])
+        frontal, lateral = chosen + [None] * (2 - len(chosen))
         as_chosen = [await self._is_exchanged("frontal", frontal), await self._is_exchanged("lateral", lateral)]
         if any(as_chosen):
             otherwise = [await self._is_exchanged("frontal", lateral), await self._is_exchanged("lateral", frontal)]
