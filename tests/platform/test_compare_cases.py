@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -148,6 +149,15 @@ def test_two_ray_actors_give_every_metric_and_figure_bit_for_bit(
     said = capsys.readouterr()
     assert "compare: 5/5" in said.out
     assert said.err == ""
+
+
+def test_a_worker_reads_its_scan_and_not_the_entries_of_the_archive(home, archive32):
+    sent = pickle.loads(pickle.dumps(evaluator(home, archive32)))
+    assert sent.evaluate(0).name == "phantom-1-0007"
+    (archive,) = {id(archive): archive for _, archive, _ in sent.scans}.values()
+    assert "_all" not in vars(archive.manifest.entries)
+    assert len(archive.entries()) == 12
+    assert "_all" in vars(archive.manifest.entries)
 
 
 class Fatal:
