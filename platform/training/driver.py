@@ -25,7 +25,7 @@ from raylift.datasets.errors import RayliftError, StoreError
 from raylift.datasets.serialization import to_plain
 from raylift.platform import cluster
 from raylift.platform.config import RunConfig
-from raylift.platform.training.loop import train_worker
+from raylift.platform.training.loop import PreemptedError, train_worker
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 """Error numbers of a file system that takes no more data."""
@@ -131,7 +131,8 @@ def _fit_attempts(
     note: Callable[[str], None],
     stop: Callable[[], None],
 ) -> dict[str, Any]:
-    for restarts in range(run.cluster.max_failures + 1):
+    restarts = 0
+    while restarts <= run.cluster.max_failures:
         trainer = new_trainer()
         try:
             with cluster.environment_variable(
@@ -144,17 +145,26 @@ def _fit_attempts(
             finally:
                 trainer.end()
             raise
-        except ray.train.WorkerGroupError as error:
+        except (ray.train.WorkerGroupError, ray.train.PreemptionError) as error:
+            if isinstance(error, ray.train.PreemptionError) or is_preemption(error.worker_failures):
+                note("a node of this run is preempted: starting again from the newest checkpoint")
+                continue
             raise_permanent(error, run_url)
             reason = describe(error.worker_failures)
         else:
             return outcome
-        if restarts < run.cluster.max_failures:
-            note(f"{reason}: starting again from the newest checkpoint ({restarts + 1} of {run.cluster.max_failures})")
+        restarts += 1
+        if restarts <= run.cluster.max_failures:
+            note(f"{reason}: starting again from the newest checkpoint ({restarts} of {run.cluster.max_failures})")
     raise RunFailedError(
         f"{reason}, after {run.cluster.max_failures} restarts (cluster.max_failures): resume with --resume {run_url}; "
         "RAYLIFT_RAY_LOGS=1 prints the workers' output"
     )
+
+
+def is_preemption(failures: Mapping[int, Exception]) -> bool:
+    """Whether workers ended because a node is preempted, which does not count as a failure."""
+    return any(isinstance(each, PreemptedError) or getattr(each, "preempted", False) for each in failures.values())
 
 
 def raise_permanent(error: ray.train.WorkerGroupError, run_url: str) -> None:
@@ -188,8 +198,13 @@ def describe(failures: Mapping[int, Exception]) -> str:
     if isinstance(failure, WorkerHealthCheckTimeoutError):
         stalled = re.search(r"hanging for (\d+)", str(failure))
         return f"worker {rank} did not respond for {stalled[1] if stalled else '?'} s (cluster.stall_timeout_s)"
-    detail = re.search(r"(?:exit detail|error message|killed due to)[:\s]+(.*?)(?:\. |\n|$)", str(failure))
-    return f"worker {rank} was lost ({detail[1].strip() if detail else _first_line(failure)})"
+    return f"worker {rank} was lost ({exit_detail(failure)})"
+
+
+def exit_detail(error: Exception) -> str:
+    """How a process ended, from Ray's error."""
+    detail = re.search(r"(?:exit detail|error message|killed due to)[:\s]+(.*?)(?:\. |\n|$)", str(error))
+    return detail[1].strip() if detail else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
@@ -212,7 +227,10 @@ def _trainer(run: RunConfig, settings: dict[str, Any], callbacks: list[Any], scr
             # is unreachable for a moment cannot make Ray's controller fail. Restarts are those of this module.
             name=f"raylift-{uuid.uuid4().hex[:8]}",
             storage_path=scratch,
-            failure_config=ray.train.FailureConfig(max_failures=0),
+            failure_config=ray.train.FailureConfig(
+                max_failures=0,
+                max_preemption_failures=0,  # type: ignore[call-arg]  # of the second version of Ray Train alone
+            ),
             callbacks=callbacks,
         ),
     )

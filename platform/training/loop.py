@@ -38,6 +38,10 @@ from raylift.platform.training.tracking import Reporter, RunningMeans, TensorBoa
 from raylift.platform.training.validation import Validation
 
 
+class PreemptedError(RuntimeError):
+    """The end of a group of workers, after a checkpoint, because one of their nodes will be preempted."""
+
+
 class NonFiniteLossError(RayliftError, ArithmeticError):
     """A loss that is NaN or infinite on some worker, found before any worker stepped."""
 
@@ -116,7 +120,7 @@ def train(
         means.add("data_time_s", data_time)
 
         done = step + 1
-        stops = on_any_rank(reporter.stop_requested(), device)
+        stops, preempted = on_any_rank([reporter.stop_requested(), reporter.is_preempted()], device)
         if done % run.train.log_every == 0 or done == last:
             entry = {
                 "step": float(done),
@@ -131,7 +135,7 @@ def train(
             if writer:
                 writer.scalars(entry)
         validates = done % run.train.validate_every == 0 or done == last
-        if not (validates or stops):
+        if not (validates or stops or preempted):
             continue
         for engine in objective_engines.values():
             engine.sync_batch_norm()
@@ -155,6 +159,8 @@ def train(
         if stops:
             reporter.confirm_stop(done)
             break
+        if preempted and done < last:
+            raise PreemptedError
     if writer:
         writer.close()
     return metrics
@@ -190,11 +196,11 @@ def training_step(
     return values
 
 
-def on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether a flag is set on any rank, for all ranks."""
-    count = torch.tensor(float(flag), device=device)
-    dist.all_reduce(count)
-    return bool(count)
+def on_any_rank(flags: list[bool], device: torch.device) -> list[bool]:
+    """Whether each flag is set on any rank, for all ranks."""
+    counts = torch.tensor(flags, dtype=torch.float32, device=device)
+    dist.all_reduce(counts)
+    return [count > 0 for count in counts.tolist()]
 
 
 def handle_divergence(run: RunConfig, divergence: str, checkpoint: str | None, reporter: Reporter) -> None:

@@ -15,6 +15,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
+from ray.train.v2._internal.execution.context import get_train_context
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
@@ -137,6 +138,12 @@ class Reporter:
         requested, self._pending = self._pending, None
         with suppress(ray.exceptions.RayActorError):
             return bool(ray.get(requested))
+        return False
+
+    def is_preempted(self) -> bool:
+        """Whether Ray has announced to this worker that a node of the run will be preempted."""
+        with suppress(RuntimeError):  # outside of Ray Train
+            return get_train_context().preemption_context.preemption_info is not None
         return False
 
     def confirm_stop(self, step: int) -> None:

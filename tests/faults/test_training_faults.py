@@ -22,6 +22,7 @@ import ray.train
 import safetensors.torch
 import torch.distributed as dist
 from processes import run_ranks
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.errors import CorruptSampleError, StoreError
@@ -32,7 +33,7 @@ from raylift.platform.progress import worker_messages
 from raylift.platform.training import driver, runs
 from raylift.platform.training.checkpoint import Checkpoints, load_state
 from raylift.platform.training.divergence import DIVERGED, DivergedLossError, DivergenceMonitor
-from raylift.platform.training.loop import train
+from raylift.platform.training.loop import PreemptedError, train
 from raylift.platform.training.tracking import Reporter
 
 GRID = Grid(32, 10.0)
@@ -147,6 +148,7 @@ cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
 raylets = [node.all_processes["raylet"][0].process.pid for node in nodes]
 print(cluster.address, *raylets, flush=True)
+print(*(node.node_id for node in nodes), flush=True)
 for line in sys.stdin:
     cluster.remove_node(nodes[raylets.index(int(line))], allow_graceful=False)
 cluster.shutdown()
@@ -157,7 +159,8 @@ cluster.shutdown()
 def three_nodes() -> Iterator[subprocess.Popen]:
     """The process of a cluster: a head without CPUs and three nodes of one.
 
-    It prints the cluster's address and the ids of the nodes' raylets, and ends the node whose raylet it reads.
+    It prints the cluster's address and the ids of the nodes' raylets, in a second line those of the nodes, and ends the
+    node whose raylet it reads.
     """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", THREE_NODES], **pipes) as process:
@@ -181,6 +184,47 @@ def test_a_lost_node_is_replaced_and_the_run_ends_with_the_same_weights(finished
     assert process.returncode == 0
     assert re.search(r"worker \d was lost \(.+\): starting again from the newest checkpoint \(1 of 2\)\n", output)
     assert same_weights(finished_run, url)
+
+
+def test_a_run_writes_a_checkpoint_and_leaves_a_node_whose_preemption_is_announced(tiny, three_nodes, tmp_path):
+    url, config = tmp_path / "run", tmp_path / "run.yaml"
+    train = replace(tiny.train, steps=60, validate_every=60, log_every=1, validation_samples=1)
+    config.write_text(replace(tiny, train=train).to_yaml())
+    address, *raylets = three_nodes.stdout.readline().split()
+    nodes = dict(zip(raylets, three_nodes.stdout.readline().split(), strict=True))
+    command = [sys.executable, "-m", "raylift", "train", str(config), "--output", str(url)]
+    environment = {**os.environ, "RAY_ADDRESS": address, "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stdout if "step 2:" in line)
+        drained = next(raylet for raylet in raylets if training_workers(int(raylet)))
+        deadline_ms = int(time.time() + 300) * 1000
+        accepted, reason = ray._raylet.GcsClient(address=address).drain_node(
+            nodes[drained], DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot price", deadline_ms
+        )
+        assert accepted, reason
+        lines = iter(process.stdout)
+        line = next(line for line in lines if "preempted" in line)
+        assert line == "train: a node of this run is preempted: starting again from the newest checkpoint\n"
+        resumed = next(line for line in lines if "resumed from" in line)
+        assert not training_workers(int(drained)), "a worker started on the node again"
+        assert psutil.pid_exists(int(drained)), "the node ended before the run left it"
+        process.communicate(timeout=120)
+    assert process.returncode == 0
+    step = int(re.search(r"at step (\d+)$", resumed)[1])
+    assert 2 <= step < 60
+    assert [summary["step"] for _, summary in Checkpoints(str(url)).published()] == [step, 60]
+
+
+@pytest.mark.parametrize(
+    ("failures", "expected"),
+    [
+        ([RuntimeError("reset by peer"), PreemptedError()], True),
+        ([ray.exceptions.RayActorError(preempted=True)], True),
+        ([ray.exceptions.ActorDiedError(), RuntimeError("reset by peer")], False),
+    ],
+)
+def test_the_end_of_a_preempted_node_is_no_failure(failures, expected):
+    assert driver.is_preemption(dict(enumerate(failures))) is expected
 
 
 def test_a_run_without_the_actor_of_its_messages_goes_on_without_lines(tiny, ray_cluster, tmp_path, monkeypatch):
