@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 from ray.tune import Result
 from rich.table import Table
 
@@ -17,6 +17,7 @@ from raylift.datasets.errors import AlteredFileError, ConfigError, RayliftError
 from raylift.datasets.serialization import from_plain
 from raylift.platform.monitor import monitored
 from raylift.platform.training.checkpoint import CheckpointError, best_checkpoint
+from raylift.platform.training.driver import exit_detail
 from raylift.platform.tuning import two_objectives
 from raylift.platform.tuning.two_objectives import Measurement
 
@@ -111,6 +112,8 @@ def describe(error: Exception | None) -> str:
     cause = error.cause if isinstance(error, RayTaskError) else error
     if cause is None:
         return ""
+    if isinstance(cause, RayActorError | WorkerCrashedError):
+        return f"the process that drives it was lost ({exit_detail(cause)})"
     return str(cause) if isinstance(cause, RayliftError) else f"{type(cause).__name__}: {cause}".splitlines()[0]
 
 

@@ -1,17 +1,20 @@
-"""A search whose driver is killed with SIGKILL at half ends as an unbroken one, also with median stopping."""
+"""Searches whose driver, or the driver of one of whose trials, is killed with SIGKILL."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from raylift.platform.tuning import search, study
@@ -72,6 +75,47 @@ def test_a_search_with_median_stopping_that_is_killed_at_half_ends_as_an_unbroke
     assert results[0] == results[1]
     resumed = [trial.state for trial in study.load_trials(str(url), search.load_search(str(url)))]
     assert resumed == states
+
+
+def test_a_trial_whose_driver_is_killed_ends_in_a_sentence_and_the_others_continue(tiny, ray_cluster, tmp_path, capsys):
+    train = replace(tiny.train, steps=4, validate_every=2, validation_samples=1, log_every=1)
+    run = replace(tiny, cluster=replace(tiny.cluster, workers=1), train=train)
+    url, killed = str(tmp_path / "search"), []
+    search.create(Search(run, SPACE, trials=2, max_concurrent_trials=1, sampler="random", scheduler="none"), url)
+    killer = threading.Thread(target=kill_a_driver, args=(tmp_path / "search", killed))
+    killer.start()
+    table = search.fit(url)
+    killer.join()
+    assert killed, "no driver was killed"
+    lines = [line for line in capsys.readouterr().out.splitlines() if "failed" in line]
+    assert [bool(trial.error) for trial in table].count(True) == 1
+    (line,) = lines
+    assert re.fullmatch(r"tune: trial \w+ failed: the process that drives it was lost \(.+\)", line)
+    assert {trial.error for trial in table} == {"", line.split("failed: ")[1]}
+    table = search.fit(url)
+    assert all(trial.error == "" for trial in table)
+    assert len(table) == len(list(tmp_path.glob("search/trials/*"))) == 2
+    assert Path(url, "trials.json").exists()
+
+
+def kill_a_driver(url: Path, killed: list[int]) -> None:
+    """Kill the driver of the first trial that has trained a step."""
+    deadline = time.monotonic() + 200
+    while not killed and time.monotonic() < deadline:
+        time.sleep(0.1)
+        if not list(url.glob("trials/*/tensorboard")):
+            continue
+        names = {process.pid: process_name(process) for process in psutil.Process().children(recursive=True)}
+        drivers = [pid for pid, name in names.items() if name.startswith("ray::ImplicitFunc")]
+        for driver in drivers[:1]:
+            os.kill(driver, signal.SIGKILL)
+            killed.append(driver)
+
+
+def process_name(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def wait_for_half(url: Path, process: subprocess.Popen) -> None:
