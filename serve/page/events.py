@@ -117,11 +117,12 @@ class Actions:
     async def suggest_flip(self, view: str, result: list[Any] | None, path: str | None, invert: Inversion) -> Any:
         """The flip control of a newly chosen lateral radiograph, set if the patient clearly faces the other edge.
 
-        The radiograph of the result that is shown keeps its flip.
+        The radiograph of this view in the result that is shown has the flip of that result.
         """
         pose = self._backend.description.geometry.view(view)
-        if result and path in result:
-            return gr.Checkbox(info=requirement(pose))
+        own = 3 * self._backend.model.views.index(view)
+        if result and path == result[own]:
+            return gr.Checkbox(value=result[own + 2], info=requirement(pose))
         try:
             loaded = await self._load(view, ViewInput(path, invert, flip=False), "auto") if path else None
         except RayliftError:
@@ -135,10 +136,11 @@ class Actions:
         detected = f" Detected: patient faces {loaded.patient_facing}{flipped}."
         return gr.Checkbox(value=loaded.flipped, info=requirement(pose) + detected)
 
-    async def reconstruct(self, *values: Any) -> list[Any]:
+    async def reconstruct(self, request: gr.Request | None, *values: Any) -> list[Any]:
         """All outputs of a reconstruction; its files and their record are stored.
 
         Args:
+            request: whose user alone may open the result again.
             values: file path, inversion and flip of each view in turn; of a diffusion model also the number of
                 samples.
         """
@@ -161,10 +163,10 @@ class Actions:
                     input_checks.require_ok(checks)
                 result = await self._backend.reconstruct(prepared, settings)
             seconds, volume = time.monotonic() - started, result.hu
-            images, stored, std = await asyncio.gather(
+            images, encoded, std = await asyncio.gather(
                 asyncio.to_thread(self._images, prepared, volume),
-                asyncio.to_thread(self._store, volume, STEM),
-                asyncio.to_thread(self._store, result.std, f"{STEM}-std"),
+                asyncio.to_thread(self._backend.encode, volume),
+                asyncio.to_thread(self._store_std, result.std),
             )
         except RayliftError as error:
             raise gr.Error(sentence(error), duration=None) from error
@@ -184,34 +186,34 @@ class Actions:
             residuals = format_residuals(result.residuals)
             facts += f" Reprojection residual before -> after the data-consistency fit: {residuals}."
         lights = "".join(traffic_light.markup(of_view, view) for view, of_view in checks.items() if warnings(of_view))
-        record = ResultRecord([*values], facts, lights or traffic_light.markup(()), images, std)
-        assert stored is not None
-        self.files.write_record(stored, record)
+        record = ResultRecord([*values], facts, lights or traffic_light.markup(()), images, std, user_of(request))
+        stored = await asyncio.to_thread(self.files.write_result, encoded, record)
         return self._outputs(volume, stored, record, result.std)
 
-    def restore(self, digest: str) -> list[Any] | None:
+    def restore(self, identifier: str, request: gr.Request | None) -> list[Any] | None:
         """All inputs and outputs of the stored result of a link; None without a link, or if the result has expired."""
-        if not digest:
+        if not identifier:
             return None
-        found = result_files.read(Path(get_upload_folder()).resolve(), digest)
+        found = result_files.read(Path(get_upload_folder()).resolve(), identifier, user_of(request))
         if found is None:
             gr.Warning("The result of this link has expired: reconstruct it again.")
             return None
         stored, record = found
         std = read_nifti(Path(record.std)) if record.std else None
-        return record.inputs + self._outputs(read_nifti(stored), str(stored), record, std)
+        return record.inputs + self._outputs(read_nifti(stored), stored, record, std)
 
-    def _outputs(self, volume: Volume, stored: str, record: ResultRecord, std: Volume | None) -> list[Any]:
+    def _outputs(self, volume: Volume, stored: Path, record: ResultRecord, std: Volume | None) -> list[Any]:
         """All outputs of a reconstruction, in the order of the layout."""
         outputs = [
+            stored.parent.name,
             record.inputs,
             volume,
             gr.Column(visible=True),
             record.checks,
             record.facts,
             comparison.markup(record.images),
-            gr.DownloadButton(value=stored, visible=True),
-            links(Path(stored), self._retention_s),
+            gr.DownloadButton(value=str(stored), visible=True),
+            links(stored.parent.name, self._retention_s),
         ]
         return outputs + (self._std_outputs(std, record.std) if self._backend.model.multiple_samples else [])
 
@@ -281,9 +283,15 @@ class Actions:
             for view, radiograph, drr in zip(self._backend.model.views, prepared, drrs, strict=True)
         }
 
-    def _store(self, volume: Volume | None, stem: str) -> str | None:
-        """Path of the NIfTI of a volume; None without one."""
-        return None if volume is None else self.files.write(self._backend.encode(volume), f"{stem}{NIFTI.suffix}")
+    def _store_std(self, std: Volume | None) -> str | None:
+        """Path of the standard deviation over samples as NIfTI; None for a single sample."""
+        return None if std is None else self.files.write(self._backend.encode(std), f"{STEM}-std{NIFTI.suffix}")
+
+
+def user_of(request: gr.Request | None) -> str | None:
+    """The user of a request; None in a service without logins and tokens."""
+    user: str | None = request.request.scope.get("user") if request and request.request else None
+    return user
 
 
 def sentence(error: Exception) -> str:

@@ -32,7 +32,11 @@ DEFAULT_SAMPLES = 4
 """Initial value of the slider."""
 MAX_SESSIONS = 64
 """Largest number of sessions whose volumes are kept."""
-SET_LINK = "(file) => history.replaceState(null, '', '?volume=' + file.path.split('/').at(-2))"
+SET_LINK = """(id) => {
+  const url = new URL(location);
+  url.searchParams.set("volume", id);
+  history.replaceState(null, "", url);
+}"""
 READ_LINK = "() => new URLSearchParams(location.search).get('volume') ?? ''"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 16}
 
@@ -61,7 +65,7 @@ def build(
         if models:
             gr.HTML(models, elem_id="models", padding=False)
         gr.Markdown(_notice(backend), elem_id="notice")
-        shown_inputs = gr.State(time_to_live=retention)
+        identifier, shown_inputs = gr.Textbox(visible=False), gr.State(time_to_live=retention)
         views = backend.description.geometry.views
         inputs = _radiographs(actions, views, decoder.file_limits.max_bytes, shown_inputs)
         samples = [_samples_slider(backend.model.max_samples)] if backend.model.multiple_samples else []
@@ -71,7 +75,7 @@ def build(
         example.click(actions.example, None, inputs, **PRIVATE)
         inputs = [*inputs, *samples]
         of_results, results, shown = _results(actions, backend, retention)
-        outputs = [shown_inputs, *of_results]
+        outputs = [identifier, shown_inputs, *of_results]
         _on_reconstruct(go, actions, inputs, outputs, shown)
         # The results are visible as long as all inputs are theirs.
         gr.on(
@@ -82,7 +86,7 @@ def build(
             queue=False,
             **PRIVATE,
         )
-        _on_load(page, actions, [*inputs, *outputs], shown)
+        _on_load(page, actions, identifier, [*inputs, *outputs], shown)
         gr.Markdown(_about(backend), elem_id="about")
     page.state_session_capacity = MAX_SESSIONS
     page.temp_file_sets.append(actions.files.paths)
@@ -294,18 +298,17 @@ def _on_reconstruct(go: Any, actions: Actions, inputs: list[Any], outputs: list[
     for ended in (done.success, done.failure):
         ended(lambda: gr.Button("Reconstruct", interactive=True), **immediate)
     done.success(None, shown, js=viewer.SHOW)
-    done.success(None, shown, js=SET_LINK)
+    done.success(None, outputs[0], js=SET_LINK)
     done.success(None, js="() => document.getElementById('results').scrollIntoView({behavior: 'smooth'})")
 
 
-def _on_load(page: gr.Blocks, actions: Actions, components: list[Any], shown: list[Any]) -> None:
+def _on_load(page: gr.Blocks, actions: Actions, identifier: Any, components: list[Any], shown: list[Any]) -> None:
     """Show the stored result of the page's link, if it has one."""
-    digest = gr.Textbox(visible=False)
 
-    def restore(of_link: str) -> list[Any]:
-        return actions.restore(of_link) or [gr.skip()] * len(components)
+    def restore(of_link: str, request: gr.Request) -> list[Any]:
+        return actions.restore(of_link, request) or [gr.skip()] * len(components)
 
-    restored = page.load(restore, digest, components, js=READ_LINK, show_progress="hidden", **PRIVATE)
+    restored = page.load(restore, identifier, components, js=READ_LINK, show_progress="hidden", **PRIVATE)
     restored.success(None, shown, js=f"(file, ...rest) => file && ({viewer.SHOW})(file, ...rest)")
 
 

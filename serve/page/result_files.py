@@ -1,4 +1,4 @@
-"""Files of the page, stored once by their digest in Gradio's folder, and the record of a result next to its volume."""
+"""Files of the page in Gradio's folder: images, stored once by their digest, and each result in a folder of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import io
 import json
 import os
 import re
+import secrets
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,8 @@ from raylift.serve.volume_formats import NIFTI
 STEM = "reconstruction"
 VOLUME = f"{STEM}{NIFTI.suffix}"
 RECORD = "result.json"
-DIGEST = re.compile(r"[0-9a-f]{64}")
-"""The name of the folder of a volume, and its id in links."""
+ID = re.compile(r"[0-9a-f]{64}")
+"""The name of the folder of a result, and its secret id in links."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,22 @@ class ResultRecord:
     """Paths of the radiograph and of the reprojection, by view."""
     std: str | None
     """Path of the standard deviation over samples as NIfTI."""
+    owner: str | None = None
+    """Who alone may use it; None in a service without logins and tokens, where the id is a secret."""
 
     @property
     def files(self) -> list[str]:
         """Paths of all files that the page shows."""
         uploads = self.inputs[: 3 * len(self.images) : 3]
         return [*uploads, *(path for pair in self.images.values() for path in pair), *([self.std] if self.std else [])]
+
+
+class _Paths(set[str]):
+    """Paths that may be added while Gradio iterates over them."""
+
+    def __iter__(self) -> Iterator[str]:
+        # No other thread runs while the tuple is made: no Python code does either.
+        return iter(tuple(super().__iter__()))
 
 
 class ResultFiles:
@@ -56,16 +69,12 @@ class ResultFiles:
     """
 
     def __init__(self) -> None:
-        self.paths: set[str] = set()
+        self.paths: set[str] = _Paths()
 
     def write(self, data: bytes, name: str) -> str:
         """Write a file in the folder of its digest, atomically and once; returns its path."""
-        folder = Path(get_upload_folder()).resolve() / hash_bytes(data)
-        file = folder / name
-        if file.exists():
-            # Gradio deletes by the time of the last change.
-            os.utime(file)
-        else:
+        file = Path(get_upload_folder()).resolve() / hash_bytes(data) / name
+        if not _keep(str(file)):
             self._replace(file, data)
         return str(file)
 
@@ -78,25 +87,47 @@ class ResultFiles:
         Image.fromarray(image).save(data, "PNG")
         return self.write(data.getvalue(), "image.png")
 
-    def write_record(self, volume: str, record: ResultRecord) -> None:
-        """Write the record of a result next to its volume, in place of that of an equal volume."""
-        self._replace(Path(volume).with_name(RECORD), json.dumps(asdict(record)).encode())
+    def write_result(self, volume: bytes, record: ResultRecord) -> Path:
+        """Write a NIfTI and its record to a new folder; returns the path of the NIfTI.
+
+        Uploads and images of the record are kept as long as these.
+        """
+        stored = Path(get_upload_folder()).resolve() / secrets.token_hex(32) / VOLUME
+        self._replace(stored, volume)
+        self._replace(stored.with_name(RECORD), json.dumps(asdict(record)).encode())
+        for path in record.files:
+            _keep(path)
+        return stored
 
     def _replace(self, file: Path, data: bytes) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
-            temporary.write(data)
-        Path(temporary.name).replace(file)
+            try:
+                temporary.write(data)
+                temporary.flush()
+                Path(temporary.name).replace(file)
+            except BaseException:
+                Path(temporary.name).unlink()
+                raise
         self.paths.add(str(file))
 
 
-def read(folder: Path, digest: str) -> tuple[Path, ResultRecord] | None:
-    """Path of the volume and record of a result below a folder; None if it was deleted or never was."""
-    if not DIGEST.fullmatch(digest):
+def read(folder: Path, identifier: str, user: str | None) -> tuple[Path, ResultRecord] | None:
+    """Path of the volume and record of a user's result below a folder; None if it has expired or never was."""
+    if not ID.fullmatch(identifier):
         return None
-    stored = folder / digest / VOLUME
-    try:
+    stored = folder / identifier / VOLUME
+    with suppress(FileNotFoundError):
         record = ResultRecord(**json.loads(stored.with_name(RECORD).read_bytes()))
+        if record.owner == user and all(Path(path).exists() for path in (str(stored), *record.files)):
+            return stored, record
+    return None
+
+
+def _keep(path: str) -> bool:
+    """Delay the deletion of a file, for which Gradio takes the time of its last change; False if it does not exist."""
+    try:
+        os.utime(path)
     except FileNotFoundError:
-        return None
-    return (stored, record) if all(Path(path).exists() for path in (str(stored), *record.files)) else None
+        return False
+    return True

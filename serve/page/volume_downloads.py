@@ -23,22 +23,16 @@ MAX_ENCODINGS = 2
 """Volumes that are encoded at a time."""
 
 
-def links(stored: Path, retention_s: float) -> str:
-    """HTML with a link for each other format of a stored NIfTI, whose folder has the name of its digest.
-
-    A link to the report and one to the page with this result follow.
-    """
-    digest = stored.parent.name
+def links(identifier: str, retention_s: float) -> str:
+    """HTML with a link for each other format of a result, to its report, and to the page with it."""
     files = {f"download-{kind.name.lower()}": (name, f"Download {kind.name}") for name, kind in OTHERS.items()}
     files["download-report"] = (REPORT, "Download report")
     downloads = "".join(
-        f'<a id="{identifier}" href="volumes/{digest}/{name}" download="{name}">{text}</a>'
-        for identifier, (name, text) in files.items()
+        f'<a id="{element}" href="volumes/{identifier}/{name}" download="{name}">{text}</a>'
+        for element, (name, text) in files.items()
     )
-    kept_min = round(retention_s / 60)
-    return (
-        f'{downloads}<p id="permalink"><a href="?volume={digest}">Link to this result</a>, kept for {kept_min} min</p>'
-    )
+    link = f'<a href="?volume={identifier}">Link to this result</a>, kept for {round(retention_s / 60)} min'
+    return f'{downloads}<p id="permalink">{link}</p>'
 
 
 def add_routes(app: FastAPI, backend: Backend, folder: Path) -> None:
@@ -47,7 +41,8 @@ def add_routes(app: FastAPI, backend: Backend, folder: Path) -> None:
 
     async def encoded(request: Request) -> Response:
         name = request.path_params["name"]
-        found = result_files.read(folder, request.path_params["digest"]) if name in (*OTHERS, REPORT) else None
+        user = request.scope.get("user")
+        found = result_files.read(folder, request.path_params["id"], user) if name in MEDIA_TYPES else None
         if found is None:
             raise HTTPException(404, "the volume has expired: reconstruct it again")
         stored, record = found
@@ -60,4 +55,4 @@ def add_routes(app: FastAPI, backend: Backend, folder: Path) -> None:
         headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "private, no-store"}
         return Response(data, media_type=MEDIA_TYPES[name], headers=headers)
 
-    app.add_route("/volumes/{digest}/{name}", encoded, include_in_schema=False)
+    app.add_route("/volumes/{id}/{name}", encoded, include_in_schema=False)

@@ -64,8 +64,8 @@ def test_the_page_shows_the_residuals_of_a_fitted_volume(
 
     def facts(one: Reconstructor, steps: int) -> str:
         decoder = ImageDecoder(one.description, RadiographLimits())
-        outputs = asyncio.run(Actions(backend(one, steps), decoder).reconstruct(*values))
-        return str(outputs[4])
+        outputs = asyncio.run(Actions(backend(one, steps), decoder).reconstruct(None, *values))
+        return str(outputs[5])
 
     fit = r"Reprojection residual before -> after the data-consistency fit: "
     assert re.search(fit + r"frontal \d\.\d{3} -> \d\.\d{3}, lateral \d\.\d{3} -> ", facts(fitting, 3))

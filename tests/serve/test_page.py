@@ -149,7 +149,9 @@ def test_both_files_of_one_drop_become_their_views_and_can_be_exchanged(
         expect(visit.at(f"{view}-file")).to_contain_text(file.stem)
         expect(visit.at(f"{view}-checks").locator(".light.ok")).to_be_visible()
     expect(visit.at("both-files")).not_to_contain_text(files["frontal"].stem)
+    visit.reconstruct()
     visit.at("exchange").click()
+    expect(visit.at("results")).to_be_hidden()
     expect(visit.at("frontal-file")).to_contain_text(files["lateral"].stem)
     expect(visit.at("frontal-checks").locator(".light.stop")).to_contain_text("the two may be exchanged")
 

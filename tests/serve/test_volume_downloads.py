@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +18,14 @@ from fastapi.testclient import TestClient
 from gradio.route_utils import delete_files_created_by_app
 from PIL import Image
 from service_clients import client_of, real_backend
+from starlette.requests import Request
 
 from raylift.datasets.radiographs.gray_image import RadiographLimits
 from raylift.serve.backend import Backend
 from raylift.serve.image_decoder import ImageDecoder
 from raylift.serve.page import layout, volume_downloads
 from raylift.serve.page.events import Actions
+from raylift.serve.page.result_files import ResultFiles
 from raylift.serve.page.upload_quota import size_of
 from raylift.serve.reconstructor import Reconstructor
 from raylift.serve.volume_formats import FORMATS
@@ -50,8 +54,8 @@ def reconstruct(backend: Backend, uploads: Path, radiographs: dict[str, bytes], 
 
     def click(max_stored_bytes: float = np.inf) -> tuple[np.ndarray, Path, str]:
         decoder = ImageDecoder(backend.description, RadiographLimits())
-        outputs = asyncio.run(Actions(backend, decoder, max_stored_bytes).reconstruct(*values))
-        return outputs[1], Path(outputs[-2].value["path"]), outputs[-1]
+        outputs = asyncio.run(Actions(backend, decoder, max_stored_bytes).reconstruct(None, *values))
+        return outputs[2], Path(outputs[-2].value["path"]), outputs[-1]
 
     return click
 
@@ -72,15 +76,17 @@ def counts(backend: Backend) -> bytes:
     return b"\n".join(line for line in lines if line.startswith(b"raylift_stage_seconds_count"))
 
 
-def test_a_click_encodes_the_nifti_alone_and_a_second_one_stores_nothing_more(
+def test_a_click_encodes_the_nifti_alone_and_a_second_one_stores_no_image_again(
     reconstruct: Reconstruct, backend: Backend, uploads: Path
 ) -> None:
     _, stored, _ = reconstruct()
     assert encodings(backend) == 1
     kept = {path: path.stat().st_size for path in uploads.rglob("*") if path.is_file()}
     assert {path.name for path in kept} == {"reconstruction.nii.gz", "image.png", "result.json"}
-    assert reconstruct()[1] == stored
-    assert {path for path in uploads.rglob("*") if path.is_file()} == {*kept}
+    other = reconstruct()[1]
+    assert other.parent.name != stored.parent.name
+    new = {path for path in uploads.rglob("*") if path.is_file()} - {*kept}
+    assert new == {other, other.with_name("result.json")}
 
 
 def test_the_links_give_the_volume_in_each_other_format_and_store_nothing(
@@ -151,7 +157,7 @@ def test_gradio_deletes_every_file_of_a_result_when_it_is_older_than_the_retenti
     async def click() -> gr.Blocks:
         page = layout.build(backend, ImageDecoder(backend.description, RadiographLimits()))
         (handler,) = (one.fn for one in page.fns.values() if getattr(one.fn, "__name__", "") == "reconstruct")
-        await handler(*values)
+        await handler(None, *values)
         return page
 
     page = asyncio.run(click())
@@ -163,6 +169,39 @@ def test_gradio_deletes_every_file_of_a_result_when_it_is_older_than_the_retenti
     assert not [path for path in uploads.rglob("*") if path.is_file()]
 
 
+def test_uploads_are_kept_as_long_as_the_result_and_only_its_user_may_open_it(
+    backend: Backend, uploads: Path, radiographs: dict[str, bytes]
+) -> None:
+    actions = Actions(backend, ImageDecoder(backend.description, RadiographLimits()))
+    values: list[object] = []
+    for view, data in radiographs.items():
+        values += [actions.files.write(data, f"{view}.png"), "no", False]
+        actions.files.paths.clear()  # the page's uploads are Gradio's
+    before = time.time()
+    for path in values[::3]:
+        os.utime(str(path), (before - 3000, before - 3000))
+    alice, bob = (gr.Request(Request({"type": "http", "user": user, "headers": []})) for user in ("alice", "bob"))
+    identifier = asyncio.run(actions.reconstruct(alice, *values))[0]
+    assert all(os.stat(str(path)).st_mtime >= before - 1 for path in values[::3])
+
+    restored = actions.restore(identifier, alice)
+    assert restored is not None
+    assert restored[: len(values)] == values
+    with pytest.warns(UserWarning, match="expired"):
+        assert actions.restore(identifier, bob) is None
+    Path(str(values[0])).unlink()
+    with pytest.warns(UserWarning, match="expired"):
+        assert actions.restore(identifier, alice) is None
+
+
+def test_paths_may_be_added_while_gradio_iterates_over_them() -> None:
+    paths = ResultFiles().paths
+    paths.update(str(number) for number in range(100))
+    for path in paths:
+        paths.add(f"{path} and another")
+    assert len(paths) == 200
+
+
 def test_where_no_space_is_left_a_click_is_refused_and_earlier_volumes_stay(
     reconstruct: Reconstruct, uploads: Path
 ) -> None:
@@ -170,4 +209,4 @@ def test_where_no_space_is_left_a_click_is_refused_and_earlier_volumes_stay(
     with pytest.raises(gr.Error, match=r"The service has no space for further results: try again later\."):
         reconstruct(size_of(uploads))
     assert stored.is_file()
-    assert reconstruct(size_of(uploads) + 1)[1] == stored
+    assert reconstruct(size_of(uploads) + 1)[1].is_file()
