@@ -108,10 +108,10 @@ def field_names(form: type[ReconstructionForm]) -> list[str]:
 
 
 async def require_multipart(request: Request) -> None:
-    """Refuse what FastAPI accepts: a body of another type as an empty form, and the last value of a repeated field.
+    """Refuse what FastAPI accepts: another body as an empty form, the last value of a repeated field, and no value.
 
     Raises:
-        HTTPException: 415 for another content type, 422 for a repeated field.
+        HTTPException: 415 for another content type, 422 for a repeated field and for one without a value.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(415, "send the radiographs as multipart/form-data")
@@ -119,3 +119,5 @@ async def require_multipart(request: Request) -> None:
     repeated = sorted(f"{name:.40}" for name in form if len(form.getlist(name)) > 1)
     if repeated:
         raise HTTPException(422, f"field {', '.join(repeated)} was sent more than once")
+    if empty := sorted(f"{name:.40}" for name, value in form.items() if value == ""):
+        raise HTTPException(422, f"field {', '.join(empty)} is empty: leave it out")

@@ -139,6 +139,7 @@ def test_a_file_that_is_not_a_radiograph_is_refused_with_a_sentence(
             id="flip",
         ),
         pytest.param(["frontal", "lateral", "invert"], {}, ["invert is a file"], id="file instead of text"),
+        pytest.param(["frontal", "lateral"], {"invert": ""}, ["field invert is empty"], id="empty text"),
         pytest.param(["frontal", "lateral"], {"x" * 500: "1"}, ["unknown field xxx"], id="long name"),
     ],
 )
