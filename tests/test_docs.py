@@ -120,7 +120,7 @@ def test_every_setting_and_option_that_a_page_names_exists(monkeypatch):
         sys.modules.pop(module, None)
 
 
-OTHER_PROGRAMS = {"--working-dir", "--address"}
+OTHER_PROGRAMS = {"--working-dir", "--address", "--submission-id"}
 """Options that pages name of Ray."""
 
 
