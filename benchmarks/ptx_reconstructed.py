@@ -78,7 +78,7 @@ def reconstructed_lines(models: dict[str, ModelPredictor], archive: Archive) -> 
     for quantity, (metric, unit) in QUANTITIES.items():
         rows = []
         for name, found in pairs.items():
-            values, true = (np.array([row[key] for row in found]) for key in (metric, f"true_{metric}"))
+            values, true = (np.array([row[key] for row in found]) for key in (metric, f"ct_{metric}"))
             of = "labels" if name == "CT" else "CT"
             rows.append([name, of, f"{(values > 0).sum()} of {len(values)}", *cells(agreement(values, true))])
         columns = ["volumes", "compared with", "found in", "Pearson", "Spearman", "ICC(2,1)", f"MAE, {unit}"]
