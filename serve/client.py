@@ -17,6 +17,7 @@ import json
 import time
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -232,7 +233,7 @@ class Client:
     def wait(
         self, job: RemoteJob, on_progress: Callable[[RemoteJob], None] | None = None, poll_s: float = 0.5
     ) -> RemoteReconstruction:
-        """The volume of a job, which is removed from the service.
+        """The volume of a job, which is then removed from a service that still has it and does not stop.
 
         Args:
             job: one that `submit` returned.
@@ -251,7 +252,8 @@ class Client:
         # A failed job has the status of its error, and is not repeated.
         response = self._send("GET", f"{job.url}/result", retries=0)
         result = _reconstruction(response)
-        self._send("DELETE", job.url)
+        with suppress(ServiceError, httpx.HTTPError):
+            self._send("DELETE", job.url, retries=0)
         return result
 
     def cancel(self, job: RemoteJob) -> None:

@@ -31,6 +31,7 @@ ReconstructInSteps = Callable[
 """Maps prepared radiographs and the settings of a request to each step, when it begins, and then the volume; raises
 ServiceUnavailableError. It stops before the next step if it is canceled."""
 ENDED = ("succeeded", "failed", "canceled")
+NO_JOB = "no job has this id: it was removed, or never existed"
 
 
 @dataclass(eq=False)
@@ -186,23 +187,24 @@ class Jobs:
         """
         job = self._jobs.get(number)
         if job is None or job.owner != user:
-            raise HTTPException(404, "no job has this id: it was removed, or never existed")
+            raise HTTPException(404, NO_JOB)
         return job
 
     def end(self, job: Job) -> None:
-        """Cancel a job, or remove an ended one and its result."""
-        if job.state in ENDED:
+        """Cancel a job, or remove one whose work has ended, and its result."""
+        if job.expires:
             self._remove(job)
-        elif job.task:
+        elif job.task and job.state != "canceled":
             job.change("canceled")
             if not job.is_encoded:
                 job.task.cancel()
 
-    def result(self, job: Job) -> Response:
+    async def result(self, job: Job) -> Response:
         """The response with the volume.
 
         Raises:
-            HTTPException: 409, the job has not ended; 410, it was canceled; the status of its error, it failed.
+            HTTPException: 404, the job was removed meanwhile; 409, it has not ended; 410, it was canceled; the status
+                of its error, it failed.
         """
         if job.error:
             raise HTTPException(job.error.status, job.error.detail)
@@ -210,7 +212,11 @@ class Jobs:
             raise HTTPException(410, "the job was canceled")
         if job.state != "succeeded":
             raise HTTPException(409, f"the job is {job.state}: it has no result yet")
-        return Response(self._file(job).read_bytes(), headers=job.headers)
+        try:
+            content = await asyncio.to_thread(self._file(job).read_bytes)
+        except FileNotFoundError:
+            raise HTTPException(404, NO_JOB) from None
+        return Response(content, headers=job.headers)
 
     def _require_space(self, job: Job) -> None:
         kept = self._jobs.values()
@@ -244,17 +250,16 @@ class Jobs:
             response = await encode(volume)
             await asyncio.to_thread(self._file(job).write_bytes, response.body)
             job.size, job.headers = len(response.body), dict(response.headers)
-            state = "canceled" if job.state == "canceled" else "succeeded"
+            state = "succeeded"
         except ServiceUnavailableError as error:
             job.error = problem(request.scope, 503, str(error))
         except asyncio.CancelledError:
-            if job.state == "canceled":
-                state = "canceled"
-            else:
-                job.error = problem(request.scope, 503, "the service is stopping")
+            job.error = problem(request.scope, 503, "the service is stopping")
         except Exception:
             logging.getLogger("ray.serve").exception("job %s failed", job.id)
             job.error = problem(request.scope, 500, "the service failed; see its log")
+        if job.state == "canceled":
+            state, job.error = "canceled", None
         if state != "succeeded":
             self._file(job).unlink(missing_ok=True)
             job.size = 0
@@ -325,4 +330,4 @@ def add_routes(app: FastAPI, jobs: Jobs) -> None:
     )
     async def job_result(job: OwnJob) -> Response:
         """Result of a job, in the format that its request accepted."""
-        return jobs.result(job)
+        return await jobs.result(job)
