@@ -138,6 +138,7 @@ def fit(
         metric: the monitored metric.
 
     Raises:
+        CheckpointError: the checkpoint of a member that others continue is missing or altered.
         RunFailedError: a member failed for another reason than its settings, or the settings of every member failed.
     """
     population = load(url) or _first_generation(run, space, size, seed, metric)
@@ -173,6 +174,7 @@ def _train(
     url: str, run: RunConfig, population: Population, step: int, concurrent: int, metric: str
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Train all members to a step, and return the metric of each, and the errors of those that diverged."""
+    _copy_checkpoints(url, population)
     task = ray.remote(_train_member).options(
         num_cpus=0, resources=cluster.HEAD_NODE, max_retries=run.cluster.max_failures
     )
@@ -183,9 +185,8 @@ def _train(
         while waiting or running:
             while waiting and len(running) < concurrent:
                 member = waiting.pop(0)
-                parent = join(url, "trials", member.parent) if member.parent else ""
                 settings = to_plain(override(run, member.settings))
-                trial = task.remote(settings, join(url, "trials", member.id), parent, member.first_step, step)
+                trial = task.remote(settings, join(url, "trials", member.id), step)
                 running[trial] = member.id
             (done,), _ = ray.wait(list(running))
             name = running.pop(done)
@@ -209,13 +210,19 @@ def _train(
     return scores, errors
 
 
-def _train_member(settings: dict[str, Any], url: str, parent: str, first_step: int, until: int) -> dict[str, Any]:
-    """The driver of a member: a Ray Train run in its folder, resumed if it exists, or started from its parent's."""
+def _copy_checkpoints(url: str, population: Population) -> None:
+    """Copy the parent's checkpoint to each member that has none, before any member trains and prunes its own."""
+    for member in (population.members[name] for name in population.living):
+        checkpoints = Checkpoints(join(url, "trials", member.id))
+        if member.parent and not checkpoints.published():
+            checkpoints.copy(Checkpoints(join(url, "trials", member.parent)).at(member.first_step))
+
+
+def _train_member(settings: dict[str, Any], url: str, until: int) -> dict[str, Any]:
+    """The driver of a member: a Ray Train run in its folder, resumed if it exists."""
     cluster.apply_environment()
     run = from_plain(RunConfig, settings, "run")
     if not Folder(url).exists(RUN_FILE):
-        if parent:
-            Checkpoints(url).copy(Checkpoints(parent).at(first_step))
         runs.create(run, url)
     return runs.fit(run, url, title="", leased=True, until=until)
 

@@ -191,6 +191,24 @@ def test_a_damaged_checkpoint_is_not_copied(finished_run, tmp_path):
     assert Checkpoints(str(tmp_path / "new")).published() == []
 
 
+def test_a_member_continues_a_checkpoint_that_its_parent_prunes_in_the_same_generation(tiny, finished_run, tmp_path):
+    train = replace(tiny.train, steps=9, validate_every=1, validation_samples=1, keep_checkpoints=1)
+    run = replace(tiny, cluster=replace(tiny.cluster, workers=1), train=train)
+    parent = Checkpoints(str(shutil.copytree(finished_run, tmp_path / "trials/00000")))
+    index = Folder(parent.at(8))
+    summary = index.read_hashed("checkpoint.json")
+    index.write("checkpoint.json", hashed_json.encode({**summary, "metrics": {"val_psnr_db": -100.0}}))
+    members = {"00000": Member("00000", {}), "00002": Member("00002", {"optimizer.lr": 1e-3}, "00000", 8)}
+    generation = Population(8, list(members), members)
+    scores, errors = population._train(str(tmp_path), run, generation, 9, 1, "val_psnr_db")
+    assert (list(scores), errors) == (["00000", "00002"], {})
+    assert 8 not in [each["step"] for _, each in parent.published()]
+    assert newest(tmp_path / "trials/00002")["step"] == 9
+
+    population._copy_checkpoints(str(tmp_path), generation)
+    assert newest(tmp_path / "trials/00002")["step"] == 9
+
+
 @pytest.fixture(scope="module")
 def searched(tiny, ray_cluster, tmp_path_factory) -> tuple[Path, list[trials.Trial]]:
     """A finished search of two generations, and its table."""
