@@ -25,6 +25,7 @@ from raylift.datasets.errors import RayliftError, StoreError
 from raylift.datasets.serialization import to_plain
 from raylift.platform import cluster
 from raylift.platform.config import RunConfig
+from raylift.platform.training.checkpoint import Checkpoints
 from raylift.platform.training.loop import PreemptedError, train_worker
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
@@ -131,7 +132,7 @@ def _fit_attempts(
     note: Callable[[str], None],
     stop: Callable[[], None],
 ) -> dict[str, Any]:
-    restarts = 0
+    restarts, preempted_at = 0, -1
     while restarts <= run.cluster.max_failures:
         trainer = new_trainer()
         try:
@@ -146,11 +147,17 @@ def _fit_attempts(
                 trainer.end()
             raise
         except (ray.train.WorkerGroupError, ray.train.PreemptionError) as error:
-            if isinstance(error, ray.train.PreemptionError) or is_preemption(error.worker_failures):
-                note("a node of this run is preempted: starting again from the newest checkpoint")
-                continue
-            raise_permanent(error, run_url)
-            reason = describe(error.worker_failures)
+            if isinstance(error, ray.train.WorkerGroupError):
+                raise_permanent(error, run_url)
+            if isinstance(error, ray.train.WorkerGroupError) and not is_preemption(error.worker_failures):
+                reason = describe(error.worker_failures)
+            else:
+                reason, step = "a node of this run is preempted", newest_step(run_url)
+                if step > preempted_at:
+                    preempted_at = step
+                    note(f"{reason}: starting again from the newest checkpoint")
+                    continue
+                reason += " again without a newer checkpoint"
         else:
             return outcome
         restarts += 1
@@ -160,6 +167,13 @@ def _fit_attempts(
         f"{reason}, after {run.cluster.max_failures} restarts (cluster.max_failures): resume with --resume {run_url}; "
         "RAYLIFT_RAY_LOGS=1 prints the workers' output"
     )
+
+
+def newest_step(run_url: str) -> int:
+    """The step of a run's newest checkpoint; 0 if there is none, or its store does not respond."""
+    with suppress(StoreError):
+        return max((int(summary["step"]) for _, summary in Checkpoints(run_url).published()), default=0)
+    return 0
 
 
 def is_preemption(failures: Mapping[int, Exception]) -> bool:

@@ -227,6 +227,39 @@ def test_the_end_of_a_preempted_node_is_no_failure(failures, expected):
     assert driver.is_preemption(dict(enumerate(failures))) is expected
 
 
+class EndingTrainer:
+    """A trainer whose workers publish the next of some checkpoints, if any is left, and fail."""
+
+    def __init__(self, url: str, checkpoints: list[str], failures: list[Exception]) -> None:
+        self.url, self.checkpoints, self.failures, self.attempts = url, checkpoints, failures, 0
+
+    def fit(self) -> Any:
+        self.attempts += 1
+        if self.checkpoints:
+            Checkpoints(self.url).copy(self.checkpoints.pop(0))
+        raise ray.train.WorkerGroupError("", dict(enumerate(self.failures)))
+
+
+def test_preemptions_without_a_newer_checkpoint_count_as_failures(tiny, finished_run, tmp_path):
+    finished, notes = Checkpoints(str(finished_run)), []
+    trainer = EndingTrainer(str(tmp_path), [finished.at(4), finished.at(8)], [PreemptedError()])
+    run = replace(tiny, cluster=replace(tiny.cluster, max_failures=1))
+    with pytest.raises(driver.RunFailedError, match=r"preempted again without a newer checkpoint, after 1 restarts"):
+        driver._fit_attempts(lambda: trainer, run, str(tmp_path), notes.append, lambda: None)
+    assert trainer.attempts == 4
+    again = "starting again from the newest checkpoint"
+    assert notes == [f"a node of this run is preempted: {again}"] * 2 + [
+        f"a node of this run is preempted again without a newer checkpoint: {again} (1 of 1)"
+    ]
+
+
+def test_a_preemption_hides_no_permanent_error_of_another_worker(tiny, tmp_path):
+    trainer = EndingTrainer(str(tmp_path), [], [PreemptedError(), CorruptSampleError("sample 3 is damaged")])
+    with pytest.raises(CorruptSampleError, match="sample 3"):
+        driver._fit_attempts(lambda: trainer, tiny, str(tmp_path), lambda _: None, lambda: None)
+    assert trainer.attempts == 1
+
+
 def test_a_run_without_the_actor_of_its_messages_goes_on_without_lines(tiny, ray_cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "worker_messages", lost_messages)
     url = str(tmp_path / "run")
