@@ -11,6 +11,7 @@ import tyro
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.archive.store import absolute
+from raylift.datasets.errors import ConfigError
 from raylift.datasets.serialization import require_minimum
 from raylift.platform.commands.run_arguments import parse, print_usage, split_name
 from raylift.platform.config import RunConfig
@@ -64,6 +65,7 @@ def train(arguments: list[str]) -> int:
 
     cluster.session_folder()
     url = absolute(options.resume or options.output or runs.new_run_url("runs", Path(name).stem))
+    _require_further_steps(options, url)
     started = time.monotonic()
     # The record of a run that another process trains does not change, and a folder that is refused is not created.
     run = options.run if options.resume else runs.create(options.run, url)
@@ -78,6 +80,25 @@ def train(arguments: list[str]) -> int:
     print(f"best checkpoint ({psnr_db:.2f} dB, step {summary['step']}): {best}")
     print(f"curves: tensorboard --logdir {url}/tensorboard")
     return 0
+
+
+def _require_further_steps(options: TrainOptions, url: str) -> None:
+    """Check that `--until` is a step of the run that is not trained yet.
+
+    Raises:
+        ConfigError: with the option to change.
+    """
+    from raylift.platform.training.checkpoint import Checkpoints
+
+    if options.until > options.run.train.steps:
+        raise ConfigError(
+            f"--until {options.until} is above train.steps {options.run.train.steps}: lower it, or raise train.steps"
+        )
+    published = Checkpoints(url).published() if options.resume and options.until else []
+    if published and options.until <= published[-1][1]["step"]:
+        raise ConfigError(
+            f"--until {options.until} is not above step {published[-1][1]['step']}, to which {url} is trained: raise it"
+        )
 
 
 def _dry_run(run: RunConfig) -> int:

@@ -84,6 +84,7 @@ def test_train_without_a_preset_lists_them(capsys):
         (["train", "x2ct-gna"], "unknown preset 'x2ct-gna'"),
         (["train", "x2ct-gan-tiny", "--data.archive", "no/such/place"], "holds no raylift archive"),
         (["train", "--resume", "no/such/run"], "is not a run"),
+        (["train", "x2ct-gan-tiny", "--until", "1000000"], "--until 1000000 is above train.steps"),
         (["tune", "no_space"], "no search space 'no_space'"),
         (["evaluate", "no/model", "--archive", "no/archive"], "is not a model"),
         (

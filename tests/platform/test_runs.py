@@ -17,7 +17,7 @@ from raylift.datasets.archive.store import Folder
 from raylift.datasets.errors import ConfigError
 from raylift.models import weights
 from raylift.models.zoo import SYSTEMS
-from raylift.platform import cluster
+from raylift.platform import cli, cluster
 from raylift.platform.config import EngineConfig
 from raylift.platform.evaluation.evaluate import evaluate
 from raylift.platform.export import export
@@ -242,3 +242,13 @@ def test_event_files_of_a_run_in_a_bucket_are_copied_there_and_leave_no_local_fo
     assert not list(tmp_path.iterdir())
     (name,) = Folder(f"{s3_bucket_url}/events/tensorboard").names()
     assert name.startswith("events.out.tfevents")
+
+
+@pytest.mark.parametrize("until", [3, 8])
+def test_a_step_to_which_a_run_is_already_trained_is_refused_as_its_end(finished_run, until, capsys):
+    before = (finished_run / "run.json").read_bytes()
+    assert cli.main(["train", "--resume", str(finished_run), "--until", str(until), "--train.log-every", "1"]) == 2
+    assert (
+        f"--until {until} is not above step 8, to which {finished_run} is trained: raise it" in capsys.readouterr().err
+    )
+    assert (finished_run / "run.json").read_bytes() == before
