@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,7 +55,8 @@ THRESHOLDS = Thresholds()
 class Lungmask:
     """The lungs of a network of lungmask, without airways."""
 
-    weights: Path
+    weights: Path = field(repr=False)
+    """Where the file is, which the representation leaves out: keys of finished scans contain it."""
     sha256: str
     """Digest of the file."""
 
@@ -68,7 +69,7 @@ class Lungmask:
         """What the network finds.
 
         Raises:
-            ConfigError: the file holds no weights of lungmask.
+            ConfigError: the file is missing on this node, is another one, or holds no weights of lungmask.
         """
         return np.asarray(_network(self.weights, self.sha256).apply(hu) > 0)
 
@@ -91,13 +92,23 @@ def segmenter_of(choice: str) -> Segmenter:
     weights = Path(file).absolute()
     if not weights.is_file():
         raise ConfigError(f"{weights} with weights of lungmask is missing: download {WEIGHTS}, and give its path")
-    return Lungmask(weights, hashlib.sha256(weights.read_bytes()).hexdigest())
+    return Lungmask(weights, _digest(weights))
+
+
+def _digest(weights: Path) -> str:
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 @cache
-def _network(weights: Path, sha256: str) -> Any:  # noqa: ARG001 - a file that was replaced is loaded again
+def _network(weights: Path, sha256: str) -> Any:
     from lungmask import LMInferer
 
+    try:
+        found = _digest(weights)
+    except OSError as error:
+        raise ConfigError(f"{weights} cannot be read on this node ({error.strerror}): copy it to every node") from error
+    if found != sha256:
+        raise ConfigError(f"{weights} has SHA-256 {found} on this node and not {sha256}: copy one file to every node")
     try:
         return LMInferer(modelpath=str(weights), tqdm_disable=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, TypeError, IndexError) as error:

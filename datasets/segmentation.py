@@ -1,11 +1,12 @@
 """Organs of the chest by thresholds and shape, without a network; a second for 128^3 voxels.
 
-The lung mask is air (below -500 HU) inside the body in 6-connected components of 50 ml or more, closed by one voxel
-and filled in each axial slice. Inside means enclosed by the body in a slice, or by the body and the right or left side
-of the volume: a lung is not found in slices where the front, the back or a field of view cuts it open. Vessels are
-voxels above -500 HU inside the lungs eroded by a voxel, which excludes the partial volume of the pleura. Thresholds
-miss consolidated lung: the masks are for weighting losses and for comparing a volume with its ground truth by the same
-rule, not for measuring disease. No threshold separates bone from a contrast-enhanced heart, so a CT has no bone label;
+The lung mask is air (below -500 HU) inside the body in 6-connected components of 50 ml or more, closed by one voxel and
+filled in each axial slice. Inside means enclosed by the body in a slice, or by the body and the right or left side of
+the volume: a lung is not found in slices where the front, the back or a field of view cuts it open. Vessels are voxels
+above -500 HU inside the lungs eroded by a voxel, which excludes the partial volume of the pleura. With the lungs of a
+network they are only where the lungs of thresholds are too: consolidated lung is above -500 HU. Thresholds miss
+consolidated lung: the masks are for weighting losses and for comparing a volume with its ground truth by the same rule,
+not for measuring disease. No threshold separates bone from a contrast-enhanced heart, so a CT has no bone label;
 phantoms have one. `bone` therefore includes contrast agent.
 """
 
@@ -142,10 +143,11 @@ def labels(
     segmenter: Segmenter = THRESHOLDS,
 ) -> UInt8[np.ndarray, "d h w"]:
     """A label volume with `Label.LUNG` and `Label.VESSEL`; `inside` is the mask of the body, as in `lungs`."""
-    lung = segmenter.lungs(hu, lungs(hu, spacing_mm, inside))
+    air = lungs(hu, spacing_mm, inside)
+    lung = segmenter.lungs(hu, air)
     result = np.full(hu.shape, Label.OTHER, dtype=np.uint8)
     result[lung] = Label.LUNG
-    result[vessels(hu, lung)] = Label.VESSEL
+    result[vessels(hu, lung & air)] = Label.VESSEL
     return result
 
 

@@ -61,7 +61,7 @@ class Anatomy:
             lung & is_right,
             lung & ~is_right,
             segmentation.trachea(air, body, spacing_mm),
-            segmentation.vessels(hu, lung),
+            segmentation.vessels(hu, lung & air),
             bone,
             segmentation.mediastinum(hu, lung),
             body & ~lung & ~bone,

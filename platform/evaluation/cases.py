@@ -95,7 +95,9 @@ class CaseEvaluator:
         predictors = [predictor.fingerprint for predictor in (*self.candidates, *self.baselines)]
         versions = (__version__, torch.__version__, np.__version__, torch.get_num_threads())
         perturbed = (SEED, PERTURBATIONS) if self.robustness else ()
-        shared = hashlib.sha256(repr((predictors, *self.measured, self.segmenter, versions, perturbed)).encode())
+        # The name has the version of the package, the representation the whole digest of the weights.
+        segmenter = (self.segmenter.name, self.segmenter)
+        shared = hashlib.sha256(repr((predictors, *self.measured, segmenter, versions, perturbed)).encode())
         keys = []
         for index, (label, archive, entry) in enumerate(self.scans):
             total = shared.copy()

@@ -150,7 +150,7 @@ def compare(
         provenance["sampling"] = each[MODEL] if list(each) == [MODEL] else each
     if has_ct:
         provenance["segmenter"] = segmenter.name
-    if segmenter != THRESHOLDS:
+    if has_ct and segmenter != THRESHOLDS:
         notes.append(f"the lungs of protocol segmentation are those of {segmenter.name}")
     if consistency_steps:
         provenance["consistency"] = {"steps": consistency_steps, "strength": consistency.STRENGTH}

@@ -1,4 +1,4 @@
-"""What finds the lungs: thresholds, or a network with weights from a file, and what is said if it is absent."""
+"""What finds the lungs: thresholds, or a network with weights from a file, and the message if it is absent."""
 
 import hashlib
 import pickle
@@ -15,6 +15,7 @@ from raylift.datasets.geometry import Grid
 from raylift.datasets.lung_segmenter import THRESHOLDS, segmenter_of
 from raylift.datasets.phantom.thorax import thorax
 from raylift.datasets.segmentation import Label
+from raylift.models import segmentation_metrics
 
 GRID = Grid(64, 5.0)
 
@@ -55,6 +56,32 @@ def test_lungs_of_a_network_are_parts_of_the_pleural_cavities(weights):
     found = ptx_seg.segment(hu, GRID.spacing_mm, segmenter=segmenter_of(f"lungmask:{weights}"))
     assert (found[consolidated] == ptx_seg.Region.RIGHT_LUNG).mean() > 0.95
     assert (alone[consolidated] == ptx_seg.Region.RIGHT_LUNG).mean() < 0.5
+
+
+def test_consolidated_lung_is_lung_and_no_vessel(weights):
+    hu, true = thorax(3, GRID)
+    is_right = np.arange(GRID.size) < GRID.size / 2
+    consolidated = np.isin(true, (Label.LUNG, Label.VESSEL)) & is_right & (np.arange(GRID.size)[:, None, None] > 36)
+    hu[consolidated] = 40
+    segmenter = segmenter_of(f"lungmask:{weights}")
+    labels = segmentation.labels(hu, GRID.spacing_mm, segmenter=segmenter)
+    anatomy = segmentation_metrics.Anatomy.of(hu, GRID.spacing_mm, segmenter=segmenter)
+    assert (labels[consolidated] == Label.LUNG).mean() > 0.99
+    assert anatomy.lung[consolidated].all()
+    assert anatomy.vessel.any()
+    assert np.array_equal(anatomy.vessel, labels == Label.VESSEL)
+
+
+def test_a_node_without_the_file_or_with_another_one_is_an_error_with_a_remedy(weights):
+    sent = pickle.dumps(segmenter_of(f"lungmask:{weights}"))
+    hu, air = np.zeros((2, 2, 2), np.int16), np.zeros((2, 2, 2), bool)
+    digest = pickle.loads(sent).sha256
+    torch.save({"weight": torch.ones((1, 1, 1, 1)), "bias": torch.zeros(1)}, weights)
+    with pytest.raises(ConfigError, match=rf"unet.pth has SHA-256 \w{{64}} on this node and not {digest}: copy"):
+        pickle.loads(sent).lungs(hu, air)
+    weights.unlink()
+    with pytest.raises(ConfigError, match=r"unet.pth cannot be read on this node \(No such file .*: copy it to every"):
+        pickle.loads(sent).lungs(hu, air)
 
 
 def test_what_is_absent_is_named_with_the_remedy(weights, tmp_path):

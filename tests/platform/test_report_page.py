@@ -154,8 +154,8 @@ def test_the_limits_of_agreement_are_the_mean_error_and_1_96_sample_deviations(t
     svg = svg_of(plot_volume_agreement, table_of(values), ["theirs"], path=tmp_path / "agreement.svg")
     half_width = 1.96 * np.std(errors, ddof=1)
     limits = f"±1.96 SD {25 - half_width:+.0f} to {25 + half_width:+.0f} ml"
-    for said in ("mean +25 ml", limits, "prediction - ground truth, ml"):
-        assert said in svg
+    for text in ("mean +25 ml", limits, "prediction - ground truth, ml"):
+        assert text in svg
     alone = svg_of(plot_volume_agreement, table_of(values[:1]), ["theirs"], path=tmp_path / "alone.svg")
     assert "-100 ml" in alone
     assert "SD" not in alone

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from lungmask_package import install
 
 from raylift.datasets.archive.archive import Archive
 from raylift.datasets.geometry import Grid, chest
@@ -70,6 +71,15 @@ def test_a_protocol_that_needs_ct_is_refused_where_there_is_none(finished_run, p
     assert cli.main(["evaluate", str(finished_run), "--archive", str(pairs), "--protocols", "volume"]) == 2
     said = capsys.readouterr().err
     assert f"{pairs} holds radiographs without CT, and protocol volume needs CT: give an archive made by" in said
+
+
+def test_a_report_without_ct_names_no_segmenter(finished_run, pairs, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--archive", str(pairs), "--output", str(tmp_path / "out"), "--segmenter", f"lungmask:{install(tmp_path)}"]
+    assert cli.main(["evaluate", str(finished_run), *words]) == 0
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert "segmenter" not in metrics["provenance"]
+    assert not [note for note in metrics["notes"] if "lungs" in note]
 
 
 def test_with_ct_reprojections_can_be_compared_in_addition_to_volumes(finished_run, archive32, tmp_path):

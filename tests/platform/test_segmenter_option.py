@@ -1,6 +1,7 @@
 """--segmenter of ingest, compare and ptx: the lungs of a network, which records and reports name."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -10,9 +11,11 @@ from lungmask_package import LOWER_HU, UPPER_HU, install
 from samples import thorax_hu, thorax_image, write_image
 
 from raylift.datasets.archive.archive import Archive
+from raylift.datasets.lung_segmenter import Lungmask, segmenter_of
 from raylift.datasets.scans.resample import archive_image
 from raylift.datasets.segmentation import Label
 from raylift.platform import cli
+from raylift.platform.evaluation.cases import CaseEvaluator
 
 
 @pytest.fixture
@@ -76,6 +79,26 @@ def test_a_comparison_measures_and_names_the_lungs_of_the_network(weights, archi
     assert metrics["cases"][entry.id]["theirs"]["segmentation"]["lung_dice"] == pytest.approx(dice, abs=1e-3)
     assert cli.main([*words, "thresholds"]) == 0
     assert json.loads((tmp_path / "out/metrics.json").read_text())["provenance"]["segmenter"] == "thresholds"
+
+
+def test_finished_scans_are_those_of_a_version_and_of_weights_wherever_their_file_is(weights, archive32, tmp_path):
+    archive = Archive(str(archive32))
+    scans = [(entry.id, archive, entry) for entry in archive.entries()[:1]]
+
+    def keys(segmenter):
+        return CaseEvaluator(scans, frozenset(), [], [], ("volume",), True, segmenter=segmenter).keys()
+
+    segmenter = segmenter_of(f"lungmask:{weights}")
+    first = keys(segmenter)
+    (tmp_path / "moved").mkdir()
+    assert keys(segmenter_of(f"lungmask:{shutil.copy(weights, tmp_path / 'moved')}")) == first
+    # The name has the first twelve digits only.
+    other = Lungmask(weights, segmenter.sha256[:12] + "0" * 52)
+    assert other.name == segmenter.name
+    assert keys(other) != first
+    metadata = weights.parent / "lungmask-0.2.22.dist-info/METADATA"
+    metadata.write_text(metadata.read_text().replace("0.2.22", "0.2.23"))
+    assert keys(segmenter) != first
 
 
 def test_score_and_ptx_measure_and_name_the_lungs_of_the_network(weights, tmp_path, capsys):
