@@ -26,7 +26,7 @@ from raylift.platform.config import RunConfig, TrainConfig, override
 from raylift.platform.monitor import format_metrics
 from raylift.platform.presets import options_of, train_command
 from raylift.platform.training import runs
-from raylift.platform.training.checkpoint import RUN_FILE, Checkpoints
+from raylift.platform.training.checkpoint import RUN_FILE, CheckpointError, Checkpoints
 from raylift.platform.training.divergence import DivergedLossError
 from raylift.platform.training.driver import RunFailedError
 from raylift.platform.training.loop import NonFiniteLossError
@@ -186,7 +186,7 @@ def _train(
             while waiting and len(running) < concurrent:
                 member = waiting.pop(0)
                 settings = to_plain(override(run, member.settings))
-                trial = task.remote(settings, join(url, "trials", member.id), step)
+                trial = task.remote(settings, join(url, "trials", member.id), member.first_step, step)
                 running[trial] = member.id
             (done,), _ = ray.wait(list(running))
             name = running.pop(done)
@@ -218,10 +218,20 @@ def _copy_checkpoints(url: str, population: Population) -> None:
             checkpoints.copy(Checkpoints(join(url, "trials", member.parent)).at(member.first_step))
 
 
-def _train_member(settings: dict[str, Any], url: str, until: int) -> dict[str, Any]:
-    """The driver of a member: a Ray Train run in its folder, resumed if it exists."""
+def _train_member(settings: dict[str, Any], url: str, first_step: int, until: int) -> dict[str, Any]:
+    """The driver of a member: a Ray Train run in its folder, resumed if it exists.
+
+    Raises:
+        CheckpointError: no checkpoint of `first_step`, its parent's, or a later step is valid.
+    """
     cluster.apply_environment()
     run = from_plain(RunConfig, settings, "run")
+    if first_step:
+        checkpoints = Checkpoints(url)
+        newest, rejected = checkpoints.newest()
+        if newest is None or newest < checkpoints.at(first_step):
+            reasons = "; ".join([f"{url} has no valid checkpoint of step {first_step} or later", *rejected])
+            raise CheckpointError(f"{reasons}: restore one, or start a new search")
     if not Folder(url).exists(RUN_FILE):
         runs.create(run, url)
     return runs.fit(run, url, title="", leased=True, until=until)

@@ -209,6 +209,17 @@ def test_a_member_continues_a_checkpoint_that_its_parent_prunes_in_the_same_gene
     assert newest(tmp_path / "trials/00002")["step"] == 9
 
 
+def test_a_member_whose_copied_checkpoint_is_damaged_is_not_trained_from_an_earlier_state(tiny, finished_run, tmp_path):
+    url = shutil.copytree(finished_run, tmp_path / "run")
+    with (url / "checkpoints/step-00000008/model/model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CheckpointError, match=r"no valid checkpoint of step 8 or later; .*has SHA-256.*start a new"):
+        population._train_member(to_plain(tiny), str(url), 8, 8)
+    shutil.rmtree(url / "checkpoints")
+    with pytest.raises(CheckpointError, match="no valid checkpoint of step 8 or later: restore one"):
+        population._train_member(to_plain(tiny), str(url), 8, 8)
+
+
 @pytest.fixture(scope="module")
 def searched(tiny, ray_cluster, tmp_path_factory) -> tuple[Path, list[trials.Trial]]:
     """A finished search of two generations, and its table."""
