@@ -155,13 +155,13 @@ def plastimatch(attenuation: np.ndarray, algorithm: str, folder: Path) -> tuple[
     command = [str(tool), "drr", "-t", "pfm", "-i", algorithm, "-P", "none", "--sad", "1650", "--sid", "1800"]
     command += ["-n", "0 1 0", "--vup", "0 0 1", "-r", "128 128", "-z", f"{width} {width}", "-o", "0 0 0"]
     command += ["-I", str(folder / "in.mha"), "-O", str(folder / "out")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (path,) = folder.glob("*.pfm")
     *_, raw = path.read_bytes().split(b"\n", 3)
     path.unlink()
     # Its unit is a tenth of a millimeter's, and its columns run the other way.
     drr = 10 * np.frombuffer(raw, "<f4").reshape(128, 128)[:, ::-1]
-    found = re.search(r"(?:Total|DRR)[^\d]*([\d.]+) sec", said) or re.search(r"([\d.]+) *(?:sec|s)\b", said)
+    found = re.search(r"(?:Total|DRR)[^\d]*([\d.]+) sec", output) or re.search(r"([\d.]+) *(?:sec|s)\b", output)
     return drr, float(found.group(1)) if found else float("nan")
 
 
@@ -180,8 +180,8 @@ def diffdrr(attenuation: np.ndarray, python: str, renderer: str, folder: Path) -
         GEOMETRY.detector_pitch_mm,
     ]
     command = [python, "-c", DIFFDRR, str(folder), renderer, *map(str, words)]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    return np.load(folder / "diffdrr.npy"), float(said[-2]), float(said[-1])
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return np.load(folder / "diffdrr.npy"), float(output[-2]), float(output[-1])
 
 
 if __name__ == "__main__":

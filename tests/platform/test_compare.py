@@ -89,10 +89,10 @@ def test_differences_to_the_mean_training_volume_have_intervals_and_p(result):
 def test_the_report_warns_in_words_of_every_model_that_does_not_beat_the_baselines(result):
     summary = json.loads((result / "metrics.json").read_text())["summary"]
     page, text = (result / "report.html").read_text(), (result / "report.md").read_text()
-    for said in ("a does not beat the mean volume", "b does not beat", "theirs beats both trivial baselines"):
-        assert said in summary
-        assert said in page
-        assert said in text
+    for sentence in ("a does not beat the mean volume", "b does not beat", "theirs beats both trivial baselines"):
+        assert sentence in summary
+        assert sentence in page
+        assert sentence in text
     assert 'src="http' not in page
     assert "| theirs | +" in text
     assert "left out: phantom-1-0000" in page

@@ -196,7 +196,7 @@ def test_scans_of_a_subject_count_as_their_mean_and_healthy_ct_are_stated():
 def test_a_pneumothorax_that_the_ct_does_not_have_counts_with_its_occupancy_on_either_side(side, monkeypatch):
     nothing, invented = Hemithorax(0.0, 1500.0), Hemithorax(500.0, 1500.0)
     measured = iter([{**dict.fromkeys(SIDES, nothing), side: invented}, dict.fromkeys(SIDES, nothing)])
-    monkeypatch.setattr(ptx, "_of_archive", lambda hu, grid: next(measured))
+    monkeypatch.setattr(ptx, "_of_archive", lambda *_: next(measured))
     found = ptx.compare(np.zeros((2, 2, 2), np.float32), np.zeros((2, 2, 2), np.float32), GRID)
     assert (found["occupancy_percent"], found["occupancy_absolute_error_percent"]) == (25.0, 25.0)
     both = ptx.Measurements(
@@ -220,7 +220,9 @@ def test_a_volume_without_lungs_has_no_pneumothorax_and_voxels_outside_the_field
 @pytest.mark.parametrize(("spacing_mm", "wall_mm"), [(2.0, 5.0), (2.5, 5.0), (3.0, 7.5), (5.0, 7.5)])
 def test_the_distance_to_the_wall_is_longer_on_coarse_voxels_alone(spacing_mm, wall_mm, monkeypatch):
     used, segment = [], ptx_seg.segment
-    monkeypatch.setattr(ptx_seg, "segment", lambda hu, mm, wall: used.append((mm, wall)) or segment(hu, mm, wall))
+    monkeypatch.setattr(
+        ptx_seg, "segment", lambda hu, mm, wall, *rest: used.append((mm, wall)) or segment(hu, mm, wall, *rest)
+    )
     size = round(160 / spacing_mm)
     volume = np.full((size,) * 3, 40, dtype=np.float32)
     ptx.compare(volume, volume, replace(GRID, size=size, spacing_mm=spacing_mm))

@@ -117,9 +117,9 @@ def test_a_fit_to_the_radiographs_is_measured_with_the_model_and_its_effect_repo
     assert all(after < before for before, after in residuals.values())
     assert metrics["projection_residuals"]["cases"].keys() == metrics["cases"].keys()
     assert metrics["provenance"]["consistency"] == {"steps": 4, "strength": 1.0}
-    said, page = capsys.readouterr().out, (tmp_path / "report.html").read_text()
+    output, page = capsys.readouterr().out, (tmp_path / "report.html").read_text()
     for text in ("model + data-consistency fit", f"{residuals['frontal'][0]:.4f}", f"{residuals['lateral'][1]:.4f}"):
-        assert text in said
+        assert text in output
         assert text in page
     fitted = metrics["mean"]["model + data-consistency fit"]["volume"]["psnr_db"]
     assert metrics["summary"].endswith(f" After the data-consistency fit it reaches {fitted:.2f} dB.")
@@ -234,7 +234,7 @@ def test_an_export_is_a_model_with_a_card_and_its_digest(finished_run, tmp_path,
     card = (folder / "README.md").read_text()
     assert model.sha256 in card
     assert model.sha256 in capsys.readouterr().out
-    for said in ("not a medical device", "236,357", "10 mm", "source-detector 1800 mm", "val_psnr_db"):
-        assert said in card
+    for part in ("not a medical device", "236,357", "10 mm", "source-detector 1800 mm", "val_psnr_db"):
+        assert part in card
     assert cli.main(["export", str(finished_run), str(folder)]) == 2
     assert "is not empty" in capsys.readouterr().err

@@ -63,8 +63,8 @@ def test_cut_in_half_and_resumed_it_ends_in_the_weights_of_the_whole(run, tmp_pa
     shutil.copytree(run, half)
     shutil.rmtree(half / "checkpoints/step-00000004")
     assert cli.main(["train", "--resume", str(half)]) == 0
-    said = capsys.readouterr().out
-    assert "validation: reprojection PSNR" in said
+    output = capsys.readouterr().out
+    assert "validation: reprojection PSNR" in output
     for file in (run / "checkpoints/step-00000004").rglob("*.safetensors"):
         ours = safetensors.torch.load_file(file)
         theirs = safetensors.torch.load_file(half / file.relative_to(run))
@@ -85,13 +85,13 @@ def test_it_is_exported_with_a_card_that_states_it_and_reconstructs_a_pair(run, 
     assert cli.main(["export", str(run), str(model)]) == 0
     card = (model / "README.md").read_text()
     trained = len(Archive(str(pairs)).entries("train"))
-    for said in (
+    for part in (
         f"{trained} pairs of radiographs of",
         "(protocol `reprojection`)",
         "matched to DRRs",
         "were not compared with CT",
     ):
-        assert said in card
+        assert part in card
     files = [
         "--frontal",
         str(pairs_folder / "person-100_pa.png"),
