@@ -81,8 +81,8 @@ def test_every_setting_that_the_page_names_takes_the_value_it_gives():
 def test_the_crossing_on_the_page_is_a_run(capsys):
     (command,) = re.findall(r"`raylift (train x2ct-gan-slim [^`]+)`", PAGE)
     assert cli.main([*command.split(), "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert {"kind: duo", "kind: alignment", "kind: coordinate"} <= {line.strip() for line in said.splitlines()}
+    reported = capsys.readouterr().out
+    assert {"kind: duo", "kind: alignment", "kind: coordinate"} <= {line.strip() for line in reported.splitlines()}
 
 
 @cache
@@ -133,10 +133,10 @@ def test_the_memory_on_the_page_is_the_estimate():
         gib("duolift-gan", checkpointing=checkpointing, precision=precision)
         for checkpointing, precision in (("none", "fp32"), ("all", "fp32"), ("all", "bf16"))
     )
-    said = (
+    reported = (
         f"falls from {plain} to {recomputed} GiB, and to {halved} in bf16; X-Recon's 224^3 takes {gib('x-recon')} GiB"
     )
-    assert said in PAGE
+    assert reported in PAGE
 
 
 def test_the_slim_diffusion_presets_take_the_fewest_steps_that_lose_next_to_nothing():

@@ -47,7 +47,7 @@ def test_eight_views_are_the_most() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "reported"),
     [
         ("", "a geometry without views"),
         (" ", "a geometry without views"),
@@ -71,10 +71,10 @@ def test_eight_views_are_the_most() -> None:
         ("all=3deg", "a view cannot be named 'all'"),
     ],
 )
-def test_views_that_mean_nothing_are_refused_with_a_sentence(text: str, said: str) -> None:
+def test_views_that_mean_nothing_are_refused_with_a_sentence(text: str, reported: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         parse_views(text)
-    assert said in str(refusal.value)
+    assert reported in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -107,7 +107,7 @@ def test_a_parallel_beam_needs_no_distances(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "reported"),
     [
         ("source_isocenter_mm: 1000\n", "", "a cone beam needs source_isocenter_mm and source_detector_mm"),
         (
@@ -138,11 +138,13 @@ def test_a_parallel_beam_needs_no_distances(tmp_path: Path) -> None:
         (OWN, "views: !!python/object/apply:os.getcwd []", "is not YAML"),
     ],
 )
-def test_a_file_that_describes_no_geometry_is_refused_by_name(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_a_file_that_describes_no_geometry_is_refused_by_name(
+    tmp_path: Path, old: str, new: str, reported: str
+) -> None:
     path = written(tmp_path, OWN.replace(old, new))
     with pytest.raises(ConfigError) as refusal:
         read_geometry(path, GRID)
-    assert said in str(refusal.value)
+    assert reported in str(refusal.value)
     assert str(path) in str(refusal.value)
 
 

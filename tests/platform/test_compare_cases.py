@@ -95,9 +95,9 @@ def test_a_comparison_that_was_killed_continues_with_the_scans_that_are_missing(
     monkeypatch.setattr(CaseEvaluator, "evaluate", lambda self, k: evaluated.append(k) or evaluate(self, k))
     assert compare(home, archive32, tmp_path) == 0
     assert evaluated == [2, 3, 4]
-    said = capsys.readouterr().out
-    assert "compare: 2/5 phantom-1-0009" in said
-    assert "2 of 5 scans were finished by a run that was interrupted" in said
+    reported = capsys.readouterr().out
+    assert "compare: 2/5 phantom-1-0009" in reported
+    assert "2 of 5 scans were finished by a run that was interrupted" in reported
     assert results(tmp_path) == results(unbroken)
     assert not (tmp_path / "finished-scans").exists()
 
@@ -146,9 +146,9 @@ def test_two_ray_actors_give_every_metric_and_figure_bit_for_bit(
 ):
     assert compare(home, archive32, tmp_path, "--workers", "2") == 0
     assert results(tmp_path) == results(unbroken)
-    said = capsys.readouterr()
-    assert "compare: 5/5" in said.out
-    assert said.err == ""
+    reported = capsys.readouterr()
+    assert "compare: 5/5" in reported.out
+    assert reported.err == ""
 
 
 def test_a_worker_reads_its_scan_and_not_the_entries_of_the_archive(home, archive32):
@@ -206,9 +206,9 @@ def test_errors_of_actors_and_numbers_of_workers_are_reported_in_a_sentence(
         image = archive_image(np.full(grid.shape, -500, np.float32), grid)
         sitk.WriteImage(image, str(other / f"phantom-1-{name}.mha"))
     assert compare(tmp_path, archive32, tmp_path / "out", "--workers", "2", names=("other",)) == 2
-    said = capsys.readouterr().err
-    assert "pass --resample to resample" in said
-    assert "Traceback" not in said
+    reported = capsys.readouterr().err
+    assert "pass --resample to resample" in reported
+    assert "Traceback" not in reported
 
 
 def test_settings_of_sampling_are_those_of_the_models_that_sample(home, archive32, tmp_path, capsys):

@@ -212,6 +212,8 @@ def test_a_candidate_that_may_beat_the_baselines_by_chance_is_reported_so(home, 
     metrics, page = json.loads((tmp_path / "out/metrics.json").read_text()), (tmp_path / "out/report.html").read_text()
     found = metrics["differences"]["by_predictor"]["unsteady"]["volume"]["psnr_db"]
     assert found["low"] < 0 < found["mean"]
-    said = f"the 95% interval of the difference over subjects, {found['low']:+.2f} to {found['high']:+.2f} dB, contains"
-    assert said in metrics["summary"]
+    reported = (
+        f"the 95% interval of the difference over subjects, {found['low']:+.2f} to {found['high']:+.2f} dB, contains"
+    )
+    assert reported in metrics["summary"]
     assert re.search(r'<p class="warning">unsteady beats both trivial baselines', page)

@@ -69,8 +69,8 @@ def test_the_report_states_that_no_volume_was_compared(report, pairs):
 
 def test_a_protocol_that_needs_ct_is_refused_where_there_is_none(finished_run, pairs, capsys):
     assert cli.main(["evaluate", str(finished_run), "--archive", str(pairs), "--protocols", "volume"]) == 2
-    said = capsys.readouterr().err
-    assert f"{pairs} holds radiographs without CT, and protocol volume needs CT: give an archive made by" in said
+    reported = capsys.readouterr().err
+    assert f"{pairs} holds radiographs without CT, and protocol volume needs CT: give an archive made by" in reported
 
 
 def test_a_report_without_ct_names_no_segmenter(finished_run, pairs, tmp_path, monkeypatch):

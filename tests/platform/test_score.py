@@ -81,9 +81,9 @@ def test_another_grid_is_an_error_with_a_remedy_and_is_resampled_on_request(fold
     coarse = thorax_image((48, 40, 44), (8.0, 8.0, 8.0))
     write_image(coarse, predictions / "scan-0.nii.gz")
     assert score(predictions, ground_truth, tmp_path / "out") == 2
-    said = capsys.readouterr().err
-    assert "scan-0.nii.gz has 48x40x44 voxels of 8 x 8 x 8 mm" in said
-    assert "pass --resample" in said
+    reported = capsys.readouterr().err
+    assert "scan-0.nii.gz has 48x40x44 voxels of 8 x 8 x 8 mm" in reported
+    assert "pass --resample" in reported
     assert score(predictions, ground_truth, tmp_path / "out", "--resample") == 0
     content = json.loads((tmp_path / "out/scores.json").read_text())
     assert content["cases"]["scan-0"]["prediction"]["volume"]["mae_hu"] < 20
@@ -121,14 +121,14 @@ def test_a_table_matches_files_of_other_names(folders, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reported"),
     [
         (lambda hu: (hu + 1024) / 2500, "in a network's range, not in HU"),
         (lambda hu: hu + 1024, "they may be HU + 1024"),
         (lambda hu: np.where(hu > 0, np.nan, hu), "NaN or infinite voxels"),
     ],
 )
-def test_predictions_that_are_not_in_hu_are_refused_by_name(folders, tmp_path, capsys, change, said):
+def test_predictions_that_are_not_in_hu_are_refused_by_name(folders, tmp_path, capsys, change, reported):
     predictions, ground_truth = folders
     image = thorax_image(SIZE, SPACING)
     wrong = sitk.GetImageFromArray(change(sitk.GetArrayFromImage(image).astype(np.float32)))
@@ -137,4 +137,4 @@ def test_predictions_that_are_not_in_hu_are_refused_by_name(folders, tmp_path, c
     assert score(predictions, ground_truth, tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert "scan-0.nii.gz" in error
-    assert said in error
+    assert reported in error

@@ -95,9 +95,9 @@ def test_the_patient_orientation_is_detected_recorded_and_matched_to_the_view(fo
     one, other = Archive(str(tmp_path / "left")), Archive(str(tmp_path / "right"))
     for entry, flipped in zip(one.entries(), other.entries(), strict=True):
         orientation = "right" if entry.subject == "b" else "left"
-        said = {"patient_facing": orientation, "patient_facing_detected": True}
-        assert entry.record["lateral"].items() >= {**said, "flipped": orientation == "right"}.items()
-        assert flipped.record["lateral"].items() >= {**said, "flipped": orientation == "left"}.items()
+        reported = {"patient_facing": orientation, "patient_facing_detected": True}
+        assert entry.record["lateral"].items() >= {**reported, "flipped": orientation == "right"}.items()
+        assert flipped.record["lateral"].items() >= {**reported, "flipped": orientation == "left"}.items()
         assert entry.record["frontal"] == {"file": f"{entry.subject}_pa.png", "size": [96, 96]}
         np.testing.assert_allclose(
             other.read_array(flipped, "radiographs")[1], one.read_array(entry, "radiographs")[1][:, ::-1], atol=1e-6
@@ -283,13 +283,13 @@ def test_a_second_run_does_only_what_is_missing(
     csv = tmp_path / "pairs.csv"
     csv.write_text("subject,frontal,lateral\na,a_pa.png,a_lat.png\nq,q_pa.png,q_lat.png\n")
     assert ingest_xray(folder, "--archive", url, "--pairs", csv) == 0
-    said = capsys.readouterr().out
-    assert "1 added (1 train), 0 already present, 0 refused, 2 listed files missing (q_pa.png, q_lat.png)" in said
+    reported = capsys.readouterr().out
+    assert "1 added (1 train), 0 already present, 0 refused, 2 listed files missing (q_pa.png, q_lat.png)" in reported
     parts = set((url / "parts").iterdir())
     assert ingest_xray(folder, "--archive", url) == 0
-    assert "3 added" in (said := capsys.readouterr().out)
+    assert "3 added" in (reported := capsys.readouterr().out)
     counts = "1 already present, 0 refused, 1 with only one of the two views, 2 files in no pair"
-    assert f"{counts} (--verbose lists them)" in said
+    assert f"{counts} (--verbose lists them)" in reported
     assert parts < set((url / "parts").iterdir())
     assert ingest_xray(folder, "--archive", url) == 0
     assert "0 added, 4 already present" in capsys.readouterr().out
@@ -323,8 +323,8 @@ def test_the_real_pairs_become_an_archive_facing_left(real_data: Path, tmp_path:
     archive = Archive(str(tmp_path))
     assert {entry.subject for entry in archive.entries()} == {"cc0_normal", "eurorad_12325_d0", "rad_covid15"}
     for entry in archive.entries():
-        said = {"patient_facing": "left", "patient_facing_detected": True, "flipped": False}
-        assert entry.record["lateral"].items() >= said.items()
+        reported = {"patient_facing": "left", "patient_facing_detected": True, "flipped": False}
+        assert entry.record["lateral"].items() >= reported.items()
         files = [real_data / "xray" / entry.record[view]["file"] for view in ("frontal", "lateral")]
         served = [
             prepare(read(path.read_bytes(), "upload", view=view).pixels, 32)

@@ -104,12 +104,12 @@ def test_a_file_of_no_view_that_was_named_is_refused_with_the_remedy(tmp_path: P
 
 
 def test_dicom_files_are_paired_by_study_and_view_whatever_their_names(tmp_path: Path) -> None:
-    said = {
+    reported = {
         "IM1": ("one", "p1", "PA"), "IM2": ("one", "p1", "LL"), "IM3": ("two", "p2", "AP"), "IM4": ("two", "p2", "RL"),
         "IM5": ("three", "p1", "PA"), "IM6": ("three", "p1", "LLD"), "IM7": ("four", "p4", None),
         "IM8_pa": ("five", "p5", ""), "lat_IM9.dcm": ("five", "p5", None),
     }  # fmt: skip
-    for name, (study, patient, position) in said.items():
+    for name, (study, patient, position) in reported.items():
         tags = {"ViewPosition": position} if position is not None else {}
         uid = f"1.2.{len(study)}{ord(study[0])}"
         (tmp_path / name).write_bytes(dicom(StudyInstanceUID=uid, PatientID=patient, **tags))
