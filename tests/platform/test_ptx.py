@@ -103,7 +103,7 @@ def test_a_refused_volume_leaves_the_others_and_masks_of_an_earlier_run_are_refu
     assert [line.split(":")[1].rpartition("/")[2] for line in printed.splitlines() if line.startswith("refused: ")] == [
         "absent-header.mhd", "coarse.nii.gz", "damaged.nii.gz"
     ]  # fmt: skip
-    assert "1 volumes: ptx/ptx.csv" in printed
+    assert "1 volumes by thresholds: ptx/ptx.csv" in printed
     first = rows(tmp_path / "ptx")
     assert list(first) == ["good"]
     assert first["good"]["left_occupancy_percent"] == pytest.approx(30, abs=1)
