@@ -20,9 +20,15 @@ class Visit:
         self.requests: list[str] = []
         self.problems: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        # A navigation aborts the streams of the page that is left.
+        self.page.on("pageerror", lambda error: "AbortError" in str(error) or self.problems.append(str(error)))
         self.page.on("response", lambda response: response.status >= 400 and self.problems.append(response.url))
-        self.page.on("console", lambda message: message.type == "error" and self.problems.append(message.text))
+        self.page.on(
+            "console",
+            lambda message: (
+                message.type == "error" and "AbortError" not in message.text and self.problems.append(message.text)
+            ),
+        )
         self.url = url
         self.page.goto(url + "/" + query)
         expect(self.page.locator("#reconstruct")).to_be_visible()

@@ -197,10 +197,11 @@ def test_a_result_and_its_inputs_survive_a_reload_and_are_hidden_while_an_input_
     assert visit.page.url.endswith(link or "-")
 
 
-def test_the_link_of_an_expired_result_has_a_message(visit: Visit) -> None:
-    visit.page.goto(f"{visit.url}/?volume={'0' * 64}")
+def test_the_link_of_an_expired_result_has_a_message(browser: BrowserContext, url: str) -> None:
+    visit = Visit(browser, url, f"?volume={'0' * 64}")
     expect(visit.page.get_by_test_id("toast-body")).to_contain_text("The result of this link has expired")
     expect(visit.at("results")).to_be_hidden()
+    visit.check()
 
 
 def test_a_radiograph_and_its_reprojection_are_swiped_overlaid_and_subtracted(visit: Visit, tmp_path: Path) -> None:
