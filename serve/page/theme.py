@@ -39,8 +39,8 @@ CSS = """
 .checks .caution::before { color: #d97706; }
 .checks .stop { border-color: #dc2626; background: color-mix(in srgb, #dc2626 12%, transparent); }
 .checks .stop::before { color: #dc2626; }
-[id^="download"] { align-self: end; min-height: 2.9rem; }
-#formats { padding: 0; align-self: end; }
+[id^="download"] { align-self: start; min-height: 2.9rem; }
+#formats { padding: 0; align-self: start; }
 #formats > div { padding: 0; }
 #formats .prose { display: flex; flex-wrap: wrap; gap: var(--layout-gap); }
 #formats #permalink { flex: 1 1 100%; font-size: .9rem; }
